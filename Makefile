@@ -1,0 +1,61 @@
+# One command per verb. Each does its own set-up; all it needs is Python 3.11 and make.
+
+ifndef PYTHON
+# Run each candidate rather than look for its name: a version manager's shim exists even where its Python does not.
+PYTHON := $(firstword $(foreach python,python3.11 python3 python,$(shell \
+  $(python) -c 'import sys; sys.version_info[:2] == (3, 11) and print("$(python)")' 2>/dev/null)))
+endif
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS  ?= runs
+BENCHES ?= latency
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench docs
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## create .venv and install everything into it
+
+# One pip command: the converters' pins only resolve together. A changed pyproject.toml installs again.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Pocketrank needs Python 3.11; install it or say where: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(BIN)/python" -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || "$(PYTHON)" -m venv --clear "$(VENV)"
+	@echo "installing into $(VENV): some minutes, about 3 GB"
+	@"$(BIN)/python" -m pip install --quiet --editable '.[dev]'
+	@touch "$@"
+
+demo: $(STAMP) ## world, training, export, serving and emulated phones; writes runs/demo/report.html
+	"$(BIN)/pocketrank" demo --out "$(RUNS)/demo"
+
+# One thread: several small models run side by side, and a fixed hash seed leaves no run to chance.
+test: export OMP_NUM_THREADS ?= 1
+test: export PYTHONHASHSEED := 0
+test: $(STAMP) ## all tests
+	"$(BIN)/python" -m pytest $(ARGS)
+
+check: export OMP_NUM_THREADS ?= 1
+check: $(STAMP) ## ruff, mypy --strict, import arrows and public names
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+	"$(BIN)/python" -m pytest tests/test_arrows.py tests/test_public_names.py
+
+# One thread, as on a phone; a figure is only ever read beside its peer from the same run.
+bench: export OMP_NUM_THREADS := 1
+bench: $(STAMP) ## every benchmark; writes runs/bench/NAME.json
+	@mkdir -p "$(RUNS)/bench"
+	@set -e; for name in $(BENCHES); do \
+	  echo "$(BIN)/python -m benchmarks.$$name --json $(RUNS)/bench/$$name.json"; \
+	  "$(BIN)/python" -m "benchmarks.$$name" --json "$(RUNS)/bench/$$name.json"; \
+	done
+
+docs: $(STAMP) ## run the code in the docs, then build them into site/
+	"$(BIN)/python" -m pytest tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet

@@ -1,0 +1,223 @@
+"""Loading the public KuaiRand data set (Gao et al., CIKM 2022, https://kuairand.com) as an `ImpressionLog`.
+
+All three sizes have one layout; each file is plain or gzipped, and 27K's large ones come in parts::
+
+    log_standard_4_08_to_4_21_<size>[_part<n>].csv[.gz]    what the recommender showed
+    log_standard_4_22_to_5_08_<size>[_part<n>].csv[.gz]
+    log_random_4_22_to_5_08_<size>.csv[.gz]                shown at random; only on request
+    user_features_<size>.csv[.gz]
+    video_features_basic_<size>[_part<n>].csv[.gz]
+    user_sequences.parquet                                 optional; not public: history from before the log
+
+with `<size>` one of `pure`, `1k`, `27k`. A folder that holds them in `data/`, as the public archives do, is as good.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from cloud.data.csv_chunks import Column, read_chunks
+from cloud.data.history import load_history
+from cloud.data.kuairand_tables import (
+    LOG_COLUMNS,
+    USER_COLUMNS,
+    VIDEO_COLUMNS,
+    VIDEO_UNUSED,
+    impressions_table,
+    items_table,
+    users_table,
+)
+from cloud.data.schema import HISTORY, DataError, ImpressionLog
+from cloud.data.split import KUAIRAND_UTC_OFFSET_H, empty_days
+from cloud.data.validate import validate
+
+__all__ = ["KuaiRandFiles", "Progress", "find_kuairand", "load_kuairand"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+"""Told the name of the file being read and the share (0..1) of all bytes on disk that have been read."""
+
+_KINDS = ("log_standard", "log_random", "user_features", "video_features_basic")
+_FILE = re.compile(rf"({'|'.join(_KINDS)})_(?:.*_)?(pure|1k|27k)(?:_part[0-9]+)?\.csv(?:\.gz)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class KuaiRandFiles:
+    """The files of one KuaiRand folder, each group sorted by name."""
+
+    size: str
+    """`pure`, `1k` or `27k`."""
+    logs: tuple[Path, ...]
+    users: tuple[Path, ...]
+    videos: tuple[Path, ...]
+    history: Path | None
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """All CSV files."""
+        return self.logs + self.users + self.videos
+
+
+def find_kuairand(folder: Path, *, include_random: bool = False) -> KuaiRandFiles:
+    """Find the files of the public layout in `folder` or its `data/`.
+
+    Raises `DataError` when a kind of file is missing, sizes are mixed, or a file is there both plain and gzipped.
+    """
+    if not folder.is_dir():
+        raise DataError(str(folder), "expected a folder in the KuaiRand layout, got none")
+    matches = [(file, match) for file in sorted(folder.iterdir()) if (match := _FILE.fullmatch(file.name))]
+    if not matches and (folder / "data").is_dir():
+        return find_kuairand(folder / "data", include_random=include_random)
+    found: dict[str, list[Path]] = {kind: [] for kind in _KINDS}
+    for file, match in matches:
+        found[match[1].lower()].append(file)
+    for kind in ("log_standard", "user_features", "video_features_basic"):
+        if not found[kind]:
+            raise DataError(str(folder), f"expected {kind}_<...>_<pure|1k|27k>.csv or .csv.gz, got no such file")
+    sizes = sorted({match[2].lower() for _, match in matches})
+    if len(sizes) > 1:
+        raise DataError(str(folder), f"expected files of one size, got {', '.join(sizes)}")
+    names = {file.name for file, _ in matches}
+    for name in sorted(names):
+        if f"{name}.gz" in names:
+            raise DataError(str(folder / name), "expected it either plain or gzipped, got both")
+    sequences = folder / "user_sequences.parquet"
+    return KuaiRandFiles(
+        size=sizes[0],
+        logs=tuple(found["log_standard"] + (found["log_random"] if include_random else [])),
+        users=tuple(found["user_features"]),
+        videos=tuple(found["video_features_basic"]),
+        history=sequences if sequences.exists() else None,
+    )
+
+
+def load_kuairand(
+    folder: Path,
+    *,
+    include_random: bool = False,
+    days: tuple[date, date] | None = None,
+    progress: Progress | None = None,
+) -> ImpressionLog:
+    """Load a KuaiRand folder as a validated log named `kuairand-<size>`.
+
+    Exact duplicates (all public columns agree; 2.4 % of Pure) are dropped and counted in the log output. (Another .2 % of
+    Pure differ in `date` and `hourmin` alone; they are kept.) `days` keeps the impressions of those days only, first and last
+    included, in UTC+8. Rows with random exposure take part when `include_random` is true, and are then not told apart from
+    the rest. Videos that only the log knows become items without attributes; users without a row in the user file stay
+    without one.
+
+    Files are read in chunks, so the text is never in memory as a whole; the parsed rows are: about 0.35 kB per impression
+    kept at the peak, and as much per video. Pure and 1K fit anywhere; of 27K (about 320 million rows) load some days at a
+    time on a small machine.
+
+    Warns, by `logging`: unknown columns, days without a row between the first and the last, videos without a row in the
+    video files. Raises `DataError` that names file, row and column for anything else that is wrong with the files.
+    """
+    files = find_kuairand(folder, include_random=include_random)
+    meter = _Meter(files.tables, progress)
+    log = _load_log(files.logs, days, meter)
+    users = _load_unique(files.users, USER_COLUMNS, "user_id", meter)
+    videos = _load_unique(files.videos, VIDEO_COLUMNS, "video_id", meter, unused=VIDEO_UNUSED)
+    without = log["video_id"].unique().is_in(videos["video_id"].implode()).not_().sum()
+    if without:
+        logger.warning("%s: %d videos of the log are not in the video files: no author, tag or music", folder, without)
+    loaded = ImpressionLog(
+        name=f"kuairand-{files.size}",
+        simulated=False,
+        impressions=impressions_table(log),
+        items=items_table(videos, log),
+        users=users_table(users),
+        history=load_history(files.history) if files.history else HISTORY.empty_table(),
+    )
+    validate(loaded)
+    if gaps := empty_days(loaded):
+        logger.warning("%s: no impression on %s", folder, ", ".join(map(str, gaps)))
+    return loaded
+
+
+class _Meter:
+    """Adds up the bytes read of several files."""
+
+    def __init__(self, files: Iterable[Path], progress: Progress | None) -> None:
+        self._sizes = {file: file.stat().st_size for file in files}
+        self._total = max(1, sum(self._sizes.values()))
+        self._read = dict.fromkeys(self._sizes, 0)
+        self._progress = progress
+
+    def of(self, file: Path) -> Callable[[int], None]:
+        """What `read_chunks` tells its progress in `file`."""
+
+        def on_bytes(read: int) -> None:
+            self._read[file] = read
+            if self._progress is not None:
+                self._progress(file.name, sum(self._read.values()) / self._total)
+
+        return on_bytes
+
+
+def _load_log(files: tuple[Path, ...], days: tuple[date, date] | None, meter: _Meter) -> pl.DataFrame:
+    parts = []
+    for file in files:
+        for chunk in read_chunks(file, LOG_COLUMNS, on_bytes=meter.of(file)):
+            parts.append(chunk if days is None else chunk.filter(_within(days)))
+    rows = pl.concat(parts, how="diagonal")  # a file may lack an optional column
+    del parts
+    if days is not None and rows.is_empty():
+        raise DataError(str(files[0].parent), f"expected impressions on {days[0]}..{days[1]}, got none")
+    unique = _without_duplicates(rows)
+    logger.info("%s: %d rows, %d exact duplicates dropped", files[0].parent, len(rows), len(rows) - len(unique))
+    return unique
+
+
+def _without_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
+    """One of each group of equal rows, sorted by every column, the keys first: whatever order the files came in.
+
+    Only rows that agree with a neighbour in the keys are compared whole, which takes a third of the time and memory.
+    """
+    keys = ["time_ms", "user_id", "video_id"]
+    rows = rows.sort(keys)
+    again = rows.select(pl.all_horizontal(pl.col(keys) == pl.col(keys).shift(1)).fill_null(False)).to_series()
+    tied = again | again.shift(-1, fill_value=False)
+    ties = rows.filter(tied).unique()
+    ties = ties.sort([name for name in LOG_COLUMNS if name in ties.columns])
+    return pl.concat([rows.filter(~tied), ties]).sort(keys, maintain_order=True)
+
+
+def _within(days: tuple[date, date]) -> pl.Expr:
+    hour_ms = 3_600_000
+    epoch = date(1970, 1, 1)
+    first, after = (
+        (day - epoch).days * 24 * hour_ms - KUAIRAND_UTC_OFFSET_H * hour_ms for day in (days[0], days[1] + timedelta(1))
+    )
+    return (pl.col("time_ms") >= first) & (pl.col("time_ms") < after)
+
+
+def _load_unique(
+    files: tuple[Path, ...],
+    columns: Mapping[str, Column],
+    key: str,
+    meter: _Meter,
+    *,
+    unused: frozenset[str] = frozenset(),
+) -> pl.DataFrame:
+    """Rows of several files with one row per `key`; a row that is there twice and agrees counts once."""
+    parts = [
+        chunk.with_columns(pl.lit(str(file)).alias("file"))
+        for file in files
+        for chunk in read_chunks(file, columns, unused=unused, on_bytes=meter.of(file))
+    ]
+    rows = pl.concat(parts)
+    unique = rows.unique(subset=list(columns), keep="first", maintain_order=True)
+    again = unique[key].is_first_distinct().not_().arg_true()
+    if len(again):
+        at = int(again[0])
+        raise DataError(unique["file"][at], f"{key} {unique[key][at]} has two rows that differ", column=key)
+    return unique.drop("file")

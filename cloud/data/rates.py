@@ -1,0 +1,64 @@
+"""What the cloud knew of an item on a given day: smoothed rates of the item, its author and its category, and its age.
+
+Only events of earlier days count, so a rate never contains the row that it describes. Rates are the strongest hand-made
+features of a full ranker (see the data notes in docs/measuring.md).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.data.samples import Samples
+
+__all__ = ["ItemStatistics"]
+
+SMOOTHING = 20.0
+"""Impressions that the global rate counts for: about the median of an item's in KuaiRand-Pure's slice."""
+
+
+class ItemStatistics:
+    """Statistics of every item as of the beginning of a day."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self._known: dict[int, NDArray[np.float32]] = {}
+
+    @cached_property
+    def width(self) -> int:
+        """Columns of `as_of`: for item, author and category one rate per task and a count; then duration, age, whether the
+        age is known, and the content vector."""
+        return int(3 * (len(self.samples.config.tasks) + 1) + 3 + self.samples.item_content.shape[1])
+
+    def as_of(self, day: int) -> NDArray[np.float32]:
+        """[I + 1, width] from events before `day`; day -1 knows of no event, day 0 of those from before the log."""
+        if day not in self._known:
+            self._known[day] = self._compute(day)
+        return self._known[day]
+
+    def _compute(self, day: int) -> NDArray[np.float32]:
+        s = self.samples
+        past = s.event_day < day
+        item, labels = s.event_item[past], s.event_labels[past]
+        known = ~np.isnan(labels)
+        columns: list[NDArray[np.floating]] = []
+        totals, positives = known.sum(0), np.where(known, labels, 0).sum(0)
+        mean = (positives + 1) / (totals + 10)
+        for group in (np.arange(len(s.item_ids)), s.item_author, s.item_category):
+            size = int(group.max()) + 1
+            of_event = group[item]
+            for k in range(labels.shape[1]):
+                shown = np.bincount(of_event, weights=known[:, k], minlength=size)
+                taken = np.bincount(of_event, weights=np.where(known[:, k], labels[:, k], 0), minlength=size)
+                rate = (taken + SMOOTHING * mean[k]) / (shown + SMOOTHING)
+                columns.append((_logit(rate) - _logit(mean[k]))[group])
+            columns.append(np.log1p(np.bincount(of_event, minlength=size))[group] / 4)
+        age = np.maximum(max(day, 0) - s.item_upload_day, 0)
+        columns += [np.log1p(s.item_duration_s) - 3, np.nan_to_num(np.log1p(age) / 2), np.isnan(age)]
+        return np.concatenate([np.stack(columns, 1), s.item_content], 1).astype(np.float32)
+
+
+def _logit(p: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.log(p / (1 - p))

@@ -1,0 +1,359 @@
+"""From an impression log to training samples: event sequences, lists and rows, as flat arrays.
+
+Three views of one log:
+
+- **events**: everything a user was ever shown, sorted by user and time, the history from before the log first. A window of
+  somebody's past is a slice of these arrays.
+- **lists**: what one request asked a ranker to score, with only the events before the request as history. Where the log knows
+  its pages, a list is a page, shown or not. Where it does not (KuaiRand), a list is a *pseudo-list*: consecutive rows of a
+  user within `list_days`, at most `list_max` of them.
+- **rows**: one per logged impression: its list, its slot there, and the slice of events a device had seen by then.
+
+Item and user indices are positions in `item_ids` and `user_ids`; index 0 is unknown or padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cloud.data.schema import LABELS, DataError, ImpressionLog
+from device.contract import FloatFeature
+
+__all__ = ["FEEDBACK_FLOATS", "HISTORY_FEEDBACK", "SampleConfig", "Samples", "build_samples"]
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float32]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+FEEDBACK_FLOATS = (
+    FloatFeature(name="watch_ms", scale=1e-3, min=0, max=1800),
+    *[
+        FloatFeature(name=name, min=0, max=1)
+        for name in ("click", "like", "follow", "comment", "share", "profile_enter", "dislike")
+    ],
+    FloatFeature(name="ended", min=0, max=3),
+    FloatFeature(name="volume", min=0, max=1, default=0.5),
+    FloatFeature(name="volume_change", min=-1, max=1),
+    FloatFeature(name="muted", min=0, max=1),
+    FloatFeature(name="orientation", min=0, max=1),
+    FloatFeature(name="playback_rate", min=0.25, max=4, default=1),
+    FloatFeature(name="pauses", min=0, max=10),
+    FloatFeature(name="seeks", min=0, max=10),
+    FloatFeature(name="scroll_speed", min=0, max=10),
+    FloatFeature(name="network", min=0, max=2, default=2),
+    FloatFeature(name="buffering_ms", scale=1e-3, min=0, max=60),
+    FloatFeature(name="battery_saver", min=0, max=1),
+    FloatFeature(name="backgrounded", min=0, max=1),
+)
+"""Every feedback feature a device model can have; one whose column a log lacks altogether is left out of its spec."""
+
+HISTORY_FEEDBACK = ("long_view", "like", "watch_log", "engaged", "logged")
+"""What the cloud knows of a past event: watch_log is log1p(seconds), engaged is click or effective view, logged is 0 for events
+from before the log, of which only long_view and like are known."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How a log is cut into samples."""
+
+    tasks: tuple[str, ...]
+    """Label columns to predict, in the order of the model's outputs."""
+    history_max: int = 50
+    """Events of the past that the cloud's models see."""
+    events_max: int = 50
+    """Events that the device model sees (the length of the device's ring)."""
+    list_max: int = 30
+    """Candidates of a list."""
+    list_days: int = 2
+    """A pseudo-list ends after so many days."""
+    history_list: int = 3
+    """Events from before the log are cut into lists of this many, to pretrain on."""
+    utc_offset_h: int = 0
+    """Where the log's days begin."""
+    test_from: date | None = None
+    """A pseudo-list never runs over this day's beginning, so that no list is half training and half test."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One log as arrays. E events, L lists of at most N, R rows, K tasks, U users, I items."""
+
+    config: SampleConfig
+    feedback_floats: tuple[FloatFeature, ...]
+    item_ids: Int  # [I + 1]
+    user_ids: Int  # [U + 1]
+    item_author: Int  # [I + 1] codes
+    item_category: Int  # [I + 1] codes
+    item_duration_s: Float  # [I + 1]
+    item_upload_day: Float  # [I + 1], NaN unknown
+    item_content: Float  # [I + 1, V], V = 0 where the log has no content vectors
+    user_categories: Int  # [U + 1, A]
+    user_floats: Float  # [U + 1, B]
+    user_start: Int  # [U + 2] first event of each user
+    event_item: Int  # [E]
+    event_user: Int  # [E]
+    event_ms: Int  # [E], 0 before the log
+    event_position: Int  # [E] in the session, or in the user's order
+    event_feedback: Float  # [E, len(feedback_floats)], scaled, clipped, defaults filled in
+    event_history: Float  # [E, len(HISTORY_FEEDBACK)]
+    event_labels: Float  # [E, K], NaN unknown
+    event_day: Int  # [E] day of the log, -1 before it
+    list_user: Int  # [L]
+    list_event: Int  # [L] the history of a list ends before this event
+    list_day: Int  # [L], -1 for lists cut from before the log
+    list_item: Int  # [L, N], 0 = padding
+    list_hour: Int  # [L, N] 1..24, 0 unknown
+    list_scene: Int  # [L, N]
+    list_labels: Float  # [L, N, K], NaN where not shown or unknown
+    row_event: Int  # [R]
+    row_list: Int  # [R]
+    row_slot: Int  # [R]
+    row_events_from: Int  # [R] the device's events are [row_events_from, row_event)
+    row_position: Int  # [R] what the device calls `position`
+    list_shown: Int  # [L, N] event at which a slot was shown; E where it never was; -1 where the list is no real page
+    first_day: int  # days since the epoch of day 0
+
+    @property
+    def days(self) -> int:
+        """Number of days from the first logged impression to the last."""
+        return int(self.event_day.max()) + 1
+
+
+def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
+    """Cut `log` into samples. Raises `DataError` for a task that the log has no labels of."""
+    table = log.impressions
+    for task in config.tasks:
+        if task not in LABELS or table.column(task).null_count == len(table):
+            raise DataError(log.name, f"expected labels of task `{task}`, got none", column=task)
+    item_ids, user_ids = _vocabulary(log.items, "item_id"), _vocabulary(log.users, "user_id")
+    day_ms, offset_ms = 86_400_000, config.utc_offset_h * 3_600_000
+    feedback_floats = tuple(f for f in FEEDBACK_FLOATS if table.column(f.name).null_count < len(table))
+
+    ms = _column(table, "impression_ms", np.int64)
+    day = (ms + offset_ms) // day_ms
+    first_day = int(day.min())
+    history_user, history_item, history_long, history_like = _history(log)
+    n_history = len(history_user)
+
+    user = _index(user_ids, np.concatenate([history_user, _column(table, "user_id", np.int64)]))
+    item = _index(item_ids, np.concatenate([history_item, _column(table, "item_id", np.int64)]))
+    event_ms = np.concatenate([np.zeros(n_history, np.int64), ms])
+    order = np.lexsort((np.arange(len(user)), event_ms, user))
+    source = order - n_history  # row of the log, negative for history
+    logged = source >= 0
+    user, item, event_ms = user[order], item[order], event_ms[order]
+
+    def from_log(values: NDArray[Scalar], fill: Any) -> NDArray[Scalar]:
+        out = np.full((len(order), *values.shape[1:]), fill, values.dtype)
+        out[logged] = values[source[logged]]
+        return out
+
+    labels = from_log(np.stack([_column(table, t, np.float32) for t in config.tasks], 1), np.nan)
+    known = {"long_view": history_long, "like": history_like}
+    for k, task in enumerate(config.tasks):
+        if task in known:
+            labels[~logged, k] = known[task][order[~logged]]
+    watch_s = _column(table, "watch_ms", np.float32) / 1000
+    engaged = np.fmax(_column(table, "click", np.float32), _column(table, "effective_view", np.float32))
+    cloud_side = np.nan_to_num(
+        np.stack(
+            [
+                _column(table, "long_view", np.float32),
+                _column(table, "like", np.float32),
+                np.log1p(watch_s),
+                engaged,
+                np.ones_like(watch_s),
+            ],
+            1,
+        )
+    )
+    event_history = from_log(cloud_side, 0.0)
+    event_history[~logged, 0] = history_long[order[~logged]]
+    event_history[~logged, 1] = history_like[order[~logged]]
+    feedback = np.stack([_feature(_column(table, f.name, np.float32), f) for f in feedback_floats], 1)
+
+    user_start = np.searchsorted(user, np.arange(len(user_ids) + 1)).astype(np.int64)
+    event_day = from_log(day - first_day, -1)
+    session = from_log(_column(table, "session_id", np.int64), -1)
+    page = from_log(_column(table, "page_id", np.int64), -1)
+    place = np.arange(len(user)) - user_start[user]
+    position = from_log(_column(table, "position", np.int64), -1)
+    has_session = session >= 0
+    cut = (config.test_from - date(1970, 1, 1)).days - first_day if config.test_from else 0
+    lists = _Lists(log, config, item_ids, user, item, logged, event_day - cut, page)
+    shift = event_ms + offset_ms
+    lists.fill(labels, np.where(logged, shift // 3_600_000 % 24 + 1, 0), from_log(_column(table, "scene", np.int64) + 1, 0))
+
+    row_event = np.flatnonzero(logged)
+    first_logged = user_start[user] + np.bincount(user[~logged], minlength=len(user_ids))[user]
+    session_first = _run_start(np.where(has_session, session, -1 - user))
+    events_from = np.where(has_session, session_first, first_logged)[row_event]
+    item_floats = _items(log.items, first_day, offset_ms)
+    return Samples(
+        config=config,
+        feedback_floats=feedback_floats,
+        item_ids=item_ids,
+        user_ids=user_ids,
+        **item_floats,
+        user_categories=_lists(log.users, "categories", np.int64),
+        user_floats=_lists(log.users, "floats", np.float32),
+        user_start=np.append(user_start, len(user)),
+        event_item=item,
+        event_user=user,
+        event_ms=event_ms,
+        event_position=np.where(position >= 0, position, place),
+        event_feedback=from_log(feedback, 0.0),
+        event_history=event_history,
+        event_labels=labels,
+        event_day=event_day,
+        list_user=lists.user,
+        list_event=lists.event,
+        list_day=event_day[lists.event],
+        list_item=lists.item,
+        list_hour=lists.hour,
+        list_scene=lists.scene,
+        list_labels=lists.labels,
+        row_event=row_event,
+        row_list=lists.of_event[row_event],
+        row_slot=lists.slot[row_event],
+        row_events_from=np.maximum(events_from, row_event - config.events_max),
+        row_position=np.where(has_session, position, lists.slot)[row_event],
+        list_shown=lists.shown,
+        first_day=first_day,
+    )
+
+
+class _Lists:
+    """Lists of the log (pages, or pseudo-lists) and of the history before it."""
+
+    def __init__(
+        self,
+        log: ImpressionLog,
+        config: SampleConfig,
+        item_ids: Int,
+        user: Int,
+        item: Int,
+        logged: NDArray[np.bool_],
+        day: Int,
+        page: Int,
+    ) -> None:
+        n = len(user)
+        key = np.where(logged, day // config.list_days, -2048)
+        run = _run_start(user * 4096 + key + 2048)
+        place = np.arange(n) - run
+        size = np.where(logged, config.list_max, config.history_list)
+        start = np.where(page >= 0, _run_start(page), run + place // size * size)
+        begins = start == np.arange(n)
+        self.of_event = np.cumsum(begins) - 1
+        self.slot = np.arange(n) - start
+        self.event = np.flatnonzero(begins)
+        self.user = user[self.event]
+        self.item = np.zeros((len(self.event), config.list_max), np.int64)
+        paged = page >= 0
+        self.paged = paged[self.event]
+        free = ~paged
+        self.item[self.of_event[free], self.slot[free]] = item[free]
+        if paged.any():
+            self._pages(log, item_ids, item, page, paged)
+
+    def _pages(self, log: ImpressionLog, item_ids: Int, item: Int, page: Int, paged: NDArray[np.bool_]) -> None:
+        column = log.pages.column("item_id").combine_chunks()
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        values = _index(item_ids, column.values.to_numpy())
+        ids = _column(log.pages, "page_id", np.int64)
+        by_id = np.argsort(ids, kind="stable")
+        row = by_id[np.searchsorted(ids[by_id], page[self.event]).clip(0, len(ids) - 1)]
+        of_page = np.flatnonzero(page[self.event] >= 0)
+        width = self.item.shape[1]
+        for target, source in zip(of_page, row[of_page], strict=True):
+            offered = values[offsets[source] : offsets[source + 1]][:width]
+            self.item[target, : len(offered)] = offered
+        found = self.item[self.of_event[paged]] == item[paged][:, None]
+        if not found.any(1).all():
+            raise DataError(log.name, "expected each shown item among its page's candidates", column="page_id")
+        self.slot[paged] = found.argmax(1)
+
+    def fill(self, labels: Float, hour: Int, scene: Int) -> None:
+        """Spread what is known per event over the lists' slots. A slot that was never shown takes the list's hour and scene."""
+        at = self.of_event, self.slot
+        self.shown = np.where(self.paged[:, None] & (self.item > 0), len(hour), -1)
+        self.shown[at] = np.where(self.paged[self.of_event], np.arange(len(hour)), -1)
+        self.labels = np.full((*self.item.shape, labels.shape[1]), np.nan, np.float32)
+        self.labels[at] = labels
+        self.hour = np.repeat(hour[self.event][:, None], self.item.shape[1], 1)
+        self.scene = np.repeat(scene[self.event][:, None], self.item.shape[1], 1)
+        self.hour[at], self.scene[at] = hour, scene
+
+
+def _column(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
+    """A column as numpy: nulls become NaN in floats and -1 in integers."""
+    column = table.column(name)
+    if np.issubdtype(dtype, np.floating):
+        return np.asarray(column.cast(pa.float32()).to_numpy(), dtype)  # nulls become NaN
+    return np.asarray(column.cast(pa.int64()).fill_null(-1).to_numpy(), dtype)
+
+
+def _lists(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
+    """A list column of one width as [rows + 1, width]; row 0 is zeros."""
+    column = table.column(name).combine_chunks()
+    values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
+    width = len(values) // max(1, len(column) - column.null_count)
+    out = np.zeros((len(column) + 1, width), dtype)
+    if width:
+        out[1:][np.asarray(column.is_valid())] = values.reshape(-1, width)
+    return out
+
+
+def _items(table: pa.Table, first_day: int, offset_ms: int) -> dict[str, Any]:
+    upload = _column(table, "upload_ms", np.int64)
+    return {
+        "item_author": _codes(_column(table, "author_id", np.int64)),
+        "item_category": np.append(0, np.maximum(_column(table, "category", np.int64), 0)),
+        "item_duration_s": np.append(0, _column(table, "duration_ms", np.int64) / 1000).astype(np.float32),
+        "item_upload_day": np.append(
+            np.nan, np.where(upload >= 0, (upload + offset_ms) / 86_400_000 - first_day, np.nan)
+        ).astype(np.float32),
+        "item_content": _lists(table, "vector", np.float32),
+    }
+
+
+def _history(log: ImpressionLog) -> tuple[Int, Int, Float, Float]:
+    lists = {n: log.history.column(n).combine_chunks() for n in ("item_id", "long_view", "like")}
+    lengths = np.diff(lists["item_id"].offsets.to_numpy())
+    user = np.repeat(_column(log.history, "user_id", np.int64), lengths)
+    values = {n: c.flatten().to_numpy(zero_copy_only=False) for n, c in lists.items()}
+    return user, values["item_id"], values["long_view"].astype(np.float32), values["like"].astype(np.float32)
+
+
+def _vocabulary(table: pa.Table, name: str) -> Int:
+    ids = np.unique(_column(table, name, np.int64))
+    if len(ids) != len(table) or not np.array_equal(ids, _column(table, name, np.int64)):
+        raise DataError(name.removesuffix("_id") + "s", "expected unique ids in ascending order", column=name)
+    return np.concatenate([[np.iinfo(np.int64).min], ids])
+
+
+def _index(ids: Int, values: Int) -> Int:
+    at = np.searchsorted(ids, values).clip(0, len(ids) - 1)
+    return np.where(ids[at] == values, at, 0)
+
+
+def _codes(values: Int) -> Int:
+    unique, codes = np.unique(values, return_inverse=True)
+    return np.append(0, np.where(values < 0, 0, codes + (1 if unique[0] >= 0 else 0)))
+
+
+def _run_start(key: Int) -> Int:
+    """For each place, the first place of the run of equal keys that it is in."""
+    starts = np.concatenate([[True], key[1:] != key[:-1]])
+    return np.maximum.accumulate(np.where(starts, np.arange(len(key)), 0))
+
+
+def _feature(values: Float, feature: FloatFeature) -> Float:
+    scaled = np.where(np.isnan(values), feature.default, values * feature.scale)
+    return np.clip(scaled, feature.min, feature.max).astype(np.float32)

@@ -1,0 +1,180 @@
+"""The columnar impression log that every model trains on, whatever it came from.
+
+A log is four Arrow tables: `impressions` (one row per shown item, the labels and, where a device reported them, the signals
+only a device sees), `items`, `users`, and `pages` (what each page offered, where that is known). Columns that a source does
+not have are null. The names of an impression's columns are the fields of `device.contract.FeedbackEvent`, so a feature is
+computed from a log row exactly as a device computes it from an event.
+
+Errors::
+
+    DataError                  a log that cannot be trained on; names file, row and column
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+__all__ = ["HISTORY", "IMPRESSIONS", "ITEMS", "LABELS", "PAGES", "SAVED_KEY", "USERS", "DataError", "ImpressionLog", "Saved"]
+
+
+class DataError(ValueError):
+    """A log that cannot be trained on. The message names file, row (1-based, header excluded) and column."""
+
+    def __init__(self, file: str, message: str, *, row: int | None = None, column: str | None = None) -> None:
+        where = "".join([file, f", row {row}" if row is not None else "", f", column `{column}`" if column else ""])
+        super().__init__(f"{where}: {message}")
+        self.file, self.row, self.column = file, row, column
+
+
+def _required(name: str, dtype: pa.DataType) -> pa.Field:
+    return pa.field(name, dtype, nullable=False)
+
+
+LABELS = (
+    "click", "effective_view", "long_view", "like", "follow", "comment", "share", "profile_enter", "dislike", "has_next",
+)  # fmt: skip
+"""Label columns of an impression. A null label is unknown and takes no part in a loss or a metric."""
+
+IMPRESSIONS = pa.schema(
+    [
+        _required("user_id", pa.int64()),
+        _required("item_id", pa.int64()),
+        _required("impression_ms", pa.int64()),
+        _required("watch_ms", pa.int64()),
+        pa.field("session_id", pa.int64()),
+        pa.field("page_id", pa.int64()),
+        pa.field("position", pa.int32()),  # in the session, from 0
+        pa.field("scene", pa.int32()),
+        pa.field("ended", pa.int8()),  # device.contract.Ended
+        *[pa.field(label, pa.bool_()) for label in LABELS],
+        pa.field("volume", pa.float32()),
+        pa.field("volume_change", pa.float32()),
+        pa.field("muted", pa.bool_()),
+        pa.field("orientation", pa.int8()),
+        pa.field("playback_rate", pa.float32()),
+        pa.field("pauses", pa.int32()),
+        pa.field("seeks", pa.int32()),
+        pa.field("scroll_speed", pa.float32()),
+        pa.field("network", pa.int8()),
+        pa.field("buffering_ms", pa.int64()),
+        pa.field("battery_saver", pa.bool_()),
+        pa.field("backgrounded", pa.bool_()),
+    ]
+)
+"""One shown item. Sorted by (impression_ms, user_id, item_id)."""
+
+ITEMS = pa.schema(
+    [
+        _required("item_id", pa.int64()),
+        _required("duration_ms", pa.int64()),
+        pa.field("author_id", pa.int64()),
+        pa.field("category", pa.int32()),  # codes from 1; 0 and null = unknown
+        pa.field("music_id", pa.int64()),
+        pa.field("upload_ms", pa.int64()),
+        pa.field("vector", pa.list_(pa.float32())),  # content vector, one width for all items
+    ]
+)
+"""The catalogue, one row per item, unique item_id."""
+
+USERS = pa.schema(
+    [
+        _required("user_id", pa.int64()),
+        pa.field("categories", pa.list_(pa.int32())),  # one code per categorical attribute, 0 = unknown
+        pa.field("floats", pa.list_(pa.float32())),  # numeric attributes, already on a usable scale
+    ]
+)
+"""One row per user, unique user_id; the lists have one width for all users."""
+
+HISTORY = pa.schema(
+    [
+        _required("user_id", pa.int64()),
+        _required("item_id", pa.list_(pa.int64())),
+        _required("long_view", pa.list_(pa.bool_())),
+        _required("like", pa.list_(pa.bool_())),
+    ]
+)
+"""What is known of a user from before the log, oldest first, without times."""
+
+PAGES = pa.schema(
+    [
+        _required("page_id", pa.int64()),
+        _required("item_id", pa.list_(pa.int64())),  # all candidates in cloud order, shown or not
+    ]
+)
+"""What each page offered. Without it a reranker trains on the shown item alone."""
+
+
+SAVED_KEY = b"pocketrank"
+"""Key of the Parquet metadata of `impressions` under which a saved log carries `Saved` as JSON."""
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What a saved log says of itself beside its tables."""
+
+    FORMAT: ClassVar[int] = 1
+
+    format: int
+    name: str
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class ImpressionLog:
+    """A validated log. `simulated` is true when no real user is behind it."""
+
+    name: str
+    simulated: bool
+    impressions: pa.Table
+    items: pa.Table
+    users: pa.Table
+    history: pa.Table = field(default_factory=HISTORY.empty_table)
+    pages: pa.Table = field(default_factory=PAGES.empty_table)
+
+    TABLES = ("impressions", "items", "users", "history", "pages")
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all tables' contents: independent of chunking, and of what lies under a null."""
+        h = hashlib.sha256()
+        for name in self.TABLES:
+            table = getattr(self, name)
+            for column in table.schema.names:
+                h.update(f"{name}.{column}".encode())
+                _feed(h, table[column])
+        return h.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write one Parquet file per table into `folder` (made when missing); `cloud.data.log.open_log` reads them.
+
+        A log that is there already is replaced. `impressions.parquet` carries the name and `simulated`; it goes first and
+        comes last, so that a folder whose writing was cut short is refused, not read as a mixture.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "impressions.parquet").unlink(missing_ok=True)
+        for name in reversed(self.TABLES):
+            table = getattr(self, name)
+            if name == "impressions":
+                mark = Saved(format=Saved.FORMAT, name=self.name, simulated=self.simulated)
+                table = table.replace_schema_metadata({SAVED_KEY: msgspec.json.encode(mark)})
+            partial = folder / f"{name}.parquet.partial"
+            # the other naming of list elements would change the schema, and with it the digest of the log that is opened
+            pq.write_table(table, partial, write_page_checksum=True, use_compliant_nested_type=False)
+            partial.replace(folder / f"{name}.parquet")
+
+
+def _feed(h: hashlib._Hash, column: pa.ChunkedArray) -> None:
+    h.update(f"{column.type} {len(column)}".encode())
+    h.update(np.packbits(pc.is_valid(column).to_numpy()).tobytes())
+    if pa.types.is_list(column.type):
+        h.update(pc.fill_null(pc.list_value_length(column), 0).to_numpy().tobytes())
+        _feed(h, pc.list_flatten(column))
+    else:
+        h.update(pc.fill_null(column, pa.scalar(0).cast(column.type)).to_numpy().tobytes())

@@ -1,0 +1,138 @@
+"""The cloud's multi-task full ranker: ID embeddings, item statistics and target attention over the history at request time.
+
+It makes the pXTRs. The forward pass takes *rows* (what an embedding store holds) rather than ids, so serving can look rows up
+wherever they live and the exported graph stays small. Target attention after DIN (Zhou et al., KDD 2018, section 4.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cloud.data.rates import ItemStatistics
+from cloud.data.samples import HISTORY_FEEDBACK, Samples
+from cloud.models.layers import Attention, Embedding, mlp
+
+__all__ = ["Ranker", "RankerConfig", "Vocabulary"]
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """Widths of the full ranker."""
+
+    item_width: int = 16
+    """ID embedding of an item."""
+    side_width: int = 8
+    """Embedding of an author, a category, a user attribute, a scene, an hour."""
+    user_width: int = 16
+    """Width of a user's row."""
+    heads: int = 4
+    """Attention heads, 16 wide each."""
+    hidden: tuple[int, ...] = (128, 64)
+    """The shared tower."""
+    dropout: float = 0.1
+    """In the shared tower."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Sizes of the tables, index 0 included."""
+
+    items: int
+    authors: int
+    categories: int
+    users: int
+    user_categories: tuple[int, ...]
+    user_floats: int
+    scenes: int
+    statistics: int
+    tasks: int
+
+    @classmethod
+    def of(cls, samples: Samples, statistics: ItemStatistics) -> Vocabulary:
+        """The tables that `samples` need."""
+        return cls(
+            items=len(samples.item_ids),
+            authors=int(samples.item_author.max()) + 1,
+            categories=int(samples.item_category.max()) + 1,
+            users=len(samples.user_ids),
+            user_categories=tuple(int(c) + 1 for c in samples.user_categories.max(0)),
+            user_floats=samples.user_floats.shape[1],
+            scenes=int(samples.list_scene.max()) + 1,
+            statistics=statistics.width,
+            tasks=len(samples.config.tasks),
+        )
+
+
+class Ranker(nn.Module):
+    """Logits of every task for the candidates of a list."""
+
+    def __init__(self, config: RankerConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        c, v = config, vocabulary
+        self.item = Embedding(v.items, c.item_width)
+        self.author = Embedding(v.authors, c.side_width)
+        self.category = Embedding(v.categories, c.side_width)
+        self.user = Embedding(v.users, c.user_width)
+        self.attributes = nn.ModuleList([Embedding(n, c.user_width) for n in v.user_categories])
+        self.user_dense = nn.Linear(max(1, v.user_floats), c.user_width)
+        self.scene = Embedding(v.scenes, c.side_width)
+        self.hour = Embedding(25, c.side_width)
+        self.identity_width = c.item_width + 2 * c.side_width
+        self.row_width = self.identity_width + v.statistics
+        feedback = len(HISTORY_FEEDBACK)
+        self.attention = Attention(self.row_width, self.identity_width + feedback, c.heads, 16)
+        self.same = nn.Linear(self.identity_width, 16)
+        width = self.row_width + 16 * c.heads + c.user_width + 2 * feedback + 1 + 2 * c.side_width + 2 * feedback + 1
+        self.tower = mlp([width, *c.hidden], c.dropout)
+        self.heads = nn.Linear(c.hidden[-1], v.tasks)
+
+    def item_rows(
+        self,
+        item: Int[Tensor, "*b"],
+        author: Int[Tensor, "*b"],
+        category: Int[Tensor, "*b"],
+        statistics: Float[Tensor, "*b s"],
+    ) -> Float[Tensor, "*b e"]:
+        """What the store holds of an item: identity first, then the day's statistics."""
+        return torch.cat([self.item(item), self.author(author), self.category(category), statistics], -1)
+
+    def user_rows(
+        self, user: Int[Tensor, " b"], categories: Int[Tensor, "b a"], floats: Float[Tensor, "b f"]
+    ) -> Float[Tensor, "b u"]:
+        """What the store holds of a user."""
+        row = self.user(user)
+        for i, table in enumerate(self.attributes):
+            row = row + table(categories[:, i])
+        return row + self.user_dense(floats) if floats.shape[1] else row
+
+    def forward(
+        self,
+        user_row: Float[Tensor, "b u"],
+        history_row: Float[Tensor, "b h i"],
+        history_feedback: Float[Tensor, "b h f"],
+        history_mask: Float[Tensor, "b h"],
+        item_row: Float[Tensor, "b n e"],
+        scene: Int[Tensor, "b n"],
+        hour: Int[Tensor, "b n"],
+    ) -> Float[Tensor, "b n k"]:
+        """Logits. `history_row` holds the identity part of the rows of past items, oldest first."""
+        mask = history_mask[..., None]
+        attended = self.attention(item_row, torch.cat([history_row, history_feedback], -1), history_mask)
+        # how the user took the items of the past, all of them, the last eight, and those alike (a soft match on identity)
+        count = mask.sum(1)
+        mean = (history_feedback * mask).sum(1) / (count + 3)
+        recent = (history_feedback * mask)[:, -8:].sum(1) / 8
+        query, key = self.same(item_row[..., : self.identity_width]), self.same(history_row)
+        alike = torch.sigmoid(query @ key.transpose(1, 2) - 2) * history_mask[:, None]  # b n h
+        weight = alike.sum(-1, keepdim=True)
+        same = alike @ history_feedback
+        of_user = torch.cat([user_row, mean, recent, torch.log1p(count) / 4], -1)[:, None]
+        of_user = of_user + torch.zeros_like(item_row[..., :1])
+        same = torch.cat([same / (weight + 1), torch.log1p(same), torch.log1p(weight)], -1)
+        x = torch.cat([item_row, attended, of_user, self.scene(scene), self.hour(hour), same], -1)
+        logits: Tensor = self.heads(torch.relu(self.tower(x)))
+        return logits

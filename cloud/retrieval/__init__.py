@@ -1,0 +1,1 @@
+"""Finding candidates: the vector index and the channels around it."""

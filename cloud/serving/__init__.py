@@ -1,0 +1,1 @@
+"""The HTTP server: pages, feedback, the bundle, health and metrics."""

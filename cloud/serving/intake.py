@@ -1,0 +1,54 @@
+"""Takes feedback in, once: durable in the log first, then in the users' states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from cloud.serving.state import UserStates
+from cloud.streams.feedback_log import FeedbackLog
+from device.contract import ContractError, FeedbackEvent, FeedbackReceipt
+
+__all__ = ["EVENT_ID_MAX", "FeedbackIntake"]
+
+EVENT_ID_MAX = 128
+"""Longest event id in characters; a UUID has 36."""
+
+_REPLAY_BATCH = 4096
+
+
+class FeedbackIntake:
+    """Rebuilds `states` from what `log` holds, then keeps the two together. Safe to call from several threads.
+
+    A process that dies between the log and the states loses nothing, because the next one replays the log.
+    """
+
+    def __init__(self, log: FeedbackLog, states: UserStates) -> None:
+        self._log, self._states = log, states
+        self.replayed = 0
+        """Events that the log held already."""
+        for batch in _batches(log.replay()):
+            states.apply(batch)
+            self.replayed += len(batch)
+
+    def __call__(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> FeedbackReceipt:
+        """Keep the new ones of `events`; `path` is where they came from.
+
+        Raises `ContractError` for an event id that cannot be told from another, and `LogWriteError`; then no event had an
+        effect and the whole batch may be sent again.
+        """
+        for i, event in enumerate(events):
+            if not 1 <= len(event.event_id) <= EVENT_ID_MAX:
+                got = f"{len(event.event_id)} characters"
+                raise ContractError(f"{path}[{i}].event_id", f"an id of 1 to {EVENT_ID_MAX} characters", got)
+        if not events:
+            return FeedbackReceipt(accepted=0, duplicates=0)
+        accepted, duplicates = self._log.append(events)
+        if accepted:
+            self._states.apply(accepted)
+        return FeedbackReceipt(accepted=len(accepted), duplicates=duplicates)
+
+
+def _batches(events: Iterator[FeedbackEvent]) -> Iterator[list[FeedbackEvent]]:
+    while batch := list(islice(events, _REPLAY_BATCH)):
+        yield batch

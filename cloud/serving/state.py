@@ -1,0 +1,128 @@
+"""What serving knows of each user: the published history and every accepted feedback event since.
+
+A user's events are kept in the order in which they happened (impression time, then position), whatever the order in which
+they arrived, so live updates, late batches and a replay of the log all end in the same state. Published events have no times
+and count as older than all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.data.samples import HISTORY_FEEDBACK
+from cloud.ranking.published import Published, PublishedError, PublishedRecord
+from cloud.ranking.ranker import History
+from cloud.serving.ids import IdIndex
+from device.contract import FeedbackEvent
+
+__all__ = ["StateConfig", "UserState", "UserStates"]
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StateConfig:
+    """What is kept of a user, and from when on a watch counts."""
+
+    seen_max: int = 2000
+    """Latest events kept; an item whose last event falls out may be shown again. At least the run's `history_max` are kept."""
+    long_view_ms: int = 18_000
+    """A watch of this, or of the whole item if that is shorter, is a long view (KuaiRand's definition)."""
+    effective_view_ms: int = 7_000
+    """A watch of this, or of the whole item if that is shorter, is an effective view."""
+
+
+class UserState(NamedTuple):
+    """A snapshot: later feedback makes a new one."""
+
+    history: History
+    """The last `history_max` events, oldest first."""
+    seen: Int
+    """Item positions of all events kept, repeats possible."""
+
+
+class _Window(NamedTuple):
+    """Events of one user, oldest first, e of them."""
+
+    item: Int  # [e]
+    feedback: Float  # [e, F]
+    ms: Int  # [e]
+    position: Int  # [e]
+
+    def with_rows(self, other: _Window, rows: list[int], keep: int) -> _Window:
+        """These events and the `rows` of `other`, in order, the last `keep` of them."""
+        item, feedback = np.concatenate([self.item, other.item[rows]]), np.concatenate([self.feedback, other.feedback[rows]])
+        ms, position = np.concatenate([self.ms, other.ms[rows]]), np.concatenate([self.position, other.position[rows]])
+        latest = np.lexsort((position, ms))[-keep:]
+        return _Window(item[latest], feedback[latest], ms[latest], position[latest])
+
+
+class UserStates:
+    """States of all users. Safe to call from several threads: a window is replaced, never written to."""
+
+    def __init__(self, published: Published, record: PublishedRecord, config: StateConfig | None = None) -> None:
+        self._config = config or StateConfig()
+        self._history_max = record.history_max
+        self._keep = max(self._config.seen_max, self._history_max)
+        self._items, self._users = IdIndex(published.item_id), IdIndex(published.user_id)
+        self._history_item = np.asarray(published.history_item)
+        self._history_feedback = np.asarray(published.history_feedback)
+        if "duration_ms" not in record.float_names:
+            raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
+        if published.history_feedback.shape[2] != len(HISTORY_FEEDBACK):
+            got = published.history_feedback.shape[2]
+            raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} values of feedback a history event, got {got}")
+        duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
+        self._duration_ms = np.where(duration > 0, duration, np.inf)  # unknown ones leave the fixed bounds
+        self._windows: dict[int, _Window] = {}
+        self._lock = Lock()
+
+    def __call__(self, user_id: int) -> UserState:
+        """The state of a user; that of an unknown one has no events."""
+        window = self._windows.get(user_id) or self._published(user_id)
+        return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
+
+    def apply(self, events: Sequence[FeedbackEvent]) -> None:
+        """Take in events that the log has just accepted. One of an item that is not published changes nothing."""
+        new = self._window(events)
+        of_user: dict[int, list[int]] = {}
+        for i, event in enumerate(events):
+            if new.item[i]:
+                of_user.setdefault(event.user_id, []).append(i)
+        with self._lock:
+            for user_id, rows in of_user.items():
+                old = self._windows.get(user_id) or self._published(user_id)
+                self._windows[user_id] = old.with_rows(new, rows, self._keep)
+
+    def _window(self, events: Sequence[FeedbackEvent]) -> _Window:
+        item = self._items([e.item_id for e in events])
+        watch = np.array([max(0, e.watch_ms) for e in events], np.float64)
+        duration = self._duration_ms[item]
+        effective = watch >= np.minimum(duration, self._config.effective_view_ms)
+        columns: dict[str, Float | NDArray[np.float64] | NDArray[np.bool_]] = {
+            "long_view": watch >= np.minimum(duration, self._config.long_view_ms),
+            "like": np.array([e.like for e in events], np.bool_),
+            "watch_log": np.log1p(watch / 1000),
+            "engaged": np.array([e.click for e in events], np.bool_) | effective,
+            "logged": np.ones(len(events)),
+        }
+        feedback = np.stack([columns[name].astype(np.float32) for name in HISTORY_FEEDBACK], 1)
+        ms = np.array([e.impression_ms for e in events], np.int64)
+        return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
+
+    def _published(self, user_id: int) -> _Window:
+        at = int(self._users((user_id,))[0])
+        item = self._history_item[at].astype(np.int64)
+        known = item > 0
+        if not at:  # the row for the unknown is nobody's past
+            known[:] = False
+        count = int(known.sum())
+        feedback = np.asarray(self._history_feedback[at][known], np.float32)
+        return _Window(item[known], feedback, np.full(count, np.iinfo(np.int64).min), np.arange(count))

@@ -1,0 +1,132 @@
+"""A run: everything one training wrote, in one folder.
+
+::
+
+    RUN/run.json                     what was trained on what, how, and the split version (written last: a run without it is unfinished)
+    RUN/seed-<n>/<stage>.safetensors weights of each finished stage; a killed training goes on after the last one
+    RUN/seed-<n>/metrics.json        metrics on the test days
+    RUN/published/                   the cloud half, ready to serve (`cloud.ranking.published`), from the first seed
+    RUN/tensorboard/                 training curves
+
+Weights are safetensors, never pickles.
+
+Errors::
+
+    RunError                   no run, an unfinished one, or one of another format
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cloud.models.reranker import UpperConfig, UpperHalf
+from device.contract import FeatureSpec, Form
+
+__all__ = ["Run", "RunError", "RunRecord", "load_weights", "save_weights", "write_atomically"]
+
+RUN_FORMAT = 1
+
+
+class RunError(ValueError):
+    """No run, an unfinished one, or one of another format."""
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is: enough to repeat it."""
+
+    format: int = RUN_FORMAT
+    data: str
+    """Name of the log."""
+    data_digest: str
+    """SHA-256 of the log's tables."""
+    simulated: bool
+    """True when no real user is behind the log."""
+    test_from: str
+    """First test day, ISO."""
+    seeds: tuple[int, ...]
+    """One full training each; the first is the one that is published and exported."""
+    split_version: str
+    """Digest of the published lower half."""
+    spec: FeatureSpec
+    """Of the device model."""
+    upper: UpperConfig
+    """Of the device model."""
+    config: dict[str, Any]
+    """Every other number that went into the training."""
+    versions: dict[str, str]
+    """Of the libraries that matter."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, opened."""
+
+    folder: Path
+    record: RunRecord
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open a finished run. Raises `RunError`."""
+        path = folder / "run.json"
+        if not path.is_file():
+            raise RunError(
+                f"Expected a finished run with run.json, got none - at {folder}. `pocketrank train --out` makes one."
+            )
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"Expected a run record, got: {error} - at {path}") from error
+        if record.format != RUN_FORMAT:
+            raise RunError(f"Expected run format {RUN_FORMAT}, got {record.format} - at {path}")
+        return cls(folder, record)
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """Feature spec of the device model."""
+        return self.record.spec
+
+    @property
+    def published(self) -> Path:
+        """Folder of the cloud half."""
+        return self.folder / "published"
+
+    def seed_folder(self, seed: int | None = None) -> Path:
+        """Folder of one seed, the first by default."""
+        return self.folder / f"seed-{self.record.seeds[0] if seed is None else seed}"
+
+    def upper(self, form: Form, seed: int | None = None) -> UpperHalf:
+        """The trained upper half in one form, in evaluation mode."""
+        model = UpperHalf(self.record.upper, self.spec, split=form == "split")
+        load_weights(model, self.seed_folder(seed) / f"{form}.safetensors", prefix="upper.")
+        return model.eval()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's parameters and buffers, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
+    os.replace(part, path)
+
+
+def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
+    """Read what `save_weights` wrote, or the part of it below `prefix`. Raises `RunError`."""
+    try:
+        state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+        model.load_state_dict(state)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"Expected the weights of {type(model).__name__}, got: {error} - at {path}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)

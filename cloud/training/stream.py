@@ -1,0 +1,165 @@
+"""Trains the full ranker the way production does: one pass over the log in time order, each day scored before it is learned.
+
+The scores that come out were all made by a model that had never seen the row (nor anything later), so they can be inputs of
+the device model. What is known from before the log is learned first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cloud.data.rates import ItemStatistics
+from cloud.data.samples import Samples
+from cloud.models.ranker import Ranker, RankerConfig, Vocabulary
+
+__all__ = ["RankerInputs", "StreamConfig", "StreamResult", "masked_log_loss", "stream"]
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How the ranker learns."""
+
+    ranker: RankerConfig = RankerConfig()
+    """Its widths."""
+    batch: int = 256
+    """Lists of a step."""
+    learning_rate: float = 2e-3
+    """Of Adam (Kingma & Ba 2015), dense parameters and tables alike."""
+    history_passes: int = 1
+    """Passes over what is known from before the log."""
+    day_passes: int = 1
+    """Passes over each day after it was scored."""
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """A trained ranker and the scores it gave to every list before learning it."""
+
+    ranker: Ranker
+    pxtr: NDArray[np.float32]  # [L, N, K]
+
+
+class RankerInputs:
+    """Assembles the ranker's inputs for batches of lists."""
+
+    def __init__(self, samples: Samples, statistics: ItemStatistics) -> None:
+        self.samples, self.statistics = samples, statistics
+        s = samples
+        self.author, self.category = torch.as_tensor(s.item_author), torch.as_tensor(s.item_category)
+        self.item = torch.as_tensor(s.event_item)
+        self.feedback = torch.as_tensor(s.event_history)
+        self.attributes, self.floats = torch.as_tensor(s.user_categories), torch.as_tensor(s.user_floats)
+        self.list_item, self.list_scene = torch.as_tensor(s.list_item), torch.as_tensor(s.list_scene)
+        self.list_hour, self.list_user = torch.as_tensor(s.list_hour), torch.as_tensor(s.list_user)
+        self.list_event = torch.as_tensor(s.list_event)
+        self.start = torch.as_tensor(s.user_start)
+        self.length = torch.as_tensor((s.list_item > 0).sum(1))
+
+    def window(self, user: Tensor, end: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Event indices [b, h] of the last `length` events of each user before `end`, and their mask. Trimmed to the longest."""
+        first = torch.maximum(self.start[user], end - length)
+        h = max(1, int((end - first).max()))
+        index = end[:, None] - h + torch.arange(h)
+        mask = index >= first[:, None]
+        return index.clamp(min=0), mask.float()
+
+    def rows(self, ranker: Ranker, lists: Tensor, day: int) -> tuple[Tensor, ...]:
+        """The arguments of `Ranker.forward` for `lists`, with statistics as of `day`."""
+        s = self.samples
+        index, mask = self.window(self.list_user[lists], self.list_event[lists], s.config.history_max)
+        width = max(1, int(self.length[lists].max()))
+        item, past = self.list_item[lists, :width], self.item[index]
+        statistics = torch.from_numpy(self.statistics.as_of(day))[item]
+        user = self.list_user[lists]
+        history = torch.cat([ranker.item(past), ranker.author(self.author[past]), ranker.category(self.category[past])], -1)
+        return (
+            ranker.user_rows(user, self.attributes[user], self.floats[user]),
+            history,
+            self.feedback[index],
+            mask,
+            ranker.item_rows(item, self.author[item], self.category[item], statistics),
+            self.list_scene[lists, :width],
+            self.list_hour[lists, :width],
+        )
+
+
+def masked_log_loss(logits: Float[Tensor, "*b k"], labels: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
+    """Log loss summed over tasks, averaged over known labels; NaN labels are unknown."""
+    known = ~labels.isnan()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    per_task = (loss * known).flatten(0, -2).sum(0) / known.flatten(0, -2).sum(0).clamp(min=1)
+    return per_task.sum()
+
+
+def stream(
+    samples: Samples,
+    statistics: ItemStatistics,
+    config: StreamConfig,
+    *,
+    learn_until: int,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+    log: Callable[[str, float, int], None] | None = None,
+) -> StreamResult:
+    """Score and learn day by day; days from `learn_until` on are scored only, with the statistics as of that day.
+
+    `progress` gets the share done; `log` gets (name, value, step) for a training curve.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    ranker = Ranker(config.ranker, Vocabulary.of(samples, statistics))
+    inputs = RankerInputs(samples, statistics)
+    optimizer = torch.optim.Adam(ranker.parameters(), config.learning_rate, fused=True)
+    labels = torch.as_tensor(samples.list_labels)
+    pxtr = np.zeros(samples.list_labels.shape, np.float32)
+    work = len(samples.list_day) * 1.5
+    done = step = 0
+
+    def learn(lists: NDArray[np.int64], day: int) -> None:
+        nonlocal done, step
+        ranker.train()
+        for chunk in _batches(rng.permutation(lists), config.batch):
+            arguments = inputs.rows(ranker, chunk, day)
+            logits = ranker(*arguments)
+            loss = masked_log_loss(logits, labels[chunk, : logits.shape[1]])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step, done = step + 1, done + len(chunk)
+            if log and step % 20 == 0:
+                log("ranker/loss", float(loss.detach()), step)
+            if progress:
+                progress(min(1.0, done / work))
+
+    def score(lists: NDArray[np.int64], day: int) -> None:
+        nonlocal done
+        ranker.eval()
+        with torch.no_grad():
+            for chunk in _batches(lists, 1024):
+                logits = ranker(*inputs.rows(ranker, chunk, day))
+                pxtr[chunk.numpy(), : logits.shape[1]] = torch.sigmoid(logits).numpy()
+                done += len(chunk) // 2
+
+    before = np.flatnonzero(samples.list_day < 0)
+    for _ in range(config.history_passes):
+        learn(before, -1)
+    for day in range(samples.days):
+        today = np.flatnonzero(samples.list_day == day)
+        score(today, min(day, learn_until))
+        if day < learn_until:
+            for _ in range(config.day_passes):
+                learn(today, day)
+    ranker.eval()
+    return StreamResult(ranker, pxtr)
+
+
+def _batches(lists: NDArray[np.int64], size: int) -> Iterator[Tensor]:
+    for i in range(0, len(lists), size):
+        yield torch.as_tensor(lists[i : i + size])

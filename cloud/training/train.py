@@ -1,0 +1,267 @@
+"""From a log to a run: the ranker, then the device model in its forms, for each seed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from cloud.data.rates import ItemStatistics
+from cloud.data.samples import SampleConfig, Samples, build_samples
+from cloud.data.schema import DataError, ImpressionLog
+from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
+from cloud.models.ranker import Ranker, Vocabulary
+from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict, train_device_model
+from cloud.training.publish import publish
+from cloud.training.run import Run, RunError, RunRecord, load_weights, save_weights, write_atomically
+from cloud.training.stream import StreamConfig, stream
+
+__all__ = ["TrainConfig", "train"]
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All numbers of a training that are not the data's."""
+
+    stream: StreamConfig = StreamConfig()
+    """The full ranker."""
+    device: JointConfig = JointConfig(epochs=4)
+    """The device model alone: self-contained, and without feedback."""
+    joint: JointConfig = JointConfig(epochs=1)
+    """Both halves together, from the self-contained form on. One pass: ID embeddings learn rows by heart in a second."""
+    no_feedback: bool = True
+    """Also train the device model without feedback, for comparison."""
+    samples: dict[str, Any] = field(default_factory=dict)
+    """Overrides of `SampleConfig`."""
+
+
+DEFAULT_TEST_SHARE = 0.1
+"""Of the rows, at least, when nobody says where the test days begin."""
+REAL_TASKS = ("click", "long_view", "like", "profile_enter")
+REAL_WEIGHTS = {"long_view": 1.0, "like": 1.0}
+WORLD_TASKS = ("effective_view", "like", "follow", "has_next")
+WORLD_WEIGHTS = {"effective_view": 1.0, "like": 0.0, "follow": 0.0, "has_next": 0.0}
+
+
+def train(
+    log: ImpressionLog,
+    *,
+    out: Path,
+    test_from: date | None = None,
+    seeds: int = 3,
+    seed: int = 0,
+    config: TrainConfig | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train on the days of `log` before `test_from` (default: the latest day with a tenth of the rows on or after it), once per seed, into the folder `out`.
+
+    An interrupted training of the same data and numbers goes on after its last finished stage. `progress` gets a stage and the
+    share of it that is done. Raises `DataError` for a log that cannot be trained on or has no row on one side of `test_from`,
+    `RunError` when `out` holds a training of something else.
+    """
+    config = config or TrainConfig()
+    offset = 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
+    tasks, weights = (WORLD_TASKS, WORLD_WEIGHTS) if log.simulated else (REAL_TASKS, REAL_WEIGHTS)
+    test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
+    sampling = replace(SampleConfig(tasks=tasks, utc_offset_h=offset, test_from=test_from), **config.samples)
+    samples = build_samples(log, sampling)
+    learn_until = (test_from - day_of(samples.first_day)).days
+    row_day = samples.event_day[samples.row_event]
+    test = np.flatnonzero(row_day >= learn_until)
+    if not len(test) or not (row_day < learn_until).any():
+        span = f"{day_of(samples.first_day)} to {day_of(samples.first_day + samples.days - 1)}"
+        expected = "expected a first test day with rows before and after it"
+        raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
+    seed_list = tuple(range(seed, seed + seeds))
+    digest = log.digest()
+    # sets of numbers that differ make another run; only more seeds may be added to one
+    _same_or_new(out, {"data": digest, "test_from": test_from.isoformat(), "config": msgspec.to_builtins(config)})
+    record = out / "run.json"
+    record.unlink(missing_ok=True)
+
+    spec = device_spec(samples, config.device, weights)
+    statistics = ItemStatistics(samples)
+    writer = SummaryWriter(str(out / "tensorboard"))
+    try:
+        for number in seed_list:
+            _Seed(number, out / f"seed-{number}", samples, statistics, config, learn_until, progress, writer).train(spec)
+    finally:
+        writer.close()
+    version = _publish(
+        out / f"seed-{seed_list[0]}", samples, statistics, spec, config, test, out / "published", simulated=log.simulated
+    )
+    if progress:
+        progress("publish", 1.0)
+    write_atomically(
+        record,
+        msgspec.json.format(
+            msgspec.json.encode(
+                RunRecord(
+                    data=log.name,
+                    data_digest=digest,
+                    simulated=log.simulated,
+                    test_from=test_from.isoformat(),
+                    seeds=seed_list,
+                    split_version=version,
+                    spec=spec,
+                    upper=config.device.upper,
+                    config=msgspec.to_builtins(config),
+                    versions={n: importlib.metadata.version(n) for n in ("pocketrank", "torch", "numpy", "onnxruntime")},
+                )
+            )
+        ),
+    )
+    return Run.open(out)
+
+
+class _Seed:
+    """One full training. A stage leaves weights and predictions on the test rows, and is skipped when they are there."""
+
+    def __init__(
+        self,
+        seed: int,
+        folder: Path,
+        samples: Samples,
+        statistics: ItemStatistics,
+        config: TrainConfig,
+        learn_until: int,
+        progress: Progress | None,
+        writer: SummaryWriter,
+    ) -> None:
+        self.seed, self.folder, self.samples, self.statistics = seed, folder, samples, statistics
+        self.config, self.learn_until, self.progress, self.writer = config, learn_until, progress, writer
+        day, list_day = samples.event_day[samples.row_event], samples.list_day[samples.row_list]
+        first = 0 if (samples.event_day < 0).any() else config.device.warm_up_days
+        self.rows = np.flatnonzero((day < learn_until) & (list_day >= first))
+        self.test = np.flatnonzero(day >= learn_until)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def train(self, spec: Any) -> None:
+        pxtr = self._ranker()
+        own, joint = self.config.device, self.config.joint
+        base = self._device(spec, pxtr, "self_contained", own)
+        if self.config.no_feedback:
+            self._device(spec, pxtr, "no_feedback", own, feedback=False)
+        self._device(spec, pxtr, "split", joint, start=base)
+        labels = self.samples.event_labels[self.samples.row_event[self.test]]
+        server = pxtr[self.samples.row_list[self.test], self.samples.row_slot[self.test]]
+        _save(self.folder / "labels.npy", labels)
+        _save(self.folder / "server_score.npy", server)
+
+    def _ranker(self) -> np.ndarray:
+        weights, scores = self.folder / "ranker.safetensors", self.folder / "pxtr.npy"
+        if weights.exists() and scores.exists():
+            return np.asarray(np.load(scores))
+        result = stream(
+            self.samples,
+            self.statistics,
+            self.config.stream,
+            learn_until=self.learn_until,
+            seed=self.seed,
+            progress=self._tell("ranker"),
+            log=self._curve,
+        )
+        _save(scores, result.pxtr)
+        save_weights(result.ranker, weights)
+        return result.pxtr
+
+    def _device(
+        self,
+        spec: Any,
+        pxtr: np.ndarray,
+        name: str,
+        config: JointConfig,
+        *,
+        feedback: bool = True,
+        start: DeviceModel | None = None,
+    ) -> DeviceModel:
+        torch.manual_seed(self.seed)
+        split = name == "split"
+        model = DeviceModel(self.samples, self.statistics, pxtr, spec, config, split=split, feedback=feedback)
+        weights, scores = self.folder / f"{name}.safetensors", self.folder / f"{name}.npy"
+        if weights.exists() and scores.exists():
+            load_weights(model, weights)
+            return model.eval()
+        if start is not None:
+            model.upper.start_from(start.upper)
+        train_device_model(
+            model,
+            self.rows,
+            seed=self.seed,
+            progress=self._tell(name),
+            log=lambda _, value, step: self._curve(f"{name}/loss", value, step),
+        )
+        _save(scores, predict(model, self.test))
+        save_weights(model, weights)
+        return model
+
+    def _tell(self, stage: str) -> Callable[[float], None] | None:
+        progress = self.progress
+        return (lambda share: progress(f"seed {self.seed}: {stage}", share)) if progress else None
+
+    def _curve(self, name: str, value: float, step: int) -> None:
+        self.writer.add_scalar(f"seed-{self.seed}/{name}", value, step)
+
+
+def _publish(
+    folder: Path,
+    samples: Samples,
+    statistics: ItemStatistics,
+    spec: Any,
+    config: TrainConfig,
+    test: np.ndarray,
+    out: Path,
+    *,
+    simulated: bool,
+) -> str:
+    ranker = _loaded(Ranker(config.stream.ranker, Vocabulary.of(samples, statistics)), folder / "ranker.safetensors")
+    model = DeviceModel(samples, statistics, np.load(folder / "pxtr.npy"), spec, config.joint, split=True)
+    if out.exists():
+        shutil.rmtree(out)
+    return publish(ranker, _loaded(model, folder / "split.safetensors"), statistics, test, out, simulated=simulated)
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _loaded(model: Model, path: Path) -> Model:
+    load_weights(model, path)
+    return model.eval()
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)
+
+
+def _same_or_new(out: Path, what: dict[str, Any]) -> None:
+    """Refuse to go on with a training of something else, or to write into a folder that is no run."""
+    text = msgspec.json.encode(what, order="deterministic")
+    mark, fingerprint = out / "started.json", hashlib.sha256(text).hexdigest()
+    if mark.is_file():
+        if msgspec.json.decode(mark.read_bytes()).get("fingerprint") != fingerprint:
+            raise RunError(
+                f"Expected the training that was started here, got other data or numbers - at {out}. Choose another --out."
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise RunError(
+            f"Expected an empty folder or an interrupted training, got other files - at {out}. Choose another --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(mark, msgspec.json.format(msgspec.json.encode({"fingerprint": fingerprint, **what})))

@@ -1,0 +1,263 @@
+"""Structs to bytes and back, arrays to blocks and back, and what makes a page whole.
+
+MessagePack is the form between devices and cloud; JSON is for people. In MessagePack a block's data MUST be `bin`; in JSON
+it MUST be a flat list of numbers, where null stands for every value that is not finite. Decoding either form gives the same
+struct, whose blocks hold bytes. Integers MUST fit 64 signed bits. Every error is one of `contract`'s typed ones; decoding
+never raises anything else, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from device.blocks import MAX_ELEMENTS, from_block, shorten, to_block
+from device.contract import (
+    WIRE_VERSION,
+    Block,
+    BlockError,
+    Candidates,
+    Columns,
+    DecodeError,
+    Dtype,
+    FeedbackBatch,
+    FeedbackEvent,
+    Page,
+    PageRequest,
+    VersionError,
+)
+
+__all__ = [
+    "MAX_ELEMENTS",
+    "PageColumns",
+    "check_page",
+    "from_block",
+    "from_columns",
+    "from_json",
+    "from_msgpack",
+    "read_page",
+    "to_block",
+    "to_json",
+    "to_msgpack",
+]
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_INT64 = (-(1 << 63), (1 << 63) - 1)
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
+_EXPECTED = re.compile(r"^Expected (?P<expected>.*), got (?P<got>.*)$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+_ENCODE_MSGPACK = msgspec.msgpack.Encoder()
+_ENCODE_JSON = msgspec.json.Encoder()
+_EVENT_INTS = ("user_id", "item_id", "position", "impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms")
+_REQUEST_INTS = ("user_id", "now_ms", "size", "scene")
+
+
+class _Peek(msgspec.Struct):
+    version: int = WIRE_VERSION
+
+
+@cache
+def _decoder(wire: str, struct: type[Any]) -> Callable[[bytes], Any]:
+    kind = msgspec.msgpack.Decoder if wire == "msgpack" else msgspec.json.Decoder
+    return kind(struct).decode
+
+
+# --------------------------------------------------------------------------------------------------------------- structs
+
+
+def to_msgpack(struct: msgspec.Struct) -> bytes:
+    """`struct` as MessagePack. Raises `DecodeError` when a value cannot be written, such as an integer beyond 64 bits."""
+    try:
+        return _ENCODE_MSGPACK.encode(struct)
+    except (OverflowError, TypeError, ValueError) as err:
+        raise DecodeError("$", f"a {type(struct).__name__} that can be written", str(err)) from None
+
+
+def to_json(struct: msgspec.Struct) -> bytes:
+    """`struct` as JSON, blocks as flat lists of numbers (null for NaN and infinities). Raises `BlockError`, `DecodeError`."""
+    if isinstance(struct, Page):
+        struct = _map_blocks(struct, _to_numbers)
+    try:
+        return _ENCODE_JSON.encode(struct)
+    except (OverflowError, TypeError, ValueError) as err:
+        raise DecodeError("$", f"a {type(struct).__name__} that can be written", str(err)) from None
+
+
+def from_msgpack(data: bytes, type: type[S]) -> S:
+    """The struct in `data`. Raises `VersionError`, or `DecodeError` for anything else that is wrong.
+
+    A page's blocks are looked into by `from_block` or `check_page`, not here.
+    """
+    struct = _decode("msgpack", data, type)
+    if isinstance(struct, Page):
+        for path, block in _blocks(struct):
+            if not isinstance(block.data, bytes):
+                raise DecodeError(f"{path}.data", "`bytes`", "`array`")
+    return struct
+
+
+def from_json(data: bytes, type: type[S]) -> S:
+    """The struct in `data`, blocks turned into bytes. Raises `VersionError`, `DecodeError` or `BlockError`."""
+    struct = _decode("json", data, type)
+    return cast(S, _map_blocks(struct, _to_bytes)) if isinstance(struct, Page) else struct
+
+
+def _decode(wire: str, data: bytes, struct: type[S]) -> S:
+    decode = cast(Callable[[bytes], S], _decoder(wire, struct))
+    try:
+        value = decode(data)
+    except (ValueError, RecursionError) as err:  # msgspec's own errors are ValueErrors; so is bad UTF-8
+        _refuse_version(_peek(wire, data), "$.version")
+        raise _translate(err, struct.__name__) from None
+    _refuse_version(getattr(value, "version", WIRE_VERSION), "$.version")
+    if isinstance(value, FeedbackBatch):
+        _check_events(value.events, "$.events")
+    elif isinstance(value, PageRequest):
+        _check_ints(value, _REQUEST_INTS, "$")
+        _check_events(value.feedback, "$.feedback")
+        for i, item in enumerate(value.exclude):
+            _check_int(item, f"$.exclude[{i}]")
+    elif isinstance(value, FeedbackEvent):
+        _check_ints(value, _EVENT_INTS, "$")
+    return value
+
+
+def _peek(wire: str, data: bytes) -> int:
+    try:
+        return cast(int, _decoder(wire, _Peek)(data).version)
+    except (ValueError, RecursionError):
+        return WIRE_VERSION
+
+
+def _refuse_version(version: int, path: str) -> None:
+    if version != WIRE_VERSION:
+        raise VersionError(path, f"version {WIRE_VERSION}", f"version {version}")
+
+
+def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
+    for i, event in enumerate(events):
+        _refuse_version(event.version, f"{path}[{i}].version")
+        _check_ints(event, _EVENT_INTS, f"{path}[{i}]")
+
+
+def _check_ints(struct: msgspec.Struct, names: tuple[str, ...], path: str) -> None:
+    for name in names:
+        value = getattr(struct, name)
+        if value is not None:
+            _check_int(value, f"{path}.{name}")
+
+
+def _check_int(value: int, path: str) -> None:
+    # JSON allows any integer and MessagePack unsigned 64 bits; columns, stores and other languages hold signed 64.
+    if not _INT64[0] <= value <= _INT64[1]:
+        raise DecodeError(path, "an integer of 64 signed bits", shorten(value))
+
+
+def _translate(err: Exception, name: str) -> DecodeError:
+    found = _WHERE.match(str(err))
+    what, path = (found["what"], found["path"] or "$") if found else (str(err), "$")
+    if pair := _EXPECTED.match(what):
+        return DecodeError(path, pair["expected"], pair["got"])
+    if missing := _MISSING.match(what):
+        return DecodeError(f"{path}.{missing['field']}", "a value", "nothing")
+    return DecodeError(path, f"a {name}", what or type(err).__name__)
+
+
+# ----------------------------------------------------------------------------------------------------------------- pages
+
+
+class PageColumns(NamedTuple):
+    """A page's arrays, all read-only views: n candidates, F floats, C categories, vectors of width D."""
+
+    item_id: NDArray[np.int64]
+    """[n]"""
+    floats: NDArray[np.float32]
+    """[n, F], columns named by `page.candidates.floats.names`"""
+    categories: NDArray[np.int32]
+    """[n, C]"""
+    vector: NDArray[np.float16] | None
+    """[n, D]"""
+    user_vector: NDArray[np.float16] | None
+    """[D]"""
+
+
+def from_columns(columns: Columns, path: str, *, dtype: Dtype, rows: int) -> NDArray[Any]:
+    """The array [rows, len(names)] of a column group. Raises `BlockError`: names that repeat, another width or row count."""
+    if len(set(columns.names)) != len(columns.names):
+        twice = next(name for name in columns.names if columns.names.count(name) > 1)
+        raise BlockError(f"{path}.names", "unique names", f"{shorten(twice)} twice")
+    values = from_block(columns.values, f"{path}.values", dtype=dtype, ndim=2)
+    if values.shape != (rows, len(columns.names)):
+        raise BlockError(f"{path}.values.shape", f"[{rows}, {len(columns.names)}]", shorten(list(values.shape)))
+    return values
+
+
+def read_page(page: Page) -> PageColumns:
+    """All arrays of a page that is whole. Raises `BlockError` at the first thing that is not.
+
+    Whole means: every block agrees with its dtype and shape, every group has one row per candidate and one column per unique
+    name, both vectors have one width, and a page with vectors says of which split version they are.
+    """
+    c = page.candidates
+    item_id = from_block(c.item_id, "$.candidates.item_id", dtype="i8", ndim=1)
+    rows = len(item_id)
+    floats = from_columns(c.floats, "$.candidates.floats", dtype="f4", rows=rows)
+    categories = from_columns(c.categories, "$.candidates.categories", dtype="i4", rows=rows)
+    vector = None if c.vector is None else from_block(c.vector, "$.candidates.vector", dtype="f2", ndim=2)
+    user = None if page.user_vector is None else from_block(page.user_vector, "$.user_vector", dtype="f2", ndim=1)
+    if vector is not None and len(vector) != rows:
+        raise BlockError("$.candidates.vector.shape", f"{rows} rows", f"{len(vector)} rows")
+    if vector is not None and user is not None and vector.shape[1] != len(user):
+        raise BlockError("$.user_vector.shape", f"[{vector.shape[1]}]", f"[{len(user)}]")
+    if (vector is not None or user is not None) and page.split_version is None:
+        raise BlockError("$.split_version", "the version of the page's vectors", "nothing")
+    return PageColumns(item_id, floats, categories, vector, user)
+
+
+def check_page(page: Page) -> None:
+    """Raise `BlockError` unless the page is whole; see `read_page`. Duplicate items and NaN values are allowed."""
+    read_page(page)
+
+
+def _blocks(page: Page) -> list[tuple[str, Block]]:
+    c = page.candidates
+    named = [
+        ("$.candidates.item_id", c.item_id),
+        ("$.candidates.floats.values", c.floats.values),
+        ("$.candidates.categories.values", c.categories.values),
+    ]
+    if c.vector is not None:
+        named.append(("$.candidates.vector", c.vector))
+    if page.user_vector is not None:
+        named.append(("$.user_vector", page.user_vector))
+    return named
+
+
+def _map_blocks(page: Page, change: Callable[[Block, str], Block]) -> Page:
+    new = {path: change(block, path) for path, block in _blocks(page)}
+    c = page.candidates
+    candidates = Candidates(
+        item_id=new["$.candidates.item_id"],
+        floats=Columns(names=c.floats.names, values=new["$.candidates.floats.values"]),
+        categories=Columns(names=c.categories.names, values=new["$.candidates.categories.values"]),
+        vector=new.get("$.candidates.vector"),
+    )
+    return msgspec.structs.replace(page, candidates=candidates, user_vector=new.get("$.user_vector"))
+
+
+def _to_numbers(block: Block, path: str) -> Block:
+    # msgspec writes NaN and infinities as null, so the list needs no pass of its own.
+    return Block(dtype=block.dtype, shape=block.shape, data=from_block(block, path).ravel().tolist())
+
+
+def _to_bytes(block: Block, path: str) -> Block:
+    if isinstance(block.data, bytes):  # a JSON string, which msgspec reads as base64
+        raise DecodeError(f"{path}.data", "`array`", "`str`")
+    return Block(dtype=block.dtype, shape=block.shape, data=from_block(block, path).tobytes())

@@ -1,0 +1,101 @@
+"""What the model remembers of a session: the last events, ready to be read in place.
+
+Each group of event inputs is one buffer several windows long. An event is one row written behind the last; the window the
+model sees is a slice that ends there, padded at the front by the zeros that the buffer began with. When the buffer is full
+the window moves back to its beginning, once in hundreds of events.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device.contract import FeatureSpec
+from device.features import PageArrays
+
+__all__ = ["GAP_POSITIONS_MAX", "GAP_SECONDS_MAX", "EventHistory"]
+
+GAP_SECONDS_MAX = 604_800
+"""Longest time since an impression that the model is told, a week."""
+GAP_POSITIONS_MAX = 10_000
+"""Longest distance in positions that the model is told."""
+
+_WINDOWS = 4  # buffer length in windows: 4 times 50 events of 65 numbers are 52 kB
+_GAP_MAX = np.array([GAP_SECONDS_MAX * 1000, GAP_POSITIONS_MAX])
+_GAP_SCALE = np.array([1e-3, 1.0])
+_FAR_MS = 1 << 53
+_FAR_POSITION = 1 << 40
+
+
+class EventHistory:
+    """The last `spec.events_max` events in the order of their impressions, as f32 and i32 rows."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.max = spec.events_max
+        rows = self.max * _WINDOWS
+        self._end = self.max  # a full window of zeros lies before the first event
+        self.count = 0
+        self.floats = np.zeros((1, rows, len(spec.candidate_floats)), np.float32)
+        self.categories = np.zeros((1, rows, len(spec.candidate_categories)), np.int32)
+        self.vector = np.zeros((1, rows, spec.vector_width), np.float32)
+        self.feedback = np.zeros((1, rows, len(spec.feedback_floats)), np.float32)
+        self._gap = np.zeros((1, rows, 2), np.float32)
+        self._shown = np.zeros((1, rows, 2), np.int64)  # impression_ms, position
+        self._moved: tuple[NDArray[Any], ...] = (
+            self.floats, self.categories, self.vector, self.feedback, self._shown,
+        )  # fmt: skip
+        self._mask = np.repeat(np.array([[0, 1]], np.float32), self.max, axis=1)
+        self._now = np.zeros(2, np.int64)
+        self._scratch = np.zeros((self.max, 2), np.int64)
+
+    def append(self, impression_ms: int, position: int, feedback: NDArray[np.float32], page: PageArrays, row: int) -> bool:
+        """Remember that `row` of `page` was shown, with its `feedback` [Fb]; copies, nothing of the page is kept.
+
+        An event that comes late is put before those of later impressions; one older than a full window is not kept (False).
+        The vector of a page without vectors is 0.
+        """
+        if self._end == self._shown.shape[1]:
+            for array in self._moved:
+                array[0, : self.max] = array[0, self._end - self.max : self._end]
+            self._end = self.max
+        impression_ms = max(-_FAR_MS, min(_FAR_MS, impression_ms))
+        end = at = self._end
+        start = end - self.count
+        if self.count and impression_ms < self._shown[0, end - 1, 0]:
+            at = start + int(np.searchsorted(self._shown[0, start:end, 0], impression_ms, side="right"))
+            if at == start and self.count == self.max:
+                return False
+            for array in self._moved:
+                array[0, at + 1 : end + 1] = array[0, at:end]
+        self._shown[0, at] = impression_ms, max(-_FAR_POSITION, min(_FAR_POSITION, position))
+        self.floats[0, at] = page.floats[row]
+        self.categories[0, at] = page.categories[row]
+        self.vector[0, at] = 0 if page.vector is None else page.vector[row]
+        self.feedback[0, at] = feedback
+        self._end = end + 1
+        self.count = min(self.count + 1, self.max)
+        return True
+
+    def inputs(self, length: int, now_ms: int, position: int) -> dict[str, NDArray[Any]]:
+        """The event inputs as slices of `length` rows (count <= length <= max), gaps counted from `now_ms` and `position`.
+
+        They are views: valid until the next `append`. An impression from the future has a gap of 0.
+        """
+        count, end = self.count, self._end
+        window = slice(end - length, end)
+        if count:
+            gap, self._now[:] = self._scratch[:count], (now_ms, position)
+            np.subtract(self._now, self._shown[0, end - count : end], out=gap)
+            np.maximum(gap, 0, out=gap)
+            np.minimum(gap, _GAP_MAX, out=gap)
+            np.multiply(gap, _GAP_SCALE, out=self._gap[0, end - count : end], casting="same_kind")
+        return {
+            "event_float": self.floats[:, window],
+            "event_category": self.categories[:, window],
+            "event_vector": self.vector[:, window],
+            "event_feedback": self.feedback[:, window],
+            "event_gap": self._gap[:, window],
+            "event_mask": self._mask[:, self.max + count - length : self.max + count],
+        }

@@ -1,0 +1,218 @@
+"""From a run to a bundle: convert, check, weigh, time, and only then put it in place.
+
+Formats are converted side by side, each in a process of its own (`worker`). Everything is written to a folder beside `out` that
+takes its name at the end, so there is never half a bundle.
+
+`report.json`, a file of the bundle and what `export_bundle` returns::
+
+    models      "<form>.<precision>.<format>" → form, format, precision, path, bytes, max_abs_diff, cases, runtime, p50_ms, gate
+    rejected    the same for reduced precisions that lost too much AUC and are not in the bundle
+    onnx, tflite, coreml         bytes and max_abs_diff of the split model in fp32
+    seconds     how long the export took
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import msgspec
+
+from cloud.training.run import Run
+from device.bundle import MANIFEST, Bundle, write_manifest
+from device.contract import Form, Format, ModelEntry, Precision
+from export.errors import BudgetError, OutputError, UnsupportedError
+from export.gate import GateRows
+from export.parity import draw_inputs, measure_ms
+from export.worker import Checked, Job, model_path, run_job
+
+__all__ = ["REPORT", "Budget", "export_bundle"]
+
+REPORT = "report.json"
+"""The report's path in a bundle."""
+TIMED_RUNS = 200
+"""Runs behind a p50."""
+SLOWEST_FIRST: tuple[Format, ...] = ("tflite", "coreml", "onnx")
+"""Order in which formats are started, so that the longest is not the last."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a model may cost. A model over it fails the export."""
+
+    bytes_max: int | None = None
+    """Of each model on disk; None is no limit."""
+    p50_ms_max: float | None = None
+    """Median of a run of each model, with the largest lists, on one thread of this machine; None is no limit."""
+
+
+def export_bundle(
+    run: Run,
+    out: Path,
+    *,
+    formats: Sequence[str],
+    precisions: Sequence[str] = ("fp32",),
+    budget: Budget = Budget(),
+    name: str = "pocketrank",
+    serial: int = 1,
+    expires_ms: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Export both forms of `run` to `out` and return the report. `progress` gets what was done last and the share done.
+
+    A bundle that is already at `out` is replaced; anything else there is refused. Raises `ExportError` (the tree is in
+    `errors`); `out` then is as it was.
+    """
+    wanted: tuple[Format, ...] = _known(formats, Format, "formats")
+    in_precisions: tuple[Precision, ...] = _known(precisions, Precision, "precisions")
+    if set(in_precisions) != {"fp32"}:
+        GateRows.read(run)  # now rather than after a minute
+    out = out.resolve()
+    _check_place(out)
+    started = time.monotonic()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            folder = Path(scratch) / "bundle"
+            (folder / "models").mkdir(parents=True)
+            checked = _convert(run, folder, wanted, in_precisions, progress or (lambda what, share: None))
+            report = _report(run, folder, checked, budget)
+            report["seconds"] = round(time.monotonic() - started, 1)
+            (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+            write_manifest(
+                folder,
+                name=name,
+                serial=serial,
+                split_version=run.record.split_version,
+                spec=run.spec,
+                models=[
+                    ModelEntry(form=m["form"], format=m["format"], precision=m["precision"], path=m["path"], bytes=m["bytes"])
+                    for m in report["models"].values()
+                ],
+                expires_ms=expires_ms,
+                created_ms=time.time_ns() // 1_000_000,
+            )
+            Bundle.open(folder, now_ms=0)
+            _put(folder, out, Path(scratch) / "replaced")
+    except OSError as error:
+        raise OutputError(str(out), "a place for the bundle", error.strerror or str(error)) from error
+    return report
+
+
+def _known(given: Sequence[str], among: Any, what: str) -> tuple[Any, ...]:
+    known = get_args(among)
+    if not given or not set(given) <= set(known):
+        raise UnsupportedError(what, f"some of {', '.join(known)}", ", ".join(given) or "none")
+    return tuple(dict.fromkeys(given))
+
+
+def _check_place(out: Path) -> None:
+    if out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir())):
+        return
+    if out.exists():
+        raise OutputError(str(out), "nothing, or a bundle to replace", "a folder of other things" if out.is_dir() else "a file")
+
+
+def _put(folder: Path, out: Path, replaced: Path) -> None:
+    """Give `folder` the name `out`; what was there moves to `replaced`."""
+    if out.exists():
+        os.rename(out, replaced)
+    try:
+        os.rename(folder, out)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, out)
+        raise
+
+
+def _convert(
+    run: Run,
+    folder: Path,
+    formats: Sequence[Format],
+    precisions: Sequence[Precision],
+    progress: Callable[[str, float], None],
+) -> list[Checked]:
+    """Every model, converted and held to torch, formats side by side."""
+    checked: list[Checked] = []
+    total = len(formats) * len(precisions) * len(get_args(Form))
+    lock = threading.Lock()
+    processes: list[subprocess.Popen[bytes]] = []
+    stop = threading.Event()
+
+    def work(format: Format) -> None:
+        if stop.is_set():
+            return
+        job = Job(run=str(run.folder.resolve()), folder=str(folder), format=format, precisions=tuple(precisions))
+        for model in run_job(job, folder.parent / f"{format}.log", processes.append):
+            with lock:
+                checked.append(model)
+                progress(f"{model.form} {model.format} {model.precision}", len(checked) / total)
+
+    progress("converting", 0.0)
+    with ThreadPoolExecutor(max_workers=max(1, min(len(formats), os.cpu_count() or 1))) as pool:
+        futures = [pool.submit(work, format) for format in SLOWEST_FIRST if format in formats]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            stop.set()
+            for process in processes:
+                process.kill()
+            raise
+    order = {key: i for i, key in enumerate(_asked(formats, precisions))}
+    return sorted(checked, key=lambda m: order[m.form, m.format, m.precision])
+
+
+def _asked(formats: Sequence[Format], precisions: Sequence[Precision]) -> list[tuple[Form, Format, Precision]]:
+    """Form, format and precision of every model that is asked for, in the order of the report."""
+    return [(form, format, precision) for form in get_args(Form) for format in formats for precision in precisions]
+
+
+def _report(run: Run, folder: Path, checked: Sequence[Checked], budget: Budget) -> dict[str, Any]:
+    """Weigh and time every model, drop those that the gate rejects, hold the others to the budget."""
+    spec = run.spec
+    report: dict[str, Any] = {"models": {}, "rejected": {}}
+    for model in checked:
+        path = model_path(model.form, model.format, model.precision)
+        at = folder / path
+        row = {
+            "form": model.form,
+            "format": model.format,
+            "precision": model.precision,
+            "path": path,
+            "bytes": sum(f.stat().st_size for f in at.rglob("*") if f.is_file()) if at.is_dir() else at.stat().st_size,
+            "max_abs_diff": max(model.cases.values()),
+            "cases": model.cases,
+            "runtime": model.runtime,
+            "p50_ms": None,
+            "gate": model.gate,
+        }
+        key = f"{model.form}.{model.precision}.{model.format}"
+        if model.gate and not model.gate["loss"] <= model.gate["limit"]:
+            report["rejected"][key] = row
+            shutil.rmtree(at) if at.is_dir() else at.unlink()
+            continue
+        if model.format != "coreml":
+            inputs = draw_inputs(spec, model.form, spec.candidates_max, spec.events_max, seed=0)
+            row["p50_ms"] = measure_ms(at, model.format, inputs, TIMED_RUNS)
+        _hold(row, key, budget)
+        report["models"][key] = row
+        if (model.form, model.precision) == ("split", "fp32"):
+            report[model.format] = {"bytes": row["bytes"], "max_abs_diff": row["max_abs_diff"]}
+    return report
+
+
+def _hold(row: dict[str, Any], key: str, budget: Budget) -> None:
+    if budget.bytes_max is not None and row["bytes"] > budget.bytes_max:
+        raise BudgetError(key, f"at most {budget.bytes_max} bytes", str(row["bytes"]))
+    if budget.p50_ms_max is not None and row["p50_ms"] is not None and row["p50_ms"] > budget.p50_ms_max:
+        raise BudgetError(key, f"a median run of at most {budget.p50_ms_max} ms", f"{row['p50_ms']:.3f} ms")

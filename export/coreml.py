@@ -1,0 +1,92 @@
+"""To Core ML: an ML program for iOS 17 and later, with free candidate and event counts.
+
+fp16 computes in fp16 but for what leads to a logarithm: seconds since an event pass fp16's largest value. int8 is weights only,
+per channel.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device.contract import Precision
+from export.errors import ConversionError, UnsupportedError
+from export.graphs import OUTPUT, Graph
+
+__all__ = ["convert"]
+
+WEIGHTS_MIN = 256
+"""Tensors with fewer values are not quantised to int8: they weigh nothing, and one of them is the list of list sizes."""
+
+
+def convert(graph: Graph, targets: Mapping[Precision, Path]) -> None:
+    """Write `graph` to each path of `targets`, a .mlpackage folder, in its precision.
+
+    Raises `ConversionError`, `UnsupportedError`.
+    """
+    try:
+        import coremltools
+    except ImportError as error:
+        raise UnsupportedError("format coreml", "pip install 'pocketrank[coreml]'", str(error)) from error
+    program = graph.traced().run_decompositions({})
+    full: Any = None
+    for precision, path in targets.items():
+        try:
+            if precision == "fp16":
+                model = _convert(coremltools, graph, program, half=True)
+            else:
+                full = full or _convert(coremltools, graph, program, half=False)
+                model = full if precision == "fp32" else _quantise(coremltools, full)
+            model.save(str(path))
+        except Exception as error:  # converters raise many kinds
+            raise ConversionError(f"{graph.form} coreml {precision}", "a model", f"{type(error).__name__} {error}") from error
+        # A debugging aid that names this machine's source files; no part of the format.
+        (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+        shutil.rmtree(path / "__pycache__", ignore_errors=True)
+
+
+def _convert(ct: Any, graph: Graph, program: Any, *, half: bool) -> Any:
+    spec = graph.spec
+    ranges = {
+        "candidate": ct.RangeDim(1, spec.candidates_max, default=spec.candidates_max),
+        "event": ct.RangeDim(1, spec.events_max, default=spec.events_max),
+    }
+    inputs = []
+    for name, value in graph.example().items():
+        shape: list[Any] = list(value.shape)
+        if (free := ranges.get(name.split("_")[0])) is not None:
+            shape[1] = free
+        inputs.append(ct.TensorType(name=name, shape=shape, dtype=np.int32 if name.endswith("category") else np.float32))
+    return ct.convert(
+        program,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS17,
+        compute_precision=ct.transform.FP16ComputePrecision(op_selector=_halved) if half else ct.precision.FLOAT32,
+        inputs=inputs,
+        outputs=[ct.TensorType(name=OUTPUT, dtype=np.float32)],
+        skip_model_load=True,
+    )
+
+
+def _halved(op: Any) -> bool:
+    """Whether fp16 will do for an operation: not for logarithms and quotients, nor for what they are computed from."""
+    if op.op_type in ("log", "real_div"):
+        return False
+    return all(_halved(user) for output in op.outputs for user in output.child_ops if _elementwise(user))
+
+
+def _elementwise(op: Any) -> bool:
+    return op.op_type in ("add", "sub", "mul", "clip", "minimum", "log", "real_div", "split", "slice_by_index")
+
+
+def _quantise(ct: Any, model: Any) -> Any:
+    from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
+
+    config = OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=WEIGHTS_MIN
+    )
+    return linear_quantize_weights(model, OptimizationConfig(global_config=config))

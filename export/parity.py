@@ -1,0 +1,171 @@
+"""Holding an exported model to torch: the cases, the tolerances and the comparison.
+
+A model is opened from disk by the runtime a device uses. Core ML has none outside Apple's systems; there the saved program's
+operations are evaluated one by one (`mil_numpy`), which checks the conversion and not Apple's runtime.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device.contract import FeatureSpec, FloatFeature, Form, Format, Precision
+from device.runtimes import ModelRuntimeError, Runtime, open_runtime
+from export.errors import ParityError
+from export.graphs import Graph, Inputs, input_shapes
+
+__all__ = ["TOLERANCE", "Scorer", "compare", "draw_inputs", "measure_ms", "open_scorer", "parity_cases", "resize"]
+
+TOLERANCE: dict[tuple[Format, Precision], float] = {
+    ("onnx", "fp32"): 1e-5,
+    ("tflite", "fp32"): 1e-5,
+    ("coreml", "fp32"): 1e-4,
+}
+"""Largest difference of a score to torch. Other precisions have none: they are gated on a ranking metric (`gate`)."""
+
+OPERATION_LEVEL = "operations of the saved program in numpy, not Apple's runtime"
+"""What a report says of Core ML."""
+
+WIDE = 100.0
+"""A feature that ranges further than this is drawn with many small values and few large ones."""
+GAP_MAX = (604_800.0, 1000.0)
+"""Largest seconds and positions since an event that are drawn."""
+
+Scorer = Callable[[Inputs], NDArray[np.float32]]
+
+
+def _values(rng: np.random.Generator, features: tuple[FloatFeature, ...], rows: int) -> NDArray[np.float32]:
+    """Values [rows, features] within their ranges; the first row has every smallest value, the second every largest."""
+    columns = []
+    for f in features:
+        share = rng.random(rows) ** (6 if f.max - f.min > WIDE else 1)
+        share[:2] = [0, 1][:rows]
+        columns.append(f.min + (f.max - f.min) * share)
+    return np.stack(columns, -1).astype(np.float32)
+
+
+def draw_inputs(spec: FeatureSpec, form: Form, candidates: int, events: int, seed: int) -> dict[str, NDArray[Any]]:
+    """Random inputs within the spec's ranges, everything unmasked."""
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, NDArray[Any]] = {}
+    for name, shape in input_shapes(spec, form, candidates, events).items():
+        if name.endswith("float"):
+            value = _values(rng, spec.candidate_floats, shape[1])
+        elif name.endswith("category"):
+            value = np.stack([rng.integers(0, c.size, shape[1]) for c in spec.candidate_categories], -1).astype(np.int32)
+        elif name == "event_feedback":
+            value = _values(rng, spec.feedback_floats, shape[1])
+        elif name == "context":
+            value = _values(rng, spec.context_floats, 3)[2]
+        elif name == "event_gap":
+            value = (rng.random(shape[1:]) ** 6 * GAP_MAX).astype(np.float32)
+        elif name.endswith("mask"):
+            value = np.ones(shape[1], np.float32)
+        else:  # vectors travel as fp16
+            value = rng.normal(size=shape[1:]).astype(np.float16).astype(np.float32)
+        inputs[name] = np.ascontiguousarray(value[None])
+    return inputs
+
+
+def parity_cases(spec: FeatureSpec, form: Form, seed: int = 0) -> dict[str, dict[str, NDArray[Any]]]:
+    """Inputs of each case by its name. What a mask hides is garbage, so that a leak shows."""
+    n, t = spec.candidates_max, spec.events_max
+    rng = np.random.default_rng(seed)
+    cases = {
+        name: draw_inputs(spec, form, n, t, seed + i)
+        for i, name in enumerate(("full", "padded", "empty_feedback", "random_mask"))
+    }
+    cases["padded"]["candidate_mask"][:, (n + 1) // 2 :] = 0
+    cases["padded"]["event_mask"][:, : t // 2] = 0
+    cases["empty_feedback"]["event_mask"][:] = 0
+    for name in ("candidate_mask", "event_mask"):
+        mask = cases["random_mask"][name]
+        mask[:] = rng.random(mask.shape) < 0.5
+        mask[:, 0] = 1
+    cases["one_candidate"] = draw_inputs(spec, form, 1, t, seed + 4)
+    cases["short_lists"] = draw_inputs(spec, form, max(1, n // 4), max(1, t // 8), seed + 5)
+    return cases
+
+
+def resize(inputs: Inputs, candidates: int, events: int) -> dict[str, NDArray[Any]]:
+    """`inputs` with lists padded at the back to the given counts, masked."""
+    counts = {"candidate": candidates, "event": events}
+    padded = dict(inputs)
+    for name, value in inputs.items():
+        more = counts.get(name.split("_")[0], value.shape[1]) - value.shape[1]
+        if more:
+            padded[name] = np.pad(value, [(0, 0), (0, more), *[(0, 0)] * (value.ndim - 2)])
+    return padded
+
+
+def open_scorer(path: Path, format: Format) -> tuple[Scorer, str]:
+    """The model at `path`, read from disk, as a function of the contract's inputs, and what runs it.
+
+    Lists are padded to the sizes that the model was compiled for. Raises `device.runtimes.ModelRuntimeError`,
+    `UnsupportedError` for a Core ML operation that is not known here.
+    """
+    if format == "coreml":
+        from export.mil_numpy import MilProgram
+
+        return MilProgram(path).run, OPERATION_LEVEL
+    runtime = open_runtime(path, format)
+
+    def score(inputs: Inputs) -> NDArray[np.float32]:
+        # a copy, because the answer may be the runtime's own memory
+        return np.array(runtime.run(_fitting(runtime, inputs))[:, : inputs["candidate_mask"].shape[1]])
+
+    package = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}[format]
+    return score, f"{package} {version(package)}"
+
+
+def compare(graph: Graph, score: Scorer, *, where: str, tolerance: float | None = None, seed: int = 0) -> dict[str, float]:
+    """Largest difference to torch of any real candidate's score, by case.
+
+    Raises `ParityError` for a difference above `tolerance`, a wrong shape, a score that is not finite, or a failed run.
+    """
+    differences: dict[str, float] = {}
+    for name, inputs in parity_cases(graph.spec, graph.form, seed).items():
+        expected = graph.scores(inputs)
+        try:
+            got = score(inputs)
+        except ModelRuntimeError as error:
+            raise ParityError(f"{where}, case {name}", "scores", str(error)) from error
+        if got.shape != expected.shape:
+            raise ParityError(f"{where}, case {name}", f"scores {list(expected.shape)}", f"{list(got.shape)}")
+        real = inputs["candidate_mask"][0] > 0
+        if not np.isfinite(got[0, real]).all():
+            raise ParityError(f"{where}, case {name}", "finite scores", "NaN or infinity")
+        difference = float(np.abs(got[0, real] - expected[0, real]).max())
+        if tolerance is not None and difference > tolerance:
+            raise ParityError(
+                f"{where}, case {name}", f"torch's scores within {tolerance:g}", f"a difference of {difference:.3g}"
+            )
+        differences[name] = difference
+    return differences
+
+
+def measure_ms(path: Path, format: Format, inputs: Inputs, runs: int) -> float:
+    """Median milliseconds of a run on one thread, after a fifth as many to warm up. Raises `ModelRuntimeError`."""
+    runtime = open_runtime(path, format)
+    fitting = _fitting(runtime, inputs)
+    times = []
+    for i in range(runs + runs // 5):
+        start = time.perf_counter_ns()
+        runtime.run(fitting)
+        if i >= runs // 5:
+            times.append(time.perf_counter_ns() - start)
+    return float(np.median(times)) / 1e6
+
+
+def _fitting(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    """Those of `inputs` that the model takes, padded to the sizes that it was compiled for."""
+    n, t = inputs["candidate_mask"].shape[1], inputs["event_mask"].shape[1]
+    size = n if runtime.list_sizes is None else next(s for s in runtime.list_sizes if s >= n)
+    padded = resize(inputs, size, runtime.events or t)
+    return {name: padded[name] for name in runtime.input_names}

@@ -1,0 +1,135 @@
+"""One format of a run in a process of its own: convert, open again from disk, hold to torch, gate.
+
+`python -m export.worker JOB` with a `Job` in JSON. Converters fill both output streams with notes from Python and C++ alike;
+here they go to a log file whose end is shown when a conversion fails. Standard output carries one message per line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from device.contract import Form, Format, Precision
+from export import errors
+from export.errors import ConversionError, ExportError
+
+__all__ = ["Checked", "Job", "model_path", "run_job"]
+
+SUFFIX: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "coreml": "mlpackage"}
+LOG_TAIL = 2000
+"""Characters of a converter's log that go into an error."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What to convert: every form of the run in `run` to `format`, into `folder`."""
+
+    run: str
+    folder: str
+    format: Format
+    precisions: tuple[Precision, ...]
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A converted model and how it compares with torch. `gate` is None for fp32 (see `gate.auc_loss`)."""
+
+    form: Form
+    format: Format
+    precision: Precision
+    runtime: str
+    cases: dict[str, float]
+    gate: dict[str, Any] | None
+
+
+class _Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    kind: str
+    where: str
+    expected: str
+    got: str
+
+
+def model_path(form: Form, format: Format, precision: Precision) -> str:
+    """Where a model lies in a bundle."""
+    return f"models/{form}.{precision}.{SUFFIX[format]}"
+
+
+def run_job(job: Job, log: Path, started: Callable[[subprocess.Popen[bytes]], None]) -> Iterator[Checked]:
+    """Run `job` in a new process and yield each model as it is done. `started` gets the process, to end it early.
+
+    Raises `ExportError`, whatever the process raised.
+    """
+    environment = dict(os.environ, OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
+    # wherever the caller found this package
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "export.worker", msgspec.json.encode(job).decode()]
+    with (
+        log.open("wb") as errors_to,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors_to, stdin=subprocess.DEVNULL, env=environment
+        ) as process,
+    ):
+        started(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            message = msgspec.json.decode(line, type=Checked | _Failed)
+            if isinstance(message, _Failed):
+                process.wait()
+                kind: type[ExportError] = getattr(errors, message.kind)
+                raise kind(message.where, message.expected, message.got)
+            yield message
+    if process.returncode:
+        tail = log.read_text(errors="replace")[-LOG_TAIL:]
+        raise ConversionError(f"format {job.format}", "a finished conversion", f"exit code {process.returncode}\n{tail}")
+
+
+def _checked(job: Job) -> Iterator[Checked]:
+    """Convert and check every form."""
+    import torch
+
+    from cloud.training.run import Run
+    from export.gate import GateRows, auc_loss
+    from export.graphs import Graph
+    from export.parity import TOLERANCE, compare, open_scorer
+
+    torch.set_num_threads(1)
+    run, folder, format = Run.open(Path(job.run)), Path(job.folder), job.format
+    rows = GateRows.read(run) if set(job.precisions) != {"fp32"} else None
+    for form in get_args(Form):
+        graph = Graph.of(run, form)
+        targets = {precision: folder / model_path(form, format, precision) for precision in job.precisions}
+        import_module(f"export.{format}").convert(graph, targets)
+        for precision, path in targets.items():
+            score, runtime = open_scorer(path, format)
+            cases = compare(graph, score, where=path.name, tolerance=TOLERANCE.get((format, precision)))
+            gate = None if precision == "fp32" or rows is None else auc_loss(graph, rows, score)
+            yield Checked(form=form, format=format, precision=precision, runtime=runtime, cases=cases, gate=gate)
+
+
+def _main() -> int:
+    # Messages keep the real standard output; whatever else is printed goes where errors go.
+    with os.fdopen(os.dup(1), "wb") as messages:
+        os.dup2(2, 1)
+
+        def say(message: Checked | _Failed) -> None:
+            messages.write(msgspec.json.encode(message) + b"\n")
+            messages.flush()
+
+        try:
+            for checked in _checked(msgspec.convert(json.loads(sys.argv[1]), Job)):
+                say(checked)
+        except ExportError as error:
+            say(_Failed(kind=type(error).__name__, where=error.where, expected=error.expected, got=error.got))
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,67 @@
+"""The command table: which file serves which verb, and what happens to an error.
+
+Peer habit: typer keeps the parsing, the help and the completion; ours is only what the commands do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from sdk_demo.cli.demo import demo
+from sdk_demo.cli.emulate import emulate
+from sdk_demo.cli.errors import exit_on_domain_error
+from sdk_demo.cli.evaluate import evaluate
+from sdk_demo.cli.export import export
+from sdk_demo.cli.serve import serve
+from sdk_demo.cli.train import train
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="pocketrank",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+"""The application. Commands appear in the order of the work: data to run, run to bundle, bundle to phones."""
+
+for command in (train, evaluate, export, serve, emulate, demo):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pocketrank {version('pocketrank')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _pocketrank(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The last ranking stage, in the user's hand.
+
+    Train a ranker and a small device model, export it for phones, serve pages of candidates, and let emulated phones reorder
+    them. `pocketrank COMMAND --help` explains a command; `pocketrank demo` runs them all.
+
+    \b
+    pocketrank train --data world --out runs/first
+    pocketrank evaluate runs/first
+    pocketrank export runs/first --formats onnx,tflite --out runs/bundle
+    pocketrank serve --run runs/first --bundle runs/bundle --port 8080
+    pocketrank emulate --server http://127.0.0.1:8080 --clients 8 --sessions 100 --seed 1 --json -
+    """
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run one command line and exit with its code; see `sdk_demo.cli.main`."""
+    with exit_on_domain_error():
+        get_command(app)(args=None if argv is None else list(argv), prog_name="pocketrank")

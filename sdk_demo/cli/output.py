@@ -1,0 +1,118 @@
+"""What a command leaves behind: a JSON report, a table, a progress bar.
+
+Tables and progress go to stderr when the report itself goes to stdout, so that `--json -` can be piped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sdk_demo.cli.errors import OutputError
+
+__all__ = ["JsonTarget", "flatten", "print_report", "progress"]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"a report holds plain values, got {type(value).__name__}")
+
+
+class JsonTarget:
+    """Where `--json` points: a file, `-` for stdout, or nowhere (None).
+
+    The place is checked when the target is made, so that a long command fails before its work and not after it.
+    Raises `OutputError`.
+    """
+
+    def __init__(self, text: str | None) -> None:
+        self.to_stdout = text == "-"
+        self.path = None if text is None or self.to_stdout else Path(text).expanduser()
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"--json: cannot make the folder `{self.path.parent}`: {error.strerror}") from None
+            if self.path.is_dir() or not os.access(self.path.parent, os.W_OK):
+                raise OutputError(f"--json: expected a file that can be written, got `{self.path}`")
+
+    @property
+    def console(self) -> Console:
+        """The console for everything that is not the report."""
+        return Console(stderr=self.to_stdout)
+
+    def write(self, report: Mapping[str, Any]) -> None:
+        """Write `report` as indented JSON, NaN as null; a file appears whole or not at all. Raises `OutputError`."""
+        text = msgspec.json.format(msgspec.json.encode(report, enc_hook=_plain), indent=2) + b"\n"
+        if self.to_stdout:
+            sys.stdout.write(text.decode())
+        elif self.path is not None:
+            unfinished = self.path.with_name(self.path.name + ".part")
+            try:
+                unfinished.write_bytes(text)
+                unfinished.replace(self.path)
+            except OSError as error:
+                unfinished.unlink(missing_ok=True)
+                raise OutputError(f"--json: cannot write `{self.path}`: {error.strerror}") from None
+
+
+def flatten(report: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings under dotted names: `{"like": {"auc": .8}}` becomes `{"like.auc": .8}`."""
+    leaves: dict[str, Any] = {}
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            leaves.update(flatten(value, f"{prefix}{name}."))
+        else:
+            leaves[prefix + name] = value
+    return leaves
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(part) for part in value)
+    return "" if value is None else str(value)
+
+
+def print_report(console: Console, report: Mapping[str, Any], *, rows: str, title: str) -> None:
+    """Print `report[rows]`, a mapping from a row's name to its figures, as a table, and the other leaves below it.
+
+    Without an entry `rows` there is no table, only leaves.
+    """
+    body: Mapping[str, Any] = report.get(rows, {})
+    flat = {name: flatten(row) for name, row in body.items()}
+    columns = list(dict.fromkeys(column for row in flat.values() for column in row))
+    if columns:
+        table = Table(title=title, title_justify="left")
+        table.add_column(rows, no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, row in flat.items():
+            table.add_row(name, *(_cell(row.get(column)) for column in columns))
+        console.print(table)
+    for name, value in flatten({key: value for key, value in report.items() if key != rows}).items():
+        console.print(f"{name}: {_cell(value)}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console, description: str) -> Iterator[Callable[[float], None]]:
+    """Show a bar while the block runs; the value is a function that takes the share done, 0..1."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(description, total=1.0)
+        yield lambda share: bars.update(task, completed=share)
+        bars.update(task, completed=1.0)

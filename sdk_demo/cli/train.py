@@ -1,0 +1,49 @@
+"""`pocketrank train`: from a log to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sdk_demo.cli.options import parse_date, parse_source
+from sdk_demo.cli.source import load_log
+
+__all__ = ["train"]
+
+
+def train(
+    data: Annotated[str, typer.Option(help="`world` (simulated) or `kuairand:DIR`, a folder in the public KuaiRand layout.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run. A run that was interrupted goes on from where it stopped.")],
+    test_from: Annotated[
+        str | None, typer.Option(help="First day (YYYY-MM-DD) that is held out for the test. [default: the log's last day]")
+    ] = None,
+    world: Annotated[
+        Path | None, typer.Option(help="TOML with the parameters of the simulated world; only with `--data world`.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times to train; means and spread are over them.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="First seed; the others follow it.")] = 0,
+) -> None:
+    """Train the cloud's ranker and the device model on a log.
+
+    The log is split by time. The ranker is trained first; its scores for a row come from a state that never saw that row. The
+    device model is trained in both forms, self-contained and split.
+
+    \b
+    pocketrank train --data world --out runs/world
+    pocketrank train --data kuairand:data/KuaiRand-Pure --test-from 2022-05-04 --out runs/kuairand
+
+    Writes into --out: the weights, the configuration, the seeds, the digest of the data, the metrics, and events for
+    TensorBoard.
+    """
+    source = parse_source(data)
+    first_test_day = None if test_from is None else parse_date(test_from, "--test-from")
+    console = Console()
+    log = load_log(console, source, world=world, seed=seed)
+
+    from cloud.training.train import train as train_run
+
+    train_run(log, out=out, test_from=first_test_day, seeds=seeds, seed=seed)
+    console.print(f"run written to {out}; next: pocketrank evaluate {out}", markup=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""The simulated world: users with a hidden, drifting state, a catalogue, logs, live sessions and the oracle's knowledge.
+
+Nothing in here is a real user. `World.simulate_log` writes the schema that models train on; `World.session` is one user to
+be driven impression by impression; `UserSession.probabilities` is what only an oracle knows.
+"""
+
+from sdk_demo.world.catalogue import Items
+from sdk_demo.world.config import DEFAULT_WORLD, WorldConfig
+from sdk_demo.world.errors import SessionOverError, UnknownIdError, WorldConfigError, WorldError
+from sdk_demo.world.policy import LoggingPolicy
+from sdk_demo.world.response import TASKS
+from sdk_demo.world.session import Outcome, UserSession
+from sdk_demo.world.users import Users
+from sdk_demo.world.world import World
+
+__all__ = [
+    "DEFAULT_WORLD",
+    "TASKS",
+    "Items",
+    "LoggingPolicy",
+    "Outcome",
+    "SessionOverError",
+    "UnknownIdError",
+    "UserSession",
+    "Users",
+    "World",
+    "WorldConfig",
+    "WorldConfigError",
+    "WorldError",
+]

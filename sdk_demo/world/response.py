@@ -1,0 +1,215 @@
+"""What a user does with an item: true probabilities, and one outcome drawn from exactly those.
+
+Location of ln watch time = intercept + utility + duration, impatience and buffering terms; the noise is logistic, so that
+P(watch ≥ t) is one sigmoid. Given the view, actions are Bernoulli in the utility. The hazard of leaving depends on the view
+only through its class (not effective, effective, long), so P(has_next) is a sum of three terms. Buffering and volume as the
+device measures them are noisy readings of what enters here (`signals`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from device.contract import Ended
+from sdk_demo.world import luck
+from sdk_demo.world.catalogue import Items
+from sdk_demo.world.config import WorldConfig
+from sdk_demo.world.signals import SIGNAL_UNIFORMS, DeviceSignals, Shown, Signals
+from sdk_demo.world.state import SessionPath, State
+from sdk_demo.world.users import MOODS, Users
+
+__all__ = ["TASKS", "Outcomes", "Response", "ResponseModel", "sigmoid"]
+
+TASKS = ("effective_view", "long_view", "like", "follow", "has_next")
+"""What `ResponseModel.probabilities` tells, in this order."""
+
+_OUTCOME = 2  # stream of a session's luck; `state` uses another
+_SOUND, _PATIENCE, _IMPATIENCE = (MOODS.index(m) for m in ("sound", "patience", "impatience"))
+_QUALITY, _DURATION, _MUSIC, _EFFECTIVE, _LONG = range(5)  # columns of the packed item matrix
+
+
+@dataclass(slots=True, frozen=True)
+class Response:
+    """How n items would be received now: utility, location of ln watch seconds, and expected buffering in seconds."""
+
+    utility: Float[np.ndarray, "batch n"]
+    location: Float[np.ndarray, "batch n"]
+    buffering_s: Float[np.ndarray, "batch n"]
+
+
+@dataclass(slots=True, frozen=True)
+class Outcomes:
+    """One finished impression of each session of a batch. `has_next` false: the user has left."""
+
+    user: Int64[np.ndarray, " batch"]
+    item: Int64[np.ndarray, " batch"]
+    position: Int64[np.ndarray, " batch"]
+    impression_ms: Int64[np.ndarray, " batch"]
+    watch_ms: Int64[np.ndarray, " batch"]
+    ended: Int64[np.ndarray, " batch"]
+    effective_view: Bool[np.ndarray, " batch"]
+    long_view: Bool[np.ndarray, " batch"]
+    like: Bool[np.ndarray, " batch"]
+    follow: Bool[np.ndarray, " batch"]
+    dislike: Bool[np.ndarray, " batch"]
+    has_next: Bool[np.ndarray, " batch"]
+    signals: Signals
+
+
+def sigmoid(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """1 / (1 + e^-x), without overflow."""
+    half: Float[np.ndarray, "*shape"] = np.tanh(0.5 * x)
+    half += 1.0
+    half *= 0.5
+    return half
+
+
+class ResponseModel:
+    """The world's dynamics over a batch of sessions."""
+
+    def __init__(self, config: WorldConfig, items: Items, users: Users) -> None:
+        self._config = config
+        self.path = SessionPath(config, items, users)
+        self._device = DeviceSignals(config.signals)
+        self._topic = items.category.astype(np.int64) - 1
+        self._author = items.author_id
+        self._vector = items.vector.astype(np.float64)
+        self._duration_ms = items.duration_ms
+        log_s = np.log(items.duration_ms / 1000.0)
+        music = (self._topic < config.catalogue.music_topics).astype(np.float64)
+        watch = config.watch
+        self._packed = np.stack(
+            [
+                items.quality,
+                (log_s - log_s.mean()) / (log_s.std() + 1e-9),
+                music - music.mean(),  # what sound adds on music topics it takes from the rest
+                np.minimum(log_s, np.log(watch.effective_s)),
+                np.minimum(log_s, np.log(watch.long_s)),
+            ],
+            axis=1,
+        )
+        a, e = config.actions, config.exit
+        self._action_intercept = np.array([a.like_intercept, a.follow_intercept])
+        self._action_slope = np.array([a.like_slope, a.follow_slope])
+        self._reward = e.satisfaction_rate * np.array([0.0, e.effective_reward, e.long_reward])
+
+    def respond(self, state: State, items: Int64[np.ndarray, "batch n"]) -> Response:
+        """How the users would receive `items` (row numbers) now."""
+        u, w = self._config.utility, self._config.watch
+        packed = self._packed[items]
+        vectors = self._vector[items]
+        duration, music = packed[..., _DURATION], packed[..., _MUSIC]
+        seen = (state.previous >= 0)[:, None]
+        sound, patience, impatience = (state.feeling[:, k, None] for k in (_SOUND, _PATIENCE, _IMPATIENCE))
+        # Item vectors enter linearly, so what pulls and what repels is added up before the one product.
+        pull = u.match * state.intent - u.similarity * seen * self._vector[state.previous]
+        utility = (vectors @ pull[:, :, None])[..., 0]
+        utility += u.quality * packed[..., _QUALITY]
+        utility -= u.satiation * state.satiation[np.arange(len(state))[:, None], self._topic[items]]
+        utility -= u.same_author * (seen & (self._author[items] == self._author[state.previous][:, None]))
+        utility += (u.sound * sound) * music + (u.patience * patience) * duration
+        buffering = self._device.expected_buffering(state, duration)
+        location = utility + (w.duration - w.impatience_duration * impatience) * duration - w.buffering * buffering
+        location += w.intercept - w.impatience * impatience
+        return Response(utility, location, buffering)
+
+    def probabilities(self, state: State, items: Int64[np.ndarray, "batch n"]) -> dict[str, Float[np.ndarray, "batch n"]]:
+        """True probability of each of `TASKS` for showing each item now."""
+        response = self.respond(state, items)
+        thresholds = self._packed[items][..., _EFFECTIVE : _LONG + 1]
+        view = sigmoid((response.location[..., None] - thresholds) / self._config.watch.scale)
+        action = view * sigmoid(self._action_intercept + self._action_slope * response.utility[..., None])
+        effective, long = view[..., 0], view[..., 1]
+        leave = self._leave(state, response)
+        missed = leave[..., 0] * (1.0 - effective) + leave[..., 1] * (effective - long) + leave[..., 2] * long
+        return {
+            "effective_view": effective,
+            "long_view": long,
+            "like": action[..., 0],
+            "follow": action[..., 1],
+            "has_next": 1 - missed,
+        }
+
+    def watch(self, state: State, items: Int64[np.ndarray, " batch"]) -> Outcomes:
+        """Show one item to each session, move every session one step on, and say what happened.
+
+        Sessions whose `has_next` is false stay in the batch; the caller drops them.
+        """
+        config, batch = self._config, len(state)
+        rows = np.arange(batch)
+        response = self.respond(state, items[:, None])
+        utility = response.utility[:, 0]
+        noise = luck.uniforms(luck.step_keys(state.key, _OUTCOME, state.step, items), 6 + SIGNAL_UNIFORMS)
+
+        duration_ms = self._duration_ms[items]
+        u = noise[:, 0]
+        log_s = np.minimum(response.location[:, 0] + config.watch.scale * np.log(u / (1.0 - u)), 20.0)
+        watch_ms = np.minimum((np.exp(log_s) * 1000.0).astype(np.int64), duration_ms)
+        effective = watch_ms >= np.minimum(duration_ms, round(config.watch.effective_s * 1000))
+        long = watch_ms >= np.minimum(duration_ms, round(config.watch.long_s * 1000))
+
+        a = config.actions
+        action = sigmoid(self._action_intercept + self._action_slope * utility[:, None])
+        like = effective & (noise[:, 1] < action[:, 0])
+        follow = long & (noise[:, 2] < action[:, 1])
+        dislike = ~effective & (noise[:, 3] < sigmoid(a.dislike_intercept + a.dislike_slope * utility))
+
+        kind = effective.astype(np.int64) + long
+        leave = self._leave(state, response)[:, 0]
+        has_next = noise[:, 4] >= leave[rows, kind]
+        background = ~has_next & (noise[:, 5] < config.exit.background_share)
+        ended = np.where(
+            background,
+            int(Ended.BACKGROUND),
+            np.where(has_next, np.where(watch_ms >= duration_ms, int(Ended.COMPLETE), int(Ended.SWIPE)), int(Ended.EXIT)),
+        )
+        duration, music = self._packed[items, _DURATION], self._packed[items, _MUSIC]
+        shown = Shown(utility, watch_ms, response.buffering_s[:, 0], duration, music, background)
+        signals = self._device.read(state, shown, noise[:, 6:])
+        outcomes = Outcomes(
+            state.user,
+            items,
+            state.step,
+            state.now_ms,
+            watch_ms,
+            ended,
+            effective,
+            long,
+            like,
+            follow,
+            dislike,
+            has_next,
+            signals,
+        )
+        self._settle(state, outcomes, kind)
+        return outcomes
+
+    def _leave(self, state: State, response: Response) -> Float[np.ndarray, "batch n 3"]:
+        """Probability of leaving after a view that is not effective, effective only, or long."""
+        e = self._config.exit
+        after = (1.0 - e.satisfaction_rate) * state.satisfaction[:, None] + self._reward
+        minutes = (state.now_ms - state.start_ms) / 600_000.0
+        # At the last allowed position the hazard is so large that leaving is certain in double precision.
+        last = state.step + 1 >= self._config.session.max_impressions
+        base = e.intercept + 1e4 * last + e.impatience * state.feeling[:, _IMPATIENCE]
+        base += e.fatigue_count / 10.0 * state.step + e.fatigue_minutes * minutes
+        moment = base[:, None] - e.satisfaction * after
+        return sigmoid(moment[:, None, :] + e.buffering * response.buffering_s[..., None])
+
+    def _settle(self, state: State, o: Outcomes, kind: Int64[np.ndarray, " batch"]) -> None:
+        """Move what depends on the item shown, then the rest of the state."""
+        config = self._config
+        s = config.session
+        rows = np.arange(len(state))
+        # Satiation weighs an item by the share watched of what makes a long view: a flick hardly tires.
+        share = np.minimum(o.watch_ms / np.minimum(self._duration_ms[o.item], config.watch.long_s * 1000.0), 1.0)
+        state.satiation = s.satiation_memory * state.satiation
+        state.satiation[rows, self._topic[o.item]] += s.satiation_gain * (s.satiation_floor + (1.0 - s.satiation_floor) * share)
+        state.satisfaction = (1.0 - config.exit.satisfaction_rate) * state.satisfaction + self._reward[kind]
+        state.previous = o.item
+        gap = (s.gap_ms / np.minimum(np.maximum(o.signals.scroll_speed, 0.25), 4.0)).astype(np.int64)
+        state.now_ms = state.now_ms + o.watch_ms + o.signals.buffering_ms + gap
+        self.path.advance(state)

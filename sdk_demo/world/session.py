@@ -1,0 +1,139 @@
+"""One user's session, impression by impression: what the emulator drives, and what the oracle asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from device.contract import Ended, FeedbackEvent, Network, Orientation
+from sdk_demo.world.errors import SessionOverError, UnknownIdError
+from sdk_demo.world.response import ResponseModel
+from sdk_demo.world.state import State
+
+__all__ = ["SESSION_TAG", "Outcome", "UserSession"]
+
+SESSION_TAG = 2
+"""Part of the keys of sessions outside of logs."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Outcome:
+    """What happened to one impression. Names and units as in `device.contract.FeedbackEvent`.
+
+    `effective_view`, `long_view` and `has_next` are the labels; a device does not report them.
+    """
+
+    user_id: int
+    item_id: int
+    position: int
+    impression_ms: int
+    watch_ms: int
+    ended: Ended
+    effective_view: bool
+    long_view: bool
+    like: bool
+    follow: bool
+    dislike: bool
+    has_next: bool
+    volume: float
+    volume_change: float
+    muted: bool
+    orientation: Orientation
+    playback_rate: float
+    pauses: int
+    seeks: int
+    scroll_speed: float
+    network: Network
+    buffering_ms: int
+    battery_saver: bool
+    backgrounded: bool
+
+    def event(self, *, event_id: str, session_id: str, page_id: str | None = None) -> FeedbackEvent:
+        """The feedback event that a device reports for this impression."""
+        values = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("effective_view", "long_view", "has_next")
+        }
+        return FeedbackEvent(event_id=event_id, session_id=session_id, page_id=page_id, **values)
+
+
+class UserSession:
+    """A running session of one user. Made by `World.session`.
+
+    The hidden path of the session depends on world, user and seed alone, and the luck of an outcome on session, position and
+    item: two policies that run the same session are compared on equal luck.
+    """
+
+    def __init__(self, model: ResponseModel, state: State, item_count: int) -> None:
+        self._model, self._state, self._item_count = model, state, item_count
+        self._alive = True
+
+    @property
+    def user_id(self) -> int:
+        """Whose session it is."""
+        return int(self._state.user[0]) + 1
+
+    @property
+    def alive(self) -> bool:
+        """Whether the user is still there."""
+        return self._alive
+
+    @property
+    def position(self) -> int:
+        """Position of the next impression, from 0."""
+        return int(self._state.step[0])
+
+    @property
+    def now_ms(self) -> int:
+        """The session's clock: when the next impression would begin, ms since the epoch."""
+        return int(self._state.now_ms[0])
+
+    def probabilities(self, item_ids: Int[np.ndarray, " n"]) -> dict[str, Float[np.ndarray, " n"]]:
+        """True probability, for showing each item now, of `sdk_demo.world.TASKS`.
+
+        Closed form: the noise of watch time, actions and leaving is integrated out; nothing is drawn and nothing moves.
+        Raises `UnknownIdError`.
+        """
+        ids = np.asarray(item_ids, dtype=np.int64)
+        if ids.size and not (ids.min() >= 1 and ids.max() <= self._item_count):
+            bad = ids[(ids < 1) | (ids > self._item_count)][0]
+            raise UnknownIdError("item_ids", f"ids in 1..{self._item_count}", str(bad))
+        table = self._model.probabilities(self._state, ids[None, :] - 1)
+        return {task: values[0] for task, values in table.items()}
+
+    def watch(self, item_id: int) -> Outcome:
+        """Show an item, and move to the next moment. Raises `SessionOverError` once the user has left, `UnknownIdError`."""
+        if not self._alive:
+            raise SessionOverError("watch", "a session that is alive", f"one that ended before position {self.position}")
+        if not 1 <= item_id <= self._item_count:
+            raise UnknownIdError("item_id", f"an id in 1..{self._item_count}", str(item_id))
+        o = self._model.watch(self._state, np.array([item_id - 1]))
+        s = o.signals
+        self._alive = bool(o.has_next[0])
+        return Outcome(
+            user_id=self.user_id,
+            item_id=int(item_id),
+            position=int(o.position[0]),
+            impression_ms=int(o.impression_ms[0]),
+            watch_ms=int(o.watch_ms[0]),
+            ended=Ended(int(o.ended[0])),
+            effective_view=bool(o.effective_view[0]),
+            long_view=bool(o.long_view[0]),
+            like=bool(o.like[0]),
+            follow=bool(o.follow[0]),
+            dislike=bool(o.dislike[0]),
+            has_next=self._alive,
+            volume=float(s.volume[0]),
+            volume_change=float(s.volume_change[0]),
+            muted=bool(s.muted[0]),
+            orientation=Orientation(int(s.orientation[0])),
+            playback_rate=float(s.playback_rate[0]),
+            pauses=int(s.pauses[0]),
+            seeks=int(s.seeks[0]),
+            scroll_speed=float(s.scroll_speed[0]),
+            network=Network(int(s.network[0])),
+            buffering_ms=int(s.buffering_ms[0]),
+            battery_saver=bool(s.battery_saver[0]),
+            backgrounded=bool(s.backgrounded[0]),
+        )

@@ -1,0 +1,159 @@
+import csv
+import gzip
+import io
+import logging
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud.data.csv_chunks import Column, Kind, read_chunks
+from cloud.data.schema import DataError
+
+COLUMNS = {
+    "id": Column(Kind.INTEGER, low=0),
+    "flag": Column(Kind.LABEL),
+    "count": Column(Kind.WHOLE, nullable=True),
+    "day": Column(Kind.DAY, nullable=True),
+    "name": Column(Kind.TEXT, nullable=True),
+}
+GOOD = b"1,0,2.0,2022-04-10,x\n"
+HEADER = b"id,flag,count,day,name\n"
+
+
+def read(folder: Path, text: bytes, *, name: str = "t.csv", chunk_bytes: int = 1 << 20) -> pl.DataFrame:
+    file = folder / name
+    file.write_bytes(text)
+    return pl.concat(read_chunks(file, COLUMNS, chunk_bytes=chunk_bytes))
+
+
+def refused(folder: Path, text: bytes, *, name: str = "t.csv", chunk_bytes: int = 1 << 20) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read(folder, text, name=name, chunk_bytes=chunk_bytes)
+    assert caught.value.file == str(folder / name)
+    return caught.value
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 2**63 - 1),
+            st.booleans(),
+            st.none() | st.integers(-(2**53), 2**53),
+            st.none() | st.dates(),
+            st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1),
+        ),
+        min_size=1,
+    ),
+    chunk_bytes=st.integers(1000, 2000),
+    zipped=st.booleans(),
+)
+def test_what_is_written_is_read_whatever_the_chunks(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[object, ...]], chunk_bytes: int, zipped: bool
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([id_, int(bool(flag)), *rest] for id_, flag, *rest in rows)
+    content = text.getvalue().encode()
+    folder = tmp_path_factory.mktemp("csv")
+    name, content = ("t.csv.gz", gzip.compress(content)) if zipped else ("t.csv", content)
+    assert read(folder, content, name=name, chunk_bytes=chunk_bytes).rows() == rows
+
+
+def test_small_chunks_cut_between_lines_only(tmp_path: Path) -> None:
+    rows = b"".join(b"%d,1,,,\n" % i for i in range(100))
+    assert read(tmp_path, HEADER + rows, chunk_bytes=16)["id"].to_list() == list(range(100))
+
+
+@pytest.mark.parametrize("text", [HEADER + GOOD[:-1], HEADER.replace(b"\n", b"\r\n") + GOOD.replace(b"\n", b"\r\n")])
+def test_reads_files_without_last_line_break_and_with_carriage_returns(tmp_path: Path, text: bytes) -> None:
+    assert read(tmp_path, text)["name"].to_list() == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "message"),
+    [
+        (b"x,0,,,\n", "id", "expected a 64-bit integer, got 'x'"),
+        (b"1.5,0,,,\n", "id", "expected a 64-bit integer, got '1.5'"),
+        (b"-3,0,,,\n", "id", "expected 0..9223372036854775807, got -3"),
+        (b"99999999999999999999,0,,,\n", "id", "got 99999999999999999999"),
+        (b",0,,,\n", "id", "got an empty field"),
+        (b"1,2,,,\n", "flag", "expected 0 or 1, got '2'"),
+        (b"1,yes,,,\n", "flag", "expected 0 or 1, got 'yes'"),
+        (b"1,0,2.5,,\n", "count", "expected a whole number, got '2.5'"),
+        (b"1,0,nan,,\n", "count", "expected a whole number, got 'nan'"),
+        (b"1,0,,2022-13-01,\n", "day", "expected a date YYYY-MM-DD, got '2022-13-01'"),
+        (b"1,0,\n", None, "expected 5 fields, got 3"),
+        (b"1,0,,,,\n", None, "expected 5 fields, got 6"),
+        (b"1,0\n1,0,,,,,,\n", None, "expected 5 fields, got 2"),
+        (b"\n", None, "expected 5 fields, got 0"),
+        (b"1,0,,,\xff\n", None, "expected CSV in UTF-8"),
+        (b'1,0,,,"x\n', None, "expected CSV in UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [32, 1 << 20])
+def test_a_bad_row_is_named(tmp_path: Path, line: bytes, column: str | None, message: str, chunk_bytes: int) -> None:
+    error = refused(tmp_path, HEADER + GOOD * 6 + line + GOOD * 3, chunk_bytes=chunk_bytes)
+    assert (error.row, error.column) == (7, column)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "expected a header, got an empty file"),
+        (HEADER, "expected at least one row"),
+        (b"\xff\xfe\n", "expected a CSV header in UTF-8"),
+        (b"id,flag,count,day,name,id\n" + GOOD, "expected each column once"),
+        (b"id,count,day,name\n" + GOOD, "missing from the header; expected flag, got id, count, day, name"),
+        (HEADER + b"1" * 500, "without a line break"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: bytes, message: str) -> None:
+    assert message in str(refused(tmp_path, text, chunk_bytes=100))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
+        list(read_chunks(tmp_path / "none.csv", COLUMNS))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "plain"])
+def test_damaged_gzip_is_refused(tmp_path: Path, damage: str) -> None:
+    packed = gzip.compress(HEADER + b"".join(b"%d,1,,,%d\n" % (i, i * i) for i in range(5000)))
+    middle = len(packed) // 2
+    text = {
+        "truncated": packed[:middle],
+        "flipped": packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :],
+        "plain": HEADER + GOOD,
+    }[damage]
+    refused(tmp_path, text, name="t.csv.gz")
+
+
+def test_unknown_columns_are_ignored_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        frame = read(tmp_path, b"new,id,flag,count,day,name\nwhat,1,0,,,\n")
+    assert frame.columns == list(COLUMNS)
+    assert "unknown columns are ignored: new" in caplog.text
+
+
+def test_optional_and_unused_columns_and_bounds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes(b"b,known\n7,x\n")
+    columns = {"a": Column(Kind.TEXT, optional=True), "b": Column(Kind.INTEGER, low=0, high=9)}
+    with caplog.at_level(logging.WARNING):
+        (frame,) = read_chunks(file, columns, unused=frozenset({"known"}))
+    assert frame.schema == {"b": pl.Int32}
+    assert not caplog.records
+
+
+def test_progress_counts_bytes_on_disk(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv.gz"
+    file.write_bytes(gzip.compress(HEADER + GOOD * 1000))
+    seen: list[int] = []
+    list(read_chunks(file, COLUMNS, chunk_bytes=500, on_bytes=seen.append))
+    assert seen == sorted(seen)
+    assert seen[-1] == file.stat().st_size

@@ -1,0 +1,239 @@
+import logging
+import math
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloud.data.kuairand import find_kuairand, load_kuairand
+from cloud.data.schema import IMPRESSIONS, LABELS, DataError, ImpressionLog
+from tests.cloud.data.folders import (
+    DAY,
+    LOG,
+    NOON,
+    USER,
+    VIDEO,
+    Row,
+    impression,
+    user,
+    video,
+    write,
+    write_folder,
+    write_sequences,
+)
+from tests.data import kuairand_folder
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+@pytest.mark.parametrize("size", ["pure", "1k", "27k"])
+def test_loads_each_size_plain_and_zipped(tmp_path: Path, size: str, suffix: str) -> None:
+    log = load_kuairand(write_folder(tmp_path, size=size, suffix=suffix))
+    assert (log.name, log.simulated) == (f"kuairand-{size}", False)
+    assert log.impressions.schema.equals(IMPRESSIONS)
+    assert log.impressions["item_id"].to_pylist() == [10, 11, 11]
+    assert log.impressions["click"].to_pylist() == [False, True, False]
+
+
+def test_maps_labels_times_and_scene(tmp_path: Path) -> None:
+    names = {
+        "is_click": "click", "is_like": "like", "is_follow": "follow", "is_comment": "comment", "is_forward": "share",
+        "is_profile_enter": "profile_enter", "is_hate": "dislike", "long_view": "long_view",
+    }  # fmt: skip
+    rows = [impression(1, 10, NOON + i, **{public: 1}, tab=i) for i, public in enumerate(names)]
+    table = load_kuairand(write_folder(tmp_path, log=rows)).impressions
+    for i, name in enumerate(names.values()):
+        assert [row for row, held in enumerate(table[name].to_pylist()) if held] == [i]
+    assert table["scene"].to_pylist() == list(range(8))
+    assert table["watch_ms"].to_pylist() == [5000] * 8
+    assert table["impression_ms"].to_pylist() == [NOON + i for i in range(8)]
+    unknown = {column for column in table.column_names if table[column].null_count == 8}
+    assert unknown >= {"effective_view", "has_next", "session_id", "page_id", "position", "ended", "volume", "network"}
+    assert set(LABELS) - unknown == set(names.values())
+
+
+def test_reads_parts_and_the_folder_inside(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", size="27k", log=[impression()])
+    (folder / "log_standard_4_22_to_5_08_27k.csv").rename(folder / "log_standard_4_22_to_5_08_27k_part1.csv")
+    write(folder / "log_standard_4_22_to_5_08_27k_part2.csv.gz", LOG, [impression(2, 12, NOON - 1)])
+    write(folder / "log_standard_4_08_to_4_21_27k_part1.csv", LOG, [impression(1, 10, NOON - 9 * DAY)])
+    write(folder / "video_features_basic_27k_part2.csv", VIDEO, [video(12)])
+    write(folder / "log_random_4_22_to_5_08_27k.csv", LOG, [impression(1, 11, NOON + 5, is_rand=1)])
+    log = load_kuairand(tmp_path)
+    assert log.impressions["item_id"].to_pylist() == [10, 12, 10]
+    assert log.items["item_id"].to_pylist() == [10, 11, 12]
+    with_random = load_kuairand(tmp_path, include_random=True)
+    assert with_random.impressions["item_id"].to_pylist() == [10, 12, 10, 11]
+
+
+def test_progress_reaches_the_whole(tmp_path: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    load_kuairand(write_folder(tmp_path), progress=lambda name, share: seen.append((name, share)))
+    assert len(seen) == 3
+    assert [share for _, share in seen] == sorted(share for _, share in seen)
+    assert seen[-1] == ("video_features_basic_pure.csv", 1.0)
+
+
+def test_exact_duplicates_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [impression(), impression(hourmin=1300), impression(), impression(2), impression(hourmin=1300)]
+    with caplog.at_level(logging.INFO):
+        log = load_kuairand(write_folder(tmp_path, log=rows))
+    assert len(log.impressions) == 3
+    assert "5 rows, 2 exact duplicates dropped" in caplog.text
+
+
+rows_of_a_log = st.lists(
+    st.builds(impression, st.integers(1, 2), st.integers(10, 11), st.integers(NOON, NOON + 3), is_like=st.integers(0, 1)),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=25)
+@given(rows=rows_of_a_log, data=st.data())
+def test_the_order_and_repetition_of_rows_make_no_difference(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("kuairand")
+    first = load_kuairand(write_folder(folder, log=rows))
+    other = [*data.draw(st.permutations(rows)), data.draw(st.sampled_from(rows))]
+    again = load_kuairand(write_folder(folder, log=other))
+    assert all(getattr(again, table).equals(getattr(first, table)) for table in ImpressionLog.TABLES)
+    assert len(first.impressions) == len({tuple(row.items()) for row in rows})
+
+
+def test_days_keep_whole_local_days(tmp_path: Path) -> None:
+    midnight = NOON + DAY // 2
+    times = [midnight - DAY - 1, midnight - DAY, midnight - 1, midnight]
+    folder = write_folder(tmp_path, log=[impression(time_ms=time) for time in times])
+    log = load_kuairand(folder, days=(date(2022, 4, 27), date(2022, 4, 27)))
+    assert log.impressions["impression_ms"].to_pylist() == times[1:3]
+    with pytest.raises(DataError, match=r"expected impressions on 2021-01-01\.\.2021-01-02, got none"):
+        load_kuairand(folder, days=(date(2021, 1, 1), date(2021, 1, 2)))
+
+
+def test_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    videos = [
+        video(10, video_duration="1234.0", tag="", music_id="", upload_dt="", author_id=""),
+        video(11, video_duration="", tag=0),
+        video(12, video_duration="700.0", tag="-124"),
+        video(13, video_duration="", tag=68),
+    ]
+    log = [impression(video=10, duration_ms=ms, time_ms=NOON + ms) for ms in (0, 10, 20)] + [impression(video=99)]
+    with caplog.at_level(logging.WARNING):
+        items = load_kuairand(write_folder(tmp_path, log=log, videos=videos)).items
+    assert items["item_id"].to_pylist() == [10, 11, 12, 13, 99]
+    assert items["duration_ms"].to_pylist() == [15, 0, 700, 0, 9000]
+    assert items["category"].to_pylist() == [0, 1, 0, 69, 0]
+    assert items["music_id"].to_pylist() == [None, 55, 55, 55, None]
+    assert items["author_id"].to_pylist() == [None, 7, 7, 7, None]
+    local_midnight = NOON - 17 * DAY - DAY // 2
+    assert items["upload_ms"].to_pylist() == [None, local_midnight, local_midnight, local_midnight, None]
+    assert "1 videos of the log are not in the video files" in caplog.text
+
+
+def test_users(tmp_path: Path) -> None:
+    users = [
+        user(3, user_active_degree="UNKNOWN", is_live_streamer="-124", fans_user_num=-1, onehot_feat4=""),
+        user(1, user_active_degree="high_active", is_live_streamer="1", fans_user_num=9, onehot_feat4="2.0"),
+        user(2, user_active_degree="full_active", is_live_streamer="1", fans_user_num="4.0", onehot_feat4="2"),
+    ]
+    table = load_kuairand(write_folder(tmp_path, users=users)).users
+    assert table["user_id"].to_pylist() == [1, 2, 3]
+    categories = np.array(table["categories"].to_pylist())
+    assert categories.shape == (3, 26)
+    assert categories[:, 0].tolist() == [2, 1, 0]
+    assert categories[:, 2].tolist() == [1, 1, 0]
+    assert categories[:, 8 + 4].tolist() == [1, 1, 0]
+    fans = [floats[1] for floats in table["floats"].to_pylist()]
+    assert fans == pytest.approx([math.log(10), math.log(5), 0])
+
+
+def test_history_is_read_where_there_is_one(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    assert len(load_kuairand(folder).history) == 0
+    write_sequences(folder / "user_sequences.parquet", [(1, [10, 11], [11], [])])
+    assert load_kuairand(folder).history["long_view"].to_pylist() == [[False, True]]
+
+
+def test_an_empty_day_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_kuairand(write_folder(tmp_path, log=[impression(), impression(time_ms=NOON + 2 * DAY)]))
+    assert "no impression on 2022-04-28" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "column"),
+    [
+        ({"is_like": 2}, "is_like"),
+        ({"is_click": "yes"}, "is_click"),
+        ({"play_time_ms": -1}, "play_time_ms"),
+        ({"time_ms": NOON // 1000}, "time_ms"),
+        ({"time_ms": NOON * 1000}, "time_ms"),
+        ({"user_id": ""}, "user_id"),
+        ({"video_id": "ten"}, "video_id"),
+        ({"tab": 1.5}, "tab"),
+    ],
+)
+def test_a_bad_impression_is_named(tmp_path: Path, fields: Row, column: str) -> None:
+    folder = write_folder(tmp_path, log=[impression(), impression() | fields])
+    with pytest.raises(DataError) as caught:
+        load_kuairand(folder)
+    assert caught.value.file.endswith("log_standard_4_22_to_5_08_pure.csv")
+    assert (caught.value.row, caught.value.column) == (2, column)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tag": "sport"}, {"upload_dt": "yesterday"}, {"video_duration": "long"}, {"author_id": 0.5}]
+)
+def test_a_bad_video_is_named(tmp_path: Path, fields: Row) -> None:
+    with pytest.raises(DataError) as caught:
+        load_kuairand(write_folder(tmp_path, videos=[video(10), video(11, **fields)]))
+    assert caught.value.file.endswith("video_features_basic_pure.csv")
+    assert (caught.value.row, [caught.value.column]) == (2, list(fields))
+
+
+def test_rows_of_one_user_must_agree(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, users=[user(1), user(1)])
+    assert len(load_kuairand(folder).users) == 1
+    write(folder / "user_features_pure.csv", USER, [user(1), user(1, register_days=3)])
+    with pytest.raises(DataError, match="column `user_id`: user_id 1 has two rows that differ"):
+        load_kuairand(folder)
+
+
+def test_the_layout_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a folder"):
+        find_kuairand(tmp_path / "none")
+    with pytest.raises(DataError, match="expected log_standard_"):
+        find_kuairand(tmp_path)
+    folder = write_folder(tmp_path)
+    assert find_kuairand(folder).tables == (
+        folder / "log_standard_4_22_to_5_08_pure.csv",
+        folder / "user_features_pure.csv",
+        folder / "video_features_basic_pure.csv",
+    )
+    twin = write(folder / "user_features_pure.csv.gz", USER, [user(1)])
+    with pytest.raises(DataError, match="either plain or gzipped, got both"):
+        find_kuairand(folder)
+    twin.rename(folder / "user_features_1k.csv.gz")
+    with pytest.raises(DataError, match="expected files of one size, got 1k, pure"):
+        find_kuairand(folder)
+
+
+def test_the_real_slice() -> None:
+    log = load_kuairand(kuairand_folder())
+    table = pl.DataFrame(log.impressions)
+    assert len(table) == 180_384
+    for label, rate in {"click": 0.44, "long_view": 0.31, "like": 0.017, "profile_enter": 0.019}.items():
+        assert table[label].mean() == pytest.approx(rate, rel=0.05), label
+    items = pl.DataFrame(log.items)
+    assert len(items) == 7_583
+    assert (items["duration_ms"] == 0).sum() == 239
+    # What the data set documents as a long view: to the end, or 18 s of a longer one.
+    known = table.join(items, on="item_id").filter(pl.col("duration_ms") > 0)
+    documented = known["watch_ms"] >= known.select(pl.min_horizontal("duration_ms", 18_000)).to_series()
+    assert (documented == known["long_view"]).mean() > 0.98
+    assert len(log.users) == 27_285
+    assert len(log.history) == 26_469

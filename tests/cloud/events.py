@@ -1,0 +1,20 @@
+"""Feedback events for tests: everything that does not matter is filled in."""
+
+from typing import Any
+from uuid import uuid4
+
+from device.contract import FeedbackEvent
+
+
+def event(user_id: int = 1, item_id: int = 1000, *, ms: int = 1_700_000_000_000, **more: Any) -> FeedbackEvent:
+    """An event with a new id unless one is given."""
+    fields: dict[str, Any] = {
+        "event_id": uuid4().hex,
+        "user_id": user_id,
+        "session_id": "s",
+        "item_id": item_id,
+        "position": 0,
+        "impression_ms": ms,
+        "watch_ms": 3000,
+    }
+    return FeedbackEvent(**{**fields, **more})

@@ -1,0 +1,277 @@
+import gzip
+import http.client
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cloud.streams.sqlite import SqliteFeedbackLog
+from device.codec import check_page, from_json, from_msgpack, read_page, to_json, to_msgpack
+from device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
+from tests.cloud.events import event
+from tests.cloud.serving.live import JSON, MSGPACK, Live, command, live, request, write_bundle
+from tests.cloud.small_published import SPLIT_VERSION, small_run
+
+FILES = {"spec.json": b"{}", "models/split.fp32.onnx": b"model" * 1000}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("live")
+    small_run(folder / "run")
+    bundle = write_bundle(folder / "bundle", FILES)
+    (bundle / "secret").write_bytes(b"secret")
+    with live(folder / "run", folder / "feedback.db", bundle) as running:
+        yield running
+
+
+def test_a_page_over_messagepack_and_over_json_is_the_same(server: Live) -> None:
+    page = server.ask("/v1/page", request(3), Page)
+    check_page(page)
+    answer = server.send("POST", "/v1/page", to_json(request(3)), JSON)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    other = from_json(answer.body, Page)
+    assert read_page(other).item_id.tolist() == read_page(page).item_id.tolist()
+    assert other.candidates == page.candidates
+    assert other.user_vector == page.user_vector
+
+
+def test_the_order_is_that_of_the_runs_task_weights(server: Live) -> None:
+    floats = read_page(server.ask("/v1/page", request(3, 30), Page)).floats
+    fused = (floats[:, 0] + 3 * floats[:, 1]).tolist()
+    assert fused == sorted(fused, reverse=True)
+
+
+def test_content_type_and_accept_are_two_things(server: Live) -> None:
+    answer = server.send("POST", "/v1/page", to_json(request()), {"Content-Type": "application/json; charset=utf-8"})
+    assert from_msgpack(answer.body, Page).request_id == "r"
+    answer = server.send("POST", "/v1/page", to_msgpack(request()), {**MSGPACK, "Accept": "application/json"})
+    assert from_json(answer.body, Page).request_id == "r"
+    assert server.send("POST", "/v1/page", to_msgpack(request())).status == 200
+
+
+def test_feedback_is_counted_once_and_moves_the_next_page(server: Live) -> None:
+    first = read_page(server.ask("/v1/page", request(4), Page)).item_id.tolist()
+    batch = FeedbackBatch(events=tuple(event(4, item) for item in first[:3]))
+    assert server.ask("/v1/feedback", batch, FeedbackReceipt) == FeedbackReceipt(accepted=3, duplicates=0)
+    answer = server.send("POST", "/v1/feedback", to_json(batch), JSON)
+    assert from_json(answer.body, FeedbackReceipt) == FeedbackReceipt(accepted=0, duplicates=3)
+    page = server.ask("/v1/page", request(4, feedback=batch.events), Page)
+    assert set(read_page(page).item_id.tolist()).isdisjoint(first[:3])
+
+
+def test_an_unknown_split_version_gets_a_page_without_vectors(server: Live) -> None:
+    page = server.ask("/v1/page", request(split_version="0ld"), Page)
+    assert page.candidates.vector is None
+    assert page.split_reason == "unknown split version 0ld"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        ("/v1/page", b"", "$"),
+        ("/v1/page", b"\xc1", "$"),
+        ("/v1/page", b"\x93\x01\x02", "$"),
+        ("/v1/page", to_msgpack(request())[:-3], "$"),
+        ("/v1/page", msgspec.msgpack.encode({"user_id": 1}), "$.request_id"),
+        ("/v1/page", msgspec.msgpack.encode({**msgspec.to_builtins(request()), "user_id": "1"}), "$.user_id"),
+        ("/v1/page", msgspec.msgpack.encode({**msgspec.to_builtins(request()), "version": 99}), "$.version"),
+        ("/v1/page", to_msgpack(request(size=0)), "$.size"),
+        ("/v1/page", to_msgpack(request(size=101)), "$.size"),
+        ("/v1/page", to_msgpack(request(feedback=(event(), event(event_id="")))), "$.feedback[1].event_id"),
+        ("/v1/feedback", msgspec.msgpack.encode({"events": [{}]}), "$.events[0].event_id"),
+        ("/v1/feedback", to_msgpack(FeedbackBatch(events=(event(event_id="x" * 999),))), "$.events[0].event_id"),
+        ("/v1/feedback", b"[" * 100_000, "$"),
+    ],
+)
+def test_a_body_against_the_contract_is_400_and_says_where(server: Live, path: str, body: bytes, where: str) -> None:
+    answer = server.send("POST", path, body, MSGPACK)
+    assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
+    told = answer.json()
+    assert sorted(told) == ["error", "expected", "got", "path"]
+    assert told["path"] == where
+    assert told["expected"] in told["error"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"events": 1}', b"[" * 100_000, b'{"events": [], "version": 7}'])
+def test_wrong_json_is_400(server: Live, body: bytes) -> None:
+    answer = server.send("POST", "/v1/feedback", body, JSON)
+    assert (answer.status, sorted(answer.json())) == (400, ["error", "expected", "got", "path"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "where"),
+    [
+        ({"Content-Type": "text/plain"}, "content-type"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "content-type"),
+        ({**MSGPACK, "Content-Encoding": "gzip"}, "content-encoding"),
+    ],
+)
+def test_another_content_type_is_415(server: Live, headers: dict[str, str], where: str) -> None:
+    answer = server.send("POST", "/v1/page", gzip.compress(to_msgpack(request())), headers)
+    assert (answer.status, answer.json()["path"]) == (415, where)
+
+
+def test_a_body_past_the_limit_is_413_said_or_not(server: Live) -> None:
+    assert server.send("POST", "/v1/feedback", b"x" * ((1 << 20) + 1), MSGPACK).status == 413
+    # Refused on its word alone: not a byte of it is sent.
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(b"POST /v1/page HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        assert raw.recv(64).startswith(b"HTTP/1.1 413 ")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/v1/page", iter([b"x" * (1 << 18)] * 5), MSGPACK, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_client_that_leaves_in_the_middle_harms_nobody(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(b"POST /v1/page HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nhalf")
+    assert server.ask("/v1/page", request(), Page).request_id == "r"
+
+
+def test_what_is_no_http_is_400(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(b"\x16\x03\x01\x00nonsense\r\n\r\n")
+        assert raw.recv(64).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/page", 405), ("POST", "/nowhere", 404)])
+def test_no_route_is_told_like_every_other_error(server: Live, method: str, path: str, status: int) -> None:
+    answer = server.send(method, path)
+    assert (answer.status, sorted(answer.json())) == (status, ["error", "expected", "got", "path"])
+
+
+def test_the_bundle_can_be_downloaded_and_checked(server: Live) -> None:
+    manifest = server.send("GET", "/v1/bundle/manifest.json").json()
+    for entry in manifest["files"]:
+        answer = server.send("GET", f"/v1/bundle/files/{entry['path']}")
+        assert answer.status == 200
+        assert (len(answer.body), sha256(answer.body).hexdigest()) == (entry["bytes"], entry["sha256"])
+        again = server.send("GET", f"/v1/bundle/files/{entry['path']}", headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status, again.body) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["secret", "../run/run.json", "..%2frun%2frun.json", "%2e%2e/run/run.json", "/etc/hostname", "models", "", "a%00b"]
+)
+def test_no_other_file_can_be(server: Live, path: str) -> None:
+    answer = server.send("GET", f"/v1/bundle/files/{path}")
+    assert (answer.status, sorted(answer.json())) == (404, ["error", "expected", "got", "path"])
+
+
+def test_health_says_what_is_served(server: Live) -> None:
+    told = server.send("GET", "/healthz").json()
+    assert told == {
+        "status": "ok",
+        "split_version": SPLIT_VERSION,
+        "items": 60,
+        "users": 8,
+        "simulated": True,
+        "bundle": True,
+        "feedback_replayed": 0,
+    }
+
+
+def test_metrics_count_what_happens(server: Live) -> None:
+    samples = {
+        'pocketrank_requests_total{method="POST",route="/v1/page",status="200"}': 1,
+        'pocketrank_requests_total{method="POST",route="other",status="404"}': 1,
+        'pocketrank_request_seconds_count{route="/v1/page"}': 1,
+        'pocketrank_stage_seconds_count{route="/v1/page",stage="rank"}': 1,
+        'pocketrank_stage_seconds_count{route="/v1/page",stage="encode"}': 1,
+        'pocketrank_candidates_sum{stage="returned"}': 10,
+        'pocketrank_feedback_events_total{result="accepted"}': 2,
+        'pocketrank_feedback_events_total{result="duplicate"}': 1,
+        'pocketrank_pages_without_vectors_total{reason="not_asked"}': 1,
+        'pocketrank_pages_without_vectors_total{reason="unknown"}': 0,
+    }
+    before = {name: server.metric(name) for name in samples}
+    one, two = event(5), event(5)
+    server.ask("/v1/page", request(split_version=None, feedback=(one,)), Page)
+    server.ask("/v1/feedback", FeedbackBatch(events=(one, two)), FeedbackReceipt)
+    server.send("POST", "/wp-login.php")
+    assert {name: server.metric(name) - before[name] for name in samples} == samples
+
+
+def test_the_routes_are_documented(server: Live) -> None:
+    told = server.send("GET", "/openapi.json").json()
+    assert {"/v1/page", "/v1/feedback", "/v1/bundle/manifest.json", "/v1/bundle/files/{path}", "/healthz", "/metrics"} == set(
+        told["paths"]
+    )
+    for path in ("/v1/page", "/v1/feedback"):
+        operation = told["paths"][path]["post"]
+        assert set(operation["requestBody"]["content"]) == {"application/msgpack", "application/json"}
+        assert {"200", "400", "413", "415", "503"} == set(operation["responses"])
+    schemas = told["components"]["schemas"]
+    assert set(PageRequest.__struct_fields__) == set(schemas["PageRequest"]["properties"])
+    references = {part.split('"')[0] for part in json.dumps(told).split('"#/components/schemas/')[1:]}
+    assert references <= set(schemas)
+
+
+def test_many_at_once_get_their_own_pages(server: Live) -> None:
+    def one(n: int) -> str:
+        return server.ask("/v1/page", request(n % 9, request_id=str(n), feedback=(event(n % 9),)), Page).request_id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(100))) == [str(n) for n in range(100)]
+
+
+def test_acknowledged_feedback_survives_kill_9_once(tmp_path: Path) -> None:
+    small_run(tmp_path / "run")
+    db = tmp_path / "feedback.db"
+    batch = FeedbackBatch(events=tuple(event(2, 1000 + 3 * i, ms=i, watch_ms=20_000) for i in range(8)))
+    with live(tmp_path / "run", db) as server:
+        assert server.ask("/v1/feedback", batch, FeedbackReceipt).accepted == 8
+        before = server.ask("/v1/page", request(2, 20, feedback=(event(2, 1030),)), Page)
+        server.process.send_signal(signal.SIGKILL)
+        assert server.process.wait(30) == -signal.SIGKILL
+    with live(tmp_path / "run", db) as server:
+        assert server.send("GET", "/healthz").json()["feedback_replayed"] == 9
+        after = server.ask("/v1/page", request(2, 20), Page)
+        assert after.candidates == before.candidates
+        assert after.user_vector == before.user_vector
+        assert server.ask("/v1/feedback", batch, FeedbackReceipt) == FeedbackReceipt(accepted=0, duplicates=8)
+        server.process.terminate()
+        server.process.wait(30)
+    log = SqliteFeedbackLog(db)
+    assert [e.item_id for e in log.replay()] == [*range(1000, 1024, 3), 1030]
+    log.close()
+    assert not db.with_name("feedback.db-wal").exists()  # an orderly end folds it in
+
+
+def test_a_full_log_is_503_nothing_counts_and_pages_go_on(tmp_path: Path) -> None:
+    small_run(tmp_path / "run")
+    with live(tmp_path / "run", tmp_path / "feedback.db", bytes_max=64 * 1024) as server:
+        first = read_page(server.ask("/v1/page", request(2), Page)).item_id.tolist()
+        many = tuple(event(2, item, session_id="x" * 2000) for item in first * 10)
+        for path, struct in (("/v1/feedback", FeedbackBatch(events=many)), ("/v1/page", request(2, feedback=many))):
+            answer = server.send("POST", path, to_msgpack(struct), MSGPACK)
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert str(tmp_path) not in answer.body.decode()
+        assert read_page(server.ask("/v1/page", request(2), Page)).item_id.tolist() == first
+        assert server.ask("/v1/feedback", FeedbackBatch(events=many[:1]), FeedbackReceipt).accepted == 1
+
+
+def test_without_a_bundle_its_routes_are_404(tmp_path: Path) -> None:
+    small_run(tmp_path / "run")
+    with live(tmp_path / "run", tmp_path / "feedback.db") as server:
+        for path in ("/v1/bundle/manifest.json", "/v1/bundle/files/spec.json"):
+            answer = server.send("GET", path)
+            assert (answer.status, answer.json()["got"]) == (404, "one without")
+
+
+def test_a_port_in_use_is_a_typed_error(server: Live, tmp_path: Path) -> None:
+    small_run(tmp_path / "run")
+    args = command(tmp_path / "run", tmp_path / "feedback.db", port=server.port)
+    result = subprocess.run(args, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert f"cloud.serving.server.PortError: Expected a free port to listen on, got 127.0.0.1:{server.port}" in result.stderr
+    assert not (tmp_path / "feedback.db").exists()

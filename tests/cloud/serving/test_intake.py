@@ -1,0 +1,70 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloud.serving.intake import EVENT_ID_MAX, FeedbackIntake
+from cloud.serving.state import UserStates
+from cloud.streams.feedback_log import LogWriteError
+from cloud.streams.sqlite import SqliteFeedbackLog
+from device.contract import ContractError, FeedbackReceipt
+from tests.cloud.events import event
+from tests.cloud.small_published import SmallRun, small_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> SmallRun:
+    return small_run(tmp_path)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SqliteFeedbackLog]:
+    opened = SqliteFeedbackLog(tmp_path / "feedback.db")
+    yield opened
+    opened.close()
+
+
+def test_an_event_has_one_effect_however_often_it_comes(run: SmallRun, log: SqliteFeedbackLog) -> None:
+    states = UserStates(run.published, run.record)
+    intake = FeedbackIntake(log, states)
+    first, second = event(2, 1003), event(2, 1006)
+    assert intake([first, first]) == FeedbackReceipt(accepted=1, duplicates=1)
+    assert intake([first, second]) == FeedbackReceipt(accepted=1, duplicates=1)
+    assert states(2).seen.tolist()[2:] == [2, 3]
+    assert intake([]) == FeedbackReceipt(accepted=0, duplicates=0)
+
+
+def test_a_restart_knows_what_the_process_before_knew(run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path) -> None:
+    states = UserStates(run.published, run.record)
+    intake = FeedbackIntake(log, states)
+    for ms in (5, 3, 9, 1):
+        intake([event(2, 1000 + 3 * ms, ms=ms, watch_ms=1000 * ms, like=ms > 4), event(50, 1009, ms=ms)])
+    log.close()
+    log = SqliteFeedbackLog(tmp_path / "feedback.db")
+    again = UserStates(run.published, run.record)
+    assert FeedbackIntake(log, again).replayed == 8
+    log.close()
+    for user in (1, 2, 50):
+        assert again(user).seen.tolist() == states(user).seen.tolist()
+        assert again(user).history.feedback.tolist() == states(user).history.feedback.tolist()
+
+
+@pytest.mark.parametrize("event_id", ["", "x" * (EVENT_ID_MAX + 1)])
+def test_an_id_that_tells_nothing_apart_is_refused_with_the_whole_batch(
+    run: SmallRun, log: SqliteFeedbackLog, event_id: str
+) -> None:
+    states = UserStates(run.published, run.record)
+    with pytest.raises(ContractError) as caught:
+        FeedbackIntake(log, states)([event(), event(event_id=event_id)], "$.feedback")
+    assert caught.value.path == "$.feedback[1].event_id"
+    assert list(log.replay()) == []
+    assert len(states(1).seen) == 1
+
+
+def test_what_the_log_refuses_has_no_effect(run: SmallRun, log: SqliteFeedbackLog) -> None:
+    states = UserStates(run.published, run.record)
+    intake = FeedbackIntake(log, states)
+    log.close()
+    with pytest.raises(LogWriteError):
+        intake([event(1, 1003)])
+    assert len(states(1).seen) == 1

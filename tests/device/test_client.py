@@ -1,0 +1,348 @@
+"""Against real servers on the loopback interface, well-behaved and not."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from device.bundle import MANIFEST, BundleError, CorruptBundleError, UnsafePathError
+from device.client import BadAnswerError, BadStatusError, BadUrlError, CloudClient, UnreachableError
+from device.codec import from_msgpack, to_msgpack
+from device.contract import FeedbackBatch, FeedbackReceipt, PageRequest
+from tests.device.worlds import make_bundle, make_event, make_page
+
+REQUEST = PageRequest(request_id="r", user_id=7, session_id="s", now_ms=0, size=3)
+
+
+class Cloud:
+    """A small server of the contract. `answers` replaces the answer of a path by a status and a body."""
+
+    def __init__(self, bundle: Path | None = None) -> None:
+        self.bundle = bundle
+        self.answers: dict[str, tuple[int, bytes]] = {}
+        self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.connections: set[Any] = set()
+        self.events: dict[str, int] = {}
+
+    def handle(self, path: str, body: bytes) -> tuple[int, bytes]:
+        if path in self.answers:
+            return self.answers[path]
+        if path == "/v1/page":
+            request = from_msgpack(body, PageRequest)
+            return 200, to_msgpack(make_page(list(range(request.size)), request_id=request.request_id))
+        if path == "/v1/feedback":
+            batch = from_msgpack(body, FeedbackBatch)
+            new = {e.event_id: e.item_id for e in batch.events if e.event_id not in self.events}
+            self.events |= new
+            return 200, to_msgpack(FeedbackReceipt(accepted=len(new), duplicates=len(batch.events) - len(new)))
+        if path == "/healthz":
+            return 200, b'{"status": "ok"}'
+        inside = path.removeprefix("/v1/bundle/").removeprefix("files/")
+        if self.bundle is not None and (self.bundle / inside).is_file():
+            return 200, (self.bundle / inside).read_bytes()
+        return 404, b"nothing here"
+
+
+@contextmanager
+def serving(cloud: Cloud) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # headers and body are two writes
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            cloud.seen.append((self.command, self.path, dict(self.headers)))
+            cloud.connections.add(self.client_address)
+            status, answer = cloud.handle(self.path, body)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def raw(*answers: bytes | None, hold: bool = False) -> Iterator[str]:
+    """A server that reads a request per connection, sends the next of `answers` as it is and hangs up, or holds the line."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def run() -> None:
+        for answer in answers:
+            try:
+                line, _ = listener.accept()
+            except OSError:
+                return
+            with line:
+                line.recv(1 << 16)
+                if answer is not None:
+                    line.sendall(answer)
+                if hold:
+                    over.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def test_pages_and_feedback_over_one_connection() -> None:
+    cloud = Cloud()
+    with serving(cloud) as url, CloudClient(url, token="secret") as client:
+        page = client.page(REQUEST)
+        assert page == make_page([0, 1, 2], request_id="r")
+        events = [make_event(1), make_event(2)]
+        assert client.send_feedback(events) == FeedbackReceipt(accepted=2, duplicates=0)
+        assert client.send_feedback(events) == FeedbackReceipt(accepted=0, duplicates=2)
+        assert client.health() == {"status": "ok"}
+    assert len(cloud.connections) == 1
+    method, path, headers = cloud.seen[0]
+    assert (method, path) == ("POST", "/v1/page")
+    assert headers["Content-Type"] == headers["Accept"] == "application/msgpack"
+    assert headers["Authorization"] == "Bearer secret"
+
+
+def test_a_prefix_in_the_base_url() -> None:
+    cloud = Cloud()
+    cloud.answers["/feed/healthz"] = 200, b"{}"
+    with serving(cloud) as url, CloudClient(url + "/feed/") as client:
+        assert client.health() == {}
+
+
+def test_threads_take_turns() -> None:
+    cloud, got = Cloud(), []
+    with serving(cloud) as url, CloudClient(url) as client:
+
+        def work(n: int) -> None:
+            for i in range(10):
+                request = msgspec.structs.replace(REQUEST, request_id=f"{n}/{i}", size=n)
+                page = client.page(request)
+                got.append(page.request_id == request.request_id and page.candidates.item_id.shape == (n,))
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in (1, 2, 3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert got == [True] * 30
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host:80",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://host:99999",
+        "http://h?x=1",
+        "http://a b",
+        "http://[::1",
+    ],
+)
+def test_urls_that_no_call_can_be_made_to(url: str) -> None:
+    with pytest.raises(BadUrlError):
+        CloudClient(url)
+
+
+def test_a_token_cannot_smuggle_a_header() -> None:
+    with pytest.raises(BadUrlError, match="token"):
+        CloudClient("http://host", token="a\r\nX-Evil: 1")
+
+
+def test_no_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(UnreachableError, match=f"POST http://127.0.0.1:{port}/v1/page"):
+        CloudClient(f"http://127.0.0.1:{port}").page(REQUEST)
+
+
+def test_no_such_host() -> None:
+    with pytest.raises(UnreachableError):
+        CloudClient("http://no-such-host.invalid").health()
+
+
+def test_no_answer_in_time() -> None:
+    with raw(None, hold=True) as url, pytest.raises(UnreachableError, match="timed out"):
+        CloudClient(url, timeout_s=0.05).health()
+
+
+@pytest.mark.parametrize("status", [204, 301, 400, 401, 404, 500, 503])
+def test_other_statuses(status: int) -> None:
+    cloud = Cloud()
+    cloud.answers["/v1/page"] = status, b"" if status == 204 else b"because \xff"
+    with serving(cloud) as url, CloudClient(url) as client:
+        with pytest.raises(BadStatusError) as caught:
+            client.page(REQUEST)
+        assert caught.value.status == status
+        assert caught.value.text in ("", "because \N{REPLACEMENT CHARACTER}")
+        # The line still works.
+        assert client.health() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", to_msgpack(make_page([1]))[:-3], to_msgpack(FeedbackReceipt(accepted=1, duplicates=0))],
+    ids=["empty", "html", "cut", "other_struct"],
+)
+def test_garbage_for_a_page(body: bytes) -> None:
+    cloud = Cloud()
+    cloud.answers["/v1/page"] = 200, body
+    with serving(cloud) as url, CloudClient(url) as client, pytest.raises(BadAnswerError, match=r"POST .*/v1/page"):
+        client.page(REQUEST)
+
+
+def test_a_page_with_a_bad_block_is_left_to_the_session() -> None:
+    page = make_page([1, 2])
+    vector = msgspec.structs.replace(page.candidates.item_id, data=b"short")
+    broken = msgspec.structs.replace(page, candidates=msgspec.structs.replace(page.candidates, vector=vector))
+    cloud = Cloud()
+    cloud.answers["/v1/page"] = 200, to_msgpack(broken)
+    with serving(cloud) as url, CloudClient(url) as client:
+        assert client.page(REQUEST) == broken
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"ok", b"\xff"])
+def test_garbage_for_health(body: bytes) -> None:
+    cloud = Cloud()
+    cloud.answers["/healthz"] = 200, body
+    with serving(cloud) as url, CloudClient(url) as client, pytest.raises(BadAnswerError):
+        client.health()
+
+
+def test_an_answer_without_end_is_refused() -> None:
+    cloud = Cloud()
+    cloud.answers["/healthz"] = 200, bytes((16 << 20) + 1)
+    with serving(cloud) as url, CloudClient(url) as client:
+        with pytest.raises(BadAnswerError, match="at most 16777216 bytes"):
+            client.health()
+        assert client.page(REQUEST).request_id == "r"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"SSH-2.0-nothing like HTTP\r\n", BadAnswerError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", UnreachableError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", (BadAnswerError, UnreachableError)),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", BadAnswerError),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", BadAnswerError),
+        (None, UnreachableError),
+    ],
+    ids=["not_http", "cut", "bad_chunk", "headers", "long_header", "hang_up"],
+)
+def test_what_is_no_http(answer: bytes | None, error: Any) -> None:
+    with raw(answer) as url, pytest.raises(error):
+        CloudClient(url).health()
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -> None:
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    with raw(body, body) as url, CloudClient(url) as client:
+        assert client.health() == {}
+        assert client.health() == {}
+
+
+def test_a_bundle_is_installed_whole(tmp_path: Path) -> None:
+    source = make_bundle(tmp_path / "source")
+    cloud, target = Cloud(source.folder), tmp_path / "device" / "current"
+    with serving(cloud) as url, CloudClient(url) as client:
+        bundle = client.download_bundle(target)
+        assert bundle.folder == target
+        assert bundle.manifest == source.manifest
+        assert bundle.model("split", "onnx").read_bytes() == source.model("split", "onnx").read_bytes()
+        calls = len(cloud.seen)
+        assert client.download_bundle(target).manifest == source.manifest
+        assert [path for _, path, _ in cloud.seen[calls:]] == [f"/v1/bundle/{MANIFEST}"]
+        make_bundle(tmp_path / "source", seed=5)
+        newer = client.download_bundle(target)
+        assert newer.manifest != source.manifest
+        assert newer.model("split", "onnx").read_bytes() == (source.folder / "models" / "split.onnx").read_bytes()
+    assert [p.name for p in target.parent.iterdir()] == ["current"]
+
+
+def _spoil_digest(cloud: Cloud, manifest: Any) -> None:
+    cloud.answers["/v1/bundle/files/models/split.onnx"] = 200, bytes(manifest.files[1].bytes)
+
+
+def _spoil_long(cloud: Cloud, manifest: Any) -> None:
+    cloud.answers["/v1/bundle/files/models/split.onnx"] = 200, bytes(manifest.files[1].bytes + 1)
+
+
+def _spoil_missing(cloud: Cloud, manifest: Any) -> None:
+    cloud.answers["/v1/bundle/files/models/split.onnx"] = 404, b"gone"
+
+
+def _spoil_path(cloud: Cloud, manifest: Any) -> None:
+    files = (msgspec.structs.replace(manifest.files[0], path="../../evil"),)
+    cloud.answers[f"/v1/bundle/{MANIFEST}"] = 200, msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
+
+
+def _spoil_size(cloud: Cloud, manifest: Any) -> None:
+    files = (msgspec.structs.replace(manifest.files[0], bytes=1 << 40),)
+    cloud.answers[f"/v1/bundle/{MANIFEST}"] = 200, msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
+
+
+def _spoil_manifest(cloud: Cloud, manifest: Any) -> None:
+    cloud.answers[f"/v1/bundle/{MANIFEST}"] = 200, b"{}"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (_spoil_digest, CorruptBundleError),
+        (_spoil_long, BadAnswerError),
+        (_spoil_missing, BadStatusError),
+        (_spoil_path, UnsafePathError),
+        (_spoil_size, CorruptBundleError),
+        (_spoil_manifest, BadAnswerError),
+    ],
+)
+def test_a_bundle_that_fails_leaves_the_old_one(
+    spoil: Callable[[Cloud, Any], None], error: type[Exception], tmp_path: Path
+) -> None:
+    source, installed = make_bundle(tmp_path / "source", seed=1), make_bundle(tmp_path / "device" / "current")
+    cloud = Cloud(source.folder)
+    spoil(cloud, source.manifest)
+    before = sorted(p for p in tmp_path.rglob("*"))
+    with serving(cloud) as url, CloudClient(url) as client, pytest.raises(error):
+        client.download_bundle(installed.folder)
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+    assert type(installed).open(installed.folder).manifest == installed.manifest
+
+
+def test_a_folder_that_is_no_bundle_is_replaced(tmp_path: Path) -> None:
+    source = make_bundle(tmp_path / "source")
+    (tmp_path / "current").mkdir()
+    (tmp_path / "current" / MANIFEST).write_text("{}")
+    with pytest.raises(BundleError):
+        type(source).open(tmp_path / "current")
+    with serving(Cloud(source.folder)) as url, CloudClient(url) as client:
+        assert client.download_bundle(tmp_path / "current").manifest == source.manifest

@@ -1,0 +1,137 @@
+"""A whole export of three formats in three precisions, and everything that must fail before or during one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device.bundle import Bundle
+from device.contract import FeatureSpec
+from export.bundle import REPORT, Budget, export_bundle
+from export.errors import BudgetError, GateError, OutputError, UnsupportedError
+from export.parity import TOLERANCE
+from tests.export.small_run import small_run, write_gate
+
+FORMATS = ("onnx", "tflite", "coreml")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[tuple[str, float]]]:
+    folder = tmp_path_factory.mktemp("export")
+    run = small_run(folder / "run")
+    write_gate(run)
+    seen: list[tuple[str, float]] = []
+    report = export_bundle(
+        run,
+        folder / "bundle",
+        formats=FORMATS,
+        precisions=PRECISIONS,
+        serial=7,
+        progress=lambda what, share: seen.append((what, share)),
+    )
+    return folder / "bundle", report, seen
+
+
+def test_every_model_is_reported_and_those_that_pass_are_shipped(exported: Any) -> None:
+    folder, report, _ = exported
+    asked = {f"{form}.{p}.{f}" for form in ("split", "self_contained") for f in FORMATS for p in PRECISIONS}
+    assert set(report["models"]) | set(report["rejected"]) == asked
+    assert not set(report["models"]) & set(report["rejected"])
+    bundle = Bundle.open(folder)
+    assert {f"{m.form}.{m.precision}.{m.format}": m.bytes for m in bundle.manifest.models} == {
+        key: row["bytes"] for key, row in report["models"].items()
+    }
+    for row in report["models"].values():
+        assert (folder / row["path"]).exists()
+    for row in report["rejected"].values():
+        assert not (folder / row["path"]).exists()
+
+
+def test_the_manifest_says_which_pages_the_models_take(exported: Any) -> None:
+    bundle = Bundle.open(exported[0])
+    assert (bundle.manifest.name, bundle.manifest.serial, bundle.manifest.split_version) == ("pocketrank", 7, "5" * 16)
+    assert isinstance(bundle.spec, FeatureSpec)
+    assert REPORT in {file.path for file in bundle.manifest.files}
+    assert json.loads((exported[0] / REPORT).read_text()) == exported[1]
+
+
+def test_full_precision_is_within_its_tolerance_in_every_case(exported: Any) -> None:
+    _, report, _ = exported
+    for format in FORMATS:
+        for form in ("split", "self_contained"):
+            row = report["models"][f"{form}.fp32.{format}"]
+            assert {"full", "padded", "empty_feedback", "one_candidate", "random_mask"} <= set(row["cases"])
+            assert row["max_abs_diff"] == max(row["cases"].values()) <= TOLERANCE[format, "fp32"]
+            assert row["gate"] is None
+        split = report["models"][f"split.fp32.{format}"]
+        assert report[format] == {"bytes": split["bytes"], "max_abs_diff": split["max_abs_diff"]}
+
+
+def test_reduced_precisions_are_gated_on_auc(exported: Any) -> None:
+    _, report, _ = exported
+    for name, rows in (("models", report["models"]), ("rejected", report["rejected"])):
+        for row in rows.values():
+            if row["precision"] == "fp32":
+                continue
+            gate = row["gate"]
+            worst = max(gate["torch_auc"][task] - gate["auc"][task] for task in ("effective_view", "like"))
+            assert gate["loss"] == pytest.approx(worst)
+            assert (gate["loss"] <= gate["limit"]) == (name == "models")
+
+
+def test_core_ml_is_said_not_to_have_run_on_apples_runtime(exported: Any) -> None:
+    _, report, _ = exported
+    for row in report["models"].values():
+        apple = row["format"] == "coreml"
+        assert ("not Apple's runtime" in row["runtime"]) == apple
+        assert (row["p50_ms"] is None) == apple
+
+
+def test_progress_ends_at_one_and_never_falls(exported: Any) -> None:
+    shares = [share for _, share in exported[2]]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+
+
+def test_nothing_is_left_beside_the_bundle(exported: Any) -> None:
+    assert sorted(path.name for path in exported[0].parent.iterdir()) == ["bundle", "run"]
+
+
+def test_a_model_over_budget_fails_the_export_and_keeps_the_old_bundle(exported: Any) -> None:
+    folder, _, _ = exported
+    before = (folder / "manifest.json").read_bytes()
+    run = small_run(folder.parent / "run-again")
+    with pytest.raises(BudgetError, match="at most 1000 bytes"):
+        export_bundle(run, folder, formats=("onnx",), budget=Budget(bytes_max=1000))
+    assert (folder / "manifest.json").read_bytes() == before
+    assert not [path.name for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_reduced_precisions_need_test_rows(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    with pytest.raises(GateError, match="pocketrank train"):
+        export_bundle(run, tmp_path / "bundle", formats=("onnx",), precisions=("fp32", "int8"))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("formats", "precisions"), [(("caffe",), ("fp32",)), ((), ("fp32",)), (("onnx",), ("int3",)), (("onnx",), ())]
+)
+def test_unknown_formats_and_precisions_are_refused(tmp_path: Path, formats: Any, precisions: Any) -> None:
+    run = small_run(tmp_path / "run")
+    with pytest.raises(UnsupportedError, match="some of"):
+        export_bundle(run, tmp_path / "bundle", formats=formats, precisions=precisions)
+
+
+def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    with pytest.raises(OutputError, match="a folder of other things"):
+        export_bundle(run, run.folder, formats=("onnx",))
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OutputError, match="a file"):
+        export_bundle(run, tmp_path / "file", formats=("onnx",))
+    assert (tmp_path / "file").read_text() == "kept"

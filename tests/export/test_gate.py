@@ -1,0 +1,69 @@
+"""AUC as others compute it, and rows that cannot be gated on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.errors import GateError
+from export.gate import GATE_FILE, GateRows, auc_by_task, auc_loss
+from export.graphs import Graph
+from tests.export.small_run import TASKS, small_run, write_gate
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, np.nan]), st.integers(0, 5)), min_size=1, max_size=40))
+def test_auc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[float, int]]) -> None:
+    labels, scores = np.float32([[r[0]] for r in rows]), np.float32([[r[1]] for r in rows])
+    liked, others = scores[labels == 1], scores[labels == 0]
+    found = auc_by_task(labels, scores, ("like",))
+    if not len(liked) or not len(others):
+        assert found == {}
+    else:
+        pairs = (liked[:, None] > others).mean() + (liked[:, None] == others).mean() / 2
+        assert found["like"] == pytest.approx(pairs)
+
+
+def test_torch_loses_nothing_and_a_reversed_model_nearly_everything(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    write_gate(run)
+    rows, graph = GateRows.read(run), Graph.of(run, "split")
+    same = auc_loss(graph, rows, graph.scores)
+    assert same["loss"] == pytest.approx(0, abs=1e-9)
+    assert set(same["auc"]) == set(TASKS)
+    assert auc_loss(graph, rows, lambda inputs: -graph.scores(inputs))["loss"] > 0.3
+
+
+def _rewrite(path: Path, **changes: np.ndarray | None) -> None:
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files} | changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "`labels`: expected an array, got none"),
+        ({"event_gap": None}, "`event_gap`: expected an array, got none"),
+        ({"labels": np.zeros((4, 3))}, r"`labels`: expected \[rows, 2\]"),
+        ({"labels": np.full((200, 2), np.nan)}, "expected a task with both labels"),
+        ({"context": np.zeros((200, 9))}, r"`context`: expected \[200, 2\]"),
+        ({"candidate_mask": np.ones((200, 13))}, "at most 12 candidates"),
+    ],
+)
+def test_malformed_rows_are_refused(tmp_path: Path, changes: dict[str, np.ndarray | None], message: str) -> None:
+    run = small_run(tmp_path)
+    write_gate(run)
+    _rewrite(run.published / GATE_FILE, **changes)
+    with pytest.raises(GateError, match=message):
+        GateRows.read(run)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    (run.published / GATE_FILE).write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(GateError, match=r"expected a \.npz archive"):
+        GateRows.read(run)
