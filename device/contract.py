@@ -150,7 +150,8 @@ class FeedbackEvent(_Versioned, frozen=True, kw_only=True):
     """One finished impression: what was shown, how it was watched, what the user did, what only the device saw.
 
     The names of the numeric fields are the names of the model's feedback features (`FeatureSpec.feedback_floats`) and of the
-    columns of the impression log. A device-only field that the platform cannot tell is None.
+    columns of the impression log. A device-only field that the platform cannot tell is None. `experiment` is that of the
+    page request.
     """
 
     event_id: str
@@ -161,6 +162,7 @@ class FeedbackEvent(_Versioned, frozen=True, kw_only=True):
     impression_ms: int
     watch_ms: int
     page_id: str | None = None
+    experiment: str | None = None
     ended: Ended = Ended.SWIPE
     click: bool = False
     like: bool = False
@@ -187,7 +189,8 @@ class PageRequest(_Versioned, frozen=True, kw_only=True):
     """What a device sends to ask for a page.
 
     `size` is the number of candidates wanted. `feedback` is what happened since the last call. `exclude` lists items that the
-    device still holds. `split_version` is that of the installed bundle; None asks for a page without vectors.
+    device still holds. `split_version` is that of the installed bundle; None asks for a page without vectors. What a user does
+    within an `experiment` is known to later requests of the same experiment only, so that its arms do not teach one another.
     """
 
     request_id: str
@@ -199,6 +202,7 @@ class PageRequest(_Versioned, frozen=True, kw_only=True):
     split_version: str | None = None
     feedback: tuple[FeedbackEvent, ...] = ()
     exclude: tuple[int, ...] = ()
+    experiment: str | None = None
 
 
 class Page(_Versioned, frozen=True, kw_only=True):

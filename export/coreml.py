@@ -6,7 +6,6 @@ per channel.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from export.graphs import OUTPUT, Graph
 __all__ = ["convert"]
 
 WEIGHTS_MIN = 256
-"""Tensors with fewer values are not quantised to int8: they weigh nothing, and one of them is the list of list sizes."""
+"""Tensors with fewer values are not quantised to int8: they weigh nothing."""
 
 
 def convert(graph: Graph, targets: Mapping[Precision, Path]) -> None:
@@ -44,9 +43,8 @@ def convert(graph: Graph, targets: Mapping[Precision, Path]) -> None:
             model.save(str(path))
         except Exception as error:  # converters raise many kinds
             raise ConversionError(f"{graph.form} coreml {precision}", "a model", f"{type(error).__name__} {error}") from error
-        # A debugging aid that names this machine's source files; no part of the format.
+        # A debugging aid of the converter; no part of the format.
         (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
-        shutil.rmtree(path / "__pycache__", ignore_errors=True)
 
 
 def _convert(ct: Any, graph: Graph, program: Any, *, half: bool) -> Any:

@@ -1,8 +1,8 @@
 """Reduced precisions are shipped only when they rank as well: their loss of AUC on the run's test rows is gated.
 
-The largest difference of a score says little about a quantised model (published gates and ours are on ranking metrics), so
-fp16 and int8 have no tolerance. The rows are `RUN/published/gate.npz`: the model's inputs by name, rows first, candidate 0 of
-each row being the item that was shown, and `labels` [rows, tasks] with NaN for unknown.
+The largest difference of a score says little about how a quantised model orders, so fp16 and int8 have no tolerance. The rows
+are `RUN/published/gate.npz`: the model's inputs by name, rows first, candidate 0 of each row being the item that was shown, and
+`labels` [rows, tasks] with NaN for unknown.
 """
 
 from __future__ import annotations

@@ -9,10 +9,12 @@ from cloud.serving.state import UserStates
 from cloud.streams.feedback_log import FeedbackLog
 from device.contract import ContractError, FeedbackEvent, FeedbackReceipt
 
-__all__ = ["EVENT_ID_MAX", "FeedbackIntake"]
+__all__ = ["EVENT_ID_MAX", "EXPERIMENT_MAX", "FeedbackIntake", "check_experiment"]
 
 EVENT_ID_MAX = 128
 """Longest event id in characters; a UUID has 36."""
+EXPERIMENT_MAX = 128
+"""Longest name of an experiment in characters."""
 
 _REPLAY_BATCH = 4096
 
@@ -34,19 +36,26 @@ class FeedbackIntake:
     def __call__(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> FeedbackReceipt:
         """Keep the new ones of `events`; `path` is where they came from.
 
-        Raises `ContractError` for an event id that cannot be told from another, and `LogWriteError`; then no event had an
-        effect and the whole batch may be sent again.
+        Raises `ContractError` for an event id that cannot be told from another or an unusable experiment, and `LogWriteError`;
+        then no event had an effect and the whole batch may be sent again.
         """
         for i, event in enumerate(events):
             if not 1 <= len(event.event_id) <= EVENT_ID_MAX:
                 got = f"{len(event.event_id)} characters"
                 raise ContractError(f"{path}[{i}].event_id", f"an id of 1 to {EVENT_ID_MAX} characters", got)
+            check_experiment(event.experiment, f"{path}[{i}].experiment")
         if not events:
             return FeedbackReceipt(accepted=0, duplicates=0)
         accepted, duplicates = self._log.append(events)
         if accepted:
             self._states.apply(accepted)
         return FeedbackReceipt(accepted=len(accepted), duplicates=duplicates)
+
+
+def check_experiment(name: str | None, path: str) -> None:
+    """Raises `ContractError` for an experiment with an empty name or a longer one than `EXPERIMENT_MAX`."""
+    if name is not None and not 1 <= len(name) <= EXPERIMENT_MAX:
+        raise ContractError(path, f"a name of 1 to {EXPERIMENT_MAX} characters", f"{len(name)} characters")
 
 
 def _batches(events: Iterator[FeedbackEvent]) -> Iterator[list[FeedbackEvent]]:

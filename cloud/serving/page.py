@@ -14,7 +14,7 @@ from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ranker import OnnxRanker
 from cloud.retrieval.retriever import Retriever
 from cloud.serving.ids import IdIndex
-from cloud.serving.intake import FeedbackIntake
+from cloud.serving.intake import FeedbackIntake, check_experiment
 from cloud.serving.state import UserStates
 from device.codec import to_block
 from device.contract import Candidates, Columns, ContractError, FeedbackReceipt, Page, PageRequest
@@ -83,16 +83,17 @@ class PageMaker:
     def __call__(self, request: PageRequest) -> Page:
         """The page that `request` asks for, its feedback taken in before.
 
-        Raises `ContractError` for a size out of range or an unusable event id, and `LogWriteError` when the feedback cannot
+        Raises `ContractError` for a size out of range, an unusable event id or experiment; `LogWriteError` when feedback cannot
         be kept: there is no page without it, so that a page acknowledges the feedback that was sent along.
         """
         if not 1 <= request.size <= self._config.size_max:
             raise ContractError("$.size", f"1 to {self._config.size_max} candidates", str(request.size))
+        check_experiment(request.experiment, "$.experiment")
         lap = _Laps(self._observer.stage)
         if request.feedback:
             self._observer.feedback(self._intake(request.feedback, "$.feedback"))
             lap("feedback")
-        state = self._states(request.user_id)
+        state = self._states(request.user_id, request.experiment)
         user = int(self._users((request.user_id,))[0])
         vector = self._ranker.user_vector(user, state.history)
         lap("tower")

@@ -3,6 +3,9 @@
 A user's events are kept in the order in which they happened (impression time, then position), whatever the order in which
 they arrived, so live updates, late batches and a replay of the log all end in the same state. Published events have no times
 and count as older than all others.
+
+Events of an experiment make a state of their own beside the user's: it starts from the published history, and neither the
+user's other events nor another experiment's reach it.
 """
 
 from __future__ import annotations
@@ -81,25 +84,25 @@ class UserStates:
             raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} values of feedback a history event, got {got}")
         duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
         self._duration_ms = np.where(duration > 0, duration, np.inf)  # unknown ones leave the fixed bounds
-        self._windows: dict[int, _Window] = {}
+        self._windows: dict[tuple[int, str | None], _Window] = {}  # user and experiment
         self._lock = Lock()
 
-    def __call__(self, user_id: int) -> UserState:
-        """The state of a user; that of an unknown one has no events."""
-        window = self._windows.get(user_id) or self._published(user_id)
+    def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
+        """The state of a user in an experiment or outside of any; that of an unknown user has no events."""
+        window = self._windows.get((user_id, experiment)) or self._published(user_id)
         return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
 
     def apply(self, events: Sequence[FeedbackEvent]) -> None:
         """Take in events that the log has just accepted. One of an item that is not published changes nothing."""
         new = self._window(events)
-        of_user: dict[int, list[int]] = {}
+        of_user: dict[tuple[int, str | None], list[int]] = {}
         for i, event in enumerate(events):
             if new.item[i]:
-                of_user.setdefault(event.user_id, []).append(i)
+                of_user.setdefault((event.user_id, event.experiment), []).append(i)
         with self._lock:
-            for user_id, rows in of_user.items():
-                old = self._windows.get(user_id) or self._published(user_id)
-                self._windows[user_id] = old.with_rows(new, rows, self._keep)
+            for key, rows in of_user.items():
+                old = self._windows.get(key) or self._published(key[0])
+                self._windows[key] = old.with_rows(new, rows, self._keep)
 
     def _window(self, events: Sequence[FeedbackEvent]) -> _Window:
         item = self._items([e.item_id for e in events])

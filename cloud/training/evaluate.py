@@ -14,14 +14,14 @@ from cloud.training.run import Run, RunError
 __all__ = ["MODELS", "evaluate"]
 
 MODELS = ("server_score", "no_feedback", "self_contained", "split")
-"""The full ranker's score at request time; the device model without feedback; and its two forms."""
+"""The full ranker's score at request time, the device model without feedback, and its two forms."""
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
     """Metrics of a run's models on its test rows, as mean and spread (standard deviation, n - 1) over seeds.
 
-    `models.<model>.<task>.{auc,auc_std,logloss}`; a task without both labels on the test days is null. The predictions were made
-    when the model was trained, on the same rows for all. Raises `RunError`.
+    `models.<model>.<task>.{auc,auc_std,logloss}`; a task without both labels on the test days is null. All predict
+    the same rows, right after they were trained. Raises `RunError`.
     """
     run = Run.open(folder)
     tasks = run.record.spec.tasks

@@ -72,14 +72,15 @@ def page(*, vectors: bool = True, rows: int = 3) -> Page:
 
 def valid() -> dict[str, msgspec.Struct]:
     full = event(
-        event_id="e-2", page_id="p-1", ended=Ended.COMPLETE, click=True, like=True, follow=True, comment=True, share=True,
+        event_id="e-2", page_id="p-1", experiment="paging/b", ended=Ended.COMPLETE,
+        click=True, like=True, follow=True, comment=True, share=True,
         profile_enter=True, dislike=True, volume=0.75, volume_change=-0.25, muted=False, orientation=Orientation.LANDSCAPE,
         playback_rate=1.5, pauses=2, seeks=1, scroll_speed=0.5, network=Network.CELLULAR, buffering_ms=120,
         battery_saver=True, backgrounded=False,
     )  # fmt: skip
     request = PageRequest(
         request_id="s-1/2", user_id=42, session_id="s-1", now_ms=1_700_000_000_500, size=30, scene=1,
-        split_version="a1b2", feedback=(event(), full), exclude=(11, -12),
+        split_version="a1b2", feedback=(event(), full), exclude=(11, -12), experiment="paging/b",
     )  # fmt: skip
     manifest = BundleManifest(
         name="pocketrank",

@@ -1,0 +1,90 @@
+"""Many phones at the same time: every user's sessions under every policy.
+
+Threads, because a phone mostly waits: on two cores the server is one of them, and one process of phones keeps it busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from threading import Event, Lock
+
+import numpy as np
+
+from device import CloudClient
+from sdk_demo.emulator.phone import Phone, SessionRecord
+from sdk_demo.emulator.policies import Policy
+from sdk_demo.world import UserSession, World
+
+__all__ = ["Visit", "plan", "run_fleet"]
+
+_DAY_MS = 86_400_000
+_ROUND_SEEDS = 1_000_003  # a prime: seeds of different rounds of nearby emulations do not meet
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A user and how many sessions, on consecutive evenings."""
+
+    user_id: int
+    sessions: int
+
+
+def plan(users: int, sessions: int, seed: int) -> list[Visit]:
+    """Who comes: `sessions` in all, of users drawn without repetition as long as there are any left."""
+    order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xF1EE7]))).permutation(users) + 1
+    rounds, rest = divmod(sessions, users)
+    return [Visit(int(user), rounds + (place < rest)) for place, user in enumerate(order) if rounds or place < rest]
+
+
+def run_fleet(
+    server: str,
+    world: World,
+    visits: Sequence[Visit],
+    policies: Sequence[Policy],
+    *,
+    clients: int,
+    seed: int,
+    run_id: str,
+    progress: Callable[[float], None] | None = None,
+) -> list[SessionRecord]:
+    """All visits under all policies, at most `clients` of them at the same time, in the order of `policies` then `visits`.
+
+    `run_id` keeps what the server learns in this run out of all others. Raises `ClientError` of the first phone that has
+    nothing left to show; the others then stop at their next swipe.
+    """
+    turn, stop = Lock(), Event()
+
+    def visit(policy: Policy, one: Visit) -> list[SessionRecord]:
+        if stop.is_set():
+            return []
+        experiment = f"{run_id}/{policy.name}"
+        with CloudClient(server) as client:
+            phone = Phone(client, policy, experiment=experiment, turn=turn)
+            return [
+                phone(_session(world, one.user_id, number, seed), f"{experiment}/{one.user_id}.{number}", stop)
+                for number in range(one.sessions)
+            ]
+
+    total, done = len(policies) * sum(one.sessions for one in visits), 0
+    with ThreadPoolExecutor(clients, thread_name_prefix="phone") as pool:
+        # A user's sessions under all policies follow one another, so that all policies meet the server in the same state.
+        jobs = {(p, v): pool.submit(visit, policy, one) for v, one in enumerate(visits) for p, policy in enumerate(policies)}
+        try:
+            for job in as_completed(jobs.values()):
+                done += len(job.result())
+                if progress:
+                    progress(done / total)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [record for key in sorted(jobs) for record in jobs[key].result()]
+
+
+def _session(world: World, user_id: int, number: int, seed: int) -> UserSession:
+    """A user's session on evening `number` after the log."""
+    of_round = seed + number * _ROUND_SEEDS
+    session = world.session(user_id, seed=of_round)
+    return world.session(user_id, seed=of_round, start_ms=session.now_ms + number * _DAY_MS) if number else session

@@ -1,0 +1,119 @@
+"""One session on one phone: the real SDK between a live server and a simulated user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from time import perf_counter
+
+from msgspec.structs import replace
+
+from device import ClientError, CloudClient, Counters, FeedSession
+from sdk_demo.emulator.policies import Policy
+from sdk_demo.world import UserSession
+
+__all__ = ["Phone", "SessionRecord"]
+
+
+@dataclass
+class SessionRecord:
+    """What happened in one session."""
+
+    policy: str
+    user_id: int
+    effective: list[bool] = field(default_factory=list)
+    """by position, whether the view was effective"""
+    likes: int = 0
+    follows: int = 0
+    watch_ms: int = 0
+    requests: int = 0
+    """pages asked for"""
+    pages_missing: int = 0
+    """pages asked for that did not come; the session went on with what it held"""
+    uploads_missing: int = 0
+    """batches of feedback at the end of a session that were not acknowledged"""
+    starved: bool = False
+    """the session ended because the server had nothing new to show, not because the user left"""
+    counters: Counters = field(default_factory=Counters)
+    """those of the SDK's session"""
+    rerank_ms: list[float] = field(default_factory=list)
+    """time in the SDK of each `next` that ran the model"""
+    page_ms: list[float] = field(default_factory=list)
+    """time of each page, from the request to the decoded answer"""
+
+
+class Phone:
+    """Plays sessions under one policy. `experiment` is the name under which the server learns from them.
+
+    Phones of a process share `turn`: one works at a time, so that waiting for Python's lock is not taken for the SDK's time.
+    Waiting for the network is outside of it.
+    """
+
+    def __init__(self, client: CloudClient, policy: Policy, *, experiment: str, turn: Lock) -> None:
+        self._client, self._policy, self._experiment, self._turn = client, policy, experiment, turn
+
+    def __call__(self, user: UserSession, session_id: str, stop: Event) -> SessionRecord:
+        """Swipe until the user leaves, or `stop` is set.
+
+        Raises `ClientError` when a page does not come and nothing is left to show.
+        """
+        record = SessionRecord(self._policy.name, user.user_id)
+        feed = FeedSession(
+            self._policy.ranker, user_id=user.user_id, session_id=session_id, clock=lambda: user.now_ms
+        )  # fmt: skip
+        while user.alive and not stop.is_set():
+            decision = feed.wants_page()
+            if decision.request:
+                self._ask(feed, decision.size, record)
+            with self._turn:
+                if not self._swipe(feed, user, record):
+                    record.starved = True
+                    break
+        self._upload(feed, record)
+        record.counters = feed.counters
+        return record
+
+    def _ask(self, feed: FeedSession, size: int, record: SessionRecord) -> None:
+        request = replace(feed.request(size), experiment=self._experiment)
+        record.requests += 1
+        started = perf_counter()
+        try:
+            page = self._client.page(request)
+        except ClientError:
+            feed.put_back(request.feedback)
+            if not len(feed.remaining):
+                raise
+            record.pages_missing += 1
+            return
+        record.page_ms.append((perf_counter() - started) * 1e3)
+        feed.take(page)
+
+    def _swipe(self, feed: FeedSession, user: UserSession, record: SessionRecord) -> bool:
+        """Show one item; False when there is none."""
+        reranks, started = feed.counters.reranks, perf_counter()
+        item = self._policy.pick(feed, user)
+        spent = perf_counter() - started
+        if item is None:
+            return False
+        if feed.counters.reranks > reranks:
+            record.rerank_ms.append(spent * 1e3)
+        outcome = user.watch(item)
+        event = outcome.event(
+            event_id=f"{feed.session_id}/{outcome.position}", session_id=feed.session_id, page_id=feed.page_id
+        )  # fmt: skip
+        feed.feedback(replace(event, experiment=self._experiment))
+        record.effective.append(outcome.effective_view)
+        record.likes += outcome.like
+        record.follows += outcome.follow
+        record.watch_ms += outcome.watch_ms
+        return True
+
+    def _upload(self, feed: FeedSession, record: SessionRecord) -> None:
+        events = feed.drain_feedback()
+        if not events:
+            return
+        try:
+            self._client.send_feedback(events)
+        except ClientError:
+            feed.put_back(events)
+            record.uploads_missing += 1

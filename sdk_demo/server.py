@@ -1,0 +1,92 @@
+"""A page server in a process of its own, for as long as a `with` block lasts.
+
+`python -m sdk_demo.server RUN BUNDLE DB` is that process. It serves until its standard input ends, which happens when the
+process that started it ends, however that came about: no server outlives a demo that was killed.
+
+Errors::
+
+    ServerError                the server did not get ready; carries what it said last
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread, Timer
+
+__all__ = ["ServerError", "main", "running_server"]
+
+_READY = "Serving on "
+_READY_S = 60
+_STOP_S = 15
+
+
+class ServerError(RuntimeError):
+    """The server did not get ready."""
+
+
+@contextmanager
+def running_server(run: Path, bundle: Path, *, feedback_db: Path, said: Path) -> Iterator[str]:
+    """Serve `run` and `bundle` on a free port of this machine; the value is the URL.
+
+    What the server writes to stderr goes to the file `said`. Raises `ServerError` when it ends, or is not ready within a
+    minute. The process is stopped and gone when the block ends.
+    """
+    command = [sys.executable, "-m", "sdk_demo.server", str(run), str(bundle), str(feedback_db)]
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    too_long = Timer(_READY_S, process.kill)  # a server that never gets ready ends the wait below
+    too_long.start()
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        too_long.cancel()
+        if not line.startswith(_READY):
+            raise ServerError(f"The server did not get ready: {_end(said) or 'it said nothing'}")
+        yield line.removeprefix(_READY).strip()
+    finally:
+        too_long.cancel()
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _end(said: Path) -> str:
+    """The last line of what the server said."""
+    lines = said.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve RUN with BUNDLE, feedback in DB, on a free port, until standard input ends or SIGTERM comes."""
+    from cloud.serving.app import serve
+    from cloud.training.run import Run
+
+    run, bundle, feedback_db = (Path(argument) for argument in argv)
+    Thread(target=_end_with_input, daemon=True).start()
+    serve(Run.open(run), bundle, port=0, feedback_db=feedback_db)
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):  # not sys.stdin: its lock would hold up the interpreter's end
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
