@@ -150,8 +150,8 @@ def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
 def _check_ints(struct: msgspec.Struct, names: tuple[str, ...], path: str) -> None:
     for name in names:
         value = getattr(struct, name)
-        if value is not None:
-            _check_int(value, f"{path}.{name}")
+        if value is not None and not _INT64[0] <= value <= _INT64[1]:
+            _check_int(value, f"{path}.{name}")  # the path is only made for an error: this runs at every swipe
 
 
 def _check_int(value: int, path: str) -> None:

@@ -238,7 +238,7 @@ class FeedbackReceipt(_Versioned, frozen=True, kw_only=True):
 
 
 class FloatFeature(_Wire, frozen=True, kw_only=True):
-    """A float input: raw value × `scale`, clipped to [`min`, `max`]; a missing or NaN value becomes `default`."""
+    """A float input: raw value x `scale`, clipped to [`min`, `max`]; a missing or NaN value becomes `default`."""
 
     name: str
     min: float
@@ -269,7 +269,7 @@ class FeatureSpec(_Versioned, frozen=True, kw_only=True):
         user_vector         f32 [1, D]
 
     The self-contained form has neither `candidate_vector`, `event_vector` nor `user_vector`. The one output is `scores`
-    f32 [1, N, len(tasks)], probabilities. Candidates are ordered by the sum of `task_weights` × score. Events are ordered
+    f32 [1, N, len(tasks)], probabilities. Candidates are ordered by the sum of `task_weights` x score. Events are ordered
     oldest first and padded at the front or at the back alike. `list_sizes` are the candidate counts that a format with
     static shapes was compiled for; a list is padded to the next one.
     """

@@ -7,7 +7,7 @@ more than the model wants, in any order, and a column that it lacks takes the fe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -126,7 +126,8 @@ class FeatureBuilder:
         check_spec(spec)
         self.spec = spec
         self._candidate = _Scaler(spec.candidate_floats)
-        self._feedback = _Scaler(spec.feedback_floats)
+        self._feedback = _limits(spec.feedback_floats)
+        self._context = _limits(spec.context_floats)
         self._sizes = np.array([f.size for f in spec.candidate_categories], np.int32)
         names = [f.name for f in spec.feedback_floats]
         self._read = _reader(names)
@@ -175,16 +176,25 @@ class FeatureBuilder:
 
     def feedback(self, event: FeedbackEvent, out: NDArray[np.float32]) -> None:
         """Write the event's `feedback_floats` into `out` [Fb]. Raises TypeError or ValueError for a field that is no number."""
-        raw = np.array(self._read(event), np.float64)  # None becomes NaN
-        with np.errstate(invalid="ignore"):
-            self._feedback(raw, out)
+        out[:] = _scaled(self._read(event), self._feedback)
 
     def context(self, position: int, now_ms: int, out: NDArray[np.float32]) -> None:
         """Write the `context_floats` into `out` [Fx]."""
         values = {"position": position, "hour": now_ms // 3_600_000 % 24}
-        # Two numbers: plain Python is five times as fast here as a numpy call for each step.
-        for i, f in enumerate(self.spec.context_floats):
-            out[i] = max(f.min, min(f.max, values[f.name] * f.scale))
+        out[:] = _scaled([values[f.name] for f in self.spec.context_floats], self._context)
+
+
+def _limits(features: tuple[FloatFeature, ...]) -> list[tuple[float, float, float, float]]:
+    return [(f.scale, f.min, f.max, f.default) for f in features]
+
+
+def _scaled(values: Iterable[Any], limits: list[tuple[float, float, float, float]]) -> list[float]:
+    """What `_Scaler` does, for one row: a score of numbers takes plain Python half as long as numpy. None is missing too."""
+    scaled = []
+    for value, (scale, least, most, default) in zip(values, limits, strict=True):
+        x = math.nan if value is None else value * scale
+        scaled.append(least if x < least else most if x > most else x if x == x else default)
+    return scaled
 
 
 def _reader(names: list[str]) -> Callable[[FeedbackEvent], tuple[Any, ...]]:

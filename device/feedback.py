@@ -23,8 +23,8 @@ GAP_POSITIONS_MAX = 10_000
 """Longest distance in positions that the model is told."""
 
 _WINDOWS = 4  # buffer length in windows: 4 times 50 events of 65 numbers are 52 kB
-_GAP_MAX = np.array([GAP_SECONDS_MAX * 1000, GAP_POSITIONS_MAX])
-_GAP_SCALE = np.array([1e-3, 1.0])
+_GAP_MAX = np.array([[GAP_SECONDS_MAX * 1e3], [GAP_POSITIONS_MAX]])
+_GAP_SCALE = np.array([[1e-3], [1.0]])
 _FAR_MS = 1 << 53
 _FAR_POSITION = 1 << 40
 
@@ -42,13 +42,14 @@ class EventHistory:
         self.vector = np.zeros((1, rows, spec.vector_width), np.float32)
         self.feedback = np.zeros((1, rows, len(spec.feedback_floats)), np.float32)
         self._gap = np.zeros((1, rows, 2), np.float32)
-        self._shown = np.zeros((1, rows, 2), np.int64)  # impression_ms, position
-        self._moved: tuple[NDArray[Any], ...] = (
-            self.floats, self.categories, self.vector, self.feedback, self._shown,
+        self._shown = np.zeros((2, rows))  # impression_ms and position, exact as f64
+        self._rows: tuple[NDArray[Any], ...] = (
+            self.floats[0], self.categories[0], self.vector[0], self.feedback[0], self._shown.T,
         )  # fmt: skip
+        self._gap_columns = self._gap[0].T
         self._mask = np.repeat(np.array([[0, 1]], np.float32), self.max, axis=1)
-        self._now = np.zeros(2, np.int64)
-        self._scratch = np.zeros((self.max, 2), np.int64)
+        self._now = np.zeros((2, 1))
+        self._scratch = np.zeros((2, self.max))
 
     def append(self, impression_ms: int, position: int, feedback: NDArray[np.float32], page: PageArrays, row: int) -> bool:
         """Remember that `row` of `page` was shown, with its `feedback` [Fb]; copies, nothing of the page is kept.
@@ -57,23 +58,25 @@ class EventHistory:
         The vector of a page without vectors is 0.
         """
         if self._end == self._shown.shape[1]:
-            for array in self._moved:
-                array[0, : self.max] = array[0, self._end - self.max : self._end]
+            for rows in self._rows:
+                rows[: self.max] = rows[self._end - self.max : self._end]
             self._end = self.max
         impression_ms = max(-_FAR_MS, min(_FAR_MS, impression_ms))
         end = at = self._end
         start = end - self.count
-        if self.count and impression_ms < self._shown[0, end - 1, 0]:
-            at = start + int(np.searchsorted(self._shown[0, start:end, 0], impression_ms, side="right"))
+        if self.count and impression_ms < self._shown[0, end - 1]:
+            at = start + int(np.searchsorted(self._shown[0, start:end], impression_ms, side="right"))
             if at == start and self.count == self.max:
                 return False
-            for array in self._moved:
-                array[0, at + 1 : end + 1] = array[0, at:end]
-        self._shown[0, at] = impression_ms, max(-_FAR_POSITION, min(_FAR_POSITION, position))
-        self.floats[0, at] = page.floats[row]
-        self.categories[0, at] = page.categories[row]
-        self.vector[0, at] = 0 if page.vector is None else page.vector[row]
-        self.feedback[0, at] = feedback
+            for rows in self._rows:
+                rows[at + 1 : end + 1] = rows[at:end]
+        floats, categories, vector, own, _ = self._rows
+        floats[at] = page.floats[row]
+        categories[at] = page.categories[row]
+        vector[at] = 0 if page.vector is None else page.vector[row]
+        own[at] = feedback
+        self._shown[0, at] = impression_ms
+        self._shown[1, at] = max(-_FAR_POSITION, min(_FAR_POSITION, position))
         self._end = end + 1
         self.count = min(self.count + 1, self.max)
         return True
@@ -86,11 +89,12 @@ class EventHistory:
         count, end = self.count, self._end
         window = slice(end - length, end)
         if count:
-            gap, self._now[:] = self._scratch[:count], (now_ms, position)
-            np.subtract(self._now, self._shown[0, end - count : end], out=gap)
+            start, gap = end - count, self._scratch[:, :count]
+            self._now[0, 0], self._now[1, 0] = now_ms, position
+            np.subtract(self._now, self._shown[:, start:end], out=gap)
             np.maximum(gap, 0, out=gap)
             np.minimum(gap, _GAP_MAX, out=gap)
-            np.multiply(gap, _GAP_SCALE, out=self._gap[0, end - count : end], casting="same_kind")
+            np.multiply(gap, _GAP_SCALE, out=self._gap_columns[:, start:end], casting="same_kind")
         return {
             "event_float": self.floats[:, window],
             "event_category": self.categories[:, window],

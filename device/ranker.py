@@ -35,7 +35,8 @@ class Ranker:
                 raise RuntimeLoadError(form, f"inputs of the {form} form", ", ".join(sorted(unknown)))
             if runtime.events is not None and runtime.events != spec.events_max:
                 raise RuntimeLoadError(form, f"{spec.events_max} events, the spec's `events_max`", str(runtime.events))
-        self._weights = np.array([spec.task_weights.get(task, 0.0) for task in spec.tasks], np.float32)
+        # Negative, so that the best come first in ascending order.
+        self._weights = np.array([-spec.task_weights.get(task, 0.0) for task in spec.tasks], np.float32)
         largest = max([1, *(size for r in self.runtimes.values() for size in r.list_sizes or ())])
         self._mask = np.repeat(np.array([[1, 0]], np.float32), max(largest, spec.candidates_max), axis=1)
         self.rows = largest
@@ -94,7 +95,9 @@ class Ranker:
         if form == "split" and remaining.vector is not None and remaining.page.user_vector is not None:
             inputs["candidate_vector"] = remaining.vector[:, :size]
             inputs["user_vector"] = remaining.page.user_vector
-        return {name: inputs[name] for name in runtime.input_names if name in inputs}, count
+        if len(inputs) > len(runtime.input_names):
+            inputs = {name: inputs[name] for name in runtime.input_names if name in inputs}
+        return inputs, count
 
     def order(
         self, form: Form, remaining: Remaining, history: EventHistory, context: NDArray[np.float32], now_ms: int, position: int
@@ -107,10 +110,9 @@ class Ranker:
         scores = self.runtimes[form].run(inputs)
         if scores.ndim != 3 or scores.shape[0] != 1 or scores.shape[1] < count or scores.shape[2] != len(self._weights):
             raise RuntimeRunError("scores", f"[1, {count}, {len(self._weights)}]", str(list(scores.shape)))
-        total = np.add.reduce(scores[0, :count] * self._weights, axis=1)
-        # One sum tells: NaN and infinities do not cancel out to a finite number.
-        if not math.isfinite(np.add.reduce(total)):
-            return None
-        np.negative(total, out=total)
+        total = np.vecdot(scores[0, :count], self._weights)
         best = total.argsort(kind="stable")
+        # The ends tell: infinities are sorted there, and NaN behind everything.
+        if not (math.isfinite(total[best[0]]) and math.isfinite(total[best[-1]])):
+            return None
         return best if count == remaining.count else np.concatenate([best, np.arange(count, remaining.count)])

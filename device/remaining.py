@@ -6,7 +6,7 @@ hands the model a slice and copies nothing per candidate.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,27 +26,28 @@ class Remaining:
         capacity = max(n, rows)
         self.page = page
         self.count = n
-        self.row = np.arange(n)
-        """[count ..] place of each in the page"""
-        self.item_id = page.item_id.copy()
-        self.floats = _padded(page.floats, capacity)
+        self._ids = np.stack([np.arange(n), page.item_id])
+        self.row, self.item_id = self._ids
+        """[count ..] places in the page, and ids"""
+        self.floats, floats = _padded(page.floats, capacity)
         """[1, capacity, Fc]"""
-        self.categories = _padded(page.categories, capacity)
+        self.categories, categories = _padded(page.categories, capacity)
         """[1, capacity, C]"""
-        self.vector = None if page.vector is None else _padded(page.vector, capacity)
+        self._flat: list[tuple[NDArray[Any], int]] = [floats, categories]
+        self.vector: NDArray[np.float32] | None = None
         """[1, capacity, D]"""
+        if page.vector is not None:
+            self.vector, vector = _padded(page.vector, capacity)
+            self._flat.append(vector)
 
     def take(self, index: int) -> int:
         """Take the candidate at `index` (0 <= index < count) out; its row in the page."""
         row, last = int(self.row[index]), self.count - 1
         if index < last:
-            self.row[index:last] = self.row[index + 1 : last + 1]
-            self.item_id[index:last] = self.item_id[index + 1 : last + 1]
-        for array in (self.floats, self.categories, self.vector):
-            if array is not None:
-                if index < last:
-                    array[0, index:last] = array[0, index + 1 : last + 1]
-                array[0, last] = 0
+            self._ids[:, index:last] = self._ids[:, index + 1 : last + 1]
+        for flat, width in self._flat:
+            # One axis: such a shift needs no copy in between. The zeros behind the last row move up with it.
+            flat[index * width : (last + 1) * width] = flat[(index + 1) * width : (last + 2) * width]
         self.count = last
         return row
 
@@ -56,7 +57,9 @@ class Remaining:
         return int(found[0]) if len(found) else None
 
 
-def _padded(values: NDArray[T], capacity: int) -> NDArray[T]:
-    out = np.zeros((1, capacity, values.shape[1]), values.dtype)
-    out[0, : len(values)] = values
-    return out
+def _padded(values: NDArray[T], capacity: int) -> tuple[NDArray[T], tuple[NDArray[T], int]]:
+    """`values` with zeros up to `capacity`, as [1, capacity, width]; and flat with one more row of zeros, and the width."""
+    rows, width = values.shape
+    flat = np.zeros((capacity + 1) * width, values.dtype)
+    flat[: rows * width] = values.reshape(-1)
+    return flat[: capacity * width].reshape(1, capacity, width), (flat, width)

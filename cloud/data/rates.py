@@ -28,9 +28,9 @@ class ItemStatistics:
 
     @cached_property
     def width(self) -> int:
-        """Columns of `as_of`: for item, author and category one rate per task and a count; then duration, age, whether the
-        age is known, and the content vector."""
-        return int(3 * (len(self.samples.config.tasks) + 1) + 3 + self.samples.item_content.shape[1])
+        """Columns of `as_of`: for item, author and category one rate per task and a count; then duration, age, and whether
+        the age is known."""
+        return 3 * (len(self.samples.config.tasks) + 1) + 3
 
     def as_of(self, day: int) -> NDArray[np.float32]:
         """[I + 1, width] from events before `day`; day -1 knows of no event, day 0 of those from before the log."""
@@ -57,7 +57,7 @@ class ItemStatistics:
             columns.append(np.log1p(np.bincount(of_event, minlength=size))[group] / 4)
         age = np.maximum(max(day, 0) - s.item_upload_day, 0)
         columns += [np.log1p(s.item_duration_s) - 3, np.nan_to_num(np.log1p(age) / 2), np.isnan(age)]
-        return np.concatenate([np.stack(columns, 1), s.item_content], 1).astype(np.float32)
+        return np.stack(columns, 1).astype(np.float32)
 
 
 def _logit(p: NDArray[np.floating]) -> NDArray[np.floating]:

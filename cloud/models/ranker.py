@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.data.rates import ItemStatistics
 from cloud.data.samples import HISTORY_FEEDBACK, Samples
+from cloud.models.entities import ItemIdentity, UserAttributes
 from cloud.models.layers import Attention, Embedding, mlp
 
-__all__ = ["Ranker", "RankerConfig", "Vocabulary"]
+__all__ = ["Ranker", "RankerConfig"]
 
 
 @dataclass(frozen=True)
@@ -37,77 +37,27 @@ class RankerConfig:
     """In the shared tower."""
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """Sizes of the tables, index 0 included."""
-
-    items: int
-    authors: int
-    categories: int
-    users: int
-    user_categories: tuple[int, ...]
-    user_floats: int
-    scenes: int
-    statistics: int
-    tasks: int
-
-    @classmethod
-    def of(cls, samples: Samples, statistics: ItemStatistics) -> Vocabulary:
-        """The tables that `samples` need."""
-        return cls(
-            items=len(samples.item_ids),
-            authors=int(samples.item_author.max()) + 1,
-            categories=int(samples.item_category.max()) + 1,
-            users=len(samples.user_ids),
-            user_categories=tuple(int(c) + 1 for c in samples.user_categories.max(0)),
-            user_floats=samples.user_floats.shape[1],
-            scenes=int(samples.list_scene.max()) + 1,
-            statistics=statistics.width,
-            tasks=len(samples.config.tasks),
-        )
-
-
 class Ranker(nn.Module):
     """Logits of every task for the candidates of a list."""
 
-    def __init__(self, config: RankerConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: RankerConfig, samples: Samples, statistics: int) -> None:
         super().__init__()
-        c, v = config, vocabulary
-        self.item = Embedding(v.items, c.item_width)
-        self.author = Embedding(v.authors, c.side_width)
-        self.category = Embedding(v.categories, c.side_width)
-        self.user = Embedding(v.users, c.user_width)
-        self.attributes = nn.ModuleList([Embedding(n, c.user_width) for n in v.user_categories])
-        self.user_dense = nn.Linear(max(1, v.user_floats), c.user_width)
-        self.scene = Embedding(v.scenes, c.side_width)
+        c = config
+        self.identity = ItemIdentity(samples, c.item_width, c.side_width)
+        self.user = UserAttributes(samples, c.user_width, ids=True)
+        self.scene = Embedding(int(samples.list_scene.max()) + 1, c.side_width)
         self.hour = Embedding(25, c.side_width)
-        self.identity_width = c.item_width + 2 * c.side_width
-        self.row_width = self.identity_width + v.statistics
+        self.identity_width, self.row_width = self.identity.width, self.identity.width + statistics
         feedback = len(HISTORY_FEEDBACK)
         self.attention = Attention(self.row_width, self.identity_width + feedback, c.heads, 16)
         self.same = nn.Linear(self.identity_width, 16)
         width = self.row_width + 16 * c.heads + c.user_width + 2 * feedback + 1 + 2 * c.side_width + 2 * feedback + 1
         self.tower = mlp([width, *c.hidden], c.dropout)
-        self.heads = nn.Linear(c.hidden[-1], v.tasks)
+        self.heads = nn.Linear(c.hidden[-1], len(samples.config.tasks))
 
-    def item_rows(
-        self,
-        item: Int[Tensor, "*b"],
-        author: Int[Tensor, "*b"],
-        category: Int[Tensor, "*b"],
-        statistics: Float[Tensor, "*b s"],
-    ) -> Float[Tensor, "*b e"]:
-        """What the store holds of an item: identity first, then the day's statistics."""
-        return torch.cat([self.item(item), self.author(author), self.category(category), statistics], -1)
-
-    def user_rows(
-        self, user: Int[Tensor, " b"], categories: Int[Tensor, "b a"], floats: Float[Tensor, "b f"]
-    ) -> Float[Tensor, "b u"]:
-        """What the store holds of a user."""
-        row = self.user(user)
-        for i, table in enumerate(self.attributes):
-            row = row + table(categories[:, i])
-        return row + self.user_dense(floats) if floats.shape[1] else row
+    def item_rows(self, item: Int[Tensor, "*b"], statistics: Float[Tensor, "*b s"]) -> Float[Tensor, "*b e"]:
+        """What a store holds of an item: identity first, then the day's statistics."""
+        return torch.cat([self.identity(item), statistics], -1)
 
     def forward(
         self,

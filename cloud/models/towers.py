@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.data.samples import HISTORY_FEEDBACK
-from cloud.models.layers import Embedding, mlp
-from cloud.models.ranker import Vocabulary
+from cloud.data.samples import HISTORY_FEEDBACK, Samples
+from cloud.models.entities import ItemIdentity, UserAttributes
+from cloud.models.layers import mlp
 
 __all__ = ["LowerHalf", "TowerConfig"]
 
@@ -31,7 +31,7 @@ class TowerConfig:
     side_width: int = 8
     """Embedding of an author or a category."""
     user_width: int = 16
-    """Embedding of each user attribute. Users have no ID embedding here: with a few dozen rows each it only overfits."""
+    """Embedding of each user attribute."""
     history_max: int = 20
     """Events before the request that the user tower sees."""
     hidden: int = 64
@@ -43,17 +43,14 @@ class TowerConfig:
 class LowerHalf(nn.Module):
     """Vectors of items and users."""
 
-    def __init__(self, config: TowerConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: TowerConfig, samples: Samples, statistics: int) -> None:
         super().__init__()
-        c, v = config, vocabulary
-        self.item = Embedding(v.items, c.item_width)
-        self.author = Embedding(v.authors, c.side_width)
-        self.category = Embedding(v.categories, c.side_width)
-        self.attributes = nn.ModuleList([Embedding(n, c.user_width) for n in v.user_categories])
-        self.user_dense = nn.Linear(max(1, v.user_floats), c.user_width)
-        identity = c.item_width + 2 * c.side_width
+        c = config
+        self.identity = ItemIdentity(samples, c.item_width, c.side_width)
+        # no ID embedding of users: with a few dozen rows each it only learns them by heart
+        self.user = UserAttributes(samples, c.user_width, ids=False)
         self.item_tower = nn.Sequential(
-            mlp([identity + v.statistics, c.hidden, c.vector_width], c.dropout), nn.LayerNorm(c.vector_width)
+            mlp([self.identity.width + statistics, c.hidden, c.vector_width], c.dropout), nn.LayerNorm(c.vector_width)
         )
         self.event = nn.Linear(c.vector_width + len(HISTORY_FEEDBACK), c.hidden)
         self.user_tower = nn.Sequential(
@@ -62,26 +59,10 @@ class LowerHalf(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
         self.scale = 1 / math.sqrt(c.vector_width)
 
-    def items(
-        self,
-        item: Int[Tensor, "*b"],
-        author: Int[Tensor, "*b"],
-        category: Int[Tensor, "*b"],
-        statistics: Float[Tensor, "*b s"],
-    ) -> Float[Tensor, "*b d"]:
+    def items(self, item: Int[Tensor, "*b"], statistics: Float[Tensor, "*b s"]) -> Float[Tensor, "*b d"]:
         """Vectors of items, given the statistics of the day."""
-        return self.item_tower(torch.cat([self.item(item), self.author(author), self.category(category), statistics], -1))
-
-    def user_rows(self, categories: Int[Tensor, "b a"], floats: Float[Tensor, "b f"]) -> Float[Tensor, "b u"]:
-        """What is known of users apart from their history."""
-        row = (
-            self.user_dense(floats)
-            if floats.shape[1]
-            else self.user_dense(torch.zeros_like(categories[:, :1], dtype=torch.float))
-        )
-        for i, table in enumerate(self.attributes):
-            row = row + table(categories[:, i])
-        return row
+        vectors: Tensor = self.item_tower(torch.cat([self.identity(item), statistics], -1))
+        return vectors
 
     def users(
         self,
@@ -95,7 +76,8 @@ class LowerHalf(nn.Module):
         mask = history_mask[..., None]
         count = mask.sum(1)
         pooled = (events * mask).sum(1) / (count + 1)
-        return self.user_tower(torch.cat([pooled, row, torch.log1p(count) / 4], -1))
+        vectors: Tensor = self.user_tower(torch.cat([pooled, row, torch.log1p(count) / 4], -1))
+        return vectors
 
     def match(self, user: Float[Tensor, "b d"], item: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """Logit of the first task from the two vectors alone."""

@@ -46,7 +46,7 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Columns of `item_category`."""
     simulated: bool
     """True when no real user is behind the log."""
-    utc_offset_h: int = 0
+    utc_offset_h: int
     """Hours that the time of day, as the ranker learned it, is ahead of UTC."""
 
 

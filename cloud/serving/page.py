@@ -32,8 +32,6 @@ class PageConfig:
     """A page is stale after this long, on the device's clock."""
     task_weights: Mapping[str, float] | None = None
     """Cloud order is the sum of weight x pXTR; a task that is not named weighs nothing. None: every task weighs 1."""
-    utc_offset_h: int = 0
-    """Hours east of UTC in which the run counted the hours of a day."""
 
 
 class PageObserver:
@@ -71,6 +69,7 @@ class PageMaker:
     ) -> None:
         self._config, self._record, self._observer = config or PageConfig(), record, observer or PageObserver()
         self._ranker, self._retriever, self._states, self._intake = ranker, retriever, states, intake
+        self._utc_offset_h = record.utc_offset_h
         self._items, self._users = IdIndex(published.item_id), IdIndex(published.user_id)
         self._item_id, self._item_float = np.asarray(published.item_id), np.asarray(published.item_float)
         self._item_category, self._item_vector = np.asarray(published.item_category), np.asarray(published.item_vector)
@@ -100,7 +99,7 @@ class PageMaker:
         exclude = np.concatenate([np.zeros(1, np.int64), state.seen, self._items(request.exclude)])
         found = self._retriever(vector, len(state.history.item), exclude)
         lap("retrieve")
-        hour = (request.now_ms // 3_600_000 + self._config.utc_offset_h) % 24
+        hour = (request.now_ms // 3_600_000 + self._utc_offset_h) % 24
         pxtr = self._ranker.pxtr(user, state.history, found, scene=request.scene, hour=hour)
         lap("rank")
         top = np.argsort(-(pxtr @ self._weights), kind="stable")[: request.size]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from cloud.data.rates import ItemStatistics
 from cloud.data.samples import Samples
-from cloud.models.ranker import Vocabulary
 from cloud.models.reranker import UpperConfig, UpperHalf
 from cloud.models.towers import LowerHalf, TowerConfig
 from cloud.training.stream import RankerInputs, masked_log_loss
@@ -89,7 +88,7 @@ class DeviceModel(nn.Module):
         super().__init__()
         self.spec, self.config, self.split, self.feedback = spec, config, split, feedback
         self.upper = UpperHalf(config.upper, spec, split=split)
-        self.lower = LowerHalf(config.lower, Vocabulary.of(samples, statistics)) if split else None
+        self.lower = LowerHalf(config.lower, samples, statistics.width) if split else None
         self.samples, self.inputs = samples, RankerInputs(samples, statistics)
         days = range(-1, int(samples.list_day.max()) + 1)
         self.statistics = torch.from_numpy(np.stack([statistics.as_of(d) for d in days]))  # day + 1
@@ -161,7 +160,7 @@ class DeviceModel(nn.Module):
         inputs["candidate_vector"] = self._vectors(item, day)
         inputs["event_vector"] = self._vectors(past_item, day)
         inputs["user_vector"] = self.lower.users(
-            self.lower.user_rows(self.inputs.attributes[user], self.inputs.floats[user]),
+            self.lower.user(user),
             self._vectors(self.event["item"][window], day),
             self.inputs.feedback[window],
             known,
@@ -173,11 +172,7 @@ class DeviceModel(nn.Module):
         assert self.lower is not None
         days, items = self.statistics.shape[:2]
         unique, inverse = torch.unique(item + day[:, None] * items, return_inverse=True)
-        one = unique % items
-        vectors = self.lower.items(
-            one, self.inputs.author[one], self.category[one], self.statistics.view(days * items, -1)[unique]
-        )
-        return vectors[inverse]
+        return self.lower.items(unique % items, self.statistics.view(days * items, -1)[unique])[inverse]
 
 
 def train_device_model(

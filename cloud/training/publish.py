@@ -85,9 +85,7 @@ def publish(
     index, mask = inputs.window(users, inputs.start[users + 1], history_max)
     pad = history_max - index.shape[1]
     with torch.no_grad():
-        of_item = (items, inputs.author[items], inputs.category[items], torch.from_numpy(now))
-        item_row, vector = ranker.item_rows(*of_item), lower.items(*of_item)
-        attributes = inputs.attributes[users], inputs.floats[users]
+        item_row, vector = (half(items, torch.from_numpy(now)) for half in (ranker.item_rows, lower.items))
         published = Published(
             item_id=samples.item_ids,
             item_row=item_row.numpy(),
@@ -96,8 +94,8 @@ def publish(
             item_category=samples.item_category[:, None].astype(np.int32),
             item_popularity=now[:, 0],
             user_id=samples.user_ids,
-            user_row=ranker.user_rows(users, *attributes).numpy(),
-            tower_row=lower.user_rows(*attributes).numpy(),
+            user_row=ranker.user(users).numpy(),
+            tower_row=lower.user(users).numpy(),
             history_item=np.pad((inputs.item[index] * mask.long()).numpy().astype(np.int32), ((0, 0), (pad, 0))),
             history_feedback=np.pad((inputs.feedback[index] * mask[..., None]).numpy(), ((0, 0), (pad, 0), (0, 0))),
         )
@@ -171,4 +169,4 @@ def _gate_rows(model: DeviceModel, test: np.ndarray, path: Path) -> None:
         else value.numpy()
         for name, value in arrays.items()
     }
-    np.savez(path, labels=labels.numpy(), **padded)
+    np.savez(path, **padded | {"labels": labels.numpy()})  # type: ignore[arg-type]

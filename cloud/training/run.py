@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/run.json                     what was trained on what, how, and the split version (written last: a run without it is unfinished)
+    RUN/run.json                     what was trained on what and how; written last: a run without it is unfinished
     RUN/seed-<n>/<stage>.safetensors weights of each finished stage; a killed training goes on after the last one
     RUN/seed-<n>/metrics.json        metrics on the test days
     RUN/published/                   the cloud half, ready to serve (`cloud.ranking.published`), from the first seed

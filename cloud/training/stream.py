@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cloud.data.rates import ItemStatistics
 from cloud.data.samples import Samples
-from cloud.models.ranker import Ranker, RankerConfig, Vocabulary
+from cloud.models.ranker import Ranker, RankerConfig
 
 __all__ = ["RankerInputs", "StreamConfig", "StreamResult", "masked_log_loss", "stream"]
 
@@ -28,8 +28,8 @@ class StreamConfig:
 
     ranker: RankerConfig = RankerConfig()
     """Its widths."""
-    batch: int = 256
-    """Lists of a step."""
+    batch: int = 512
+    """Labelled impressions of a step, about; whole lists go together."""
     learning_rate: float = 2e-3
     """Of Adam (Kingma & Ba 2015), dense parameters and tables alike."""
     history_passes: int = 1
@@ -52,10 +52,8 @@ class RankerInputs:
     def __init__(self, samples: Samples, statistics: ItemStatistics) -> None:
         self.samples, self.statistics = samples, statistics
         s = samples
-        self.author, self.category = torch.as_tensor(s.item_author), torch.as_tensor(s.item_category)
         self.item = torch.as_tensor(s.event_item)
         self.feedback = torch.as_tensor(s.event_history)
-        self.attributes, self.floats = torch.as_tensor(s.user_categories), torch.as_tensor(s.user_floats)
         self.list_item, self.list_scene = torch.as_tensor(s.list_item), torch.as_tensor(s.list_scene)
         self.list_hour, self.list_user = torch.as_tensor(s.list_hour), torch.as_tensor(s.list_user)
         self.list_event = torch.as_tensor(s.list_event)
@@ -63,7 +61,7 @@ class RankerInputs:
         self.length = torch.as_tensor((s.list_item > 0).sum(1))
 
     def window(self, user: Tensor, end: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Event indices [b, h] of the last `length` events of each user before `end`, and their mask. Trimmed to the longest."""
+        """Event indices [b, h] of the last `length` events of each user before `end`, and their mask; h is the longest."""
         first = torch.maximum(self.start[user], end - length)
         h = max(1, int((end - first).max()))
         index = end[:, None] - h + torch.arange(h)
@@ -77,14 +75,12 @@ class RankerInputs:
         width = max(1, int(self.length[lists].max()))
         item, past = self.list_item[lists, :width], self.item[index]
         statistics = torch.from_numpy(self.statistics.as_of(day))[item]
-        user = self.list_user[lists]
-        history = torch.cat([ranker.item(past), ranker.author(self.author[past]), ranker.category(self.category[past])], -1)
         return (
-            ranker.user_rows(user, self.attributes[user], self.floats[user]),
-            history,
+            ranker.user(self.list_user[lists]),
+            ranker.identity(past),
             self.feedback[index],
             mask,
-            ranker.item_rows(item, self.author[item], self.category[item], statistics),
+            ranker.item_rows(item, statistics),
             self.list_scene[lists, :width],
             self.list_hour[lists, :width],
         )
@@ -114,18 +110,21 @@ def stream(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    ranker = Ranker(config.ranker, Vocabulary.of(samples, statistics))
+    ranker = Ranker(config.ranker, samples, statistics.width)
     inputs = RankerInputs(samples, statistics)
     optimizer = torch.optim.Adam(ranker.parameters(), config.learning_rate, fused=True)
     labels = torch.as_tensor(samples.list_labels)
     pxtr = np.zeros(samples.list_labels.shape, np.float32)
-    work = len(samples.list_day) * 1.5
+    shown = int((~np.isnan(samples.list_labels).all(2)).sum())
+    lists_per_step = max(1, config.batch * len(samples.list_day) // max(1, shown))
+    before = np.flatnonzero(samples.list_day < 0)
+    work = config.history_passes * len(before) + (config.day_passes + 0.5) * (len(samples.list_day) - len(before))
     done = step = 0
 
     def learn(lists: NDArray[np.int64], day: int) -> None:
         nonlocal done, step
         ranker.train()
-        for chunk in _batches(rng.permutation(lists), config.batch):
+        for chunk in _batches(rng.permutation(lists), lists_per_step):
             arguments = inputs.rows(ranker, chunk, day)
             logits = ranker(*arguments)
             loss = masked_log_loss(logits, labels[chunk, : logits.shape[1]])
@@ -147,7 +146,6 @@ def stream(
                 pxtr[chunk.numpy(), : logits.shape[1]] = torch.sigmoid(logits).numpy()
                 done += len(chunk) // 2
 
-    before = np.flatnonzero(samples.list_day < 0)
     for _ in range(config.history_passes):
         learn(before, -1)
     for day in range(samples.days):

@@ -21,7 +21,7 @@ from cloud.data.rates import ItemStatistics
 from cloud.data.samples import SampleConfig, Samples, build_samples
 from cloud.data.schema import DataError, ImpressionLog
 from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
-from cloud.models.ranker import Ranker, Vocabulary
+from cloud.models.ranker import Ranker
 from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict, train_device_model
 from cloud.training.publish import publish
 from cloud.training.run import Run, RunError, RunRecord, load_weights, save_weights, write_atomically
@@ -46,6 +46,8 @@ class TrainConfig:
     """Also train the device model without feedback, for comparison."""
     samples: dict[str, Any] = field(default_factory=dict)
     """Overrides of `SampleConfig`."""
+    threads: int = 1
+    """Of torch. These models are small: a second thread gains little on an idle machine and costs tenfold on a busy one."""
 
 
 DEFAULT_TEST_SHARE = 0.1
@@ -66,13 +68,16 @@ def train(
     config: TrainConfig | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Train on the days of `log` before `test_from` (default: the latest day with a tenth of the rows on or after it), once per seed, into the folder `out`.
+    """Train on the days of `log` before `test_from`, once per seed, into the folder `out`.
+
+    `test_from` is by default the latest day with a tenth of the rows on or after it.
 
     An interrupted training of the same data and numbers goes on after its last finished stage. `progress` gets a stage and the
     share of it that is done. Raises `DataError` for a log that cannot be trained on or has no row on one side of `test_from`,
     `RunError` when `out` holds a training of something else.
     """
     config = config or TrainConfig()
+    torch.set_num_threads(config.threads)
     offset = 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
     tasks, weights = (WORLD_TASKS, WORLD_WEIGHTS) if log.simulated else (REAL_TASKS, REAL_WEIGHTS)
     test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
@@ -227,7 +232,7 @@ def _publish(
     *,
     simulated: bool,
 ) -> str:
-    ranker = _loaded(Ranker(config.stream.ranker, Vocabulary.of(samples, statistics)), folder / "ranker.safetensors")
+    ranker = _loaded(Ranker(config.stream.ranker, samples, statistics.width), folder / "ranker.safetensors")
     model = DeviceModel(samples, statistics, np.load(folder / "pxtr.npy"), spec, config.joint, split=True)
     if out.exists():
         shutil.rmtree(out)

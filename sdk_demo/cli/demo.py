@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sdk_demo.cli.output import print_report
+from sdk_demo.cli.emulation import print_emulation
+from sdk_demo.cli.stages import stages
 
 __all__ = ["demo"]
 
@@ -22,11 +23,15 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
     pocketrank demo
     pocketrank demo --out runs/second
 
-    Writes into --out: `report.html` (plots), `report.json` (every figure), the run and the bundle.
+    Writes into --out: `report.html` (plots), `report.json` (every figure), the run and the bundle. An earlier demo there is
+    replaced.
     """
     from sdk_demo.demo import run_demo
 
-    report = run_demo(out)
     console = Console()
-    print_report(console, report["emulation"], rows="policies", title="simulated users, per session")
+    with stages(console) as tell:
+        report = run_demo(out, progress=tell)
+    print_emulation(console, report["emulation"], report["latency_ms"])
+    steps = ", ".join(f"{step} {seconds:.0f}" for step, seconds in report["seconds"].items())
+    console.print(f"seconds: {steps}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out / 'report.html'} and {out / 'report.json'}", markup=False, soft_wrap=True)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from sdk_demo.cli.emulation import print_emulation
 from sdk_demo.cli.options import POLICIES, parse_list
-from sdk_demo.cli.output import JsonTarget, print_report
+from sdk_demo.cli.output import JsonTarget, progress
 
 __all__ = ["emulate"]
 
@@ -44,8 +45,16 @@ def emulate(
 
     from sdk_demo.emulator import emulate as emulate_clients
 
-    report = emulate_clients(
-        server, clients=clients, sessions=sessions, seed=seed, world=world, policies=policies, bundle=bundle
-    )
+    with progress(target.console, "emulating phones") as told:
+        report = emulate_clients(
+            server,
+            clients=clients,
+            sessions=sessions,
+            seed=seed,
+            world=world,
+            policies=policies,
+            bundle=bundle,
+            progress=told,
+        )
     target.write(report)
-    print_report(target.console, report, rows="policies", title="simulated users, per session")
+    print_emulation(target.console, report, report["latency_ms"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from device.contract import Format, Precision
 from sdk_demo.cli.options import parse_list
-from sdk_demo.cli.output import print_report
+from sdk_demo.cli.output import progress
 
 __all__ = ["export"]
 
@@ -36,9 +38,31 @@ def export(
     wanted_formats: tuple[Format, ...] = parse_list(formats, get_args(Format), "--formats")
     wanted_precisions: tuple[Precision, ...] = parse_list(precision, get_args(Precision), "--precision")
 
+    from cloud.training.run import Run
     from export.bundle import export_bundle
 
-    report = export_bundle(run, out, formats=wanted_formats, precisions=wanted_precisions)
     console = Console()
-    print_report(console, report, rows="models", title=f"{out}: models, compared with torch")
+    opened = Run.open(run)
+    with progress(console, "exporting, and comparing with torch") as told:
+        report = export_bundle(
+            opened, out, formats=wanted_formats, precisions=wanted_precisions, progress=lambda _, share: told(share)
+        )
+    _print_models(console, report, title=f"{out}: models, compared with torch")
     console.print(f"bundle written to {out}; next: pocketrank serve --run {run} --bundle {out}", markup=False, soft_wrap=True)
+
+
+def _print_models(console: Console, report: Mapping[str, Any], *, title: str) -> None:
+    table = Table("model", title=title, title_justify="left")
+    for column in ("bytes", "largest difference", "median run, ms", "AUC lost"):
+        table.add_column(column, justify="right")
+    table.add_column("checked in")
+    for name, row in {**report["models"], **report["rejected"]}.items():
+        table.add_row(
+            name if name in report["models"] else f"{name} (rejected)",
+            f"{row['bytes']:,}",
+            f"{row['max_abs_diff']:.1e}",
+            "" if row["p50_ms"] is None else f"{row['p50_ms']:.3f}",
+            f"{row['gate']['loss']:.4f}" if row["gate"] else "",
+            row["runtime"],
+        )
+    console.print(table)

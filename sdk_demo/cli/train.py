@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sdk_demo.cli.options import parse_date, parse_source
 from sdk_demo.cli.source import load_log
+from sdk_demo.cli.stages import stages
 
 __all__ = ["train"]
 
@@ -45,5 +46,6 @@ def train(
 
     from cloud.training.train import train as train_run
 
-    train_run(log, out=out, test_from=first_test_day, seeds=seeds, seed=seed)
+    with stages(console) as tell:
+        train_run(log, out=out, test_from=first_test_day, seeds=seeds, seed=seed, progress=tell)
     console.print(f"run written to {out}; next: pocketrank evaluate {out}", markup=False, soft_wrap=True)

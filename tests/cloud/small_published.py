@@ -156,6 +156,7 @@ def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -
         float_names=("duration_ms", "age_days"),
         category_names=("category", "author"),
         simulated=True,
+        utc_offset_h=0,
     )
     k = len(TASKS)
     ranker_weights = {

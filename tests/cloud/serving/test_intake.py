@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud.serving.intake import EVENT_ID_MAX, FeedbackIntake
+from cloud.serving.intake import EVENT_ID_MAX, EXPERIMENT_MAX, FeedbackIntake
 from cloud.serving.state import UserStates
 from cloud.streams.feedback_log import LogWriteError
 from cloud.streams.sqlite import SqliteFeedbackLog
@@ -68,3 +68,19 @@ def test_what_the_log_refuses_has_no_effect(run: SmallRun, log: SqliteFeedbackLo
     with pytest.raises(LogWriteError):
         intake([event(1, 1003)])
     assert len(states(1).seen) == 1
+
+
+@pytest.mark.parametrize("name", ["", "x" * (EXPERIMENT_MAX + 1)])
+def test_an_experiment_without_a_usable_name_is_refused(run: SmallRun, log: SqliteFeedbackLog, name: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        FeedbackIntake(log, UserStates(run.published, run.record))([event(), event(experiment=name)])
+    assert caught.value.path == "$.events[1].experiment"
+    assert list(log.replay()) == []
+
+
+def test_a_restart_keeps_experiments_apart(run: SmallRun, log: SqliteFeedbackLog) -> None:
+    FeedbackIntake(log, UserStates(run.published, run.record))([event(2, 1003, experiment="a"), event(2, 1006)])
+    again = UserStates(run.published, run.record)
+    assert FeedbackIntake(log, again).replayed == 2
+    assert again(2, "a").seen.tolist()[2:] == [2]
+    assert again(2).seen.tolist()[2:] == [3]

@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,11 +29,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory.mktemp("run"))
 
 
-def maker(run: SmallRun, log: SqliteFeedbackLog, *, candidates: int = 20, config: PageConfig | None = None) -> PageMaker:
+def maker(
+    run: SmallRun, log: SqliteFeedbackLog, *, candidates: int = 20, config: PageConfig | None = None, utc_offset_h: int = 0
+) -> PageMaker:
     p, states = run.published, UserStates(run.published, run.record)
     return PageMaker(
         p,
-        run.record,
+        msgspec.structs.replace(run.record, utc_offset_h=utc_offset_h),
         ranker=OnnxRanker(run.folder / "published", p, run.record),
         retriever=Retriever(ExactIndex(p.item_vector), p.item_popularity, RetrieverConfig(candidates=candidates)),
         states=states,
@@ -95,7 +98,7 @@ def test_the_weights_decide_the_order(make: Make) -> None:
 
 
 def test_the_hour_is_counted_where_the_run_counted_it(run: SmallRun, make: Make) -> None:
-    page = make(config=PageConfig(utc_offset_h=8))(request(6, 5, now_ms=20 * 3_600_000))
+    page = make(utc_offset_h=8)(request(6, 5, now_ms=20 * 3_600_000))
     state = UserStates(run.published, run.record)(6)
     pxtr = run.expected_pxtr(6, state.history, positions(run, page), scene_code=1, hour_code=5)
     np.testing.assert_allclose(read_page(page).floats[:, :2], pxtr, atol=1e-6)
@@ -184,3 +187,13 @@ def test_threads_get_the_pages_that_one_would(make: Make) -> None:
     expected = [ids(pages(request(user))) for user in users]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda user: ids(pages(request(user))), users)) == expected
+
+
+def test_a_page_of_an_experiment_knows_what_happened_in_it_alone(make: Make) -> None:
+    maker = make()
+    first = ids(maker(request(6, 5, experiment="a")))
+    watched = event(6, first[0], experiment="a")
+    assert first[0] not in ids(maker(request(6, 5, experiment="a", feedback=(watched,))))
+    assert ids(maker(request(6, 5))) == ids(maker(request(6, 5, experiment="b"))) == first
+    with pytest.raises(ContractError, match="a name of 1 to"):
+        maker(request(6, 5, experiment=""))

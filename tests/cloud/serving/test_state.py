@@ -140,3 +140,13 @@ def test_an_empty_batch_is_nothing(run: SmallRun, tmp_path: Path) -> None:
     known = states(run)
     known.apply([])
     assert len(known(1).seen) == 1
+
+
+def test_what_happens_in_an_experiment_is_known_in_it_alone(run: SmallRun) -> None:
+    known = states(run)
+    known.apply([event(2, 1003), event(2, 1006, experiment="a"), event(2, 1009, experiment="b")])
+    published = states(run)(2).seen.tolist()
+    assert known(2).seen.tolist() == [*published, 2]
+    assert known(2, "a").seen.tolist() == [*published, 3]
+    assert known(2, "b").seen.tolist() == [*published, 4]
+    assert same(known(2, "c"), states(run)(2))

@@ -1,0 +1,162 @@
+"""Whole swipes through the SDK, with the model's own run timed inside.
+
+A swipe is `FeedSession.feedback(event)` and then `FeedSession.next()`: take in how the last item was watched, order what is
+left, name the next one. Only the device's package is imported here, because `device_process` weighs what it imports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.errors import BenchmarkError
+from device.bundle import Bundle
+from device.codec import to_block
+from device.contract import (
+    Candidates,
+    Columns,
+    Ended,
+    FeatureSpec,
+    FeedbackEvent,
+    Form,
+    Format,
+    Network,
+    Orientation,
+    Page,
+)
+from device.ranker import Ranker
+from device.runtimes import Runtime, open_runtime
+from device.session import FeedSession
+
+__all__ = ["SwipeBench", "TimedRuntime"]
+
+USER = 7
+BEGIN_MS = 1_700_000_000_000
+"""Any time will do; events are some seconds apart from there on."""
+EVENT_GAP_MS = 9_000
+"""Between two impressions."""
+
+
+class TimedRuntime(Runtime):
+    """Another runtime, with the time of its last run beside it."""
+
+    def __init__(self, inner: Runtime) -> None:
+        self.input_names, self.list_sizes, self.events = inner.input_names, inner.list_sizes, inner.events
+        self._inner = inner
+        self.last_ns = 0
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """See `Runtime.run`."""
+        start = time.perf_counter_ns()
+        scores = self._inner.run(inputs)
+        self.last_ns = time.perf_counter_ns() - start
+        return scores
+
+
+class SwipeBench:
+    """One session with a full history; each `step` is one swipe on a page of `candidates_max` unseen candidates."""
+
+    def __init__(self, bundle: Bundle, form: Form, format: Format) -> None:
+        """Raises `BundleError`, `ModelRuntimeError`."""
+        self.form = form
+        self._spec, self._version = bundle.spec, bundle.split_version
+        self._runtime = TimedRuntime(open_runtime(bundle.model(form, format), format))
+        # The other forms are open too, as on a device.
+        others = {f: open_runtime(bundle.model(f, format), format) for f in bundle.forms(format, "fp32") if f != form}
+        ranker = Ranker(bundle.spec, bundle.split_version, {form: self._runtime, **others})
+        self._now_ms = BEGIN_MS
+        self.session = FeedSession(ranker, user_id=USER, session_id="bench", clock=lambda: self._now_ms)
+        self._rng = np.random.default_rng(0)
+        self._items = 0
+        self.steps = 0
+        self.swipe_ns: list[int] = []
+        self.run_ns: list[int] = []
+        for _ in range(bundle.spec.events_max):
+            self.session.feedback(self._event(self._first_of_a_page()))
+
+    def step(self) -> None:
+        """One timed swipe. Page and first item come before the clock starts: a page arrives in the background.
+
+        Raises `BenchmarkError` when the model did not order the candidates, a fallback being no swipe worth timing.
+        """
+        event = self._event(self._first_of_a_page())
+        start = time.perf_counter_ns()
+        self.session.feedback(event)
+        self.session.next()
+        self.swipe_ns.append(time.perf_counter_ns() - start)
+        self.run_ns.append(self._runtime.last_ns)
+        self.steps += 1
+        if self.session.form != self.form or self.session.counters.model_failed or self.session.counters.scores_bad:
+            raise BenchmarkError("a swipe", f"an order by the {self.form} model", f"{self.session.counters}")
+
+    def figures(self) -> dict[str, float]:
+        """Milliseconds of a swipe and of the model's run in it, and the median share of a swipe outside that run."""
+        swipe, run = np.array(self.swipe_ns), np.array(self.run_ns)
+        return {
+            "p50_ms": float(np.median(swipe)) / 1e6,
+            "p99_ms": float(np.percentile(swipe, 99)) / 1e6,
+            "run_p50_ms": float(np.median(run)) / 1e6,
+            "outside_p50_ms": float(np.median(swipe - run)) / 1e6,
+            "sdk_overhead_share": float(np.median((swipe - run) / swipe)),
+        }
+
+    def _first_of_a_page(self) -> int:
+        """Take a page of one more than the model's list and show its first item: a full list is left to be ordered."""
+        self._now_ms += EVENT_GAP_MS
+        self.session.take(self._page(self._spec, self._spec.candidates_max + 1))
+        item = self.session.next()
+        if item is None:
+            raise BenchmarkError("a page", "an item to show", "none")
+        return item
+
+    def _page(self, spec: FeatureSpec, n: int) -> Page:
+        rng, first = self._rng, self._items + 1
+        self._items += n
+        floats = np.stack([rng.uniform(f.min, f.max, n) / (f.scale or 1) for f in spec.candidate_floats], 1)
+        codes = np.stack([rng.integers(0, c.size, n) for c in spec.candidate_categories], 1)
+        split = self.form == "split"
+        return Page(
+            page_id=f"p{first}",
+            request_id="r",
+            created_ms=self._now_ms,
+            ttl_ms=3_600_000,
+            candidates=Candidates(
+                item_id=to_block(np.arange(first, first + n), "i8"),
+                floats=Columns(names=tuple(f.name for f in spec.candidate_floats), values=to_block(floats, "f4")),
+                categories=Columns(names=tuple(c.name for c in spec.candidate_categories), values=to_block(codes, "i4")),
+                vector=to_block(rng.normal(size=(n, spec.vector_width)), "f2") if split else None,
+            ),
+            user_vector=to_block(rng.normal(size=spec.vector_width), "f2") if split else None,
+            split_version=self._version if split else None,
+        )
+
+    def _event(self, item: int) -> FeedbackEvent:
+        """All that a device reports of an impression."""
+        position = self.session.position - 1
+        return FeedbackEvent(
+            event_id=f"e{position}",
+            user_id=USER,
+            session_id="bench",
+            item_id=item,
+            position=position,
+            impression_ms=self._now_ms,
+            watch_ms=int(self._rng.integers(500, EVENT_GAP_MS)),
+            ended=Ended.SWIPE,
+            click=True,
+            volume=0.5,
+            volume_change=0.0,
+            muted=False,
+            orientation=Orientation.PORTRAIT,
+            playback_rate=1.0,
+            pauses=0,
+            seeks=0,
+            scroll_speed=1.5,
+            network=Network.WIFI,
+            buffering_ms=120,
+            battery_saver=False,
+            backgrounded=False,
+        )

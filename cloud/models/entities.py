@@ -1,0 +1,68 @@
+"""What the cloud knows of an item or a user by its index: ID and attribute embeddings, shared by ranker and towers.
+
+The attributes themselves are buffers that come from the samples, not from the weights, so a caller names an item or a user by
+its index alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cloud.data.samples import Samples
+from cloud.models.layers import Embedding
+
+__all__ = ["ItemIdentity", "UserAttributes"]
+
+
+class ItemIdentity(nn.Module):
+    """Embeddings of an item's id, author and category, and a projection of its content vector where the log has one."""
+
+    def __init__(self, samples: Samples, item_width: int, side_width: int) -> None:
+        super().__init__()
+        content = samples.item_content.shape[1]
+        self.item = Embedding(len(samples.item_ids), item_width)
+        self.author = Embedding(int(samples.item_author.max()) + 1, side_width)
+        self.category = Embedding(int(samples.item_category.max()) + 1, side_width)
+        self.content = nn.Linear(content, item_width) if content else None
+        self.width = item_width * (2 if content else 1) + 2 * side_width
+        for name in ("item_author", "item_category", "item_content"):
+            self.register_buffer(name, torch.as_tensor(getattr(samples, name)), persistent=False)
+        self.item_author: Tensor
+        self.item_category: Tensor
+        self.item_content: Tensor
+
+    def forward(self, item: Int[Tensor, "*b"]) -> Float[Tensor, "*b i"]:
+        """Rows of items."""
+        parts = [self.item(item), self.author(self.item_author[item]), self.category(self.item_category[item])]
+        if self.content is not None:
+            parts.append(self.content(self.item_content[item]))
+        return torch.cat(parts, -1)
+
+
+class UserAttributes(nn.Module):
+    """The sum of a user's embeddings: categorical attributes, a projection of the numeric ones and, if asked for, the id."""
+
+    def __init__(self, samples: Samples, width: int, *, ids: bool) -> None:
+        super().__init__()
+        self.user = Embedding(len(samples.user_ids), width) if ids else None
+        self.attributes = nn.ModuleList([Embedding(int(c) + 1, width) for c in samples.user_categories.max(0)])
+        floats = samples.user_floats.shape[1]
+        self.dense = nn.Linear(floats, width) if floats else None
+        self.bias = nn.Parameter(torch.zeros(width))
+        for name in ("user_categories", "user_floats"):
+            self.register_buffer(name, torch.as_tensor(getattr(samples, name)), persistent=False)
+        self.user_categories: Tensor
+        self.user_floats: Tensor
+
+    def forward(self, user: Int[Tensor, " b"]) -> Float[Tensor, "b u"]:
+        """Rows of users."""
+        row = self.bias.expand(len(user), -1)
+        if self.user is not None:
+            row = row + self.user(user)
+        for i, table in enumerate(self.attributes):
+            row = row + table(self.user_categories[user, i])
+        if self.dense is not None:
+            row = row + self.dense(self.user_floats[user])
+        return row

@@ -1,0 +1,35 @@
+"""The two files of a report, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sdk_demo.report.page import html_page
+
+__all__ = ["HTML", "JSON", "write_report"]
+
+HTML = "report.html"
+"""Name of the page."""
+JSON = "report.json"
+"""Name of the figures."""
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write `report.html`, then `report.json`: where the second is, the first belongs to it.
+
+    `report` holds plain values; NaN becomes null.
+    """
+    figures = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    _write(folder / HTML, html_page(report).encode())
+    _write(folder / JSON, figures)
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)

@@ -1,0 +1,104 @@
+"""The plots of a report as SVG text that stands inside an HTML page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+__all__ = ["COLORS", "LABELS", "alive", "effective_views", "histogram", "model_auc"]
+
+COLORS = {"cloud_order": "#6b7280", "on_device": "#2563eb", "oracle": "#d97706"}
+"""One colour for a policy everywhere."""
+LABELS = {"cloud_order": "cloud order", "on_device": "on device", "oracle": "oracle"}
+"""What a reader calls a policy."""
+
+_STYLES = {"cloud_order": "--", "on_device": "-", "oracle": ":"}  # told apart without colour, too
+_INK = "#374151"
+_MODELS = {"server_score": "cloud's score", "no_feedback": "no feedback", "self_contained": "self-contained", "split": "split"}
+
+
+def effective_views(emulation: Mapping[str, Any]) -> str:
+    """Effective views per session up to each position, one line for each policy."""
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, emulation, "effective_views_so_far")
+        axes.set(xlabel="position in the session", ylabel="effective views so far, per session")
+
+    return _svg(draw, "Effective views by position")
+
+
+def alive(emulation: Mapping[str, Any]) -> str:
+    """Share of the sessions that reach each position, one line for each policy."""
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, emulation, "alive", percent=True)
+        axes.set(xlabel="position in the session", ylabel="sessions still alive, %")
+        axes.set_ylim(0, 102)
+
+    return _svg(draw, "Sessions kept alive by position")
+
+
+def histogram(latency: Mapping[str, Any], name: str, what: str) -> str:
+    """Times of `name` (`rerank`, `page`), equal bins of the logarithm, with median and 99th percentile marked."""
+    edges, counts = latency[f"{name}_histogram"]["edges"], latency[f"{name}_histogram"]["counts"]
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(counts, edges, fill=True, color=COLORS["on_device"], alpha=0.85)
+        axes.set_xscale("log")
+        filled = [i for i, count in enumerate(counts) if count] or [0, len(counts) - 1]
+        axes.set_xlim(edges[max(0, filled[0] - 2)], edges[min(len(edges) - 1, filled[-1] + 3)])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set(xlabel=f"{what}, ms", ylabel="times")
+        for percent, style in ((50, "-"), (99, "--")):
+            if (at := latency[f"{name}_p{percent}"]) is not None:
+                axes.axvline(at, color=_INK, linestyle=style, linewidth=1.2, label=f"p{percent}: {at:.2f} ms")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+
+    return _svg(draw, f"Histogram: {what}")
+
+
+def model_auc(models: Mapping[str, Any], task: str) -> str:
+    """AUC of each model for one task on the held-out days."""
+    known = [name for name in models if models[name].get(task, {}).get("auc") is not None]
+
+    def draw(axes: Axes) -> None:
+        values = [models[name][task]["auc"] for name in known]
+        bars = axes.barh([_MODELS.get(name, name) for name in known], values, color=COLORS["on_device"], height=0.55)
+        axes.bar_label(bars, fmt="%.3f", padding=4)
+        axes.invert_yaxis()
+        axes.set_xlim(0.5, max([0.55, *values]) + 0.03)
+        axes.set(xlabel=f"AUC, {task.replace('_', ' ')}, held-out days (0.5 = chance)")
+
+    return _svg(draw, f"AUC of {task}")
+
+
+def _lines(axes: Axes, emulation: Mapping[str, Any], name: str, *, percent: bool = False) -> None:
+    for policy, row in emulation["by_position"].items():
+        values = [100 * value if percent else value for value in row[name]]
+        axes.plot(range(1, len(values) + 1), values, _STYLES[policy], color=COLORS[policy], label=LABELS[policy], linewidth=2)
+    axes.set_xlim(left=1)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
+def _svg(draw: Callable[[Axes], None], title: str) -> str:
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    draw(axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="both", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    text = io.StringIO()
+    # Without a date, and with ids that follow from the title, the same figures make the same file.
+    with rc_context({"svg.hashsalt": title}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace("<svg ", '<svg role="img" ', 1)

@@ -1,0 +1,47 @@
+"""One small demo for all tests that need a trained run: training and exporting is what costs."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.training.train import TrainConfig
+from sdk_demo.demo import DemoConfig, run_demo
+from sdk_demo.world import DEFAULT_WORLD
+
+SIZES = {"items": "400", "count": "40", "days": "4.0", "sessions_per_user": "3.0"}
+
+
+@dataclass(frozen=True)
+class SmallDemo:
+    """A finished demo, made over an earlier one, and what it told on the way."""
+
+    out: Path
+    world: Path
+    report: dict[str, Any]
+    told: list[tuple[str, float]]
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> SmallDemo:
+    folder = tmp_path_factory.mktemp("small")
+    text = DEFAULT_WORLD.read_text()
+    for name, value in SIZES.items():
+        text, changed = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, count=1, flags=re.MULTILINE)
+        assert changed, f"the default world has no `{name}`"
+    world, out = folder / "world.toml", folder / "demo"
+    world.write_text(text)
+    (out / "run").mkdir(parents=True)
+    for earlier in ("demo.json", "report.json", "run/started.json", "notes.txt"):
+        (out / earlier).write_text('{"from": "an earlier time"}')
+    config = TrainConfig(no_feedback=False)
+    config = replace(config, device=replace(config.device, epochs=1))
+    told: list[tuple[str, float]] = []
+    report = run_demo(
+        out,
+        config=DemoConfig(world=world, train=config, formats=("onnx",), sessions=30, clients=4),
+        progress=lambda step, share: told.append((step, share)),
+    )
+    return SmallDemo(out, world, report, told)

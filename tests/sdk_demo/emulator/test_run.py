@@ -1,0 +1,137 @@
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device import BundleError, ClientError
+from device.client import BadUrlError, UnreachableError
+from sdk_demo.emulator import EmulatorError, PolicyError, WrongWorldError, emulate
+from tests.cloud.serving.live import Live, live
+from tests.cloud.small_published import small_run
+from tests.sdk_demo.conftest import SmallDemo
+
+
+@pytest.fixture(scope="module")
+def server(small_demo: SmallDemo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("server")
+    with live(small_demo.out / "run", folder / "feedback.db", small_demo.out / "bundle") as running:
+        yield running
+
+
+def _url(server: Live) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+def _without_times(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in report.items() if name not in ("latency_ms", "seconds", "clients")}
+
+
+def test_equal_seeds_bring_equal_results_however_many_phones_and_however_often(
+    server: Live, small_demo: SmallDemo
+) -> None:  # fmt: skip
+    def run(clients: int, seed: int) -> dict[str, Any]:
+        report = emulate(_url(server), clients=clients, sessions=50, seed=seed, world=small_demo.world)  # some users twice
+        return _without_times(report)
+
+    first, again, other = run(1, 3), run(5, 3), run(5, 4)
+    assert first == again
+    assert first["policies"] != other["policies"]
+    assert first["users"] == 40
+    gain = first["gain"]["oracle"]["effective_views_per_session"]
+    assert gain["mean"] > 0, "who knows the state shows better items"
+    for policy in ("cloud_order", "on_device", "oracle"):
+        counters = first["counters"][policy]
+        assert counters["events"] == pytest.approx(50 * first["policies"][policy]["items_per_session"])
+        assert counters["pages"] == pytest.approx(50 * first["policies"][policy]["requests_per_session"])
+        for fallback in ("pages_missing", "split_mismatch", "vectors_bad", "features_bad", "model_failed", "events_bad"):
+            assert counters[fallback] == 0
+    assert first["counters"]["on_device"]["reranks"] > 0
+    assert first["counters"]["cloud_order"]["reranks"] == 0
+
+
+def test_a_policy_meets_the_same_whoever_else_takes_part(server: Live, small_demo: SmallDemo) -> None:
+    alone = emulate(_url(server), clients=2, sessions=10, seed=1, world=small_demo.world, policies=("cloud_order",))
+    beside = emulate(
+        _url(server), clients=2, sessions=10, seed=1, world=small_demo.world, policies=("oracle", "cloud_order")
+    )  # fmt: skip
+    assert alone["policies"]["cloud_order"] == beside["policies"]["cloud_order"]
+    assert alone["gain"] == {}
+    assert alone["split_version"]["phones"] is None
+
+
+def test_a_bundle_can_be_given(server: Live, small_demo: SmallDemo, tmp_path: Path) -> None:
+    def run(bundle: Path | None) -> dict[str, Any]:
+        return emulate(
+            _url(server), clients=2, sessions=5, seed=1, world=small_demo.world, policies=("on_device",), bundle=bundle
+        )
+
+    assert _without_times(run(small_demo.out / "bundle")) == _without_times(run(None))
+    with pytest.raises(BundleError):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"policies": ("best",)}, PolicyError, "some of cloud_order, on_device, oracle, got best"),
+        ({"policies": ()}, PolicyError, "got none"),
+        ({"sessions": 0}, EmulatorError, "sessions: expected at least 1, got 0"),
+        ({"clients": 0}, EmulatorError, "clients: expected at least 1, got 0"),
+        ({"seed": -1}, EmulatorError, "seed: expected at least 0, got -1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_any_call(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        emulate("http://nowhere.invalid", **change)
+
+
+def test_a_server_that_is_not_there_is_a_typed_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else can take it
+        with pytest.raises(UnreachableError, match="GET http://127"):
+            emulate(f"http://127.0.0.1:{taken.getsockname()[1]}")
+    with pytest.raises(BadUrlError):
+        emulate("localhost:8080")
+
+
+def test_a_server_of_another_world_is_a_typed_error(tmp_path: Path) -> None:
+    with live(small_run(tmp_path).folder, tmp_path / "feedback.db") as other, pytest.raises(WrongWorldError, match="60 items"):
+        emulate(_url(other), sessions=1)
+
+
+def test_a_server_without_a_bundle_is_a_typed_error(small_demo: SmallDemo, tmp_path: Path) -> None:
+    with live(small_demo.out / "run", tmp_path / "feedback.db") as bare, pytest.raises(ClientError, match="404"):
+        emulate(_url(bare), sessions=1, world=small_demo.world)
+
+
+def test_a_server_that_dies_half_way_leaves_an_error_and_no_report(small_demo: SmallDemo, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    with live(small_demo.out / "run", tmp_path / "feedback.db", small_demo.out / "bundle") as server:
+        command = [sys.executable, "-c", "from sdk_demo.cli import main; main()", "emulate", "--server", _url(server)]
+        options = ["--world", str(small_demo.world), "--sessions", "100000", "--clients", "3", "--json", str(report)]
+        phones = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            pages = 'pocketrank_requests_total{method="POST",route="/v1/page",status="200"}'
+            while phones.poll() is None and server.metric(pages) < 20:
+                pass
+            server.process.kill()
+            _, said = phones.communicate(timeout=60)
+        finally:
+            phones.kill()
+            phones.wait()
+    assert phones.returncode == 2, said
+    assert said.splitlines()[-1].startswith("error: POST http://127.0.0.1")
+    assert list(tmp_path.glob("report*")) == []
+
+
+def test_pages_that_do_not_come_are_counted_while_there_is_something_to_show(small_demo: SmallDemo, tmp_path: Path) -> None:
+    """The log of feedback is full: a request that carries any is refused, and the phone goes on with the page it has."""
+    with live(small_demo.out / "run", tmp_path / "feedback.db", small_demo.out / "bundle", bytes_max=64 * 1024) as full:
+        with pytest.raises(ClientError, match="503"):
+            emulate(_url(full), sessions=80, world=small_demo.world, policies=("cloud_order",), clients=1)
+        refused = full.metric('pocketrank_requests_total{method="POST",route="/v1/page",status="503"}')
+    assert refused > 1, "one refused page is not the end"
