@@ -53,12 +53,13 @@ class ItemStatistics:
                 shown = np.bincount(of_event, weights=known[:, k], minlength=size)
                 taken = np.bincount(of_event, weights=np.where(known[:, k], labels[:, k], 0), minlength=size)
                 rate = (taken + SMOOTHING * mean[k]) / (shown + SMOOTHING)
-                columns.append((_logit(rate) - _logit(mean[k]))[group])
+                columns.append(_logit(rate, mean[k])[group])
             columns.append(np.log1p(np.bincount(of_event, minlength=size))[group] / 4)
         age = np.maximum(max(day, 0) - s.item_upload_day, 0)
         columns += [np.log1p(s.item_duration_s) - 3, np.nan_to_num(np.log1p(age) / 2), np.isnan(age)]
         return np.stack(columns, 1).astype(np.float32)
 
 
-def _logit(p: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.log(p / (1 - p))
+def _logit(rate: NDArray[np.floating], mean: float) -> NDArray[np.floating]:
+    """Log odds above those of the mean."""
+    return np.log(rate / (1 - rate) * (1 - mean) / mean)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -12,8 +13,7 @@ __all__ = ["print_emulation"]
 
 _FIGURES = {
     "effective_views_per_session": 2,
-    "likes_per_session": 3,
-    "follows_per_session": 4,
+    "likes_per_session": 2,
     "watch_s_per_session": 0,
     "items_per_session": 1,
     "requests_per_session": 2,
@@ -24,7 +24,9 @@ _NO_FALLBACK = frozenset({"pages", "reranks", "events"})
 
 def print_emulation(console: Console, report: Mapping[str, Any], latency: Mapping[str, Any]) -> None:
     """Print the report of `sdk_demo.emulator.emulate`, whose latencies are given apart."""
-    table = Table(title=f"simulated users, per session ({report['sessions']} for each policy)", title_justify="left")
+    table = Table(
+        title=f"simulated users, per session ({report['sessions']} for each policy)", title_justify="left", box=SIMPLE_HEAD
+    )
     table.add_column("policy", no_wrap=True)
     for name in _FIGURES:
         table.add_column(name.removesuffix("_per_session").replace("_", " "), justify="right")
@@ -48,7 +50,11 @@ def print_emulation(console: Console, report: Mapping[str, Any], latency: Mappin
 
 
 def _with_interval(value: float, ends: Sequence[float] | None, digits: int) -> str:
-    return f"{value:.{digits}f}" + ("" if ends is None else f"\n{ends[0]:.{digits}f} to {ends[1]:.{digits}f}")
+    told = f"{value:.{digits}f}"
+    if ends is not None:
+        fewer = digits - 1 if digits > 1 and abs(ends[1]) >= 10 else digits  # so that the table fits into 80 columns
+        told += f"\n{ends[0]:.{fewer}f}..{ends[1]:.{fewer}f}"
+    return told
 
 
 def _between(figure: Mapping[str, Any], digits: int, sign: str = "") -> str:

@@ -24,7 +24,7 @@ def _text(*policies: str) -> str:
 def test_a_reader_sees_the_table_the_share_and_the_fallbacks() -> None:
     text = _text("cloud_order", "on_device", "oracle")
     assert "simulated users, per session (2 for each policy)" in text
-    assert "1.00 to 2.00" in text
+    assert "1.00..2.00" in text
     assert "on_device over cloud_order, effective views: +1.00 (95 % interval +1.00 to +1.00)" in text
     assert "share of the oracle's uplift captured on the device: 0.50 (95 % interval 0.50 to 0.50)" in text
     assert "reordering at a swipe: p50 1.00 ms, p99 1.00 ms" in text

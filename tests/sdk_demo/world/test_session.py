@@ -81,7 +81,7 @@ def test_outcome_is_an_event_of_the_contract() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=FeedbackEvent) == event
     assert (event.user_id, event.item_id, event.position, event.impression_ms) == (7, 11, 0, 1_000)
     info = msgspec.structs.fields(FeedbackEvent)
-    device_only = {field.name for field in info if field.default is None and field.name != "page_id"}
+    device_only = {field.name for field in info if field.default is None and field.name not in ("page_id", "experiment")}
     assert len(device_only) == 12
     assert all(getattr(event, name) is not None for name in device_only)
     assert {f.name for f in dataclasses.fields(Outcome)} >= device_only

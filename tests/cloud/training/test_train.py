@@ -1,0 +1,179 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from cloud.data.log import open_log
+from cloud.data.rates import ItemStatistics
+from cloud.data.samples import SampleConfig, build_samples
+from cloud.data.schema import DataError, ImpressionLog
+from cloud.models.ranker import Ranker
+from cloud.ranking.published import Published
+from cloud.training.evaluate import MODELS, evaluate
+from cloud.training.joint import JointConfig
+from cloud.training.run import Run, RunError, load_weights
+from cloud.training.stream import RankerInputs, StreamConfig, stream
+from cloud.training.train import WORLD_TASKS, TrainConfig, train
+from sdk_demo.world import World
+from tests.data import kuairand_folder
+from tests.sdk_demo.world.worlds import small
+
+QUICK = TrainConfig(device=JointConfig(epochs=1), joint=JointConfig(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def log() -> ImpressionLog:
+    return World(small(users=60, items=300)).simulate_log(seed=1)
+
+
+@pytest.fixture(scope="module")
+def run(log: ImpressionLog, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(log, out=tmp_path_factory.mktemp("train") / "run", seeds=2, config=QUICK)
+
+
+def test_a_run_says_what_it_was_trained_on(run: Run, log: ImpressionLog) -> None:
+    record = Run.open(run.folder).record
+    assert (record.data, record.simulated, record.data_digest, record.seeds) == ("world", True, log.digest(), (0, 1))
+    assert record.config["stream"]["learning_rate"] == QUICK.stream.learning_rate
+    assert list((run.folder / "tensorboard").iterdir())
+
+
+def test_metrics_are_those_of_the_predictions_on_the_test_rows(run: Run) -> None:
+    report = evaluate(run.folder)
+    assert tuple(report["models"]) == MODELS
+    labels = np.load(run.seed_folder(0) / "labels.npy")
+    auc = [roc_auc_score(labels[:, 0], np.load(run.seed_folder(s) / "split.npy")[:, 0]) for s in (0, 1)]
+    split = report["models"]["split"]["effective_view"]
+    assert split["auc"] == pytest.approx(np.mean(auc))
+    assert split["auc_std"] == pytest.approx(np.std(auc, ddof=1))
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_form_that_is_exported_is_the_one_that_was_measured(run: Run) -> None:
+    with np.load(run.published / "gate.npz") as gate:
+        inputs = {k: torch.from_numpy(v) for k, v in gate.items() if k != "labels"}
+        labels = gate["labels"]
+    with torch.no_grad():
+        scores = run.upper("split")(**inputs)[:, 0].numpy()
+    measured = np.load(run.seed_folder() / "split.npy")
+    assert len(labels) == min(2000, len(measured))
+    if len(labels) == len(measured):
+        np.testing.assert_allclose(scores, measured, atol=1e-5)
+
+
+def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLog) -> None:
+    published, record = Published.open(run.published)
+    samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS, test_from=date.fromisoformat(run.record.test_from)))
+    statistics = ItemStatistics(samples)
+    ranker = Ranker(QUICK.stream.ranker, samples, statistics.width)
+    load_weights(ranker, run.seed_folder() / "ranker.safetensors")
+    last = int(np.flatnonzero(samples.list_event == samples.list_event.max())[0])
+    lists = torch.tensor([last])
+    with torch.no_grad():
+        rows = RankerInputs(samples, statistics).rows(ranker.eval(), lists, samples.days)
+        expected = torch.sigmoid(ranker(*rows)).numpy()
+    user = int(samples.list_user[last])
+    np.testing.assert_allclose(published.user_row[user], rows[0][0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(published.item_row[samples.list_item[last]], rows[4][0].numpy(), atol=1e-6)
+    names = ("user_row", "history_row", "history_feedback", "history_mask", "item_row", "scene", "hour")
+    session = onnxruntime.InferenceSession(run.published / "ranker.onnx")
+    (got,) = session.run(None, {n: v.numpy() for n, v in zip(names, rows, strict=True)})
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert record.split_version == run.record.split_version
+    # the history that serving starts from is what the user saw last
+    seen = samples.event_item[samples.user_start[user] : samples.user_start[user + 1]][-samples.config.history_max :]
+    np.testing.assert_array_equal(published.history_item[user, -len(seen) :], seen)
+
+
+def test_no_score_has_seen_its_own_label_nor_any_later_one(log: ImpressionLog) -> None:
+    samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS))
+    day = 4
+    one = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    from_day = samples.list_day >= day
+    samples.list_labels[from_day] = 1 - samples.list_labels[from_day]
+    samples.event_labels[samples.event_day >= day] = 1 - samples.event_labels[samples.event_day >= day]
+    two = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    untouched = samples.list_day <= day
+    np.testing.assert_array_equal(one[untouched], two[untouched])
+    assert np.abs(one[samples.list_day == day + 1] - two[samples.list_day == day + 1]).max() > 1e-3
+
+
+def test_an_interrupted_training_goes_on_after_its_last_stage(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
+    """Killed with -9 in its second stage, then called again: the first stage is not repeated, the result is the same."""
+    log.save(tmp_path / "log")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.cloud.training.train_until_killed", tmp_path / "log", tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if "self_contained" in line:
+            os.kill(child.pid, signal.SIGKILL)
+            break
+    assert child.wait() == -signal.SIGKILL
+    with pytest.raises(RunError, match=r"run\.json"):
+        Run.open(tmp_path / "run")
+    ranker = tmp_path / "run" / "seed-0" / "ranker.safetensors"
+    before = ranker.stat().st_mtime_ns
+    stages: list[str] = []
+    again = train(
+        open_log(tmp_path / "log"), out=tmp_path / "run", seeds=1, config=QUICK, progress=lambda stage, _: stages.append(stage)
+    )
+    assert ranker.stat().st_mtime_ns == before
+    assert not any("ranker" in stage for stage in stages)
+    assert again.record.split_version == run.record.split_version
+
+
+def test_a_folder_of_something_else_is_left_alone(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="other data or numbers"):
+        train(log, out=run.folder, seeds=2, config=replace(QUICK, stream=StreamConfig(batch=64)))
+    assert Run.open(run.folder).record == run.record
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(RunError, match="empty folder"):
+        train(log, out=tmp_path, config=QUICK)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("day", [date(1999, 1, 1), date(2050, 1, 1)])
+def test_a_test_day_with_nothing_on_one_side_is_refused(log: ImpressionLog, tmp_path: Path, day: date) -> None:
+    with pytest.raises(DataError, match="first test day with rows before and after it"):
+        train(log, out=tmp_path / "run", test_from=day, config=QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"format": 99}'])
+def test_a_damaged_run_is_refused(run: Run, tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(text)
+    with pytest.raises(RunError):
+        Run.open(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(text)
+    with pytest.raises(RunError, match="weights"):
+        load_weights(run.upper("split"), tmp_path / "weights.safetensors")
+
+
+def test_two_real_days_are_enough_to_order_a_third(tmp_path: Path) -> None:
+    from cloud.data.kuairand import load_kuairand
+
+    log = load_kuairand(kuairand_folder(), days=(date(2022, 4, 25), date(2022, 4, 27)))
+    history = log.history.slice(0, 4000)
+    run = train(
+        replace(log, history=history),
+        out=tmp_path / "run",
+        test_from=date(2022, 4, 27),
+        seeds=1,
+        config=replace(QUICK, no_feedback=False),
+    )
+    models = evaluate(run.folder)["models"]
+    assert models["server_score"]["long_view"]["auc"] > 0.6
+    assert models["split"]["long_view"]["auc"] > 0.6

@@ -1,0 +1,12 @@
+"""A training that tells its progress on stdout, to be killed."""
+
+import sys
+from pathlib import Path
+
+from cloud.data.log import open_log
+from cloud.training.train import train
+from tests.cloud.training.test_train import QUICK
+
+if __name__ == "__main__":
+    folder, out = map(Path, sys.argv[1:])
+    train(open_log(folder), out=out, seeds=1, config=QUICK, progress=lambda stage, share: print(stage, share, flush=True))
