@@ -188,9 +188,10 @@ class FeedbackEvent(_Versioned, frozen=True, kw_only=True):
 class PageRequest(_Versioned, frozen=True, kw_only=True):
     """What a device sends to ask for a page.
 
-    `size` is the number of candidates wanted. `feedback` is what happened since the last call. `exclude` lists items that the
-    device still holds. `split_version` is that of the installed bundle; None asks for a page without vectors. What a user does
-    within an `experiment` is known to later requests of the same experiment only, so that its arms do not teach one another.
+    `size` is the number of candidates wanted. `feedback` is what happened since the last call. `exclude` lists items that
+    are not wanted: what this session has shown. `split_version` is that of the installed bundle; None asks for a page
+    without vectors. What a user does within an `experiment` is known to later requests of the same experiment only, so that
+    its arms do not teach one another.
     """
 
     request_id: str

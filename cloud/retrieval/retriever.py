@@ -16,8 +16,8 @@ __all__ = ["Retriever", "RetrieverConfig"]
 class RetrieverConfig:
     """How many candidates, and from where."""
 
-    candidates: int = 200
-    """Candidates to rank, at most; 200 take the ranker about as long as all the rest of a page."""
+    candidates: int = 500
+    """Candidates to rank, at most."""
     cold_events: int = 5
     """A user with fewer known events is cold."""
     cold_popular_share: float = 0.5

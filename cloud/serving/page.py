@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ranker import OnnxRanker
+from cloud.reranking.spread import spread_categories
 from cloud.retrieval.retriever import Retriever
 from cloud.serving.ids import IdIndex
 from cloud.serving.intake import FeedbackIntake, check_experiment
@@ -32,6 +33,8 @@ class PageConfig:
     """A page is stale after this long, on the device's clock."""
     task_weights: Mapping[str, float] | None = None
     """Cloud order is the sum of weight x pXTR; a task that is not named weighs nothing. None: every task weighs 1."""
+    category_most: int | None = 3
+    """Candidates of one category that may come before every category had its share; None: no limit."""
 
 
 class PageObserver:
@@ -73,6 +76,8 @@ class PageMaker:
         self._items, self._users = IdIndex(published.item_id), IdIndex(published.user_id)
         self._item_id, self._item_float = np.asarray(published.item_id), np.asarray(published.item_float)
         self._item_category, self._item_vector = np.asarray(published.item_category), np.asarray(published.item_vector)
+        names = record.category_names
+        self._category = self._item_category[:, names.index("category")] if "category" in names else None
         self._float_names = (*(f"pxtr_{task}" for task in record.tasks), *record.float_names)
         weights = dict.fromkeys(record.tasks, 1.0) if self._config.task_weights is None else self._config.task_weights
         if unknown := set(weights) - set(record.tasks):
@@ -102,12 +107,19 @@ class PageMaker:
         hour = (request.now_ms // 3_600_000 + self._utc_offset_h) % 24
         pxtr = self._ranker.pxtr(user, state.history, found, scene=request.scene, hour=hour)
         lap("rank")
-        top = np.argsort(-(pxtr @ self._weights), kind="stable")[: request.size]
+        top = self._order(found, pxtr)[: request.size]
         page = self._page(request, found[top], pxtr[top], vector)
         lap("assemble")
         without = None if page.split_version else "not_asked" if request.split_version is None else "unknown"
         self._observer.page(len(found), len(top), without)
         return page
+
+    def _order(self, items: NDArray[np.int64], pxtr: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Cloud order of ranked items."""
+        ranked = np.argsort(-(pxtr @ self._weights), kind="stable")
+        if self._config.category_most is None or self._category is None:
+            return ranked
+        return ranked[spread_categories(self._category[items[ranked]], self._config.category_most)]
 
     def _page(
         self, request: PageRequest, items: NDArray[np.int64], pxtr: NDArray[np.float32], vector: NDArray[np.float32]

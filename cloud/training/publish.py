@@ -120,7 +120,7 @@ def publish(
             **dict(zip(("user_row", "history_row", "history_feedback", "history_mask"), rows, strict=True)),
             "item_row": item_row[:n][None],
             "scene": codes,
-            "hour": codes,
+            "hour": codes.clone(),  # one tensor for both would become one input
         },
         "pxtr",
         out / "ranker.onnx",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
-from sdk_demo.cli.output import JsonTarget, print_report
+from sdk_demo.cli.output import JsonTarget
 
 __all__ = ["evaluate"]
 
@@ -33,4 +37,23 @@ def evaluate(
 
     report = evaluate_run(run)
     target.write(report)
-    print_report(target.console, report, rows="models", title=f"{run}: held-out rows")
+    _print(target.console, report)
+
+
+def _print(console: Console, report: Mapping[str, Any]) -> None:
+    data, seeds = report["data"], len(report["seeds"])
+    simulated = "simulated, " if data["simulated"] else ""
+    title = f"AUC on {data['test_rows']} held-out rows of {data['name']} ({simulated}from {data['test_from']}), {seeds} seeds"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    for task in next(iter(report["models"].values())):
+        table.add_column(task.replace("_", " "), justify="right")
+    for name, tasks in report["models"].items():
+        table.add_row(name, *(_cell(task["auc"], task["auc_std"]) for task in tasks.values()))
+    console.print(table)
+
+
+def _cell(auc: float | None, spread: float | None) -> str:
+    if auc is None:
+        return "one label only"
+    return f"{auc:.4f}" if spread is None else f"{auc:.4f}\n± {spread:.4f}"
