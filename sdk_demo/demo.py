@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from cloud.data.schema import LABELS, ImpressionLog
 from cloud.training.evaluate import evaluate
-from cloud.training.train import TrainConfig, train
+from cloud.training.train import WORLD_CONFIG, TrainConfig, train
 from device.contract import Format
 from export.bundle import export_bundle
 from sdk_demo.emulator import emulate
@@ -55,7 +55,7 @@ class DemoConfig:
     """TOML of the simulated world; None is the default one."""
     seed: int = 1
     """Of the log, of the training and of the emulated sessions."""
-    train: TrainConfig = TrainConfig(no_feedback=False)
+    train: TrainConfig = replace(WORLD_CONFIG, no_feedback=False)
     """One training. The model without feedback is left out: it serves comparison only (`pocketrank train` has it)."""
     formats: tuple[Format, ...] = ("onnx", "tflite", "coreml")
     """What the device model is exported to."""

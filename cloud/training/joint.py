@@ -37,7 +37,7 @@ class JointConfig:
     """The cloud's half."""
     batch: int = 512
     """Rows of a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Of Adam, falling to a tenth along a cosine."""
     weight_decay: float = 1e-4
     """Decoupled (Loshchilov & Hutter 2019)."""

@@ -27,7 +27,7 @@ from cloud.training.publish import publish
 from cloud.training.run import Run, RunError, RunRecord, load_weights, save_weights, write_atomically
 from cloud.training.stream import StreamConfig, stream
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["REAL_TASKS", "REAL_WEIGHTS", "WORLD_CONFIG", "WORLD_TASKS", "WORLD_WEIGHTS", "TrainConfig", "train"]
 
 Progress = Callable[[str, float], None]
 
@@ -38,7 +38,7 @@ class TrainConfig:
 
     stream: StreamConfig = StreamConfig()
     """The full ranker."""
-    device: JointConfig = JointConfig(epochs=4)
+    device: JointConfig = JointConfig(epochs=3)
     """The device model alone: self-contained, and without feedback."""
     joint: JointConfig = JointConfig(epochs=1)
     """Both halves together, from the self-contained form on. One pass: ID embeddings learn rows by heart in a second."""
@@ -56,6 +56,8 @@ REAL_TASKS = ("click", "long_view", "like", "profile_enter")
 REAL_WEIGHTS = {"long_view": 1.0, "like": 1.0}
 WORLD_TASKS = ("effective_view", "like", "follow", "has_next")
 WORLD_WEIGHTS = {"effective_view": 1.0, "like": 0.0, "follow": 0.0, "has_next": 0.0}
+WORLD_CONFIG = TrainConfig(device=JointConfig(epochs=4, learning_rate=8e-3), joint=JointConfig(epochs=1, learning_rate=5e-3))
+"""For the simulated world, whose sessions are long and tell much: larger steps, which on KuaiRand would learn rows by heart."""
 
 
 def train(
@@ -76,7 +78,7 @@ def train(
     share of it that is done. Raises `DataError` for a log that cannot be trained on or has no row on one side of `test_from`,
     `RunError` when `out` holds a training of something else.
     """
-    config = config or TrainConfig()
+    config = config or (WORLD_CONFIG if log.simulated else TrainConfig())
     torch.set_num_threads(config.threads)
     offset = 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
     tasks, weights = (WORLD_TASKS, WORLD_WEIGHTS) if log.simulated else (REAL_TASKS, REAL_WEIGHTS)
