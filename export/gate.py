@@ -21,12 +21,14 @@ from export.errors import GateError
 from export.graphs import Graph, input_shapes
 from export.parity import Scorer
 
-__all__ = ["AUC_LOSS_MAX", "GATE_FILE", "GateRows", "auc_by_task", "auc_loss"]
+__all__ = ["AUC_LOSS_MAX", "GATE_FILE", "LABELS_MIN", "GateRows", "auc_by_task", "auc_loss"]
 
 GATE_FILE = "gate.npz"
 """In the run's folder `published`."""
 AUC_LOSS_MAX = 0.002
 """Largest loss of AUC, of any task, that a reduced precision may have."""
+LABELS_MIN = 20
+"""A task with fewer rows of either label has too rough an AUC to gate on, unless there is no other."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,11 @@ def auc_by_task(labels: NDArray[np.float32], scores: NDArray[np.float32], tasks:
 
 
 def auc_loss(graph: Graph, rows: GateRows, score: Scorer) -> dict[str, Any]:
-    """What the model behind `score` loses against torch: `loss` (of the worst task), and AUC by task of both."""
+    """What the model behind `score` loses against torch: `loss`, of the worst task that is `gated`; and AUC by task of both."""
     tasks = graph.spec.tasks
     model = auc_by_task(rows.labels, rows.scores(score), tasks)
     torch = auc_by_task(rows.labels, graph.scores(rows.inputs)[:, 0], tasks)
-    return {"loss": max(torch[task] - model[task] for task in torch), "limit": AUC_LOSS_MAX, "auc": model, "torch_auc": torch}
+    fewest = {task: min((rows.labels[:, i] == label).sum() for label in (0, 1)) for i, task in enumerate(tasks)}
+    gated = [task for task in torch if fewest[task] >= LABELS_MIN] or list(torch)
+    loss = max(torch[task] - model[task] for task in gated)
+    return {"loss": loss, "limit": AUC_LOSS_MAX, "gated": gated, "auc": model, "torch_auc": torch}

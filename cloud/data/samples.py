@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from cloud.data.schema import LABELS, DataError, ImpressionLog
 from device.contract import FloatFeature
 
-__all__ = ["FEEDBACK_FLOATS", "HISTORY_FEEDBACK", "SampleConfig", "Samples", "build_samples"]
+__all__ = ["EFFECTIVE_VIEW_S", "FEEDBACK_FLOATS", "HISTORY_FEEDBACK", "SampleConfig", "Samples", "build_samples"]
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -56,6 +56,10 @@ FEEDBACK_FLOATS = (
 HISTORY_FEEDBACK = ("long_view", "like", "watch_log", "engaged", "logged")
 """What the cloud knows of a past event: watch_log is log1p(seconds), engaged is click or effective view, logged is 0 for events
 from before the log, of which only long_view and like are known."""
+
+EFFECTIVE_VIEW_S = 7.0
+"""A watch of this, or of the whole item if that is shorter, is an effective view where a log has no label of it: what serving
+takes an event for, which carries no label either."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Samples:
     list_event: Int  # [L] the history of a list ends before this event
     list_day: Int  # [L], -1 for lists cut from before the log
     list_item: Int  # [L, N], 0 = padding
-    list_hour: Int  # [L, N] 1..24, 0 unknown
+    list_hour: Int  # [L, N] 1..24, 0 unknown; of a page's request, or of each row of a pseudo-list
     list_scene: Int  # [L, N]
     list_labels: Float  # [L, N, K], NaN where not shown or unknown
     row_event: Int  # [R]
@@ -124,6 +128,12 @@ class Samples:
         """Number of days from the first logged impression to the last."""
         return int(self.event_day.max()) + 1
 
+    @property
+    def learn_until(self) -> int:
+        """The first test day; `days` where there is none."""
+        test_from = self.config.test_from
+        return (test_from - date(1970, 1, 1)).days - self.first_day if test_from else self.days
+
 
 def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     """Cut `log` into samples. Raises `DataError` for a task that the log has no labels of."""
@@ -138,16 +148,19 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     ms = _column(table, "impression_ms", np.int64)
     day = (ms + offset_ms) // day_ms
     first_day = int(day.min())
+    item_floats = _items(log.items, first_day, offset_ms)
     history_user, history_item, history_long, history_like = _history(log)
     n_history = len(history_user)
 
     user = _index(user_ids, np.concatenate([history_user, _column(table, "user_id", np.int64)]))
     item = _index(item_ids, np.concatenate([history_item, _column(table, "item_id", np.int64)]))
     event_ms = np.concatenate([np.zeros(n_history, np.int64), ms])
-    order = np.lexsort((np.arange(len(user)), event_ms, user))
+    position = np.concatenate([np.full(n_history, -1), _column(table, "position", np.int64)])
+    # within a millisecond by position, as the device and serving keep them
+    order = np.lexsort((np.arange(len(user)), position, event_ms, user))
     source = order - n_history  # row of the log, negative for history
     logged = source >= 0
-    user, item, event_ms = user[order], item[order], event_ms[order]
+    user, item, event_ms, position = user[order], item[order], event_ms[order], position[order]
 
     def from_log(values: NDArray[Scalar], fill: Any) -> NDArray[Scalar]:
         out = np.full((len(order), *values.shape[1:]), fill, values.dtype)
@@ -160,7 +173,10 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
         if task in known:
             labels[~logged, k] = known[task][order[~logged]]
     watch_s = _column(table, "watch_ms", np.float32) / 1000
-    engaged = np.fmax(_column(table, "click", np.float32), _column(table, "effective_view", np.float32))
+    duration_s = item_floats["item_duration_s"][_index(item_ids, _column(table, "item_id", np.int64))]
+    effective = _column(table, "effective_view", np.float32)
+    by_watch = watch_s >= np.minimum(np.where(duration_s > 0, duration_s, np.inf), EFFECTIVE_VIEW_S)
+    engaged = np.fmax(_column(table, "click", np.float32), np.where(np.isnan(effective), by_watch, effective))
     cloud_side = np.nan_to_num(
         np.stack(
             [
@@ -183,7 +199,6 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     session = from_log(_column(table, "session_id", np.int64), -1)
     page = from_log(_column(table, "page_id", np.int64), -1)
     place = np.arange(len(user)) - user_start[user]
-    position = from_log(_column(table, "position", np.int64), -1)
     has_session = session >= 0
     cut = (config.test_from - date(1970, 1, 1)).days - first_day if config.test_from else 0
     lists = _Lists(log, config, item_ids, user, item, logged, event_day - cut, page)
@@ -192,9 +207,10 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
 
     row_event = np.flatnonzero(logged)
     first_logged = user_start[user] + np.bincount(user[~logged], minlength=len(user_ids))[user]
-    session_first = _run_start(np.where(has_session, session, -1 - user))
+    # a log may number each user's sessions anew
+    session_first = np.maximum(_run_start(np.where(has_session, session, -1 - user)), user_start[user])
+    place_in_session = np.where(has_session, np.arange(len(user)) - session_first, lists.slot)
     events_from = np.where(has_session, session_first, first_logged)[row_event]
-    item_floats = _items(log.items, first_day, offset_ms)
     return Samples(
         config=config,
         feedback_floats=feedback_floats,
@@ -223,7 +239,7 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
         row_list=lists.of_event[row_event],
         row_slot=lists.slot[row_event],
         row_events_from=np.maximum(events_from, row_event - config.events_max),
-        row_position=np.where(has_session, position, lists.slot)[row_event],
+        row_position=np.where(position >= 0, position, place_in_session)[row_event],
         list_shown=lists.shown,
         first_day=first_day,
     )
@@ -280,7 +296,11 @@ class _Lists:
         self.slot[paged] = found.argmax(1)
 
     def fill(self, labels: Float, hour: Int, scene: Int) -> None:
-        """Spread what is known per event over the lists' slots. A slot that was never shown takes the list's hour and scene."""
+        """Spread what is known per event over the lists' slots.
+
+        All of a page has the hour and the scene of its request, as it is ranked then: that of an impression would tell which
+        candidates were shown late.
+        """
         at = self.of_event, self.slot
         self.shown = np.where(self.paged[:, None] & (self.item > 0), len(hour), -1)
         self.shown[at] = np.where(self.paged[self.of_event], np.arange(len(hour)), -1)
@@ -288,7 +308,9 @@ class _Lists:
         self.labels[at] = labels
         self.hour = np.repeat(hour[self.event][:, None], self.item.shape[1], 1)
         self.scene = np.repeat(scene[self.event][:, None], self.item.shape[1], 1)
-        self.hour[at], self.scene[at] = hour, scene
+        free = ~self.paged[self.of_event]
+        place = self.of_event[free], self.slot[free]
+        self.hour[place], self.scene[place] = hour[free], scene[free]
 
 
 def _column(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:

@@ -36,6 +36,10 @@ class PageConfig:
     category_most: int | None = 3
     """Candidates of one category that may come before every category had its share; None: no limit."""
 
+    def __post_init__(self) -> None:
+        if self.category_most is not None and self.category_most < 1:
+            raise ValueError(f"Expected category_most >= 1 or None, got {self.category_most}")
+
 
 class PageObserver:
     """Told what happens on the way to a page. This one does not listen; metrics do (`cloud.serving.metrics`)."""

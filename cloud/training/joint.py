@@ -91,7 +91,8 @@ class DeviceModel(nn.Module):
         self.lower = LowerHalf(config.lower, samples, statistics.width) if split else None
         self.samples, self.inputs = samples, RankerInputs(samples, statistics)
         days = range(-1, int(samples.list_day.max()) + 1)
-        self.statistics = torch.from_numpy(np.stack([statistics.as_of(d) for d in days]))  # day + 1
+        # day + 1; on test days those that the full ranker has too, so that neither learns from test rows
+        self.statistics = torch.from_numpy(np.stack([statistics.as_of(min(d, samples.learn_until)) for d in days]))
         self.pxtr = torch.from_numpy(pxtr)
         s = samples
         self.row = {n: torch.as_tensor(getattr(s, f"row_{n}")) for n in ("event", "list", "slot", "events_from", "position")}
@@ -107,13 +108,14 @@ class DeviceModel(nn.Module):
 
     def _floats(self, lists: Tensor, slot: Tensor) -> Float[Tensor, "*b f"]:
         """`spec.candidate_floats` of list slots."""
-        item = self.inputs.list_item[lists, slot]
-        return torch.cat([self.pxtr[lists, slot], self.duration[item][..., None].clamp(0, 1800)], -1)
+        duration = self.duration[self.inputs.list_item[lists, slot]][..., None]
+        feature = self.spec.candidate_floats[-1]
+        duration = torch.where(duration > 0, duration, feature.default).clamp(feature.min, feature.max)  # 0 is unknown
+        return torch.cat([self.pxtr[lists, slot], duration], -1)
 
     def _context(self, rows: Tensor) -> Float[Tensor, "b f"]:
-        hour = self.inputs.list_hour[self.row["list"][rows], self.row["slot"][rows]] - 1
-        utc = (hour - self.samples.config.utc_offset_h) % 24  # a device knows no other
-        return torch.stack([self.row["position"][rows].float(), utc.float()], -1)
+        hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, for a device knows no other
+        return torch.stack([self.row["position"][rows].clamp(0, 1000).float(), hour.float()], -1)
 
     def slots(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Up to `width` slots [b, n] that could have been shown, the one that was first, and their mask."""

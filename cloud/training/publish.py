@@ -90,7 +90,9 @@ def publish(
             item_id=samples.item_ids,
             item_row=item_row.numpy(),
             item_vector=vector.numpy().astype(np.float16),
-            item_float=samples.item_duration_s[:, None] * 1000,
+            item_float=np.where(samples.item_duration_s > 0, samples.item_duration_s * 1000, np.nan)[:, None].astype(
+                np.float32
+            ),
             item_category=samples.item_category[:, None].astype(np.int32),
             item_popularity=now[:, 0],
             user_id=samples.user_ids,

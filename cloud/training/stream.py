@@ -148,12 +148,16 @@ def stream(
 
     for _ in range(config.history_passes):
         learn(before, -1)
+    # a pseudo-list may go on into later days: it is learned when its last impression is over, as of the day that it was scored
+    last_day = np.full(len(samples.list_day), -1)
+    np.maximum.at(last_day, samples.row_list, samples.event_day[samples.row_event])
     for day in range(samples.days):
-        today = np.flatnonzero(samples.list_day == day)
-        score(today, min(day, learn_until))
+        score(np.flatnonzero(samples.list_day == day), min(day, learn_until))
         if day < learn_until:
+            over = np.flatnonzero((last_day == day) & (samples.list_day >= 0))
             for _ in range(config.day_passes):
-                learn(today, day)
+                for began in np.unique(samples.list_day[over]).tolist():
+                    learn(over[samples.list_day[over] == began], began)
     ranker.eval()
     return StreamResult(ranker, pxtr)
 

@@ -49,6 +49,10 @@ class TrainConfig:
     threads: int = 1
     """Of torch. These models are small: a second thread gains little on an idle machine and costs tenfold on a busy one."""
 
+    def __post_init__(self) -> None:
+        if self.device.upper != self.joint.upper:
+            raise ValueError(f"Expected the same device model in both forms, got {self.device.upper} and {self.joint.upper}")
+
 
 DEFAULT_TEST_SHARE = 0.1
 """Of the rows, at least, when nobody says where the test days begin."""
@@ -85,12 +89,13 @@ def train(
     test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
     sampling = replace(SampleConfig(tasks=tasks, utc_offset_h=offset, test_from=test_from), **config.samples)
     samples = build_samples(log, sampling)
-    learn_until = (test_from - day_of(samples.first_day)).days
+    learn_until = samples.learn_until
     row_day = samples.event_day[samples.row_event]
     test = np.flatnonzero(row_day >= learn_until)
-    if not len(test) or not (row_day < learn_until).any():
+    if not len(test) or not len(_training_rows(samples, config.device)):
         span = f"{day_of(samples.first_day)} to {day_of(samples.first_day + samples.days - 1)}"
-        expected = "expected a first test day with rows before and after it"
+        warm_up = 0 if (samples.event_day < 0).any() else config.device.warm_up_days
+        expected = f"expected a first test day with rows before and after it, the first {warm_up} days aside"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
     seed_list = tuple(range(seed, seed + seeds))
     digest = log.digest()
@@ -104,7 +109,7 @@ def train(
     writer = SummaryWriter(str(out / "tensorboard"))
     try:
         for number in seed_list:
-            _Seed(number, out / f"seed-{number}", samples, statistics, config, learn_until, progress, writer).train(spec)
+            _Seed(number, out / f"seed-{number}", samples, statistics, config, progress, writer).train(spec)
     finally:
         writer.close()
     version = _publish(
@@ -134,6 +139,13 @@ def train(
     return Run.open(out)
 
 
+def _training_rows(samples: Samples, config: JointConfig) -> np.ndarray:
+    """Rows that device models learn from: before the test days, with scores of a ranker that had learned something."""
+    day, list_day = samples.event_day[samples.row_event], samples.list_day[samples.row_list]
+    first = 0 if (samples.event_day < 0).any() else config.warm_up_days
+    return np.flatnonzero((day < samples.learn_until) & (list_day >= first))
+
+
 class _Seed:
     """One full training. A stage leaves weights and predictions on the test rows, and is skipped when they are there."""
 
@@ -144,16 +156,13 @@ class _Seed:
         samples: Samples,
         statistics: ItemStatistics,
         config: TrainConfig,
-        learn_until: int,
         progress: Progress | None,
         writer: SummaryWriter,
     ) -> None:
         self.seed, self.folder, self.samples, self.statistics = seed, folder, samples, statistics
-        self.config, self.learn_until, self.progress, self.writer = config, learn_until, progress, writer
-        day, list_day = samples.event_day[samples.row_event], samples.list_day[samples.row_list]
-        first = 0 if (samples.event_day < 0).any() else config.device.warm_up_days
-        self.rows = np.flatnonzero((day < learn_until) & (list_day >= first))
-        self.test = np.flatnonzero(day >= learn_until)
+        self.config, self.progress, self.writer = config, progress, writer
+        self.rows = _training_rows(samples, config.device)
+        self.test = np.flatnonzero(samples.event_day[samples.row_event] >= samples.learn_until)
         folder.mkdir(parents=True, exist_ok=True)
 
     def train(self, spec: Any) -> None:
@@ -176,7 +185,7 @@ class _Seed:
             self.samples,
             self.statistics,
             self.config.stream,
-            learn_until=self.learn_until,
+            learn_until=self.samples.learn_until,
             seed=self.seed,
             progress=self._tell("ranker"),
             log=self._curve,

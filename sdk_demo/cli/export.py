@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,10 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     formats: Annotated[str, typer.Option(help="Comma list of onnx, tflite, coreml.")] = "onnx,tflite,coreml",
     precision: Annotated[str, typer.Option(help="Comma list of fp32, fp16, int8.")] = "fp32",
+    bytes_max: Annotated[int | None, typer.Option(min=1, help="Budget of bytes for each model; a larger one fails.")] = None,
+    p50_ms_max: Annotated[
+        float | None, typer.Option(min=0, help="Budget of a median run in milliseconds, where a model can run here.")
+    ] = None,
 ) -> None:
     """Export the device model, and hold every file to torch.
 
@@ -39,30 +44,38 @@ def export(
     wanted_precisions: tuple[Precision, ...] = parse_list(precision, get_args(Precision), "--precision")
 
     from cloud.training.run import Run
-    from export.bundle import export_bundle
+    from export.bundle import Budget, export_bundle
 
     console = Console()
     opened = Run.open(run)
     with progress(console, "exporting, and comparing with torch") as told:
         report = export_bundle(
-            opened, out, formats=wanted_formats, precisions=wanted_precisions, progress=lambda _, share: told(share)
+            opened,
+            out,
+            formats=wanted_formats,
+            precisions=wanted_precisions,
+            budget=Budget(bytes_max=bytes_max, p50_ms_max=p50_ms_max),
+            progress=lambda _, share: told(share),
         )
     _print_models(console, report, title=f"{out}: models, compared with torch")
     console.print(f"bundle written to {out}; next: pocketrank serve --run {run} --bundle {out}", markup=False, soft_wrap=True)
 
 
 def _print_models(console: Console, report: Mapping[str, Any], *, title: str) -> None:
-    table = Table("model", title=title, title_justify="left")
-    for column in ("bytes", "largest difference", "median run, ms", "AUC lost"):
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    for column in ("bytes", "largest\ndifference", "median\nrun, ms", "AUC\nlost"):
         table.add_column(column, justify="right")
-    table.add_column("checked in")
+    table.add_column("shipped")
     for name, row in {**report["models"], **report["rejected"]}.items():
         table.add_row(
-            name if name in report["models"] else f"{name} (rejected)",
+            name,
             f"{row['bytes']:,}",
             f"{row['max_abs_diff']:.1e}",
             "" if row["p50_ms"] is None else f"{row['p50_ms']:.3f}",
             f"{row['gate']['loss']:.4f}" if row["gate"] else "",
-            row["runtime"],
+            "yes" if name in report["models"] else "no",
         )
     console.print(table)
+    for runtime in dict.fromkeys(row["runtime"] for row in report["models"].values()):
+        console.print(f"checked in: {runtime}", markup=False, highlight=False, soft_wrap=True)

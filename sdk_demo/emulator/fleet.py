@@ -19,6 +19,9 @@ from sdk_demo.world import UserSession, World
 
 __all__ = ["Visit", "plan", "run_fleet"]
 
+PATIENCE_S = 30.0
+"""How long a phone waits for a page here: a stall of the machine that phones and server share is no part of the figures."""
+
 _DAY_MS = 86_400_000
 _ROUND_SEEDS = 1_000_003  # a prime: seeds of different rounds of nearby emulations do not meet
 
@@ -60,7 +63,7 @@ def run_fleet(
         if stop.is_set():
             return []
         experiment = f"{run_id}/{policy.name}"
-        with CloudClient(server) as client:
+        with CloudClient(server, timeout_s=PATIENCE_S) as client:
             phone = Phone(client, policy, experiment=experiment, turn=turn)
             return [
                 phone(_session(world, one.user_id, number, seed), f"{experiment}/{one.user_id}.{number}", stop)

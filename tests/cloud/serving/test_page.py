@@ -91,10 +91,18 @@ def test_a_page_holds_the_best_of_the_nearest(run: SmallRun, make: Make) -> None
 
 def test_the_weights_decide_the_order(make: Make) -> None:
     for k, task in enumerate(TASKS):
-        pxtr = read_page(make(config=PageConfig(task_weights={task: 1.0}))(request(6, 20))).floats[:, k]
+        pxtr = read_page(make(config=PageConfig(task_weights={task: 1.0}, category_most=None))(request(6, 20))).floats[:, k]
         assert (np.diff(pxtr) <= 0).all()
     with pytest.raises(ValueError, match="share"):
         make(config=PageConfig(task_weights={"share": 1.0}))
+
+
+def test_a_page_is_spread_over_categories(make: Make) -> None:
+    def crowded(most: int | None) -> int:
+        page = read_page(make(config=PageConfig(category_most=most))(request(6, 6)))
+        return int(np.bincount(page.categories[:, 0]).max())
+
+    assert crowded(1) == 1 < crowded(None)
 
 
 def test_the_hour_is_counted_where_the_run_counted_it(run: SmallRun, make: Make) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -106,6 +107,27 @@ def test_no_score_has_seen_its_own_label_nor_any_later_one(log: ImpressionLog) -
     untouched = samples.list_day <= day
     np.testing.assert_array_equal(one[untouched], two[untouched])
     assert np.abs(one[samples.list_day == day + 1] - two[samples.list_day == day + 1]).max() > 1e-3
+
+
+def test_a_pseudo_list_is_learned_when_it_is_over() -> None:
+    """Without pages a list may run over several days; a list of its second day must not be scored by who learned it."""
+    whole = World(small(users=60, items=300)).simulate_log(seed=2)
+    nothing = [pa.nulls(len(whole.impressions), pa.int64())] * 2
+    impressions = whole.impressions
+    for name, column in zip(("page_id", "session_id"), nothing, strict=True):
+        impressions = impressions.set_column(impressions.schema.get_field_index(name), impressions.schema.field(name), column)
+    bare = replace(whole, impressions=impressions, pages=whole.pages.slice(0, 0))
+    samples = build_samples(bare, SampleConfig(tasks=WORLD_TASKS, list_days=2))
+    day = 3
+    one = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    later = samples.event_day[samples.row_event] >= day
+    at = samples.row_list[later], samples.row_slot[later]
+    samples.list_labels[at] = 1 - samples.list_labels[at]
+    samples.event_labels[samples.event_day >= day] = 1 - samples.event_labels[samples.event_day >= day]
+    two = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    assert (np.unique(samples.list_day[samples.row_list[later]]) < day).any()
+    untouched = samples.list_day <= day
+    np.testing.assert_array_equal(one[untouched], two[untouched])
 
 
 def test_an_interrupted_training_goes_on_after_its_last_stage(log: ImpressionLog, run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,318 @@
+"""Training and serving must build the same inputs from the same past: the log's rows on one side, the real SDK on the other."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cloud.data.rates import ItemStatistics
+from cloud.data.samples import EFFECTIVE_VIEW_S, SampleConfig, Samples, build_samples
+from cloud.data.schema import ImpressionLog
+from cloud.models.ranker import Ranker as CloudRanker
+from cloud.models.ranker import RankerConfig
+from cloud.ranking.published import Published
+from cloud.ranking.ranker import OnnxRanker
+from cloud.retrieval.index import ExactIndex
+from cloud.retrieval.retriever import Retriever, RetrieverConfig
+from cloud.serving.intake import FeedbackIntake
+from cloud.serving.page import PageMaker
+from cloud.serving.state import StateConfig, UserStates
+from cloud.streams.sqlite import SqliteFeedbackLog
+from cloud.training.joint import DeviceModel, JointConfig, device_spec
+from cloud.training.publish import publish
+from cloud.training.stream import RankerInputs
+from cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
+from device import FeedSession, Ranker
+from device.codec import read_page, to_block
+from device.contract import Candidates, Columns, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
+from device.runtimes import INPUT_NAMES, Runtime
+from sdk_demo.world import World
+from tests.sdk_demo.world.worlds import small
+
+VECTORS = {"candidate_vector", "event_vector", "user_vector"}
+FIELDS = set(FeedbackEvent.__struct_fields__)
+KINDS = {"ended": Ended, "orientation": Orientation, "network": Network}
+UNKNOWN = ("volume", "muted", "orientation", "playback_rate", "pauses", "network", "buffering_ms")
+
+
+class Clock:
+    """Stands where the log says."""
+
+    now_ms = 0
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+class TorchRuntime(Runtime):
+    """The upper half itself, which remembers what it was last asked."""
+
+    input_names = INPUT_NAMES["split"]
+    list_sizes = None
+    events = None
+
+    def __init__(self, model: DeviceModel) -> None:
+        self._upper = model.upper.eval()
+        self.last: dict[str, NDArray[Any]] = {}
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        self.last = {name: np.array(value) for name, value in inputs.items()}
+        with torch.no_grad():
+            scores: NDArray[np.float32] = self._upper(**{n: torch.from_numpy(v) for n, v in self.last.items()}).numpy()
+        return scores
+
+
+@pytest.fixture(scope="module")
+def log() -> ImpressionLog:
+    """A world's log with what real ones have: sessions numbered per user, signals missing, two swipes in a millisecond."""
+    log = World(small(users=40, items=900)).simulate_log(seed=1)
+    table, rng = log.impressions, np.random.default_rng(0)
+    n = len(table)
+    for name in UNKNOWN:
+        known = pa.array(rng.random(n) > 0.3)
+        table = _set(table, name, pc.if_else(known, table[name], pa.scalar(None, table.schema.field(name).type)))
+    user, session, position = (table[c].to_numpy() for c in ("user_id", "session_id", "position"))
+    own = np.empty(n, np.int64)
+    for u in np.unique(user):
+        of_user = user == u
+        own[of_user] = np.unique(session[of_user], return_inverse=True)[1] + 7
+    table = _set(table, "session_id", pa.array(own))
+    ms, by = table["impression_ms"].to_numpy().copy(), np.lexsort((position, session))
+    follows = np.flatnonzero((session[by][1:] == session[by][:-1]) & (position[by][1:] % 7 == 3)) + 1
+    ms[by[follows]] = ms[by[follows - 1]]
+    table = _set(table, "impression_ms", pa.array(ms))
+    table = _set(table, "scene", pa.array(table["page_id"].to_numpy().astype(np.int32) % 3))
+    order = np.lexsort((table["item_id"].to_numpy(), user, ms))
+    return replace(log, impressions=table.take(pa.array(order)))
+
+
+def _set(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    i = table.schema.get_field_index(name)
+    return table.set_column(i, table.schema.field(i), values)
+
+
+@pytest.fixture(scope="module")
+def samples(log: ImpressionLog) -> Samples:
+    # days that begin elsewhere than UTC's, so that no hour agrees by chance
+    return build_samples(log, SampleConfig(tasks=WORLD_TASKS, utc_offset_h=8, events_max=12))
+
+
+@pytest.fixture(scope="module")
+def statistics(samples: Samples) -> ItemStatistics:
+    return ItemStatistics(samples)
+
+
+@pytest.fixture(scope="module")
+def model(samples: Samples, statistics: ItemStatistics) -> DeviceModel:
+    torch.manual_seed(0)
+    pxtr = np.random.default_rng(0).random(samples.list_labels.shape, np.float32)
+    config = JointConfig()
+    spec = device_spec(samples, config, WORLD_WEIGHTS)
+    return DeviceModel(samples, statistics, pxtr, spec, config, split=True).eval()
+
+
+def page_of(model: DeviceModel, number: int) -> Page:
+    """List `number` as the cloud would have sent it: raw columns, and vectors in fp16."""
+    s, day = model.samples, int(model.samples.list_day[number])
+    item = s.list_item[number][s.list_item[number] > 0]
+    row = int(np.flatnonzero(s.row_list == number)[0])
+    assert model.lower is not None
+    with torch.no_grad():
+        user_vector = model.arguments(torch.tensor([row]), 1)[0]["user_vector"][0].numpy()
+        known = torch.from_numpy(model.statistics[day + 1].numpy()[item])
+        vector = model.lower.items(torch.as_tensor(item), known).numpy()
+    floats = np.concatenate([model.pxtr[number, : len(item)].numpy(), s.item_duration_s[item][:, None] * 1000], 1)
+    names = (*(f"pxtr_{t}" for t in s.config.tasks), "duration_ms")
+    return Page(
+        page_id=str(number),
+        request_id=str(number),
+        created_ms=0,
+        ttl_ms=1,
+        candidates=Candidates(
+            item_id=to_block(s.item_ids[item], "i8"),
+            floats=Columns(names=names, values=to_block(floats, "f4")),
+            categories=Columns(names=("category",), values=to_block(s.item_category[item][:, None], "i4")),
+            vector=to_block(vector, "f2"),
+        ),
+        user_vector=to_block(user_vector, "f2"),
+        split_version="v",
+    )
+
+
+def event_of(row: dict[str, Any]) -> FeedbackEvent:
+    """A log row as the device reports it; what the log does not know, the device did not tell."""
+    values: dict[str, Any] = {k: KINDS[k](v) if k in KINDS else v for k, v in row.items() if k in FIELDS and v is not None}
+    return FeedbackEvent(
+        **values | {"event_id": f"{row['user_id']}/{row['session_id']}/{row['position']}", "session_id": "s", "page_id": None}
+    )
+
+
+def sessions(log: ImpressionLog) -> Iterator[list[dict[str, Any]]]:
+    """Each session's impressions in the order of their positions."""
+    by_session: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in log.impressions.to_pylist():
+        by_session.setdefault((row["user_id"], row["session_id"]), []).append(row)
+    for rows in by_session.values():
+        yield sorted(rows, key=lambda row: int(row["position"]))
+
+
+def test_the_device_model_learns_from_what_the_device_will_feed_it(
+    log: ImpressionLog, samples: Samples, model: DeviceModel
+) -> None:
+    runtime = TorchRuntime(model)
+    ranker = Ranker(model.spec, "v", {"split": runtime})
+    place = {
+        (int(samples.user_ids[samples.event_user[e]]), int(samples.item_ids[samples.event_item[e]])): r
+        for r, e in enumerate(samples.row_event)
+    }
+    assert len(place) == len(samples.row_event)
+    longest = sorted(sessions(log), key=len)[-6:]
+    compared = 0
+    for number, impressions in enumerate(longest):
+        clock = Clock()
+        feed = FeedSession(ranker, user_id=impressions[0]["user_id"], session_id=str(number), clock=clock)
+        for impression in impressions:
+            clock.now_ms = impression["impression_ms"]
+            row = place[impression["user_id"], impression["item_id"]]
+            page = str(samples.row_list[row])
+            if feed.page_id != page:  # what the last one still held is not shown any more
+                assert feed.take(page_of(model, int(page)))
+            left = sorted(feed.remaining.tolist())
+            if len(left) > 1:
+                with torch.no_grad():
+                    trained = {k: v.numpy() for k, v in model.arguments(torch.tensor([row]), len(left))[0].items()}
+                _same_inputs(runtime.last, trained)
+                compared += 1
+            assert impression["item_id"] in left
+            assert feed.feedback(event_of(impression))
+        counters = feed.counters
+        assert counters.events == len(impressions) == counters.shown_elsewhere
+        assert counters.events_bad + counters.events_late + counters.columns_missing + counters.vectors_bad == 0
+    assert compared > 50
+    assert max(len(s) for s in longest) > samples.config.events_max
+
+
+def _same_inputs(served: dict[str, NDArray[Any]], trained: dict[str, NDArray[Any]]) -> None:
+    assert set(served) == set(trained) == set(INPUT_NAMES["split"])
+    # a training list begins with the shown item: candidates are a set, so both are put in one order
+    served, trained = dict(served), dict(trained)
+    for inputs in (served, trained):
+        f, v = inputs["candidate_float"][0], inputs["candidate_vector"][0].astype(np.float64)
+        by = np.lexsort((v[:, 0].round(2), *f.T))
+        for name in ("candidate_float", "candidate_category", "candidate_vector", "candidate_mask"):
+            inputs[name] = inputs[name][:, by]
+    for name, got in served.items():
+        expected = trained[name]
+        assert got.shape == expected.shape, name
+        if name.startswith("event") and name != "event_mask":  # masked rows may hold anything
+            real = trained["event_mask"].astype(bool)
+            got, expected = got[real], expected[real]
+        tolerance = 4e-3 if name in VECTORS else 1e-5
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=tolerance, err_msg=name)
+
+
+def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
+    log: ImpressionLog, samples: Samples, tmp_path: Path
+) -> None:
+    """A run is published in the middle of the log; what follows reaches serving as feedback, and training as a longer log."""
+    ms = log.impressions["impression_ms"].to_numpy()
+    cut = int(np.quantile(ms, 0.6))
+    before = build_samples(replace(log, impressions=log.impressions.filter(pa.array(ms < cut))), samples.config)
+    statistics = ItemStatistics(before)
+    torch.manual_seed(1)
+    ranker = CloudRanker(RankerConfig(), before, statistics.width).eval()
+    pxtr = np.full(before.list_labels.shape, 0.5, np.float32)
+    spec = device_spec(before, JointConfig(), WORLD_WEIGHTS)
+    model = DeviceModel(before, statistics, pxtr, spec, JointConfig(), split=True).eval()
+    publish(ranker, model, statistics, np.arange(8), tmp_path, simulated=True)
+    published, record = Published.open(tmp_path)
+    states = UserStates(published, record)
+    feedback_log = SqliteFeedbackLog(tmp_path / "feedback.db")
+    make_page = PageMaker(
+        published,
+        record,
+        ranker=OnnxRanker(tmp_path, published, record),
+        retriever=Retriever(ExactIndex(published.item_vector), published.item_popularity, RetrieverConfig(candidates=40)),
+        states=states,
+        intake=FeedbackIntake(feedback_log, states),
+    )
+    inputs = RankerInputs(samples, statistics)
+    compared = grown = 0
+    for session in sorted(sessions(log), key=lambda rows: int(rows[0]["impression_ms"])):
+        if session[0]["impression_ms"] < cut:  # what of it came later is feedback all the same
+            states.apply([event_of(row) for row in session if row["impression_ms"] >= cut])
+            continue
+        known, page_id = len(states(session[0]["user_id"]).history.item), None
+        waiting: list[FeedbackEvent] = []
+        for row in session:
+            if row["page_id"] != page_id:
+                page_id = row["page_id"]
+                page = make_page(
+                    PageRequest(
+                        request_id="r",
+                        user_id=row["user_id"],
+                        session_id="s",
+                        now_ms=row["impression_ms"],
+                        size=10,
+                        scene=row["scene"],
+                        split_version=record.split_version,
+                        feedback=tuple(waiting),
+                    )
+                )
+                waiting = []
+                _same_scores(page, row, samples, inputs, ranker, model, before.days)
+                compared += 1
+                grown += len(states(row["user_id"]).history.item) > known
+            waiting.append(event_of(row))
+        states.apply(waiting)
+    feedback_log.close()
+    assert compared > 50
+    assert grown > 10
+
+
+def _same_scores(
+    page: Page,
+    row: dict[str, Any],
+    samples: Samples,
+    inputs: RankerInputs,
+    ranker: CloudRanker,
+    model: DeviceModel,
+    day: int,
+) -> None:
+    """The page's pXTRs and user vector are those of the models on training's inputs for the page that the log has."""
+    event = np.flatnonzero(
+        (samples.user_ids[samples.event_user] == row["user_id"]) & (samples.item_ids[samples.event_item] == row["item_id"])
+    )
+    number = torch.as_tensor(samples.row_list[np.searchsorted(samples.row_event, event)])
+    user, past, feedback, mask, _, scene, hour = inputs.rows(ranker, number, day)
+    arrays = read_page(page)
+    item = torch.as_tensor(np.searchsorted(samples.item_ids, arrays.item_id))[None]
+    assert model.lower is not None
+    statistics = torch.from_numpy(inputs.statistics.as_of(day))
+    n = item.shape[1]
+    assert n == 10
+    assert (scene == scene[0, 0]).all()
+    assert (hour == hour[0, 0]).all()
+    with torch.no_grad():
+        rows = ranker.item_rows(item, statistics[item])
+        expected = torch.sigmoid(ranker(user, past, feedback, mask, rows, scene[:, :1].expand(1, n), hour[:, :1].expand(1, n)))
+        window, known = inputs.window(inputs.list_user[number], inputs.list_event[number], model.config.lower.history_max)
+        vectors = model.lower.items(inputs.item[window], statistics[inputs.item[window]])
+        user_vector = model.lower.users(model.lower.user(inputs.list_user[number]), vectors, inputs.feedback[window], known)
+    np.testing.assert_allclose(arrays.floats[:, : len(WORLD_TASKS)], expected[0].numpy(), atol=1e-5)
+    assert arrays.user_vector is not None
+    np.testing.assert_allclose(arrays.user_vector, user_vector[0].numpy(), atol=4e-3)
+
+
+def test_a_log_without_the_label_calls_a_view_effective_as_serving_does(log: ImpressionLog, samples: Samples) -> None:
+    table = _set(log.impressions, "effective_view", pa.nulls(len(log.impressions), pa.bool_()))
+    config = replace(samples.config, tasks=("long_view",))
+    np.testing.assert_array_equal(build_samples(replace(log, impressions=table), config).event_history, samples.event_history)
+    assert StateConfig().effective_view_ms == EFFECTIVE_VIEW_S * 1000
