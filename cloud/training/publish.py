@@ -113,7 +113,7 @@ def publish(
         utc_offset_h=samples.config.utc_offset_h,
     )
     out.mkdir(parents=True, exist_ok=True)
-    h, n, feedback = 7, 5, torch.zeros(1, 7, inputs.feedback.shape[1])
+    h, n, feedback = 7, min(5, len(items)), torch.zeros(1, 7, inputs.feedback.shape[1])
     rows = (torch.as_tensor(published.user_row[:1]), torch.zeros(1, h, ranker.identity_width), feedback, torch.ones(1, h))
     codes = torch.zeros(1, n, dtype=torch.long)
     _to_onnx(

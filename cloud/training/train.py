@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict,
 from cloud.training.publish import publish
 from cloud.training.run import Run, RunError, RunRecord, load_weights, save_weights, write_atomically
 from cloud.training.stream import StreamConfig, stream
+from device.contract import FeatureSpec
 
 __all__ = ["REAL_TASKS", "REAL_WEIGHTS", "WORLD_CONFIG", "WORLD_TASKS", "WORLD_WEIGHTS", "TrainConfig", "train"]
 
@@ -44,8 +45,6 @@ class TrainConfig:
     """Both halves together, from the self-contained form on. One pass: ID embeddings learn rows by heart in a second."""
     no_feedback: bool = True
     """Also train the device model without feedback, for comparison."""
-    samples: dict[str, Any] = field(default_factory=dict)
-    """Overrides of `SampleConfig`."""
     threads: int = 1
     """Of torch. These models are small: a second thread gains little on an idle machine and costs tenfold on a busy one."""
 
@@ -87,8 +86,7 @@ def train(
     offset = 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
     tasks, weights = (WORLD_TASKS, WORLD_WEIGHTS) if log.simulated else (REAL_TASKS, REAL_WEIGHTS)
     test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
-    sampling = replace(SampleConfig(tasks=tasks, utc_offset_h=offset, test_from=test_from), **config.samples)
-    samples = build_samples(log, sampling)
+    samples = build_samples(log, SampleConfig(tasks=tasks, utc_offset_h=offset, test_from=test_from))
     learn_until = samples.learn_until
     row_day = samples.event_day[samples.row_event]
     test = np.flatnonzero(row_day >= learn_until)
@@ -165,7 +163,7 @@ class _Seed:
         self.test = np.flatnonzero(samples.event_day[samples.row_event] >= samples.learn_until)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def train(self, spec: Any) -> None:
+    def train(self, spec: FeatureSpec) -> None:
         pxtr = self._ranker()
         own, joint = self.config.device, self.config.joint
         base = self._device(spec, pxtr, "self_contained", own)
@@ -196,7 +194,7 @@ class _Seed:
 
     def _device(
         self,
-        spec: Any,
+        spec: FeatureSpec,
         pxtr: np.ndarray,
         name: str,
         config: JointConfig,
@@ -236,7 +234,7 @@ def _publish(
     folder: Path,
     samples: Samples,
     statistics: ItemStatistics,
-    spec: Any,
+    spec: FeatureSpec,
     config: TrainConfig,
     test: np.ndarray,
     out: Path,
@@ -270,7 +268,7 @@ def _same_or_new(out: Path, what: dict[str, Any]) -> None:
     text = msgspec.json.encode(what, order="deterministic")
     mark, fingerprint = out / "started.json", hashlib.sha256(text).hexdigest()
     if mark.is_file():
-        if msgspec.json.decode(mark.read_bytes()).get("fingerprint") != fingerprint:
+        if fingerprint.encode() not in mark.read_bytes():
             raise RunError(
                 f"Expected the training that was started here, got other data or numbers - at {out}. Choose another --out."
             )

@@ -64,7 +64,7 @@ def export(
 def _print_models(console: Console, report: Mapping[str, Any], *, title: str) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
-    for column in ("bytes", "largest\ndifference", "median\nrun, ms", "AUC\nlost"):
+    for column in ("bytes", "max\nabs diff", "median\nrun, ms", "AUC\nlost"):
         table.add_column(column, justify="right")
     table.add_column("shipped")
     for name, row in {**report["models"], **report["rejected"]}.items():
