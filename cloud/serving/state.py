@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.data.samples import HISTORY_FEEDBACK
+from cloud.data.samples import EFFECTIVE_VIEW_S, HISTORY_FEEDBACK
 from cloud.ranking.published import Published, PublishedError, PublishedRecord
 from cloud.ranking.ranker import History
 from cloud.serving.ids import IdIndex
@@ -38,7 +38,7 @@ class StateConfig:
     """Latest events kept; an item whose last event falls out may be shown again. At least the run's `history_max` are kept."""
     long_view_ms: int = 18_000
     """A watch of this, or of the whole item if that is shorter, is a long view (KuaiRand's definition)."""
-    effective_view_ms: int = 7_000
+    effective_view_ms: int = round(1000 * EFFECTIVE_VIEW_S)
     """A watch of this, or of the whole item if that is shorter, is an effective view."""
 
 

@@ -115,7 +115,9 @@ class DeviceModel(nn.Module):
 
     def _context(self, rows: Tensor) -> Float[Tensor, "b f"]:
         hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, for a device knows no other
-        return torch.stack([self.row["position"][rows].clamp(0, 1000).float(), hour.float()], -1)
+        columns = torch.stack([self.row["position"][rows], hour], -1).float()
+        features = self.spec.context_floats
+        return columns.clamp(torch.tensor([f.min for f in features]), torch.tensor([f.max for f in features]))
 
     def slots(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Up to `width` slots [b, n] that could have been shown, the one that was first, and their mask."""

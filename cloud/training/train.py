@@ -92,7 +92,7 @@ def train(
     test = np.flatnonzero(row_day >= learn_until)
     if not len(test) or not len(_training_rows(samples, config.device)):
         span = f"{day_of(samples.first_day)} to {day_of(samples.first_day + samples.days - 1)}"
-        warm_up = 0 if (samples.event_day < 0).any() else config.device.warm_up_days
+        warm_up = _warm_up_days(samples, config.device)
         expected = f"expected a first test day with rows before and after it, the first {warm_up} days aside"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
     seed_list = tuple(range(seed, seed + seeds))
@@ -137,11 +137,15 @@ def train(
     return Run.open(out)
 
 
+def _warm_up_days(samples: Samples, config: JointConfig) -> int:
+    """First days that a ranker scored before it had learned anything; none when it knew of what came before the log."""
+    return 0 if (samples.event_day < 0).any() else config.warm_up_days
+
+
 def _training_rows(samples: Samples, config: JointConfig) -> np.ndarray:
     """Rows that device models learn from: before the test days, with scores of a ranker that had learned something."""
     day, list_day = samples.event_day[samples.row_event], samples.list_day[samples.row_list]
-    first = 0 if (samples.event_day < 0).any() else config.warm_up_days
-    return np.flatnonzero((day < samples.learn_until) & (list_day >= first))
+    return np.flatnonzero((day < samples.learn_until) & (list_day >= _warm_up_days(samples, config)))
 
 
 class _Seed:
