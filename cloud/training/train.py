@@ -22,6 +22,7 @@ from cloud.data.samples import SampleConfig, Samples, build_samples
 from cloud.data.schema import DataError, ImpressionLog
 from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
 from cloud.models.ranker import Ranker
+from cloud.training.evaluate import evaluate
 from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict, train_device_model
 from cloud.training.publish import publish
 from cloud.training.run import Run, RunError, RunRecord, load_weights, save_weights, write_atomically
@@ -134,6 +135,7 @@ def train(
             )
         ),
     )
+    write_atomically(out / "metrics.json", msgspec.json.format(msgspec.json.encode(evaluate(out))))
     return Run.open(out)
 
 

@@ -57,7 +57,7 @@ def test_metrics_are_those_of_the_predictions_on_the_test_rows(run: Run) -> None
     split = report["models"]["split"]["effective_view"]
     assert split["auc"] == pytest.approx(np.mean(auc))
     assert split["auc_std"] == pytest.approx(np.std(auc, ddof=1))
-    json.dumps(report, allow_nan=False)
+    assert json.loads((run.folder / "metrics.json").read_bytes()) == json.loads(json.dumps(report, allow_nan=False))
 
 
 def test_the_form_that_is_exported_is_the_one_that_was_measured(run: Run) -> None:
