@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from device.contract import ContractError, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
     from device.counters import Counters
     from device.paging import FixedPaging, PageDecision, Paging, PagingState
+    from device.personal import PersonalLayer
     from device.ranker import Ranker
     from device.runtimes.base import ModelRuntimeError
     from device.session import FeedSession, SessionConfig
@@ -40,6 +41,7 @@ __all__ = [
     "PageRequest",
     "Paging",
     "PagingState",
+    "PersonalLayer",
     "Ranker",
     "SessionConfig",
 ]
@@ -50,6 +52,7 @@ _FROM = {
     "contract": ("ContractError", "Ended", "FeedbackEvent", "Network", "Orientation", "Page", "PageRequest"),
     "counters": ("Counters",),
     "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState"),
+    "personal": ("PersonalLayer",),
     "ranker": ("Ranker",),
     "runtimes.base": ("ModelRuntimeError",),
     "session": ("FeedSession", "SessionConfig"),

@@ -2,8 +2,9 @@
 
 Format. The folder MUST hold `manifest.json` (`BundleManifest`), which MUST list every file that a reader uses, with its size
 and SHA-256. A path MUST be relative, use `/`, and stay inside the folder without `..` or symbolic links. The spec MUST be one
-of the listed files; a model is one (or, for Core ML, a folder of them). A reader MUST check all of that before it opens a
-model, and MAY ignore files that are not listed. A writer MUST write `manifest.json` last.
+of the listed files; a model is one (or, for Core ML, a folder of them). `personal` MUST adapt tasks of the spec only. A reader
+MUST check all of that before it opens a model, and MAY ignore files that are not listed. A writer MUST write `manifest.json`
+last. Graphs of one form, format and precision are a model of their own for each `group`: a reader MUST NOT mix them.
 
 Errors::
 
@@ -35,11 +36,16 @@ from device.contract import (
     FileEntry,
     Form,
     Format,
+    Group,
+    GroupRule,
     ModelEntry,
+    PersonalConfig,
     Precision,
+    Stage,
     VersionError,
 )
 from device.features import check_spec
+from device.personal import PersonalError, PersonalLayer, group
 
 __all__ = [
     "MANIFEST",
@@ -128,6 +134,7 @@ class Bundle:
             check_spec(spec)
         except ContractError as err:
             raise CorruptBundleError(str(folder / manifest.spec), "a spec that a device can follow", str(err)) from err
+        _check_personal(folder, manifest.personal, spec)
         return cls(folder, manifest, spec)
 
     @property
@@ -135,17 +142,62 @@ class Bundle:
         """That of the pages whose vectors the split models accept."""
         return self.manifest.split_version
 
-    def forms(self, format: Format, precision: Precision = "fp32") -> tuple[Form, ...]:
-        """The forms there is a model of."""
-        return tuple(m.form for m in self.manifest.models if (m.format, m.precision) == (format, precision))
+    def group(self, events_seen: int) -> Group | None:
+        """The group, by the manifest's rule, of a user of whom the app remembers `events_seen` events; None without a rule."""
+        return None if self.manifest.groups is None else group(events_seen, self.manifest.groups)
 
-    def model(self, form: Form, format: Format, precision: Precision = "fp32") -> Path:
-        """The path of a model. Raises `NoSuchModelError`."""
-        for m in self.manifest.models:
-            if (m.form, m.format, m.precision) == (form, format, precision):
-                return self.folder / m.path
-        have = ", ".join(f"{m.form} {m.format} {m.precision}" for m in self.manifest.models) or "none"
-        raise NoSuchModelError(str(self.folder), f"a model {form} {format} {precision}", have)
+    def personal(self, user_id: int, state: bytes = b"") -> PersonalLayer | None:
+        """The user's own last layer over this bundle's models, None where the manifest has nothing adapt.
+
+        It knows what it was when it gave `state`. Where that cannot be used (none yet, damaged, another user's or bundle's)
+        the layer is a new one, which has learned from 0 `events` and is the shipped model.
+        """
+        config = self.manifest.personal
+        if config is None or not config.tasks:
+            return None
+        name = f"{self.manifest.name}/{self.manifest.serial}"
+        try:
+            return PersonalLayer.restore(state, self.spec.tasks, bundle=name, user_id=user_id, config=config)
+        except PersonalError:
+            return PersonalLayer(self.spec.tasks, bundle=name, user_id=user_id, config=config)
+
+    def forms(self, format: Format, precision: Precision = "fp32", group: Group | None = None) -> tuple[Form, ...]:
+        """The forms there is a whole model of."""
+        forms = dict.fromkeys(m.form for m in self.manifest.models)
+        return tuple(form for form in forms if "whole" in self.stages(form, format, precision, group))
+
+    def stages(
+        self, form: Form, format: Format, precision: Precision = "fp32", group: Group | None = None
+    ) -> dict[Stage, Path]:
+        """The paths of all graphs of a form, the whole model's and its stages': a group's own where there is any of them, else
+        those for all."""
+        key = form, format, precision
+        found = [m for m in self.manifest.models if (m.form, m.format, m.precision) == key]
+        served = [m for m in found if m.group == group] or [m for m in found if m.group is None]
+        return {m.stage: self.folder / m.path for m in served}
+
+    def model(
+        self,
+        form: Form,
+        format: Format,
+        precision: Precision = "fp32",
+        stage: Stage = "whole",
+        group: Group | None = None,
+    ) -> Path:
+        """The path of a model or of a stage of it, as `stages` has it. Raises `NoSuchModelError`."""
+        if (path := self.stages(form, format, precision, group).get(stage)) is not None:
+            return path
+        have = ", ".join(_called(m.form, m.format, m.precision, m.stage, m.group) for m in self.manifest.models) or "none"
+        raise NoSuchModelError(str(self.folder), f"a model {_called(form, format, precision, stage, group)}", have)
+
+
+def _called(form: Form, format: Format, precision: Precision, stage: Stage, group: Group | None) -> str:
+    return " ".join([form, format, precision, *([] if stage == "whole" else [stage]), *([] if group is None else [group])])
+
+
+def _check_personal(folder: Path, config: PersonalConfig | None, spec: FeatureSpec) -> None:
+    if config is not None and (unknown := config.tasks.keys() - set(spec.tasks)):
+        raise CorruptBundleError(str(folder / MANIFEST), f"`personal` tasks among {list(spec.tasks)}", str(sorted(unknown)))
 
 
 def write_manifest(
@@ -158,16 +210,19 @@ def write_manifest(
     models: Iterable[ModelEntry],
     created_ms: int,
     expires_ms: int | None = None,
+    personal: PersonalConfig | None = None,
+    groups: GroupRule | None = None,
 ) -> BundleManifest:
     """Make the files in `folder` a bundle: write `spec.json`, then the manifest over all files, each at once or not at all.
 
     The models' `bytes` are counted here, whatever the entries say. Raises `BundleError` for a model that is not there, a
-    symbolic link, or a spec that a device cannot follow; an earlier manifest then stays as it was.
+    symbolic link, or a spec or a `personal` that a device cannot follow; an earlier manifest then stays as it was.
     """
     try:
         check_spec(spec)
     except ContractError as err:
         raise CorruptBundleError(str(folder / SPEC), "a spec that a device can follow", str(err)) from err
+    _check_personal(folder, personal, spec)
     _replace(folder / SPEC, to_json(spec))
     files = tuple(_entry(folder, path) for path in sorted(_walk(folder)))
     counted = []
@@ -185,6 +240,8 @@ def write_manifest(
         spec=SPEC,
         files=files,
         models=tuple(counted),
+        personal=personal,
+        groups=groups,
     )
     _replace(folder / MANIFEST, msgspec.json.format(to_json(manifest), indent=2))
     return manifest

@@ -38,7 +38,10 @@ def check_spec(spec: FeatureSpec) -> None:
 
     need(len(set(spec.tasks)) == len(spec.tasks) > 0, "$.tasks", "unique names, at least one", spec.tasks)
     for task, weight in spec.task_weights.items():
-        need(task in spec.tasks and math.isfinite(weight), f"$.task_weights.{task}", "a finite weight of a known task", weight)
+        known_task = task in spec.tasks and abs(weight) <= _LARGEST
+        need(known_task, f"$.task_weights.{task}", "a finite weight of a known task", weight)
+    survival = spec.survival_task
+    need(survival is None or survival in spec.tasks, "$.survival_task", "a known task", survival)
     need(1 <= spec.candidates_max <= 10_000, "$.candidates_max", "1..10000", spec.candidates_max)
     need(1 <= spec.events_max <= 10_000, "$.events_max", "1..10000", spec.events_max)
     need(0 <= spec.vector_width <= 4096, "$.vector_width", "0..4096", spec.vector_width)

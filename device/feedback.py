@@ -1,4 +1,4 @@
-"""What the model remembers of a session: the last events, ready to be read in place.
+"""What the model remembers of a session: the last events, ready to be read in place, and what it made of them.
 
 Each group of event inputs is one buffer several windows long. An event is one row written behind the last; the window the
 model sees is a slice that ends there, padded at the front by the zeros that the buffer began with. When the buffer is full
@@ -7,12 +7,13 @@ the window moves back to its beginning, once in hundreds of events.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device.contract import FeatureSpec
+from device.contract import FeatureSpec, Form
 from device.features import PageArrays
 
 __all__ = ["GAP_POSITIONS_MAX", "GAP_SECONDS_MAX", "EventHistory"]
@@ -46,6 +47,9 @@ class EventHistory:
         self._rows: tuple[NDArray[Any], ...] = (
             self.floats[0], self.categories[0], self.vector[0], self.feedback[0], self._shown.T,
         )  # fmt: skip
+        self._states = np.zeros((1, rows, 0), np.float32)
+        self._state_of: Form | None = None
+        self._fresh = 0  # newest events whose state is not known
         self._gap_columns = self._gap[0].T
         self._mask = np.repeat(np.array([[0, 1]], np.float32), self.max, axis=1)
         self._now = np.zeros((2, 1))
@@ -70,7 +74,8 @@ class EventHistory:
                 return False
             for rows in self._rows:
                 rows[at + 1 : end + 1] = rows[at:end]
-        floats, categories, vector, own, _ = self._rows
+        self._fresh = min(max(self._fresh, end - at) + 1, self.max)
+        floats, categories, vector, own, *_ = self._rows
         floats[at] = page.floats[row]
         categories[at] = page.categories[row]
         vector[at] = 0 if page.vector is None else page.vector[row]
@@ -81,13 +86,59 @@ class EventHistory:
         self.count = min(self.count + 1, self.max)
         return True
 
+    def encode(
+        self,
+        form: Form,
+        width: int,
+        lengths: tuple[int, ...] | None,
+        stage: Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]],
+    ) -> None:
+        """Have `stage` make states [1, n, width] of the events that have none yet in this `form`.
+
+        One event between two swipes is the usual case; all of them are made again when the form changes. `lengths` are the
+        counts that the stage takes, ascending, None for any. What it raises leaves the history as it was.
+        """
+        if form != self._state_of:
+            self._states = np.zeros((1, self._shown.shape[1], width), np.float32)
+            self._rows = (*self._rows[:5], self._states[0])
+            self._state_of, self._fresh = form, self.count
+        end, fresh = self._end, self._fresh
+        while fresh:
+            length = fresh if lengths is None else next((n for n in lengths if n >= fresh), lengths[-1])
+            rows = slice(end - length, end)
+            inputs = {
+                "event_float": self.floats[:, rows],
+                "event_category": self.categories[:, rows],
+                "event_vector": self.vector[:, rows],
+                "event_feedback": self.feedback[:, rows],
+            }
+            done = min(fresh, length)
+            self._states[:, end - done : end] = stage(inputs)[:, length - done :]
+            end, fresh = end - done, fresh - done
+        self._fresh = 0
+
+    def states(self, length: int) -> NDArray[np.float32]:
+        """`event_state` [1, length, E] of the last events, as `encode` made it."""
+        return self._states[:, self._end - length : self._end]
+
     def inputs(self, length: int, now_ms: int, position: int) -> dict[str, NDArray[Any]]:
-        """The event inputs as slices of `length` rows (count <= length <= max), gaps counted from `now_ms` and `position`.
+        """The event inputs of the whole model as slices of `length` rows (count <= length <= max), gaps counted from `now_ms`
+        and `position`.
 
         They are views: valid until the next `append`. An impression from the future has a gap of 0.
         """
+        window = slice(self._end - length, self._end)
+        return {
+            "event_float": self.floats[:, window],
+            "event_category": self.categories[:, window],
+            "event_vector": self.vector[:, window],
+            "event_feedback": self.feedback[:, window],
+            **self.moment(length, now_ms, position),
+        }
+
+    def moment(self, length: int, now_ms: int, position: int) -> dict[str, NDArray[Any]]:
+        """The part of `inputs` that changes with the moment: gaps and mask."""
         count, end = self.count, self._end
-        window = slice(end - length, end)
         if count:
             start, gap = end - count, self._scratch[:, :count]
             self._now[0, 0], self._now[1, 0] = now_ms, position
@@ -96,10 +147,6 @@ class EventHistory:
             np.minimum(gap, _GAP_MAX, out=gap)
             np.multiply(gap, _GAP_SCALE, out=self._gap_columns[:, start:end], casting="same_kind")
         return {
-            "event_float": self.floats[:, window],
-            "event_category": self.categories[:, window],
-            "event_vector": self.vector[:, window],
-            "event_feedback": self.feedback[:, window],
-            "event_gap": self._gap[:, window],
+            "event_gap": self._gap[:, end - length : end],
             "event_mask": self._mask[:, self.max + count - length : self.max + count],
         }

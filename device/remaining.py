@@ -36,9 +36,16 @@ class Remaining:
         self._flat: list[tuple[NDArray[Any], int]] = [floats, categories]
         self.vector: NDArray[np.float32] | None = None
         """[1, capacity, D]"""
+        self.state: NDArray[np.float32] | None = None
+        """[1, capacity, S], what a model's stage `page` made of them"""
         if page.vector is not None:
             self.vector, vector = _padded(page.vector, capacity)
             self._flat.append(vector)
+
+    def attach(self, state: NDArray[np.float32]) -> None:
+        """Keep the `page_state` [count, S] of what is left beside it."""
+        self.state, flat = _padded(state, self.floats.shape[1])
+        self._flat.append(flat)
 
     def take(self, index: int) -> int:
         """Take the candidate at `index` (0 <= index < count) out; its row in the page."""

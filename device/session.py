@@ -7,6 +7,9 @@ Bad data never raises here. Each kind has its fallback, and a counter (`Counters
 - vectors that are absent, malformed or of another split version leave the self-contained form, else cloud order;
 - a model that fails or answers NaN leaves cloud order for this swipe;
 - feedback that the contract does not allow is dropped; for an unknown item it is uploaded and not shown to the model.
+
+With a `PersonalLayer` the order is by the user's own probabilities, and an item's first feedback teaches the layer, from what
+the shipped model said of it when it was shown; what was shown without a model (in cloud order, or as the last one) does not.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from device.features import FeatureBuilder, PageArrays
 from device.feedback import EventHistory
 from device.outbox import Outbox
 from device.paging import FixedPaging, PageDecision, Paging, PagingState
-from device.ranker import Ranker
+from device.personal import PersonalLayer, labels
+from device.ranker import Adjust, Ranker
 from device.remaining import Remaining
 from device.runtimes.base import RuntimeRunError
 
@@ -66,24 +70,39 @@ class FeedSession:
         paging: Paging | None = None,
         clock: Callable[[], int] = _wall_clock,
         config: SessionConfig | None = None,
+        personal: PersonalLayer | None = None,
     ) -> None:
-        """Without a `ranker` the feed keeps cloud order. `clock` tells the time in ms since the epoch, UTC."""
+        """Without a `ranker` the feed keeps cloud order. `clock` tells the time in ms since the epoch, UTC. The app keeps what
+        `personal` learns (`PersonalLayer.state`), and gives it to the user's sessions one after the other.
+
+        Raises ValueError for a layer of another user or over other tasks than the ranker's.
+        """
+        if personal is not None and personal.user_id != user_id:
+            raise ValueError(f"expected the personal layer of user {user_id}, got that of {personal.user_id}")
+        if personal is not None and ranker is not None and personal.tasks != ranker.spec.tasks:
+            raise ValueError(f"expected a personal layer over {ranker.spec.tasks}, got one over {personal.tasks}")
         self.user_id, self.session_id = user_id, session_id
         self.counters = Counters()
         self._config = config or SessionConfig()
-        self._ranker, self._clock = ranker, clock
+        self._ranker, self._clock, self._personal = ranker, clock, personal
         self._paging = paging or FixedPaging()
         self._builder = FeatureBuilder(_NO_FEATURES) if ranker is None else ranker.builder
         spec = self._builder.spec
         self._history = EventHistory(spec)
         self._context = np.zeros((1, len(spec.context_floats)), np.float32)
         self._feedback = np.zeros(len(spec.feedback_floats), np.float32)
+        places = {c.name: i for i, c in enumerate(spec.candidate_categories)}
+        self._category = places.get("category")
+        scales = {f.name: (i, f.scale) for i, f in enumerate(spec.candidate_floats) if f.scale > 0}
+        self._duration = scales.get("duration_ms")
         self._outbox = Outbox(self._config.waiting_max, self._config.event_ids_max)
-        self._shown: dict[int, tuple[PageArrays, int]] = {}  # item id → its row of its page, oldest first
+        # item id → its row of its page, and the shipped probabilities while they can teach; oldest first
+        self._shown: dict[int, tuple[PageArrays, int, NDArray[np.float32] | None]] = {}
         self._page: Page | None = None
         self._held: Remaining | None = None
         self._form: Form | None = None
         self._order: NDArray[np.intp] | None = None  # None: not made since something changed
+        self._shipped: NDArray[np.float32] | None = None  # [n, K] of the first n held, when the order is personal
         self._taken_ms = 0
         self._shown_of_page = self._position = self._requests = 0
 
@@ -129,6 +148,12 @@ class FeedSession:
             # Their vectors must not reach a split model later, as features of shown items.
             arrays = arrays.without_vectors()
         self._held = Remaining(arrays, 0 if self._ranker is None else self._ranker.rows)
+        if self._ranker is not None and self._form is not None:
+            try:
+                self._ranker.prepare(self._form, self._held)
+            except RuntimeRunError:
+                count.model_failed += 1
+                self._form = None
         self._page, self._order = page, None
         self._taken_ms, self._shown_of_page = self._clock(), 0
         return True
@@ -165,7 +190,10 @@ class FeedSession:
                 return True
             count.shown_elsewhere += 1
             self._show(self._held, at, event.item_id)
-        page, row = self._shown[event.item_id]
+        page, row, shipped = self._shown[event.item_id]
+        if self._personal is not None and shipped is not None:
+            self._learn(self._personal, event, page, row, shipped)
+            self._shown[event.item_id] = page, row, None
         self._builder.feedback(event, self._feedback)
         if not self._history.append(event.impression_ms, event.position, self._feedback, page, row):
             count.events_late += 1
@@ -229,17 +257,20 @@ class FeedSession:
     def _rank(self, held: Remaining) -> NDArray[np.intp]:
         """Indices into `held`, best first; made once after each change."""
         if self._order is None:
-            order = None
+            order = self._shipped = None
             if self._ranker is not None and self._form is not None and held.count > 1:
                 order = self._score(self._ranker, self._form, held)
-            self._order = np.arange(held.count) if order is None else order
+            if order is None:
+                order, self._shipped = np.arange(held.count), None
+            self._order = order
         return self._order
 
     def _score(self, ranker: Ranker, form: Form, held: Remaining) -> NDArray[np.intp] | None:
         now_ms = self._clock()
         self._builder.context(self._position, now_ms, self._context[0])
+        adjust = None if self._personal is None else self._adjust(self._personal, held)
         try:
-            order = ranker.order(form, held, self._history, self._context, now_ms, self._position)
+            order = ranker.order(form, held, self._history, self._context, now_ms, self._position, adjust)
         except RuntimeRunError:
             self.counters.model_failed += 1
             return None
@@ -249,8 +280,28 @@ class FeedSession:
             self.counters.reranks += 1
         return order
 
+    def _adjust(self, personal: PersonalLayer, held: Remaining) -> Adjust:
+        """The layer's answers for what is held; the first probabilities it is asked for are kept."""
+        codes = None if self._category is None else held.categories[0, :, self._category]
+
+        def adjust(shipped: NDArray[np.float32]) -> NDArray[np.float32]:
+            if self._shipped is None:
+                self._shipped = shipped.copy()
+            return personal.adjust(shipped, None if codes is None else codes[: len(shipped)])
+
+        return adjust
+
+    def _learn(
+        self, personal: PersonalLayer, event: FeedbackEvent, page: PageArrays, row: int, shipped: NDArray[np.float32]
+    ) -> None:
+        duration = None if self._duration is None else float(page.floats[row, self._duration[0]]) / self._duration[1]
+        category = 0 if self._category is None else int(page.categories[row, self._category])
+        personal.learn(shipped, labels(event, personal.tasks, duration), category)
+
     def _show(self, held: Remaining, index: int, item: int) -> None:
-        self._shown[item] = (held.page, held.take(index))
+        known = None if self._order is None else self._shipped
+        shipped = None if known is None or index >= len(known) else known[index]
+        self._shown[item] = (held.page, held.take(index), shipped)
         if len(self._shown) > self._config.shown_max:
             del self._shown[next(iter(self._shown))]
         self._position += 1

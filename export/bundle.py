@@ -1,14 +1,20 @@
 """From a run to a bundle: convert, check, weigh, time, and only then put it in place.
 
+ONNX and LiteRT have the whole model and its stages (`device.contract.FeatureSpec`), Core ML the whole model.
+
 Formats are converted side by side, each in a process of its own (`worker`). Everything is written to a folder beside `out` that
 takes its name at the end, so there is never half a bundle.
 
 `report.json`, a file of the bundle and what `export_bundle` returns::
 
-    models      "<form>.<precision>.<format>" → form, format, precision, path, bytes, max_abs_diff, cases, runtime, p50_ms, gate
-    rejected    the same for reduced precisions that lost too much AUC and are not in the bundle
+    models      "<form>.<precision>.<format>" → of the whole model form, format, precision, path, bytes, max_abs_diff, cases,
+                runtime, p50_ms; stages, searches, others; gate
+    rejected    the same for reduced precisions that rank too differently and are not in the bundle
     onnx, tflite, coreml         bytes and max_abs_diff of the split model in fp32
     seconds     how long the export took
+
+`stages` has for each stage path, bytes, max_diff (relative to 1 + a value's size), p50_ms and, of what it hands on,
+state_width; `bytes_all` counts every file of a model once. Of `searches` lists `others` are not torch's (`parity_stages`).
 """
 
 from __future__ import annotations
@@ -29,10 +35,11 @@ import msgspec
 
 from cloud.training.run import Run
 from device.bundle import MANIFEST, Bundle, write_manifest
-from device.contract import Form, Format, ModelEntry, Precision
+from device.contract import Form, Format, ModelEntry, Precision, Stage
 from export.errors import BudgetError, OutputError, UnsupportedError
-from export.gate import GateRows
-from export.parity import draw_inputs, measure_ms
+from export.gate import GateRows, passes
+from export.parity import draw_inputs
+from export.parity_stages import measure_stages
 from export.worker import Checked, Job, model_path, run_job
 
 __all__ = ["REPORT", "Budget", "export_bundle"]
@@ -47,12 +54,12 @@ SLOWEST_FIRST: tuple[Format, ...] = ("tflite", "coreml", "onnx")
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model may cost. A model over it fails the export."""
+    """What a model and each of its stages may cost. One over it fails the export."""
 
     bytes_max: int | None = None
-    """Of each model on disk; None is no limit."""
+    """Of each file on disk; None is no limit."""
     p50_ms_max: float | None = None
-    """Median of a run of each model, with the largest lists, on one thread of this machine; None is no limit."""
+    """Median of a run, with the largest lists, on one thread of this machine; None is no limit."""
 
 
 def export_bundle(
@@ -94,10 +101,7 @@ def export_bundle(
                 serial=serial,
                 split_version=run.record.split_version,
                 spec=run.spec,
-                models=[
-                    ModelEntry(form=m["form"], format=m["format"], precision=m["precision"], path=m["path"], bytes=m["bytes"])
-                    for m in report["models"].values()
-                ],
+                models=[entry for row in report["models"].values() for entry in _entries(row)],
                 expires_ms=expires_ms,
                 created_ms=time.time_ns() // 1_000_000,
             )
@@ -182,33 +186,56 @@ def _report(run: Run, folder: Path, checked: Sequence[Checked], budget: Budget) 
     spec = run.spec
     report: dict[str, Any] = {"models": {}, "rejected": {}}
     for model in checked:
-        path = model_path(model.form, model.format, model.precision)
-        at = folder / path
-        row = {
+        stages: tuple[Stage, ...] = ("whole", *model.stages)
+        paths = {stage: model_path(model.form, model.format, model.precision, stage) for stage in stages}
+        sizes = {path: _weigh(folder / path) for path in paths.values()}
+        row: dict[str, Any] = {
             "form": model.form,
             "format": model.format,
             "precision": model.precision,
-            "path": path,
-            "bytes": sum(f.stat().st_size for f in at.rglob("*") if f.is_file()) if at.is_dir() else at.stat().st_size,
+            "path": paths["whole"],
+            "bytes": sizes[paths["whole"]],
+            "bytes_all": sum(sizes.values()),
             "max_abs_diff": max(model.cases.values()),
             "cases": model.cases,
             "runtime": model.runtime,
             "p50_ms": None,
+            "stages": {
+                stage: {"path": paths[stage], "bytes": sizes[paths[stage]], "max_diff": max(cases.values())}
+                for stage, cases in model.stages.items()
+            },
+            "searches": model.searches,
+            "others": model.others,
             "gate": model.gate,
         }
         key = f"{model.form}.{model.precision}.{model.format}"
-        if model.gate and not model.gate["loss"] <= model.gate["limit"]:
+        if model.gate and not passes(model.gate):
             report["rejected"][key] = row
-            shutil.rmtree(at) if at.is_dir() else at.unlink()
+            for path in sizes:
+                shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
             continue
         if model.format != "coreml":
             inputs = draw_inputs(spec, model.form, spec.candidates_max, spec.events_max, seed=0)
-            row["p50_ms"] = measure_ms(at, model.format, inputs, TIMED_RUNS)
-        _hold(row, key, budget)
+            at = {stage: folder / path for stage, path in paths.items()}
+            for stage, measured in measure_stages(at, model.format, spec, inputs, TIMED_RUNS).items():
+                (row if stage == "whole" else row["stages"][stage]).update(measured)
+        for stage, part in {"whole": row, **row["stages"]}.items():
+            _hold(part, key if stage == "whole" else f"{key} {stage}", budget)
         report["models"][key] = row
         if (model.form, model.precision) == ("split", "fp32"):
             report[model.format] = {"bytes": row["bytes"], "max_abs_diff": row["max_abs_diff"]}
     return report
+
+
+def _weigh(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _entries(row: dict[str, Any]) -> list[ModelEntry]:
+    """What the manifest says of a model."""
+    parts: dict[Stage, dict[str, Any]] = {"whole": row, **row["stages"]}
+    kind = {"form": row["form"], "format": row["format"], "precision": row["precision"]}
+    return [ModelEntry(**kind, path=part["path"], bytes=part["bytes"], stage=stage) for stage, part in parts.items()]
 
 
 def _hold(row: dict[str, Any], key: str, budget: Budget) -> None:

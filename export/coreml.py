@@ -1,4 +1,4 @@
-"""To Core ML: an ML program for iOS 17 and later, with free candidate and event counts.
+"""To Core ML: the whole model as an ML program for iOS 17 and later, with free candidate and event counts.
 
 fp16 computes in fp16 but for what leads to a logarithm: seconds since an event pass fp16's largest value. int8 is weights only,
 per channel.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from device.contract import Precision
+from device.contract import Precision, Stage
 from export.errors import ConversionError, UnsupportedError
 from export.graphs import OUTPUT, Graph
 
@@ -22,8 +22,8 @@ WEIGHTS_MIN = 256
 """Tensors with fewer values are not quantised to int8: they weigh nothing."""
 
 
-def convert(graph: Graph, targets: Mapping[Precision, Path]) -> None:
-    """Write `graph` to each path of `targets`, a .mlpackage folder, in its precision.
+def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> None:
+    """Write the whole model to its path in each precision of `targets`, a .mlpackage folder.
 
     Raises `ConversionError`, `UnsupportedError`.
     """
@@ -33,7 +33,8 @@ def convert(graph: Graph, targets: Mapping[Precision, Path]) -> None:
         raise UnsupportedError("format coreml", "pip install 'pocketrank[coreml]'", str(error)) from error
     program = graph.traced().run_decompositions({})
     full: Any = None
-    for precision, path in targets.items():
+    for precision, paths in targets.items():
+        path = paths["whole"]
         try:
             if precision == "fp16":
                 model = _convert(coremltools, graph, program, half=True)

@@ -1,13 +1,16 @@
-"""Reduced precisions are shipped only when they rank as well: their loss of AUC on the run's test rows is gated.
+"""Reduced precisions are shipped only when they rank as well: what they lose on the run's test rows is gated.
 
-The largest difference of a score says little about how a quantised model orders, so fp16 and int8 have no tolerance. The rows
-are `RUN/published/gate.npz`: the model's inputs by name, rows first, candidate 0 of each row being the item that was shown, and
-`labels` [rows, tasks] with NaN for unknown.
+The largest difference of a score says little about how a quantised model orders, so fp16 and int8 have no tolerance. Two things
+count: the loss of AUC of any task, and how often the item that would be shown next, the best of a list by the weighted scores,
+is torch's.
+
+The rows are `RUN/published/gate.npz`: the model's inputs by name, rows first, candidate 0 of each row being the item that was
+shown, and `labels` [rows, tasks] with NaN for unknown. A list is made of the candidates of several rows, for one row's user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,16 @@ from export.errors import GateError
 from export.graphs import Graph, input_shapes
 from export.parity import Scorer
 
-__all__ = ["AUC_LOSS_MAX", "GATE_FILE", "LABELS_MIN", "GateRows", "auc_by_task", "auc_loss"]
+__all__ = ["AGREEMENT_MIN", "AUC_LOSS_MAX", "GATE_FILE", "LABELS_MIN", "GateRows", "auc_by_task", "passes", "ranking_loss"]
 
 GATE_FILE = "gate.npz"
 """In the run's folder `published`."""
 AUC_LOSS_MAX = 0.002
 """Largest loss of AUC, of any task, that a reduced precision may have."""
+AGREEMENT_MIN = 0.95
+"""Smallest share of lists whose best item a reduced precision must have in common with torch."""
+LIST_SIZE = 10
+"""Candidates of a list that is made of test rows, or as many as the spec allows."""
 LABELS_MIN = 20
 """A task with fewer rows of either label has too rough an AUC to gate on, unless there is no other."""
 
@@ -71,6 +78,16 @@ class GateRows:
         rows = range(len(self.labels))
         return np.stack([score({name: v[i : i + 1] for name, v in self.inputs.items()})[0, 0] for i in rows])
 
+    def lists(self, size: int, seed: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
+        """Inputs of lists of `size` shown items, each row's in one list, for the user and the moment of the first of them."""
+        rows = np.random.default_rng(seed).permutation(len(self.labels))
+        for i in range(0, len(rows) - size + 1, size):
+            chosen = rows[i : i + size]
+            yield {
+                name: value[None, chosen, 0] if name.startswith("candidate") else value[chosen[:1]]
+                for name, value in self.inputs.items()
+            }
+
 
 def _one(arrays: dict[str, NDArray[Any]], name: str, path: Path) -> NDArray[Any]:
     if name not in arrays or (name.endswith("mask") and arrays[name].ndim != 2):
@@ -90,12 +107,31 @@ def auc_by_task(labels: NDArray[np.float32], scores: NDArray[np.float32], tasks:
     return found
 
 
-def auc_loss(graph: Graph, rows: GateRows, score: Scorer) -> dict[str, Any]:
-    """What the model behind `score` loses against torch: `loss`, of the worst task that is `gated`; and AUC by task of both."""
+def ranking_loss(graph: Graph, rows: GateRows, score: Scorer) -> dict[str, Any]:
+    """What the model behind `score` loses against torch.
+
+    `loss` is that of AUC, of the worst task that is `gated`; `order_agreement` the share of lists with the same best item.
+    Beside them are their limits (`passes`), and AUC by task of both.
+    """
     tasks = graph.spec.tasks
     model = auc_by_task(rows.labels, rows.scores(score), tasks)
     torch = auc_by_task(rows.labels, graph.scores(rows.inputs)[:, 0], tasks)
     fewest = {task: min((rows.labels[:, i] == label).sum() for label in (0, 1)) for i, task in enumerate(tasks)}
     gated = [task for task in torch if fewest[task] >= LABELS_MIN] or list(torch)
-    loss = max(torch[task] - model[task] for task in gated)
-    return {"loss": loss, "limit": AUC_LOSS_MAX, "gated": gated, "auc": model, "torch_auc": torch}
+    weights = np.array([graph.spec.task_weights.get(task, 0.0) for task in tasks], np.float32)
+    size = min(LIST_SIZE, graph.spec.candidates_max, len(rows.labels))
+    best = [[int((answer(x)[0] @ weights).argmax()) for answer in (score, graph.scores)] for x in rows.lists(size)]
+    return {
+        "loss": max(torch[task] - model[task] for task in gated),
+        "limit": AUC_LOSS_MAX,
+        "order_agreement": float(np.mean([ours == theirs for ours, theirs in best])),
+        "order_limit": AGREEMENT_MIN,
+        "gated": gated,
+        "auc": model,
+        "torch_auc": torch,
+    }
+
+
+def passes(gate: Mapping[str, Any]) -> bool:
+    """Whether what `ranking_loss` found is within its limits."""
+    return bool(gate["loss"] <= gate["limit"] and gate["order_agreement"] >= gate["order_limit"])

@@ -1,27 +1,49 @@
-"""The graph that every format starts from: one form of a run's upper half, frozen, with the contract's inputs by name."""
+"""The graph that every format starts from: one form of a run's upper half, whole and in stages, with the contract's names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from cloud.models.reranker import UpperHalf
 from cloud.training.run import Run
-from device.contract import FeatureSpec, Form
-from device.runtimes import INPUT_NAMES
-from export.errors import ConversionError
+from device.contract import FeatureSpec, Form, Stage
+from device.runtimes import INPUT_NAMES, OUTPUT_NAMES, STAGES, stage_inputs
+from export.errors import ConversionError, UnsupportedError
+from export.search_graph import ListSearch
 
-__all__ = ["OUTPUT", "Graph", "Inputs", "input_shapes"]
+__all__ = ["FIRST", "FREE", "GOING", "HANDED", "NEXT", "OUTPUT", "RAW", "Graph", "Inputs", "Stages", "input_shapes", "made"]
 
 OUTPUT = "scores"
-"""Name of the one output."""
+"""Name of the whole model's one output."""
+FIRST, NEXT = "first.", "next."
+"""Before the names of a search's state: as it is at first, and after one more step."""
+GOING = "going"
+"""Name of whether a search goes on, beside those of its state."""
+
+RAW = "raw_"
+"""Before a count of what a page or an event is, where it is told apart from the count of what is made of it."""
+FREE: dict[str, dict[int, str]] = {
+    name: axes
+    for names, axes in (
+        (("candidate_float", "candidate_category", "candidate_vector"), {1: f"{RAW}candidates"}),
+        (("candidate_mask", "page_state", "ready", OUTPUT), {1: "candidates"}),
+        (("event_float", "event_category", "event_vector", "event_feedback"), {1: f"{RAW}events"}),
+        (("event_state", "event_gap", "event_mask"), {1: "events"}),
+        (("chosen", "chosen_mask"), {0: "lists", 1: "items"}),
+    )
+    for name in names
+}
+"""Free axes of the inputs, and what each counts."""
 
 Inputs = Mapping[str, NDArray[Any]]
 """The contract's inputs by name, batch 1."""
@@ -42,6 +64,74 @@ def input_shapes(spec: FeatureSpec, form: Form, candidates: int, events: int) ->
     return {name: rows[name.split("_")[0]] + widths[name.split("_")[-1]] for name in INPUT_NAMES[form]}
 
 
+def made(stage: Stage, name: str) -> str:
+    """What `Stages` calls an output of a stage."""
+    return f"{'watch' if name == OUTPUT and stage in ('whole', 'search') else stage}.{name}"
+
+
+HANDED = {name: made(stage, name) for stage in STAGES for name in OUTPUT_NAMES[stage]}
+"""Inputs of `Stages` that stages hand on, and the outputs that they stand for."""
+
+
+class Stages(nn.Module):
+    """The stages of a model. Raises `UnsupportedError` for a search that the model was not made for."""
+
+    def __init__(self, model: UpperHalf, spec: FeatureSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.search = None if spec.search is None else ListSearch(spec, spec.search)
+        longest = model.config.chosen_max
+        if spec.search is not None and spec.search.steps_max > longest:
+            raise UnsupportedError("search.steps_max", f"at most {longest}, the model's chosen_max", str(spec.search.steps_max))
+
+    def run(self, stage: Stage, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of a stage from its inputs, both by the contract's names."""
+        model = self.model
+        if stage == "whole":
+            return {OUTPUT: model(**x)}
+        user = x.get("user_vector")
+        if stage == "page":
+            vector = x.get("candidate_vector")
+            return {"page_state": model.encode_candidates(x["candidate_float"], x["candidate_category"], vector, user)}
+        if stage == "event":
+            item = x["event_float"], x["event_category"]
+            return {"event_state": model.encode_events(*item, x["event_feedback"], x.get("event_vector"))}
+        page = x["page_state"]
+        if stage == "choose":
+            states = embedding(x["chosen"].flatten(), page.flatten(0, 1)).view(*x["chosen"].shape, -1)
+            return {OUTPUT: torch.sigmoid(model.choose(x["ready"], page, states, x["chosen_mask"]))}
+        ready = model.watch(page, x["event_state"], x["event_gap"], x["event_mask"], x["context"], user)
+        scores = torch.sigmoid(model.choose(ready, page))
+        if stage == "watch":
+            return {OUTPUT: scores, "ready": ready}
+        assert self.search is not None
+        state = self.search.start(scores, x["candidate_mask"])
+        while self.search.going(x["candidate_mask"], state):
+            state = self._step({**x, "ready": ready}, state)
+        return {"order": self.search.order(state), OUTPUT: scores}
+
+    def _step(self, x: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert self.search is not None
+        chosen, mask = self.search.chosen(state["lists"])
+        scores = self.run("choose", {**x, "chosen": chosen, "chosen_mask": mask})[OUTPUT]
+        return self.search.step(scores, x["candidate_mask"], **state)
+
+    def forward(self, **x: Tensor) -> dict[str, Tensor]:
+        """All stages side by side, as one graph to be cut (`cut`): nothing that one stage makes is taken by another.
+
+        Inputs are those of all stages, the `scores` of `watch` and a state of the search. Outputs are called `made`.
+        """
+        out = {made(stage, name): value for stage in STAGES for name, value in self.run(stage, x).items()}
+        if self.search is None:
+            return out
+        state = {name: x[name] for name in self.search.state}
+        out |= {made("choose", OUTPUT): self.run("choose", x)[OUTPUT], made("search", "order"): self.search.order(state)}
+        mask = x["candidate_mask"]
+        for when, then in ((FIRST, self.search.start(x[OUTPUT], mask)), (NEXT, self._step(x, state))):
+            out |= {when + name: value for name, value in then.items()} | {when + GOING: self.search.going(mask, then)}
+        return out
+
+
 @dataclass(frozen=True)
 class Graph:
     """One form of the device model, ready to be converted."""
@@ -53,51 +143,98 @@ class Graph:
     @classmethod
     def of(cls, run: Run, form: Form) -> Graph:
         """The trained upper half of `run`. Raises `cloud.training.run.RunError`."""
-        return cls(form, run.spec, run.upper(form).freeze())
+        return cls(form, run.spec, run.upper(form))
+
+    @cached_property
+    def modules(self) -> Stages:
+        """The model's stages. Raises `UnsupportedError`."""
+        return Stages(self.model, self.spec).eval()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Inputs in the contract's order."""
+        """Inputs of the whole model in the contract's order."""
         return INPUT_NAMES[self.form]
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What there is a graph of: the whole model, its stages, and with a search those of the search."""
+        return ("whole", *STAGES, *(() if self.spec.search is None else ("choose", "search")))
+
+    def run(self, stage: Stage, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """What torch answers: the reference of every format."""
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in stage_inputs(self.form, stage)}
+            return {name: value.numpy() for name, value in self.modules.run(stage, tensors).items()}
+
+    def scores(self, inputs: Inputs) -> Float[NDArray[np.float32], "b n k"]:
+        """The whole model's answer in torch."""
+        return self.run("whole", inputs)[OUTPUT]
+
     def example(self, candidates: int | None = None, events: int | None = None) -> dict[str, Tensor]:
-        """Inputs to trace with, of the largest size by default."""
+        """Inputs of the whole model to trace with, of the largest size by default."""
         spec = self.spec
         shapes = input_shapes(spec, self.form, candidates or spec.candidates_max, events or spec.events_max)
-        return {
-            name: torch.zeros(shape, dtype=torch.int32) if name.endswith("category") else torch.full(shape, 0.5)
-            for name, shape in shapes.items()
-        }
+        return {name: _example(name, shape) for name, shape in shapes.items()}
+
+    def stages_example(self, candidates: int, events: int, at_least: int = 1) -> dict[str, Tensor]:
+        """Inputs of `Stages` to trace with; lists are as many and as long as those of the search, or `at_least`."""
+        x = self.example(candidates, events)
+        with torch.no_grad():
+            for stage in STAGES:
+                x |= self.modules.run(stage, x)
+            if (search := self.modules.search) is None:
+                return {name: value for name, value in x.items() if name not in ("candidate_mask", "ready", OUTPUT)}
+            lists = max(at_least, search.search.beam), max(at_least, search.search.steps_max)
+            x |= {"chosen": torch.zeros(lists, dtype=torch.int32), "chosen_mask": torch.ones(lists)}
+            return x | search.start(x[OUTPUT], x["candidate_mask"])
 
     def traced(self) -> torch.export.ExportedProgram:
-        """The graph with free candidate and event counts, decomposed to core operations. Raises `ConversionError`."""
-        spec, example = self.spec, self.example()
-        counts: dict[str, Any] = {
-            "candidate": torch.export.Dim("candidates", min=1, max=max(2, spec.candidates_max)),
-            "event": torch.export.Dim("events", min=1, max=max(2, spec.events_max)),
+        """The whole model with free candidate and event counts. Raises `ConversionError`."""
+        spec = self.spec
+        example = self.example(max(2, spec.candidates_max), max(2, spec.events_max))
+        return self._trace(self.model, example, apart=False)
+
+    def traced_stages(self) -> tuple[torch.export.ExportedProgram, list[str], list[str]]:
+        """`Stages` with free counts of candidates and events, and of lists and their items; names of its inputs and outputs.
+
+        Raises `ConversionError`, `UnsupportedError`.
+        """
+        spec = self.spec
+        example = self.stages_example(max(2, spec.candidates_max), max(2, spec.events_max), at_least=2)
+        with torch.no_grad():
+            outputs = list(self.modules(**example))
+        return self._trace(self.modules, example, apart=True), list(example), outputs
+
+    def _trace(self, module: nn.Module, example: Mapping[str, Tensor], *, apart: bool) -> torch.export.ExportedProgram:
+        spec = self.spec
+        counts = {"candidates": spec.candidates_max, "events": spec.events_max}
+        if spec.search is not None:
+            counts |= {"lists": spec.search.beam, "items": spec.search.steps_max}
+        dims = {
+            prefix + name: torch.export.Dim(prefix + name, min=1, max=max(2, count))
+            for prefix in ("", RAW)
+            for name, count in counts.items()
         }
-        dims = {name: {1: dim} if (dim := counts.get(name.split("_")[0])) is not None else {} for name in example}
+        free = [FREE.get(name, {}) for name in example]
+        shapes = [{axis: dims[what if apart else what.removeprefix(RAW)] for axis, what in axes.items()} for axes in free]
         try:
-            return torch.export.export(_Named(self), tuple(example.values()), dynamic_shapes=(tuple(dims.values()),))
+            return torch.export.export(_Named(module, example), tuple(example.values()), dynamic_shapes=(tuple(shapes),))
         except Exception as error:  # torch raises many kinds
             raise ConversionError(
                 f"{self.form} graph", "a graph with free list sizes", f"{type(error).__name__} {error}"
             ) from error
 
-    def scores(self, inputs: Inputs) -> Float[NDArray[np.float32], "b n k"]:
-        """What torch answers: the reference of every format."""
-        with torch.no_grad():
-            scores: Tensor = self.model(**{name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.names})
-        return scores.numpy()
+
+def _example(name: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int32) if name.endswith("category") else torch.full(shape, 0.5)
 
 
-class _Named(torch.nn.Module):
-    """The model with its inputs in the contract's order."""
+class _Named(nn.Module):
+    """A module with its inputs by place."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
-        self.model, self.names = graph.model, graph.names
+        self.module, self.names = module, tuple(names)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        scores: Tensor = self.model(**dict(zip(self.names, inputs, strict=True)))
-        return scores
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.module(**dict(zip(self.names, inputs, strict=True)))

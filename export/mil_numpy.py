@@ -26,7 +26,7 @@ Operation = Callable[..., Any]
 def _concat(values: list[Array], axis: int, interleave: bool = False) -> Array:
     if interleave:
         raise UnsupportedError("operation concat", "interleave = false", "true")
-    return np.concatenate(values, int(axis))
+    return np.concatenate([np.atleast_1d(value) for value in values], int(axis))  # numbers are concatenated to a list
 
 
 def _split(x: Array, axis: int, split_sizes: Array | None = None, num_splits: int | None = None) -> list[Array]:

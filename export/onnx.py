@@ -1,9 +1,9 @@
-"""To ONNX, opset 18, with free candidate and event counts.
+"""To ONNX, opset 18, a file for each stage, with free counts of candidates, events, and lists and their items.
 
 Opset 18 because every runtime in the field reads it and its graphs need no fused attention, which onnxruntime refuses with a
 broadcast mask at opset 23. fp16 is weights only, cast back when a model is loaded: the file is half as large and as fast as
 fp32, where fp16 arithmetic took onnxruntime twice as long on a CPU and seconds since an event overflow it. int8 is
-onnxruntime's dynamic quantisation, weights per channel.
+onnxruntime's dynamic quantisation, weights per channel. The stage `search` is a `Loop`, which ends when the search does.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from device.contract import Precision
+from device.contract import Precision, Stage
+from device.runtimes import OUTPUT_NAMES, stage_inputs
+from export.cut import Operations
 from export.errors import ConversionError
-from export.graphs import OUTPUT, Graph
+from export.graphs import FIRST, GOING, HANDED, NEXT, RAW, Graph, made
 
 __all__ = ["OPSET", "convert"]
 
@@ -27,32 +31,34 @@ OPSET = 18
 """Of every exported graph."""
 WEIGHTS_MIN = 256
 """Tensors with fewer values stay in fp32 in the fp16 variant: they weigh nothing."""
+STEP = "step."
+"""Before the names of a loop's body, which must not be those of the graph around it."""
+
+E = TypeVar("E", onnx.NodeProto, onnx.ValueInfoProto)
 
 
-def convert(graph: Graph, targets: Mapping[Precision, Path]) -> None:
-    """Write `graph` to each path of `targets` in its precision. Raises `ConversionError`."""
-    model = _float_model(graph)
-    for precision, path in targets.items():
+def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> None:
+    """Write the stages of `graph` to the paths of `targets`. Raises `ConversionError`, `UnsupportedError`."""
+    stages = _float_model(graph)
+    for precision, paths in targets.items():
         try:
-            if precision == "fp32":
-                onnx.save(model, path)
-            elif precision == "fp16":
-                onnx.save(_half(model), path)
-            else:
-                _quantise(model, path)
+            model = stages if precision == "fp32" else _half(stages) if precision == "fp16" else _quantised(stages)
+            for stage, path in paths.items():
+                onnx.save(_cut(model, graph, stage), path)
         except Exception as error:  # converters raise many kinds
             raise ConversionError(f"{graph.form} onnx {precision}", "a model", f"{type(error).__name__} {error}") from error
 
 
 def _float_model(graph: Graph) -> onnx.ModelProto:
-    program = graph.traced()
+    """All stages side by side."""
+    program, inputs, outputs = graph.traced_stages()
     try:
         exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(graph.names),
-            output_names=[OUTPUT],
+            input_names=inputs,
+            output_names=outputs,
             external_data=False,
             verbose=False,
         )
@@ -68,8 +74,64 @@ def _float_model(graph: Graph) -> onnx.ModelProto:
     for entry in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del entry.metadata_props[:]
         entry.doc_string = ""
-    onnx.checker.check_model(model)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim.dim_param.removeprefix(RAW)
     return model
+
+
+def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
+    """One stage of `model`, which has all of them."""
+    nodes = model.graph.node
+    given, wanted = stage_inputs(graph.form, stage), {made(stage, name): name for name in OUTPUT_NAMES[stage]}
+    names = {value: name for name, value in HANDED.items()} | wanted
+    operations = Operations([(node.input, node.output) for node in nodes], HANDED)
+    if stage == "search":
+        assert graph.modules.search is not None
+        state = graph.modules.search.state
+        changes = {name: (FIRST + name, NEXT + name) for name in state}
+        loop = operations.loop(list(wanted), given, changes, (FIRST + GOING, NEXT + GOING))
+        inside = names | {value: STEP + value for value in (*state, *(v for i in loop.body for v in nodes[i].output))}
+        values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+        body = helper.make_graph(
+            [_renamed(nodes[i], inside) for i in loop.body],
+            "step",
+            [
+                helper.make_tensor_value_info(f"{STEP}number", onnx.TensorProto.INT64, []),
+                helper.make_tensor_value_info(f"{STEP}{GOING}", onnx.TensorProto.BOOL, []),
+                *(_renamed(values[name], inside) for name in state),
+            ],
+            [_renamed(values[NEXT + name], inside) for name in (GOING, *state)],
+        )
+        step = helper.make_node("Loop", ["", *(FIRST + name for name in (GOING, *state))], state, "search", body=body)
+        before, after = ([_renamed(nodes[i], names) for i in places] for places in (loop.before, loop.after))
+        kept = [*before, step, *after]
+    else:
+        kept = [_renamed(nodes[i], names) for i in operations.needed(wanted, given)]
+    used = {value for node in kept for value in (*node.input, *(v for a in node.attribute for n in a.g.node for v in n.input))}
+    cut = helper.make_graph(
+        kept,
+        stage,
+        [value for value in model.graph.input if value.name in used and value.name in given],
+        [_renamed(value, names) for value in model.graph.output if value.name in wanted],
+        [tensor for tensor in model.graph.initializer if tensor.name in used],
+    )
+    finished = helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version)
+    onnx.checker.check_model(finished)
+    return finished
+
+
+def _renamed(entry: E, names: Mapping[str, str]) -> E:
+    """A copy of a node or a value with other names."""
+    copy = type(entry)()
+    copy.CopyFrom(entry)
+    if isinstance(copy, onnx.NodeProto):
+        for values in (copy.input, copy.output):
+            values[:] = [names.get(value, value) for value in values]
+    else:
+        copy.name = names.get(copy.name, copy.name)
+    return copy
 
 
 def _half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -84,11 +146,16 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [*casts, *half.graph.node]
     del half.graph.node[:]
     half.graph.node.extend(nodes)
-    onnx.checker.check_model(half)
     return half
 
 
-def _quantise(model: onnx.ModelProto, path: Path) -> None:
+def _quantised(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(model, path, per_channel=True, weight_type=QuantType.QInt8)
+    # onnxruntime has no product of a stack of matrices that are quantised per channel
+    stacks = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 2}
+    excluded = [node.name for node in model.graph.node if node.op_type == "MatMul" and stacks.intersection(node.input)]
+    with TemporaryDirectory(prefix="pocketrank-") as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(model, path, per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded)
+        return onnx.load(path)

@@ -1,4 +1,4 @@
-"""Holding an exported model to torch: the cases, the tolerances and the comparison.
+"""Holding an exported model to torch: the cases, the tolerances and the comparison (of stages: `parity_stages`).
 
 A model is opened from disk by the runtime a device uses. Core ML has none outside Apple's systems; there the saved program's
 operations are evaluated one by one (`mil_numpy`), which checks the conversion and not Apple's runtime.
@@ -18,9 +18,20 @@ from numpy.typing import NDArray
 from device.contract import FeatureSpec, FloatFeature, Form, Format, Precision
 from device.runtimes import ModelRuntimeError, Runtime, open_runtime
 from export.errors import ParityError
-from export.graphs import Graph, Inputs, input_shapes
+from export.graphs import FREE, RAW, Graph, Inputs, input_shapes
 
-__all__ = ["TOLERANCE", "Scorer", "compare", "draw_inputs", "measure_ms", "open_scorer", "parity_cases", "resize"]
+__all__ = [
+    "TOLERANCE",
+    "Scorer",
+    "compare",
+    "counts",
+    "draw_inputs",
+    "fitting",
+    "measure_ms",
+    "open_scorer",
+    "parity_cases",
+    "resize",
+]
 
 TOLERANCE: dict[tuple[Format, Precision], float] = {
     ("onnx", "fp32"): 1e-5,
@@ -93,13 +104,19 @@ def parity_cases(spec: FeatureSpec, form: Form, seed: int = 0) -> dict[str, dict
     return cases
 
 
+def counts(inputs: Inputs) -> dict[str, int]:
+    """What the free axes of `inputs` count, and how many there are."""
+    free = {name: FREE.get(name, {}) for name in inputs}
+    return {what.removeprefix(RAW): inputs[name].shape[axis] for name, axes in free.items() for axis, what in axes.items()}
+
+
 def resize(inputs: Inputs, candidates: int, events: int) -> dict[str, NDArray[Any]]:
     """`inputs` with lists padded at the back to the given counts, masked."""
-    counts = {"candidate": candidates, "event": events}
+    sizes = {"candidates": candidates, "events": events}
     padded = dict(inputs)
     for name, value in inputs.items():
-        more = counts.get(name.split("_")[0], value.shape[1]) - value.shape[1]
-        if more:
+        more = sizes.get(FREE.get(name, {}).get(1, "").removeprefix(RAW), 0) - value.shape[-1 if value.ndim == 1 else 1]
+        if more > 0:
             padded[name] = np.pad(value, [(0, 0), (0, more), *[(0, 0)] * (value.ndim - 2)])
     return padded
 
@@ -118,7 +135,7 @@ def open_scorer(path: Path, format: Format) -> tuple[Scorer, str]:
 
     def score(inputs: Inputs) -> NDArray[np.float32]:
         # a copy, because the answer may be the runtime's own memory
-        return np.array(runtime.run(_fitting(runtime, inputs))[:, : inputs["candidate_mask"].shape[1]])
+        return np.array(runtime.run(fitting(runtime, inputs))[:, : inputs["candidate_mask"].shape[1]])
 
     package = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}[format]
     return score, f"{package} {version(package)}"
@@ -150,22 +167,23 @@ def compare(graph: Graph, score: Scorer, *, where: str, tolerance: float | None 
     return differences
 
 
-def measure_ms(path: Path, format: Format, inputs: Inputs, runs: int) -> float:
+def fitting(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    """Those of `inputs` that a graph takes, padded to the sizes that it was compiled for."""
+    taken = {name: inputs[name] for name in runtime.input_names}
+    sizes = {"candidates": 0, "events": 0} | counts(taken)
+    if runtime.list_sizes is not None:
+        listed = "candidates" if sizes["candidates"] else "events"
+        sizes[listed] = next(s for s in runtime.list_sizes if s >= sizes[listed])
+    return resize(taken, sizes["candidates"], runtime.events or sizes["events"])
+
+
+def measure_ms(runtime: Runtime, inputs: Inputs, runs: int) -> float:
     """Median milliseconds of a run on one thread, after a fifth as many to warm up. Raises `ModelRuntimeError`."""
-    runtime = open_runtime(path, format)
-    fitting = _fitting(runtime, inputs)
+    taken = fitting(runtime, inputs)
     times = []
     for i in range(runs + runs // 5):
         start = time.perf_counter_ns()
-        runtime.run(fitting)
+        runtime.run_all(taken)
         if i >= runs // 5:
             times.append(time.perf_counter_ns() - start)
     return float(np.median(times)) / 1e6
-
-
-def _fitting(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
-    """Those of `inputs` that the model takes, padded to the sizes that it was compiled for."""
-    n, t = inputs["candidate_mask"].shape[1], inputs["event_mask"].shape[1]
-    size = n if runtime.list_sizes is None else next(s for s in runtime.list_sizes if s >= n)
-    padded = resize(inputs, size, runtime.events or t)
-    return {name: padded[name] for name in runtime.input_names}

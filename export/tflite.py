@@ -1,4 +1,7 @@
-"""To LiteRT (TFLite): static shapes, one signature `n<size>` per list size of the spec, weights shared among them.
+"""To LiteRT (TFLite): static shapes, one file with all stages, weights shared among them.
+
+Signatures are `n<size>` for the whole model per list size of the spec, `<stage>_n<size>` for its stages, and `event_t<size>`
+for a single event and for the most that the spec allows. The stage `search` is a `WHILE`, which ends when the search does.
 
 fp16 and int8 are weights only: XNNPACK computes in fp32 either way, and full static int8 lost a fifth of a score in trials.
 """
@@ -11,55 +14,74 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 
-from cloud.models.reranker import UpperHalf
-from device.contract import Precision
+from device.contract import Precision, Stage
+from device.runtimes import stage_inputs
 from export.errors import ConversionError, UnsupportedError
-from export.graphs import OUTPUT, Graph
+from export.graphs import Graph, made
+from export.tflite_cut import cut_stages
 
 __all__ = ["convert"]
 
+ONE_EVENT = "event_t1"
+"""Signature of the stage `event` for what has just happened."""
 
-def convert(graph: Graph, targets: Mapping[Precision, Path]) -> None:
-    """Write `graph` to each path of `targets` in its precision. Raises `ConversionError`, `UnsupportedError`."""
+
+def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> None:
+    """Write `graph` to the paths of `targets`, the same for all stages. Raises `ConversionError`, `UnsupportedError`."""
     with TemporaryDirectory(prefix="pocketrank-") as folder:
-        full = targets.get("fp32") or Path(folder) / "fp32.tflite"
-        _float_model(graph, full)
-        for precision in targets:
-            if precision == "fp32":
-                continue
+        full, reduced = Path(folder) / "fp32.tflite", Path(folder) / "reduced.tflite"
+        _convert(graph, full)
+        for precision, paths in targets.items():
             try:
-                _quantise(full, targets[precision], precision)
+                if precision != "fp32":
+                    _quantise(full, reduced, precision)
+                data = (full if precision == "fp32" else reduced).read_bytes()
+                for path in set(paths.values()):
+                    path.write_bytes(cut_stages(data, graph, _signatures(graph)))
             except Exception as error:  # converters raise many kinds
                 raise ConversionError(
                     f"{graph.form} tflite {precision}", "a model", f"{type(error).__name__} {error}"
                 ) from error
 
 
-class _Scores(nn.Module):
-    """Names the output."""
+class _Event(nn.Module):
+    """The stage `event` alone."""
 
-    def __init__(self, model: UpperHalf) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.model = model
+        self.stages = graph.modules
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {OUTPUT: self.model(**inputs)}
+        return {made("event", name): value for name, value in self.stages.run("event", inputs).items()}
 
 
-def _float_model(graph: Graph, path: Path) -> None:
+def _signatures(graph: Graph) -> dict[str, tuple[str, Stage]]:
+    """Signatures of the file: which of those that are converted each is cut from, and its stage."""
+    spec = graph.spec
+    found: dict[str, tuple[str, Stage]] = {ONE_EVENT: (ONE_EVENT, "event")}
+    for size in spec.list_sizes:
+        for stage in graph.stages:
+            name = {"whole": f"n{size}", "event": f"event_t{spec.events_max}"}.get(stage, f"{stage}_n{size}")
+            found.setdefault(name, (f"n{size}", stage))
+    return found
+
+
+def _convert(graph: Graph, path: Path) -> None:
+    """All stages side by side, for each list size."""
     try:
         import litert_torch
     except ImportError as error:
         raise UnsupportedError("format tflite", "pip install 'pocketrank[tflite]'", str(error)) from error
-    sizes = graph.spec.list_sizes
-    if not sizes or sizes[-1] < graph.spec.candidates_max:
-        raise UnsupportedError("format tflite", f"list sizes up to candidates_max = {graph.spec.candidates_max}", f"{sizes}")
-    model = _Scores(graph.model).eval()
+    spec = graph.spec
+    sizes = spec.list_sizes
+    if not sizes or sizes[-1] < spec.candidates_max:
+        raise UnsupportedError("format tflite", f"list sizes up to candidates_max = {spec.candidates_max}", f"{sizes}")
+    one = {name: value for name, value in graph.example(1, 1).items() if name in stage_inputs(graph.form, "event")}
+    modules = graph.modules
     try:
-        first, *more = sizes
-        signatures = litert_torch.signature(f"n{first}", model, sample_kwargs=graph.example(first))
-        for size in more:
-            signatures = signatures.signature(f"n{size}", model, sample_kwargs=graph.example(size))
+        signatures = litert_torch.signature(ONE_EVENT, _Event(graph).eval(), sample_kwargs=one)
+        for size in sizes:
+            signatures = signatures.signature(f"n{size}", modules, sample_kwargs=graph.stages_example(size, spec.events_max))
         signatures.convert().export(str(path))
     except Exception as error:
         raise ConversionError(f"{graph.form} tflite", "a model", f"{type(error).__name__} {error}") from error

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from device.contract import Form, Format, Precision
+from device.contract import Form, Format, Precision, Stage
 from export import errors
 from export.errors import ConversionError, ExportError
 
@@ -38,13 +38,19 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A converted model and how it compares with torch. `gate` is None for fp32 (see `gate.auc_loss`)."""
+    """A converted model and how it compares with torch. `gate` is None for fp32 (see `gate.ranking_loss`)."""
 
     form: Form
     format: Format
     precision: Precision
     runtime: str
     cases: dict[str, float]
+    """Of the whole model."""
+    stages: dict[Stage, dict[str, float]]
+    """Of each stage."""
+    searches: int
+    others: int
+    """As in `parity_stages.StageParity`."""
     gate: dict[str, Any] | None
 
 
@@ -55,9 +61,10 @@ class _Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     got: str
 
 
-def model_path(form: Form, format: Format, precision: Precision) -> str:
-    """Where a model lies in a bundle."""
-    return f"models/{form}.{precision}.{SUFFIX[format]}"
+def model_path(form: Form, format: Format, precision: Precision, stage: Stage = "whole") -> str:
+    """Where a model, or a stage of it, lies in a bundle. A LiteRT file has all stages."""
+    name = f"{precision}.{stage}" if format == "onnx" and stage != "whole" else precision
+    return f"models/{form}.{name}.{SUFFIX[format]}"
 
 
 def run_job(job: Job, log: Path, started: Callable[[subprocess.Popen[bytes]], None]) -> Iterator[Checked]:
@@ -95,22 +102,37 @@ def _checked(job: Job) -> Iterator[Checked]:
     import torch
 
     from cloud.training.run import Run
-    from export.gate import GateRows, auc_loss
+    from export.gate import GateRows, ranking_loss
     from export.graphs import Graph
     from export.parity import TOLERANCE, compare, open_scorer
+    from export.parity_stages import StageParity, compare_stages, open_answers
 
     torch.set_num_threads(1)
     run, folder, format = Run.open(Path(job.run)), Path(job.folder), job.format
     rows = GateRows.read(run) if set(job.precisions) != {"fp32"} else None
     for form in get_args(Form):
         graph = Graph.of(run, form)
-        targets = {precision: folder / model_path(form, format, precision) for precision in job.precisions}
+        stages: tuple[Stage, ...] = ("whole",) if format == "coreml" else graph.stages
+        targets = {p: {s: folder / model_path(form, format, p, s) for s in stages} for p in job.precisions}
         import_module(f"export.{format}").convert(graph, targets)
-        for precision, path in targets.items():
+        for precision, paths in targets.items():
+            path, tolerance = paths.pop("whole"), TOLERANCE.get((format, precision))
             score, runtime = open_scorer(path, format)
-            cases = compare(graph, score, where=path.name, tolerance=TOLERANCE.get((format, precision)))
-            gate = None if precision == "fp32" or rows is None else auc_loss(graph, rows, score)
-            yield Checked(form=form, format=format, precision=precision, runtime=runtime, cases=cases, gate=gate)
+            cases = compare(graph, score, where=path.name, tolerance=tolerance)
+            parity = StageParity({}, 0, 0)
+            if paths:
+                parity = compare_stages(graph, open_answers(paths, format), where=path.name, tolerance=tolerance)
+            yield Checked(
+                form=form,
+                format=format,
+                precision=precision,
+                runtime=runtime,
+                cases=cases,
+                stages=parity.cases,
+                searches=parity.searches,
+                others=parity.others,
+                gate=None if precision == "fp32" or rows is None else ranking_loss(graph, rows, score),
+            )
 
 
 def _main() -> int:

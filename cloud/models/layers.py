@@ -1,4 +1,4 @@
-"""Layers that both models share, written so that every converter takes them.
+"""Layers that the models share, written so that every converter takes them.
 
 Attention is written by hand with float masks and a finite penalty: fully masked keys must stay finite in ONNX, LiteRT and
 Core ML alike. A learned null key, never masked, makes an empty history an ordinary case.
@@ -14,10 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Embedding", "attend", "join_heads", "mlp", "split_heads"]
+__all__ = ["Attention", "Embedding", "MultiGate", "SoftBins", "attend", "join_heads", "mlp", "penalty", "split_heads"]
 
 MASKED = -1e4
 """Added to a masked key's logit; finite in fp16 too."""
+
+
+def penalty(mask: Float[Tensor, "b t"]) -> Float[Tensor, "b 1 1 t1"]:
+    """What is added to the logits of a null key, which comes first and is never masked, and of keys that `mask` is 1 for."""
+    return nn.functional.pad((mask - 1) * -MASKED, (1, 0))[:, None, None]
 
 
 def attend(
@@ -29,8 +34,7 @@ def attend(
     the head's width.
     """
     keys, values = torch.chunk(keys_values, 2, 1)
-    penalty = nn.functional.pad((mask - 1) * -MASKED, (1, 0))[:, None, None]  # b 1 1 t
-    return torch.softmax(queries @ keys.transpose(2, 3) + penalty, -1) @ values
+    return torch.softmax(queries @ keys.transpose(2, 3) + penalty(mask), -1) @ values
 
 
 class Attention(nn.Module):
@@ -44,24 +48,13 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(key_width, 2 * width)
         self.null = nn.Parameter(torch.zeros(1, 1, key_width))
 
-    def scaled_query(self) -> tuple[Float[Tensor, "w q"], Float[Tensor, " w"]]:
-        """Weight and bias of the queries as `attend` wants them."""
-        scale = 1 / math.sqrt(self.head_width)
-        return self.query.weight * scale, self.query.bias * scale
-
-    def null_key_value(self) -> Float[Tensor, "1 h2 1 w"]:
-        """Key and value heads of the null key."""
-        null: Tensor = self.key_value(self.null)
-        return split_heads(null, 2 * self.heads)
-
     def forward(
         self, queries: Float[Tensor, "b n q"], keys: Float[Tensor, "b t k"], mask: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b n w"]:
         """Attended values; `mask` is 1 for real keys."""
-        q = split_heads(nn.functional.linear(queries, *self.scaled_query()), self.heads)
-        kv = split_heads(self.key_value(keys), 2 * self.heads)
-        kv = torch.cat([self.null_key_value().expand(len(kv), -1, -1, -1), kv], 2)
-        return join_heads(attend(q, kv, mask))
+        q = split_heads(self.query(queries) / math.sqrt(self.head_width), self.heads)
+        keys = torch.cat([self.null.expand(len(keys), -1, -1), keys], 1)
+        return join_heads(attend(q, split_heads(self.key_value(keys), 2 * self.heads), mask))
 
 
 def split_heads(x: Float[Tensor, "b n hw"], heads: int) -> Float[Tensor, "b h n w"]:
@@ -87,6 +80,62 @@ class Embedding(nn.Module):
     def forward(self, index: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape w"]:
         """Rows of the table."""
         return nn.functional.embedding(index, self.weight)
+
+
+class SoftBins(nn.Module):
+    """Shares of each number in `bins` learned bins, after AutoDis (Guo et al., KDD 2021, 3.2).
+
+    The linear layer that follows holds the bins' embeddings. The bins start as those of the nearest of equally spaced centres
+    between -2 and 2, where standardised numbers lie; AutoDis's hidden layer is left out, a number being one-dimensional.
+    """
+
+    RANGE = 2.0
+    """Of the first centres."""
+
+    def __init__(self, features: int, bins: int) -> None:
+        super().__init__()
+        centres = torch.linspace(-self.RANGE, self.RANGE, bins)
+        sharpness = (bins / (2 * self.RANGE)) ** 2
+        self.weight = nn.Parameter((sharpness * centres).repeat(features, 1))
+        self.bias = nn.Parameter((-sharpness * centres**2 / 2).repeat(features, 1))
+
+    def forward(self, x: Float[Tensor, "*b f"]) -> Float[Tensor, "*b fh"]:
+        """Shares, the bins of a feature side by side."""
+        return torch.softmax(x[..., None] * self.weight + self.bias, -1).flatten(-2)
+
+
+class MultiGate(nn.Module):
+    """Experts, one gate and one tower per task (MMoE, Ma et al., KDD 2018, 4.2), from a first layer that is given as a sum.
+
+    The first layer of all experts and gates is one product of `entry_width` columns; callers add up the parts of it that belong
+    to candidate, context and attentions, because these are known at different times.
+    """
+
+    def __init__(self, experts: int, width: int, towers: Sequence[int], tasks: int) -> None:
+        super().__init__()
+        self.experts, self.width, self.tasks = experts, width, tasks
+        self.entry_width = experts * width + (tasks * experts if experts > 1 else 0)
+        widths = [width, *towers, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for a, b in itertools.pairwise(widths):
+            bound = 1 / math.sqrt(a)
+            last = 0.1 if b == 1 else 1.0  # the scores start near the cloud's
+            self.weights.append(nn.Parameter(torch.empty(tasks, a, b).uniform_(-bound, bound) * last))
+            self.biases.append(nn.Parameter(torch.zeros(tasks, 1, b)))
+
+    def forward(self, entry: Float[Tensor, "m e"], dropout: float = 0.0) -> Float[Tensor, "m k"]:
+        """Logits of the tasks."""
+        m = entry.shape[0]
+        if self.experts == 1:
+            x = torch.relu(entry)[None]  # 1 m w
+        else:
+            experts, gates = torch.split(entry, [self.experts * self.width, self.tasks * self.experts], -1)
+            gates = torch.softmax(gates.view(m, self.tasks, self.experts), -1)
+            x = (gates @ torch.relu(experts).view(m, self.experts, self.width)).transpose(0, 1)  # k m w
+        x = nn.functional.dropout(x, dropout, self.training)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.relu(x) @ weight + bias if i else x @ weight + bias
+        return x[..., 0].transpose(0, 1)
 
 
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:

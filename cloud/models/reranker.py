@@ -1,47 +1,69 @@
 """The upper half: the light transformer that runs on the device.
 
-Target attention of every candidate over the feedback events, attention among the candidates, one output per task (after Gong
-et al., CIKM 2022, section 4; EdgeRec, CIKM 2020). The pXTRs enter a second time as a residual: untrained, the model orders as
-the cloud does. Two forms from one config: *split* takes the cloud's vectors, *self-contained* does without.
+After Gong et al. (CIKM 2022, section 4): target attention of every candidate over the watched list and over the candidates that
+were chosen before it, the pXTR, time and position differences to each watched item crossed with its category and its feedback,
+numbers in soft bins, multi-gate experts and a tower per task. The pXTRs enter a second time as a residual: untrained, the model
+orders as the cloud does. Two forms from one config: *split* takes the cloud's vectors, *self-contained* does without.
+
+The work is cut by when its inputs are known, so that a device does each part once:
+
+- `encode_candidates` when a page arrives, `encode_events` when an impression is over;
+- `watch` when something is to be ranked: attention over the watched list, for all candidates at once;
+- `choose` at each step of a list search: attention over what was chosen so far, experts and towers.
+
+The published model makes key and value of each pair of candidate and watched item from the pair's crossed features. These are
+as wide as a few numbers, so here queries have a part of their own for them, and it is their averages that are taken on: the
+same functions, without a key and a value for each pair.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from cloud.models.layers import Attention, Embedding, attend, join_heads, mlp, split_heads
+from cloud.models.layers import Embedding, MultiGate, SoftBins, join_heads, penalty, split_heads
 from device.contract import FeatureSpec, FloatFeature
 
 __all__ = ["Normalise", "UpperConfig", "UpperHalf", "logit"]
 
-EVENT_EXTRAS = 3 + 2
-"""Inputs of an event beside its item and its feedback: shares of the item watched, and the gap."""
 PXTR_MIN = 1e-4
 """pXTRs are clipped to this and to one minus this before a logit."""
+CROSSES = 3
+"""A difference alone, times the category, times the feedback."""
 
 
 @dataclass(frozen=True)
 class UpperConfig:
-    """Widths of the device model."""
+    """Widths of the device model. The defaults are the `tiny` preset (`cloud.models.presets`)."""
 
     width: int = 64
     """Of a candidate, an event and the context."""
     category_width: int = 8
     """Embedding of a categorical feature."""
+    bins: int = 0
+    """Soft bins of a number; 0 leaves numbers as they are."""
+    cross_width: int = 0
+    """Embedding of a time, position or pXTR difference before it is crossed; 0 leaves the crossings out."""
+    pairs: bool = True
+    """Whether pXTR differences are crossed, the one crossing of pairs of candidate and watched item."""
     heads: int = 4
     """Attention heads."""
     head_width: int = 16
     """Width of a head."""
-    hidden: int = 64
-    """The tower under the task heads."""
+    experts: int = 1
+    """Of the multi-gate mixture."""
+    expert_width: int = 64
+    """Of each expert."""
+    towers: tuple[int, ...] = (64,)
+    """Hidden layers of each task's tower."""
+    chosen_max: int = 8
+    """Longest list of chosen candidates that is told apart by distance; those further back count as that far."""
     dropout: float = 0.1
-    """In the tower."""
+    """Between experts and towers."""
 
 
 def logit(p: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:
@@ -51,10 +73,7 @@ def logit(p: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:
 
 
 class Normalise(nn.Module):
-    """Raw feature values to about zero mean and unit variance: logit for pXTRs, log1p for long ranges, then standardise.
-
-    Standardising is affine and is folded into the linear layer that follows (`fold`), so the model only bends the curves.
-    """
+    """Raw feature values to about zero mean and unit variance: logit for pXTRs, log1p for long ranges, then standardise."""
 
     WIDE = 30.0
     """A feature whose largest value is at least this is taken as a logarithm."""
@@ -75,8 +94,11 @@ class Normalise(nn.Module):
         self.shift: Tensor
         self.scale: Tensor
 
-    def curves(self, x: Float[Tensor, "*b f"]) -> list[Float[Tensor, "*b _"]]:
-        """The values before standardising: neighbouring columns, to be concatenated in this order."""
+    def forward(self, x: Float[Tensor, "*b f"]) -> Float[Tensor, "*b f"]:
+        """Standardised values."""
+        return (self._curves(x) - self.shift) * self.scale
+
+    def _curves(self, x: Float[Tensor, "*b f"]) -> Float[Tensor, "*b f"]:
         parts = []
         # LiteRT's converter takes no split into one part
         columns = torch.split(x, [n for _, n in self.kinds], -1) if len(self.kinds) > 1 else (x,)
@@ -86,37 +108,13 @@ class Normalise(nn.Module):
             elif kind == "log":
                 part = torch.log(part + 1)
             parts.append(part)
-        return parts
+        return torch.cat(parts, -1)
 
     def fit(self, x: Float[Tensor, "n f"]) -> None:
         """Take shift and scale from a sample of raw values."""
-        y = torch.cat(self.curves(x), -1)
+        y = self._curves(x)
         self.shift.copy_(y.mean(0))
         self.scale.copy_(1 / y.std(0).clamp(min=1e-2))
-
-    def fold(
-        self, weight: Float[Tensor, "w i"], bias: Float[Tensor, " w"], first: int
-    ) -> tuple[Float[Tensor, "w i"], Float[Tensor, " w"]]:
-        """A linear layer for standardised values as one for `curves`, which are its inputs from `first` on."""
-        own = weight[:, first : first + len(self.scale)] * self.scale
-        return torch.cat([weight[:, :first], own, weight[:, first + len(self.scale) :]], 1), bias - own @ self.shift
-
-
-class _Weights(NamedTuple):
-    """The upper half's weights as `logits` uses them: derived from the parameters, merged to make few and large products."""
-
-    candidate: Tensor
-    candidate_bias: Tensor
-    event: Tensor
-    event_bias: Tensor
-    context: Tensor
-    context_bias: Tensor
-    from_candidate: Tensor  # the queries of both attentions, then key and value of the list's
-    from_candidate_bias: Tensor
-    event_null: Tensor
-    candidate_null: Tensor
-    tower: Tensor  # what the tower's first layer takes of candidate and attentions
-    tower_context: Tensor  # and of the context, which is one row a list
 
 
 class UpperHalf(nn.Module):
@@ -125,49 +123,75 @@ class UpperHalf(nn.Module):
     def __init__(self, config: UpperConfig, spec: FeatureSpec, *, split: bool) -> None:
         super().__init__()
         c, tasks = config, len(spec.tasks)
-        self.split, self.tasks = split, tasks
-        self.vector_width = spec.vector_width if split else 0
+        self.config, self.split, self.tasks = c, split, tasks
+        vector = spec.vector_width if split else 0
         self.item_floats = Normalise(spec.candidate_floats)
         self.feedback_floats = Normalise(spec.feedback_floats)
         self.context_floats = Normalise(spec.context_floats)
         self.categories = nn.ModuleList([Embedding(f.size, c.category_width) for f in spec.candidate_categories])
-        vector = self.vector_width
-        item = len(spec.candidate_floats) + c.category_width * len(spec.candidate_categories) + vector
         names = [f.name for f in spec.candidate_floats]
         feedback = [f.name for f in spec.feedback_floats]
-        self.watch, self.duration = feedback.index("watch_ms"), names.index("duration_ms")
-        ranges = torch.tensor([[spec.candidate_floats[self.duration].max + 1, 7.0, 18.0], [2.0, 1.0, 1.0]])
+        self.watch_at, self.duration_at = feedback.index("watch_ms"), names.index("duration_ms")
+        ranges = torch.tensor([[spec.candidate_floats[self.duration_at].max + 1, 7.0, 18.0], [2.0, 1.0, 1.0]])
         self.register_buffer("share_of", ranges[0], persistent=False)
         self.register_buffer("share_max", ranges[1], persistent=False)
         self.share_of: Tensor
         self.share_max: Tensor
-        self.pxtr = [names.index(f"pxtr_{task}") for task in spec.tasks]
-        self.candidate = nn.Linear(item + vector, c.width)
-        self.event = nn.Linear(item + len(feedback) + EVENT_EXTRAS, c.width)
-        self.feedback_attention = Attention(c.width, c.width, c.heads, c.head_width)
-        self.list_attention = Attention(c.width, c.width, c.heads, c.head_width)
-        inner = c.heads * c.head_width
+        self.pxtr_at = [names.index(f"pxtr_{task}") for task in spec.tasks]
+
+        category = c.category_width * len(self.categories)
+        item = len(names) * (1 + c.bins) + category
+        # those within 0..1 are flags, and a flag in bins is a flag
+        wide = [i for i, f in enumerate(spec.feedback_floats) if f.max - f.min > 1]
+        self.register_buffer("wide", torch.tensor(wide), persistent=False)
+        self.wide: Tensor
+        feedback_width = len(feedback) + len(self.share_of) + (len(wide) + len(self.share_of)) * c.bins
+        self.item_bins = SoftBins(len(names), c.bins) if c.bins else None
+        self.feedback_bins = SoftBins(len(wide) + len(self.share_of), c.bins) if c.bins else None
+        # what only the split form has comes last, so that `start_from` finds the rest in its place
+        self.candidate = nn.Linear(item + 2 * vector, c.width)
+        self.event = nn.Linear(item + feedback_width + vector, c.width)
         self.context = nn.Linear(len(spec.context_floats) + vector, c.width)
-        self.tower = mlp([c.width + 2 * inner + c.width, c.hidden, c.hidden], c.dropout)
-        self.heads = nn.Linear(c.hidden, tasks)
-        with torch.no_grad():
-            self.heads.weight.mul_(0.1)
+
+        inner = c.heads * c.head_width
+        self.mixture = MultiGate(c.experts, c.expert_width, c.towers, tasks)
+        entry = self.mixture.entry_width
+        self.cross = c.cross_width * CROSSES if c.cross_width and c.pairs else 0
+        self.from_candidate = nn.Linear(c.width, 4 * inner + c.heads * self.cross + entry)
+        self.from_event = nn.Linear(c.width, 2 * inner)
+        self.from_watched = nn.Linear(inner + c.heads * self.cross, entry, bias=False)
+        self.from_chosen = nn.Linear(inner, entry, bias=False)
+        self.from_context = nn.Linear(c.width, entry, bias=False)
+        if c.cross_width:
+            self.of_category = nn.Linear(category, c.cross_width)
+            self.of_feedback = nn.Linear(feedback_width, c.cross_width)
+            self.gap_bins = SoftBins(2, max(1, c.bins))
+            self.of_gap = nn.Linear(2 * (1 + max(1, c.bins)), 2 * c.cross_width)
+            self.from_gap = nn.Linear(2 * CROSSES * c.cross_width, 2 * inner, bias=False)
+        else:
+            self.from_gap = nn.Linear(2, 2 * inner, bias=False)
+        if self.cross:
+            self.pair_bins = SoftBins(tasks, max(1, c.bins))
+            self.of_pair = nn.Linear(tasks * (1 + max(1, c.bins)), c.cross_width)
+        self.watched_null = nn.Parameter(torch.zeros(1, 1, 2 * inner))
+        self.chosen_null = nn.Parameter(torch.zeros(1, 1, 2 * inner))
+        self.distance = nn.Parameter(torch.zeros(1, c.chosen_max, 2 * inner))
         self.residual = nn.Parameter(torch.ones(tasks))
+        self.parts = [inner, c.heads * self.cross, inner, 2 * inner, entry, tasks]
+        """Columns of a candidate's state: query and crossed query to the watched list, query to the chosen, its own key and
+        value there, its part of the first layer, logits of its pXTRs.
+        """
+        with torch.no_grad():  # queries are divided by the square root of the head's width once, here
+            self.from_candidate.weight[: 2 * inner + c.heads * self.cross] /= math.sqrt(c.head_width)
 
     def start_from(self, other: UpperHalf) -> None:
         """Take over what a trained self-contained form knows; the weights of the cloud's vectors start at zero."""
-        mine, theirs = self.state_dict(), other.state_dict()
-        for name, value in theirs.items():
+        mine = self.state_dict()
+        for name, value in other.state_dict().items():
             if mine[name].shape == value.shape:
                 mine[name].copy_(value)
-        with torch.no_grad():
-            vector = self.vector_width
-            item = other.candidate.in_features
-            self.candidate.weight.zero_()[:, :item] = other.candidate.weight
-            rest = other.event.in_features - item
-            self.event.weight.zero_()[:, :item] = other.event.weight[:, :item]
-            self.event.weight[:, item + vector : item + vector + rest] = other.event.weight[:, item:]
-            self.context.weight.zero_()[:, : other.context.in_features] = other.context.weight
+            else:
+                mine[name].zero_()[:, : value.shape[1]] = value
 
     def forward(
         self,
@@ -184,128 +208,145 @@ class UpperHalf(nn.Module):
         event_vector: Float[Tensor, "b t d"] | None = None,
         user_vector: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b n k"]:
-        """Probabilities."""
-        return torch.sigmoid(
-            self.logits(
-                candidate_float,
-                candidate_category,
-                candidate_mask,
-                event_float,
-                event_category,
-                event_feedback,
-                event_gap,
-                event_mask,
-                context,
-                candidate_vector,
-                event_vector,
-                user_vector,
-            )
-        )
+        """Probabilities for the next place of the list, nothing chosen before it. A candidate's depend on no other
+        candidate.
+        """
+        candidates = self.encode_candidates(candidate_float, candidate_category, candidate_vector, user_vector)
+        events = self.encode_events(event_float, event_category, event_feedback, event_vector)
+        ready = self.watch(candidates, events, event_gap, event_mask, context, user_vector)
+        return torch.sigmoid(self.choose(ready, candidates))
 
-    def logits(
+    def encode_candidates(
         self,
         candidate_float: Float[Tensor, "b n fc"],
         candidate_category: Int[Tensor, "b n c"],
-        candidate_mask: Float[Tensor, "b n"],
-        event_float: Float[Tensor, "b t fc"],
-        event_category: Int[Tensor, "b t c"],
-        event_feedback: Float[Tensor, "b t fb"],
-        event_gap: Float[Tensor, "b t 2"],
-        event_mask: Float[Tensor, "b t"],
-        context: Float[Tensor, "b fx"],
         candidate_vector: Float[Tensor, "b n d"] | None = None,
-        event_vector: Float[Tensor, "b t d"] | None = None,
         user_vector: Float[Tensor, "b d"] | None = None,
-    ) -> Float[Tensor, "b n k"]:
-        """The same before the sigmoid, for training."""
-        b, n, t = len(context), candidate_float.shape[1], event_float.shape[1]
-        w = self._frozen() or self._weights()
-        parts = self._item(candidate_float, candidate_category, candidate_vector)
-        ctx = self.context_floats.curves(context)
+    ) -> Float[Tensor, "b n s"]:
+        """States of candidates, whose columns `parts` tells: what depends on the page alone."""
+        parts, pxtr = self._item(candidate_float, candidate_category)
         if self.split:
             assert candidate_vector is not None
             assert user_vector is not None
-            parts.append(candidate_vector * user_vector[:, None])
-            ctx.append(user_vector)
+            parts += [candidate_vector, candidate_vector * user_vector[:, None]]
         # Linear layers run on two axes: converters then fuse them with bias and ReLU.
-        candidate = torch.relu(linear(torch.cat(parts, -1).flatten(0, 1), w.candidate, w.candidate_bias))  # bn w
+        x = torch.relu(self.candidate(torch.cat(parts, -1).flatten(0, 1)))
+        return torch.cat([self.from_candidate(x).view(*pxtr.shape[:2], -1), pxtr], -1)
 
+    def encode_events(
+        self,
+        event_float: Float[Tensor, "b t fc"],
+        event_category: Int[Tensor, "b t c"],
+        event_feedback: Float[Tensor, "b t fb"],
+        event_vector: Float[Tensor, "b t d"] | None = None,
+    ) -> Float[Tensor, "b t e"]:
+        """States of events: key and value of the watched list, what differences are crossed with, logits of the pXTRs."""
+        parts, pxtr = self._item(event_float, event_category)
         # how much of the item was watched, on three scales: of the whole, of 7 s (effective view) and of 18 s (long view)
-        watched = event_feedback[..., self.watch : self.watch + 1]
-        duration = event_float[..., self.duration : self.duration + 1] + 0.5
+        watched = event_feedback[..., self.watch_at : self.watch_at + 1]
+        duration = event_float[..., self.duration_at : self.duration_at + 1] + 0.5
         share = torch.minimum(watched / torch.minimum(duration, self.share_of), self.share_max)  # b t 3
-        parts = [*self._item(event_float, event_category, event_vector), *self.feedback_floats.curves(event_feedback)]
-        parts += [share, torch.log(event_gap + 1) * 0.3]
-        event = torch.relu(linear(torch.cat(parts, -1).flatten(0, 1), w.event, w.event_bias))  # bt w
+        share = share * 2 - 1
+        numbers = self.feedback_floats(event_feedback)
+        feedback = [numbers, share]
+        if self.feedback_bins is not None:
+            feedback.append(self.feedback_bins(torch.cat([numbers.index_select(-1, self.wide), share], -1)))
+        category = parts[-1]
+        parts = parts + feedback
+        if self.split:
+            assert event_vector is not None
+            parts.append(event_vector)
+        shape = pxtr.shape[:2]
+        x = torch.relu(self.event(torch.cat(parts, -1).flatten(0, 1)))
+        out = [self.from_event(x).view(*shape, -1)]
+        if self.config.cross_width:
+            out += [self.of_category(category), self.of_feedback(torch.cat(feedback, -1))]
+        return torch.cat([*out, pxtr], -1)
 
-        heads = self.feedback_attention.heads
-        of_event = self.feedback_attention.key_value(event).view(b, t, -1)
-        of_event = torch.cat([w.event_null.expand(b, -1, -1, -1), split_heads(of_event, 2 * heads)], 2)  # b 2h t+1 hw
-        of_candidate = split_heads(linear(candidate, w.from_candidate, w.from_candidate_bias).view(b, n, -1), 4 * heads)
-        query, list_query, of_list = torch.split(of_candidate, [heads, heads, 2 * heads], 1)
-        of_list = torch.cat([w.candidate_null.expand(b, -1, -1, -1), of_list], 2)  # b 2h n+1 hw
-        attended = [attend(query, of_event, event_mask), attend(list_query, of_list, candidate_mask)]  # b h n hw each
-
-        x = torch.cat([candidate, join_heads(torch.cat(attended, 1)).flatten(0, 1)], -1)  # bn w+2hw
-        shared = torch.relu(linear(torch.cat(ctx, -1), w.context, w.context_bias))
-        shared = linear(shared, w.tower_context, self._entry.bias)[:, None]  # b 1 hidden
-        x = (linear(x, w.tower).view(b, n, -1) + shared).flatten(0, 1)
-        delta: Tensor = self.heads(torch.relu(self.tower[1:](x))).view(b, n, -1)
-        pxtr = candidate_float[..., self.pxtr[0] : self.pxtr[-1] + 1]
-        return delta + self.residual * logit(pxtr)
-
-    @property
-    def _entry(self) -> nn.Linear:
-        first = self.tower[0]
-        assert isinstance(first, nn.Linear)
-        return first
-
-    def freeze(self) -> UpperHalf:
-        """Compute the derived weights once and for all, for export; the model must not be trained afterwards."""
-        with torch.no_grad():
-            for name, value in self._weights()._asdict().items():
-                self.register_buffer(f"frozen_{name}", value.clone(), persistent=False)
-        return self
-
-    def _frozen(self) -> _Weights | None:
-        if not hasattr(self, "frozen_tower"):
-            return None
-        return _Weights(*[getattr(self, f"frozen_{name}") for name in _Weights._fields])
-
-    def _weights(self) -> _Weights:
-        feedback, of_list = self.feedback_attention, self.list_attention
-        item = self.event.in_features - len(self.feedback_floats.scale) - EVENT_EXTRAS
-        event, event_bias = self.item_floats.fold(self.event.weight, self.event.bias, 0)
-        event, event_bias = self.feedback_floats.fold(event, event_bias, item)
-        candidate, candidate_bias = self.item_floats.fold(self.candidate.weight, self.candidate.bias, 0)
-        context, context_bias = self.context_floats.fold(self.context.weight, self.context.bias, 0)
-        query, query_bias = feedback.scaled_query()
-        list_query, list_query_bias = of_list.scaled_query()
-        entry = self._entry
-        cut = entry.in_features - self.context.out_features
-        return _Weights(
-            candidate=candidate,
-            candidate_bias=candidate_bias,
-            event=event,
-            event_bias=event_bias,
-            context=context,
-            context_bias=context_bias,
-            from_candidate=torch.cat([query, list_query, of_list.key_value.weight]),
-            from_candidate_bias=torch.cat([query_bias, list_query_bias, of_list.key_value.bias]),
-            event_null=feedback.null_key_value(),
-            candidate_null=of_list.null_key_value(),
-            tower=entry.weight[:, :cut],
-            tower_context=entry.weight[:, cut:],
+    def watch(
+        self,
+        candidates: Float[Tensor, "b n s"],
+        events: Float[Tensor, "b t e"],
+        event_gap: Float[Tensor, "b t 2"],
+        event_mask: Float[Tensor, "b t"],
+        context: Float[Tensor, "b fx"],
+        user_vector: Float[Tensor, "b d"] | None = None,
+    ) -> Float[Tensor, "b n m"]:
+        """The first layer of experts and gates, all of it but what was chosen."""
+        c, b = self.config, len(context)
+        query, cross_query, _, _, entry, pxtr = torch.split(candidates, self.parts, -1)
+        key_value, *crossed, event_pxtr = torch.split(
+            events, [2 * c.heads * c.head_width, *[c.cross_width] * 2 * bool(c.cross_width), self.tasks], -1
         )
+        gap = torch.log(event_gap + 1) * 0.3 - 1
+        if crossed:
+            gap = self.of_gap(torch.cat([gap, self.gap_bins(gap)], -1))
+            time, place = torch.split(gap, c.cross_width, -1)
+            gap = torch.cat([self._cross(time, crossed), self._cross(place, crossed)], -1)
+        key_value = key_value + self.from_gap(gap)
+        key_value = torch.cat([self.watched_null.expand(b, -1, -1), key_value], 1)
+        keys, values = torch.chunk(split_heads(key_value, 2 * c.heads), 2, 1)  # b h t+1 w each
+        logits = split_heads(query, c.heads) @ keys.transpose(2, 3) + penalty(event_mask)  # b h n t+1
+        if not self.cross:
+            attended = join_heads(torch.softmax(logits, -1) @ values)
+        else:
+            difference = pxtr[:, :, None] - event_pxtr[:, None]  # b n t k
+            difference = self.of_pair(torch.cat([difference, self.pair_bins(difference)], -1))
+            pair = self._cross(difference, [x[:, None] for x in crossed])  # b n t x
+            cross_logits = split_heads(cross_query, c.heads).transpose(1, 2) @ pair.transpose(2, 3)  # b n h t
+            share = torch.softmax(logits + nn.functional.pad(cross_logits.transpose(1, 2), (1, 0)), -1)
+            of_pairs = share[..., 1:].transpose(1, 2) @ pair  # b n h x
+            attended = torch.cat([join_heads(share @ values), of_pairs.flatten(2)], -1)
+        ctx = [self.context_floats(context)]
+        if self.split:
+            assert user_vector is not None
+            ctx.append(user_vector)
+        of_list = self.from_context(torch.relu(self.context(torch.cat(ctx, -1))))[:, None]
+        ready: Tensor = entry + self.from_watched(attended) + of_list
+        return ready
+
+    def choose(
+        self,
+        ready: Float[Tensor, "#b n m"],
+        candidates: Float[Tensor, "#b n s"],
+        chosen: Float[Tensor, "b i s"] | None = None,
+        chosen_mask: Float[Tensor, "b i"] | None = None,
+    ) -> Float[Tensor, "b n k"]:
+        """Logits of each candidate as the next of the list after `chosen`, states of candidates, the last chosen one last.
+
+        Several lists may be asked about for one page, whose batch is then 1.
+        """
+        b, n, c = (candidates if chosen is None else chosen).shape[0], candidates.shape[1], self.config
+        query, pxtr = (torch.split(candidates, self.parts, -1)[i] for i in (2, 5))
+        if chosen is None:  # all that is attended to is the null key
+            attended = self.chosen_null[..., c.heads * c.head_width :]
+        else:
+            assert chosen_mask is not None
+            i = chosen.shape[1]
+            distance = self.distance[:, max(0, c.chosen_max - i) :]
+            if i > c.chosen_max:
+                distance = torch.cat([distance[:, :1].expand(-1, i - c.chosen_max, -1), distance], 1)
+            key_value = torch.split(chosen, self.parts, -1)[3] + distance
+            key_value = torch.cat([self.chosen_null.expand(b, -1, -1), key_value], 1)
+            keys, values = torch.chunk(split_heads(key_value, 2 * c.heads), 2, 1)
+            share = torch.softmax(split_heads(query, c.heads) @ keys.transpose(2, 3) + penalty(chosen_mask), -1)
+            attended = join_heads(share @ values)
+        entry = ready + self.from_chosen(attended)
+        delta: Tensor = self.mixture(entry.flatten(0, 1), c.dropout)
+        return delta.view(b, n, -1) + self.residual * pxtr
 
     def _item(
-        self, floats: Float[Tensor, "b m fc"], category: Int[Tensor, "b m c"], vector: Float[Tensor, "b m d"] | None
-    ) -> list[Float[Tensor, "b m _"]]:
-        parts = self.item_floats.curves(floats)
+        self, floats: Float[Tensor, "b m fc"], category: Int[Tensor, "b m c"]
+    ) -> tuple[list[Float[Tensor, "b m _"]], Float[Tensor, "b m k"]]:
+        """Parts of an item's row, the embedded categories last, and the logits of its pXTRs."""
+        numbers = self.item_floats(floats)
+        parts = [numbers] if self.item_bins is None else [numbers, self.item_bins(numbers)]
         # a view where there is one category: converters make a copy of an index
         codes = [category.flatten(1)] if len(self.categories) == 1 else category.unbind(-1)
-        parts += [table(code) for table, code in zip(self.categories, codes, strict=True)]
-        if self.split:
-            assert vector is not None
-            parts.append(vector)
-        return parts
+        embedded = [table(code) for table, code in zip(self.categories, codes, strict=True)]
+        pxtr = logit(floats[..., self.pxtr_at[0] : self.pxtr_at[-1] + 1])
+        return [*parts, torch.cat(embedded, -1) if len(embedded) > 1 else embedded[0]], pxtr
+
+    @staticmethod
+    def _cross(x: Float[Tensor, "*b d"], crossed: list[Tensor]) -> Float[Tensor, "*b x"]:
+        return torch.cat([x, *[x * y for y in crossed]], -1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss, roc_auc_score
 
+from cloud.training.metrics import MetricError, over_seeds, ranking_metrics
 from cloud.training.run import Run, RunError
 
 __all__ = ["MODELS", "evaluate"]
@@ -20,60 +20,61 @@ MODELS = ("server_score", "no_feedback", "self_contained", "split")
 def evaluate(folder: Path) -> dict[str, Any]:
     """Metrics of a run's models on its test rows, as mean and spread (standard deviation, n - 1) over seeds.
 
-    `models.<model>.<task>.{auc,auc_std,logloss}`; a task without both labels on the test days is null. All predict
-    the same rows, right after they were trained. Raises `RunError`.
+    `models.<model>.<task>` holds what `cloud.training.metrics.over_seeds` gives: `{auc,gauc,ndcg,logloss}`, each with its
+    `_std`, `ece` and `predicted_over_observed`; null is what the test days do not say, such as the AUC of a task with one label
+    only. All predict the same rows, right after they were trained. Raises `RunError`.
     """
     run = Run.open(folder)
     tasks = run.record.spec.tasks
-    report: dict[str, Any] = {
+    models = [model for model in MODELS if (run.seed_folder() / f"{model}.npy").exists()]
+    if not models:
+        raise RunError(f"Expected the predictions of {', '.join(MODELS)}, got none - at {run.seed_folder()}. Train again.")
+    seeds = [_Rows(run.seed_folder(seed), len(tasks)) for seed in run.record.seeds]
+    return {
         "data": {
             "name": run.record.data,
             "simulated": run.record.simulated,
             "digest": run.record.data_digest,
             "test_from": run.record.test_from,
+            "test_rows": len(seeds[0].labels),
         },
         "seeds": list(run.record.seeds),
-        "models": {},
+        "models": {
+            model: dict(zip(tasks, map(over_seeds, zip(*(rows.metrics(model) for rows in seeds), strict=True)), strict=True))
+            for model in models
+        },
     }
-    for model in MODELS:
-        if not (run.seed_folder() / f"{model}.npy").exists():
-            continue
-        by_seed = [_metrics(run.seed_folder(s), model, len(tasks)) for s in run.record.seeds]
-        report["models"][model] = {
-            task: {
-                "auc": _mean([m[k][0] for m in by_seed]),
-                "auc_std": _spread([m[k][0] for m in by_seed]),
-                "logloss": _mean([m[k][1] for m in by_seed]),
-            }
-            for k, task in enumerate(tasks)
-        }
-        report["data"]["test_rows"] = len(_read(run.seed_folder() / "labels.npy"))
-    return report
 
 
-def _metrics(folder: Path, model: str, tasks: int) -> list[tuple[float | None, float | None]]:
-    labels, scores = _read(folder / "labels.npy"), _read(folder / f"{model}.npy")
-    out: list[tuple[float | None, float | None]] = []
-    for k in range(tasks):
-        known = ~np.isnan(labels[:, k])
-        y, p = labels[known, k], scores[known, k].astype(np.float64)
-        both = 0 < y.sum() < len(y)
-        out.append((float(roc_auc_score(y, p)), float(log_loss(y, p))) if both else (None, None))
-    return out
+class _Rows:
+    """The test rows of one seed."""
+
+    def __init__(self, folder: Path, tasks: int) -> None:
+        self.folder = folder
+        self.labels = _read(folder / "labels.npy", "float", (None, tasks))
+        self.users = _read(folder / "users.npy", "int", (len(self.labels),))
+        self.lists = _read(folder / "lists.npy", "int", (len(self.labels),))
+
+    def metrics(self, model: str) -> list[dict[str, float | None]]:
+        """One dict a task."""
+        path = self.folder / f"{model}.npy"
+        scores = _read(path, "float", self.labels.shape)
+        try:
+            return [ranking_metrics(y, p, self.users, self.lists) for y, p in zip(self.labels.T, scores.T, strict=True)]
+        except MetricError as error:
+            raise RunError(f"{error} of {path}") from error
 
 
-def _read(path: Path) -> NDArray[np.float32]:
+def _read(path: Path, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
+        with path.open("rb") as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise RunError(f"Expected {path.name} of the test rows, got none: an old run - at {path}. Train again.") from None
     except (OSError, ValueError) as error:
         raise RunError(f"Expected the predictions of a finished run, got: {error} - at {path}") from error
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _spread(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+    if not fits or not array.dtype.name.startswith(kind):
+        expected = ", ".join("rows" if want is None else str(want) for want in shape)
+        raise RunError(f"Expected {kind} [{expected}], got {array.dtype} {list(array.shape)} - at {path}")
+    return array

@@ -1,9 +1,10 @@
 """Trains the device model: lower and upper half together, or the upper half alone in the self-contained form.
 
-One sample is one logged impression: the events the device had seen by then, the candidates it could have shown (those of the
-page that were still unshown; without known pages the shown item alone), and the labels of the item that was shown. Only
-real pages lend their other candidates: in a pseudo-list these would be what the user was shown *later*, which depends on
-the answer to be predicted.
+One sample is one logged impression: the events the device had seen by then, the item that was shown, and its labels. A list
+search asks further ahead than that, for an item at a place whose items before it are chosen and not yet watched. So a share of
+the samples is taken as it will see them: the last few impressions before the row are moved from the watched list, with their
+feedback, to the list of chosen candidates, without it. The published system takes all watched items for chosen ones instead
+(Gong et al., CIKM 2022, section 4), which it never meets when it ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from cloud.data.samples import Samples
 from cloud.models.reranker import UpperConfig, UpperHalf
 from cloud.models.towers import LowerHalf, TowerConfig
 from cloud.training.stream import RankerInputs, masked_log_loss
-from device.contract import CategoryFeature, FeatureSpec, FloatFeature
+from device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 
 __all__ = ["DeviceModel", "JointConfig", "device_spec", "predict", "train_device_model"]
 
@@ -37,21 +38,33 @@ class JointConfig:
     """The cloud's half."""
     batch: int = 512
     """Rows of a step."""
+    neighbours: int = 16
+    """Rows of a user, in the order of time, that go into a step together; they share most of their events."""
     learning_rate: float = 3e-3
     """Of Adam, falling to a tenth along a cosine."""
     weight_decay: float = 1e-4
     """Decoupled (Loshchilov & Hutter 2019)."""
     epochs: int = 2
     """Passes over the training rows."""
-    candidates: int = 8
-    """Candidates of a training list, the shown one included; on the device there may be more."""
+    ahead_share: float = 0.3
+    """Of the samples, how many look ahead of what was watched."""
+    ahead_max: int = 4
+    """How far they look, in items; each length is as likely."""
+    loss_weights: tuple[tuple[str, float], ...] = ()
+    """Tasks that weigh more or less than 1 in the loss."""
     match_weight: float = 0.3
     """Weight of the towers' own loss, which makes their vectors fit for retrieval."""
     warm_up_days: int = 1
     """First days of a log without history whose scores are too raw to learn from."""
 
 
-def device_spec(samples: Samples, config: JointConfig, task_weights: dict[str, float]) -> FeatureSpec:
+SURVIVAL_TASK = "has_next"
+"""The label that says whether a user stayed for another item."""
+
+
+def device_spec(
+    samples: Samples, config: JointConfig, task_weights: dict[str, float], search: SearchSpec | None = None
+) -> FeatureSpec:
     """The feature spec of a device model trained on `samples`."""
     pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=0.5) for t in samples.config.tasks]
     return FeatureSpec(
@@ -68,7 +81,24 @@ def device_spec(samples: Samples, config: JointConfig, task_weights: dict[str, f
             FloatFeature(name="position", min=0, max=1000),
             FloatFeature(name="hour", min=0, max=24, default=12),
         ),
+        survival_task=SURVIVAL_TASK if SURVIVAL_TASK in samples.config.tasks else None,
+        search=search,
     )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Of rows, the events that a device knows of and those after them, which it has chosen."""
+
+    now: Int[Tensor, " b"]  # first event that nothing is known of
+    index: Int[Tensor, "b t"]
+    seen: Float[Tensor, "b t"]
+    chosen: Int[Tensor, "b i"]
+    chosen_mask: Float[Tensor, "b i"]
+
+
+def _only(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: inputs[name] for name in names if name in inputs}
 
 
 class DeviceModel(nn.Module):
@@ -99,7 +129,7 @@ class DeviceModel(nn.Module):
         self.row_of_event = torch.zeros(len(s.event_item), dtype=torch.long)
         self.row_of_event[self.row["event"]] = torch.arange(len(s.row_event))
         self.event = {n: torch.as_tensor(getattr(s, f"event_{n}")) for n in ("item", "ms", "position", "feedback", "labels")}
-        self.shown, self.day = torch.as_tensor(s.list_shown), torch.as_tensor(s.list_day)
+        self.day = torch.as_tensor(s.list_day)
         self.duration, self.category = torch.as_tensor(s.item_duration_s), torch.as_tensor(s.item_category)
         shown = torch.arange(len(s.row_event))[:: max(1, len(s.row_event) // 50_000)]
         self.upper.item_floats.fit(self._floats(self.row["list"][shown], self.row["slot"][shown]))
@@ -119,63 +149,81 @@ class DeviceModel(nn.Module):
         features = self.spec.context_floats
         return columns.clamp(torch.tensor([f.min for f in features]), torch.tensor([f.max for f in features]))
 
-    def slots(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Up to `width` slots [b, n] that could have been shown, the one that was first, and their mask."""
-        lists, event = self.row["list"][rows], self.row["event"][rows]
-        slot = self.row["slot"][rows]
-        key = torch.rand(len(rows), self.shown.shape[1]) + 1
-        key = torch.where(self.shown[lists] > event[:, None], key, 0.0)
-        key[torch.arange(len(rows)), slot] = 3
-        key, order = key.topk(min(width, key.shape[1]), 1)
-        n = int((key > 0).sum(1).max())
-        return order[:, :n], (key[:, :n] > 0).float()
+    def arguments(self, rows: Int[Tensor, " b"]) -> dict[str, Tensor]:
+        """The upper half's inputs for the items that `rows` showed, as lists of one."""
+        window = self._window(rows, torch.zeros_like(rows))
+        inputs = self._candidates(rows) | self._events(window.index, self._day(rows)[:, None].expand_as(window.index))
+        return inputs | self._moment(rows, window) | {"candidate_mask": torch.ones(len(rows), 1)}
 
-    def arguments(self, rows: Tensor, width: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The upper half's inputs for `rows`, and the match logits of the shown items."""
-        lists = self.row["list"][rows]
-        slot, mask = self.slots(rows, width)
-        at = lists[:, None].expand_as(slot)
-        item = self.inputs.list_item[at, slot]
+    def logits(
+        self, rows: Int[Tensor, " b"], ahead: Int[Tensor, " b"] | None = None
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, " b"] | None]:
+        """Logits of the items that `rows` showed, looking `ahead` so many items, and their match logits in the split form."""
+        window = self._window(rows, torch.zeros_like(rows) if ahead is None else ahead)
+        upper, inputs = self.upper, self._candidates(rows)
+        moment = self._moment(rows, window)
+        candidates = upper.encode_candidates(**inputs)
+        # rows of a batch are neighbours in time, so that most events are in many windows: each is encoded once
+        day, events = self._day(rows)[:, None], len(self.event["item"])
+        unique, inverse = torch.unique(window.index + day * events, return_inverse=True)
+        encoded = upper.encode_events(**self._events((unique % events)[None], (unique // events)[None]))
+        ready = upper.watch(candidates, encoded[0][inverse], user_vector=inputs.get("user_vector"), **moment)
+        chosen = None
+        if window.chosen.shape[1]:
+            chosen = upper.encode_candidates(**self._items(window.chosen, day), **_only(inputs, "user_vector"))
+        match = None
+        if self.lower is not None:
+            match = self.lower.match(inputs["user_vector"], inputs["candidate_vector"][:, 0])
+        return upper.choose(ready, candidates, chosen, window.chosen_mask)[:, 0], match
+
+    def _day(self, rows: Tensor) -> Int[Tensor, " b"]:
+        """Place in `statistics` of the day that a row's list is of."""
+        return self.day[self.row["list"][rows]] + 1
+
+    def _window(self, rows: Tensor, ahead: Tensor) -> _Window:
         end, first = self.row["event"][rows], self.row["events_from"][rows]
-        t = max(1, int((end - first).max()))
-        index = end[:, None] - t + torch.arange(t)
+        now = torch.maximum(end - ahead, first)
+        t, i = max(1, int((now - first).max())), int((end - now).max())
+        index, chosen = now[:, None] - t + torch.arange(t), end[:, None] - i + torch.arange(i)
         seen = (index >= first[:, None]).float() * float(self.feedback)
-        index = index.clamp(min=0)
-        past = self.row_of_event[index]
-        past_item = self.event["item"][index]
-        seconds = (self.event["ms"][end][:, None] - self.event["ms"][index]).float() / 1000
-        places = (self.event["position"][end][:, None] - self.event["position"][index]).float()
-        inputs = {
-            "candidate_float": self._floats(at, slot),
-            "candidate_category": self.category[item][..., None],
-            "candidate_mask": mask,
-            "event_float": self._floats(self.row["list"][past], self.row["slot"][past]),
-            "event_category": self.category[past_item][..., None],
-            "event_feedback": self.event["feedback"][index],
-            "event_gap": torch.stack([seconds.clamp(0, 604_800), places.clamp(0, 10_000)], -1),
-            "event_mask": seen,
-            "context": self._context(rows),
-        }
-        if self.lower is None:
-            return inputs, None
-        day = self.day[lists] + 1
-        user = self.inputs.list_user[lists]
-        window, known = self.inputs.window(user, self.inputs.list_event[lists], self.config.lower.history_max)
-        inputs["candidate_vector"] = self._vectors(item, day)
-        inputs["event_vector"] = self._vectors(past_item, day)
-        inputs["user_vector"] = self.lower.users(
-            self.lower.user(user),
-            self._vectors(self.event["item"][window], day),
-            self.inputs.feedback[window],
-            known,
-        )
-        return inputs, self.lower.match(inputs["user_vector"], inputs["candidate_vector"][:, 0])
+        return _Window(now, index.clamp(min=0), seen, chosen.clamp(min=0), (chosen >= now[:, None]).float())
 
-    def _vectors(self, item: Tensor, day: Tensor) -> Float[Tensor, "b m d"]:
-        """Item vectors [b, m, d] with the statistics of each row's day; each pair of item and day is computed once."""
+    def _candidates(self, rows: Tensor) -> dict[str, Tensor]:
+        """The items that rows showed, and the user vectors of the rows' lists."""
+        inputs = self._items(self.row["event"][rows][:, None], self._day(rows)[:, None])
+        if self.lower is not None:
+            lists = self.row["list"][rows]
+            user = self.inputs.list_user[lists]
+            window, known = self.inputs.window(user, self.inputs.list_event[lists], self.config.lower.history_max)
+            past = self._vectors(self.event["item"][window], self._day(rows)[:, None])
+            inputs["user_vector"] = self.lower.users(self.lower.user(user), past, self.inputs.feedback[window], known)
+        return inputs
+
+    def _items(self, event: Int[Tensor, "b t"], day: Int[Tensor, "#b #t"]) -> dict[str, Tensor]:
+        """What was shown at events, as candidates."""
+        row, item = self.row_of_event[event], self.event["item"][event]
+        inputs = {
+            "candidate_float": self._floats(self.row["list"][row], self.row["slot"][row]),
+            "candidate_category": self.category[item][..., None],
+        }
+        return inputs if self.lower is None else inputs | {"candidate_vector": self._vectors(item, day)}
+
+    def _events(self, event: Int[Tensor, "b t"], day: Int[Tensor, "b t"]) -> dict[str, Tensor]:
+        items = {name.replace("candidate", "event"): value for name, value in self._items(event, day).items()}
+        return items | {"event_feedback": self.event["feedback"][event]}
+
+    def _moment(self, rows: Tensor, window: _Window) -> dict[str, Tensor]:
+        """What only the moment of a ranking tells."""
+        seconds = (self.event["ms"][window.now][:, None] - self.event["ms"][window.index]).float() / 1000
+        places = (self.event["position"][window.now][:, None] - self.event["position"][window.index]).float()
+        gap = torch.stack([seconds.clamp(0, 604_800), places.clamp(0, 10_000)], -1)
+        return {"event_gap": gap, "event_mask": window.seen, "context": self._context(rows)}
+
+    def _vectors(self, item: Int[Tensor, "b m"], day: Int[Tensor, "#b #m"]) -> Float[Tensor, "b m d"]:
+        """Item vectors with the statistics of a day; each pair of item and day is computed once."""
         assert self.lower is not None
         days, items = self.statistics.shape[:2]
-        unique, inverse = torch.unique(item + day[:, None] * items, return_inverse=True)
+        unique, inverse = torch.unique(item + day * items, return_inverse=True)
         return self.lower.items(unique % items, self.statistics.view(days * items, -1)[unique])[inverse]
 
 
@@ -190,17 +238,18 @@ def train_device_model(
     """Fit `model` to the labels of `rows`, in place."""
     config, rng = model.config, np.random.default_rng(seed)
     labels = model.event["labels"][model.row["event"]]
+    weights = torch.tensor([dict(config.loss_weights).get(task, 1.0) for task in model.spec.tasks])
     length = model.samples.row_event - model.samples.row_events_from
-    steps = config.epochs * -(-len(rows) // config.batch)
+    steps = config.epochs * -(-len(rows) // (config.batch // config.neighbours * config.neighbours))
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, config.learning_rate / 10)
     step = 0
     model.train()
     for _ in range(config.epochs):
-        for chunk in _batches(rng, rows, length, config.batch):
-            inputs, match = model.arguments(chunk, config.candidates)
-            logits = model.upper.logits(**inputs)[:, 0]
-            loss = masked_log_loss(logits, labels[chunk])
+        for chunk in _batches(rng, rows, config, length):
+            far = torch.randint(1, config.ahead_max + 1, chunk.shape)
+            logits, match = model.logits(chunk, far * (torch.rand(chunk.shape) < config.ahead_share))
+            loss = masked_log_loss(logits, labels[chunk], weights)
             total = loss
             if match is not None:
                 total = loss + config.match_weight * masked_log_loss(match[:, None], labels[chunk, :1])
@@ -225,18 +274,22 @@ def predict(model: DeviceModel, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     with torch.no_grad():
         for i in range(0, len(rows), 512):
             at = by_length[i : i + 512]
-            inputs, _ = model.arguments(torch.as_tensor(rows[at]), model.spec.candidates_max)
-            out[at] = model.upper(**inputs)[:, 0].numpy()
+            out[at] = torch.sigmoid(model.logits(torch.as_tensor(rows[at]))[0]).numpy()
     return out
 
 
-def _batches(rng: np.random.Generator, rows: NDArray[np.int64], length: NDArray[np.int64], size: int) -> Iterator[Tensor]:
-    """Random batches of rows with about as many events, so that little is padding."""
-    rows = rng.permutation(rows)
-    pool = size * 32
-    for i in range(0, len(rows), pool):
-        part = rows[i : i + pool]
-        part = part[np.argsort(length[part], kind="stable")]
-        starts = np.arange(0, len(part), size)
-        for j in rng.permutation(starts):
-            yield torch.as_tensor(part[j : j + size])
+def _batches(
+    rng: np.random.Generator, rows: NDArray[np.int64], config: JointConfig, length: NDArray[np.int64]
+) -> Iterator[Tensor]:
+    """Random batches of runs of `neighbours` rows, runs with about as many events together, so that little is padding."""
+    size, run = config.batch, config.neighbours
+    runs = [rows[i : i + run] for i in range(0, len(rows), run)]
+    order = rng.permutation(len(runs))
+    last = np.array([length[r].max() for r in runs])
+    per_batch = max(1, size // run)
+    pool = per_batch * 32
+    for i in range(0, len(order), pool):
+        part = order[i : i + pool]
+        part = part[np.argsort(last[part], kind="stable")]
+        for j in rng.permutation(np.arange(0, len(part), per_batch)):
+            yield torch.as_tensor(np.concatenate([runs[k] for k in part[j : j + per_batch]]))

@@ -162,7 +162,7 @@ def _gate_rows(model: DeviceModel, test: np.ndarray, path: Path) -> None:
     """Rows as the split model takes them, the events padded at the front to `events_max`."""
     rows = torch.as_tensor(np.sort(np.random.default_rng(0).permutation(test)[:GATE_ROWS]))
     with torch.no_grad():
-        arrays, _ = model.arguments(rows, model.spec.candidates_max)
+        arrays = model.arguments(rows)
     labels = model.event["labels"][model.row["event"][rows]]
     short = model.spec.events_max - arrays["event_mask"].shape[1]
     padded = {

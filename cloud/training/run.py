@@ -4,7 +4,7 @@
 
     RUN/run.json                     what was trained on what and how; written last: a run without it is unfinished
     RUN/seed-<n>/<stage>.safetensors weights of each finished stage; a killed training goes on after the last one
-    RUN/seed-<n>/<model>.npy         predictions on the test rows; `labels.npy` beside them
+    RUN/seed-<n>/<model>.npy         predictions on the test rows; their `labels.npy`, `users.npy` and `lists.npy` beside them
     RUN/metrics.json                 what `cloud.training.evaluate` makes of them
     RUN/published/                   the cloud half, ready to serve (`cloud.ranking.published`), from the first seed
     RUN/tensorboard/                 training curves

@@ -44,6 +44,7 @@ class StreamResult:
 
     ranker: Ranker
     pxtr: NDArray[np.float32]  # [L, N, K]
+    also: NDArray[np.float32] | None = None  # [L', N', K] of the second cut
 
 
 class RankerInputs:
@@ -86,12 +87,14 @@ class RankerInputs:
         )
 
 
-def masked_log_loss(logits: Float[Tensor, "*b k"], labels: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
-    """Log loss summed over tasks, averaged over known labels; NaN labels are unknown."""
+def masked_log_loss(
+    logits: Float[Tensor, "*b k"], labels: Float[Tensor, "*b k"], weights: Float[Tensor, " k"] | None = None
+) -> Float[Tensor, ""]:
+    """Log loss summed over tasks, by their `weights` if given, averaged over known labels; NaN labels are unknown."""
     known = ~labels.isnan()
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
     per_task = (loss * known).flatten(0, -2).sum(0) / known.flatten(0, -2).sum(0).clamp(min=1)
-    return per_task.sum()
+    return per_task.sum() if weights is None else (per_task * weights).sum()
 
 
 def stream(
@@ -101,20 +104,24 @@ def stream(
     *,
     learn_until: int,
     seed: int,
+    also: Samples | None = None,
     progress: Callable[[float], None] | None = None,
     log: Callable[[str, float, int], None] | None = None,
 ) -> StreamResult:
     """Score and learn day by day; days from `learn_until` on are scored only, with the statistics as of that day.
 
-    `progress` gets the share done; `log` gets (name, value, step) for a training curve.
+    `also` is another cut of the same log into lists, say shorter ones that know a fresher history: they are scored by the same
+    states of the ranker and never learned. `progress` gets the share done; `log` gets (name, value, step) for a training curve.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     ranker = Ranker(config.ranker, samples, statistics.width)
     inputs = RankerInputs(samples, statistics)
+    cuts = [(inputs, samples.list_day, np.zeros(samples.list_labels.shape, np.float32))]
+    if also is not None:
+        cuts.append((RankerInputs(also, statistics), also.list_day, np.zeros(also.list_labels.shape, np.float32)))
     optimizer = torch.optim.Adam(ranker.parameters(), config.learning_rate, fused=True)
     labels = torch.as_tensor(samples.list_labels)
-    pxtr = np.zeros(samples.list_labels.shape, np.float32)
     shown = int((~np.isnan(samples.list_labels).all(2)).sum())
     lists_per_step = max(1, config.batch * len(samples.list_day) // max(1, shown))
     before = np.flatnonzero(samples.list_day < 0)
@@ -137,12 +144,13 @@ def stream(
             if progress:
                 progress(min(1.0, done / work))
 
-    def score(lists: NDArray[np.int64], day: int) -> None:
+    def score(day: int) -> None:
         nonlocal done
         ranker.eval()
-        with torch.no_grad():
-            for chunk in _batches(lists, 1024):
-                logits = ranker(*inputs.rows(ranker, chunk, day))
+        for cut, list_day, pxtr in cuts:
+            for chunk in _batches(np.flatnonzero(list_day == day), 1024):
+                with torch.no_grad():
+                    logits = ranker(*cut.rows(ranker, chunk, min(day, learn_until)))
                 pxtr[chunk.numpy(), : logits.shape[1]] = torch.sigmoid(logits).numpy()
                 done += len(chunk) // 2
 
@@ -152,14 +160,14 @@ def stream(
     last_day = np.full(len(samples.list_day), -1)
     np.maximum.at(last_day, samples.row_list, samples.event_day[samples.row_event])
     for day in range(samples.days):
-        score(np.flatnonzero(samples.list_day == day), min(day, learn_until))
+        score(day)
         if day < learn_until:
             over = np.flatnonzero((last_day == day) & (samples.list_day >= 0))
             for _ in range(config.day_passes):
                 for began in np.unique(samples.list_day[over]).tolist():
                     learn(over[samples.list_day[over] == began], began)
     ranker.eval()
-    return StreamResult(ranker, pxtr)
+    return StreamResult(ranker, *(pxtr for _, _, pxtr in cuts))
 
 
 def _batches(lists: NDArray[np.int64], size: int) -> Iterator[Tensor]:

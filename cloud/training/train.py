@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +21,15 @@ from cloud.data.rates import ItemStatistics
 from cloud.data.samples import SampleConfig, Samples, build_samples
 from cloud.data.schema import DataError, ImpressionLog
 from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
-from cloud.models.ranker import Ranker
+from cloud.models.ranker import Ranker, RankerConfig
+from cloud.models.reranker import UpperConfig
+from cloud.models.towers import TowerConfig
 from cloud.training.evaluate import evaluate
 from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict, train_device_model
 from cloud.training.publish import publish
 from cloud.training.run import Run, RunError, RunRecord, load_weights, save_weights, write_atomically
 from cloud.training.stream import StreamConfig, stream
-from device.contract import FeatureSpec
+from device.contract import FeatureSpec, SearchSpec
 
 __all__ = ["REAL_TASKS", "REAL_WEIGHTS", "WORLD_CONFIG", "WORLD_TASKS", "WORLD_WEIGHTS", "TrainConfig", "train"]
 
@@ -44,10 +46,16 @@ class TrainConfig:
     """The device model alone: self-contained, and without feedback."""
     joint: JointConfig = JointConfig(epochs=1)
     """Both halves together, from the self-contained form on. One pass: ID embeddings learn rows by heart in a second."""
+    search: SearchSpec | None = None
+    """How the device looks for the best list; None takes the best next item."""
     no_feedback: bool = True
     """Also train the device model without feedback, for comparison."""
     threads: int = 1
     """Of torch. These models are small: a second thread gains little on an idle machine and costs tenfold on a busy one."""
+
+    def of_size(self, upper: UpperConfig) -> TrainConfig:
+        """The same training of a device model of another size."""
+        return replace(self, device=replace(self.device, upper=upper), joint=replace(self.joint, upper=upper))
 
     def __post_init__(self) -> None:
         if self.device.upper != self.joint.upper:
@@ -60,8 +68,15 @@ REAL_TASKS = ("click", "long_view", "like", "profile_enter")
 REAL_WEIGHTS = {"long_view": 1.0, "like": 1.0}
 WORLD_TASKS = ("effective_view", "like", "follow", "has_next")
 WORLD_WEIGHTS = {"effective_view": 1.0, "like": 0.0, "follow": 0.0, "has_next": 0.0}
-WORLD_CONFIG = TrainConfig(device=JointConfig(epochs=4, learning_rate=8e-3), joint=JointConfig(epochs=1, learning_rate=5e-3))
-"""For the simulated world, whose sessions are long and tell much: larger steps, which on KuaiRand would learn rows by heart."""
+_WORLD_TOWERS = TowerConfig(item_width=4, side_width=4)
+WORLD_CONFIG = TrainConfig(
+    stream=StreamConfig(ranker=RankerConfig(item_width=4, user_width=4)),
+    device=JointConfig(lower=_WORLD_TOWERS, epochs=4, learning_rate=8e-3),
+    joint=JointConfig(lower=_WORLD_TOWERS, epochs=1, learning_rate=2e-3),
+)
+"""For the simulated world. Its sessions are long and tell much: larger steps, which on KuaiRand would learn rows by heart.
+Its items and users have few impressions each and tell most by their content: narrow ID embeddings.
+"""
 
 
 def train(
@@ -103,7 +118,7 @@ def train(
     record = out / "run.json"
     record.unlink(missing_ok=True)
 
-    spec = device_spec(samples, config.device, weights)
+    spec = device_spec(samples, config.device, weights, config.search)
     statistics = ItemStatistics(samples)
     writer = SummaryWriter(str(out / "tensorboard"))
     try:
@@ -180,6 +195,8 @@ class _Seed:
         server = pxtr[self.samples.row_list[self.test], self.samples.row_slot[self.test]]
         _save(self.folder / "labels.npy", labels)
         _save(self.folder / "server_score.npy", server)
+        _save(self.folder / "users.npy", self.samples.event_user[self.samples.row_event[self.test]])
+        _save(self.folder / "lists.npy", self.samples.row_list[self.test])
 
     def _ranker(self) -> np.ndarray:
         weights, scores = self.folder / "ranker.safetensors", self.folder / "pxtr.npy"

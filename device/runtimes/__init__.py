@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from device.contract import Format
-from device.runtimes.base import INPUT_NAMES, ModelRuntimeError, Runtime, RuntimeLoadError, RuntimeRunError
+from device.contract import Format, Stage
+from device.runtimes.base import (
+    INPUT_NAMES,
+    OUTPUT_NAMES,
+    STAGES,
+    ModelRuntimeError,
+    Runtime,
+    RuntimeLoadError,
+    RuntimeRunError,
+    stage_inputs,
+)
 
-__all__ = ["INPUT_NAMES", "Runtime", "ModelRuntimeError", "RuntimeLoadError", "RuntimeRunError", "open_runtime"]
+__all__ = [
+    "INPUT_NAMES",
+    "OUTPUT_NAMES",
+    "STAGES",
+    "Runtime",
+    "ModelRuntimeError",
+    "RuntimeLoadError",
+    "RuntimeRunError",
+    "open_runtime",
+    "open_stages",
+    "stage_inputs",
+]
 
 
 def open_runtime(path: Path, format: Format) -> Runtime:
-    """The model at `path` (a file) in the runtime for `format`, ready for its first run.
+    """The whole model at `path` (a file) in the runtime for `format`, ready for its first run. Raises as `open_stages` does."""
+    return open_stages({"whole": path}, format)["whole"]
+
+
+def open_stages(paths: Mapping[Stage, Path], format: Format) -> dict[Stage, Runtime]:
+    """The graph of each stage in the runtime for `format`; those in one file share what it holds.
 
     Raises `RuntimeLoadError`: no such file, not a model, a runtime that is not installed, or a format without a runtime
     here (Core ML runs on Apple's systems only).
@@ -19,9 +45,11 @@ def open_runtime(path: Path, format: Format) -> Runtime:
     if format == "onnx":
         from device.runtimes.onnx import OnnxRuntime
 
-        return OnnxRuntime(path)
+        return {stage: OnnxRuntime(path, stage) for stage, path in paths.items()}
     if format == "tflite":
-        from device.runtimes.litert import LiteRtRuntime
+        from device.runtimes.litert import LiteRtFile, LiteRtRuntime
 
-        return LiteRtRuntime(path)
-    raise RuntimeLoadError(str(path), "a format with a runtime here (onnx, tflite)", f"`{format}`")
+        files = {path: LiteRtFile(path) for path in set(paths.values())}
+        return {stage: LiteRtRuntime(files[path], stage) for stage, path in paths.items()}
+    where = ", ".join(map(str, paths.values()))
+    raise RuntimeLoadError(where, "a format with a runtime here (onnx, tflite)", f"`{format}`")

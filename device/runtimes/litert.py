@@ -1,7 +1,9 @@
 """LiteRT (TFLite) models on one CPU thread with XNNPACK.
 
 Shapes are static: the file has one signature `n<size>` per candidate count of the feature spec's `list_sizes`, all with the
-same event count. A signature names its inputs as the contract does, or `args_0`, `args_1`, … in the contract's order.
+same event count; those of a stage are called `<stage>_n<size>`, those of the stage `event`, which counts events,
+`event_t<size>`. A signature names its inputs as the contract does, or `args_0`, `args_1`, … in the contract's order. The stages
+of a file share one interpreter, which holds their weights once.
 
 Signature runners are used because they are public API: 18 µs around the graph for twelve inputs, against 6 µs through the
 interpreter's private wrapper. `CompiledModel` took as long as a runner: what its run saves, twelve buffer writes cost.
@@ -13,16 +15,17 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device.runtimes.base import INPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line
+from device.contract import Form, Stage
+from device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
 
-__all__ = ["LiteRtRuntime"]
+__all__ = ["LiteRtFile", "LiteRtRuntime"]
 
-_SIGNATURE = re.compile(r"^n([1-9]\d*)$")
+_FORMS: tuple[Form, ...] = ("split", "self_contained")
 
 
 class _Signature(NamedTuple):
@@ -32,11 +35,12 @@ class _Signature(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     """by the contract's name"""
     dtypes: dict[str, np.dtype[Any]]
-    output: str
+    outputs: list[str]
+    """signature's names, in the contract's order"""
 
 
-class LiteRtRuntime(Runtime):
-    """A .tflite file with one signature per candidate count."""
+class LiteRtFile:
+    """A .tflite file, opened."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -45,34 +49,46 @@ class LiteRtRuntime(Runtime):
             raise RuntimeLoadError(str(path), "the package ai-edge-litert (pip install ai-edge-litert)", str(err)) from err
         if not path.is_file():
             raise RuntimeLoadError(str(path), "a file", "none")
+        self.path = path
         # The interpreter is not thread-safe, not even across signatures.
-        self._lock = threading.Lock()
-        self._path = path
-        self._signatures: dict[int, _Signature] = {}
+        self.lock = threading.Lock()
         try:
             # From memory: the file may be replaced by the next bundle while this model is in use.
-            self._interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
-            keys = list(self._interpreter.get_signature_list())
+            self.interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+            self.keys = list(self.interpreter.get_signature_list())
         except Exception as err:
             raise RuntimeLoadError(str(path), "a LiteRT model", first_line(err)) from err
-        for key in keys:
-            if found := _SIGNATURE.match(key):
+
+
+class LiteRtRuntime(Runtime):
+    """One stage of a file: a signature per candidate count."""
+
+    def __init__(self, file: LiteRtFile, stage: Stage = "whole") -> None:
+        self._file, self._stage, self._path = file, stage, file.path
+        self._signatures: dict[int, _Signature] = {}
+        prefix = {"whole": "n", "event": "event_t"}.get(stage, f"{stage}_n")
+        for key in file.keys:
+            if found := re.match(rf"^{prefix}([1-9]\d*)$", key):
                 self._signatures[int(found[1])] = self._open(key)
         if not self._signatures:
-            raise RuntimeLoadError(str(path), "signatures n<size>", ", ".join(keys) or "none")
+            raise RuntimeLoadError(str(file.path), f"signatures {prefix}<size>", ", ".join(file.keys) or "none")
         first = next(iter(self._signatures.values()))
         self.list_sizes = tuple(sorted(self._signatures))
         self.input_names = tuple(first.names)
-        shape = first.shapes.get("event_float", ())
+        shape = () if stage == "event" else first.shapes.get("event_float", first.shapes.get("event_state", ()))
         self.events = shape[1] if len(shape) > 1 else None
+        self._axis = next(
+            (n for n in ("candidate_float", "page_state", "candidate_mask", "event_float") if n in first.names), ""
+        )
         self._warm_up()
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """See `Runtime.run`; the candidate count must be one of `list_sizes`."""
-        count = next((inputs[n].shape[1] for n in ("candidate_float", "candidate_mask") if n in inputs), -1)
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """See `Runtime.run_all`; the candidate count must be one of `list_sizes`."""
+        count = inputs[self._axis].shape[1] if self._axis in inputs else -1
         signature = self._signatures.get(count)
         if signature is None:
-            raise RuntimeRunError(str(self._path), f"a candidate count among {self.list_sizes}", str(count))
+            counted = "an event" if self._stage == "event" else "a candidate"
+            raise RuntimeRunError(str(self._path), f"{counted} count among {self.list_sizes}", str(count))
         # The runner would silently resize the graph to whatever it is given.
         for name, shape in signature.shapes.items():
             if name not in inputs:
@@ -80,29 +96,30 @@ class LiteRtRuntime(Runtime):
             if inputs[name].shape != shape or inputs[name].dtype != signature.dtypes[name]:
                 got = f"{inputs[name].dtype} {list(inputs[name].shape)}"
                 raise RuntimeRunError(name, f"{signature.dtypes[name]} {list(shape)}", got)
-        with self._lock:
+        with self._file.lock:
             try:
                 answer = signature.runner(**{own: inputs[name] for name, own in signature.names.items()})
             except Exception as err:
                 raise RuntimeRunError(str(self._path), "a run", first_line(err)) from err
-        return cast("NDArray[np.float32]", answer[signature.output])
+        return [answer[name] for name in signature.outputs]
 
     def _open(self, key: str) -> _Signature:
-        runner = self._interpreter.get_signature_runner(key)
+        runner = self._file.interpreter.get_signature_runner(key)
         details, outputs = runner.get_input_details(), list(runner.get_output_details())
         names = self._names(key, list(details))
-        if len(outputs) != 1:
-            raise RuntimeLoadError(f"{self._path} {key}", "one output", str(len(outputs)))
+        expected = OUTPUT_NAMES[self._stage]
+        if len(outputs) != len(expected) or (len(outputs) > 1 and set(outputs) != set(expected)):
+            raise RuntimeLoadError(f"{self._path} {key}", f"the outputs {', '.join(expected)}", ", ".join(outputs))
         shapes = {name: tuple(int(d) for d in details[own]["shape"]) for name, own in names.items()}
         dtypes = {name: np.dtype(details[own]["dtype"]) for name, own in names.items()}
-        return _Signature(runner, names, shapes, dtypes, outputs[0])
+        return _Signature(runner, names, shapes, dtypes, list(expected) if len(outputs) > 1 else outputs)
 
     def _names(self, key: str, own: list[str]) -> dict[str, str]:
-        split = INPUT_NAMES["split"]
-        if set(own) <= set(split):
-            return {name: name for name in split if name in own}
-        for names in INPUT_NAMES.values():
-            positional = {name: f"args_{i}" for i, name in enumerate(names)}
+        known = stage_inputs("split", self._stage)
+        if set(own) <= set(known):
+            return {name: name for name in known if name in own}
+        for form in _FORMS:
+            positional = {name: f"args_{i}" for i, name in enumerate(stage_inputs(form, self._stage))}
             if set(own) == set(positional.values()):
                 return positional
         raise RuntimeLoadError(
@@ -112,4 +129,4 @@ class LiteRtRuntime(Runtime):
     def _warm_up(self) -> None:
         # The first run of a signature allocates and prepares; that must not happen during a swipe.
         for signature in self._signatures.values():
-            self.run({name: np.zeros(shape, signature.dtypes[name]) for name, shape in signature.shapes.items()})
+            self.run_all({name: np.zeros(shape, signature.dtypes[name]) for name, shape in signature.shapes.items()})

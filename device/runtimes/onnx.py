@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from device.runtimes.base import INPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line
+from device.contract import Stage
+from device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
 
 __all__ = ["OnnxRuntime"]
 
@@ -23,7 +23,7 @@ __all__ = ["OnnxRuntime"]
 class OnnxRuntime(Runtime):
     """An ONNX file with the contract's input names; candidate and event axes may be dynamic or fixed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stage: Stage = "whole") -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -39,23 +39,26 @@ class OnnxRuntime(Runtime):
         except Exception as err:  # onnxruntime raises many kinds, some of them bare
             raise RuntimeLoadError(str(path), "an ONNX model", first_line(err)) from err
         inputs = {node.name: node.shape for node in self._session.get_inputs()}
+        known = stage_inputs("split", stage)
         for name in inputs:
-            if name not in INPUT_NAMES["split"]:
+            if name not in known:
                 raise RuntimeLoadError(str(path), "inputs of the contract", f"`{name}`")
         outputs = [node.name for node in self._session.get_outputs()]
-        if len(outputs) != 1:
-            raise RuntimeLoadError(str(path), "one output", f"{len(outputs)}")
-        self._outputs = outputs
+        # by name where there are several, by place where a graph has but one
+        self._outputs = list(OUTPUT_NAMES[stage]) if len(outputs) > 1 else outputs
+        if len(outputs) != len(OUTPUT_NAMES[stage]) or set(self._outputs) != set(outputs):
+            raise RuntimeLoadError(str(path), f"the outputs {', '.join(OUTPUT_NAMES[stage])}", ", ".join(outputs))
         self._path = path
-        self.input_names = tuple(name for name in INPUT_NAMES["split"] if name in inputs)
-        candidates, events = _fixed(inputs, "candidate_float"), _fixed(inputs, "event_float")
-        self.list_sizes = None if candidates is None else (candidates,)
-        self.events = events
+        self.input_names = tuple(name for name in known if name in inputs)
+        listed = next((name for name in ("candidate_float", "page_state") if name in inputs), "event_float")
+        size = _fixed(inputs, listed)
+        self.list_sizes = None if size is None else (size,)
+        self.events = _fixed(inputs, "event_float") or _fixed(inputs, "event_state")
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """See `Runtime.run`."""
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """See `Runtime.run_all`."""
         try:
-            return cast("NDArray[np.float32]", self._session.run(self._outputs, inputs)[0])
+            return cast("list[NDArray[Any]]", self._session.run(self._outputs, inputs))
         except Exception as err:
             raise RuntimeRunError(str(self._path), "inputs that the model takes", first_line(err)) from err
 

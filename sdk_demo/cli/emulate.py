@@ -11,7 +11,10 @@ from sdk_demo.cli.emulation import print_emulation
 from sdk_demo.cli.options import POLICIES, parse_list
 from sdk_demo.cli.output import JsonTarget, progress
 
-__all__ = ["emulate"]
+__all__ = ["ALL_POLICIES", "emulate"]
+
+ALL_POLICIES = (*POLICIES, "refreshed", "greedy", "beam", "informed")
+"""What `--policy` takes. The three that take part by default come first."""
 
 
 def emulate(
@@ -22,7 +25,7 @@ def emulate(
     world: Annotated[
         Path | None, typer.Option(help="TOML with the parameters of the simulated world; that of the run.")
     ] = None,
-    policy: Annotated[str, typer.Option(help=f"Comma list of {', '.join(POLICIES)}.")] = ",".join(POLICIES),
+    policy: Annotated[str, typer.Option(help=f"Comma list of {', '.join(ALL_POLICIES)}.")] = ",".join(POLICIES),
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle to install on the phones. [default: download it from the server]")
     ] = None,
@@ -31,8 +34,9 @@ def emulate(
     """Let simulated users swipe through pages of a live server.
 
     Each phone runs the real device SDK with the exported bundle over HTTP. Every policy meets the same users with the same
-    seeds: `cloud_order` is the floor, `oracle` (it knows the user's state) the ceiling. The users are simulated and so is every
-    figure.
+    seeds: `cloud_order` is the floor, `oracle` (it knows the user's state) the ceiling, `on_device` the product. `refreshed`
+    is cloud order that asks for a page after every 6 items; `greedy` and `beam` are the device's two searches. The users are
+    simulated and so is every figure.
 
     \b
     pocketrank emulate --server http://127.0.0.1:8080 --clients 8 --sessions 200 --seed 1 --json report.json
@@ -40,7 +44,7 @@ def emulate(
 
     Writes a table to the terminal and, with --json, `policies.POLICY.*` and what can be told from them together.
     """
-    policies = parse_list(policy, POLICIES, "--policy")
+    policies = parse_list(policy, ALL_POLICIES, "--policy")
     target = JsonTarget(json)
 
     from sdk_demo.emulator import emulate as emulate_clients

@@ -15,6 +15,16 @@ from sdk_demo.cli.output import JsonTarget
 
 __all__ = ["evaluate"]
 
+_HEADINGS = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "ndcg": "nDCG@10",
+    "logloss": "log loss",
+    "ece": "ECE",
+    "predicted_over_observed": "predicted/\nobserved",
+}
+"""What the columns of a table say. With the spread below its mean, a table fits into 80 columns."""
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `pocketrank train` wrote.")],
@@ -23,13 +33,17 @@ def evaluate(
     """Measure every model of a run on the days held out.
 
     All models are measured on the same rows: the server's score alone, the device model without feedback, self-contained, and
-    split. Figures are means over the run's seeds; `*_std` is their spread.
+    split. Figures are means over the run's seeds; `*_std` is their spread. GAUC is the AUC within each user, weighted by
+    impressions; nDCG is that of the lists; ECE, the expected calibration error, and predicted/observed say how far the scores
+    can be taken for probabilities. GAUC and nDCG take rows that were scored at different moments for one ordering, which counts
+    against a model that follows the session; the other metrics are free of this.
 
     \b
     pocketrank evaluate runs/world
     pocketrank evaluate runs/world --json report.json
 
-    Writes a table to the terminal and, with --json, `models.MODEL.TASK.auc` and `auc_std`.
+    Writes a table for each task to the terminal and, with --json, `models.MODEL.TASK` with `auc`, `gauc`, `ndcg` and `logloss`,
+    each with its `_std`, `ece` and `predicted_over_observed`.
     """
     target = JsonTarget(json)
 
@@ -41,19 +55,22 @@ def evaluate(
 
 
 def _print(console: Console, report: Mapping[str, Any]) -> None:
-    data, seeds = report["data"], len(report["seeds"])
+    data, seeds, models = report["data"], len(report["seeds"]), report["models"]
     simulated = "simulated, " if data["simulated"] else ""
-    title = f"AUC on {data['test_rows']} held-out rows of {data['name']} ({simulated}from {data['test_from']}), {seeds} seeds"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("model", no_wrap=True)
-    for task in next(iter(report["models"].values())):
-        table.add_column(task.replace("_", " "), justify="right")
-    for name, tasks in report["models"].items():
-        table.add_row(name, *(_cell(task["auc"], task["auc_std"]) for task in tasks.values()))
-    console.print(table)
+    title = f"{data['test_rows']} held-out rows of {data['name']} ({simulated}from {data['test_from']}), {seeds} seeds"
+    console.print(title, markup=False, highlight=False)
+    for task in next(iter(models.values())):
+        table = Table(title=task.replace("_", " "), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("model", no_wrap=True)
+        for heading in _HEADINGS.values():
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, tasks in models.items():
+            table.add_row(name, *(_cell(tasks[task], metric) for metric in _HEADINGS))
+        console.print(table)
 
 
-def _cell(auc: float | None, spread: float | None) -> str:
-    if auc is None:
-        return "one label only"
-    return f"{auc:.4f}" if spread is None else f"{auc:.4f}\n± {spread:.4f}"
+def _cell(task: Mapping[str, float | None], metric: str) -> str:
+    mean, spread = task[metric], task.get(f"{metric}_std")
+    if mean is None:
+        return "n/a"
+    return f"{mean:.4f}" if spread is None else f"{mean:.4f}\n± {spread:.4f}"

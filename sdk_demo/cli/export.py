@@ -23,12 +23,14 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     formats: Annotated[str, typer.Option(help="Comma list of onnx, tflite, coreml.")] = "onnx,tflite,coreml",
     precision: Annotated[str, typer.Option(help="Comma list of fp32, fp16, int8.")] = "fp32",
-    bytes_max: Annotated[int | None, typer.Option(min=1, help="Budget of bytes for each model; a larger one fails.")] = None,
+    bytes_max: Annotated[int | None, typer.Option(min=1, help="Budget of bytes for each file; a larger one fails.")] = None,
     p50_ms_max: Annotated[
         float | None, typer.Option(min=0, help="Budget of a median run in milliseconds, where a model can run here.")
     ] = None,
 ) -> None:
     """Export the device model, and hold every file to torch.
+
+    ONNX and LiteRT have the whole model, its stages, and the list search as a graph; Core ML has the whole model.
 
     Each exported model is opened again in its own runtime and compared with torch on full, padded, empty-feedback and
     one-candidate inputs. A model that differs too much, or that is over its budget of bytes or milliseconds, fails the export.
@@ -61,19 +63,26 @@ def export(
     console.print(f"bundle written to {out}; next: pocketrank serve --run {run} --bundle {out}", markup=False, soft_wrap=True)
 
 
+def _ms(part: Mapping[str, Any]) -> str:
+    return "" if part.get("p50_ms") is None else f"{part['p50_ms']:.3f}"
+
+
 def _print_models(console: Console, report: Mapping[str, Any], *, title: str) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
-    for column in ("bytes", "max\nabs diff", "median\nrun, ms", "AUC\nlost"):
+    for column in ("bytes", "with\nstages", "max\nabs diff", "median\nrun, ms", "search,\nms", "AUC\nlost", "same\nbest"):
         table.add_column(column, justify="right")
     table.add_column("shipped")
     for name, row in {**report["models"], **report["rejected"]}.items():
         table.add_row(
             name,
             f"{row['bytes']:,}",
+            f"{row['bytes_all']:,}" if row["stages"] else "",
             f"{row['max_abs_diff']:.1e}",
-            "" if row["p50_ms"] is None else f"{row['p50_ms']:.3f}",
+            _ms(row),
+            _ms(row["stages"].get("search", {})),
             f"{row['gate']['loss']:.4f}" if row["gate"] else "",
+            f"{row['gate']['order_agreement']:.3f}" if row["gate"] else "",
             "yes" if name in report["models"] else "no",
         )
     console.print(table)

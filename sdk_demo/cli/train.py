@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sdk_demo.cli.options import parse_date, parse_source
+from sdk_demo.cli.errors import OptionError
+from sdk_demo.cli.options import PRESET_NAMES, parse_date, parse_source
 from sdk_demo.cli.source import load_log
 from sdk_demo.cli.stages import stages
 
@@ -26,6 +27,12 @@ def train(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many times to train; means and spread are over them.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="First seed; the others follow it.")] = 0,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Size of the device model: `tiny`; `full`, with crossings and experts; `paper`, as wide as published."
+        ),
+    ] = "tiny",
 ) -> None:
     """Train the cloud's ranker and the device model on a log.
 
@@ -40,12 +47,17 @@ def train(
     TensorBoard.
     """
     source = parse_source(data)
+    if preset not in PRESET_NAMES:
+        raise OptionError("--preset", f"one of {', '.join(PRESET_NAMES)}", preset)
     first_test_day = None if test_from is None else parse_date(test_from, "--test-from")
     console = Console()
     log = load_log(console, source, world=world, seed=seed)
 
+    from cloud.models.presets import PRESETS
+    from cloud.training.train import WORLD_CONFIG, TrainConfig
     from cloud.training.train import train as train_run
 
+    config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
     with stages(console) as tell:
-        train_run(log, out=out, test_from=first_test_day, seeds=seeds, seed=seed, progress=tell)
+        train_run(log, out=out, config=config, test_from=first_test_day, seeds=seeds, seed=seed, progress=tell)
     console.print(f"run written to {out}; next: pocketrank evaluate {out}", markup=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """From what happened on the phones to figures: means per session with intervals, what reordering won, latencies.
 
 Intervals are percentile bootstraps over users (Efron & Tibshirani 1993, chapter 13): a user's sessions stay together, and all
-policies are resampled alike, so a difference between policies is a paired one.
+policies are resampled alike, so a difference between policies is a paired one. Sessions with the models of several trainings
+are resampled over users and, independently, over trainings (the pigeonhole bootstrap: Owen 2007, arXiv 0712.1111).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ FIGURES = (
 class FigureConfig:
     """How figures are made."""
 
+    floor: str = "cloud_order"
+    """The policy that gains are counted from."""
     resamples: int = 2000
     """Bootstrap resamples; the ends of a 95 % interval then have fifty beyond them."""
     positions: int = 60
@@ -43,42 +46,39 @@ def figures(
 ) -> dict[str, Any]:
     """The figures of `records`, which hold the same sessions for each of `policies`.
 
-    `policies.<policy>.<figure>` and `<figure>_ci95`; `gain.<policy>.<figure>` over cloud order as `{mean, ci95}`;
-    `uplift_share` of `on_device` as `{mean, ci95}`, null where the oracle wins nothing; `by_position.<policy>`;
-    `latency_ms`; `counters.<policy>`. What needs a policy that did not take part is null.
+    `policies.<policy>.<figure>` and `<figure>_ci95`; `gain.<policy>.<figure>` over the floor as `{mean, ci95}`, and there
+    `uplift_share`: the gain in effective views by the oracle's, null where the oracle wins nothing; `uplift_share` again, of
+    `on_device`; `by_position.<policy>`; `latency_ms`; `counters.<policy>`. What needs a policy that did not take part is null.
     """
     of = {policy: [r for r in records if r.policy == policy] for policy in policies}
     sums, counts = _by_user(of)
-    users = len(counts)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xB007])))
-    weights = rng.multinomial(users, np.full(users, 1 / users), size=config.resamples).astype(np.float64)
-    sessions = weights @ counts
-    means = {policy: sums[policy].sum(0) / counts.sum() for policy in policies}
-    drawn = {policy: (weights @ sums[policy]) / sessions[:, None] for policy in policies}
+    of_user, of_training = (
+        rng.multinomial(n, np.full(n, 1 / n), size=config.resamples).astype(np.float64) for n in reversed(counts.shape)
+    )
+
+    def resampled(values: Floats) -> Floats:
+        """Sums [resamples, n] of [trainings, users, n]."""
+        return np.asarray((of_training.T[:, :, None] * (of_user @ values)).sum(0))
+
+    sessions = resampled(counts[:, :, None])
+    means = {policy: sums[policy].sum((0, 1)) / counts.sum() for policy in policies}
+    drawn = {policy: _ratio(resampled(sums[policy]), sessions) for policy in policies}
     row: dict[str, Any]
-    report: dict[str, Any] = {"policies": {}, "gain": {}, "uplift_share": None}
+    report: dict[str, Any] = {"policies": {}, "gain": {}}
     for policy in policies:
         report["policies"][policy] = row = {}
         for i, name in enumerate(FIGURES):
             row[name] = float(means[policy][i])
             row[f"{name}_ci95"] = _interval(drawn[policy][:, i])
-    floor = "cloud_order"
-    for policy in policies:
-        if floor in of and policy != floor:
-            report["gain"][policy] = {
-                name: {
-                    "mean": float(means[policy][i] - means[floor][i]),
-                    "ci95": _interval(drawn[policy][:, i] - drawn[floor][:, i]),
-                }
-                for i, name in enumerate(FIGURES)
-            }
-    if {floor, "on_device", "oracle"} <= set(policies):
-        won, most = (
-            np.append(means[p][0] - means[floor][0], drawn[p][:, 0] - drawn[floor][:, 0]) for p in ("on_device", "oracle")
-        )
-        if most[0] > 0:
-            share = np.divide(won, most, out=np.full_like(won, np.nan), where=most > 0)
-            report["uplift_share"] = {"mean": float(share[0]), "ci95": _interval(share[1:])}
+    floor = config.floor
+    # First the gain itself, then those of the resamples: [1 + resamples, figures].
+    won = {p: np.vstack([means[p] - means[floor], drawn[p] - drawn[floor]]) for p in policies if floor in of and p != floor}
+    for policy, gains in won.items():
+        report["gain"][policy] = row = {name: _told(gains[:, i]) for i, name in enumerate(FIGURES)}
+        most = won["oracle"][:, 0] if "oracle" in won else np.zeros(1)
+        row["uplift_share"] = _told(_ratio(gains[:, 0], most)) if most[0] > 0 else None
+    report["uplift_share"] = report["gain"].get("on_device", {}).get("uplift_share")
     report["by_position"] = {policy: _by_position(of[policy], config.positions) for policy in policies}
     report["latency_ms"] = _latencies(records, config)
     report["counters"] = {policy: _counters(of[policy]) for policy in policies}
@@ -86,17 +86,29 @@ def figures(
 
 
 def _by_user(of: dict[str, list[SessionRecord]]) -> tuple[dict[str, Floats], Floats]:
-    """Sums [users, figures] for each policy, and sessions [users]; users in ascending order of id."""
-    sums, counts = {}, np.zeros(0)
+    """Sums [trainings, users, figures] for each policy, and sessions [trainings, users]; both in ascending order of id."""
+    sums, counts = {}, np.zeros((0, 0))
     for policy, records in of.items():
         values = np.array(
             [[sum(r.effective), r.likes, r.follows, r.watch_ms / 1000, len(r.effective), r.requests] for r in records]
         )
-        _, place = np.unique([r.user_id for r in records], return_inverse=True)
-        counts = np.bincount(place).astype(np.float64)
-        sums[policy] = np.zeros((len(counts), len(FIGURES)))
-        np.add.at(sums[policy], place, values)
+        trainings, training = np.unique([r.training for r in records], return_inverse=True)
+        users, user = np.unique([r.user_id for r in records], return_inverse=True)
+        counts = np.zeros((len(trainings), len(users)))
+        np.add.at(counts, (training, user), 1)
+        sums[policy] = np.zeros((*counts.shape, len(FIGURES)))
+        np.add.at(sums[policy], (training, user), values)
     return sums, counts
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """`part` by `whole`, NaN where that is not positive: a resample may draw no session, or an oracle that wins nothing."""
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+
+
+def _told(values: Floats) -> dict[str, Any]:
+    """A figure, the first of `values`, with the interval that the others make."""
+    return {"mean": float(values[0]), "ci95": _interval(values[1:])}
 
 
 def _interval(values: Floats) -> list[float] | None:

@@ -50,12 +50,13 @@ def run_fleet(
     clients: int,
     seed: int,
     run_id: str,
+    feedback_delay_ms: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> list[SessionRecord]:
     """All visits under all policies, at most `clients` of them at the same time, in the order of `policies` then `visits`.
 
-    `run_id` keeps what the server learns in this run out of all others. Raises `ClientError` of the first phone that has
-    nothing left to show; the others then stop at their next swipe.
+    `run_id` keeps what the server learns in this run out of all others; for `feedback_delay_ms` see `phone`. Raises
+    `ClientError` of the first phone that has nothing left to show; the others then stop at their next swipe.
     """
     turn, stop = Lock(), Event()
 
@@ -64,7 +65,7 @@ def run_fleet(
             return []
         experiment = f"{run_id}/{policy.name}"
         with CloudClient(server, timeout_s=PATIENCE_S) as client:
-            phone = Phone(client, policy, experiment=experiment, turn=turn)
+            phone = Phone(client, policy, experiment=experiment, turn=turn, feedback_delay_ms=feedback_delay_ms)
             return [
                 phone(_session(world, one.user_id, number, seed), f"{experiment}/{one.user_id}.{number}", stop)
                 for number in range(one.sessions)

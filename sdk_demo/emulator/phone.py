@@ -1,18 +1,24 @@
-"""One session on one phone: the real SDK between a live server and a simulated user."""
+"""One session on one phone: the real SDK between a live server and a simulated user.
+
+A phone may hold feedback back: an impression is sent to the cloud no sooner than `feedback_delay_ms` of the user's time after
+its end. What the cloud lacks it truly lacks, while the session on the phone learns of each impression at once. What is still
+held when the session ends is sent then, hours before the user's next one.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from threading import Event, Lock
 from time import perf_counter
 
 from msgspec.structs import replace
 
-from device import ClientError, CloudClient, Counters, FeedSession
+from device import ClientError, CloudClient, Counters, FeedbackEvent, FeedSession
 from sdk_demo.emulator.policies import Policy
 from sdk_demo.world import UserSession
 
-__all__ = ["Phone", "SessionRecord"]
+__all__ = ["Phone", "SessionRecord", "due"]
 
 
 @dataclass
@@ -21,6 +27,8 @@ class SessionRecord:
 
     policy: str
     user_id: int
+    training: int = 0
+    """which of several trainings the phone's models and the server's came from"""
     effective: list[bool] = field(default_factory=list)
     """by position, whether the view was effective"""
     likes: int = 0
@@ -49,8 +57,11 @@ class Phone:
     Waiting for the network is outside of it.
     """
 
-    def __init__(self, client: CloudClient, policy: Policy, *, experiment: str, turn: Lock) -> None:
+    def __init__(
+        self, client: CloudClient, policy: Policy, *, experiment: str, turn: Lock, feedback_delay_ms: int = 0
+    ) -> None:  # fmt: skip
         self._client, self._policy, self._experiment, self._turn = client, policy, experiment, turn
+        self._feedback_delay_ms = feedback_delay_ms
 
     def __call__(self, user: UserSession, session_id: str, stop: Event) -> SessionRecord:
         """Swipe until the user leaves, or `stop` is set.
@@ -59,8 +70,12 @@ class Phone:
         """
         record = SessionRecord(self._policy.name, user.user_id)
         feed = FeedSession(
-            self._policy.ranker, user_id=user.user_id, session_id=session_id, clock=lambda: user.now_ms
-        )  # fmt: skip
+            self._policy.ranker,
+            user_id=user.user_id,
+            session_id=session_id,
+            paging=self._policy.paging,
+            clock=lambda: user.now_ms,
+        )
         while user.alive and not stop.is_set():
             decision = feed.wants_page()
             if decision.request:
@@ -74,7 +89,10 @@ class Phone:
         return record
 
     def _ask(self, feed: FeedSession, size: int, record: SessionRecord) -> None:
-        request = replace(feed.request(size), experiment=self._experiment)
+        request = feed.request(size)
+        sent = due(request.feedback, request.now_ms - self._feedback_delay_ms)
+        feed.put_back(request.feedback[len(sent) :])
+        request = replace(request, experiment=self._experiment, feedback=sent)
         record.requests += 1
         started = perf_counter()
         try:
@@ -117,3 +135,8 @@ class Phone:
         except ClientError:
             feed.put_back(events)
             record.uploads_missing += 1
+
+
+def due(events: tuple[FeedbackEvent, ...], until_ms: int) -> tuple[FeedbackEvent, ...]:
+    """The first of `events`, which are in order of time: those whose impression ended by `until_ms`."""
+    return tuple(takewhile(lambda event: event.impression_ms + event.watch_ms <= until_ms, events))

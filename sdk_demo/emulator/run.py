@@ -1,23 +1,102 @@
-"""An emulation, from the address of a server to a report."""
+"""An emulation, from the address of a server to what happened, and to a report of it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from device import Bundle, CloudClient, Ranker
+from device import Bundle, CloudClient
 from sdk_demo.emulator.errors import EmulatorError, PolicyError, WrongWorldError
 from sdk_demo.emulator.figures import figures
 from sdk_demo.emulator.fleet import plan, run_fleet
-from sdk_demo.emulator.policies import POLICIES, OnDevice
+from sdk_demo.emulator.phone import SessionRecord
+from sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES
 from sdk_demo.world import World, WorldConfig
 
-__all__ = ["emulate"]
+__all__ = ["Played", "emulate", "play"]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What happened."""
+
+    records: list[SessionRecord]
+    """Every session of every policy."""
+    users: int
+    """Users that came."""
+    split_version: dict[str, str | None]
+    """That of the `server`, and that of the `phones`, None where no policy had models."""
+
+
+def play(
+    server: str,
+    *,
+    clients: int = 8,
+    sessions: int = 200,
+    seed: int = 0,
+    world: WorldConfig | Path | None = None,
+    policies: Sequence[str] = DEFAULT_POLICIES,
+    bundle: Path | None = None,
+    feedback_delay_s: float = 0.0,
+    progress: Callable[[float], None] | None = None,
+) -> Played:
+    """Let `clients` phones at a time play `sessions` sessions under each policy against `server`.
+
+    Each policy meets the same users with the same seeds, and has an experiment of its own at the server: what it learns of a
+    user there is known to nobody else, so equal seeds bring equal results however often a server is used. `world` is the one
+    that the server's run was trained in, or its TOML (None: the default), `bundle` the folder to install on the phones (None:
+    downloaded from the server). Phones hold feedback back for `feedback_delay_s` of the user's time. `progress` gets the share
+    done.
+
+    Raises `ClientError` (no server, or one that stays away for longer than a page lasts), `BundleError`, `RuntimeLoadError`,
+    `WorldError`, and `EmulatorError` (the tree is in `errors`).
+    """
+    unknown = [name for name in policies if name not in POLICIES]
+    if unknown or not policies:
+        raise PolicyError("policies", f"some of {', '.join(POLICIES)}", ", ".join(unknown) or "none")
+    for name, value, least in (
+        ("clients", clients, 1),
+        ("sessions", sessions, 1),
+        ("seed", seed, 0),
+        ("feedback_delay_s", feedback_delay_s, 0),
+    ):
+        if not value >= least:
+            raise EmulatorError(name, f"at least {least}", str(value))
+    kinds = [POLICIES[name] for name in dict.fromkeys(policies)]
+    with ExitStack() as stack:
+        client = stack.enter_context(CloudClient(server))
+        health = client.health()
+        place = World(world if isinstance(world, WorldConfig) else WorldConfig.load(world))
+        _same_world(server, health, place)
+        opened = None
+        if any(kind.uses_models for kind in kinds):
+            if bundle is None:
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="pocketrank-")))
+                opened = client.download_bundle(folder / "bundle")
+            else:
+                opened = Bundle.open(bundle)
+        playing = [kind(opened) for kind in kinds]
+        client.close()  # the phones have lines of their own
+        visits = plan(len(place.users), sessions, seed)
+        records = run_fleet(
+            server,
+            place,
+            visits,
+            playing,
+            clients=clients,
+            seed=seed,
+            run_id=uuid4().hex,
+            feedback_delay_ms=round(1000 * feedback_delay_s),
+            progress=progress,
+        )
+    versions = {"server": health.get("split_version"), "phones": opened.split_version if opened else None}
+    return Played(records, len(visits), versions)
 
 
 def emulate(
@@ -27,62 +106,30 @@ def emulate(
     sessions: int = 200,
     seed: int = 0,
     world: Path | None = None,
-    policies: Sequence[str] = tuple(POLICIES),
+    policies: Sequence[str] = DEFAULT_POLICIES,
     bundle: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Let `clients` phones at a time play `sessions` sessions under each policy against `server`, and return the report.
-
-    Each policy meets the same users with the same seeds, and has an experiment of its own at the server: what it learns of a
-    user there is known to nobody else, so equal seeds bring equal results however often a server is used. `world` is the TOML
-    of the world that the server's run was trained in (None: the default), `bundle` the folder to install on the phones (None:
-    downloaded from the server). `progress` gets the share done. The report is that of `figures.figures` with what was asked
-    for, all plain values, `simulated` true.
-
-    Raises `ClientError` (no server, or one that stays away for longer than a page lasts), `BundleError`, `RuntimeLoadError`,
-    `WorldError`, and `EmulatorError` (the tree is in `errors`).
-    """
-    unknown = [name for name in policies if name not in POLICIES]
-    if unknown or not policies:
-        raise PolicyError("policies", f"some of {', '.join(POLICIES)}", ", ".join(unknown) or "none")
-    for name, value, least in (("clients", clients, 1), ("sessions", sessions, 1), ("seed", seed, 0)):
-        if value < least:
-            raise EmulatorError(name, f"at least {least}", str(value))
+    """`play`, and the report of it: that of `figures.figures` with what was asked for, all plain values, `simulated` true."""
     started = time.monotonic()
-    names = tuple(dict.fromkeys(policies))
-    with ExitStack() as stack:
-        client = stack.enter_context(CloudClient(server))
-        health = client.health()
-        place = World(WorldConfig.load(world))
-        _same_world(server, health, place)
-        ranker = None
-        if OnDevice.name in names:
-            if bundle is None:
-                folder = Path(stack.enter_context(TemporaryDirectory(prefix="pocketrank-")))
-                opened = client.download_bundle(folder / "bundle")
-            else:
-                opened = Bundle.open(bundle)
-            ranker = Ranker.open(opened)
-        client.close()  # the phones have lines of their own
-        visits = plan(len(place.users), sessions, seed)
-        records = run_fleet(
-            server,
-            place,
-            visits,
-            [POLICIES[name](ranker) for name in names],
-            clients=clients,
-            seed=seed,
-            run_id=uuid4().hex,
-            progress=progress,
-        )
+    played = play(
+        server,
+        clients=clients,
+        sessions=sessions,
+        seed=seed,
+        world=world,
+        policies=policies,
+        bundle=bundle,
+        progress=progress,
+    )
     return {
         "simulated": True,
         "sessions": sessions,
-        "users": len(visits),
+        "users": played.users,
         "clients": clients,
         "seed": seed,
-        "split_version": {"server": health.get("split_version"), "phones": ranker.split_version if ranker else None},
-        **figures(records, names, seed=seed),
+        "split_version": played.split_version,
+        **figures(played.records, tuple(dict.fromkeys(policies)), seed=seed),
         "seconds": round(time.monotonic() - started, 1),
     }
 

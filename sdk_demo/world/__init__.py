@@ -11,11 +11,13 @@ from sdk_demo.world.policy import LoggingPolicy
 from sdk_demo.world.response import TASKS
 from sdk_demo.world.session import Outcome, UserSession
 from sdk_demo.world.users import Users
+from sdk_demo.world.variants import VARIANTS, Variant
 from sdk_demo.world.world import World
 
 __all__ = [
     "DEFAULT_WORLD",
     "TASKS",
+    "VARIANTS",
     "Items",
     "LoggingPolicy",
     "Outcome",
@@ -23,6 +25,7 @@ __all__ = [
     "UnknownIdError",
     "UserSession",
     "Users",
+    "Variant",
     "World",
     "WorldConfig",
     "WorldConfigError",

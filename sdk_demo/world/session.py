@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from device.contract import Ended, FeedbackEvent, Network, Orientation
+from sdk_demo.world.belief import FocusBelief
+from sdk_demo.world.config import WorldConfig
 from sdk_demo.world.errors import SessionOverError, UnknownIdError
 from sdk_demo.world.response import ResponseModel
 from sdk_demo.world.state import State
@@ -65,9 +67,10 @@ class UserSession:
     item: two policies that run the same session are compared on equal luck.
     """
 
-    def __init__(self, model: ResponseModel, state: State, item_count: int) -> None:
-        self._model, self._state, self._item_count = model, state, item_count
+    def __init__(self, config: WorldConfig, model: ResponseModel, state: State, item_count: int) -> None:
+        self._config, self._model, self._state, self._item_count = config, model, state, item_count
         self._alive = True
+        self._belief: FocusBelief | None = None
 
     @property
     def user_id(self) -> int:
@@ -95,12 +98,26 @@ class UserSession:
         Closed form: the noise of watch time, actions and leaving is integrated out; nothing is drawn and nothing moves.
         Raises `UnknownIdError`.
         """
+        table = self._model.probabilities(self._state, self._rows(item_ids)[None, :])
+        return {task: values[0] for task, values in table.items()}
+
+    def expected(self, item_ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Probability of an effective view, for showing each item now, to who knows everything but the hidden state (`belief`).
+
+        What was watched before the first question is not known either. Raises `UnknownIdError`.
+        """
+        rows = self._rows(item_ids)
+        if self._belief is None:
+            self._belief = FocusBelief(self._config, self._model, int(self._state.user[0]))
+        likely: Float[np.ndarray, " n"] = self._belief.focus @ self._belief.rates(self._state, rows)
+        return likely
+
+    def _rows(self, item_ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         ids = np.asarray(item_ids, dtype=np.int64)
         if ids.size and not (ids.min() >= 1 and ids.max() <= self._item_count):
             bad = ids[(ids < 1) | (ids > self._item_count)][0]
             raise UnknownIdError("item_ids", f"ids in 1..{self._item_count}", str(bad))
-        table = self._model.probabilities(self._state, ids[None, :] - 1)
-        return {task: values[0] for task, values in table.items()}
+        return ids - 1
 
     def watch(self, item_id: int) -> Outcome:
         """Show an item, and move to the next moment. Raises `SessionOverError` once the user has left, `UnknownIdError`."""
@@ -108,7 +125,11 @@ class UserSession:
             raise SessionOverError("watch", "a session that is alive", f"one that ended before position {self.position}")
         if not 1 <= item_id <= self._item_count:
             raise UnknownIdError("item_id", f"an id in 1..{self._item_count}", str(item_id))
-        o = self._model.watch(self._state, np.array([item_id - 1]))
+        row = np.array([item_id - 1])
+        rates = None if self._belief is None else self._belief.rates(self._state, row)[:, 0]
+        o = self._model.watch(self._state, row)
+        if self._belief is not None and rates is not None:
+            self._belief.learn(rates, bool(o.effective_view[0]))
         s = o.signals
         self._alive = bool(o.has_next[0])
         return Outcome(

@@ -114,6 +114,15 @@ class SessionPath:
         state.wifi = np.where(u[:, n + 2] < s.network_switch, u[:, n + 3] < self._users.wifi[state.user], state.wifi)
         self._derive(state)
 
+    def focus_prior(self, user: int) -> Float[np.ndarray, " topics"]:
+        """Probability of each topic as the focus of a session of `user` (a row number)."""
+        return np.diff(self._focus_bounds[user], prepend=0.0, append=1.0)
+
+    def expected(self, user: int) -> tuple[Float[np.ndarray, "topics d"], Float[np.ndarray, "topics moods"]]:
+        """Intent and felt moods of `user` (a row number) under each focus, without drift and the moods' swings."""
+        intent = self._taste[user] + self._centres
+        return intent, np.repeat(self._users.mood_bias[[user]], len(intent), 0)
+
     def _pick_focus(self, users: Int64[np.ndarray, " batch"], u: Float[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
         topic: Int64[np.ndarray, " batch"] = np.count_nonzero(self._focus_bounds[users] < u[:, None], axis=1)
         return topic

@@ -58,7 +58,7 @@ class World:
             hour = log.evening_hour + np.sqrt(12.0) * log.evening_spread * (luck.uniforms(key, 1)[0, 0] - 0.5)
             start_ms = after + int(hour * 3_600_000)
         state = self._model.path.start(key, np.array([user]), np.array([start_ms]))
-        return UserSession(self._model, state, len(self.items))
+        return UserSession(self.config, self._model, state, len(self.items))
 
     def logging_policy(self, *, seed: int) -> LoggingPolicy:
         """The recommender that writes the logs, with its own luck; works on row numbers."""

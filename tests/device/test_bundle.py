@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from device.bundle import (
     check_path,
     write_manifest,
 )
-from device.contract import ModelEntry
+from device.contract import GroupRule, ModelEntry, PersonalConfig, TaskPrior
 from tests.device.worlds import SPEC, SPLIT, T0, make_bundle
 
 CORE_ML = ModelEntry(form="split", format="coreml", precision="fp16", path="models/split.mlpackage", bytes=0)
@@ -49,6 +50,88 @@ def test_a_model_that_it_does_not_have(tmp_path: Path) -> None:
         NoSuchModelError, match="expected a model split onnx int8, got split onnx fp32, self_contained onnx fp32"
     ):
         make_bundle(tmp_path).model("split", "onnx", "int8")
+
+
+def _variants(folder: Path) -> Bundle:
+    """A whole model for all; heavy users have one in stages of the split form, and new ones a whole one in int8."""
+    entries = []
+    for name, group, stage, precision in [
+        ("all", None, "whole", "fp32"),
+        ("all_watch", None, "watch", "fp32"),
+        ("heavy", "heavy", "whole", "fp32"),
+        ("new", "new", "whole", "int8"),
+    ]:
+        (folder / f"{name}.onnx").write_bytes(name.encode())
+        kind: dict[str, Any] = {"form": "split", "format": "onnx", "precision": precision, "stage": stage, "group": group}
+        entries.append(ModelEntry(path=f"{name}.onnx", bytes=0, **kind))
+    _write(folder, models=entries, groups=GroupRule(casual_from=2, heavy_from=5))
+    return Bundle.open(folder)
+
+
+def test_a_groups_own_model_is_served_whole_and_others_get_the_general_one(tmp_path: Path) -> None:
+    bundle = _variants(tmp_path)
+    assert [bundle.group(seen) for seen in (0, 1, 2, 4, 5)] == ["new", "new", "casual", "casual", "heavy"]
+    general = {"whole": tmp_path / "all.onnx", "watch": tmp_path / "all_watch.onnx"}
+    assert bundle.stages("split", "onnx") == general
+    assert bundle.stages("split", "onnx", group="casual") == general
+    assert bundle.stages("split", "onnx", group="new") == general  # its own is of another precision
+    assert bundle.stages("split", "onnx", group="heavy") == {"whole": tmp_path / "heavy.onnx"}  # and no stage of the general
+    assert bundle.model("split", "onnx", group="heavy") == tmp_path / "heavy.onnx"
+    assert bundle.forms("onnx", "int8", "new") == ("split",)
+    assert bundle.forms("onnx", "int8") == bundle.forms("onnx", "int8", "heavy") == ()
+    with pytest.raises(NoSuchModelError, match=r"expected a model split onnx fp32 watch heavy, got .*split onnx int8 new"):
+        bundle.model("split", "onnx", stage="watch", group="heavy")
+
+
+def test_a_manifest_from_before_groups_and_personal_layers_opens(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_bytes())
+    del manifest["personal"], manifest["groups"]
+    for model in manifest["models"]:
+        del model["group"]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    bundle = Bundle.open(tmp_path)
+    assert bundle.forms("onnx", group="heavy") == ("split", "self_contained")
+    assert bundle.group(1000) is None
+    assert bundle.personal(7) is None
+
+
+PERSONAL = PersonalConfig(tasks={"like": TaskPrior()})
+
+
+def test_a_layer_comes_with_what_it_learned_or_else_new(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    _write(tmp_path, personal=PersonalConfig())
+    assert Bundle.open(tmp_path).personal(7) is None
+    _write(tmp_path, personal=PERSONAL)
+    bundle = Bundle.open(tmp_path)
+    assert bundle.manifest.personal == PERSONAL
+    layer = bundle.personal(7)
+    assert layer is not None
+    assert (layer.tasks, layer.user_id, layer.events) == (SPEC.tasks, 7, 0)
+    assert layer.learn(np.array([0.5, 0.5], np.float32), np.array([1, 1], np.float32), 3)
+    state = layer.state()
+    again = bundle.personal(7, state)
+    assert again is not None
+    assert again.state() == state
+    fresh = bundle.personal(7)
+    assert fresh is not None
+    for user, data in ((7, b"x"), (7, state[:-1]), (7, state[:9] + b"\0" + state[10:]), (8, state)):
+        new = bundle.personal(user, data)
+        assert new is not None
+        assert (new.user_id, new.events, new.drift) == (user, 0, 0)
+    _write(tmp_path, personal=PERSONAL, serial=3)
+    released = Bundle.open(tmp_path).personal(7, state)
+    assert released is not None
+    assert released.events == 0
+
+
+def test_a_layer_over_tasks_that_the_spec_has_not_is_refused(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    before = (tmp_path / MANIFEST).read_bytes()
+    with pytest.raises(CorruptBundleError, match=r"`personal` tasks among \['long_view', 'like'\], got \['follow'\]"):
+        _write(tmp_path, personal=PersonalConfig(tasks={"follow": TaskPrior()}))
+    assert (tmp_path / MANIFEST).read_bytes() == before
 
 
 def test_a_model_may_be_a_folder(tmp_path: Path) -> None:
@@ -160,6 +243,10 @@ BAD: dict[str, tuple[Callable[[Path], object], type[BundleError]]] = {
     "manifest_huge": (lambda f: (f / MANIFEST).write_bytes(b" " * (5 << 20)), CorruptBundleError),
     "manifest_binary": (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"), CorruptBundleError),
     "version": (_edit(version=2, models="elsewhere"), BundleVersionError),
+    "personal_tasks": (_edit(personal={"tasks": {"follow": {}}}), CorruptBundleError),
+    "personal_numbers": (_edit(personal={"forget": -1}), CorruptBundleError),
+    "groups_order": (_edit(groups={"casual_from": 9, "heavy_from": 3}), CorruptBundleError),
+    "group_unknown": (_edit(models=[MODEL | {"group": "idle"}]), CorruptBundleError),
     "no_files": (_edit(files=[]), CorruptBundleError),
     "spec_not_listed": (_edit(spec="models/other.json"), CorruptBundleError),
     "spec_is_model": (_edit(spec="models/split.onnx"), CorruptBundleError),

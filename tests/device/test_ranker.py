@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from device.bundle import NoSuchModelError
-from device.contract import FeatureSpec, Form
+from device.bundle import Bundle, NoSuchModelError, write_manifest
+from device.contract import FeatureSpec, Form, GroupRule, ModelEntry
 from device.features import FeatureBuilder
 from device.feedback import EventHistory
 from device.ranker import Ranker
@@ -31,7 +31,7 @@ def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
 @pytest.fixture(scope="module")
 def static() -> Ranker:
     forms: tuple[Form, ...] = ("split", "self_contained")
-    return Ranker(SPEC, SPLIT, {form: open_runtime(VECTORS / f"{form}.tflite", "tflite") for form in forms})
+    return Ranker(SPEC, SPLIT, {form: {"whole": open_runtime(VECTORS / f"{form}.tflite", "tflite")} for form in forms})
 
 
 def _state(ranker: Ranker, candidates: int, events: int, seed: int = 0) -> tuple[Remaining, EventHistory]:
@@ -118,7 +118,7 @@ def test_static_shapes_are_padded_to_the_next_list_size(static: Ranker, candidat
 
 def _ranker(tmp_path: Path, spec: FeatureSpec = SPEC, **keys: Any) -> Ranker:
     onnx.save(onnx_model(SPEC, "split", **keys), tmp_path / "m.onnx")
-    return Ranker(spec, SPLIT, {"split": open_runtime(tmp_path / "m.onnx", "onnx")})
+    return Ranker(spec, SPLIT, {"split": {"whole": open_runtime(tmp_path / "m.onnx", "onnx")}})
 
 
 def test_scores_that_are_no_numbers_give_no_order(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_models_that_disagree_with_the_spec_do_not_open(tmp_path: Path) -> None:
 def test_a_split_model_is_not_taken_for_a_self_contained_one(tmp_path: Path) -> None:
     onnx.save(onnx_model(SPEC, "split"), tmp_path / "m.onnx")
     with pytest.raises(RuntimeLoadError, match="candidate_vector"):
-        Ranker(SPEC, SPLIT, {"self_contained": open_runtime(tmp_path / "m.onnx", "onnx")})
+        Ranker(SPEC, SPLIT, {"self_contained": {"whole": open_runtime(tmp_path / "m.onnx", "onnx")}})
 
 
 def test_opening_what_a_bundle_does_not_have(tmp_path: Path) -> None:
@@ -150,3 +150,43 @@ def test_opening_what_a_bundle_does_not_have(tmp_path: Path) -> None:
     assert set(Ranker.open(bundle).runtimes) == {"self_contained"}
     with pytest.raises(NoSuchModelError, match="a model tflite fp32"):
         Ranker.open(bundle, "tflite")
+
+
+def test_a_group_is_ranked_by_its_own_model(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    onnx.save(onnx_model(SPEC, "split", seed=5), tmp_path / "heavy.onnx")
+    heavy = ModelEntry(form="split", format="onnx", precision="fp32", path="heavy.onnx", bytes=0, group="heavy")
+    models = (*bundle.manifest.models, heavy)
+    rule = GroupRule(casual_from=2, heavy_from=5)
+    write_manifest(tmp_path, name="b", serial=2, split_version=SPLIT, spec=SPEC, models=models, created_ms=T0, groups=rule)
+    bundle = Bundle.open(tmp_path)
+    scores = {}
+    for seen in (0, 3, 9):
+        ranker = Ranker.open(bundle, group=bundle.group(seen))
+        assert set(ranker.runtimes) == {"split", "self_contained"}
+        inputs, _ = ranker.inputs("split", *_state(ranker, 5, 3), CONTEXT, T0 + 60_000, 9)
+        scores[seen] = ranker.runtimes["split"]["whole"].run(inputs)
+        np.testing.assert_allclose(scores[seen], reference(SPEC, inputs, 5 if seen == 9 else 0), atol=1e-5)
+    np.testing.assert_array_equal(scores[0], scores[3])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("candidates", [2, 5, 12])
+def test_the_order_is_by_adjusted_scores(dynamic: Ranker, static: Ranker, padded: bool, candidates: int) -> None:
+    ranker = static if padded else dynamic
+    state = *_state(ranker, candidates, 3), CONTEXT, T0 + 60_000, 9
+    asked = []
+
+    def backwards(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        asked.append(scores.copy())
+        return 1 - scores
+
+    order, other = ranker.order("split", *state), ranker.order("split", *state, backwards)
+    assert order is not None
+    assert other is not None
+    (shipped,) = asked
+    scored = min(candidates, SPEC.candidates_max)
+    assert shipped.shape == (scored, 2)
+    np.testing.assert_array_equal(order[:scored], np.argsort(-(shipped @ WEIGHTS), kind="stable"))
+    np.testing.assert_array_equal(other[:scored], np.argsort(shipped @ WEIGHTS, kind="stable"))
+    assert ranker.order("split", *state, lambda scores: scores * np.float32(np.nan)) is None

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from device.codec import from_msgpack, to_block, to_msgpack
-from device.contract import Columns, Page, PageRequest
+from device.contract import Columns, Page, PageRequest, PersonalConfig, TaskPrior
 from device.counters import Counters
 from device.paging import FixedPaging
+from device.personal import PersonalLayer, labels
 from device.ranker import Ranker
 from device.runtimes import Runtime, open_runtime
 from device.session import FeedSession, SessionConfig
@@ -56,23 +57,25 @@ def test_without_a_ranker_it_is_cloud_order() -> None:
 
 
 class Recorder(Runtime):
-    """Another runtime, and the inputs of its last run."""
+    """Another runtime, and the inputs and outputs of its last run."""
 
     def __init__(self, inner: Runtime) -> None:
         self.inner, self.input_names = inner, inner.input_names
         self.list_sizes, self.events = inner.list_sizes, inner.events
         self.inputs: dict[str, NDArray[Any]] = {}
+        self.outputs: list[NDArray[Any]] = []
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
         self.inputs = {name: array.copy() for name, array in inputs.items()}
-        return self.inner.run(inputs)
+        self.outputs = [array.copy() for array in self.inner.run_all(inputs)]
+        return self.outputs
 
 
 def test_the_order_is_the_models(ranker: Ranker) -> None:
     """One page, one event with its feedback, the clock moved: against inputs made by hand and the model's arithmetic."""
     page, clock = make_page([10, 11, 12, 13]), Clock()
-    recorder = Recorder(ranker.runtimes["split"])
-    feed = session(Ranker(SPEC, SPLIT, {"split": recorder}), clock)
+    recorder = Recorder(ranker.runtimes["split"]["whole"])
+    feed = session(Ranker(SPEC, SPLIT, {"split": {"whole": recorder}}), clock)
     feed.take(page)
     assert feed.form == "split"
     first = feed.next()
@@ -120,7 +123,7 @@ def test_feedback_after_a_look_at_the_order_makes_a_new_one(ranker: Ranker) -> N
 
 
 def test_onnx_and_litert_order_alike(ranker: Ranker) -> None:
-    static = Ranker(SPEC, SPLIT, {"split": open_runtime(VECTORS / "split.tflite", "tflite")})
+    static = Ranker(SPEC, SPLIT, {"split": {"whole": open_runtime(VECTORS / "split.tflite", "tflite")}})
     shown: list[list[int]] = []
     for own in (ranker, static):
         feed, clock = session(own, Clock()), Clock()
@@ -305,7 +308,7 @@ def test_vectors_of_another_split_version_never_reach_the_split_model(ranker: Ra
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_scores_that_are_no_numbers_leave_cloud_order(poison: float, tmp_path: Path) -> None:
     onnx.save(onnx_model(SPEC, "split", poison=poison), tmp_path / "m.onnx")
-    feed = session(Ranker(SPEC, SPLIT, {"split": open_runtime(tmp_path / "m.onnx", "onnx")}))
+    feed = session(Ranker(SPEC, SPLIT, {"split": {"whole": open_runtime(tmp_path / "m.onnx", "onnx")}}))
     feed.take(make_page([9, 8, 7, 6]))
     assert feed.feedback(make_event(8))
     assert feed.remaining.tolist() == [9, 7, 6]
@@ -315,11 +318,11 @@ def test_scores_that_are_no_numbers_leave_cloud_order(poison: float, tmp_path: P
 
 def test_a_model_that_fails_leaves_cloud_order(tmp_path: Path) -> None:
     onnx.save(onnx_model(SPEC, "split"), tmp_path / "m.onnx")
-    ranker = Ranker(SPEC, SPLIT, {"split": open_runtime(tmp_path / "m.onnx", "onnx")})
+    ranker = Ranker(SPEC, SPLIT, {"split": {"whole": open_runtime(tmp_path / "m.onnx", "onnx")}})
     feed = session(ranker)
     feed.take(make_page([9, 8, 7]))
     onnx.save(onnx_model(msgspec.structs.replace(SPEC, vector_width=9), "split"), tmp_path / "other.onnx")
-    ranker.runtimes["split"] = open_runtime(tmp_path / "other.onnx", "onnx")
+    ranker.runtimes["split"]["whole"] = open_runtime(tmp_path / "other.onnx", "onnx")
     assert feed.next() == 9
     assert feed.counters.model_failed == 1
 
@@ -468,3 +471,162 @@ def test_sessions_share_a_ranker_without_sharing_anything_else(ranker: Ranker) -
         alone.feedback(make_event(i, i))
         first.feedback(make_event(i, i))
         assert alone.remaining.tolist() == first.remaining.tolist()
+
+
+# --------------------------------------------------------------------------------------------------- the user's own layer
+
+PERSONAL = PersonalConfig(tasks={"like": TaskPrior(user=0.2, category=1.0), "long_view": TaskPrior()})
+FIRST = list(range(8))
+
+
+def layer(config: PersonalConfig = PERSONAL, user_id: int = 7) -> PersonalLayer:
+    return PersonalLayer(SPEC.tasks, bundle="tiny/1", user_id=user_id, config=config)
+
+
+@given(st.integers(0, 999), st.lists(st.booleans(), min_size=1, max_size=7))
+def test_a_layer_that_learned_nothing_orders_as_shipped(ranker: Ranker, seed: int, likes: list[bool]) -> None:
+    plain, inert, new = session(ranker), session(ranker, personal=layer(PersonalConfig())), session(ranker, personal=layer())
+    for feed in (plain, inert, new):
+        feed.take(make_page(FIRST, seed))
+    assert new.remaining.tolist() == plain.remaining.tolist()
+    for at, like in enumerate(likes):
+        item = plain.next()
+        assert item is not None
+        assert inert.next() == item
+        for feed in (plain, inert):
+            feed.feedback(make_event(item, at, like=like))
+        assert inert.remaining.tolist() == plain.remaining.tolist()
+    assert inert.counters == plain.counters
+
+
+def _category(ranker: Ranker, page: Page) -> NDArray[np.int32]:
+    return ranker.builder.page(page).categories[:, 0]
+
+
+def test_what_a_user_likes_rises(ranker: Ranker) -> None:
+    own = layer()
+    for number in range(30):
+        page = make_page(list(range(100 * number, 100 * number + 8)), number)
+        codes, feed = _category(ranker, page), session(ranker, personal=own)
+        feed.take(page)
+        while (item := feed.next()) is not None:
+            feed.feedback(make_event(item, like=bool(codes[item % 100] == 3), event_id=f"{item}"))
+    assert own.events == 30 * 7  # the last one of a page is not ordered by the model
+    page = make_page(FIRST, 1)
+    codes = np.array([1, 2, 3, 4, 3, 5, 6, 3])
+    columns = Columns(names=("category",), values=to_block(codes[:, None], "i4"))
+    changed = _with(page, categories=columns)
+    places = []
+    for feed in (session(ranker), session(ranker, personal=own)):
+        feed.take(changed)
+        places.append([feed.remaining.tolist().index(item) for item in np.flatnonzero(codes == 3).tolist()])
+    assert sum(places[1]) < sum(places[0])
+    assert np.argsort(places[0]).tolist() == np.argsort(places[1]).tolist()  # among themselves as shipped
+
+
+def test_it_learns_from_shipped_scores_and_what_the_event_tells(ranker: Ranker) -> None:
+    recorder = Recorder(ranker.runtimes["split"]["whole"])
+    own, expected, page = layer(), layer(), make_page(FIRST, 5)
+    feed = session(Ranker(SPEC, SPLIT, {"split": {"whole": recorder}}), personal=own)
+    feed.take(page)
+    arrays, held, moved = ranker.builder.page(page), list(FIRST), 0.0
+    for at in range(7):
+        item = feed.next()
+        assert item is not None
+        shipped = recorder.outputs[0][0, held.index(item)]
+        adjusted = own.adjust(shipped[None], arrays.categories[[item], 0])
+        moved = max(moved, float(np.abs(adjusted - shipped).max()))
+        held.remove(item)
+        event = make_event(item, at, like=at % 2 == 0, watch_ms=9_000 * at)
+        feed.feedback(event)
+        duration = float(arrays.floats[item, 1]) * 1000
+        expected.learn(shipped, labels(event, SPEC.tasks, duration), int(arrays.categories[item, 0]))
+        assert own.state() == expected.state()
+    assert own.events == 7
+    assert moved > 0.01  # so the adjusted ones would have shown
+
+
+def test_an_impression_teaches_once(ranker: Ranker) -> None:
+    own = layer()
+    feed = session(ranker, personal=own)
+    feed.take(make_page(FIRST))
+    item = feed.next()
+    assert item is not None
+    assert feed.feedback(make_event(item, 0, like=True))
+    assert own.events == 1
+    state = own.state()
+    assert not feed.feedback(make_event(item, 0, like=True))  # the same event
+    assert feed.feedback(make_event(item, 0, like=False, event_id="again"))
+    assert feed.feedback(make_event(item, -9, impression_ms=0, event_id="late"))
+    assert feed.feedback(make_event(999, 1, like=True))
+    assert not feed.feedback(make_event(item, watch_ms=1.5, event_id="bad"))
+    assert own.state() == state
+
+
+def test_an_item_shown_without_next_teaches_when_the_order_was_known(ranker: Ranker) -> None:
+    own = layer()
+    feed = session(ranker, personal=own)
+    feed.take(make_page(FIRST))
+    feed.feedback(make_event(3))  # nothing was ordered yet
+    assert own.events == 0
+    assert feed.remaining[0] != 3
+    feed.feedback(make_event(int(feed.remaining[4]), 1))
+    assert own.events == 1
+
+
+def test_what_was_shown_in_cloud_order_teaches_nothing(ranker: Ranker, tmp_path: Path) -> None:
+    own = layer()
+    alone, narrow = session(None, personal=own), session(ranker, personal=own)
+    alone.take(make_page([1, 2]))
+    narrow.take(_with(make_page([1, 2, 3]), floats=NARROW))
+    single = session(ranker, personal=own)
+    single.take(make_page([5]))
+    onnx.save(onnx_model(SPEC, "split", poison=float("nan")), tmp_path / "m.onnx")
+    poisoned = session(Ranker(SPEC, SPLIT, {"split": {"whole": open_runtime(tmp_path / "m.onnx", "onnx")}}), personal=own)
+    poisoned.take(make_page([7, 8, 9]))
+    poisoned.feedback(make_event(8))
+    for feed in (alone, narrow, single, poisoned):
+        item = feed.next()
+        assert item is not None
+        assert feed.feedback(make_event(item, like=True))
+    assert poisoned.counters.scores_bad == 1
+    assert own.events == 0
+    assert own.drift == 0
+
+
+def test_candidates_beyond_the_models_list_teach_nothing(ranker: Ranker) -> None:
+    own = layer()
+    feed = session(ranker, personal=own)
+    feed.take(make_page(list(range(12))))
+    beyond = feed.remaining.tolist()[SPEC.candidates_max :]
+    assert beyond == [8, 9, 10, 11]
+    feed.feedback(make_event(10))
+    assert own.events == 0
+    assert len(feed.remaining) == 11
+
+
+def test_features_that_a_layer_needs_may_be_missing(tmp_path: Path) -> None:
+    """Without category and duration there is the user's own weight, and views are not known."""
+    spec = msgspec.structs.replace(SPEC, candidate_categories=(), candidate_floats=SPEC.candidate_floats[:1])
+    onnx.save(onnx_model(spec, "split"), tmp_path / "m.onnx")
+    model = open_runtime(tmp_path / "m.onnx", "onnx")
+    own = layer()
+    feed = session(Ranker(spec, SPLIT, {"split": {"whole": model}}), personal=own)
+    feed.take(make_page(FIRST))
+    item = feed.next()
+    assert item is not None
+    feed.feedback(make_event(item, like=True))
+    assert own.events == 1
+    shipped = np.array([[0.5, 0.5]], np.float32)
+    answer = own.adjust(shipped)[0]
+    assert answer[0] == 0.5
+    assert answer[1] > 0.5
+    assert sorted(feed.remaining.tolist()) == [i for i in FIRST if i != item]
+
+
+def test_a_layer_of_another_user_or_model_is_refused(ranker: Ranker) -> None:
+    with pytest.raises(ValueError, match="expected the personal layer of user 7, got that of 8"):
+        session(ranker, personal=layer(user_id=8))
+    other = PersonalLayer(("like", "long_view"), bundle="tiny/1", user_id=7)
+    with pytest.raises(ValueError, match=r"expected a personal layer over \('long_view', 'like'\), got one over"):
+        session(ranker, personal=other)

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from cloud.models.reranker import UpperConfig, UpperHalf
 from cloud.training.run import Run, RunRecord, save_weights
-from device.contract import CategoryFeature, FeatureSpec, FloatFeature
+from device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 from export.gate import GATE_FILE
 from export.parity import draw_inputs
 
@@ -36,7 +37,14 @@ SPEC = FeatureSpec(
     ),
     context_floats=(FloatFeature(name="position", min=0, max=1000), FloatFeature(name="hour", min=0, max=24, default=12)),
 )
-CONFIG = UpperConfig(width=16, heads=2, head_width=8, hidden=16)
+CONFIG = UpperConfig(width=16, heads=2, head_width=8, expert_width=16, towers=(16,))
+
+LIST_SPEC = replace(SPEC, survival_task="effective_view", search=SearchSpec(beam=3, list_size=2, steps_max=4, stability=0.97))
+"""The same model with a list search."""
+FULL = UpperConfig(
+    width=16, category_width=4, bins=3, cross_width=4, heads=2, head_width=8, experts=3, expert_width=8, towers=(12, 8)
+)
+"""Every part that a model can have."""
 
 
 def random_upper(*, split: bool, seed: int = 0, spec: FeatureSpec = SPEC, config: UpperConfig = CONFIG) -> UpperHalf:
@@ -56,14 +64,14 @@ def random_upper(*, split: bool, seed: int = 0, spec: FeatureSpec = SPEC, config
     return model.eval()
 
 
-def small_run(folder: Path) -> Run:
+def small_run(folder: Path, spec: FeatureSpec = SPEC, config: UpperConfig = CONFIG) -> Run:
     """Write a run into `folder` and open it."""
     seed_folder = folder / "seed-3"
     seed_folder.mkdir(parents=True)
     (folder / "published").mkdir()
     for form in ("split", "self_contained"):
         holder = torch.nn.Module()
-        holder.add_module("upper", random_upper(split=form == "split"))
+        holder.add_module("upper", random_upper(split=form == "split", spec=spec, config=config))
         save_weights(holder, seed_folder / f"{form}.safetensors")
     record = RunRecord(
         data="random",
@@ -72,8 +80,8 @@ def small_run(folder: Path) -> Run:
         test_from="2022-05-04",
         seeds=(3,),
         split_version="5" * 16,
-        spec=SPEC,
-        upper=CONFIG,
+        spec=spec,
+        upper=config,
         config={},
         versions={"torch": str(torch.__version__)},
     )

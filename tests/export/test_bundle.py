@@ -1,4 +1,4 @@
-"""A whole export of three formats in three precisions, and everything that must fail before or during one."""
+"""A whole export of three formats in three precisions with all stages, and all that must fail before or during one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from device.contract import FeatureSpec
 from export.bundle import REPORT, Budget, export_bundle
 from export.errors import BudgetError, GateError, OutputError, UnsupportedError
 from export.parity import TOLERANCE
-from tests.export.small_run import small_run, write_gate
+from tests.export.small_run import LIST_SPEC, small_run, write_gate
 
 FORMATS = ("onnx", "tflite", "coreml")
 PRECISIONS = ("fp32", "fp16", "int8")
+STAGES = ("page", "event", "watch", "choose", "search")
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[tuple[str, float]]]:
     folder = tmp_path_factory.mktemp("export")
-    run = small_run(folder / "run")
+    run = small_run(folder / "run", LIST_SPEC)
     write_gate(run)
     seen: list[tuple[str, float]] = []
     report = export_bundle(
@@ -42,13 +43,35 @@ def test_every_model_is_reported_and_those_that_pass_are_shipped(exported: Any) 
     assert set(report["models"]) | set(report["rejected"]) == asked
     assert not set(report["models"]) & set(report["rejected"])
     bundle = Bundle.open(folder)
-    assert {f"{m.form}.{m.precision}.{m.format}": m.bytes for m in bundle.manifest.models} == {
+    assert {f"{m.form}.{m.precision}.{m.format}": m.bytes for m in bundle.manifest.models if m.stage == "whole"} == {
         key: row["bytes"] for key, row in report["models"].items()
     }
     for row in report["models"].values():
-        assert (folder / row["path"]).exists()
+        assert all((folder / part["path"]).exists() for part in (row, *row["stages"].values()))
     for row in report["rejected"].values():
-        assert not (folder / row["path"]).exists()
+        assert not any((folder / part["path"]).exists() for part in (row, *row["stages"].values()))
+
+
+def test_stages_are_files_in_onnx_one_file_in_litert_and_none_in_core_ml(exported: Any) -> None:
+    folder, report, _ = exported
+    bundle = Bundle.open(folder)
+    for row in report["models"].values():
+        assert tuple(row["stages"]) == (() if row["format"] == "coreml" else STAGES)
+        paths = {row["path"], *(part["path"] for part in row["stages"].values())}
+        assert len(paths) == (1 + len(STAGES) if row["format"] == "onnx" else 1)
+        assert row["bytes_all"] == sum(file.bytes for file in bundle.manifest.files if file.path.startswith(tuple(paths)))
+        stages = bundle.stages(row["form"], row["format"], row["precision"])
+        assert stages == {"whole": folder / row["path"]} | {s: folder / part["path"] for s, part in row["stages"].items()}
+        assert bundle.forms(row["format"], row["precision"]).count(row["form"]) == 1
+
+
+def test_stages_are_timed_and_say_how_wide_their_states_are(exported: Any) -> None:
+    for row in exported[1]["models"].values():
+        if row["format"] != "coreml":
+            assert all(part["p50_ms"] > 0 for part in row["stages"].values())
+            widths = {stage: part.get("state_width", 0) for stage, part in row["stages"].items()}
+            assert min(widths.pop(stage) for stage in ("page", "event", "watch")) > 0
+            assert set(widths.values()) == {0}
 
 
 def test_the_manifest_says_which_pages_the_models_take(exported: Any) -> None:
@@ -67,11 +90,15 @@ def test_full_precision_is_within_its_tolerance_in_every_case(exported: Any) -> 
             assert {"full", "padded", "empty_feedback", "one_candidate", "random_mask"} <= set(row["cases"])
             assert row["max_abs_diff"] == max(row["cases"].values()) <= TOLERANCE[format, "fp32"]
             assert row["gate"] is None
+            for part in row["stages"].values():
+                assert part["max_diff"] <= TOLERANCE[format, "fp32"]
+            assert (row["searches"] > 30) == (format != "coreml")
+            assert row["others"] <= 1
         split = report["models"][f"split.fp32.{format}"]
         assert report[format] == {"bytes": split["bytes"], "max_abs_diff": split["max_abs_diff"]}
 
 
-def test_reduced_precisions_are_gated_on_auc(exported: Any) -> None:
+def test_reduced_precisions_are_gated_on_auc_and_on_order(exported: Any) -> None:
     _, report, _ = exported
     for name, rows in (("models", report["models"]), ("rejected", report["rejected"])):
         for row in rows.values():
@@ -80,7 +107,8 @@ def test_reduced_precisions_are_gated_on_auc(exported: Any) -> None:
             gate = row["gate"]
             worst = max(gate["torch_auc"][task] - gate["auc"][task] for task in ("effective_view", "like"))
             assert gate["loss"] == pytest.approx(worst)
-            assert (gate["loss"] <= gate["limit"]) == (name == "models")
+            kept = gate["loss"] <= gate["limit"] and gate["order_agreement"] >= gate["order_limit"]
+            assert kept == (name == "models")
 
 
 def test_core_ml_is_said_not_to_have_run_on_apples_runtime(exported: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.errors import GateError
-from export.gate import GATE_FILE, GateRows, auc_by_task, auc_loss
+from export.gate import GATE_FILE, GateRows, auc_by_task, passes, ranking_loss
 from export.graphs import Graph
 from tests.export.small_run import TASKS, small_run, write_gate
 
@@ -31,10 +31,44 @@ def test_torch_loses_nothing_and_a_reversed_model_nearly_everything(tmp_path: Pa
     run = small_run(tmp_path)
     write_gate(run)
     rows, graph = GateRows.read(run), Graph.of(run, "split")
-    same = auc_loss(graph, rows, graph.scores)
+    same = ranking_loss(graph, rows, graph.scores)
     assert same["loss"] == pytest.approx(0, abs=1e-9)
+    assert same["order_agreement"] == 1.0
     assert set(same["auc"]) == set(TASKS)
-    assert auc_loss(graph, rows, lambda inputs: -graph.scores(inputs))["loss"] > 0.3
+    assert passes(same)
+    reversed_scores = ranking_loss(graph, rows, lambda inputs: -graph.scores(inputs))
+    assert reversed_scores["loss"] > 0.3
+    assert reversed_scores["order_agreement"] < 0.1
+    assert not passes(reversed_scores)
+
+
+def test_a_model_that_loses_no_auc_and_orders_otherwise_does_not_pass(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    write_gate(run)
+    rows, graph = GateRows.read(run), Graph.of(run, "split")
+
+    def worst_of_a_list_first(inputs):  # type: ignore[no-untyped-def]
+        return graph.scores(inputs) * (1 if inputs["candidate_mask"].shape[1] == rows.inputs["candidate_mask"].shape[1] else -1)
+
+    found = ranking_loss(graph, rows, worst_of_a_list_first)
+    assert found["loss"] == pytest.approx(0, abs=1e-9)
+    assert found["order_agreement"] < 0.1
+    assert not passes(found)
+
+
+def test_lists_hold_the_shown_items_of_all_rows_once_for_the_user_of_one(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    write_gate(run, rows=35)
+    rows = GateRows.read(run)
+    lists = list(rows.lists(10))
+    assert len(lists) == 3
+    shown = [tuple(item) for inputs in lists for item in inputs["candidate_vector"][0].tolist()]
+    assert len(set(shown)) == 30
+    assert set(shown) <= {tuple(item) for item in rows.inputs["candidate_vector"][:, 0].tolist()}
+    for inputs in lists:
+        at = np.flatnonzero((rows.inputs["candidate_vector"][:, 0] == inputs["candidate_vector"][0, 0]).all(1))
+        np.testing.assert_array_equal(inputs["event_float"], rows.inputs["event_float"][at])
+        np.testing.assert_array_equal(inputs["user_vector"], rows.inputs["user_vector"][at])
 
 
 def _rewrite(path: Path, **changes: np.ndarray | None) -> None:

@@ -13,7 +13,7 @@ from export.graphs import Graph, input_shapes
 from export.parity import compare, draw_inputs, parity_cases, resize
 from tests.export.small_run import SPEC, random_upper
 
-GRAPH = Graph("split", SPEC, random_upper(split=True).freeze())
+GRAPH = Graph("split", SPEC, random_upper(split=True))
 
 
 @given(st.sampled_from(["split", "self_contained"]), st.integers(1, 12), st.integers(1, 10), st.integers(0, 99))

@@ -30,3 +30,9 @@ def test_a_process_that_dies_is_a_conversion_error_with_the_end_of_its_log(tmp_p
 def test_model_paths_name_form_precision_and_format() -> None:
     assert model_path("split", "coreml", "fp16") == "models/split.fp16.mlpackage"
     assert model_path("self_contained", "tflite", "fp32") == "models/self_contained.fp32.tflite"
+
+
+def test_stages_have_files_of_their_own_only_in_onnx() -> None:
+    assert model_path("split", "onnx", "fp32", "search") == "models/split.fp32.search.onnx"
+    assert model_path("split", "onnx", "fp32", "whole") == model_path("split", "onnx", "fp32") == "models/split.fp32.onnx"
+    assert model_path("split", "tflite", "fp32", "search") == model_path("split", "tflite", "fp32")

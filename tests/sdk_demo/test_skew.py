@@ -62,11 +62,10 @@ class TorchRuntime(Runtime):
         self._upper = model.upper.eval()
         self.last: dict[str, NDArray[Any]] = {}
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self.last = {name: np.array(value) for name, value in inputs.items()}
         with torch.no_grad():
-            scores: NDArray[np.float32] = self._upper(**{n: torch.from_numpy(v) for n, v in self.last.items()}).numpy()
-        return scores
+            return [self._upper(**{n: torch.from_numpy(v) for n, v in self.last.items()}).numpy()]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def page_of(model: DeviceModel, number: int) -> Page:
     row = int(np.flatnonzero(s.row_list == number)[0])
     assert model.lower is not None
     with torch.no_grad():
-        user_vector = model.arguments(torch.tensor([row]), 1)[0]["user_vector"][0].numpy()
+        user_vector = model.arguments(torch.tensor([row]))["user_vector"][0].numpy()
         known = torch.from_numpy(model.statistics[day + 1].numpy()[item])
         vector = model.lower.items(torch.as_tensor(item), known).numpy()
     floats = np.concatenate([model.pxtr[number, : len(item)].numpy(), s.item_duration_s[item][:, None] * 1000], 1)
@@ -167,7 +166,7 @@ def test_the_device_model_learns_from_what_the_device_will_feed_it(
     log: ImpressionLog, samples: Samples, model: DeviceModel
 ) -> None:
     runtime = TorchRuntime(model)
-    ranker = Ranker(model.spec, "v", {"split": runtime})
+    ranker = Ranker(model.spec, "v", {"split": {"whole": runtime}})
     place = {
         (int(samples.user_ids[samples.event_user[e]]), int(samples.item_ids[samples.event_item[e]])): r
         for r, e in enumerate(samples.row_event)
@@ -187,7 +186,7 @@ def test_the_device_model_learns_from_what_the_device_will_feed_it(
             left = sorted(feed.remaining.tolist())
             if len(left) > 1:
                 with torch.no_grad():
-                    trained = {k: v.numpy() for k, v in model.arguments(torch.tensor([row]), len(left))[0].items()}
+                    trained = {k: v.numpy() for k, v in model.arguments(torch.tensor([row])).items()}
                 _same_inputs(runtime.last, trained)
                 compared += 1
             assert impression["item_id"] in left
@@ -201,13 +200,12 @@ def test_the_device_model_learns_from_what_the_device_will_feed_it(
 
 def _same_inputs(served: dict[str, NDArray[Any]], trained: dict[str, NDArray[Any]]) -> None:
     assert set(served) == set(trained) == set(INPUT_NAMES["split"])
-    # a training list begins with the shown item: candidates are a set, so both are put in one order
-    served, trained = dict(served), dict(trained)
-    for inputs in (served, trained):
-        f, v = inputs["candidate_float"][0], inputs["candidate_vector"][0].astype(np.float64)
-        by = np.lexsort((v[:, 0].round(2), *f.T))
-        for name in ("candidate_float", "candidate_category", "candidate_vector", "candidate_mask"):
-            inputs[name] = inputs[name][:, by]
+    # a device ranks all that is left, a sample is the one item that was shown
+    served = dict(served)
+    distance = np.abs(served["candidate_float"] - trained["candidate_float"]).max(2)
+    distance += np.abs(served["candidate_vector"] - trained["candidate_vector"]).max(2)
+    for name in ("candidate_float", "candidate_category", "candidate_vector", "candidate_mask"):
+        served[name] = served[name][:, [distance.argmin()]]
     for name, got in served.items():
         expected = trained[name]
         assert got.shape == expected.shape, name

@@ -25,11 +25,14 @@ from device.contract import (
     FeedbackEvent,
     FeedbackReceipt,
     FileEntry,
+    GroupRule,
     ModelEntry,
     Network,
     Orientation,
     Page,
     PageRequest,
+    PersonalConfig,
+    TaskPrior,
 )
 from tests.device.worlds import SPEC
 
@@ -91,9 +94,15 @@ def valid() -> dict[str, msgspec.Struct]:
         spec="spec.json",
         files=(
             FileEntry(path="models/split.onnx", bytes=3, sha256="ab" * 32),
+            FileEntry(path="models/heavy.onnx", bytes=4, sha256="ef" * 32),
             FileEntry(path="spec.json", bytes=2, sha256="cd" * 32),
         ),
-        models=(ModelEntry(form="split", format="onnx", precision="fp32", path="models/split.onnx", bytes=3),),
+        models=(
+            ModelEntry(form="split", format="onnx", precision="fp32", path="models/split.onnx", bytes=3),
+            ModelEntry(form="split", format="onnx", precision="fp32", path="models/heavy.onnx", bytes=4, group="heavy"),
+        ),
+        personal=PersonalConfig(tasks={"like": TaskPrior(user=0.25, category=0.5)}, forget=0.0625, drift_max=1.5, buckets=64),
+        groups=GroupRule(casual_from=10, heavy_from=50),
     )
     return {
         "page": page(),
@@ -127,7 +136,7 @@ def changed(struct: msgspec.Struct, *path: str | int, value: Any = ..., **extra:
 
 def bad_json() -> dict[str, tuple[str, Any, str, str]]:
     """name → type, data, error, path"""
-    whole, batch = page(), FeedbackBatch(events=(event(), event(event_id="e-2")))
+    whole, batch, manifest = page(), FeedbackBatch(events=(event(), event(event_id="e-2"))), valid()["manifest"]
     c, at = "candidates", "$.candidates"
     return {
         "page_version": ("Page", changed(whole, "version", value=2), "VersionError", "$.version"),
@@ -180,6 +189,14 @@ def bad_json() -> dict[str, tuple[str, Any, str, str]]:
         ),
         "event_ended": ("FeedbackEvent", changed(event(), "ended", value=9), "DecodeError", "$.ended"),
         "event_list": ("FeedbackEvent", [], "DecodeError", "$"),
+        "manifest_group": (
+            "BundleManifest",
+            changed(manifest, "models", 1, "group", value="idle"),
+            "DecodeError",
+            "$.models[1].group",
+        ),
+        "manifest_rule": ("BundleManifest", changed(manifest, "groups", "heavy_from", value=9), "DecodeError", "$.groups"),
+        "manifest_personal": ("BundleManifest", changed(manifest, "personal", "forget", value=-1), "DecodeError", "$.personal"),
     }
 
 

@@ -1,14 +1,31 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.models.reranker import UpperHalf
+from cloud.models.presets import PRESETS
+from cloud.models.reranker import UpperConfig, UpperHalf
 from export.parity import draw_inputs
 from tests.export.small_run import CONFIG, SPEC, random_upper
 
 Inputs = dict[str, torch.Tensor]
+
+FULL = UpperConfig(
+    width=16,
+    category_width=4,
+    bins=4,
+    cross_width=4,
+    heads=2,
+    head_width=8,
+    experts=3,
+    expert_width=8,
+    towers=(8, 4),
+    chosen_max=3,
+)
+CONFIGS = {"plain": CONFIG, "full": FULL, "no pairs": replace(FULL, pairs=False), "no crossing": replace(FULL, cross_width=0)}
 
 
 def draw(form: str, n: int, t: int, seed: int = 0) -> Inputs:
@@ -20,11 +37,12 @@ def scores(model: UpperHalf, inputs: Inputs) -> np.ndarray:
         return model(**inputs).numpy()
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("form", ["split", "self_contained"])
 @given(seed=st.integers(0, 50), n=st.integers(1, 12), t=st.integers(0, 10))
-@settings(max_examples=15, deadline=None)
-def test_the_order_of_candidates_and_what_is_masked_do_not_matter(form: str, seed: int, n: int, t: int) -> None:
-    model = random_upper(split=form == "split")
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_candidates_and_what_is_masked_do_not_matter(form: str, config: str, seed: int, n: int, t: int) -> None:
+    model = random_upper(split=form == "split", config=CONFIGS[config])
     inputs = draw(form, n, max(t, 1), seed)
     inputs["candidate_mask"][:] = 1
     inputs["event_mask"][:] = float(t > 0)
@@ -43,8 +61,9 @@ def test_the_order_of_candidates_and_what_is_masked_do_not_matter(form: str, see
     np.testing.assert_allclose(scores(model, padded)[:, :n], expected, atol=1e-6)
 
 
-def test_a_split_form_that_starts_from_the_self_contained_one_scores_alike() -> None:
-    own, split = random_upper(split=False), UpperHalf(CONFIG, SPEC, split=True).eval()
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_split_form_that_starts_from_the_self_contained_one_scores_alike(config: UpperConfig) -> None:
+    own, split = random_upper(split=False, config=config), UpperHalf(config, SPEC, split=True).eval()
     split.start_from(own)
     inputs = draw("split", 12, 10)
     alone = {k: v for k, v in inputs.items() if "vector" not in k}
@@ -52,7 +71,7 @@ def test_a_split_form_that_starts_from_the_self_contained_one_scores_alike() -> 
 
 
 def test_scores_of_exactly_zero_and_one_and_absurd_values_stay_finite() -> None:
-    model, inputs = random_upper(split=True), draw("split", 6, 5)
+    model, inputs = random_upper(split=True, config=FULL), draw("split", 6, 5)
     for value in (0.0, 1.0):
         inputs["candidate_float"][..., : len(SPEC.tasks)] = value
         inputs["event_float"][..., : len(SPEC.tasks)] = value
@@ -60,9 +79,64 @@ def test_scores_of_exactly_zero_and_one_and_absurd_values_stay_finite() -> None:
         assert np.isfinite(scores(model, inputs)).all()
 
 
-def test_feedback_changes_the_scores() -> None:
-    model, inputs = random_upper(split=False), draw("self_contained", 6, 5)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_feedback_and_its_distance_change_the_scores(config: UpperConfig) -> None:
+    model, inputs = random_upper(split=False, config=config), draw("self_contained", 6, 5)
     inputs["event_mask"][:] = 1
     before = scores(model, inputs)
     inputs["event_feedback"][:, -1, 1] = 1 - inputs["event_feedback"][:, -1, 1]
     assert np.abs(scores(model, inputs) - before).max() > 1e-4
+    for column in (0, 1):
+        before = scores(model, inputs)
+        inputs["event_gap"][..., column] += 3
+        assert np.abs(scores(model, inputs) - before).max() > 1e-5
+
+
+def test_only_the_full_model_sees_how_likely_watched_items_were_to_please() -> None:
+    """A candidate's query does not hold the pXTR of a watched item: that is what the crossing of pairs is for."""
+    model, inputs = random_upper(split=False, config=FULL), draw("self_contained", 2, 5)
+    states = model.encode_candidates(inputs["candidate_float"], inputs["candidate_category"])
+    events = model.encode_events(inputs["event_float"], inputs["event_category"], inputs["event_feedback"])
+    moment = {name: inputs[name] for name in ("event_gap", "event_mask", "context")}
+    moved = events.clone()
+    moved[..., -len(SPEC.tasks) :] += 1
+    with torch.no_grad():
+        difference = (model.watch(states, moved, **moment) - model.watch(states, events, **moment)).abs().max()
+    assert difference > 1e-4
+
+
+class TestChosen:
+    """The list search's part: who was chosen before, in which order, and padding."""
+
+    model = random_upper(split=False, config=FULL)
+
+    def choose(self, chosen: list[int], pad: int = 0) -> torch.Tensor:
+        inputs, model = draw("self_contained", 6, 5), self.model
+        states = model.encode_candidates(inputs["candidate_float"], inputs["candidate_category"])
+        events = model.encode_events(inputs["event_float"], inputs["event_category"], inputs["event_feedback"])
+        ready = model.watch(states, events, inputs["event_gap"], inputs["event_mask"], inputs["context"])
+        places = torch.tensor([[0] * pad + chosen], dtype=torch.long)
+        mask = torch.tensor([[0.0] * pad + [1.0] * len(chosen)])
+        with torch.no_grad():
+            return model.choose(ready, states, states[:, places[0]], mask)
+
+    @pytest.mark.parametrize("chosen", [[], [3], [3, 1], [0, 1, 2, 3, 4]])
+    @pytest.mark.parametrize("pad", [0, 1, 4])
+    def test_padding_changes_nothing(self, chosen: list[int], pad: int) -> None:
+        if not chosen and not pad:
+            inputs = draw("self_contained", 6, 5)
+            np.testing.assert_allclose(torch.sigmoid(self.choose([], 2)), scores(self.model, inputs), atol=1e-6)
+        else:
+            np.testing.assert_allclose(self.choose(chosen, pad), self.choose(chosen, 2), atol=1e-6)
+
+    def test_who_and_in_which_order_matters_up_to_the_longest_list_told_apart(self) -> None:
+        assert (self.choose([3, 1]) - self.choose([1, 3])).abs().max() > 1e-4
+        assert (self.choose([3]) - self.choose([4])).abs().max() > 1e-4
+        far = self.choose([0, 5, 1, 2, 3]) - self.choose([5, 0, 1, 2, 3])
+        assert far.abs().max() < 1e-6
+
+
+def test_presets_have_the_sizes_they_promise() -> None:
+    million = sum(p.numel() for p in UpperHalf(PRESETS["paper"], SPEC, split=True).parameters())
+    assert 4 * million < 6e6
+    assert 4 * sum(p.numel() for p in UpperHalf(PRESETS["tiny"], SPEC, split=True).parameters()) < 5e5

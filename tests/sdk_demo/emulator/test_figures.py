@@ -54,6 +54,47 @@ def test_equal_sessions_gain_nothing_and_a_constant_gain_has_no_width(
     assert report["gain"]["oracle"]["likes_per_session"]["mean"] == 0
     assert report["uplift_share"]["mean"] == pytest.approx(ours / (ours + beyond))
     assert report["uplift_share"]["ci95"] == pytest.approx([ours / (ours + beyond)] * 2)
+    assert report["gain"]["on_device"]["uplift_share"] == report["uplift_share"]
+    assert report["gain"]["oracle"]["uplift_share"] == {"mean": 1, "ci95": [1, 1]}
+
+
+@given(st.lists(sessions, min_size=1, max_size=20), st.integers(0, 3))
+def test_every_policy_has_its_share_and_any_can_be_the_floor(records: list[SessionRecord], more: int) -> None:
+    named = {"cloud_order": 0, "refreshed": 1, "beam": 1 + more, "oracle": 2 + more}
+    everything = [r for name, n in named.items() for r in _as(name, records, more=n)]
+    report = figures(everything, tuple(named), seed=0, config=FEW)
+    assert report["uplift_share"] is None, "the product did not take part"
+    for name in ("refreshed", "beam"):
+        assert report["gain"][name]["uplift_share"]["mean"] == pytest.approx(named[name] / named["oracle"])
+    above = figures(everything, ("refreshed", "beam"), seed=0, config=replace(FEW, floor="refreshed"))["gain"]
+    assert above.keys() == {"beam"}
+    assert above["beam"]["effective_views_per_session"]["ci95"] == pytest.approx([more, more])
+    assert above["beam"]["uplift_share"] is None
+
+
+def test_trainings_that_differ_widen_the_interval() -> None:
+    """Every user alike, one training twice as good as the other: all doubt is which trainings there are."""
+    records = [
+        SessionRecord(policy, user, training, effective=[True] * (1 + better * (training + 1)))
+        for policy, better in (("cloud_order", 0), ("on_device", 1), ("oracle", 2))
+        for user in range(20)
+        for training in (0, 1)
+    ]
+    report = figures(records, ALL, seed=0)
+    assert report["gain"]["on_device"]["effective_views_per_session"] == {"mean": 1.5, "ci95": [1, 2]}
+    assert report["uplift_share"] == {"mean": 0.5, "ci95": [0.5, 0.5]}, "the oracle had the same trainings"
+
+
+@given(st.lists(sessions, min_size=1, max_size=20))
+def test_a_training_alone_is_told_as_if_there_were_no_others(records: list[SessionRecord]) -> None:
+    numbered = [replace(r, training=7) for r in records]
+    assert figures(numbered, ("cloud_order",), seed=0, config=FEW) == figures(records, ("cloud_order",), seed=0, config=FEW)
+
+
+def test_users_who_came_with_one_training_only_are_no_trouble() -> None:
+    records = [SessionRecord("cloud_order", 1, 0, effective=[True]), SessionRecord("cloud_order", 2, 1, effective=[False])]
+    row = figures(records, ("cloud_order",), seed=0)["policies"]["cloud_order"]
+    assert (row["effective_views_per_session"], row["effective_views_per_session_ci95"]) == (0.5, [0, 1])
 
 
 def test_where_the_oracle_wins_nothing_there_is_no_share() -> None:

@@ -1,11 +1,28 @@
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 
-from device import FeedSession
+from device import Bundle, FeedSession
 from device.codec import to_block
-from device.contract import Candidates, Columns, Page
-from sdk_demo.emulator.policies import POLICIES, CloudOrder, OnDevice, Oracle
+from device.contract import Candidates, Columns, Page, SearchSpec
+from device.paging import PagingState
+from device.search import GREEDY
+from sdk_demo.emulator.errors import PolicyError
+from sdk_demo.emulator.policies import (
+    DEFAULT_POLICIES,
+    POLICIES,
+    Beam,
+    CloudOrder,
+    Greedy,
+    OnDevice,
+    Oracle,
+    Policy,
+    Refreshed,
+)
 from sdk_demo.world import UserSession, World
+from tests.sdk_demo.conftest import SmallDemo
 from tests.sdk_demo.world.worlds import small
 
 ITEMS = [7, 300, 41, 12, 99, 500, 8]
@@ -33,8 +50,8 @@ def _feed(user: UserSession) -> FeedSession:
     return feed
 
 
-@pytest.mark.parametrize("policy", [CloudOrder(None), OnDevice(None)])
-def test_without_a_model_the_order_is_the_clouds(policy: CloudOrder | OnDevice, world: World) -> None:
+@pytest.mark.parametrize("policy", [CloudOrder(None), Refreshed(None), Greedy(None), Beam(None), OnDevice(None)])
+def test_without_a_model_the_order_is_the_clouds(policy: Policy, world: World) -> None:
     user = world.session(3, seed=0)
     feed = _feed(user)
     assert [policy.pick(feed, user) for _ in range(len(ITEMS) + 1)] == [*ITEMS, None]
@@ -60,5 +77,35 @@ def test_the_oracle_has_nothing_to_show_of_nothing(world: World) -> None:
 
 
 def test_policies_are_known_by_their_names() -> None:
-    assert list(POLICIES) == ["cloud_order", "on_device", "oracle"]
+    assert list(POLICIES) == ["cloud_order", "refreshed", "greedy", "beam", "on_device", "informed", "oracle"]
     assert all(kind.name == name for name, kind in POLICIES.items())
+    assert set(DEFAULT_POLICIES) < set(POLICIES)
+
+
+def test_refreshed_asks_again_after_six_of_its_page() -> None:
+    assert Refreshed.paging is not None
+    asked = [Refreshed.paging(PagingState(30 - shown, shown, 0, 600_000, 1.0)) for shown in range(8)]
+    assert [decision.request for decision in asked] == [False] * 6 + [True] * 2
+    assert {decision.size for decision in asked} == {30}
+    assert all(kind.paging is None for kind in POLICIES.values() if kind is not Refreshed), "the same rule for all others"
+
+
+def test_each_search_is_a_rankers_own(small_demo: SmallDemo) -> None:
+    bundle = Bundle.open(small_demo.out / "bundle")
+    rankers = {name: kind(bundle).ranker for name, kind in POLICIES.items()}
+    searches = {name: ranker.search for name, ranker in rankers.items() if ranker is not None}
+    assert searches == {
+        "greedy": GREEDY,
+        "beam": bundle.spec.search or SearchSpec(),
+        "on_device": bundle.spec.search or GREEDY,
+    }
+    assert searches["beam"].beam > 1
+    assert [name for name, kind in POLICIES.items() if kind.uses_models] == list(searches)
+
+
+def test_a_model_that_cannot_search_lists_is_no_beam(small_demo: SmallDemo) -> None:
+    bundle = Bundle.open(small_demo.out / "bundle")
+    whole = tuple(model for model in bundle.manifest.models if model.stage == "whole")
+    bare = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, models=whole))
+    with pytest.raises(PolicyError, match="beam: expected a bundle with a model for lists, got one with whole"):
+        Beam(bare)

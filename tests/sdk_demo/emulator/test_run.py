@@ -2,17 +2,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from device import BundleError, ClientError
+from device import Bundle, BundleError, ClientError
 from device.client import BadUrlError, UnreachableError
-from sdk_demo.emulator import EmulatorError, PolicyError, WrongWorldError, emulate
+from sdk_demo.emulator import POLICIES, EmulatorError, PolicyError, WrongWorldError, emulate, play
+from sdk_demo.emulator.phone import SessionRecord
+from sdk_demo.world import WorldConfig
 from tests.cloud.serving.live import Live, live
 from tests.cloud.small_published import small_run
 from tests.sdk_demo.conftest import SmallDemo
+
+ACCEPTED = 'pocketrank_feedback_events_total{result="accepted"}'
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,39 @@ def test_a_policy_meets_the_same_whoever_else_takes_part(server: Live, small_dem
     assert alone["split_version"]["phones"] is None
 
 
+def test_every_policy_can_play(server: Live, small_demo: SmallDemo) -> None:
+    report = emulate(_url(server), clients=2, sessions=30, seed=1, world=small_demo.world, policies=tuple(POLICIES))
+    told, counters = report["policies"], report["counters"]
+    assert list(told) == list(POLICIES)
+    assert [name for name in POLICIES if counters[name]["reranks"]] == ["greedy", "beam", "on_device"]
+    same = "beam" if Bundle.open(small_demo.out / "bundle").spec.search else "greedy"
+    assert told[same] == told["on_device"], "the search that the bundle asks for"
+    often, seldom = (
+        told[name]["requests_per_session"] / told[name]["items_per_session"] for name in ("refreshed", "cloud_order")
+    )
+    assert often > seldom
+    assert report["gain"]["refreshed"]["uplift_share"]["mean"] != 0, "the cloud ranked again"
+
+
+def test_feedback_that_is_held_back_reaches_the_cloud_late_and_the_device_at_once(server: Live, small_demo: SmallDemo) -> None:
+    def run(delay_s: float) -> dict[tuple[str, int], SessionRecord]:
+        before = server.metric(ACCEPTED)
+        world = WorldConfig.load(small_demo.world)
+        played = play(
+            _url(server), sessions=40, seed=2, world=world, policies=("cloud_order", "on_device"), feedback_delay_s=delay_s
+        )
+        shown = sum(len(r.effective) for r in played.records)
+        assert server.metric(ACCEPTED) - before == shown == sum(r.counters.events for r in played.records), "nothing is lost"
+        return {(r.policy, r.user_id): replace(r, rerank_ms=[], page_ms=[]) for r in played.records}
+
+    at_once, never = run(0), run(1e6)
+    same = {key for key in at_once if at_once[key] == never[key]}
+    first_page = {key for key in at_once if at_once[key].requests == 1}
+    assert first_page
+    assert first_page <= same, "with one page there is nothing that the cloud could learn too late, and the device learned all"
+    assert {policy for policy, _ in at_once.keys() - same} == {"cloud_order", "on_device"}, "later pages lack the feedback"
+
+
 def test_a_bundle_can_be_given(server: Live, small_demo: SmallDemo, tmp_path: Path) -> None:
     def run(bundle: Path | None) -> dict[str, Any]:
         return emulate(
@@ -77,16 +115,21 @@ def test_a_bundle_can_be_given(server: Live, small_demo: SmallDemo, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"policies": ("best",)}, PolicyError, "some of cloud_order, on_device, oracle, got best"),
+        (
+            {"policies": ("best",)},
+            PolicyError,
+            "some of cloud_order, refreshed, greedy, beam, on_device, informed, oracle, got best",
+        ),
         ({"policies": ()}, PolicyError, "got none"),
         ({"sessions": 0}, EmulatorError, "sessions: expected at least 1, got 0"),
         ({"clients": 0}, EmulatorError, "clients: expected at least 1, got 0"),
         ({"seed": -1}, EmulatorError, "seed: expected at least 0, got -1"),
+        ({"feedback_delay_s": float("nan")}, EmulatorError, "feedback_delay_s: expected at least 0, got nan"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_call(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        emulate("http://nowhere.invalid", **change)
+        play("http://nowhere.invalid", **change)
 
 
 def test_a_server_that_is_not_there_is_a_typed_error() -> None:

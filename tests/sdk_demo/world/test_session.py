@@ -123,3 +123,34 @@ def test_default_start_is_after_the_log() -> None:
     starts = {WORLD.session(user, seed=1).now_ms for user in range(1, 20)}
     assert min(starts) >= log.start_ms + log.days * 86_400_000
     assert len(starts) > 10
+
+
+def test_who_knows_items_and_users_foresees_better_than_chance_and_worse_than_the_oracle() -> None:
+    """Over many sessions of random items: log loss of the filter, of the truth, and of the mean rate."""
+    rng, loss = np.random.default_rng(0), {"informed": 0.0, "oracle": 0.0}
+    seen: list[bool] = []
+    for user in range(1, 60):
+        session = WORLD.session(user, seed=3)
+        while session.alive and session.position < 30:
+            item = rng.integers(1, len(WORLD.items) + 1, 1)
+            expected = {"informed": session.expected(item)[0], "oracle": session.probabilities(item)["effective_view"][0]}
+            outcome = session.watch(int(item[0]))
+            seen.append(outcome.effective_view)
+            for name, p in expected.items():
+                loss[name] -= np.log(p if outcome.effective_view else 1 - p)
+    mean = np.mean(seen)
+    chance = -len(seen) * (mean * np.log(mean) + (1 - mean) * np.log(1 - mean))
+    assert loss["oracle"] < loss["informed"] < chance
+
+
+def test_expecting_moves_nothing() -> None:
+    items = list(range(1, 60))
+    for user in range(1, 10):
+        asked = WORLD.session(user, seed=2)
+        outcomes = []
+        for item in items:
+            if not asked.alive:
+                break
+            asked.expected(np.arange(1, 31))
+            outcomes.append(asked.watch(item))
+        assert outcomes == run(WORLD.session(user, seed=2), items)

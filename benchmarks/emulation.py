@@ -1,0 +1,313 @@
+"""How much of the oracle's uplift the device wins, in worlds that differ in one thing each. All users are simulated.
+
+`python -m benchmarks.emulation --json FILE`. For each world, and for each training in it: a log, a run trained on it, a bundle,
+a server, and phones that play the same sessions with the same luck under every policy. The report::
+
+    simulated                true
+    worlds.WORLD.POLICY      uplift_share; effective_views_per_session and the other figures of `sdk_demo.emulator.figures`
+    worlds.WORLD.POLICY.*    mean, ci95
+    worlds.WORLD.beam_over_greedy.*      the same of the difference, sessions being paired
+    worlds.WORLD.trainings.SEED.POLICY.uplift_share      of the sessions with that training's models alone
+    worlds.WORLD             says, changes, feedback_delay_s: what the world is
+    trainings, policies, sessions      what was asked for; sessions are those of each policy with each training
+
+A share is the gain in effective views per session over cloud order, by the oracle's gain. Intervals are over users and
+trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.errors import BenchmarkError
+from cloud.training.run import Run, write_atomically
+from cloud.training.train import WORLD_CONFIG, TrainConfig, train
+from device.contract import SearchSpec
+from export.bundle import export_bundle
+from sdk_demo.cli.errors import is_domain_error
+from sdk_demo.cli.options import parse_list
+from sdk_demo.cli.output import JsonTarget
+from sdk_demo.cli.stages import stages
+from sdk_demo.emulator import play
+from sdk_demo.emulator.figures import FIGURES, FigureConfig, figures
+from sdk_demo.emulator.phone import SessionRecord
+from sdk_demo.server import running_server
+from sdk_demo.world import VARIANTS, World, WorldConfig
+
+__all__ = ["PLAYERS", "Extent", "main", "measure", "print_table"]
+
+_HELP = """\
+Share of the oracle's uplift that cloud order, a refreshed cloud order and the device win, in simulated worlds.
+
+  python -m benchmarks.emulation --json runs/bench/emulation.json
+  python -m benchmarks.emulation --worlds default,weaker_signals --work runs/emulation
+
+With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
+option makes anew what it touches.
+"""
+_WRONG_INPUT = 2
+PLAYERS = ("cloud_order", "refreshed", "greedy", "beam", "informed", "oracle")
+"""Policies that play."""
+CLIENTS = 8
+"""Phones at the same time; two cores are busy from four on."""
+_FALLBACKS = (
+    "pages_refused", "features_bad", "split_mismatch", "vectors_absent", "vectors_bad", "no_model", "model_failed",
+    "scores_bad", "events_bad", "pages_missing", "uploads_missing",
+)  # fmt: skip
+"""What must not have happened: the policy would have been another one for a while."""
+_TRAINED_BY = ("cloud/data", "cloud/models", "cloud/ranking", "cloud/training", "device/contract.py", "sdk_demo/world")
+_EXPORTED_BY = ("cloud/models", "device", "export")
+_PLAYED_BY = ("cloud", "device", "export", "sdk_demo")
+"""Our code that a training, its bundle, and what is played with them, depend on."""
+
+Tell = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is done."""
+
+    worlds: tuple[str, ...] = tuple(VARIANTS)
+    """Names of `sdk_demo.world.VARIANTS`."""
+    sessions: int = 1500
+    """For each policy with each training."""
+    trainings: int = 2
+    """In each world, every one on a log of its own: what is won also varies with the model."""
+    seed: int = 1
+    """Of the first training, its log and its sessions; the others follow."""
+    base: WorldConfig | None = None
+    """The world that the others are changes of; None is the default one."""
+    train: TrainConfig = replace(WORLD_CONFIG, no_feedback=False, search=SearchSpec())
+    """One training, as in the demo."""
+
+
+def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
+    """The report. What is finished is found again in `work`. `tell` gets a stage and the share of it that is done.
+
+    Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
+    step raises.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchmarkError(str(work), "a folder to work in", error.strerror or str(error)) from error
+    seeds = list(range(extent.seed, extent.seed + extent.trainings))
+    worlds = {}
+    for name in extent.worlds:
+        variant, bench = VARIANTS[name], _Bench(name, extent, work, tell)
+        records = {seed: bench.played(seed) for seed in seeds}
+        everything = [record for seed in seeds for record in records[seed]]
+        worlds[name] = {
+            "says": variant.says,
+            "changes": variant.changes,
+            "feedback_delay_s": variant.feedback_delay_s,
+            **_by_policy(everything, extent.seed),
+            "beam_over_greedy": _beam_over_greedy(everything, extent.seed),
+            "trainings": {
+                str(seed): {policy: {"uplift_share": row["uplift_share"]} for policy, row in _by_policy(of, seed).items()}
+                for seed, of in records.items()
+            },
+        }
+    return {
+        "simulated": True,
+        "worlds": worlds,
+        "trainings": seeds,
+        "policies": list(PLAYERS),
+        "sessions": extent.sessions,
+    }
+
+
+class _Bench:
+    """One world: what happens in it with the models of each training, made once and kept in `work`."""
+
+    def __init__(self, name: str, extent: Extent, work: Path, tell: Tell) -> None:
+        self._name, self._extent, self._work = name, extent, work
+        self._world = VARIANTS[name](extent.base or WorldConfig.load())
+        self._delay_s = VARIANTS[name].feedback_delay_s
+        self._tell: Tell = lambda what, share: tell(f"{name}: {what}", share)
+
+    def played(self, seed: int) -> list[SessionRecord]:
+        """Every session of every policy with the models of training `seed`."""
+        extent = self._extent
+        what = (self._world, self._delay_s, extent.train, seed, extent.sessions, PLAYERS, _code(_PLAYED_BY))
+        file = self._work / f"played-{_digest(what)}.json"
+        if file.is_file():
+            try:
+                return msgspec.json.decode(file.read_bytes(), type=list[SessionRecord])
+            except msgspec.MsgspecError as error:
+                raise BenchmarkError(str(file), "the sessions that were kept there", str(error)) from error
+        run, bundle = self._trained(seed)
+        with TemporaryDirectory(prefix="pocketrank-") as scratch:
+            database, said = Path(scratch) / "feedback.db", Path(scratch) / "server.log"
+            with running_server(run.folder, bundle, feedback_db=database, said=said) as url:
+                records = play(
+                    url,
+                    clients=CLIENTS,
+                    sessions=extent.sessions,
+                    seed=seed,
+                    world=self._world,
+                    policies=PLAYERS,
+                    bundle=bundle,
+                    feedback_delay_s=self._delay_s,
+                    progress=lambda share: self._tell(f"emulate, seed {seed}", share),
+                ).records
+        self._refuse_fallbacks(records, seed)
+        # Times are of no use here, and there are many of them.
+        records = [replace(record, training=seed, rerank_ms=[], page_ms=[]) for record in records]
+        write_atomically(file, msgspec.json.encode(records))
+        return records
+
+    def _trained(self, seed: int) -> tuple[Run, Path]:
+        """A run on a log of this world, and its bundle. Worlds that differ outside of the log share them."""
+        config = self._extent.train
+        folder = self._work / f"trained-{_digest((self._world, config, seed, _code(_TRAINED_BY)))}"
+        out, bundle = folder / "run", folder / f"bundle-{_code(_EXPORTED_BY)}"
+        if (out / "metrics.json").is_file():  # written last
+            run = Run.open(out)
+        else:
+            log = World(self._world).simulate_log(seed=seed, progress=lambda share: self._tell(f"log, seed {seed}", share))
+            run = train(log, out=out, seeds=1, seed=seed, config=config, progress=self._tell)
+        if not bundle.is_dir():
+            export_bundle(run, bundle, formats=("onnx",))
+        return run, bundle
+
+    def _refuse_fallbacks(self, records: list[SessionRecord], seed: int) -> None:
+        counters = figures(records, PLAYERS, seed=0)["counters"]
+        taken = [
+            f"{policy} {name} {counters[policy][name]}" for policy in PLAYERS for name in _FALLBACKS if counters[policy][name]
+        ]
+        if taken:
+            raise BenchmarkError(f"{self._name}, seed {seed}", "sessions without a fallback", ", ".join(taken))
+
+
+def _by_policy(records: list[SessionRecord], seed: int) -> dict[str, dict[str, Any]]:
+    """Every policy's figures as `{mean, ci95}`, and its share. Cloud order's is 0, being what is counted from."""
+    told = figures(records, PLAYERS, seed=seed)
+    shares = {policy: gain["uplift_share"] for policy, gain in told["gain"].items()}
+    shares["cloud_order"] = {"mean": 0.0, "ci95": [0.0, 0.0]}
+    return {
+        policy: {
+            "uplift_share": shares[policy],
+            **{name: {"mean": row[name], "ci95": row[f"{name}_ci95"]} for name in FIGURES},
+        }
+        for policy, row in told["policies"].items()
+    }
+
+
+def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]:
+    gain = figures(records, ("greedy", "beam"), seed=seed, config=FigureConfig(floor="greedy"))["gain"]["beam"]
+    return {name: gain[name] for name in FIGURES}
+
+
+@cache
+def _code(places: tuple[str, ...]) -> str:
+    """Digest of our code in these folders and files: what other code made is not taken for what this would make."""
+    root, told = Path(__file__).parents[1], sha256()
+    for place in places:
+        for path in sorted((root / place).rglob("*.py")) or [root / place]:
+            told.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return told.hexdigest()[:12]
+
+
+def _digest(what: tuple[Any, ...]) -> str:
+    return sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()[:12]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark as the command line says; the exit code."""
+    defaults = Extent()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.emulation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser.add_argument("--worlds", default=",".join(VARIANTS), help="comma list [%(default)s]")
+    parser.add_argument(
+        "--sessions", type=_count, default=defaults.sessions, help="of each policy with each training [%(default)s]"
+    )
+    parser.add_argument("--seeds", type=_count, default=defaults.trainings, help="trainings in each world [%(default)s]")
+    parser.add_argument(
+        "--world", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"
+    )
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
+    options = parser.parse_args(arguments)
+    try:
+        target = JsonTarget(options.json)
+        extent = Extent(
+            worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
+            sessions=options.sessions,
+            trainings=options.seeds,
+            base=WorldConfig.load(options.world),
+        )
+        with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
+            report = measure(extent, options.work or Path(scratch), tell)
+        target.write(report)
+    except Exception as error:
+        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return _WRONG_INPUT
+    print_table(target.console, report)
+    return 0
+
+
+_COLUMNS = {
+    "effective_views_per_session": 2, "likes_per_session": 3, "items_per_session": 1, "requests_per_session": 2,
+}  # fmt: skip
+"""Figures shown beside the share, and their digits."""
+
+
+def print_table(console: Console, report: Mapping[str, Any]) -> None:
+    """The report for people."""
+    for name, world in report["worlds"].items():
+        table = Table(title=f"{name}: {world['says']}", title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("policy", no_wrap=True)
+        for column in ("share of the oracle's uplift", *_COLUMNS):
+            table.add_column(column.removesuffix("_per_session").replace("_", " "), justify="right")
+        for policy in report["policies"]:
+            row = world[policy]
+            table.add_row(policy, _share(row["uplift_share"]), *(f"{row[f]['mean']:.{d}f}" for f, d in _COLUMNS.items()))
+        console.print(table)
+        gain = world["beam_over_greedy"]["effective_views_per_session"]
+        low, high = gain["ci95"]
+        _line(console, f"beam over greedy, effective views: {gain['mean']:+.2f} (95 % interval {low:+.2f} to {high:+.2f})\n")
+    count, trainings = report["sessions"], len(report["trainings"])
+    _line(
+        console,
+        f"Simulated users; means per session. {count} sessions of each policy with each of {trainings} trainings a world; "
+        "intervals of 95 % over users and trainings.",
+    )
+
+
+def _share(share: Mapping[str, Any] | None) -> str:
+    if share is None:
+        return "the oracle wins nothing"
+    low, high = share["ci95"]
+    return f"{share['mean']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

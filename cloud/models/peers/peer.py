@@ -1,0 +1,132 @@
+"""What all peers share: their inputs, their heads, and that a peer is the way it reads the list that was shown before.
+
+A peer takes the device model's inputs (`device.contract.FeatureSpec`, self-contained form) and gives logits. It sees the same
+features: pXTRs, duration and category of candidates and of watched items, feedback, gaps, context. It ends in the same heads, a
+multi-gate mixture with a tower per task, as Gong et al. (CIKM 2022, section 6.1) gave EdgeRec, and has the same residual of the
+pXTRs: untrained, it orders nearly as the cloud does. It trains pointwise, with the log loss of each task: list losses need one
+label of worth, and these logs have several.
+
+The published list models rerank candidates that stand beside one another. A log of impressions knows only what was shown one
+after the other, and the rest of such a list is what came later and would tell the answer. So their list is what was shown
+before, in its order, then the candidate; a candidate's logits depend on no other candidate.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cloud.models.layers import Embedding, MultiGate
+from cloud.models.reranker import Normalise, logit
+from device.contract import FeatureSpec
+
+__all__ = ["Peer", "PeerConfig", "real_first", "with_shown"]
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """Widths of a peer: those of our model in the same benchmark where it has them."""
+
+    width: int = 64
+    """Of a candidate before the experts, and of transformer blocks."""
+    category_width: int = 8
+    """Embedding of a categorical feature."""
+    state: int = 32
+    """Of a recurrent network; EdgeRec's on Taobao's devices."""
+    layers: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Of an attention."""
+    experts: int = 4
+    """Of the multi-gate mixture."""
+    expert_width: int = 32
+    """Of each expert."""
+    towers: tuple[int, ...] = (32,)
+    """Hidden layers of each task's tower."""
+    dropout: float = 0.1
+    """Between experts and towers, and in transformer blocks."""
+
+
+class Peer(nn.Module, ABC):
+    """Logits of every task; a subclass says what it `read`s from the list, `read_width` numbers for each candidate."""
+
+    def __init__(self, config: PeerConfig, spec: FeatureSpec, read_width: int) -> None:
+        super().__init__()
+        c, self.config = config, config
+        self.item_floats = Normalise(spec.candidate_floats)
+        self.feedback_floats = Normalise(spec.feedback_floats)
+        self.context_floats = Normalise(spec.context_floats)
+        self.categories = nn.ModuleList([Embedding(f.size, c.category_width) for f in spec.candidate_categories])
+        names = [f.name for f in spec.candidate_floats]
+        self.pxtr_at = [names.index(f"pxtr_{task}") for task in spec.tasks]
+        item, _ = self.widths(config, spec)
+        self.body = nn.Linear(item + len(spec.context_floats) + read_width, c.width)
+        self.mixture = MultiGate(c.experts, c.expert_width, c.towers, len(spec.tasks))
+        self.entry = nn.Linear(c.width, self.mixture.entry_width)
+        self.residual = nn.Parameter(torch.ones(len(spec.tasks)))
+
+    @staticmethod
+    def widths(config: PeerConfig, spec: FeatureSpec) -> tuple[int, int]:
+        """Of an item and of the feedback on it."""
+        item = len(spec.candidate_floats) + len(spec.candidate_categories) * config.category_width
+        return item, len(spec.feedback_floats) + 2
+
+    @abstractmethod
+    def read(
+        self,
+        candidates: Float[Tensor, "b n i"],
+        events: Float[Tensor, "b t i"],
+        feedback: Float[Tensor, "b t f"],
+        mask: Float[Tensor, "b t"],
+    ) -> Float[Tensor, "b n r"]:
+        """What the watched list says about each candidate. Events are oldest first, `mask` is 1 for real ones."""
+
+    def forward(
+        self,
+        candidate_float: Float[Tensor, "b n fc"],
+        candidate_category: Int[Tensor, "b n c"],
+        candidate_mask: Float[Tensor, "b n"],
+        event_float: Float[Tensor, "b t fc"],
+        event_category: Int[Tensor, "b t c"],
+        event_feedback: Float[Tensor, "b t fb"],
+        event_gap: Float[Tensor, "b t 2"],
+        event_mask: Float[Tensor, "b t"],
+        context: Float[Tensor, "b fx"],
+    ) -> Float[Tensor, "b n k"]:
+        """Logits for the next place of the list; `candidate_mask` is for the caller, no candidate depends on another."""
+        candidates = self._items(candidate_float, candidate_category)
+        events = self._items(event_float, event_category)
+        feedback = torch.cat([self.feedback_floats(event_feedback), torch.log(event_gap + 1) * 0.3 - 1], -1)
+        of_list = self.context_floats(context)[:, None].expand(-1, candidates.shape[1], -1)
+        read = self.read(candidates, events, feedback, event_mask)
+        x = torch.relu(self.body(torch.cat([candidates, of_list, read], -1)))
+        scores: Tensor = self.mixture(self.entry(x).flatten(0, 1), self.config.dropout)
+        pxtr = logit(candidate_float[..., self.pxtr_at])
+        return scores.view_as(pxtr) + self.residual * pxtr
+
+    def _items(self, floats: Float[Tensor, "b m fc"], category: Int[Tensor, "b m c"]) -> Float[Tensor, "b m i"]:
+        embedded = [table(code) for table, code in zip(self.categories, category.unbind(-1), strict=True)]
+        return torch.cat([self.item_floats(floats), *embedded], -1)
+
+
+def real_first(
+    mask: Float[Tensor, "b t"], *sequences: Float[Tensor, "b t _"]
+) -> tuple[Float[Tensor, "b t"], list[Float[Tensor, "b t _"]]]:
+    """Mask and sequences with the real entries moved to the front, in their order: a recurrent network then meets padding
+    only behind them.
+    """
+    order = torch.argsort(mask, dim=1, descending=True, stable=True)
+    return mask.gather(1, order), [x.gather(1, order[..., None].expand_as(x)) for x in sequences]
+
+
+def with_shown(
+    candidates: Float[Tensor, "b n i"], events: Float[Tensor, "b t i"], mask: Float[Tensor, "b t"]
+) -> tuple[Float[Tensor, "bn t1 i"], Float[Tensor, "bn t1"]]:
+    """A list for each candidate, what was shown before and then the candidate, and its mask."""
+    n = candidates.shape[1]
+    shown = torch.cat([events.repeat_interleave(n, 0), candidates.flatten(0, 1)[:, None]], 1)
+    return shown, nn.functional.pad(mask.repeat_interleave(n, 0), (0, 1), value=1.0)

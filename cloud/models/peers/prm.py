@@ -1,0 +1,43 @@
+"""Personalised reranking model (Pei et al., RecSys 2019, section 4): a transformer encoder over the list.
+
+It knows the list and no feedback (`cloud.models.peers.peer` says which list). The paper's personalised vector is the last
+hidden layer of a click model that was trained before on the user's history; what such a model, here the full ranker, says of
+user and item are its pXTRs.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cloud.models.layers import Embedding
+from cloud.models.peers.peer import Peer, PeerConfig, with_shown
+from device.contract import FeatureSpec
+
+__all__ = ["Prm"]
+
+
+class Prm(Peer):
+    """The candidate's place in the encoded list; places are counted back from it."""
+
+    def __init__(self, config: PeerConfig, spec: FeatureSpec) -> None:
+        c = config
+        super().__init__(config, spec, c.width)
+        self.input = nn.Linear(self.widths(config, spec)[0], c.width)
+        self.place = Embedding(spec.events_max + 1, c.width)
+        block = nn.TransformerEncoderLayer(c.width, c.heads, 2 * c.width, c.dropout, batch_first=True)
+        self.encoder = nn.TransformerEncoder(block, c.layers, enable_nested_tensor=False)
+
+    def read(
+        self,
+        candidates: Float[Tensor, "b n i"],
+        events: Float[Tensor, "b t i"],
+        feedback: Float[Tensor, "b t f"],
+        mask: Float[Tensor, "b t"],
+    ) -> Float[Tensor, "b n r"]:
+        """The encoded candidate. `feedback` is not looked at."""
+        shown, real = with_shown(candidates, events, mask)
+        back = (real.flip(1).cumsum(1).flip(1) - 1).clamp(0, len(self.place.weight) - 1).long()
+        encoded = self.encoder(self.input(shown) + self.place(back), src_key_padding_mask=real == 0)
+        last: Tensor = encoded[:, -1]
+        return last.view(*candidates.shape[:2], -1)

@@ -1,0 +1,33 @@
+"""The simple network with real-time features of Gong et al. (CIKM 2022, section 6.1): feedback is pooled, not attended to."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cloud.models.peers.peer import Peer, PeerConfig
+from device.contract import FeatureSpec
+
+__all__ = ["SimpleDnn"]
+
+
+class SimpleDnn(Peer):
+    """The mean of the embedded events, and how many there are."""
+
+    def __init__(self, config: PeerConfig, spec: FeatureSpec) -> None:
+        super().__init__(config, spec, config.width + 1)
+        self.event = nn.Linear(sum(self.widths(config, spec)), config.width)
+
+    def read(
+        self,
+        candidates: Float[Tensor, "b n i"],
+        events: Float[Tensor, "b t i"],
+        feedback: Float[Tensor, "b t f"],
+        mask: Float[Tensor, "b t"],
+    ) -> Float[Tensor, "b n r"]:
+        """Mean and logarithm of the count, the same for all candidates."""
+        embedded = torch.relu(self.event(torch.cat([events, feedback], -1))) * mask[..., None]
+        count = mask.sum(1, keepdim=True)
+        pooled = torch.cat([embedded.sum(1) / count.clamp(min=1), torch.log1p(count) / 4], -1)
+        return pooled[:, None].expand(-1, candidates.shape[1], -1)

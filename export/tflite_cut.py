@@ -1,0 +1,172 @@
+"""Stages out of a converted LiteRT file: a signature for each, and a search's loop closed.
+
+A converter's file has one signature for all stages side by side (`graphs.Stages`). Here its operations are dealt out to
+subgraphs that share the file's weights, in LiteRT's own schema. What only a reader of the file would need is left out, a fifth
+of a small model: names of tensors, and a buffer for each tensor without data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import copy
+from typing import Any
+
+from device.contract import Stage
+from device.runtimes import OUTPUT_NAMES, stage_inputs
+from export.cut import Operations
+from export.graphs import FIRST, GOING, HANDED, NEXT, Graph, made
+
+__all__ = ["cut_stages"]
+
+
+def cut_stages(data: bytes, graph: Graph, wanted: Mapping[str, tuple[str, Stage]]) -> bytes:
+    """The file `data` with other signatures: name → the signature of all stages that it is cut from, and its stage."""
+    import flatbuffers  # type: ignore[import-untyped]
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(data)
+    for part in model.subgraphs:
+        for operation in part.operators:
+            operation.inputs, operation.outputs = ([int(i) for i in side] for side in (operation.inputs, operation.outputs))
+    sources = {s.signatureKey.decode(): (model.subgraphs[s.subgraphIndex], s) for s in model.signatureDefs}
+    model.subgraphs, model.signatureDefs = [], []
+    for name, (source, stage) in wanted.items():
+        _Source(schema, model, *sources[source]).cut(graph, stage, name)
+    _strip(model)
+    builder = flatbuffers.Builder(len(data))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+class _Part:
+    """A new subgraph of tensors and operations of another. `meant` says for what is handed on what is taken instead."""
+
+    def __init__(self, schema: Any, source: Any, meant: Mapping[int, int]) -> None:
+        self.graph, self.meant, self._source = schema.SubGraphT(), meant, source
+        self.graph.tensors, self.graph.operators, self.graph.inputs, self.graph.outputs = [], [], [], []
+        self._at: dict[int, int] = {}
+
+    def __contains__(self, tensor: int) -> bool:
+        return tensor in self._at
+
+    def add(self, tensor: int) -> int:
+        """Append a tensor like that of the source."""
+        self.graph.tensors.append(copy(self._source.tensors[tensor]))
+        return len(self.graph.tensors) - 1
+
+    def at(self, tensors: Iterable[int]) -> list[int]:
+        """Where tensors of the source are here."""
+        found = []
+        for tensor in tensors:
+            meant = self.meant.get(tensor, tensor)
+            if meant not in self._at:
+                self._at[meant] = self.add(meant)
+            found.append(self._at[meant])
+        return found
+
+    def take(self, operations: Iterable[int]) -> None:
+        """Append operations of the source."""
+        for i in operations:
+            operation = copy(self._source.operators[i])
+            places = iter(self.at(_there(operation.inputs)))
+            operation.inputs = [next(places) if x >= 0 else x for x in operation.inputs]
+            operation.outputs = self.at(operation.outputs)
+            self.graph.operators.append(operation)
+
+
+class _Source:
+    """All stages side by side."""
+
+    def __init__(self, schema: Any, model: Any, source: Any, signature: Any) -> None:
+        self._schema, self._model, self._source = schema, model, source
+        self._inputs, self._outputs = (
+            {t.name.decode(): int(t.tensorIndex) for t in side} for side in (signature.inputs, signature.outputs)
+        )
+
+    def cut(self, graph: Graph, stage: Stage, name: str) -> None:
+        """Append a stage to the model, under the signature `name`."""
+        inputs, outputs = self._inputs, self._outputs
+        given = {n: inputs[n] for n in stage_inputs(graph.form, stage) if n in inputs}
+        wanted = {n: outputs[made(stage, n)] for n in OUTPUT_NAMES[stage]}
+        meant = {inputs[n]: outputs[output] for n, output in HANDED.items() if n in inputs and n not in given}
+        operations = Operations([(_there(o.inputs), o.outputs) for o in self._source.operators], meant)
+        part = _Part(self._schema, self._source, meant)
+        index = len(self._model.subgraphs)
+        self._model.subgraphs.append(part.graph)
+        if stage == "search":
+            assert graph.modules.search is not None
+            self._search(part, operations, given.values(), wanted.values(), graph.modules.search.state)
+        else:
+            part.take(operations.needed(wanted.values(), given.values()))
+        used = {n: i for n, i in given.items() if i in part}  # a runtime has no place for what nothing reads
+        part.graph.inputs, part.graph.outputs = part.at(used.values()), part.at(wanted.values())
+        signature = self._schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = name, index
+        signature.inputs, signature.outputs = self._named(part, used), self._named(part, wanted)
+        self._model.signatureDefs.append(signature)
+
+    def _search(
+        self, part: _Part, operations: Operations[int], given: Iterable[int], wanted: Iterable[int], names: Iterable[str]
+    ) -> None:
+        """Fill `part` with a search, and append its loop's condition and body to the model."""
+        inputs, outputs = self._inputs, self._outputs
+        state = {inputs[n]: (outputs[FIRST + n], outputs[NEXT + n]) for n in names}
+        first, after = outputs[FIRST + GOING], outputs[NEXT + GOING]
+        loop = operations.loop(list(wanted), list(given), state, (first, after))
+        captured = [i for i in loop.captured if self._model.buffers[self._source.tensors[i].buffer].data is None]
+        condition, body = (_Part(self._schema, self._source, part.meant) for _ in range(2))
+        condition.graph.inputs = condition.at((first, *state, *captured))
+        condition.graph.outputs = condition.graph.inputs[:1]
+        body.graph.inputs = [body.add(first), *body.at((*state, *captured))]
+        body.take(loop.body)
+        body.graph.outputs = body.at((after, *(i for _, i in state.values()), *captured))
+        options = self._schema.WhileOptionsT()
+        options.condSubgraphIndex = len(self._model.subgraphs)
+        options.bodySubgraphIndex = options.condSubgraphIndex + 1
+        self._model.subgraphs += [condition.graph, body.graph]
+        part.take(loop.before)
+        whiles = self._schema.OperatorT()
+        whiles.opcodeIndex = self._opcode(self._schema.BuiltinOperator.WHILE)
+        whiles.builtinOptionsType, whiles.builtinOptions = self._schema.BuiltinOptions.WhileOptions, options
+        whiles.inputs = part.at((first, *(i for i, _ in state.values()), *captured))
+        whiles.outputs = [part.add(first), *part.at(state), *(part.add(i) for i in captured)]
+        part.graph.operators.append(whiles)
+        part.take(loop.after)
+
+    def _opcode(self, builtin: int) -> int:
+        code = self._schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = builtin
+        self._model.operatorCodes.append(code)
+        return len(self._model.operatorCodes) - 1
+
+    def _named(self, part: _Part, tensors: Mapping[str, int]) -> list[Any]:
+        named = []
+        for name, i in zip(tensors, part.at(tensors.values()), strict=True):
+            entry = self._schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, i
+            named.append(entry)
+        return named
+
+
+def _there(inputs: Iterable[int]) -> list[int]:
+    """Inputs that an operation has, not those that it might have."""
+    return [i for i in inputs if i >= 0]
+
+
+def _strip(model: Any) -> None:
+    """Leave out names, quantisations of what has none, and buffers that are there twice."""
+    kept: dict[bytes | None, int] = {None: 0}  # the first buffer is that of tensors without data
+    buffers = [model.buffers[0]]
+    for entry in (*(tensor for graph in model.subgraphs for tensor in graph.tensors), *(model.metadata or [])):
+        data = model.buffers[entry.buffer].data
+        key = None if data is None else bytes(data)
+        if key not in kept:
+            kept[key] = len(buffers)
+            buffers.append(model.buffers[entry.buffer])
+        entry.buffer = kept[key]
+    model.buffers = buffers
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.name = None
+            if tensor.quantization is not None and tensor.quantization.scale is None:
+                tensor.quantization = None
