@@ -28,7 +28,7 @@ _GEMM_TRANSPOSES_A = "transA"
 
 
 def onnx_flop(path: Path, inputs: Mapping[str, NDArray[Any]]) -> int:
-    """Operations of all MatMul and Gemm nodes of the graph at `path` for `inputs`.
+    """Operations of all MatMul and Gemm nodes of the graph at `path` for `inputs`, which are at least its own.
 
     The shapes are those of a real run in which the operands and results of every product are outputs too: nothing is inferred.
     Raises `BenchmarkError` for a graph with products of a kind that is not counted here.
@@ -46,7 +46,8 @@ def onnx_flop(path: Path, inputs: Mapping[str, NDArray[Any]]) -> int:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    values = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    taken = {value.name: inputs[value.name] for value in session.get_inputs()}
+    values = dict(zip(names, session.run(names, taken), strict=True))
     total = 0
     for node in products:
         transposed = any(a.name == _GEMM_TRANSPOSES_A and a.i for a in node.attribute)

@@ -31,9 +31,13 @@ def main(arguments: list[str]) -> None:
     if arguments:
         from benchmarks.swipe import SwipeBench
         from device.bundle import Bundle
+        from device.contract import Format
 
-        folder, format, swipes = arguments
-        bench = SwipeBench(Bundle.open(Path(folder), now_ms=0), "split", "tflite" if format == "tflite" else "onnx")
+        folder, name, swipes = arguments
+        bundle = Bundle.open(Path(folder), now_ms=0)
+        format: Format = "tflite" if name == "tflite" else "onnx"
+        searches = "search" in bundle.stages("split", format)
+        bench = SwipeBench(bundle, "split", format, "search" if searches else "stages")
         for _ in range(int(swipes)):
             bench.step()
     print(peak_bytes())

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
+from benchmarks.executorch_peer import open_executorch
 from benchmarks.matmul import SIZES, MatmulRate
 from benchmarks.memory import measure_memory
+from benchmarks.searches import BeamBench, SearchBench
 from benchmarks.subject import FORMATS, Subject
-from benchmarks.swipe import SwipeBench
+from benchmarks.swipe import Kind, SwipeBench
+from benchmarks.timed import Timed, milliseconds
 from device.contract import Form
-from device.runtimes import open_runtime
+from device.runtimes import STAGES, open_stages
+from export.parity import fitting
 
-__all__ = ["Repetitions", "measure"]
+__all__ = ["HEADLINE", "Repetitions", "measure"]
 
 HEADLINE: Form = "split"
 """The form whose figures stand at the top of the report."""
+RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "executorch": "executorch", "torch": "torch"}
+"""What the whole model is run in, and the packages they are."""
 
 
 @dataclass(frozen=True)
@@ -30,62 +35,52 @@ class Repetitions:
     """How often everything is done."""
 
     rounds: int = 60
-    """Turns of: each runtime, torch, swipes with each runtime, products of matrices."""
+    """Turns of everything that is timed."""
     runs: int = 25
-    """Runs and swipes of each kind in a round; a hundredth of all is what p99 rests on."""
+    """Runs, swipes and searches of each kind in a round; a hundredth of all is what p99 rests on."""
     warm_up: int = 3
     """Rounds before, which do not count."""
     sizes: tuple[int, ...] = SIZES
     """Of the matrices."""
+    lists: int = 24
+    """Different lists that are searched."""
     memory_swipes: int = 200
     """In the process whose memory is measured."""
 
 
-class _Timed:
-    """Something to call, and how long each call took."""
+class _Turn(Protocol):
+    def step(self) -> None: ...
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
-        self.ns: list[int] = []
-
-    def step(self) -> None:
-        start = time.perf_counter_ns()
-        self._call()
-        self.ns.append(time.perf_counter_ns() - start)
-
-    def figures(self) -> dict[str, float]:
-        return {"p50_ms": float(np.median(self.ns)) / 1e6, "p99_ms": float(np.percentile(self.ns, 99)) / 1e6}
+    def forget(self) -> None: ...
 
 
 def measure(subject: Subject, repetitions: Repetitions, progress: Callable[[float], None]) -> dict[str, Any]:
-    """The report of `benchmarks.latency`. `progress` gets the share done.
+    """The report of one preset. `progress` gets the share done.
 
     Raises `BenchmarkError`, and what opening a bundle's models raises.
     """
     torch.set_num_threads(1)
     rate = MatmulRate(repetitions.sizes)
-    timed: dict[Form, dict[str, _Timed]] = {form: _timed(subject, form) for form in subject.peers}
-    swipes = {form: {format: SwipeBench(subject.bundle, form, format) for format in FORMATS} for form in subject.peers}
-    turns = [x for kind in (timed, swipes) for by_name in kind.values() for x in by_name.values()]
+    benches = {form: _Form(subject, form, repetitions.lists) for form in subject.peers}
+    turns = [turn for bench in benches.values() for turn in bench.turns()]
     total = repetitions.warm_up + repetitions.rounds
     for number in range(total):
         if number == repetitions.warm_up:
-            _forget(turns)
+            for turn in turns:
+                turn.forget()
             rate = MatmulRate(repetitions.sizes)
         for turn in turns:
             for _ in range(repetitions.runs):
                 turn.step()
         rate.step()
         progress((number + 1) / total)
-    forms = {}
-    for form in subject.peers:
-        limit_ms = subject.flop(form) / rate.best() / 1e6
-        forms[form] = _figures(timed[form], swipes[form], limit_ms) | {"flop": subject.flop(form)}
+    forms = {form: bench.figures(rate.best()) for form, bench in benches.items()}
     spec = subject.bundle.spec
     return {
         **forms[HEADLINE],
         "form": HEADLINE,
         "forms": forms,
+        "weights": subject.weights,
         "candidates": spec.candidates_max,
         "events": spec.events_max,
         "matmul_gflop_s": {"best": rate.best(), **rate.gflop_s()},
@@ -94,47 +89,102 @@ def measure(subject: Subject, repetitions: Repetitions, progress: Callable[[floa
         "machine": {
             "processor": platform.machine(),
             "threads": 1,
-            **{name: version(name) for name in ("numpy", "torch", "onnxruntime", "ai-edge-litert")},
+            **{package: _version(package) for package in ("numpy", *RUNTIMES.values())},
         },
     }
 
 
-def _timed(subject: Subject, form: Form) -> dict[str, _Timed]:
-    """The model of a form in each runtime and in torch, on the same inputs."""
-    calls: dict[str, _Timed] = {}
-    inputs = subject.inputs(form)
-    for format in FORMATS:
-        runtime = open_runtime(subject.bundle.model(form, format), format)
-        calls[format] = _Timed(lambda run=runtime.run: run(inputs))  # type: ignore[misc]
-    model, tensors = subject.peers[form], subject.tensors(form)
-
-    @torch.inference_mode()
-    def eager() -> object:
-        return model(**tensors)
-
-    calls["torch_eager"] = _Timed(eager)
-    return calls
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
-def _figures(timed: dict[str, _Timed], swipes: dict[Any, SwipeBench], limit_ms: float) -> dict[str, Any]:
-    rerank: dict[str, dict[str, float]] = {format: timed[format].figures() for format in FORMATS}
-    for row in rerank.values():
-        row["ratio_to_limit"] = row["p50_ms"] / limit_ms
-    eager = timed["torch_eager"].figures()
-    swipe = {format: bench.figures() for format, bench in swipes.items()}
-    fastest = min(FORMATS, key=lambda format: swipe[format]["p50_ms"])
-    return {
-        "rerank": rerank,
-        "torch_eager": eager | {"ratio_to_limit": eager["p50_ms"] / limit_ms},
-        "swipe": swipe,
-        "limit_ms": limit_ms,
-        "fastest": fastest,
-        "ratio_to_limit": rerank[fastest]["ratio_to_limit"],
-        "sdk_overhead_share": swipe[fastest]["sdk_overhead_share"],
-    }
+class _Form:
+    """All that is timed of one form."""
+
+    def __init__(self, subject: Subject, form: Form, lists: int) -> None:
+        self._subject, self._form = subject, form
+        inputs = subject.stage_inputs(form)
+        self._stages: dict[str, dict[str, Timed]] = {}
+        for format in FORMATS:
+            opened = open_stages({s: subject.bundle.model(form, format, stage=s) for s in ("whole", *STAGES)}, format)
+            self._stages[format] = {s: Timed(partial(r.run_all, fitting(r, inputs[s]))) for s, r in opened.items()}
+        self._peers = {"torch": Timed(partial(_eager, subject.peers[form], subject.tensors(form)))}
+        if (program := subject.programs[form]) is not None:
+            run = open_executorch(program, subject.peers[form], subject.tensors(form))
+            self._peers["executorch"] = Timed(run)
+        kinds: tuple[Kind, ...] = ("stages", "whole", "search") if subject.searches else ("stages", "whole")
+        self._swipes = {kind: {f: SwipeBench(subject.bundle, form, f, kind) for f in FORMATS} for kind in kinds}
+        self._searches: dict[str, dict[bool, SearchBench]] = {}
+        self._beams: dict[str, BeamBench] = {}
+        self._lists = ""
+        if subject.searches:
+            self._lists, found = subject.lists(form, lists)
+            self._searches = {f: {h: SearchBench(subject, form, f, found, host=h) for h in (False, True)} for f in FORMATS}
+            self._beams = {f: BeamBench(subject, form, f, found) for f in FORMATS}
+
+    def turns(self) -> list[_Turn]:
+        nested = (*self._stages.values(), *self._swipes.values(), *self._searches.values())
+        return [*self._peers.values(), *self._beams.values(), *(turn for by_name in nested for turn in by_name.values())]
+
+    def figures(self, rate: float) -> dict[str, Any]:
+        """For products at `rate` operations a nanosecond."""
+        subject, form = self._subject, self._form
+        flop = {"flop": subject.flop(form), "flop_swipe": subject.flop(form, "event", "watch")}
+        limit_ms, swipe_limit_ms = (count / rate / 1e6 for count in flop.values())
+        timed = {format: stages["whole"] for format, stages in self._stages.items()} | self._peers
+        rerank: dict[str, Any] = {name: None for name in RUNTIMES}
+        for name, runs in timed.items():
+            rerank[name] = milliseconds(runs.ns) | {"ratio_to_limit": runs.ms / limit_ms}
+        swipes = {kind: {f: bench.figures() for f, bench in by.items()} for kind, by in self._swipes.items()}
+        fastest = min(FORMATS, key=lambda format: swipes["stages"][format]["p50_ms"])
+        return {
+            "rerank": rerank,
+            "torch_eager": rerank["torch"],
+            "incremental": {format: self._incremental(format, swipe_limit_ms) for format in FORMATS},
+            "swipe": swipes["stages"],
+            "swipe_whole": swipes["whole"],
+            "swipe_search": swipes.get("search"),
+            "search": {format: self._search(format) for format in self._searches} or None,
+            "beam": self._beam(fastest),
+            "bytes": {format: subject.bytes(form, format) for format in FORMATS},
+            **flop,
+            "limit_ms": limit_ms,
+            "fastest": fastest,
+            "ratio_to_limit": rerank[fastest]["ratio_to_limit"],
+            "sdk_overhead_share": swipes["stages"][fastest]["sdk_overhead_share"],
+        }
+
+    def _incremental(self, format: str, limit_ms: float) -> dict[str, float]:
+        ms = {stage: runs.ms for stage, runs in self._stages[format].items()}
+        swipe = ms["event"] + ms["watch"]
+        return {
+            **{f"{stage}_ms": ms[stage] for stage in STAGES},
+            "swipe_ms": swipe,
+            "full_ms": ms["whole"],
+            "speedup": ms["whole"] / swipe,
+            "limit_ms": limit_ms,
+            "ratio_to_limit": swipe / limit_ms,
+        }
+
+    def _search(self, format: str) -> dict[str, float]:
+        graph, host = (self._searches[format][h] for h in (False, True))
+        return {"host_ms": host.ms, "in_graph_ms": graph.ms, "ratio": host.ms / graph.ms, "steps": graph.steps()}
+
+    def _beam(self, format: str) -> dict[str, Any] | None:
+        if (bench := self._beams.get(format)) is None:
+            return None
+        return {
+            **bench.figures(),
+            "beam": bench.search.beam,
+            "weights": self._subject.weights,
+            "lists": self._lists,
+            "runtime": format,
+        }
 
 
-def _forget(turns: list[Any]) -> None:
-    for turn in turns:
-        for times in (turn.ns,) if isinstance(turn, _Timed) else (turn.swipe_ns, turn.run_ns):
-            times.clear()
+@torch.inference_mode()
+def _eager(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> object:
+    return model(**tensors)

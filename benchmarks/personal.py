@@ -46,8 +46,8 @@ from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
 from cloud.training.metrics import auc, gauc, log_loss, ndcg
 from cloud.training.run import Run
 from cloud.training.train import train
-from device.contract import Form
-from device.personal import Group, PersonalConfig, PersonalLayer, TaskPrior, group
+from device.contract import Form, Group, GroupRule, PersonalConfig, TaskPrior
+from device.personal import PersonalLayer, group
 from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.options import parse_date, parse_source
 from sdk_demo.cli.output import JsonTarget, progress
@@ -67,7 +67,7 @@ CATEGORY = (0.0, 0.2, 0.4, 0.7)
 """Deviations of their tastes for categories."""
 FORGET = (0.01, 0.03, 0.1)
 """Shares forgotten at each impression."""
-CASUAL_FROM, HEAVY_FROM = 20, 60
+RULE = GroupRule()
 """Earlier events that part the groups."""
 RESAMPLES = 50
 """Of the bootstrap; its deviations are known to a tenth."""
@@ -181,7 +181,7 @@ def measure(rows: Rows, tell: Callable[[float], None] = lambda _: None, *, resam
         fresh, frozen = replay(based, config)
         figures: dict[str, Any] = {"offset": dict(zip(rows.tasks, shift.tolist(), strict=True))}
         figures["config"] = msgspec.to_builtins(config)
-        groups = np.array([group(before, CASUAL_FROM, HEAVY_FROM) for before in rows.before.tolist()])
+        groups = np.array([group(before, RULE) for before in rows.before.tolist()])
         for name in ("all", *get_args(Group)):
             at = np.flatnonzero(~fits & ((groups == name) | (name == "all")))
             figures[name] = _compare(based.take(at), fresh[at], frozen[at], resamples)

@@ -1,41 +1,58 @@
-"""What is measured: a bundle with both forms in ONNX and LiteRT, and the torch models it came from.
+"""What is measured: bundles with both forms in ONNX and LiteRT, and the torch models they came from.
 
-Without a run there is one made on the spot: the default sizes, the feature spec of the simulated world, untrained weights.
-Time does not depend on the weights' values.
+Without a run there are the presets `tiny` and `paper`, made on the spot: the feature spec of the simulated world, random weights.
+A run's time does not depend on the weights' values; but no parameter is 0 or 1 as before training, because a converter leaves
+out what adds nothing. How far a list search goes does depend on them: its figures say what weights they are of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
+import numpy as np
 import torch
 from msgspec.structs import replace
 
 from benchmarks.arithmetic import onnx_flop, torch_flop
 from benchmarks.errors import BenchmarkError
+from benchmarks.executorch_peer import convert_executorch
 from cloud.data.samples import SampleConfig, build_samples
-from cloud.models.reranker import UpperConfig, UpperHalf
+from cloud.models.presets import PRESETS
+from cloud.models.reranker import Normalise, UpperConfig, UpperHalf
 from cloud.training.joint import JointConfig, device_spec
 from cloud.training.run import Run, RunRecord, save_weights
 from cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
 from device.bundle import Bundle
-from device.contract import FeatureSpec, Form, Format
+from device.contract import FeatureSpec, Form, Format, SearchSpec, Stage
+from device.runtimes import STAGES
 from export.bundle import export_bundle
+from export.gate import GATE_FILE, GateRows
 from export.graphs import Inputs
 from export.parity import draw_inputs
+from export.parity_stages import open_answers
 from sdk_demo.world.config import WorldConfig
 from sdk_demo.world.world import World
 
-__all__ = ["FORMATS", "Subject", "random_run", "world_spec"]
+__all__ = ["FORMATS", "MEASURED", "Subject", "measured_spec", "random_run", "subjects", "world_spec"]
 
 FORMATS: tuple[Format, ...] = ("onnx", "tflite")
 """Formats that have a runtime here."""
+MEASURED = ("tiny", "paper")
+"""Presets that are measured where no run is named."""
+PAPER_CANDIDATES = 9
+"""The page of the published system (Gong et al., CIKM 2022): 6 to show and 3 to choose from."""
 SESSIONS_PER_USER = 0.05
 """Of the world whose log tells the feature spec: enough for every column to have values."""
+SPREAD = 0.05
+"""Standard deviation of what is added to weights as they are before training."""
+
+Progress = Callable[[float], None]
+"""Gets the share done."""
 
 
 def world_spec() -> FeatureSpec:
@@ -46,15 +63,29 @@ def world_spec() -> FeatureSpec:
     return device_spec(samples, JointConfig(), WORLD_WEIGHTS)
 
 
+def measured_spec(spec: FeatureSpec, preset: str) -> FeatureSpec:
+    """`spec` as a preset is measured: with a list search, the published one where there is none, and `paper` with its own page."""
+    spec = replace(spec, search=spec.search or SearchSpec())
+    return replace(spec, candidates_max=PAPER_CANDIDATES, list_sizes=(PAPER_CANDIDATES,)) if preset == "paper" else spec
+
+
 def random_run(folder: Path, spec: FeatureSpec, config: UpperConfig | None = None, seed: int = 0) -> Run:
-    """Write what an export needs of a run into `folder`: both forms of the upper half, as they are before training."""
+    """Write what an export needs of a run into `folder`: both forms of the upper half with random weights."""
     config = config or UpperConfig()
     weights = folder / f"seed-{seed}"
     weights.mkdir(parents=True)
     for form in get_args(Form):
         torch.manual_seed(seed)
+        model = UpperHalf(config, spec, split=form == "split")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * SPREAD)
+            for part in model.modules():
+                if isinstance(part, Normalise):
+                    part.shift.normal_()
+                    part.scale.uniform_(0.5, 1)
         holder = torch.nn.Module()
-        holder.add_module("upper", UpperHalf(config, spec, split=form == "split"))
+        holder.add_module("upper", model)
         save_weights(holder, weights / f"{form}.safetensors")
     record = RunRecord(
         data="none: random weights",
@@ -72,55 +103,128 @@ def random_run(folder: Path, spec: FeatureSpec, config: UpperConfig | None = Non
     return Run.open(folder)
 
 
+def subjects(bundle: Path | None, runs: Sequence[Path], scratch: Path, progress: Progress) -> list[Subject]:
+    """What the options say: the runs, exported into `scratch` (or the one run whose bundle is given), else the presets.
+
+    Raises `BenchmarkError` for a bundle that is not from the run, or not of the default sizes when no run is given; `BundleError`,
+    `RunError`, `ExportError`.
+    """
+    if bundle is not None:
+        if len(runs) > 1:
+            raise BenchmarkError("--bundle", "at most one --run beside it", str(len(runs)))
+        return [Subject.of(Run.open(runs[0]) if runs else None, bundle)]
+    if runs:
+        opened = [_restated(Run.open(run), scratch / f"run-{i}") for i, run in enumerate(runs)]
+    else:
+        spec = world_spec()
+        opened = [random_run(scratch / name, measured_spec(spec, name), PRESETS[name]) for name in MEASURED]
+    found = []
+    for i, run in enumerate(opened):
+        made = scratch / f"bundle-{i}"
+        export_bundle(run, made, formats=FORMATS, progress=lambda _, share, i=i: progress((i + share) / len(opened)))
+        found.append(Subject.of(run, made))
+    return found
+
+
+def _restated(run: Run, folder: Path) -> Run:
+    """The same weights with the spec that is measured."""
+    folder.mkdir(parents=True)
+    for part in (run.seed_folder(), run.published):
+        if part.exists():
+            (folder / part.name).symlink_to(part.resolve())
+    spec = measured_spec(run.spec, _preset(run.record.upper))
+    (folder / "run.json").write_bytes(msgspec.json.encode(replace(run.record, spec=spec)))
+    return Run.open(folder)
+
+
+def _preset(config: UpperConfig) -> str:
+    return next((name for name, preset in PRESETS.items() if preset == config), "custom")
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A bundle and its torch peers."""
+    """A bundle and its peers."""
 
+    name: str
+    """The preset whose sizes it has, or `custom`."""
+    weights: str
+    """Whose they are."""
     folder: Path
     """The bundle's."""
     bundle: Bundle
+    run: Run | None
+    """Where the weights came from, if that is known."""
     peers: dict[Form, UpperHalf]
-    """In evaluation mode, derived weights computed once as in the exported graph."""
+    """In torch, in evaluation mode."""
+    programs: dict[Form, bytes | None]
+    """In ExecuTorch, None where it is not installed."""
 
     @classmethod
-    def of(cls, bundle: Path | None, run: Path | None, scratch: Path, progress: Callable[[str, float], None]) -> Subject:
-        """What the options say: a bundle (of a run), a run to be exported into `scratch`, or neither.
-
-        Raises `BenchmarkError` for a bundle that is not from the run, or not of the default sizes when no run is given;
-        `BundleError`, `RunError`, `ExportError`.
-        """
-        opened = None if run is None else Run.open(run)
-        if bundle is None:
-            opened = opened or random_run(scratch / "run", world_spec())
-            bundle = scratch / "bundle"
-            export_bundle(opened, bundle, formats=FORMATS, progress=progress)
+    def of(cls, run: Run | None, bundle: Path) -> Subject:
+        """The bundle of a run. Raises `BenchmarkError` for one that is of another; see `subjects`."""
         found = Bundle.open(bundle, now_ms=0)
-        if opened is not None and found.spec != opened.spec:
-            raise BenchmarkError(str(bundle), f"a bundle of the run {run}", "one with another feature spec")
-        peers: dict[Form, UpperHalf] = {}
+        if run is not None and found.spec != run.spec:
+            raise BenchmarkError(str(bundle), f"a bundle of the run {run.folder}", "one with another feature spec")
+        config = UpperConfig() if run is None else run.record.upper
+        weights = "of the bundle" if run is None else run.record.data
+        subject = cls(_preset(config), weights, bundle, found, run, {}, {})
         for form in get_args(Form):
             torch.manual_seed(0)
-            model = UpperHalf(UpperConfig(), found.spec, split=form == "split") if opened is None else opened.upper(form)
-            peers[form] = model.eval().freeze()
-        subject = cls(bundle, found, peers)
-        for form in peers:
-            inputs = subject.inputs(form)
-            ours = onnx_flop(found.model(form, "onnx"), inputs)
-            theirs = torch_flop(peers[form], subject.tensors(form))
+            model = UpperHalf(config, found.spec, split=form == "split") if run is None else run.upper(form)
+            subject.peers[form] = model.eval()
+            for format in FORMATS:
+                if not {"whole", *STAGES} <= set(stages := found.stages(form, format)):
+                    expected = f"the whole model and its stages {', '.join(STAGES)}"
+                    raise BenchmarkError(f"{bundle} {form} {format}", expected, ", ".join(stages) or "none")
+            ours, theirs = subject.flop(form), torch_flop(model, subject.tensors(form))
             if ours != theirs:
                 expected = f"{theirs} operations, as its torch model has"
                 raise BenchmarkError(f"{bundle} {form}", expected, f"{ours}: name the run it came from by --run")
+            subject.programs[form] = convert_executorch(model, subject.tensors(form))
         return subject
 
+    @property
+    def searches(self) -> bool:
+        """Whether the bundle has a list search."""
+        return all({"choose", "search"} <= set(self.bundle.stages(form, format)) for form in self.peers for format in FORMATS)
+
     def inputs(self, form: Form) -> Inputs:
-        """Inputs with the spec's longest lists, nothing masked."""
+        """Inputs of the whole model with the spec's longest lists, nothing masked."""
         spec = self.bundle.spec
         return draw_inputs(spec, form, spec.candidates_max, spec.events_max, seed=0)
 
-    def tensors(self, form: Form) -> dict[str, Any]:
+    def tensors(self, form: Form) -> dict[str, torch.Tensor]:
         """The same for torch."""
         return {name: torch.from_numpy(value) for name, value in self.inputs(form).items()}
 
-    def flop(self, form: Form) -> int:
-        """Operations of a run's matrix products, counted in the ONNX graph."""
-        return onnx_flop(self.bundle.model(form, "onnx"), self.inputs(form))
+    def stage_inputs(self, form: Form) -> dict[Stage, Inputs]:
+        """Inputs of the whole model and of its stages in a swipe: a page, the one event that is new, all that is watched."""
+        inputs = self.inputs(form)
+        one = {name: np.ascontiguousarray(value[:, :1]) for name, value in inputs.items() if name.startswith("event")}
+        answers = open_answers({stage: self.bundle.model(form, "onnx", stage=stage) for stage in STAGES}, "onnx")
+        watched = {**inputs, **answers["page"](inputs), **answers["event"](inputs)}
+        return {"whole": inputs, "page": inputs, "event": one, "watch": watched}
+
+    def lists(self, form: Form, count: int) -> tuple[str, list[Inputs]]:
+        """Inputs of up to `count` different lists of full length: of the run's test rows, or drawn at random; and which it is."""
+        spec = self.bundle.spec
+        if self.run is not None and (self.run.published / GATE_FILE).is_file():
+            found: list[Inputs] = list(islice(GateRows.read(self.run).lists(spec.candidates_max), count))
+            if found:
+                return "test rows", found
+        n, t = spec.candidates_max, spec.events_max
+        return "random", [draw_inputs(spec, form, n, t, seed) for seed in range(count)]
+
+    def flop(self, form: Form, *stages: Stage) -> int:
+        """Operations of the matrix products of a run, of the whole model or of some `stages`, counted in the ONNX graphs."""
+        inputs = self.stage_inputs(form)
+        return sum(onnx_flop(self.bundle.model(form, "onnx", stage=stage), inputs[stage]) for stage in stages or ("whole",))
+
+    def bytes(self, form: Form, format: Format) -> dict[str, int]:
+        """Of the whole model's file, of those of its stages, and of all files, which may be the same."""
+        paths = self.bundle.stages(form, format)
+
+        def weigh(*stages: Stage) -> int:
+            return sum(path.stat().st_size for path in {paths[stage] for stage in stages})
+
+        return {"whole": weigh("whole"), "stages": weigh(*(s for s in paths if s != "whole")), "all": weigh(*paths)}

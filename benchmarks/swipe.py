@@ -7,8 +7,8 @@ left, name the next one. Only the device's package is imported here, because `de
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,17 @@ from device.contract import (
     Network,
     Orientation,
     Page,
+    Stage,
 )
 from device.ranker import Ranker
-from device.runtimes import Runtime, open_runtime
+from device.runtimes import STAGES, Runtime, open_stages
+from device.search import GREEDY
 from device.session import FeedSession
 
-__all__ = ["SwipeBench", "TimedRuntime"]
+__all__ = ["Kind", "SwipeBench", "TimedRuntime"]
+
+Kind: TypeAlias = Literal["stages", "whole", "search"]
+"""What makes the order: the stages, the whole model, or the stages and the bundle's list search."""
 
 USER = 7
 BEGIN_MS = 1_700_000_000_000
@@ -42,37 +47,40 @@ EVENT_GAP_MS = 9_000
 
 
 class TimedRuntime(Runtime):
-    """Another runtime, with the time of its last run beside it."""
+    """Another runtime, with the time that its runs took beside it."""
 
     def __init__(self, inner: Runtime) -> None:
         self.input_names, self.list_sizes, self.events = inner.input_names, inner.list_sizes, inner.events
         self._inner = inner
-        self.last_ns = 0
+        self.ns = 0
 
     def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
         """See `Runtime.run_all`."""
         start = time.perf_counter_ns()
         outputs = self._inner.run_all(inputs)
-        self.last_ns = time.perf_counter_ns() - start
+        self.ns += time.perf_counter_ns() - start
         return outputs
 
 
 class SwipeBench:
     """One session with a full history; each `step` is one swipe on a page of `candidates_max` unseen candidates."""
 
-    def __init__(self, bundle: Bundle, form: Form, format: Format) -> None:
+    def __init__(self, bundle: Bundle, form: Form, format: Format, kind: Kind = "stages") -> None:
         """Raises `BundleError`, `ModelRuntimeError`."""
         self.form = form
         self._spec, self._version = bundle.spec, bundle.split_version
-        self._runtime = TimedRuntime(open_runtime(bundle.model(form, format), format))
-        # The other forms are open too, as on a device.
-        others = {f: open_runtime(bundle.model(f, format), format) for f in bundle.forms(format, "fp32") if f != form}
-        ranker = Ranker(bundle.spec, bundle.split_version, {form: self._runtime, **others})
+        runtimes = {}
+        for each in bundle.forms(format):  # the other one is open too, as on a device
+            paths = bundle.stages(each, format)
+            wanted: Collection[Stage] = {"whole": ("whole",), "stages": STAGES, "search": paths.keys() - {"whole"}}[kind]
+            opened = open_stages({stage: path for stage, path in paths.items() if stage in wanted}, format)
+            runtimes[each] = {stage: TimedRuntime(runtime) for stage, runtime in opened.items()}
+        self._timed = list(runtimes[form].values())
+        ranker = Ranker(bundle.spec, bundle.split_version, runtimes, None if kind == "search" else GREEDY)
         self._now_ms = BEGIN_MS
         self.session = FeedSession(ranker, user_id=USER, session_id="bench", clock=lambda: self._now_ms)
         self._rng = np.random.default_rng(0)
         self._items = 0
-        self.steps = 0
         self.swipe_ns: list[int] = []
         self.run_ns: list[int] = []
         for _ in range(bundle.spec.events_max):
@@ -84,17 +92,23 @@ class SwipeBench:
         Raises `BenchmarkError` when the model did not order the candidates, a fallback being no swipe worth timing.
         """
         event = self._event(self._first_of_a_page())
+        for runtime in self._timed:
+            runtime.ns = 0
         start = time.perf_counter_ns()
         self.session.feedback(event)
         self.session.next()
         self.swipe_ns.append(time.perf_counter_ns() - start)
-        self.run_ns.append(self._runtime.last_ns)
-        self.steps += 1
+        self.run_ns.append(sum(runtime.ns for runtime in self._timed))
         if self.session.form != self.form or self.session.counters.model_failed or self.session.counters.scores_bad:
             raise BenchmarkError("a swipe", f"an order by the {self.form} model", f"{self.session.counters}")
 
+    def forget(self) -> None:
+        """Leave out the times so far."""
+        self.swipe_ns.clear()
+        self.run_ns.clear()
+
     def figures(self) -> dict[str, float]:
-        """Milliseconds of a swipe and of the model's run in it, and the median share of a swipe outside that run."""
+        """Milliseconds of a swipe and of the model's runs in it, and the median share of a swipe outside those runs."""
         swipe, run = np.array(self.swipe_ns), np.array(self.run_ns)
         return {
             "p50_ms": float(np.median(swipe)) / 1e6,

@@ -13,8 +13,8 @@ takes its name at the end, so there is never half a bundle.
     onnx, tflite, coreml         bytes and max_abs_diff of the split model in fp32
     seconds     how long the export took
 
-`stages` has for each stage path, bytes, max_diff (relative to 1 + a value's size), p50_ms and, of what it hands on,
-state_width; `bytes_all` counts every file of a model once. Of `searches` lists `others` are not torch's (`parity_stages`).
+`stages` has for each stage path, bytes, max_diff, p50_ms and, of what it hands on, state_width; `bytes_all` counts every file
+of a model once. Of `searches` lists `others` are not torch's (as max_diff in `parity_stages.StageParity`).
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from export.parity import counts, draw_inputs, fitting, measure_ms, parity_cases
 
 __all__ = [
     "REWARD_TOLERANCE",
+    "STATE_FACTOR",
     "Answer",
     "StageParity",
     "compare_stages",
@@ -49,7 +50,7 @@ class StageParity:
     """How stages compare with torch."""
 
     cases: dict[Stage, dict[str, float]]
-    """Largest difference to torch by stage and case, of any value relative to 1 + its size."""
+    """Largest difference to torch by stage and case: of scores, and of states relative to 1 + their largest value."""
     searches: int
     """Lists searched for."""
     others: int
@@ -108,8 +109,9 @@ def compare_stages(
 ) -> StageParity:
     """How the stages of a model compare with torch, on the whole model's cases and, where there is a search, on random ones.
 
-    `answers` are in the order in which stages run. Raises `ParityError` for a difference above `tolerance`, a wrong shape, an
-    answer that is not finite, a failed run; for a list that is none, or with `tolerance` is not worth what torch's is.
+    `answers` are in the order in which stages run. Raises `ParityError` for a wrong shape, an answer that is not finite, a
+    failed run, a list that is none; and with a `tolerance` for a larger difference, of states `STATE_FACTOR` times that, and for
+    a list that is not worth what torch's is.
     """
     spec, rng = graph.spec, np.random.default_rng(seed)
     inputs = parity_cases(spec, graph.form, seed)
@@ -127,9 +129,7 @@ def compare_stages(
                 got = answer(theirs)
             except ModelRuntimeError as error:
                 raise ParityError(at, "an answer", str(error)) from error
-            allowed = {name: None if tolerance is None else tolerance * (STATE_FACTOR, 1)[name == OUTPUT] for name in got}
-            compared = [_difference(at, got[name], expected[name], allowed[name]) for name in got if name in FREE]
-            cases[stage][case] = max(compared)
+            cases[stage][case] = max(_difference(at, n, got[n], expected[n], tolerance) for n in got if n in FREE)
             if stage == "search":
                 others += _is_other(at, graph, ours, got["order"], expected["order"], tolerance)
             else:
@@ -148,14 +148,15 @@ def list_reward(graph: Graph, inputs: Inputs, order: Int[NDArray[np.int32], " l"
     return total
 
 
-def _difference(where: str, got: NDArray[Any], expected: NDArray[Any], tolerance: float | None) -> float:
+def _difference(where: str, name: str, got: NDArray[Any], expected: NDArray[Any], tolerance: float | None) -> float:
     if got.shape != expected.shape:
-        raise ParityError(where, f"an answer {list(expected.shape)}", f"{list(got.shape)}")
+        raise ParityError(where, f"`{name}` {list(expected.shape)}", f"{list(got.shape)}")
     if not np.isfinite(got).all():
-        raise ParityError(where, "finite answers", "NaN or infinity")
-    difference = float((np.abs(got - expected) / (1 + np.abs(expected))).max())
-    if tolerance is not None and difference > tolerance:
-        raise ParityError(where, f"torch's answer within {tolerance:g}", f"a difference of {difference:.3g}")
+        raise ParityError(where, f"a finite `{name}`", "NaN or infinity")
+    size, factor = (1.0, 1) if name == OUTPUT else (1 + float(np.abs(expected).max()), STATE_FACTOR)
+    difference = float(np.abs(got - expected).max()) / size
+    if tolerance is not None and difference > factor * tolerance:
+        raise ParityError(where, f"torch's `{name}` within {factor * tolerance:g}", f"a difference of {difference:.3g}")
     return difference
 
 

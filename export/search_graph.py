@@ -112,7 +112,7 @@ class ListSearch(nn.Module):
 
 
 def _largest(values: Float[Tensor, " m"], count: int) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
-    """The largest values and their places, of equal ones the first: what ONNX and LiteRT promise of top-k, and torch does not."""
+    """The largest values and their places, of equal ones the first: ONNX and LiteRT promise that of top-k, torch does not."""
     if torch.compiler.is_exporting():
         best, places = torch.topk(values, count)
     else:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from device.runtimes import RuntimeRunError
-from device.search import GREEDY, Reward, SearchSpec, SearchResult, search
+from device.search import GREEDY, Reward, SearchResult, SearchSpec, search
 
 COARSE = np.array([0, 0.25, 0.5, 1], np.float32)
 """Few and exact in float32, with both ends: most searches over them meet ties."""
