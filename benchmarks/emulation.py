@@ -35,7 +35,6 @@ from rich.table import Table
 from benchmarks.errors import BenchmarkError
 from cloud.training.run import Run, write_atomically
 from cloud.training.train import WORLD_CONFIG, TrainConfig, train
-from device.contract import SearchSpec
 from export.bundle import export_bundle
 from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.options import parse_list
@@ -90,7 +89,7 @@ class Extent:
     """Of the first training, its log and its sessions; the others follow."""
     base: WorldConfig | None = None
     """The world that the others are changes of; None is the default one."""
-    train: TrainConfig = replace(WORLD_CONFIG, no_feedback=False, search=SearchSpec())
+    train: TrainConfig = replace(WORLD_CONFIG, no_feedback=False)
     """One training, as in the demo."""
 
 

@@ -1,14 +1,15 @@
 """How fast a swipe is on the device, beside its peers and beside the limit that this core's matrix products set.
 
-`python -m benchmarks.latency --json FILE`. The report is `presets.<name>` for each preset that is measured, the first of them also
-at the top. Times are medians in milliseconds unless they say p99; the lists are the longest of the spec. Of the split form::
+`python -m benchmarks.latency --json FILE`. The report is `presets.<name>` for each preset that is measured, the first of
+them also at the top. Times are medians in milliseconds unless they say p99; the lists are the longest of the spec. Of the split
+form::
 
     rerank.{onnx,tflite,executorch,torch}     p50_ms, p99_ms, ratio_to_limit      a run of the whole model; null: not installed
     incremental.{onnx,tflite}     page_ms; event_ms (one event), watch_ms, their sum swipe_ms; full_ms, the whole model;
                                   speedup = full_ms / swipe_ms; limit_ms and ratio_to_limit of the swipe
-    swipe.{onnx,tflite}           p50_ms, p99_ms, run_p50_ms, outside_p50_ms, sdk_overhead_share      feedback(event) and next()
+    swipe.{onnx,tflite}           p50_ms, p99_ms, run_p50_ms, outside_p50_ms, sdk_overhead_share     feedback(event) and next()
     swipe_whole, swipe_search     the same with the whole model, and with the list search in the graph
-    search.{onnx,tflite}          host_ms, in_graph_ms, their ratio, and the mean number of steps      a ranker's order with a beam
+    search.{onnx,tflite}          host_ms, in_graph_ms, their ratio, mean number of steps      a ranker's order with a beam
     beam                          stability and relative_cost by number of steps when no search stops early, found on the host
                                   in `runtime` with `weights` on `lists` of test rows or random ones
     bytes.{onnx,tflite}           of the whole model's file, of its stages', and of all
@@ -41,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.measure import HEADLINE, Repetitions, measure
+from benchmarks.measure import Repetitions, measure
 from benchmarks.searches import PUBLISHED
 from benchmarks.subject import FORMATS, subjects
 from sdk_demo.cli.errors import is_domain_error
@@ -50,8 +51,8 @@ from sdk_demo.cli.output import JsonTarget, progress
 __all__ = ["main", "print_report"]
 
 _HELP = """\
-Time the on-device model, its stages, list searches and whole swipes, on one thread, beside peers and beside the limit set by this
-core's matrix products.
+Time the on-device model, its stages, list searches and whole swipes, on one thread, beside peers and beside the limit set by
+this core's matrix products.
 
   python -m benchmarks.latency                                 the presets tiny and paper with random weights
   python -m benchmarks.latency --run runs/world                the model of a run, exported first
@@ -103,83 +104,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def print_report(console: Console, name: str, report: Mapping[str, Any]) -> None:
-    """The report of a preset for people; of the stages, searches and the beam that of its headline form."""
-    title = f"{name}: {report['candidates']} candidates, {report['events']} events, one thread, microseconds"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in ("run p50", "run p99", "x limit", "swipe p50", "swipe p99", "of it SDK"):
-        table.add_column(column, justify="right")
+    """The report of a preset for people; of stages, searches and the beam that of the headline form."""
     for form, figures in report["forms"].items():
+        title = f"{name}, {form}: {report['candidates']} candidates, {report['events']} events, one thread, microseconds"
+        table = _table(title, "run p50", "run p99", "x limit", "swipe p50", "swipe p99", "of it SDK")
         for runtime, run in figures["rerank"].items():
             cells = ["-"] if run is None else [_us(run["p50_ms"]), _us(run["p99_ms"]), f"{run['ratio_to_limit']:.1f}"]
             if (swipe := figures["swipe"].get(runtime)) is not None:
                 own = f"{_us(swipe['outside_p50_ms'])} = {swipe['sdk_overhead_share']:.0%}"
                 cells += [_us(swipe["p50_ms"]), _us(swipe["p99_ms"]), own]
-            table.add_row(f"{form} {runtime}", *cells)
-        table.add_row(f"{form} limit", _us(figures["limit_ms"]), "", "1.0", end_section=True)
-    console.print(table)
+            table.add_row(runtime, *cells)
+        table.add_row("limit", _us(figures["limit_ms"]), "", "1.0")
+        console.print(table)
     _print_stages(console, report)
-    if report["search"] is not None:
-        _print_beam(console, report)
-    best, memory, weighs = report["matmul_gflop_s"]["best"], report["memory"], report["bytes"]
+    if report["beam"] is not None:
+        _print_beam(console, report["beam"])
+    best, memory = report["matmul_gflop_s"]["best"], report["memory"]
     console.print(
         f"The limit is {report['flop'] / 1e6:.2f} million operations at {best:.0f} thousand million a second. "
         f"Fastest: {report['fastest']}, {report['ratio_to_limit']:.1f} times the limit, "
         f"{report['sdk_overhead_share']:.0%} of its swipe in the SDK, outside the model's runs.\n"
         f"Peak memory of a device process: {memory['device_process_mib']:.0f} MiB, "
-        f"{memory['above_bare_mib']:.0f} MiB above bare Python, numpy and onnxruntime. Files of the {report['form']} form: "
-        + "; ".join(f"{format} {weighs[format]['stages'] / 1e3:.0f} kB in stages" for format in FORMATS)
-        + ".\n",
+        f"{memory['above_bare_mib']:.0f} MiB above bare Python, numpy and onnxruntime.\n",
         highlight=False,
     )
 
 
 def _print_stages(console: Console, report: Mapping[str, Any]) -> None:
-    table = Table(title=f"{HEADLINE} form in stages, microseconds", title_justify="left")
-    table.add_column("")
-    for column in (
-        "page",
-        "event",
-        "watch",
-        "event + watch",
-        "x limit",
-        "whole",
-        "speedup",
-        "SDK swipe",
-        "with whole",
-        "with search",
-    ):
-        table.add_column(column, justify="right")
-    for format, row in report["incremental"].items():
-        kinds = (report["swipe"], report["swipe_whole"], report["swipe_search"])
-        table.add_row(
-            format,
-            *(_us(row[f"{part}_ms"]) for part in ("page", "event", "watch", "swipe")),
-            f"{row['ratio_to_limit']:.1f}",
-            _us(row["full_ms"]),
-            f"{row['speedup']:.2f}",
-            *("-" if by is None else _us(by[format]["p50_ms"]) for by in kinds),
-        )
+    table = _table(f"{report['form']}: what a swipe does anew, microseconds", *FORMATS)
+    rows = report["incremental"].values()
+    table.add_row("stage page, when a page comes", *(_us(row["page_ms"]) for row in rows))
+    table.add_row("stage event, of one event", *(_us(row["event_ms"]) for row in rows))
+    table.add_row("stage watch", *(_us(row["watch_ms"]) for row in rows))
+    table.add_row("event and watch", *(_us(row["swipe_ms"]) for row in rows))
+    table.add_row("  x their limit", *(f"{row['ratio_to_limit']:.1f}" for row in rows))
+    table.add_row("  x faster than the whole model", *(f"{row['speedup']:.2f}" for row in rows), end_section=True)
+    for kind, said in {
+        "swipe": "in stages",
+        "swipe_whole": "with the whole model",
+        "swipe_search": "with a list search",
+    }.items():
+        if report[kind] is not None:
+            table.add_row(f"swipe through the SDK, {said}", *(_us(row["p50_ms"]) for row in report[kind].values()))
+    if report["search"] is not None:
+        rows = report["search"].values()
+        table.add_section()
+        table.add_row("list search on the host", *(_us(row["host_ms"]) for row in rows))
+        table.add_row("list search in the graph", *(_us(row["in_graph_ms"]) for row in rows))
+        table.add_row("  x faster", *(f"{row['ratio']:.2f}" for row in rows))
+        table.add_row("  mean number of steps", *(f"{row['steps']:.1f}" for row in rows))
+    table.add_section()
+    table.add_row("kB of the stages' files", *(f"{row['stages'] / 1e3:.0f}" for row in report["bytes"].values()))
+    table.add_row("kB of the whole model's", *(f"{row['whole'] / 1e3:.0f}" for row in report["bytes"].values()))
     console.print(table)
 
 
-def _print_beam(console: Console, report: Mapping[str, Any]) -> None:
-    for format, row in report["search"].items():
-        console.print(
-            f"List search in {format}: {_us(row['host_ms'])} on the host, {_us(row['in_graph_ms'])} in the graph "
-            f"({row['ratio']:.2f} times faster), {row['steps']:.1f} steps.",
-            highlight=False,
-        )
-    beam = report["beam"]
-    title = f"A beam of {beam['beam']} by steps; weights: {beam['weights']}; lists: {beam['lists']}; {beam['runtime']}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for i in range(len(beam["stability"])):
-        table.add_column(str(i + 1), justify="right")
-    for what in ("stability", "relative_cost"):
-        table.add_row(what.replace("_", " "), *(f"{value:.4g}" for value in beam[what]))
+def _print_beam(console: Console, beam: Mapping[str, Any]) -> None:
+    title = f"A beam of {beam['beam']} by steps, {beam['runtime']}, {beam['lists']} lists, weights: {beam['weights']}"
+    table = _table(title, *(str(i + 1) for i in range(len(beam["stability"]))))
+    for what, said in {"stability": "stability", "relative_cost": "cost by the first step's"}.items():
+        table.add_row(said, *(f"{value:.4g}" for value in beam[what]))
         table.add_row("  published", *(f"{value:.4g}" for value in PUBLISHED[what][: len(beam[what])]))
     console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _us(ms: float) -> str:

@@ -126,8 +126,10 @@ class _Form:
             self._beams = {f: BeamBench(subject, form, f, found) for f in FORMATS}
 
     def turns(self) -> list[_Turn]:
-        nested = (*self._stages.values(), *self._swipes.values(), *self._searches.values())
-        return [*self._peers.values(), *self._beams.values(), *(turn for by_name in nested for turn in by_name.values())]
+        turns: list[_Turn] = [*self._peers.values(), *self._beams.values()]
+        for nested in (self._stages, self._swipes, self._searches):
+            turns += [turn for by_name in nested.values() for turn in by_name.values()]
+        return turns
 
     def figures(self, rate: float) -> dict[str, Any]:
         """For products at `rate` operations a nanosecond."""
@@ -135,7 +137,7 @@ class _Form:
         flop = {"flop": subject.flop(form), "flop_swipe": subject.flop(form, "event", "watch")}
         limit_ms, swipe_limit_ms = (count / rate / 1e6 for count in flop.values())
         timed = {format: stages["whole"] for format, stages in self._stages.items()} | self._peers
-        rerank: dict[str, Any] = {name: None for name in RUNTIMES}
+        rerank: dict[str, Any] = dict.fromkeys(RUNTIMES)
         for name, runs in timed.items():
             rerank[name] = milliseconds(runs.ns) | {"ratio_to_limit": runs.ms / limit_ms}
         swipes = {kind: {f: bench.figures() for f, bench in by.items()} for kind, by in self._swipes.items()}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -49,17 +48,20 @@ class Moment:
         """The moment at which the whole model would get `inputs`, its page prepared."""
 
         def items(what: str) -> PageArrays:
-            # vectors are absent in the self-contained form
-            parts: dict[str, Any] = {part: inputs.get(f"{what}_{part}") for part in ("float", "category", "vector")}
-            rows = {part: None if value is None else value[0] for part, value in parts.items()}
-            count = len(rows["float"])
-            return PageArrays(np.arange(count), rows["float"], rows["category"], rows["vector"], inputs.get("user_vector"))
+            floats, vector = inputs[f"{what}_float"][0], inputs.get(f"{what}_vector")
+            return PageArrays(
+                item_id=np.arange(len(floats)),
+                floats=floats,
+                categories=inputs[f"{what}_category"][0],
+                vector=None if vector is None else vector[0],
+                user_vector=inputs.get("user_vector"),
+            )
 
         remaining, history = Remaining(items("candidate"), ranker.rows), EventHistory(ranker.spec)
         ranker.prepare(form, remaining)
         position = int(inputs["context"][0, 0])
         events = items("event")
-        for row in np.flatnonzero(inputs["event_mask"][0]):
+        for row in np.flatnonzero(inputs["event_mask"][0]).tolist():
             seconds, positions = inputs["event_gap"][0, row].tolist()
             history.append(
                 NOW_MS - int(seconds * 1e3), position - int(positions), inputs["event_feedback"][0, row], events, row

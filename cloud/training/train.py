@@ -73,9 +73,11 @@ WORLD_CONFIG = TrainConfig(
     stream=StreamConfig(ranker=RankerConfig(item_width=4, user_width=4)),
     device=JointConfig(lower=_WORLD_TOWERS, epochs=4, learning_rate=8e-3),
     joint=JointConfig(lower=_WORLD_TOWERS, epochs=1, learning_rate=2e-3),
+    search=SearchSpec(),
 )
-"""For the simulated world. Its sessions are long and tell much: larger steps, which on KuaiRand would learn rows by heart.
-Its items and users have few impressions each and tell most by their content: narrow ID embeddings.
+"""For the simulated world. Only here is it known whether a user stays, so only here is there a list search. Its sessions are
+long and tell much: larger steps, which on KuaiRand would learn rows by heart. Its items and users have few impressions each and
+tell most by their content: narrow ID embeddings.
 """
 
 

@@ -1,9 +1,12 @@
 import json
 import math
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -14,9 +17,20 @@ from benchmarks.arithmetic import onnx_flop
 from benchmarks.errors import BenchmarkError
 from benchmarks.latency import main
 from benchmarks.matmul import MatmulRate
-from benchmarks.subject import FORMATS, random_run, world_spec
+from benchmarks.searches import NOW_MS, Moment
+from benchmarks.subject import FORMATS, measured_spec, random_run, subjects, world_spec
+from cloud.training.run import Run
+from device.bundle import Bundle, write_manifest
+from device.contract import Form, SearchSpec
+from device.ranker import Ranker
+from device.runtimes import STAGES, open_runtime
+from device.search import GREEDY
 from export.bundle import export_bundle
-from tests.export.small_run import CONFIG, SPEC
+from export.parity import draw_inputs
+from tests.export.small_run import CONFIG, LIST_SPEC, write_gate
+
+assert LIST_SPEC.search is not None
+LIST_SEARCH = LIST_SPEC.search
 
 FORMS = ("split", "self_contained")
 
@@ -25,40 +39,147 @@ FORMS = ("split", "self_contained")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run and its bundle: `run` and `bundle`."""
     folder = tmp_path_factory.mktemp("latency")
-    spec = replace(SPEC, list_sizes=(SPEC.candidates_max,))  # one signature, half the conversion
-    export_bundle(random_run(folder / "run", spec, CONFIG), folder / "bundle", formats=FORMATS)
+    spec = replace(LIST_SPEC, list_sizes=(LIST_SPEC.candidates_max,))  # one signature, half the conversion
+    run = random_run(folder / "run", spec, CONFIG)
+    run.published.mkdir()
+    write_gate(run)
+    export_bundle(run, folder / "bundle", formats=FORMATS)
     return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    file = folder / "report.json"
+    options = ["--bundle", str(folder / "bundle"), "--run", str(folder / "run"), "--rounds", "2", "--runs", "2"]
+    assert main([*options, "--json", str(file)]) == 0
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
 
 
 def _numbers(report: Any) -> Iterator[float]:
     if isinstance(report, dict):
-        for value in report.values():
+        report = list(report.values())
+    if isinstance(report, list):
+        for value in report:
             yield from _numbers(value)
     elif isinstance(report, int | float):
         yield report
 
 
-def test_the_report_has_every_figure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = folder / "report.json"
-    options = ["--bundle", str(folder / "bundle"), "--run", str(folder / "run"), "--rounds", "2", "--runs", "2"]
-    assert main([*options, "--json", str(file)]) == 0
-    report = json.loads(file.read_text())
-    for figures in (report, *(report["forms"][form] for form in FORMS)):
-        for format in FORMATS:
-            assert figures["rerank"][format].keys() == {"p50_ms", "p99_ms", "ratio_to_limit"}
-            assert figures["swipe"][format].keys() >= {"p50_ms", "p99_ms", "sdk_overhead_share"}
-            assert figures["rerank"][format]["p50_ms"] <= figures["rerank"][format]["p99_ms"]
-            assert 0 < figures["swipe"][format]["sdk_overhead_share"] < 1
-        fastest = figures["fastest"]
-        assert figures["ratio_to_limit"] == figures["rerank"][fastest]["p50_ms"] / figures["limit_ms"]
-        assert figures["sdk_overhead_share"] == figures["swipe"][fastest]["sdk_overhead_share"]
-        assert figures["torch_eager"]["p50_ms"] > 0
-        rate = max(rate for library in ("numpy", "torch") for rate in report["matmul_gflop_s"][library].values())
-        assert figures["limit_ms"] == pytest.approx(figures["flop"] / (rate * 1e9) * 1e3)
-    assert report["forms"]["split"]["flop"] > report["forms"]["self_contained"]["flop"]
+def test_a_report_has_its_preset_and_the_first_preset_on_top(report: dict[str, Any]) -> None:
+    presets = report.pop("presets")
+    assert presets == {"custom": report}
+    report["presets"] = presets
+    assert {key: report[key] for key in report["forms"]["split"]} == report["forms"]["split"]
+    assert (report["candidates"], report["events"], report["weights"]) == (12, 10, "none: random weights")
     assert report["memory"]["device_process_mib"] - report["memory"]["bare_mib"] == report["memory"]["above_bare_mib"] > 0
-    assert all(math.isfinite(number) and number > 0 for number in _numbers(report))
-    assert "self_contained" in capsys.readouterr().out
+    assert all(math.isfinite(number) and number >= 0 for number in _numbers(report))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_runtime_is_set_against_the_limit(report: dict[str, Any], form: str) -> None:
+    figures = report["forms"][form]
+    assert set(figures["rerank"]) == {"onnx", "tflite", "executorch", "torch"}
+    for row in figures["rerank"].values():
+        assert row.keys() == {"p50_ms", "p99_ms", "ratio_to_limit"}
+        assert row["p50_ms"] <= row["p99_ms"]
+        assert row["ratio_to_limit"] == row["p50_ms"] / figures["limit_ms"]
+    assert figures["torch_eager"] == figures["rerank"]["torch"]
+    fastest = figures["fastest"]
+    assert figures["ratio_to_limit"] == figures["rerank"][fastest]["ratio_to_limit"]
+    assert figures["sdk_overhead_share"] == figures["swipe"][fastest]["sdk_overhead_share"]
+    rate = max(rate for library in ("numpy", "torch") for rate in report["matmul_gflop_s"][library].values())
+    assert figures["limit_ms"] == pytest.approx(figures["flop"] / (rate * 1e9) * 1e3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_swipes_stages_and_searches_are_timed_in_both_runtimes(report: dict[str, Any], form: str, format: str) -> None:
+    figures = report["forms"][form]
+    for kind in ("swipe", "swipe_whole", "swipe_search"):
+        swipe = figures[kind][format]
+        assert swipe.keys() == {"p50_ms", "p99_ms", "run_p50_ms", "outside_p50_ms", "sdk_overhead_share"}
+        assert 0 < swipe["sdk_overhead_share"] < 1
+    row = figures["incremental"][format]
+    assert row["swipe_ms"] == row["event_ms"] + row["watch_ms"]
+    assert row["full_ms"] == figures["rerank"][format]["p50_ms"]
+    assert row["speedup"] == row["full_ms"] / row["swipe_ms"]
+    assert row["limit_ms"] / figures["limit_ms"] == pytest.approx(figures["flop_swipe"] / figures["flop"])
+    assert row["ratio_to_limit"] == row["swipe_ms"] / row["limit_ms"]
+    search = figures["search"][format]
+    assert search["ratio"] == search["host_ms"] / search["in_graph_ms"]
+    assert LIST_SEARCH.list_size <= search["steps"] <= LIST_SEARCH.steps_max
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_beam_is_told_by_steps(report: dict[str, Any], form: str) -> None:
+    beam = report["forms"][form]["beam"]
+    assert (beam["beam"], beam["lists"], beam["weights"]) == (LIST_SEARCH.beam, "test rows", "none: random weights")
+    assert len(beam["stability"]) == len(beam["relative_cost"]) == LIST_SEARCH.steps_max
+    assert all(0 < value <= 1 for value in beam["stability"])
+    assert beam["relative_cost"][0] == 1
+    assert beam["relative_cost"] == sorted(beam["relative_cost"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_are_weighed(report: dict[str, Any], folder: Path, form: str) -> None:
+    sizes = {path.name: path.stat().st_size for path in (folder / "bundle" / "models").iterdir()}
+    onnx_bytes, tflite_bytes = (report["forms"][form]["bytes"][format] for format in FORMATS)
+    assert onnx_bytes["whole"] == sizes[f"{form}.fp32.onnx"]
+    assert onnx_bytes["whole"] + onnx_bytes["stages"] == onnx_bytes["all"]
+    assert onnx_bytes["all"] == sum(size for name, size in sizes.items() if name.startswith(form) and name.endswith("onnx"))
+    assert tflite_bytes == dict.fromkeys(tflite_bytes, sizes[f"{form}.fp32.tflite"])
+
+
+def test_without_a_search_and_without_executorch_their_figures_are_null(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    run, bundle = Run.open(folder / "run"), Bundle.open(folder / "bundle")
+    spec = replace(run.spec, search=None)
+    shutil.copytree(bundle.folder, tmp_path / "bundle")
+    models = [model for model in bundle.manifest.models if model.stage not in ("choose", "search")]
+    write_manifest(tmp_path / "bundle", name="b", serial=1, split_version="random", spec=spec, models=models, created_ms=0)
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_bytes(msgspec.json.encode(replace(run.record, spec=spec)))
+    options = ["--bundle", str(tmp_path / "bundle"), "--run", str(tmp_path / "run"), "--rounds", "1", "--runs", "1"]
+    assert main([*options, "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for figures in report["forms"].values():
+        assert figures["search"] is figures["beam"] is figures["swipe_search"] is figures["rerank"]["executorch"] is None
+        assert figures["swipe"]["onnx"]["p50_ms"] > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_stages_do_the_work_of_the_whole_model(folder: Path, form: Form) -> None:
+    [subject] = subjects(folder / "bundle", [folder / "run"], folder, lambda share: None)
+    by_stage = {stage: subject.flop(form, stage) for stage in STAGES}
+    by_stage["event"] *= subject.bundle.spec.events_max  # in a swipe it has one event
+    assert subject.flop(form) == sum(by_stage.values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_moment_is_what_the_model_was_asked(folder: Path, form: Form) -> None:
+    """A ranker that holds it gives the model inputs for which it answers the same."""
+    bundle = Bundle.open(folder / "bundle")
+    runtime = open_runtime(bundle.model(form, "onnx"), "onnx")
+    ranker = Ranker(bundle.spec, bundle.split_version, {form: {"whole": runtime}}, GREEDY)
+    given = draw_inputs(bundle.spec, form, bundle.spec.candidates_max, bundle.spec.events_max, seed=3)
+    given["event_mask"][0, :4] = 0
+    given["context"][0, 0] = 17.0
+    held = Moment.of(ranker, form, given)
+    inputs, count = ranker.inputs(form, held.remaining, held.history, held.context, NOW_MS, held.position)
+    assert (count, inputs["event_gap"].shape[1]) == (bundle.spec.candidates_max, bundle.spec.events_max - 4)
+    expected = runtime.run({name: given[name] for name in runtime.input_names})
+    np.testing.assert_allclose(runtime.run(inputs), expected, atol=1e-3)  # gaps are whole milliseconds and positions there
+
+
+def test_a_run_is_measured_with_a_search_and_paper_with_its_own_page() -> None:
+    spec = replace(LIST_SPEC, search=None)
+    assert measured_spec(spec, "custom") == replace(spec, search=SearchSpec())
+    assert measured_spec(LIST_SPEC, "tiny") == LIST_SPEC
+    paper = measured_spec(spec, "paper")
+    assert (paper.candidates_max, paper.list_sizes, paper.search) == (9, (9,), SearchSpec())
 
 
 @pytest.mark.parametrize("options", [[], ["--json", "-"]])

@@ -145,6 +145,44 @@ def test_a_model_may_be_a_folder(tmp_path: Path) -> None:
     assert bundle.manifest.models[0].bytes == 8
 
 
+def _staged(folder: Path) -> Bundle:
+    """A bundle whose one ONNX form has stages in files, and whose LiteRT forms have theirs in one file each."""
+    (folder / "models").mkdir(parents=True)
+    entries = []
+    for path, format, stages in (
+        ("models/split.onnx", "onnx", ("whole",)),
+        ("models/split.page.onnx", "onnx", ("page",)),
+        ("models/split.tflite", "tflite", ("whole", "page", "search")),
+        ("models/self_contained.tflite", "tflite", ("page",)),
+    ):
+        (folder / path).write_bytes(path.encode())
+        form = "self_contained" if "self" in path else "split"
+        fields = {"form": form, "format": format, "precision": "fp32", "path": path, "bytes": 0}
+        entries += [msgspec.convert(fields | {"stage": stage}, ModelEntry) for stage in stages]
+    _write(folder, models=entries)
+    return Bundle.open(folder)
+
+
+def test_stages_have_files_of_their_own_or_share_one(tmp_path: Path) -> None:
+    bundle, models = _staged(tmp_path), tmp_path / "models"
+    assert bundle.model("split", "onnx") == models / "split.onnx"
+    assert bundle.model("split", "onnx", stage="page") == models / "split.page.onnx"
+    assert bundle.model("split", "tflite", stage="search") == bundle.model("split", "tflite") == models / "split.tflite"
+    assert bundle.stages("split", "onnx") == {"whole": models / "split.onnx", "page": models / "split.page.onnx"}
+    assert set(bundle.stages("split", "tflite")) == {"whole", "page", "search"}
+    sizes = {(m.path, m.bytes) for m in bundle.manifest.models}
+    assert sizes == {(f.path, f.bytes) for f in bundle.manifest.files if f.path.startswith("models/")}
+
+
+def test_a_form_is_there_when_its_whole_model_is(tmp_path: Path) -> None:
+    bundle = _staged(tmp_path)
+    assert bundle.forms("onnx") == bundle.forms("tflite") == ("split",)
+    with pytest.raises(NoSuchModelError, match="a model split onnx fp32 search, got split onnx fp32, split onnx fp32 page, "):
+        bundle.model("split", "onnx", stage="search")
+    with pytest.raises(NoSuchModelError, match="a model self_contained tflite fp32, got "):
+        bundle.model("self_contained", "tflite")
+
+
 def test_writing_again_after_a_change(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     (tmp_path / "models" / "split.onnx").write_bytes(b"other")
