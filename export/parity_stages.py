@@ -110,8 +110,8 @@ def compare_stages(
     """How the stages of a model compare with torch, on the whole model's cases and, where there is a search, on random ones.
 
     `answers` are in the order in which stages run. Raises `ParityError` for a wrong shape, an answer that is not finite, a
-    failed run, a list that is none; and with a `tolerance` for a larger difference, of states `STATE_FACTOR` times that, and for
-    a list that is not worth what torch's is.
+    failed run, a list that is none; and with a `tolerance` for a larger difference, of states `STATE_FACTOR` times that, and
+    for a list that is not worth what torch's is.
     """
     spec, rng = graph.spec, np.random.default_rng(seed)
     inputs = parity_cases(spec, graph.form, seed)
