@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.executorch_peer import open_executorch
+from benchmarks.executorch_peer import convert_executorch, open_executorch
 from benchmarks.matmul import SIZES, MatmulRate
 from benchmarks.memory import measure_memory
 from benchmarks.searches import BeamBench, SearchBench
@@ -111,10 +111,10 @@ class _Form:
         for format in FORMATS:
             opened = open_stages({s: subject.bundle.model(form, format, stage=s) for s in ("whole", *STAGES)}, format)
             self._stages[format] = {s: Timed(partial(r.run_all, fitting(r, inputs[s]))) for s, r in opened.items()}
-        self._peers = {"torch": Timed(partial(_eager, subject.peers[form], subject.tensors(form)))}
-        if (program := subject.programs[form]) is not None:
-            run = open_executorch(program, subject.peers[form], subject.tensors(form))
-            self._peers["executorch"] = Timed(run)
+        model, tensors = subject.peers[form], subject.tensors(form)
+        self._peers = {"torch": Timed(partial(_eager, model, tensors))}
+        if (program := convert_executorch(model, tensors)) is not None:
+            self._peers["executorch"] = Timed(open_executorch(program, model, tensors))
         kinds: tuple[Kind, ...] = ("stages", "whole", "search") if subject.searches else ("stages", "whole")
         self._swipes = {kind: {f: SwipeBench(subject.bundle, form, f, kind) for f in FORMATS} for kind in kinds}
         self._searches: dict[str, dict[bool, SearchBench]] = {}

@@ -20,7 +20,6 @@ from msgspec.structs import replace
 
 from benchmarks.arithmetic import onnx_flop, torch_flop
 from benchmarks.errors import BenchmarkError
-from benchmarks.executorch_peer import convert_executorch
 from cloud.data.samples import SampleConfig, build_samples
 from cloud.models.presets import PRESETS
 from cloud.models.reranker import Normalise, UpperConfig, UpperHalf
@@ -162,8 +161,6 @@ class Subject:
     """Where the weights came from, if that is known."""
     peers: dict[Form, UpperHalf]
     """In torch, in evaluation mode."""
-    programs: dict[Form, bytes | None]
-    """In ExecuTorch, None where it is not installed."""
 
     @classmethod
     def of(cls, run: Run | None, bundle: Path) -> Subject:
@@ -173,7 +170,7 @@ class Subject:
             raise BenchmarkError(str(bundle), f"a bundle of the run {run.folder}", "one with another feature spec")
         config = UpperConfig() if run is None else run.record.upper
         weights = "of the bundle" if run is None else run.record.data
-        subject = cls(_preset(config), weights, bundle, found, run, {}, {})
+        subject = cls(_preset(config), weights, bundle, found, run, {})
         for form in get_args(Form):
             torch.manual_seed(0)
             model = UpperHalf(config, found.spec, split=form == "split") if run is None else run.upper(form)
@@ -186,7 +183,6 @@ class Subject:
             if not ours <= theirs <= ours * (1 + FOLDED_MAX):
                 expected = f"{theirs} operations, as its torch model has"
                 raise BenchmarkError(f"{bundle} {form}", expected, f"{ours}: name the run it came from by --run")
-            subject.programs[form] = convert_executorch(model, subject.tensors(form))
         return subject
 
     @property

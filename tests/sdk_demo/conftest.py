@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cloud.training.train import TrainConfig
+from device.contract import SearchSpec
 from sdk_demo.demo import DemoConfig, run_demo
 from sdk_demo.world import DEFAULT_WORLD
 
@@ -36,7 +37,7 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> SmallDemo:
     (out / "run").mkdir(parents=True)
     for earlier in ("demo.json", "report.json", "run/started.json", "notes.txt"):
         (out / earlier).write_text('{"from": "an earlier time"}')
-    config = TrainConfig(no_feedback=False)
+    config = TrainConfig(no_feedback=False, search=SearchSpec())
     config = replace(config, device=replace(config.device, epochs=1))
     told: list[tuple[str, float]] = []
     report = run_demo(
