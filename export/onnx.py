@@ -74,10 +74,6 @@ def _float_model(graph: Graph) -> onnx.ModelProto:
     for entry in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del entry.metadata_props[:]
         entry.doc_string = ""
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = dim.dim_param.removeprefix(RAW)
     return model
 
 
@@ -117,6 +113,9 @@ def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
         [_renamed(value, names) for value in model.graph.output if value.name in wanted],
         [tensor for tensor in model.graph.initializer if tensor.name in used],
     )
+    for value in (*cut.input, *cut.output):
+        for axis, what in (FREE.get(value.name, {}) | ({0: "lists"} if made(stage, value.name) == made("choose", OUTPUT) else {})).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = what.removeprefix(RAW)
     finished = helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(finished)
     return finished
