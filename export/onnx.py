@@ -23,7 +23,7 @@ from device.contract import Precision, Stage
 from device.runtimes import OUTPUT_NAMES, stage_inputs
 from export.cut import Operations
 from export.errors import ConversionError
-from export.graphs import FIRST, GOING, HANDED, NEXT, RAW, Graph, made
+from export.graphs import FIRST, FREE, GOING, HANDED, NEXT, OUTPUT, RAW, Graph, made
 
 __all__ = ["OPSET", "convert"]
 
@@ -79,7 +79,7 @@ def _float_model(graph: Graph) -> onnx.ModelProto:
 
 def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
     """One stage of `model`, which has all of them."""
-    nodes = model.graph.node
+    nodes, values = model.graph.node, {value.name: value for value in (*model.graph.input, *model.graph.output)}
     given, wanted = stage_inputs(graph.form, stage), {made(stage, name): name for name in OUTPUT_NAMES[stage]}
     names = {value: name for name, value in HANDED.items()} | wanted
     operations = Operations([(node.input, node.output) for node in nodes], HANDED)
@@ -89,7 +89,6 @@ def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
         changes = {name: (FIRST + name, NEXT + name) for name in state}
         loop = operations.loop(list(wanted), given, changes, (FIRST + GOING, NEXT + GOING))
         inside = names | {value: STEP + value for value in (*state, *(v for i in loop.body for v in nodes[i].output))}
-        values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
         body = helper.make_graph(
             [_renamed(nodes[i], inside) for i in loop.body],
             "step",
@@ -109,12 +108,13 @@ def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
     cut = helper.make_graph(
         kept,
         stage,
-        [value for value in model.graph.input if value.name in used and value.name in given],
-        [_renamed(value, names) for value in model.graph.output if value.name in wanted],
+        [values[name] for name in given if name in used],
+        [_renamed(values[value], names) for value in wanted],
         [tensor for tensor in model.graph.initializer if tensor.name in used],
     )
     for value in (*cut.input, *cut.output):
-        for axis, what in (FREE.get(value.name, {}) | ({0: "lists"} if made(stage, value.name) == made("choose", OUTPUT) else {})).items():
+        several = {0: "lists"} if (stage, value.name) == ("choose", OUTPUT) else {}
+        for axis, what in {**FREE.get(value.name, {}), **several}.items():
             value.type.tensor_type.shape.dim[axis].dim_param = what.removeprefix(RAW)
     finished = helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(finished)
