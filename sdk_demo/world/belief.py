@@ -2,8 +2,8 @@
 
 A Bayes filter for somebody who knows the catalogue and each user's lasting taste, interests and moods, and sees whether items
 were watched. Of the moment's hidden state it follows the focus, exactly; drift and the moods' swings stay at their means, and
-satiation is known because it follows from what was watched. So it is close to the best that any device could do if the cloud's
-knowledge were perfect: a ceiling between the models and the oracle.
+satiation is known because it follows from what was watched. So it tells about what a device could win if the cloud's knowledge
+were perfect; how long items were watched and the device's signals, which it does not use, could add to that.
 """
 
 from __future__ import annotations
