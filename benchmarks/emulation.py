@@ -67,7 +67,7 @@ _FALLBACKS = (
     "scores_bad", "events_bad", "pages_missing", "uploads_missing",
 )  # fmt: skip
 """What must not have happened: the policy would have been another one for a while."""
-_TRAINED_BY = ("cloud/data", "cloud/models", "cloud/ranking", "cloud/training", "device/contract.py", "sdk_demo/world")
+_TRAINED_BY = ("cloud/data", "cloud/models", "cloud/ranking", "cloud/training", "device/contract", "sdk_demo/world")
 _EXPORTED_BY = ("cloud/models", "device", "export")
 _PLAYED_BY = ("cloud", "device", "export", "sdk_demo")
 """Our code that a training, its bundle, and what is played with them, depend on."""

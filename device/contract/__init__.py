@@ -1,0 +1,65 @@
+"""The split contract: every struct that crosses the wire between cloud and device, and what a bundle promises.
+
+Layout on the wire is columnar: a page holds one `Block` per column group, never an object per candidate. Every top-level
+struct carries `version`; a reader ignores fields it does not know and refuses a version it does not know (`codec`).
+
+Units: times in milliseconds since the epoch (`*_ms` instants) or milliseconds (`*_ms` durations), volume in 0..1,
+scroll speed in screens per second. Errors are in `errors`.
+"""
+
+from device.contract.bundle import (
+    BundleManifest,
+    FileEntry,
+    Form,
+    Format,
+    Group,
+    GroupRule,
+    ModelEntry,
+    PersonalConfig,
+    Precision,
+    Stage,
+    TaskPrior,
+)
+from device.contract.errors import BlockError, ContractError, DecodeError, VersionError
+from device.contract.feedback import Ended, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Network, Orientation
+from device.contract.page import Candidates, Page, PageRequest
+from device.contract.spec import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
+from device.contract.telemetry import TelemetryReport, Timing
+from device.contract.wire import WIRE_VERSION, Block, Columns, Dtype
+
+__all__ = [
+    "WIRE_VERSION",
+    "Block",
+    "BlockError",
+    "BundleManifest",
+    "Candidates",
+    "CategoryFeature",
+    "Columns",
+    "ContractError",
+    "DecodeError",
+    "Dtype",
+    "Ended",
+    "FeatureSpec",
+    "FeedbackBatch",
+    "FeedbackEvent",
+    "FeedbackReceipt",
+    "FileEntry",
+    "FloatFeature",
+    "Form",
+    "Format",
+    "Group",
+    "GroupRule",
+    "ModelEntry",
+    "Network",
+    "Orientation",
+    "Page",
+    "PageRequest",
+    "PersonalConfig",
+    "Precision",
+    "SearchSpec",
+    "Stage",
+    "TaskPrior",
+    "TelemetryReport",
+    "Timing",
+    "VersionError",
+]
