@@ -34,7 +34,7 @@ __all__ = [
     "open_answers",
 ]
 
-REWARD_TOLERANCE = 1e-5
+REWARD_TOLERANCE = 5e-5
 """Two lists whose rewards differ by less are worth the same: which of them is found is a matter of rounding."""
 STATE_FACTOR = 10
 """States are sums of large terms that may nearly cancel; what is held to the tolerance itself are the scores made of them."""
