@@ -110,10 +110,10 @@ class SearchBench:
         return float(np.mean(decided))
 
     def _order(self, m: Moment) -> NDArray[np.intp]:
-        order = self._ranker.order(self._form, m.remaining, m.history, m.context, NOW_MS, m.position)
-        if order is None:
+        ranking = self._ranker.order(self._form, m.remaining, m.history, m.context, NOW_MS, m.position)
+        if ranking is None:
             raise BenchmarkError("a search", "finite scores", "none")
-        return order
+        return ranking.order
 
 
 class BeamBench:

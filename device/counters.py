@@ -13,6 +13,8 @@ class Counters:
 
     pages: int = 0
     """pages taken"""
+    pages_missing: int = 0
+    """pages asked for by `refill` that did not come; what was held stays"""
     pages_refused: int = 0
     """pages whose item ids could not be read; what was held stays"""
     pages_empty: int = 0

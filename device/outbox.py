@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from device.contract import FeedbackEvent
 
-__all__ = ["Outbox"]
+__all__ = ["MemoryOutbox", "Outbox"]
 
 
-class Outbox:
+class MemoryOutbox:
     """Events in the order they came, each id once. Full, it lets the oldest go."""
 
     def __init__(self, waiting_max: int, ids_max: int) -> None:
@@ -35,11 +35,13 @@ class Outbox:
         self._trim()
         return True
 
-    def drain(self) -> tuple[FeedbackEvent, ...]:
-        """All waiting events, which then wait no more."""
-        events = tuple(self._waiting)
-        self._waiting.clear()
-        return events
+    def take(self, most: int | None = None) -> tuple[FeedbackEvent, ...]:
+        """The oldest waiting events, at most `most`, which are then under way."""
+        count = len(self._waiting) if most is None else min(most, len(self._waiting))
+        return tuple(self._waiting.popleft() for _ in range(count))
+
+    def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
+        """The cloud has these."""
 
     def put_back(self, events: Iterable[FeedbackEvent]) -> None:
         """Events that were drained and could not be sent, before those that came since. The cloud applies an id once."""
@@ -50,3 +52,6 @@ class Outbox:
         while len(self._waiting) > self._waiting_max:
             self._waiting.popleft()
             self.dropped += 1
+
+
+Outbox = MemoryOutbox

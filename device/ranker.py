@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,22 @@ from device.remaining import Remaining
 from device.runtimes import STAGES, Runtime, RuntimeLoadError, RuntimeRunError, open_stages, stage_inputs
 from device.search import GREEDY, Reward, search
 
-__all__ = ["Adjust", "Ranker"]
+__all__ = ["Adjust", "Ranker", "Ranking"]
 
 Adjust: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A user's own probabilities f32 [n, K] from the model's, of the first n of the remaining. An order begins with those of being
 the next item; a search goes on with those behind others. What it is given may be memory that the next run writes over."""
+
+
+class Ranking(NamedTuple):
+    """An order of what a session holds: `count` candidates, of which the model scored the first n."""
+
+    order: NDArray[np.intp]
+    """[count] indices, best first"""
+    values: NDArray[np.float32]
+    """[n] what showing each next is worth: the weighted sum of its scores"""
+    scores: NDArray[np.float32]
+    """[n, K] probabilities of being the next item"""
 
 
 class Ranker:
@@ -185,16 +196,18 @@ class Ranker:
         now_ms: int,
         position: int,
         adjust: Adjust | None = None,
-    ) -> NDArray[np.intp] | None:
-        """Indices of the remaining, best first: the list that the search finds, then the others by the weighted sum of their
-        scores as the next item, ties in cloud order.
+        search: SearchSpec | None = None,
+    ) -> Ranking | None:
+        """The remaining, best first: the list that the search finds, then the others by the weighted sum of their scores as
+        the next item, ties in cloud order.
 
         Those beyond what the model takes follow in cloud order. What `remaining` holds must have been given to `prepare`. None
-        when a score is not a number. With `adjust` all scores are what it makes of the model's; since a graph's own search
-        cannot know them, lists are then searched for with `choose`, and not at all without it. Raises `RuntimeRunError`.
+        when a score is not a number. `search` replaces the ranker's own for this order. With `adjust` all scores are what it
+        makes of the model's; since a graph's own search cannot know them, lists are then searched for with `choose`, and not at
+        all without it. Raises `RuntimeRunError`.
         """
-        stages = self.runtimes[form]
-        if adjust is not None:
+        stages, search = self.runtimes[form], search or self.search
+        if adjust is not None or search != self.search:
             stages = {stage: runtime for stage, runtime in stages.items() if stage != "search"}
         inputs, count = self.inputs(form, remaining, history, context, now_ms, position, stages)
         outputs = self._last(stages).run_all(inputs)
@@ -203,17 +216,20 @@ class Ranker:
             raise RuntimeRunError("scores", f"[1, {count}, {len(self._weights)}]", str(list(scores.shape)))
         if adjust is not None:
             scores = adjust(scores[0, :count])[None]
-        total = np.vecdot(scores[0, :count], self._weights)
-        best = total.argsort(kind="stable")
+        loss = np.vecdot(scores[0, :count], self._weights)
+        best = loss.argsort(kind="stable")
         # The ends tell: infinities are sorted there, and NaN behind everything.
-        if not (math.isfinite(total[best[0]]) and math.isfinite(total[best[-1]])):
+        if not (math.isfinite(loss[best[0]]) and math.isfinite(loss[best[-1]])):
             return None
-        if self.search.steps_max > 1 and self._searches(stages):
-            found = outputs[0][0] if self._in_graph(stages) else self._search(stages, inputs, scores, outputs[1], count, adjust)
+        if search.steps_max > 1 and self._searches(stages):
+            in_graph = self._in_graph(stages)
+            found = outputs[0][0] if in_graph else self._search(stages, inputs, scores, outputs[1], count, adjust, search)
             if found is None:
                 return None
             best = _first(found[: int((found >= 0).sum())], best)
-        return best if count == remaining.count else np.concatenate([best, np.arange(count, remaining.count)])
+        if count < remaining.count:
+            best = np.concatenate([best, np.arange(count, remaining.count)])
+        return Ranking(best, -loss, scores[0, :count])
 
     def _search(
         self,
@@ -223,9 +239,10 @@ class Ranker:
         ready: NDArray[np.float32],
         count: int,
         adjust: Adjust | None,
+        spec: SearchSpec,
     ) -> NDArray[np.int64] | None:
         """The best list, found with the stage `choose` step by step."""
-        choose, beam, longest = stages["choose"], self.search.beam, self.search.steps_max
+        choose, beam, longest = stages["choose"], spec.beam, spec.steps_max
         chosen, mask = np.zeros((beam, longest), np.int32), np.zeros((beam, longest), np.float32)
 
         def step(prefixes: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -238,7 +255,7 @@ class Ranker:
             behind = choose.run(own)[:rows, :count]
             return behind if adjust is None else np.stack([adjust(scores) for scores in behind])
 
-        result = search(step, count, self._reward, self.search)
+        result = search(step, count, self._reward, spec)
         return None if result is None else result.order
 
     def _searches(self, stages: Mapping[Stage, Runtime]) -> bool:

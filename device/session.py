@@ -10,35 +10,39 @@ Bad data never raises here. Each kind has its fallback, and a counter (`Counters
 
 With a `PersonalLayer` the order is by the user's own probabilities, and an item's first feedback teaches the layer, from what
 the shipped model said of it when it was shown; what was shown without a model (in cloud order, or as the last one) does not.
+
+A swipe never waits for the network, and never for a page that another thread is taking: pages are read and encoded outside of
+the lock that swipes take.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from device.codec import from_msgpack, to_msgpack
-from device.contract import BlockError, ContractError, FeatureSpec, FeedbackEvent, Form, Page, PageRequest
+from device.contract import BlockError, ContractError, FeedbackEvent, Form, Page, PageRequest
 from device.counters import Counters
-from device.features import FeatureBuilder, PageArrays
-from device.feedback import EventHistory
-from device.outbox import Outbox
+from device.models import SessionModels, Shown
+from device.outbox import MemoryOutbox, Outbox
 from device.paging import FixedPaging, PageDecision, Paging, PagingState
-from device.personal import PersonalLayer, labels
-from device.ranker import Adjust, Ranker
+from device.personal import PersonalLayer
+from device.ranker import Ranker
 from device.remaining import Remaining
 from device.runtimes.base import RuntimeRunError
 
-__all__ = ["FeedSession", "SessionConfig"]
+if TYPE_CHECKING:
+    from device.client import ClientError, CloudClient
 
-_NO_FEATURES = FeatureSpec(
-    tasks=("none",), task_weights={}, candidates_max=1, events_max=1, vector_width=0, list_sizes=(),
-    candidate_floats=(), candidate_categories=(), feedback_floats=(), context_floats=(),
-)  # fmt: skip
+__all__ = ["FeedSession", "Refill", "SessionConfig"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,28 @@ class SessionConfig:
 
     shown_max: int = 256
     """Items last shown: the cloud is asked to leave them out, a page's repeats of them are dropped, feedback finds their
-    features. They keep the pages they came from in memory, some 20 kB each."""
+    features. They keep the pages they came from in memory, some 40 kB each."""
     waiting_max: int = 10_000
     """Events that wait for their upload; beyond that the oldest are let go. An hour of swiping has about a thousand."""
     event_ids_max: int = 4096
     """Event ids remembered to tell repeats."""
+    request_events_max: int = 1000
+    """Most events that go along with a page request; what is left waits for the next call. A server takes some 4,000."""
+
+
+_ASKED_MAX = 8
+"""Requests under way whose feedback is remembered; an app has one."""
+
+
+class Refill(NamedTuple):
+    """What became of asking for a page."""
+
+    decision: PageDecision
+    """whether to ask, and why"""
+    taken: bool = False
+    """a page came and is held now"""
+    error: ClientError | None = None
+    """why no page came; its feedback waits again"""
 
 
 def _wall_clock() -> int:
@@ -59,7 +80,10 @@ def _wall_clock() -> int:
 
 
 class FeedSession:
-    """The device's feed. Not for use from several threads at once; any number of sessions may share a `Ranker`."""
+    """The device's feed. Any number of sessions may share a `Ranker`.
+
+    Thread-safe: swipes (`next`, `feedback`) may come on one thread while another asks the cloud (`refill`, or `request` and `take`).
+    """
 
     def __init__(
         self,
@@ -71,33 +95,24 @@ class FeedSession:
         clock: Callable[[], int] = _wall_clock,
         config: SessionConfig | None = None,
         personal: PersonalLayer | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         """Without a `ranker` the feed keeps cloud order. `clock` tells the time in ms since the epoch, UTC. The app keeps what
         `personal` learns (`PersonalLayer.state`), and gives it to the user's sessions one after the other.
 
         Raises ValueError for a layer of another user or over other tasks than the ranker's.
         """
-        if personal is not None and personal.user_id != user_id:
-            raise ValueError(f"expected the personal layer of user {user_id}, got that of {personal.user_id}")
-        if personal is not None and ranker is not None and personal.tasks != ranker.spec.tasks:
-            raise ValueError(f"expected a personal layer over {ranker.spec.tasks}, got one over {personal.tasks}")
         self.user_id, self.session_id = user_id, session_id
         self.counters = Counters()
         self._config = config or SessionConfig()
-        self._ranker, self._clock, self._personal = ranker, clock, personal
+        self._clock = clock
         self._paging = paging or FixedPaging()
-        self._builder = FeatureBuilder(_NO_FEATURES) if ranker is None else ranker.builder
-        spec = self._builder.spec
-        self._history = EventHistory(spec)
-        self._context = np.zeros((1, len(spec.context_floats)), np.float32)
-        self._feedback = np.zeros(len(spec.feedback_floats), np.float32)
-        places = {c.name: i for i, c in enumerate(spec.candidate_categories)}
-        self._category = places.get("category")
-        scales = {f.name: (i, f.scale) for i, f in enumerate(spec.candidate_floats) if f.scale > 0}
-        self._duration = scales.get("duration_ms")
-        self._outbox = Outbox(self._config.waiting_max, self._config.event_ids_max)
-        # item id → its row of its page, and the shipped probabilities while they can teach; oldest first
-        self._shown: dict[int, tuple[PageArrays, int, NDArray[np.float32] | None]] = {}
+        self._own(personal)
+        self._models = self._next_models = SessionModels(ranker, personal)
+        self._events: deque[FeedbackEvent] = deque(maxlen=self._models.events_max)
+        self._outbox = outbox or MemoryOutbox(self._config.waiting_max, self._config.event_ids_max)
+        self._shown: dict[int, Shown] = {}  # by item id, oldest first
+        self._asked: dict[str, tuple[FeedbackEvent, ...]] = {}  # by request id: the feedback that went along
         self._page: Page | None = None
         self._held: Remaining | None = None
         self._form: Form | None = None
@@ -105,6 +120,18 @@ class FeedSession:
         self._shipped: NDArray[np.float32] | None = None  # [n, K] of the first n held, when the order is personal
         self._taken_ms = 0
         self._shown_of_page = self._position = self._requests = 0
+        self._swipe, self._arrival = threading.RLock(), threading.Lock()
+
+    def __enter__(self) -> FeedSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what the session holds. What waits for its upload stays where it waits."""
+        with self._swipe:
+            self._held = self._page = self._order = None
 
     @property
     def position(self) -> int:
@@ -114,7 +141,8 @@ class FeedSession:
     @property
     def page_id(self) -> str | None:
         """Id of the page that is held."""
-        return None if self._page is None else self._page.page_id
+        page = self._page
+        return None if page is None else page.page_id
 
     @property
     def form(self) -> Form | None:
@@ -124,18 +152,39 @@ class FeedSession:
     @property
     def remaining(self) -> NDArray[np.int64]:
         """Item ids of what was not shown yet, in the order of now, best first."""
-        return np.zeros(0, np.int64) if self._held is None else self._held.item_id[self._rank(self._held)]
+        with self._swipe:
+            return np.zeros(0, np.int64) if self._held is None else self._held.item_id[self._rank(self._held)]
+
+    # ------------------------------------------------------------------------------------------------------------- pages
+
+    def use(self, ranker: Ranker | None, personal: PersonalLayer | None = None) -> None:
+        """Order with other models from the next page on; what was shown and watched is told to them.
+
+        Pages that were asked for before are of the old models' split version: ask for one after this. Raises ValueError as a
+        new session does.
+        """
+        self._own(personal)
+        self._next_models = SessionModels(ranker, personal)
 
     def take(self, page: Page) -> bool:
-        """Hold `page` instead of what was not shown yet. False when it is refused; see the module for what then stays."""
-        count = self.counters
+        """Hold `page` instead of what was not shown yet. False when it is refused; see the module for what then stays.
+
+        The feedback that went along with its request has arrived, whatever the page is like.
+        """
+        self._outbox.acknowledge(self._asked.pop(page.request_id, ()))
+        with self._arrival:
+            return self._take(page)
+
+    def _take(self, page: Page) -> bool:
+        count, models = self.counters, self._next_models
         try:
-            arrays = self._builder.page(page)
+            arrays, form, fallbacks = models.read(page)
         except BlockError:
             count.pages_refused += 1
             return False
         count.duplicates += arrays.duplicates
-        new = [row for row, item in enumerate(arrays.item_id.tolist()) if item not in self._shown]
+        with self._swipe:
+            new = [row for row, item in enumerate(arrays.item_id.tolist()) if item not in self._shown]
         if repeats := len(arrays.item_id) - len(new):
             count.already_shown += repeats
             arrays = arrays.select(np.array(new, np.intp))
@@ -143,30 +192,50 @@ class FeedSession:
             count.pages_empty += 1
             return False
         count.pages += 1
-        self._form = self._choose_form(page, arrays)
-        if self._form != "split":
-            # Their vectors must not reach a split model later, as features of shown items.
-            arrays = arrays.without_vectors()
-        self._held = Remaining(arrays, 0 if self._ranker is None else self._ranker.rows)
-        if self._ranker is not None and self._form is not None:
-            try:
-                self._ranker.prepare(self._form, self._held)
-            except RuntimeRunError:
-                count.model_failed += 1
-                self._form = None
-        self._page, self._order = page, None
-        self._taken_ms, self._shown_of_page = self._clock(), 0
+        for name in fallbacks:
+            setattr(count, name, getattr(count, name) + 1)
+        count.columns_missing += 0 if models.ranker is None else arrays.missing_columns
+        try:
+            held = models.hold(arrays, form)
+        except RuntimeRunError:
+            count.model_failed += 1
+            held, form = models.hold(arrays, None), None
+        with self._swipe:
+            for item in arrays.item_id.tolist():
+                if item in self._shown and (at := held.find(item)) is not None:  # shown while the page was worked on
+                    held.take(at)
+            if models is not self._models:
+                self._retell(models)
+            self._held, self._form, self._page, self._order = held, form, page, None
+            self._taken_ms, self._shown_of_page = self._clock(), 0
         return True
+
+    def _retell(self, models: SessionModels) -> None:
+        """Tell other models what was shown and how that was watched."""
+        pages = {id(shown.page): shown.page for shown in self._shown.values()}
+        read = {key: models.read(page)[0] for key, page in pages.items()}
+        rows = {key: {item: row for row, item in enumerate(arrays.item_id.tolist())} for key, arrays in read.items()}
+        for item, shown in self._shown.items():
+            key = id(shown.page)
+            # What another model said of it cannot teach a layer over this one.
+            self._shown[item] = Shown(shown.page, read[key], rows[key][item], None)
+        for event in self._events:
+            if (known := self._shown.get(event.item_id)) is not None:
+                models.remember(event, known)
+        self._models, self._events = models, deque(self._events, models.events_max)
+
+    # ------------------------------------------------------------------------------------------------------------ swipes
 
     def next(self) -> int | None:
         """The item to show now, which then counts as shown; None when nothing is held."""
-        held = self._held
-        if held is None or held.count == 0:
-            return None
-        best = int(self._rank(held)[0])
-        item = int(held.item_id[best])
-        self._show(held, best, item)
-        return item
+        with self._swipe:
+            held = self._held
+            if held is None or held.count == 0:
+                return None
+            best = int(self._rank(held)[0])
+            item = int(held.item_id[best])
+            self._show(held, best, item)
+            return item
 
     def feedback(self, event: FeedbackEvent) -> bool:
         """Learn from a finished impression and queue it for upload; the next order will know it.
@@ -179,131 +248,124 @@ class FeedSession:
         except ContractError:
             count.events_bad += 1
             return False
-        if not self._outbox.add(event):
-            count.events_duplicate += 1
-            return False
-        count.events += 1
-        if event.item_id not in self._shown:
-            at = None if self._held is None else self._held.find(event.item_id)
-            if self._held is None or at is None:
-                count.events_unknown_item += 1
-                return True
-            count.shown_elsewhere += 1
-            self._show(self._held, at, event.item_id)
-        page, row, shipped = self._shown[event.item_id]
-        if self._personal is not None and shipped is not None:
-            self._learn(self._personal, event, page, row, shipped)
-            self._shown[event.item_id] = page, row, None
-        self._builder.feedback(event, self._feedback)
-        if not self._history.append(event.impression_ms, event.position, self._feedback, page, row):
-            count.events_late += 1
-        self._order = None
-        return True
-
-    def wants_page(self) -> PageDecision:
-        """Whether to ask the cloud for a page now, and for how many."""
-        page, held = self._page, self._held
-        if page is None or held is None:
-            return self._paging(PagingState(0, 0, 0, 0, 1.0))
-        age = max(0, self._clock() - self._taken_ms)  # by one clock: the cloud's may differ from the device's
-        return self._paging(PagingState(held.count, self._shown_of_page, age, page.ttl_ms, page.compute_price))
-
-    def request(self, size: int, scene: int = 0) -> PageRequest:
-        """The request for the next page, with all feedback that waits; when it cannot be sent, give that back by `put_back`."""
-        self._requests += 1
-        ranker = self._ranker
-        return PageRequest(
-            request_id=f"{self.session_id}/{self._requests}",
-            user_id=self.user_id,
-            session_id=self.session_id,
-            now_ms=self._clock(),
-            size=size,
-            scene=scene,
-            split_version=ranker.split_version if ranker is not None and "split" in ranker.runtimes else None,
-            feedback=self.drain_feedback(),
-            exclude=tuple(self._shown),
-        )
-
-    def drain_feedback(self) -> tuple[FeedbackEvent, ...]:
-        """Events not sent yet, oldest first, which the caller now sends."""
-        return self._outbox.drain()
-
-    def put_back(self, events: Iterable[FeedbackEvent]) -> None:
-        """Queue drained events again that could not be sent."""
-        self._outbox.put_back(events)
-
-    def _choose_form(self, page: Page, arrays: PageArrays) -> Form | None:
-        ranker, count = self._ranker, self.counters
-        if ranker is None:
-            return None
-        count.columns_missing += arrays.missing_columns
-        if arrays.problem is not None:
-            count.features_bad += 1
-            return None
-        if "split" in ranker.runtimes:
-            if page.candidates.vector is None or page.user_vector is None:
-                count.vectors_absent += 1
-            elif page.split_version != ranker.split_version:
-                count.split_mismatch += 1
-            elif arrays.vector is None:
-                count.vectors_bad += 1
-            else:
-                return "split"
-        if "self_contained" in ranker.runtimes:
-            return "self_contained"
-        count.no_model += 1
-        return None
+        with self._swipe:
+            if not self._outbox.add(event):
+                count.events_duplicate += 1
+                return False
+            count.events += 1
+            if event.item_id not in self._shown:
+                at = None if self._held is None else self._held.find(event.item_id)
+                if self._held is None or at is None:
+                    count.events_unknown_item += 1
+                    return True
+                count.shown_elsewhere += 1
+                self._show(self._held, at, event.item_id)
+            shown = self._shown[event.item_id]
+            if not self._models.remember(event, shown):
+                count.events_late += 1
+            self._shown[event.item_id] = shown._replace(shipped=None)  # an impression teaches once
+            self._events.append(event)
+            self._order = None
+            return True
 
     def _rank(self, held: Remaining) -> NDArray[np.intp]:
         """Indices into `held`, best first; made once after each change."""
         if self._order is None:
             order = self._shipped = None
-            if self._ranker is not None and self._form is not None and held.count > 1:
-                order = self._score(self._ranker, self._form, held)
+            if self._form is not None and held.count > 1:
+                order = self._score(self._form, held)
             if order is None:
                 order, self._shipped = np.arange(held.count), None
             self._order = order
         return self._order
 
-    def _score(self, ranker: Ranker, form: Form, held: Remaining) -> NDArray[np.intp] | None:
-        now_ms = self._clock()
-        self._builder.context(self._position, now_ms, self._context[0])
-        adjust = None if self._personal is None else self._adjust(self._personal, held)
+    def _score(self, form: Form, held: Remaining) -> NDArray[np.intp] | None:
         try:
-            order = ranker.order(form, held, self._history, self._context, now_ms, self._position, adjust)
+            ranking, self._shipped = self._models.rank(form, held, self._clock(), self._position)
         except RuntimeRunError:
             self.counters.model_failed += 1
             return None
-        if order is None:
+        if ranking is None:
             self.counters.scores_bad += 1
-        else:
-            self.counters.reranks += 1
-        return order
-
-    def _adjust(self, personal: PersonalLayer, held: Remaining) -> Adjust:
-        """The layer's answers for what is held; the first probabilities it is asked for are kept."""
-        codes = None if self._category is None else held.categories[0, :, self._category]
-
-        def adjust(shipped: NDArray[np.float32]) -> NDArray[np.float32]:
-            if self._shipped is None:
-                self._shipped = shipped.copy()
-            return personal.adjust(shipped, None if codes is None else codes[: len(shipped)])
-
-        return adjust
-
-    def _learn(
-        self, personal: PersonalLayer, event: FeedbackEvent, page: PageArrays, row: int, shipped: NDArray[np.float32]
-    ) -> None:
-        duration = None if self._duration is None else float(page.floats[row, self._duration[0]]) / self._duration[1]
-        category = 0 if self._category is None else int(page.categories[row, self._category])
-        personal.learn(shipped, labels(event, personal.tasks, duration), category)
+            return None
+        self.counters.reranks += 1
+        return ranking.order
 
     def _show(self, held: Remaining, index: int, item: int) -> None:
+        assert self._page is not None
         known = None if self._order is None else self._shipped
         shipped = None if known is None or index >= len(known) else known[index]
-        self._shown[item] = (held.page, held.take(index), shipped)
+        self._shown[item] = Shown(self._page, held.page, held.take(index), shipped)
         if len(self._shown) > self._config.shown_max:
             del self._shown[next(iter(self._shown))]
         self._position += 1
         self._shown_of_page += 1
         self._order = None
+
+    # --------------------------------------------------------------------------------------------------------- the cloud
+
+    def wants_page(self) -> PageDecision:
+        """Whether to ask the cloud for a page now, and for how many."""
+        with self._swipe:
+            page, held = self._page, self._held
+            if page is None or held is None:
+                return self._paging(PagingState(0, 0, 0, 0, 1.0))
+            age = max(0, self._clock() - self._taken_ms)  # by one clock: the cloud's may differ from the device's
+            return self._paging(PagingState(held.count, self._shown_of_page, age, page.ttl_ms, page.compute_price))
+
+    def request(self, size: int, scene: int = 0) -> PageRequest:
+        """The request for the next page, with feedback that waits; when it cannot be sent, give that back by `put_back`."""
+        with self._swipe:
+            self._requests += 1
+            request_id = f"{self.session_id}/{self._requests}"
+            events = self._outbox.take(self._config.request_events_max)
+            self._asked = dict([*self._asked.items(), (request_id, events)][-_ASKED_MAX:])
+            return PageRequest(
+                request_id=request_id,
+                user_id=self.user_id,
+                session_id=self.session_id,
+                now_ms=self._clock(),
+                size=size,
+                scene=scene,
+                split_version=self._next_models.split_version,
+                feedback=events,
+                exclude=tuple(self._shown),
+            )
+
+    def refill(self, client: CloudClient, scene: int = 0) -> Refill:
+        """Ask for a page if it is time to, and take it. Waits for the network: not for the thread that swipes.
+
+        Never raises what the client raises: what was held stays, and the feedback waits for the next call.
+        """
+        from device.client import ClientError
+
+        decision = self.wants_page()
+        if not decision.request:
+            return Refill(decision)
+        request = self.request(decision.size, scene)
+        try:
+            page = client.page(request)
+        except ClientError as error:
+            self.counters.pages_missing += 1
+            self.put_back(request.feedback)
+            return Refill(decision, error=error)
+        except BaseException:
+            self.put_back(request.feedback)
+            raise
+        return Refill(decision, self.take(page))
+
+    def drain_feedback(self) -> tuple[FeedbackEvent, ...]:
+        """Events that wait, oldest first, which the caller now sends: then `acknowledge`, or `put_back`."""
+        return self._outbox.take()
+
+    def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
+        """The cloud has these: forget them."""
+        self._outbox.acknowledge(events)
+
+    def put_back(self, events: Iterable[FeedbackEvent]) -> None:
+        """Queue events again that could not be sent."""
+        self._outbox.put_back(events)
+
+    def _own(self, personal: PersonalLayer | None) -> None:
+        if personal is not None and personal.user_id != self.user_id:
+            raise ValueError(f"expected the personal layer of user {self.user_id}, got that of {personal.user_id}")

@@ -1,12 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device.outbox import Outbox
+from device.outbox import MemoryOutbox as Outbox
 from tests.device.worlds import make_event
 
 
 def _ids(outbox: Outbox) -> list[int]:
-    return [event.item_id for event in outbox.drain()]
+    return [event.item_id for event in outbox.take()]
 
 
 def test_an_id_is_taken_once_also_after_it_was_sent() -> None:
@@ -22,7 +22,7 @@ def test_events_put_back_come_before_later_ones() -> None:
     outbox = Outbox(10, 10)
     outbox.add(make_event(1))
     outbox.add(make_event(2))
-    sent = outbox.drain()
+    sent = outbox.take()
     outbox.add(make_event(3))
     outbox.put_back(sent)
     assert _ids(outbox) == [1, 2, 3]
@@ -36,7 +36,7 @@ def test_in_order_bounded_and_nothing_twice(steps: list[str], most: int) -> None
             made += 1
             assert outbox.add(make_event(made))
         else:
-            events = outbox.drain()
+            events = outbox.take()
             if step == "lose":
                 outbox.put_back(events)
             else:

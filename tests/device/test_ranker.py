@@ -70,8 +70,9 @@ def test_order_is_by_weighted_scores_and_the_rest_follows_in_cloud_order(
 ) -> None:
     ranker = static if padded else dynamic
     remaining, history = _state(ranker, candidates, events, seed)
-    order = ranker.order(form, remaining, history, CONTEXT, T0 + 60_000, 9)
-    assert order is not None
+    ranking = ranker.order(form, remaining, history, CONTEXT, T0 + 60_000, 9)
+    assert ranking is not None
+    order = ranking.order
     assert sorted(order.tolist()) == list(range(candidates))
     scored = min(candidates, SPEC.candidates_max)
     assert sorted(order[:scored].tolist()) == list(range(scored))
@@ -79,6 +80,9 @@ def test_order_is_by_weighted_scores_and_the_rest_follows_in_cloud_order(
     ranked = _expected(form, remaining, history, SPEC.candidates_max)[order[:scored]]
     # Scores closer than the runtimes' rounding may come in either order.
     assert (np.diff(ranked) <= 1e-4).all()
+    assert ranking.scores.shape == (scored, len(SPEC.tasks))
+    np.testing.assert_allclose(ranking.values, ranking.scores @ WEIGHTS, rtol=1e-5)
+    assert (np.diff(ranking.values[order[:scored]]) <= 0).all()
 
 
 def test_ties_keep_cloud_order(dynamic: Ranker) -> None:
@@ -89,8 +93,9 @@ def test_ties_keep_cloud_order(dynamic: Ranker) -> None:
     for array in (remaining.floats, remaining.categories, remaining.vector):
         assert array is not None
         array[0, ::2], array[0, 1::2] = array[0, 0], array[0, 1]
-    order = ranker.order("split", remaining, history, CONTEXT, T0, 0)
-    assert order is not None
+    ranking = ranker.order("split", remaining, history, CONTEXT, T0, 0)
+    assert ranking is not None
+    order = ranking.order
     even, odd = list(range(0, 60, 2)), list(range(1, 60, 2))
     assert order.tolist() in (even + odd, odd + even)
 
@@ -181,9 +186,10 @@ def test_the_order_is_by_adjusted_scores(dynamic: Ranker, static: Ranker, padded
         asked.append(scores.copy())
         return 1 - scores
 
-    order, other = ranker.order("split", *state), ranker.order("split", *state, backwards)
-    assert order is not None
-    assert other is not None
+    plain, adjusted = ranker.order("split", *state), ranker.order("split", *state, backwards)
+    assert plain is not None
+    assert adjusted is not None
+    order, other = plain.order, adjusted.order
     (shipped,) = asked
     scored = min(candidates, SPEC.candidates_max)
     assert shipped.shape == (scored, 2)
