@@ -1,7 +1,7 @@
 """The models that a session orders with, and what they remember of it.
 
-All that depends on the installed bundle is here, so that a session can go on with another one: it makes a new `SessionModels` and
-tells it again what was shown and how that was watched.
+All that depends on the installed bundle is here, so that a session can go on with another one: it makes a new `SessionModels`
+and tells it again what was shown and how that was watched.
 """
 
 from __future__ import annotations

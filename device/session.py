@@ -82,7 +82,8 @@ def _wall_clock() -> int:
 class FeedSession:
     """The device's feed. Any number of sessions may share a `Ranker`.
 
-    Thread-safe: swipes (`next`, `feedback`) may come on one thread while another asks the cloud (`refill`, or `request` and `take`).
+    Thread-safe: swipes (`next`, `feedback`) may come on one thread while another asks the cloud (`refill`, or `request` and
+    `take`).
     """
 
     def __init__(

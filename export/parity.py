@@ -38,8 +38,9 @@ TOLERANCE: dict[tuple[Format, Precision], float] = {
     ("tflite", "fp32"): 5e-5,
     ("coreml", "fp32"): 1e-4,
 }
-"""Largest difference of a score to torch. A trained model's terms are larger than a random one's, and processors sum them in other
-orders: one differed by 1.6e-5 on one machine and by 4e-6 on another. Other precisions have none: they are gated on a ranking metric (`gate`)."""
+"""Largest difference of a score to torch. A trained model's terms are larger than a random one's, and processors sum them in
+other orders: one differed by 1.6e-5 on one machine and by 4e-6 on another. Other precisions have none: they are gated on a
+ranking metric (`gate`)."""
 
 OPERATION_LEVEL = "operations of the saved program in numpy, not Apple's runtime"
 """What a report says of Core ML."""

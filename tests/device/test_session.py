@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from device.codec import from_msgpack, to_block, to_msgpack
 from device.contract import Columns, Page, PageRequest, PersonalConfig, TaskPrior
 from device.counters import Counters
+from device.outbox import MemoryOutbox
 from device.paging import FixedPaging
 from device.personal import PersonalLayer, labels
 from device.ranker import Ranker
@@ -471,6 +473,83 @@ def test_sessions_share_a_ranker_without_sharing_anything_else(ranker: Ranker) -
         alone.feedback(make_event(i, i))
         first.feedback(make_event(i, i))
         assert alone.remaining.tolist() == first.remaining.tolist()
+
+
+def test_a_page_acknowledges_the_feedback_of_its_request_and_no_other(ranker: Ranker) -> None:
+    outbox = MemoryOutbox(10, 10)
+    feed = session(ranker, outbox=outbox)
+    feed.take(make_page([1, 2, 3]))
+    feed.feedback(make_event(1))
+    first = feed.request(5)
+    feed.feedback(make_event(2))
+    second = feed.request(5)
+    assert [len(r.feedback) for r in (first, second)] == [1, 1]
+    feed.put_back(second.feedback)
+    assert not feed.take(make_page([1], request_id=first.request_id))  # nothing new in it, but it came
+    feed.put_back(())
+    assert feed.request(5).feedback == second.feedback
+    assert len(outbox) == 0
+
+
+def test_two_threads_swipe_and_take_pages(ranker: Ranker) -> None:
+    """One takes pages while the other swipes: nothing is shown twice and nothing is lost."""
+    feed = session(ranker)
+    feed.take(make_page(list(range(6))))
+    shown: list[int] = []
+
+    def pages() -> None:
+        for number in range(1, 40):
+            feed.take(make_page(list(range(4 * number, 4 * number + 8)), number))
+
+    taker = threading.Thread(target=pages)
+    taker.start()
+    while taker.is_alive() or len(feed.remaining):
+        if (item := feed.next()) is not None:
+            shown.append(item)
+            assert feed.feedback(make_event(item, len(shown)))
+    taker.join()
+    assert len(set(shown)) == len(shown) == feed.position
+    assert set(range(156, 164)) <= set(shown)
+    assert feed.counters.model_failed == feed.counters.events_unknown_item == 0
+
+
+# -------------------------------------------------------------------------------------------------------- other models
+
+
+def test_other_models_take_over_with_the_next_page_and_know_what_was_watched(ranker: Ranker, tmp_path: Path) -> None:
+    """A session that switches orders the next page as one that had the new models from the beginning."""
+    spec = msgspec.structs.replace(SPEC, candidate_floats=SPEC.candidate_floats[::-1], events_max=4)
+    other = Ranker.open(make_bundle(tmp_path, spec))
+    switched, always = session(ranker), session(other)
+    for feed in (switched, always):
+        feed.take(make_page(list(range(8))))
+        for at, item in enumerate((3, 1, 5)):
+            feed.feedback(make_event(item, at, like=at == 1))
+    before = switched.remaining.tolist()
+    switched.use(other)
+    assert switched.remaining.tolist() == before
+    for feed in (switched, always):
+        feed.take(make_page(list(range(10, 18)), 1))
+        feed.feedback(make_event(5, 3, event_id="later"))  # of the first page
+    assert switched.remaining.tolist() == always.remaining.tolist()
+    assert switched.remaining.tolist() != sorted(switched.remaining.tolist())
+    assert switched.counters.events_unknown_item == 0
+
+
+def test_a_switch_to_cloud_order_and_back(ranker: Ranker) -> None:
+    feed, plain = session(ranker), session(ranker)
+    for number, models in enumerate((ranker, None, ranker)):
+        feed.use(models)
+        page = make_page(list(range(10 * number, 10 * number + 8)), number)
+        feed.take(page)
+        plain.take(page)
+        assert feed.form == (None if models is None else "split")
+        for own in (feed, plain):
+            own.feedback(make_event(10 * number + 2, number))
+    assert feed.remaining.tolist() == plain.remaining.tolist()
+    assert feed.request(1).split_version == SPLIT
+    feed.use(None)
+    assert feed.request(1).split_version is None
 
 
 # --------------------------------------------------------------------------------------------------- the user's own layer
