@@ -26,6 +26,7 @@ And for the preset::
     matmul_gflop_s                this core's rate, `best` and by library and size (`matmul`)
     memory                        device_process_mib, above_bare_mib: peak of a process with one session, and above a bare one
     memory.{onnx,tflite}          the same by runtime
+    imports                       bare_ms, session_above_ms, all_above_ms: a process that imports (`imports`)
     weights, candidates, events   what was measured
 """
 
@@ -119,13 +120,14 @@ def print_report(console: Console, name: str, report: Mapping[str, Any]) -> None
     _print_stages(console, report)
     if report["beam"] is not None:
         _print_beam(console, report["beam"])
-    best, memory = report["matmul_gflop_s"]["best"], report["memory"]
+    best, memory, imports = report["matmul_gflop_s"]["best"], report["memory"], report["imports"]
     console.print(
         f"The limit is {report['flop'] / 1e6:.2f} million operations at {best:.0f} thousand million a second. "
         f"Fastest: {report['fastest']}, {report['ratio_to_limit']:.1f} times the limit, "
         f"{report['sdk_overhead_share']:.0%} of its swipe in the SDK, outside the model's runs.\n"
         f"Peak memory of a device process: {memory['device_process_mib']:.0f} MiB, "
-        f"{memory['above_bare_mib']:.0f} MiB above bare Python, numpy and onnxruntime.\n",
+        f"{memory['above_bare_mib']:.0f} MiB above bare Python, numpy and onnxruntime, "
+        f"whose import takes {imports['bare_ms']:.0f} ms and that of a session {imports['session_above_ms']:.0f} ms more.\n",
         highlight=False,
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.executorch_peer import convert_executorch, open_executorch
+from benchmarks.imports import measure_import
 from benchmarks.matmul import SIZES, MatmulRate
 from benchmarks.memory import measure_memory
 from benchmarks.searches import BeamBench, SearchBench
@@ -46,6 +47,8 @@ class Repetitions:
     """Different lists that are searched."""
     memory_swipes: int = 200
     """In the process whose memory is measured."""
+    imports: int = 15
+    """Fresh processes of each kind whose imports are timed."""
 
 
 class _Turn(Protocol):
@@ -85,6 +88,7 @@ def measure(subject: Subject, repetitions: Repetitions, progress: Callable[[floa
         "events": spec.events_max,
         "matmul_gflop_s": {"best": rate.best(), **rate.gflop_s()},
         "memory": measure_memory(subject.folder, FORMATS, repetitions.memory_swipes),
+        "imports": measure_import(repetitions.imports),
         "repetitions": repetitions.rounds * repetitions.runs,
         "machine": {
             "processor": platform.machine(),
