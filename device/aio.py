@@ -1,0 +1,157 @@
+"""`CloudClient` and `FeedSession` for asyncio: the same calls as coroutines, with the same answers and errors.
+
+Each wraps the one that it is made of and calls it on a thread of its own, one call at a time in the order they were made, so
+that no model, disk or network holds up the event loop. Any number of loops may use one, one after the other.
+
+Who cancels a coroutine stops waiting, and breaks nothing:
+
+- a call of the client that has not begun is left out; one under way goes on to its end, within the client's `timeout_s`, so
+  that the next finds a whole connection. Its answer is lost: what was to be sent is still the caller's;
+- a call of the session is made all the same: feedback that was told is kept. What a cancelled `request` or `drain_feedback`
+  took out of the queue goes back. An item that a cancelled `next` would have shown counts as shown.
+
+A call costs the way to another thread and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+from device.client import CloudClient
+from device.session import FeedSession
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["AsyncCloudClient", "AsyncFeedSession"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+class _Async(Generic[S]):
+    """What both have: a thread on which the calls of `sync` take turns."""
+
+    _cancellable: ClassVar[bool]
+
+    def __init__(self, sync: S, end: Callable[[], None] | None = None) -> None:
+        self._sync, self._end = sync, end
+        self._turns = self._new_turns()
+
+    def _new_turns(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, type(self).__name__)  # its thread begins with the first call
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """After all calls made before, as the sync one; the thread then ends. The next call begins another."""
+        turns, self._turns = self._turns, self._new_turns()
+        last = turns.submit(self._end or (lambda: None))
+        turns.shutdown(wait=False)  # cancelled or not, what was submitted is still done
+        await asyncio.wrap_future(_kept(last))
+        turns.shutdown()
+
+    async def _run(self, undo: Callable[[R], None] | None, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """`call` in its turn; `undo` takes an answer that nobody waits for any more."""
+        job = self._turns.submit(call, *args, **kwargs)
+        if not self._cancellable:
+            job = _kept(job)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if undo is not None:
+                job.add_done_callback(lambda job: None if job.exception() else undo(job.result()))
+            raise
+
+
+def _kept(job: Future[R]) -> Future[R]:
+    """`job`, for one who cannot cancel it."""
+    answer: Future[R] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def settle(job: Future[R]) -> None:
+        error = job.exception()
+        if error is None:
+            answer.set_result(job.result())
+        else:
+            answer.set_exception(error)
+
+    job.add_done_callback(settle)
+    return answer
+
+
+def _call(
+    method: Callable[Concatenate[S, P], R], undo: Callable[[S, R], None] | None = None
+) -> Callable[Concatenate[_Async[S], P], Coroutine[Any, Any, R]]:
+    """`method` of the sync class as a coroutine method."""
+
+    @wraps(method)
+    async def call(self: _Async[S], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        sync = self._sync
+        return await self._run(None if undo is None else lambda answer: undo(sync, answer), method, sync, *args, **kwargs)
+
+    return call
+
+
+class _Read(Generic[R]):
+    """What a session tells without work, as a property."""
+
+    def __init__(self, read: Callable[[FeedSession], R]) -> None:
+        self._read = read
+
+    def __get__(self, feed: _Async[FeedSession], owner: type[_Async[FeedSession]]) -> R:
+        return self._read(feed._sync)
+
+
+class AsyncCloudClient(_Async[CloudClient]):
+    """A `CloudClient` for asyncio; see the module for what cancelling does."""
+
+    _cancellable = True
+
+    def __init__(self, client: CloudClient) -> None:
+        super().__init__(client, client.close)
+
+    page = _call(CloudClient.page)
+    send_feedback = _call(CloudClient.send_feedback)
+    health = _call(CloudClient.health)
+
+
+def _remaining(session: FeedSession) -> NDArray[np.int64]:
+    """Item ids of what was not shown yet, in the order of now, best first."""
+    return session.remaining
+
+
+class AsyncFeedSession(_Async[FeedSession]):
+    """A `FeedSession` for asyncio; see the module for what cancelling does. `remaining` may run the model, so it is a call."""
+
+    _cancellable = False
+
+    def __init__(self, session: FeedSession) -> None:
+        super().__init__(session)
+
+    user_id = _Read(lambda session: session.user_id)
+    session_id = _Read(lambda session: session.session_id)
+    counters = _Read(lambda session: session.counters)
+    position = _Read(lambda session: session.position)
+    page_id = _Read(lambda session: session.page_id)
+    form = _Read(lambda session: session.form)
+
+    remaining = _call(_remaining)
+    take = _call(FeedSession.take)
+    next = _call(FeedSession.next)
+    feedback = _call(FeedSession.feedback)
+    wants_page = _call(FeedSession.wants_page)
+    request = _call(FeedSession.request, lambda session, request: session.put_back(request.feedback))
+    drain_feedback = _call(FeedSession.drain_feedback, FeedSession.put_back)
+    put_back = _call(FeedSession.put_back)
