@@ -1,0 +1,249 @@
+"""What a device keeps between two starts of the app: unsent feedback, pages, what was shown, and small named things.
+
+One file (`device.database`, whose errors are this module's too). Every row carries a checksum; one that
+does not fit is left out and counted. Everything is bounded, oldest let go first.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+from device.codec import from_msgpack, to_msgpack
+from device.contract import ContractError, DecodeError, FeedbackEvent, Page
+from device.database import Database, DatabaseError, DatabaseHeldError, DatabaseOpenError, ForeignDatabaseError
+from device.outbox import Held, MemoryOutbox, OutboxConfig
+
+__all__ = [
+    "DatabaseError",
+    "DatabaseHeldError",
+    "DatabaseOpenError",
+    "DeviceStore",
+    "ForeignDatabaseError",
+    "StoreConfig",
+]
+
+_SCHEMA = (
+    "CREATE TABLE event (place INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE gone (slot INTEGER PRIMARY KEY, place INTEGER NOT NULL, event_id TEXT NOT NULL)",
+    "CREATE TABLE page (place INTEGER PRIMARY KEY, page_id TEXT UNIQUE, taken_ms INTEGER NOT NULL, body BLOB NOT NULL)",
+    "CREATE TABLE shown (slot INTEGER PRIMARY KEY, place INTEGER NOT NULL, item_id INTEGER NOT NULL)",
+    "CREATE TABLE state (name TEXT PRIMARY KEY, body BLOB NOT NULL)",
+)
+_ADD = "REPLACE INTO event VALUES (?, ?)"
+_SUM_BYTES = 4  # of the checksum before each row's data
+_SAVE_CHUNK = 64  # rows saved late under one lock, so that a swipe meanwhile waits for few
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How much is kept. With the defaults the file stays below 10 MB, its write-ahead file below 32 MB."""
+
+    outbox: OutboxConfig = field(default_factory=OutboxConfig)
+    """How much feedback waits."""
+    pages_max: int = 4
+    """Pages kept: the one that is held, and some whose rest may be shown when there is nothing else."""
+    pages_bytes_max: int = 1 << 20
+    """Bytes of those pages; one of 60 candidates has ten thousand. A page larger than that by itself is not kept."""
+    shown_max: int = 256
+    """Items last shown; as many as a session remembers (`SessionConfig.shown_max`)."""
+    state_bytes_max: int = 1 << 20
+    """Bytes of one named thing; a user's personal layer has a few thousand."""
+
+
+class StoredOutbox(MemoryOutbox):
+    """An outbox whose events are in the file too: `add` returns when the event would survive a kill -9.
+
+    What the file does not take (a full disk) waits in memory all the same, is counted as `unsaved` and tried again by `tidy`.
+    """
+
+    def __init__(self, database: Database, config: OutboxConfig) -> None:
+        super().__init__(config)
+        self._database = database
+        self._unsaved: dict[int, Held] = {}
+        self.damaged = 0
+        """events in the file that could not be read"""
+        ids = database.read("SELECT place, event_id FROM gone ORDER BY place")
+        self._gone.update(dict.fromkeys(name for _, name in ids[-config.ids_max :]))
+        self._gone_place = ids[-1][0] + 1 if ids else 0
+        damaged: list[int] = []
+        for place, sealed in database.read("SELECT place, body FROM event ORDER BY place"):
+            self._place = place + 1
+            try:
+                body = _unseal(sealed)
+                self._wait(Held(place, from_msgpack(body, FeedbackEvent).event_id, body))
+            except ContractError:
+                damaged.append(place)
+        self.damaged = len(damaged)
+        if damaged:
+            database.write_all([("DELETE FROM event WHERE place = ?", [(place,) for place in damaged])])
+        self._trim()
+
+    @property
+    def unsaved(self) -> int:
+        """Events that would not survive a kill, because the file did not take them."""
+        return len(self._unsaved)
+
+    def tidy(self) -> None:
+        """Sync, make good a damaged file, and save what could not be saved before. For a thread that no swipe waits for."""
+        begun_anew = self._database.tidy()
+        with self._lock:
+            if begun_anew:
+                self._unsaved = {held.place: held for held in (*self._in_flight.values(), *self._waiting.values())}
+        while self._unsaved:
+            with self._lock:
+                some = list(islice(self._unsaved.values(), _SAVE_CHUNK))
+                if not self._database.write_all([(_ADD, [(held.place, _seal(held.body)) for held in some])]):
+                    return
+                for held in some:
+                    del self._unsaved[held.place]
+
+    def _save(self, held: Held) -> None:
+        if not self._database.write(_ADD, (held.place, _seal(held.body))):
+            self._unsaved[held.place] = held
+
+    def _forget(self, gone: Sequence[Held]) -> None:
+        ids = []
+        for place, held in enumerate(gone, self._gone_place):
+            self._unsaved.pop(held.place, None)
+            ids.append((place % self._config.ids_max, place, held.event_id))
+        self._gone_place += len(gone)
+        # Where this fails they are sent again after the next start, and the cloud knows their ids.
+        self._database.write_all([
+            ("DELETE FROM event WHERE place = ?", [(held.place,) for held in gone]),
+            ("REPLACE INTO gone VALUES (?, ?, ?)", ids),
+        ])  # fmt: skip
+
+
+class DeviceStore:
+    """The file at `path`, made when missing. Safe to call from several threads. Raises `DatabaseError`.
+
+    No method raises for what the disk does: `save_page`, `shown` and `set_state` answer whether it was kept.
+    """
+
+    def __init__(self, path: Path, config: StoreConfig | None = None) -> None:
+        self._config = config or StoreConfig()
+        self._database = Database(path, _SCHEMA)
+        self._outbox = StoredOutbox(self._database, self._config.outbox)
+        self._lock = Lock()
+        self.pages_dropped = 0
+        """pages that were let go for newer ones, or not kept for their size"""
+        self._damaged_rows = 0
+        self._pages = deque(self._database.read("SELECT place, length(body) FROM page ORDER BY place"))
+        self._page_place = self._pages[-1][0] + 1 if self._pages else 0
+        newest = self._database.read("SELECT max(place) FROM shown")
+        self._shown_place = (newest[0][0] if newest and newest[0][0] is not None else -1) + 1
+
+    def __enter__(self) -> DeviceStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file. What comes later is kept in memory only."""
+        self._database.close()
+
+    @property
+    def outbox(self) -> StoredOutbox:
+        """The feedback that waits."""
+        return self._outbox
+
+    @property
+    def damaged_files(self) -> int:
+        """Files that were moved aside because they were damaged; the last one lies beside ours as `.damaged`."""
+        return self._database.damaged
+
+    @property
+    def damaged_rows(self) -> int:
+        """Events, pages and named things in the file that could not be read."""
+        return self._damaged_rows + self._outbox.damaged
+
+    @property
+    def writes_failed(self) -> int:
+        """Writes that the disk did not take."""
+        return self._database.failed
+
+    def save_page(self, page: Page, now_ms: int) -> bool:
+        """Keep a page that came at `now_ms` of the device's clock. False when it was not kept; one that was kept before stays
+        as it was, with its age."""
+        body = _seal(to_msgpack(page))
+        with self._lock:
+            if len(body) > self._config.pages_bytes_max:
+                self.pages_dropped += 1
+                return False
+            pages = deque([*self._pages, (self._page_place, len(body))])
+            old: list[int] = []
+            while len(pages) > self._config.pages_max or sum(size for _, size in pages) > self._config.pages_bytes_max:
+                old.append(pages.popleft()[0])
+            if self._database.read("SELECT 1 FROM page WHERE page_id = ?", (page.page_id,)):
+                return True
+            kept = self._database.write_all([
+                ("INSERT INTO page VALUES (?, ?, ?, ?)", [(self._page_place, page.page_id, now_ms, body)]),
+                ("DELETE FROM page WHERE place = ?", [(place,) for place in old]),
+            ])  # fmt: skip
+            if kept:
+                self._pages = pages
+                self._page_place += 1
+                self.pages_dropped += len(old)
+            return kept
+
+    def pages(self, now_ms: int, *, stale: bool = False) -> Iterator[Page]:
+        """Pages that live by the device's clock, newest first; with `stale` also those that no longer do."""
+        for (place,) in self._database.read("SELECT place FROM page ORDER BY place DESC"):
+            for taken_ms, sealed in self._database.read("SELECT taken_ms, body FROM page WHERE place = ?", (place,)):
+                try:
+                    page = from_msgpack(_unseal(sealed), Page)
+                except ContractError:
+                    self._damaged_rows += 1
+                    continue
+                if stale or now_ms - taken_ms < page.ttl_ms:
+                    yield page
+
+    def last_page(self, now_ms: int, *, stale: bool = False) -> Page | None:
+        """The first of `pages`."""
+        return next(self.pages(now_ms, stale=stale), None)
+
+    def shown(self, item_id: int) -> bool:
+        """Remember that an item was shown. On the path of a swipe."""
+        with self._lock:
+            place = self._shown_place
+            self._shown_place += 1
+        return self._database.write("REPLACE INTO shown VALUES (?, ?, ?)", (place % self._config.shown_max, place, item_id))
+
+    def shown_items(self) -> list[int]:
+        """The last `shown_max` items shown, oldest first."""
+        oldest = self._shown_place - self._config.shown_max
+        return [item for (item,) in self._database.read("SELECT item_id FROM shown WHERE place >= ? ORDER BY place", (oldest,))]
+
+    def state(self, name: str) -> bytes | None:
+        """What was kept under `name`; None: nothing, or it was damaged."""
+        for (sealed,) in self._database.read("SELECT body FROM state WHERE name = ?", (name,)):
+            try:
+                return _unseal(sealed)
+            except ContractError:
+                self._damaged_rows += 1
+        return None
+
+    def set_state(self, name: str, data: bytes) -> bool:
+        """Keep `data` under `name` instead of what was there, which stays when this answers False: too long, or no room."""
+        if len(data) > self._config.state_bytes_max:
+            return False
+        return self._database.write("REPLACE INTO state VALUES (?, ?)", (name, _seal(data)))
+
+
+def _seal(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(_SUM_BYTES, "little") + data
+
+
+def _unseal(sealed: object) -> bytes:
+    """Raises `DecodeError` for bytes that are not as they were written."""
+    if isinstance(sealed, bytes) and sealed == _seal(sealed[_SUM_BYTES:]):
+        return sealed[_SUM_BYTES:]
+    raise DecodeError("$", "bytes as they were written", "others")
