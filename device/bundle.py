@@ -1,34 +1,48 @@
 """What a device installs: a folder with models, their feature spec, and a manifest that vouches for every file.
 
 Format. The folder MUST hold `manifest.json` (`BundleManifest`), which MUST list every file that a reader uses, with its size
-and SHA-256. A path MUST be relative, use `/`, and stay inside the folder without `..` or symbolic links. The spec MUST be one
-of the listed files; a model is one (or, for Core ML, a folder of them). `personal` MUST adapt tasks of the spec only. A reader
-MUST check all of that before it opens a model, and MAY ignore files that are not listed. A writer MUST write `manifest.json`
-last. Graphs of one form, format and precision are a model of their own for each `group`: a reader MUST NOT mix them.
+and SHA-256. A path MUST be relative, of plain ASCII names parted by `/`, and stay inside the folder without `..` or symbolic
+links. The spec MUST be one of the listed files; a model is one (or, for Core ML, a folder of them). `personal` MUST adapt tasks
+of the spec only. A reader MUST check all of that before it opens a model, and MAY ignore files that are not listed. A writer
+MUST write `manifest.json` last. Graphs of one form, format and precision are a model of their own for each `group`: a reader
+MUST NOT mix them.
 
-Errors::
-
-    BundleError                a bundle that cannot be used; says expected, got, and where
-    ├── CorruptBundleError     a manifest, spec or file that is missing, cut, changed or malformed
-    ├── UnsafePathError        a path that leaves the folder
-    ├── BundleVersionError     written for another version of this SDK
-    ├── ExpiredBundleError     its time is over
-    └── NoSuchModelError       no model of the form, format and precision asked for
+A signed bundle also has `manifest.sig` (`Signed`, without payload), the signatures over the bytes of `manifest.json`. A reader
+that was given keys MUST check them before it reads the manifest. Errors are in `bundle_files`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from device.codec import from_json, to_json
+from device.bundle_files import (
+    GOLDEN,
+    MANIFEST,
+    RELEASE,
+    SIGNATURES,
+    SPEC,
+    BundleError,
+    BundleVersionError,
+    CorruptBundleError,
+    ExpiredBundleError,
+    NoSuchModelError,
+    SignatureError,
+    UnsafePathError,
+    check_file,
+    check_path,
+    check_paths,
+    decode_json,
+    read_bytes,
+    replace_file,
+    sha256,
+)
+from device.codec import from_msgpack, to_json
 from device.contract import (
     BundleManifest,
     ContractError,
@@ -36,19 +50,25 @@ from device.contract import (
     FileEntry,
     Form,
     Format,
+    Golden,
     Group,
     GroupRule,
     ModelEntry,
     PersonalConfig,
     Precision,
     Stage,
-    VersionError,
 )
 from device.features import check_spec
 from device.personal import PersonalError, PersonalLayer, group
 
+if TYPE_CHECKING:
+    from device.signing import TrustedKeys
+
 __all__ = [
+    "GOLDEN",
     "MANIFEST",
+    "RELEASE",
+    "SIGNATURES",
     "SPEC",
     "Bundle",
     "BundleError",
@@ -56,47 +76,15 @@ __all__ = [
     "CorruptBundleError",
     "ExpiredBundleError",
     "NoSuchModelError",
+    "SignatureError",
     "UnsafePathError",
     "check_path",
+    "replace_file",
     "write_manifest",
 ]
 
-MANIFEST = "manifest.json"
-"""The manifest's path in a bundle."""
-SPEC = "spec.json"
-"""The spec's path in bundles written here."""
-
-_TEXT_MAX = 4 << 20  # bytes of a manifest or spec; real ones have thousands
-
-S = TypeVar("S", bound=msgspec.Struct)
-
-
-class BundleError(ValueError):
-    """A bundle that cannot be used. `where` is a path, `expected` and `got` say what."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}")
-        self.where, self.expected, self.got = where, expected, got
-
-
-class CorruptBundleError(BundleError):
-    """A manifest, spec or file that is missing, cut, changed or malformed."""
-
-
-class UnsafePathError(BundleError):
-    """A path that leaves the folder."""
-
-
-class BundleVersionError(BundleError):
-    """A manifest or spec of a version that this SDK does not know."""
-
-
-class ExpiredBundleError(BundleError):
-    """The bundle's time is over."""
-
-
-class NoSuchModelError(BundleError):
-    """The bundle has no model of the form, format and precision asked for."""
+_GOLDEN_MAX = 16 << 20  # bytes; a few cases of a page have hundreds of thousands
+_UNLISTED = (MANIFEST, SIGNATURES, RELEASE)
 
 
 @dataclass(frozen=True)
@@ -108,28 +96,30 @@ class Bundle:
     spec: FeatureSpec
 
     @classmethod
-    def open(cls, folder: Path, *, now_ms: int | None = None) -> Bundle:
+    def open(cls, folder: Path, *, keys: TrustedKeys | None = None, now_ms: int | None = None) -> Bundle:
         """Read and check the bundle in `folder`. `now_ms` is the time to hold its expiry to (default: this machine's).
 
-        Raises `BundleError`; nothing of a bundle that fails is used.
+        With `keys` it must be signed by them; without, whatever lies there is trusted: for development. Raises `BundleError`;
+        nothing of a bundle that fails is used.
         """
-        manifest = _read(folder / MANIFEST, BundleManifest)
+        text = read_bytes(folder / MANIFEST)
+        if keys is not None:
+            keys.verify_beside("manifest", text, folder / SIGNATURES)
+        manifest = decode_json(text, BundleManifest, str(folder / MANIFEST))
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         if manifest.expires_ms is not None and now_ms >= manifest.expires_ms:
             raise ExpiredBundleError(str(folder), f"a time before {manifest.expires_ms} ms", f"{now_ms} ms")
-        listed: set[str] = set()
+        listed = {entry.path for entry in manifest.files}
+        check_paths((entry.path for entry in manifest.files), str(folder / MANIFEST))
         for entry in manifest.files:
-            if entry.path in listed or entry.path == MANIFEST:
-                raise CorruptBundleError(str(folder / MANIFEST), "each file listed once", f"`{entry.path}`")
-            listed.add(entry.path)
-            _check_file(folder, entry)
+            check_file(folder, entry)
         if manifest.spec not in listed:
             raise CorruptBundleError(str(folder / MANIFEST), "a listed file as the spec", f"`{manifest.spec}`")
         for model in manifest.models:
             size = sum(e.bytes for e in manifest.files if e.path == model.path or e.path.startswith(model.path + "/"))
             if size == 0 or size != model.bytes:
                 raise CorruptBundleError(str(folder / model.path), f"{model.bytes} bytes of listed files", f"{size}")
-        spec = _read(folder / manifest.spec, FeatureSpec)
+        spec = decode_json(read_bytes(folder / manifest.spec), FeatureSpec, str(folder / manifest.spec))
         try:
             check_spec(spec)
         except ContractError as err:
@@ -141,6 +131,15 @@ class Bundle:
     def split_version(self) -> str:
         """That of the pages whose vectors the split models accept."""
         return self.manifest.split_version
+
+    def golden(self) -> Golden | None:
+        """What its models answer; None in a bundle that does not tell. Raises `CorruptBundleError`."""
+        if all(entry.path != GOLDEN for entry in self.manifest.files):
+            return None
+        try:
+            return from_msgpack(read_bytes(self.folder / GOLDEN, _GOLDEN_MAX), Golden)
+        except ContractError as err:
+            raise CorruptBundleError(str(self.folder / GOLDEN), f"{err.expected} at `{err.path}`", err.got) from err
 
     def group(self, events_seen: int) -> Group | None:
         """The group, by the manifest's rule, of a user of whom the app remembers `events_seen` events; None without a rule."""
@@ -223,7 +222,7 @@ def write_manifest(
     except ContractError as err:
         raise CorruptBundleError(str(folder / SPEC), "a spec that a device can follow", str(err)) from err
     _check_personal(folder, personal, spec)
-    _replace(folder / SPEC, to_json(spec))
+    replace_file(folder / SPEC, to_json(spec))
     files = tuple(_entry(folder, path) for path in sorted(_walk(folder)))
     counted = []
     for model in models:
@@ -243,46 +242,8 @@ def write_manifest(
         personal=personal,
         groups=groups,
     )
-    _replace(folder / MANIFEST, msgspec.json.format(to_json(manifest), indent=2))
+    replace_file(folder / MANIFEST, msgspec.json.format(to_json(manifest), indent=2))
     return manifest
-
-
-def check_path(path: str) -> PurePosixPath:
-    """`path` of a manifest as parts that stay inside the bundle. Raises `UnsafePathError`."""
-    parts = path.split("/")
-    if any(part in ("", ".", "..") for part in parts) or any(c in path for c in "\\:\0") or len(path) > 1024:
-        raise UnsafePathError(repr(path[:1024]), "a relative path of plain names", repr(path[:1024]))
-    return PurePosixPath(*parts)
-
-
-def _check_file(folder: Path, entry: FileEntry) -> None:
-    at = folder
-    for part in check_path(entry.path).parts:
-        at /= part
-        if at.is_symlink():
-            raise UnsafePathError(str(at), "a file or folder", "a symbolic link")
-    if not at.is_file():
-        raise CorruptBundleError(str(at), "a file", "none")
-    if (size := at.stat().st_size) != entry.bytes:
-        raise CorruptBundleError(str(at), f"{entry.bytes} bytes", f"{size}")
-    if (digest := _sha256(at)) != entry.sha256.lower():
-        raise CorruptBundleError(str(at), f"SHA-256 {entry.sha256[:64]}", digest)
-
-
-def _read(path: Path, struct: type[S]) -> S:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_TEXT_MAX + 1)
-    except OSError as err:
-        raise CorruptBundleError(str(path), "a readable file", err.strerror or type(err).__name__) from err
-    if len(data) > _TEXT_MAX:
-        raise CorruptBundleError(str(path), f"at most {_TEXT_MAX} bytes", "more")
-    try:
-        return from_json(data, struct)
-    except VersionError as err:
-        raise BundleVersionError(str(path), err.expected, err.got) from err
-    except ContractError as err:
-        raise CorruptBundleError(str(path), f"{err.expected} at `{err.path}`", err.got) from err
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -290,24 +251,10 @@ def _walk(folder: Path) -> Iterator[str]:
         if path.is_symlink():
             raise UnsafePathError(str(path), "a file or folder", "a symbolic link")
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST and not name.endswith(".tmp"):
+        if path.is_file() and name not in _UNLISTED and not name.endswith(".tmp"):
             yield name
 
 
 def _entry(folder: Path, path: str) -> FileEntry:
     check_path(path)
-    return FileEntry(path=path, bytes=(folder / path).stat().st_size, sha256=_sha256(folder / path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".tmp")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    return FileEntry(path=path, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))

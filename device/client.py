@@ -1,35 +1,35 @@
 """Talks to the cloud: pages, feedback, bundles. Standard library only, one kept-alive connection.
 
-Errors::
-
-    ClientError                a call that did not bring an answer; names the method and URL
-    ├── BadUrlError            a base URL that no call can be made to
-    ├── UnreachableError       no server, no such host, a connection that broke, or no answer in time
-    ├── BadStatusError         an answer other than 200; carries `status` and the beginning of the text
-    └── BadAnswerError         200 with something that is not what was asked for, or more than is allowed
-
-`download_bundle` also raises `bundle.BundleError`, and OSError when the device's disk fails.
+Errors are in `transport`; `fetch_file` and `download_bundle` also raise `bundle_files.BundleError`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
+import hashlib
+import io
 import os
 import shutil
-import ssl
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
-from device.bundle import MANIFEST, Bundle, BundleError, CorruptBundleError, check_path
+from device.bundle import Bundle
+from device.bundle_files import (
+    MANIFEST,
+    SIGNATURES,
+    TEXT_MAX,
+    BundleError,
+    CorruptBundleError,
+    check_path,
+    check_paths,
+    on_disk,
+)
 from device.codec import from_json, from_msgpack, to_msgpack
 from device.contract import (
     BundleManifest,
@@ -37,46 +37,32 @@ from device.contract import (
     FeedbackBatch,
     FeedbackEvent,
     FeedbackReceipt,
+    FileEntry,
     Page,
     PageRequest,
 )
+from device.transport import (
+    BadAnswerError,
+    BadStatusError,
+    BadUrlError,
+    ClientError,
+    Transport,
+    UnreachableError,
+    beginning,
+)
+
+if TYPE_CHECKING:
+    from device.signing import TrustedKeys
 
 __all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "CloudClient", "UnreachableError"]
 
 MSGPACK = "application/msgpack"
 _ANSWER_MAX = 16 << 20  # bytes; a page of 60 candidates has ten thousand
-_FILE_MAX = 256 << 20  # bytes of one bundle file
+_BUNDLE_MAX = 256 << 20  # bytes of all files of a bundle
+_RATE_MIN = 8 << 10  # bytes per second below which a file is given up for now: a tenth of what 3G is good for
 _CHUNK = 1 << 16
 
 S = TypeVar("S", bound=msgspec.Struct)
-
-
-class ClientError(RuntimeError):
-    """A call that did not bring an answer. `call` is the method and URL."""
-
-    def __init__(self, call: str, message: str) -> None:
-        super().__init__(f"{call}: {message}")
-        self.call = call
-
-
-class BadUrlError(ClientError):
-    """A base URL that no call can be made to."""
-
-
-class UnreachableError(ClientError):
-    """No server, no such host, a connection that broke, or no answer in time."""
-
-
-class BadStatusError(ClientError):
-    """An answer other than 200."""
-
-    def __init__(self, call: str, status: int, text: str) -> None:
-        super().__init__(call, f"expected status 200, got {status}: {text}")
-        self.status, self.text = status, text
-
-
-class BadAnswerError(ClientError):
-    """200 with something that is not what was asked for, or more than is allowed."""
 
 
 class CloudClient:
@@ -87,23 +73,7 @@ class CloudClient:
 
         Raises `BadUrlError`; nothing is connected yet.
         """
-        try:
-            url = urlsplit(base_url)
-            port = url.port
-        except ValueError as err:
-            raise BadUrlError(repr(base_url), str(err)) from err
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or not base_url.isascii():
-            raise BadUrlError(repr(base_url), "expected http://host[:port] or https://host[:port]")
-        if any(c <= " " for c in base_url) or (token is not None and (not token.isascii() or any(c <= " " for c in token))):
-            raise BadUrlError(repr(base_url), "expected a URL and a token of printable characters")
-        self._base, self._prefix, self._timeout_s = base_url.rstrip("/"), url.path.rstrip("/"), timeout_s
-        self._headers = {"Accept": MSGPACK} | ({} if token is None else {"Authorization": f"Bearer {token}"})
-        self._connection: http.client.HTTPConnection = (
-            http.client.HTTPConnection(url.hostname, port, timeout=timeout_s)
-            if url.scheme == "http"
-            else http.client.HTTPSConnection(url.hostname, port, timeout=timeout_s, context=ssl.create_default_context())
-        )
-        self._lock = threading.Lock()
+        self._line = Transport(base_url, token, timeout_s, MSGPACK)
 
     def __enter__(self) -> CloudClient:
         return self
@@ -113,8 +83,7 @@ class CloudClient:
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
-        with self._lock:
-            self._connection.close()
+        self._line.close()
 
     def page(self, request: PageRequest) -> Page:
         """A page. Its blocks are not looked into: a session falls back by itself where one is bad.
@@ -129,113 +98,122 @@ class CloudClient:
 
     def health(self) -> dict[str, Any]:
         """What the server says of itself. Raises `ClientError`."""
-        body = self._call("GET", "/healthz", None, _ANSWER_MAX)
+        body = self.fetch("/healthz")
         try:
             return msgspec.json.decode(body, type=dict[str, Any])
         except (ValueError, RecursionError) as err:
-            raise BadAnswerError(self._name("GET", "/healthz"), str(err)) from err
+            raise BadAnswerError(self._line.name("GET", "/healthz"), str(err)) from err
 
-    def download_bundle(self, folder: Path) -> Bundle:
+    def download_bundle(self, folder: Path, keys: TrustedKeys | None = None) -> Bundle:
         """The server's bundle, installed as `folder`: all of it, checked, or what was there before.
 
-        Nothing but the manifest is fetched when `folder` already holds the same bundle. Raises `ClientError`, `BundleError`.
+        For a first start and for development; an app that is in use goes through `device.updates`. Without `keys` the server is
+        trusted. Nothing but the manifest is fetched when `folder` already holds the same bundle. Raises `ClientError`,
+        `BundleError`.
         """
-        text = self._call("GET", f"/v1/bundle/{MANIFEST}", None, _ANSWER_MAX)
+        text = self.fetch(f"/v1/bundle/{MANIFEST}", TEXT_MAX)
         with contextlib.suppress(OSError, BundleError):
             if (folder / MANIFEST).read_bytes() == text:
-                return Bundle.open(folder)
-        try:
-            manifest = from_json(text, BundleManifest)
-        except ContractError as err:
-            raise BadAnswerError(self._name("GET", f"/v1/bundle/{MANIFEST}"), str(err)) from err
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the goal, so that the last step is a rename within one file system.
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for entry in manifest.files:
-                target = new / check_path(entry.path)
-                if not 0 <= entry.bytes <= _FILE_MAX:
-                    raise CorruptBundleError(entry.path, f"at most {_FILE_MAX} bytes", str(entry.bytes))
-                body = self._call("GET", f"/v1/bundle/files/{quote(entry.path)}", None, entry.bytes)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(body)
-            (new / MANIFEST).write_bytes(text)
-            bundle = Bundle.open(new)
-            _install(new, folder)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+                return Bundle.open(folder, keys=keys)
+        with on_disk(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the goal, so that the last step is a rename within one file system.
+            new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                (new / MANIFEST).write_bytes(text)
+                if keys is not None:
+                    (new / SIGNATURES).write_bytes(self.fetch(f"/v1/bundle/{SIGNATURES}", TEXT_MAX))
+                    keys.verify_beside("manifest", text, new / SIGNATURES)
+                try:
+                    manifest = from_json(text, BundleManifest)
+                except ContractError as err:
+                    raise BadAnswerError(self._line.name("GET", f"/v1/bundle/{MANIFEST}"), str(err)) from err
+                self.fetch_files(manifest, new)
+                bundle = Bundle.open(new, keys=keys)
+                _install(new, folder)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
         return Bundle(folder, bundle.manifest, bundle.spec)
 
+    def fetch_files(self, manifest: BundleManifest, folder: Path, bytes_max: int = _BUNDLE_MAX) -> None:
+        """Every file of `manifest` into `folder`, on from where an earlier call was cut off; see `fetch_file`.
+
+        Raises before anything is fetched when together they are more than `bytes_max`.
+        """
+        check_paths((entry.path for entry in manifest.files), MANIFEST)
+        total = sum(max(0, entry.bytes) for entry in manifest.files)
+        if total > bytes_max or any(entry.bytes < 0 for entry in manifest.files):
+            raise CorruptBundleError(MANIFEST, f"files of at most {bytes_max} bytes", str(total))
+        for entry in manifest.files:
+            self.fetch_file(entry, folder)
+
+    def fetch_file(self, entry: FileEntry, folder: Path) -> None:
+        """The file of that entry into `folder`, on from where an earlier call was cut off.
+
+        It is there when this returns, with the size and digest of its entry. What came before an error stays for the next
+        call, unless it cannot be the beginning of the file. Raises `ClientError`, `BundleError`.
+        """
+        target = folder / check_path(entry.path)
+        with on_disk(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("a+b") as file:
+                if not self._continue(entry, file):
+                    file.truncate(0)  # not what the manifest says; a fresh start is the only cure
+                    if not self._continue(entry, file):
+                        file.truncate(0)
+                        raise CorruptBundleError(str(target), f"SHA-256 {entry.sha256[:64]}", "another")
+                os.fsync(file.fileno())
+
+    def fetch(self, path: str, most: int = _ANSWER_MAX) -> bytes:
+        """The body of a GET, of at most `most` bytes. Raises `ClientError`."""
+        return self._line.call("GET", path, most)
+
+    def _continue(self, entry: FileEntry, file: io.BufferedRandom) -> bool:
+        """Append what is missing. False when the file then has another digest."""
+        line = self._line
+        file.seek(0)
+        digest = hashlib.sha256()
+        while part := file.read(_CHUNK):
+            digest.update(part)
+        have = file.tell()
+        if have < entry.bytes:
+            path = f"/v1/bundle/files/{quote(entry.path)}"
+            name = line.name("GET", path)
+            # The tag keeps a server that has another file by now from sending the rest of that one.
+            headers = {"Range": f"bytes={have}-", "If-Range": f'"{entry.sha256}"'} if have else {}
+            with line.exchange("GET", path, headers, more_s=(entry.bytes - have) / _RATE_MIN) as response:
+                if response.status not in (200, 206) or (response.status == 206 and not have):
+                    if response.status == 416:
+                        line.hang_up()
+                        return False
+                    raise BadStatusError(name, response.status, beginning(line.read(response, _CHUNK)))
+                if response.status == 206:
+                    expected, got = f"bytes {have}-{entry.bytes - 1}/{entry.bytes}", response.getheader("Content-Range")
+                    if got != expected:
+                        raise BadAnswerError(name, f"expected the range {expected}, got {got!r:.100}")
+                elif have:
+                    file.truncate(0)
+                    have, digest = 0, hashlib.sha256()
+                if response.length is not None and response.length > entry.bytes - have:
+                    raise BadAnswerError(name, f"expected at most {entry.bytes} bytes, got more")
+                for part in line.parts(response, entry.bytes - have):
+                    have += len(part)
+                    if have > entry.bytes:
+                        raise BadAnswerError(name, f"expected at most {entry.bytes} bytes, got more")
+                    with on_disk(Path(file.name)):
+                        file.write(part)
+                        file.flush()  # what came stays, whatever happens next
+                    digest.update(part)
+            if have < entry.bytes:
+                raise BadAnswerError(name, f"expected {entry.bytes} bytes, got {have}")
+        return have == entry.bytes and digest.hexdigest() == entry.sha256.lower()
+
     def _post(self, path: str, body: msgspec.Struct, answer: type[S]) -> S:
-        data = self._call("POST", path, to_msgpack(body), _ANSWER_MAX)
+        data = self._line.call("POST", path, _ANSWER_MAX, to_msgpack(body), MSGPACK)
         try:
             return from_msgpack(data, answer)
         except ContractError as err:
-            raise BadAnswerError(self._name("POST", path), str(err)) from err
-
-    def _name(self, method: str, path: str) -> str:
-        return f"{method} {self._base}{path}"
-
-    def _call(self, method: str, path: str, body: bytes | None, most: int) -> bytes:
-        """The body of a 200 of at most `most` bytes."""
-        name = self._name(method, path)
-        deadline = time.monotonic() + self._timeout_s
-        with self._lock, self._errors(name):
-            try:
-                response = self._send(method, path, body)
-                data = self._read(response, most, deadline)
-            except BaseException:
-                self._connection.close()  # an answer half read would be taken for the next one's
-                raise
-        if response.status != 200:
-            raise BadStatusError(name, response.status, data[:300].decode("utf-8", "replace"))
-        if len(data) > most:
-            raise BadAnswerError(name, f"expected at most {most} bytes, got more")
-        return data
-
-    def _send(self, method: str, path: str, body: bytes | None) -> http.client.HTTPResponse:
-        headers = self._headers if body is None else self._headers | {"Content-Type": MSGPACK}
-        reused = self._connection.sock is not None
-        try:
-            self._connection.request(method, self._prefix + path, body, headers)
-            return self._connection.getresponse()
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            # A server may close an idle connection at any time. Every call can be repeated: events carry ids.
-            self._connection.close()
-            if not reused:
-                raise
-        self._connection.request(method, self._prefix + path, body, headers)
-        return self._connection.getresponse()
-
-    def _read(self, response: http.client.HTTPResponse, most: int, deadline: float) -> bytes:
-        """The body, or its first bytes beyond `most`; the connection is closed when some of it was left."""
-        parts: list[bytes] = []
-        size = 0
-        while size <= most:
-            part = response.read1(min(_CHUNK, most + 1 - size))
-            if not part:
-                # `read1` ends quietly when the server hangs up early.
-                if response.length:
-                    raise http.client.IncompleteRead(b"".join(parts), response.length)
-                response.close()  # `read1` leaves that to us; the connection is then free for the next call
-                return b"".join(parts)
-            parts.append(part)
-            size += len(part)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no whole answer in {self._timeout_s} s")
-        self._connection.close()
-        return b"".join(parts)
-
-    @contextlib.contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except http.client.IncompleteRead as err:
-            raise UnreachableError(name, "the connection broke within the answer") from err
-        except (http.client.RemoteDisconnected, OSError) as err:  # TimeoutError and ssl errors among them
-            raise UnreachableError(name, str(err) or type(err).__name__) from err
-        except (http.client.HTTPException, ValueError) as err:
-            raise BadAnswerError(name, f"expected HTTP, got {type(err).__name__} {err}") from err
+            raise BadAnswerError(self._line.name("POST", path), str(err)) from err
 
 
 def _install(new: Path, folder: Path) -> None:

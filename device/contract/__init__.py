@@ -22,7 +22,9 @@ from device.contract.bundle import (
 )
 from device.contract.errors import BlockError, ContractError, DecodeError, VersionError
 from device.contract.feedback import Ended, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Network, Orientation
+from device.contract.golden import Golden, GoldenCase, GoldenTolerance, ScoreRange
 from device.contract.page import Candidates, Page, PageRequest
+from device.contract.release import BundleRef, Release, Role, Signature, Signed, in_rollout, key_id, signed_bytes
 from device.contract.spec import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 from device.contract.telemetry import TelemetryReport, Timing
 from device.contract.wire import WIRE_VERSION, Block, Columns, Dtype
@@ -32,6 +34,7 @@ __all__ = [
     "Block",
     "BlockError",
     "BundleManifest",
+    "BundleRef",
     "Candidates",
     "CategoryFeature",
     "Columns",
@@ -47,6 +50,9 @@ __all__ = [
     "FloatFeature",
     "Form",
     "Format",
+    "Golden",
+    "GoldenCase",
+    "GoldenTolerance",
     "Group",
     "GroupRule",
     "ModelEntry",
@@ -56,10 +62,18 @@ __all__ = [
     "PageRequest",
     "PersonalConfig",
     "Precision",
+    "Release",
+    "Role",
+    "ScoreRange",
     "SearchSpec",
+    "Signature",
+    "Signed",
     "Stage",
     "TaskPrior",
     "TelemetryReport",
     "Timing",
     "VersionError",
+    "in_rollout",
+    "key_id",
+    "signed_bytes",
 ]

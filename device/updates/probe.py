@@ -1,0 +1,213 @@
+"""What a bundle has to pass on this device before it is used: it opens, answers as it did when it was exported, and is fast.
+
+And it gives a probability to everything that a page may hold: every code of every category, and each float at its limits. A
+model may be signed by the right key and still be broken; one embedding row of NaN would otherwise show in one user's feed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device.bundle import Bundle
+from device.bundle_files import ProbeError
+from device.codec import from_block
+from device.contract import BlockError, FeatureSpec, FloatFeature, Form, Format, Golden, GoldenCase, Group, Precision
+from device.features import PageArrays
+from device.feedback import GAP_POSITIONS_MAX, GAP_SECONDS_MAX, EventHistory
+from device.ranker import Ranker
+from device.remaining import Remaining
+from device.runtimes.base import RuntimeRunError
+
+__all__ = ["ProbeConfig", "probe"]
+
+_NOW_MS = 1 << 40  # any moment will do; only the gaps before it count
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How much is tried, and what is too much."""
+
+    codes_max: int = 1 << 17
+    """Codes that are tried of a category; of one with more, so many evenly spread ones. With pages of 60 some 2,000 runs."""
+    vector_max: float = 8.0
+    """Value of vectors that are tried beside 0. Their elements are of order 1."""
+    ms_max: float = 50.0
+    """Longest median run in ms: three frames at 60 per second."""
+    seconds_max: float = 30.0
+    """When the whole probe is given up. It runs in the background; a sweep of 2,000 runs of .2 ms takes half a second."""
+    slack: float = 1e-3
+    """How far beyond 0 and 1 a probability may be, for rounding."""
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Everything that an order depends on."""
+
+    page: PageArrays
+    events: PageArrays
+    feedback: NDArray[np.float32]
+    """[T, Fb]"""
+    gap: NDArray[np.float64]
+    """[T, 2] seconds and positions, descending"""
+    context: NDArray[np.float32]
+    """[1, Fx]"""
+
+
+def probe(
+    bundle: Bundle,
+    ranker: Ranker,
+    format: Format = "onnx",
+    precision: Precision = "fp32",
+    group: Group | None = None,
+    config: ProbeConfig | None = None,
+) -> None:
+    """Try `ranker`, opened from `bundle` with that format, precision and group. Raises `ProbeError`, `CorruptBundleError`."""
+    run = _Run(str(bundle.folder), ranker, config or ProbeConfig())
+    if (golden := bundle.golden()) is not None:
+        _compare(run, golden, format, precision, group)
+    for form in ranker.runtimes:
+        for moment in _sweep(ranker, form, run.config):
+            run(form, moment)
+    if (ms := median(run.ms)) > run.config.ms_max:
+        raise ProbeError(run.where, f"a median run of at most {run.config.ms_max:g} ms", f"{ms:.1f} ms")
+
+
+class _Run:
+    """Runs a moment through the ranker, as a session would."""
+
+    def __init__(self, where: str, ranker: Ranker, config: ProbeConfig) -> None:
+        self.where, self.ranker, self.config = where, ranker, config
+        self.ms: list[float] = []
+        self._until = time.monotonic() + config.seconds_max
+
+    def __call__(self, form: Form, moment: _Moment) -> NDArray[np.float32]:
+        """The scores [n, tasks]. Raises `ProbeError` for those that are no probabilities, and when it takes too long."""
+        ranker, position, seen = self.ranker, GAP_POSITIONS_MAX, []
+        held = Remaining(moment.page, ranker.rows)
+        history = EventHistory(ranker.spec)
+        for row, (seconds, positions) in enumerate(moment.gap.tolist()):
+            at = _NOW_MS - round(seconds * 1000)
+            history.append(at, position - round(positions), moment.feedback[row], moment.events, row)
+
+        def keep(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+            seen.append(scores.copy())
+            return scores
+
+        start = time.perf_counter_ns()
+        try:
+            ranker.prepare(form, held)
+            order = ranker.order(form, held, history, moment.context, _NOW_MS, position)
+            self.ms.append((time.perf_counter_ns() - start) / 1e6)
+            ranker.order(form, held, history, moment.context, _NOW_MS, position, keep)
+        except (RuntimeRunError, IndexError, ValueError) as err:  # a search may answer with places that do not exist
+            raise ProbeError(self.where, f"a {form} model that runs", str(err)) from err
+        scores = seen[0]
+        slack = self.config.slack
+        if order is None or not np.all((scores >= -slack) & (scores <= 1 + slack)):  # NaN is neither
+            raise ProbeError(self.where, f"probabilities from the {form} model", "NaN, infinity, or a number beyond 0..1")
+        if not np.array_equal(np.sort(order), np.arange(len(order))):
+            raise ProbeError(self.where, f"each candidate once from the {form} model's search", "another list")
+        if time.monotonic() > self._until:
+            raise ProbeError(self.where, f"a probe of at most {self.config.seconds_max:g} s", "one that goes on")
+        return scores
+
+
+def _compare(run: _Run, golden: Golden, format: Format, precision: Precision, group: Group | None) -> None:
+    """Hold the models to the recorded scores."""
+    limits = {(t.form, t.format, t.precision): t.max_diff for t in golden.tolerances}
+    for i, case in enumerate(golden.cases):
+        limit = limits.get((case.form, format, precision))
+        if case.form not in run.ranker.runtimes or case.group not in (None, group) or limit is None:
+            continue
+        try:
+            moment, expected = _read(case, run.ranker.spec)
+        except BlockError as err:
+            raise ProbeError(run.where, f"a golden case {i} of the spec's shapes", str(err)) from err
+        scores = run(case.form, moment)
+        if scores.shape != expected.shape:
+            raise ProbeError(run.where, f"golden scores {list(expected.shape)}", str(list(scores.shape)))
+        if not (diff := float(np.abs(scores - expected).max())) <= limit:
+            raise ProbeError(
+                run.where, f"the {case.form} model's golden scores within {limit:g}", f"a difference of {diff:.3g}"
+            )
+
+
+def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Moment, NDArray[np.float32]]:
+    """A case as arrays. Raises `BlockError` for other shapes than the spec's."""
+    wide = {"float": len(spec.candidate_floats), "category": len(spec.candidate_categories), "vector": spec.vector_width}
+
+    def block(name: str, rows: int | None, width: int) -> NDArray[np.float32]:
+        if name not in case.inputs:
+            raise BlockError(f"$.{name}", "a block", "none")
+        value = from_block(case.inputs[name], f"$.{name}", dtype="i4" if name.endswith("category") else "f4", ndim=2)
+        if value.shape[1] != width or rows not in (None, len(value)):
+            raise BlockError(f"$.{name}", f"[{'n' if rows is None else rows}, {width}]", str(list(value.shape)))
+        return value
+
+    def items(of: str, user: NDArray[np.float32] | None) -> PageArrays:
+        floats = block(f"{of}_float", None, wide["float"])
+        n = len(floats)
+        return PageArrays(
+            item_id=np.arange(n),
+            floats=floats,
+            categories=block(f"{of}_category", n, wide["category"]).astype(np.int32),
+            vector=None if user is None else block(f"{of}_vector", n, wide["vector"]),
+            user_vector=user,
+        )
+
+    user = block("user_vector", 1, wide["vector"]) if case.form == "split" else None
+    page, events = items("candidate", user), items("event", user)
+    t = len(events.item_id)
+    if t > spec.events_max:
+        raise BlockError("$.event_float", f"at most {spec.events_max} rows", str(t))
+    moment = _Moment(
+        page,
+        events,
+        block("event_feedback", t, len(spec.feedback_floats)),
+        block("event_gap", t, 2).astype(np.float64),
+        block("context", 1, len(spec.context_floats)),
+    )
+    return moment, from_block(case.scores, "$.scores", dtype="f4", ndim=2)
+
+
+def _sweep(ranker: Ranker, form: Form, config: ProbeConfig) -> Iterator[_Moment]:
+    """Every code and every limit, as candidates and as events, a page at a time."""
+    spec = ranker.spec
+    fixed = [s for stage, r in ranker.runtimes[form].items() if stage != "event" for s in r.list_sizes or ()]
+    step = min([spec.candidates_max, spec.events_max, *([max(fixed)] if fixed else [])])
+    floats, feedback = _limits(spec.candidate_floats), _limits(spec.feedback_floats)
+    contexts, codes = _limits(spec.context_floats), [_codes(c.size, config.codes_max) for c in spec.candidate_categories]
+    rows = max(len(floats), len(feedback), len(contexts) * step, *(len(c) for c in codes), 1)
+    for number, start in enumerate(range(0, rows, step)):
+        at = np.arange(start, start + step)
+        value = (0.0, config.vector_max, -config.vector_max)[number % 3]
+        vectors = np.full((step, spec.vector_width), value, np.float32) if form == "split" else None
+        page = PageArrays(
+            item_id=np.arange(step),
+            floats=floats[at % len(floats)],
+            categories=np.stack([c[at % len(c)] for c in codes], 1) if codes else np.zeros((step, 0), np.int32),
+            vector=vectors,
+            user_vector=None if vectors is None else vectors[:1],
+        )
+        gap = np.linspace((GAP_SECONDS_MAX, GAP_POSITIONS_MAX), (0, 0), step).round()
+        yield _Moment(page, page, feedback[at % len(feedback)], gap, contexts[number % len(contexts)][None])
+
+
+def _codes(size: int, most: int) -> NDArray[np.int32]:
+    return np.linspace(0, size - 1, min(size, most)).round().astype(np.int32)
+
+
+def _limits(features: tuple[FloatFeature, ...]) -> NDArray[np.float32]:
+    """Rows [2 F + 3, F]: the defaults, all smallest, all largest, and each feature at its limits among the others' defaults."""
+    least, most, default = (np.array([getattr(f, name) for f in features], np.float32) for name in ("min", "max", "default"))
+    rows = np.tile(default, (2 * len(features) + 3, 1))
+    rows[1], rows[2] = least, most
+    for i in range(len(features)):
+        rows[3 + 2 * i, i], rows[4 + 2 * i, i] = least[i], most[i]
+    return rows
