@@ -2,7 +2,7 @@
 
 `valid/NAME.json` and `valid/NAME.msgpack` are two encodings of one struct, `bad/NAME.json` or `.msgpack` must be refused, and
 `index.json` says of which type each is, and for bad ones which error at which path. `blocks.json` holds blocks as hex with
-the values they decode to.
+the values they decode to. `features/` is told of in `tests.vectors.features`.
 """
 
 import json
@@ -35,6 +35,7 @@ from device.contract import (
     TaskPrior,
 )
 from tests.device.worlds import SPEC
+from tests.vectors import feature_sessions, features
 
 FOLDER = Path(__file__).parent
 COMMAND = "python -m tests.vectors.generate"
@@ -251,18 +252,22 @@ def files() -> dict[str, bytes]:
     out["bad/page_list_block.msgpack"] = msgspec.msgpack.encode(json.loads(to_json(page())))
     out["index.json"] = json.dumps(index, indent=1).encode() + b"\n"
     out["blocks.json"] = json.dumps(blocks(), indent=1).encode() + b"\n"
-    return out
+    return out | features.files() | feature_sessions.files()
 
 
 def main() -> None:
     wanted = files()
     for path, data in wanted.items():
-        (FOLDER / path).parent.mkdir(exist_ok=True)
+        (FOLDER / path).parent.mkdir(parents=True, exist_ok=True)
         (FOLDER / path).write_bytes(data)
-    for folder in ("valid", "bad"):
-        for old in (FOLDER / folder).iterdir():
-            if f"{folder}/{old.name}" not in wanted:
-                old.unlink()
+    for path in written() - set(wanted):
+        (FOLDER / path).unlink()
+
+
+def written() -> set[str]:
+    """Paths of the files in the folders that hold nothing but these vectors."""
+    found = (path for folder in ("valid", "bad", "features") for path in (FOLDER / folder).rglob("*") if path.is_file())
+    return {path.relative_to(FOLDER).as_posix() for path in found}
 
 
 if __name__ == "__main__":
