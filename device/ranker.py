@@ -93,9 +93,10 @@ class Ranker:
         precision: Precision = "fp32",
         search: SearchSpec | None = None,
         group: Group | None = None,
+        threads: int = 1,
     ) -> Ranker:
-        """The bundle's models of one format and precision for users of `group` (`Bundle.group`). Raises `NoSuchModelError`,
-        `RuntimeLoadError`.
+        """The bundle's models of one format and precision for users of `group` (`Bundle.group`), each run on so many `threads`.
+        Raises `NoSuchModelError`, `RuntimeLoadError`.
         """
         forms = bundle.forms(format, precision, group)
         if not forms:
@@ -105,7 +106,7 @@ class Ranker:
             paths = bundle.stages(form, format, precision, group)
             if set(STAGES) <= set(paths):  # the whole model would only take memory
                 paths = {stage: path for stage, path in paths.items() if stage != "whole"}
-            runtimes[form] = open_stages(paths, format)
+            runtimes[form] = open_stages(paths, format, threads)
         return cls(bundle.spec, bundle.split_version, runtimes, search)
 
     def _try(self, form: Form) -> None:

@@ -1,21 +1,49 @@
-"""What a device tells of itself: sums over decisions and fallbacks, never a single event."""
+"""What a device tells of itself: sums over decisions and fallbacks, never a single event, an item or a user.
+
+Every field has bounds, and a decoder refuses what is beyond them: names become labels of the cloud's metrics, and a device that
+is broken or hostile must not be able to make more of those than a cloud can hold.
+"""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import msgspec
 
 from device.contract.wire import Versioned, Wire
 
-__all__ = ["TelemetryReport", "Timing"]
+__all__ = ["BUCKETS_MAX", "COUNT_MAX", "NAMES_MAX", "NAME_PATTERN", "SUM_MAX", "TelemetryReport", "Timing"]
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,47}(?!\n)$"
+"""What a counter or a timing may be called."""
+NAMES_MAX = 128
+"""Most counters, and most timings, in a report; the SDK has about 40 and 5."""
+BUCKETS_MAX = 24
+"""Most buckets of a timing. The last also counts what is above: 8.4 seconds and more."""
+COUNT_MAX = 1 << 30
+"""Largest count in a report."""
+SUM_MAX = 1 << 53
+"""Largest sum of times in a report, in microseconds: what a float64 still adds exactly."""
+
+_Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+_Sum = Annotated[int, msgspec.Meta(ge=0, le=SUM_MAX)]
+_Text = Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class Timing(Wire, frozen=True, kw_only=True):
-    """Times of one kind, in microseconds. `buckets[b]` counts those of 2^b up to 2^(b+1), the first also what is below."""
+    """Times of one kind, in whole microseconds. `buckets[b]` counts those of 2^b up to 2^(b+1), the first also what is below;
+    empty ones at the end are left out. Raises ValueError for numbers that no times have.
+    """
 
-    count: int
-    sum_us: int
-    max_us: int
-    buckets: tuple[int, ...] = ()
+    count: _Count
+    sum_us: _Sum
+    max_us: _Sum
+    buckets: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=BUCKETS_MAX)]
+
+    def __post_init__(self) -> None:
+        if sum(self.buckets) != self.count or not self.max_us <= self.sum_us <= self.max_us * self.count:
+            raise ValueError("expected buckets that add up to `count`, and a sum from `max_us` to `count` times that")
 
 
 class TelemetryReport(Versioned, frozen=True, kw_only=True):
@@ -25,12 +53,12 @@ class TelemetryReport(Versioned, frozen=True, kw_only=True):
     can be scaled up. `bundle` is `name/serial` of what was installed, `tier` what the device's self-benchmark chose.
     """
 
-    report_id: str
+    report_id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     since_ms: int
     until_ms: int
-    counters: dict[str, int] = msgspec.field(default_factory=dict)
-    timings: dict[str, Timing] = msgspec.field(default_factory=dict)
-    sample_rate: float = 1.0
-    sdk: str | None = None
-    bundle: str | None = None
-    tier: str | None = None
+    counters: Annotated[dict[_Name, _Count], msgspec.Meta(max_length=NAMES_MAX)] = msgspec.field(default_factory=dict)
+    timings: Annotated[dict[_Name, Timing], msgspec.Meta(max_length=NAMES_MAX)] = msgspec.field(default_factory=dict)
+    sample_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    sdk: _Text | None = None
+    bundle: _Text | None = None
+    tier: _Text | None = None

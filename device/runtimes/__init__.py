@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 
-def open_runtime(path: Path, format: Format) -> Runtime:
-    """The whole model at `path` (a file) in the runtime for `format`, ready for its first run. Raises as `open_stages` does."""
-    return open_stages({"whole": path}, format)["whole"]
+def open_runtime(path: Path, format: Format, threads: int = 1) -> Runtime:
+    """The whole model at `path` (a file) in the runtime for `format`, ready for its first run. See `open_stages`."""
+    return open_stages({"whole": path}, format, threads)["whole"]
 
 
-def open_stages(paths: Mapping[Stage, Path], format: Format) -> dict[Stage, Runtime]:
-    """The graph of each stage in the runtime for `format`; those in one file share what it holds.
+def open_stages(paths: Mapping[Stage, Path], format: Format, threads: int = 1) -> dict[Stage, Runtime]:
+    """The graph of each stage in the runtime for `format`, run on so many `threads`; those in one file share what it holds.
 
     Raises `RuntimeLoadError`: no such file, not a model, a runtime that is not installed, or a format without a runtime
     here (Core ML runs on Apple's systems only).
@@ -45,11 +45,11 @@ def open_stages(paths: Mapping[Stage, Path], format: Format) -> dict[Stage, Runt
     if format == "onnx":
         from device.runtimes.onnx import OnnxRuntime
 
-        return {stage: OnnxRuntime(path, stage) for stage, path in paths.items()}
+        return {stage: OnnxRuntime(path, stage, threads) for stage, path in paths.items()}
     if format == "tflite":
         from device.runtimes.litert import LiteRtFile, LiteRtRuntime
 
-        files = {path: LiteRtFile(path) for path in set(paths.values())}
+        files = {path: LiteRtFile(path, threads) for path in set(paths.values())}
         return {stage: LiteRtRuntime(files[path], stage) for stage, path in paths.items()}
     where = ", ".join(map(str, paths.values()))
     raise RuntimeLoadError(where, "a format with a runtime here (onnx, tflite)", f"`{format}`")

@@ -1,4 +1,4 @@
-"""LiteRT (TFLite) models on one CPU thread with XNNPACK.
+"""LiteRT (TFLite) models on the CPU with XNNPACK, one thread unless asked for more.
 
 Shapes are static: the file has one signature `n<size>` per candidate count of the feature spec's `list_sizes`, all with the
 same event count; those of a stage are called `<stage>_n<size>`, those of the stage `event`, which counts events,
@@ -42,7 +42,7 @@ class _Signature(NamedTuple):
 class LiteRtFile:
     """A .tflite file, opened."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = 1) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as err:
@@ -54,7 +54,7 @@ class LiteRtFile:
         self.lock = threading.Lock()
         try:
             # From memory: the file may be replaced by the next bundle while this model is in use.
-            self.interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+            self.interpreter = Interpreter(model_content=path.read_bytes(), num_threads=threads)
             self.keys = list(self.interpreter.get_signature_list())
         except Exception as err:
             raise RuntimeLoadError(str(path), "a LiteRT model", first_line(err)) from err

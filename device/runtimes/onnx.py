@@ -1,4 +1,4 @@
-"""ONNX models in onnxruntime on one CPU thread.
+"""ONNX models in onnxruntime on the CPU, one thread unless asked for more.
 
 Plain `run` on numpy arrays: it reads a contiguous array in place. For the twelve small inputs of a swipe it took 12 µs around
 the graph, re-binding an IOBinding at each run 19 µs; a binding made once takes 6 µs but needs inputs of one address and shape,
@@ -23,9 +23,9 @@ __all__ = ["OnnxRuntime"]
 class OnnxRuntime(Runtime):
     """An ONNX file with the contract's input names; candidate and event axes may be dynamic or fixed."""
 
-    def __init__(self, path: Path, stage: Stage = "whole") -> None:
+    def __init__(self, path: Path, stage: Stage = "whole", threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         # A spinning thread would drain the battery between two swipes.
