@@ -66,9 +66,6 @@ _RANGES: dict[int | str, dict[str, Any]] = {
     206: {"description": "The file from the byte on that `Range` asked for."},
     416: {"description": "The file ends before that byte."},
 }
-    206: {"description": "The file from the byte on that `Range` asked for."},
-    416: {"description": "The file ends before that byte."},
-}
 
 
 @dataclass(frozen=True)

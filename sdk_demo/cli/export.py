@@ -29,9 +29,7 @@ def export(
     ] = None,
     key: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Private key of `pocketrank keygen` that signs the bundle; repeat it for several. [default: unsigned]"
-        ),
+        typer.Option(help="Private key (`pocketrank keygen`) that signs; repeat it for several. [default: unsigned]"),
     ] = None,
     serial: Annotated[
         int | None,

@@ -15,8 +15,8 @@ def keygen(
 ) -> None:
     """Make an Ed25519 key that signs bundles and releases.
 
-    Devices install nothing that is not signed by a key that the app was built with. A team with one key uses it for both; better
-    are two: one for bundles, kept offline, and one for releases, which is used every few days and cannot make a bundle.
+    Devices install nothing that is not signed by a key that the app was built with. One key will do for both; better are two:
+    one for bundles, kept offline, and one for releases, which is used every few days and cannot make a bundle.
 
     \b
     pocketrank keygen keys/bundle
