@@ -195,7 +195,7 @@ class _Timed(io.RawIOBase):
         if left <= 0:
             raise TimeoutError("timed out: no whole answer in time")
         self._sock.settimeout(left)
-        return cast("int | None", self._raw.readinto(buffer))  # type: ignore[attr-defined]
+        return self._raw.readinto(buffer)
 
     def close(self) -> None:
         self._raw.close()

@@ -32,17 +32,20 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import msgspec
+from nacl.signing import SigningKey
 
 from cloud.training.run import Run
-from device.bundle import MANIFEST, Bundle, write_manifest
+from device.bundle import MANIFEST, Bundle, BundleError, write_manifest
 from device.contract import Form, Format, ModelEntry, Precision, Stage
 from export.errors import BudgetError, OutputError, UnsupportedError
 from export.gate import GateRows, passes
+from export.golden import write_golden
 from export.parity import draw_inputs
 from export.parity_stages import measure_stages
+from export.signing import sign_manifest
 from export.worker import Checked, Job, model_path, run_job
 
-__all__ = ["REPORT", "Budget", "export_bundle"]
+__all__ = ["REPORT", "Budget", "export_bundle", "next_serial"]
 
 REPORT = "report.json"
 """The report's path in a bundle."""
@@ -72,9 +75,11 @@ def export_bundle(
     name: str = "pocketrank",
     serial: int = 1,
     expires_ms: int | None = None,
+    keys: Sequence[SigningKey] = (),
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Export both forms of `run` to `out` and return the report. `progress` gets what was done last and the share done.
+    """Export both forms of `run` to `out`, signed by `keys` if there are any, and return the report. `progress` gets what was
+    done last and the share done.
 
     A bundle that is already at `out` is replaced; anything else there is refused. Raises `ExportError` (the tree is in
     `errors`); `out` then is as it was.
@@ -95,6 +100,7 @@ def export_bundle(
             report = _report(run, folder, checked, budget)
             report["seconds"] = round(time.monotonic() - started, 1)
             (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+            write_golden(run, folder, report["models"])
             write_manifest(
                 folder,
                 name=name,
@@ -105,11 +111,21 @@ def export_bundle(
                 expires_ms=expires_ms,
                 created_ms=time.time_ns() // 1_000_000,
             )
+            if keys:
+                sign_manifest(folder, keys)
             Bundle.open(folder, now_ms=0)
             _put(folder, out, Path(scratch) / "replaced")
     except OSError as error:
         raise OutputError(str(out), "a place for the bundle", error.strerror or str(error)) from error
     return report
+
+
+def next_serial(out: Path) -> int:
+    """The serial that follows that of the bundle at `out`; 1 where there is none."""
+    try:
+        return Bundle.open(out, now_ms=0).manifest.serial + 1
+    except BundleError:
+        return 1
 
 
 def _known(given: Sequence[str], among: Any, what: str) -> tuple[Any, ...]:

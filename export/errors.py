@@ -8,6 +8,7 @@ Errors::
     ├── ParityError            an exported model answers differently from torch
     ├── GateError              the rows that reduced precisions are gated on are missing or malformed
     ├── BudgetError            a model is larger or slower than its budget
+    ├── SigningKeyError        a private key that is missing, malformed, readable by others, or already there
     └── OutputError            the place for the bundle holds something else, or cannot be written
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "GateError",
     "OutputError",
     "ParityError",
+    "SigningKeyError",
     "UnsupportedError",
 ]
 
@@ -50,6 +52,10 @@ class GateError(ExportError):
 
 class BudgetError(ExportError):
     """A model is larger or slower than its budget."""
+
+
+class SigningKeyError(ExportError):
+    """A private key that is missing, malformed, readable by others, or already there."""
 
 
 class OutputError(ExportError):

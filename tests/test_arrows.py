@@ -22,8 +22,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What a module of each package may import of ours; a name stands for everything below it. Benchmarks and tests may all."""
 
-DEVICE_LIBRARIES = ("numpy", "msgspec", "onnxruntime", "ai_edge_litert", "coremltools")
-"""All that may be on a phone beside us. The last two are optional runtimes, each imported by the one file that serves it."""
+DEVICE_LIBRARIES = ("numpy", "msgspec", "onnxruntime", "nacl", "ai_edge_litert", "coremltools")
+"""All that may be on a phone beside us. The last three are each imported by the one file that needs it: the one that verifies
+signatures, and those of optional runtimes."""
 
 
 class Import(NamedTuple):
@@ -90,7 +91,7 @@ def test_no_arrow_points_the_wrong_way(package: str) -> None:
     assert not wrong, f"`{package}` may import {', '.join(ALLOWED[package])} of ours:\n" + "\n".join(wrong)
 
 
-def test_the_device_needs_its_three_libraries_and_no_other() -> None:
+def test_the_device_needs_its_few_libraries_and_no_other() -> None:
     known = {*sys.stdlib_module_names, *DEVICE_LIBRARIES, "device"}
     wrong = [
         f"{path.relative_to(ROOT)}, line {found.line}: {found.meant[0]}"
@@ -98,7 +99,7 @@ def test_the_device_needs_its_three_libraries_and_no_other() -> None:
         for found in imports(path.read_text(), module, is_package=is_package)
         if found.meant[0].split(".")[0] not in known
     ]
-    assert not wrong, "a device has numpy, msgspec and one model runtime:\n" + "\n".join(wrong)
+    assert not wrong, "a device has numpy, msgspec, PyNaCl and one model runtime:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("package", ALLOWED)

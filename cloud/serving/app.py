@@ -5,7 +5,9 @@
     POST /v1/page                  PageRequest -> Page
     POST /v1/feedback              FeedbackBatch -> FeedbackReceipt
     GET  /v1/bundle/manifest.json  the bundle's manifest
-    GET  /v1/bundle/files/{path}   a file that the manifest names
+    GET  /v1/bundle/manifest.sig   its signatures
+    GET  /v1/bundle/release.json   which bundle is current, for whom
+    GET  /v1/bundle/files/{path}   a file that the manifest names, or a range of it
     GET  /healthz                  ready, and what is served
     GET  /metrics                  Prometheus
 
@@ -16,6 +18,7 @@ threads, a prebuilt body back.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -52,11 +55,17 @@ _ROUTES = {
     "/v1/page": "/v1/page",
     "/v1/feedback": "/v1/feedback",
     "/v1/bundle/manifest.json": "/v1/bundle/manifest.json",
+    "/v1/bundle/manifest.sig": "/v1/bundle/manifest.sig",
+    "/v1/bundle/release.json": "/v1/bundle/release.json",
     "/v1/bundle/files/": "/v1/bundle/files",
     "/healthz": "/healthz",
     "/metrics": "/metrics",
 }
 """Beginnings of paths and the names that they are counted under."""
+_RANGES: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The file from the byte on that `Range` asked for."},
+    416: {"description": "The file ends before that byte."},
+}
 
 
 @dataclass(frozen=True)
@@ -153,9 +162,21 @@ def create_app(
         """The manifest of the bundle. 404 when the server has none."""
         return _file(request, _bundle(files).manifest, JSON)
 
-    @app.get("/v1/bundle/files/{path:path}", response_class=Response, responses=not_here)
+    @app.get("/v1/bundle/manifest.sig", response_class=Response, responses=not_here)
+    async def bundle_signatures(request: Request) -> Response:
+        """The manifest's signatures. 404 when the bundle is not signed."""
+        return _optional(request, _bundle(files).signatures, "a signed bundle")
+
+    @app.get("/v1/bundle/release.json", response_class=Response, responses=not_here)
+    async def bundle_release(request: Request) -> Response:
+        """The signed release as it is in the bundle's folder now. 404 when there is none."""
+        return _optional(request, _bundle(files).release(), "a bundle that was released")
+
+    @app.get("/v1/bundle/files/{path:path}", response_class=Response, responses={**not_here, **_RANGES})
     async def bundle_file(request: Request, path: str) -> Response:
-        """A file that the manifest names, with its SHA-256 as ETag. 404 for every other path."""
+        """A file that the manifest names, with its SHA-256 as ETag; from some byte on when `Range` says so. 404 for every other
+        path.
+        """
         found = _bundle(files).get(path)
         if found is None:
             raise WireError(404, "url", "a path of the manifest", f"`{path[:200]}`")
@@ -224,9 +245,24 @@ def _bundle(files: BundleFiles | None) -> BundleFiles:
     return files
 
 
+def _optional(request: Request, file: BundleFile | None, expected: str) -> Response:
+    if file is None:
+        raise WireError(404, "url", expected, "one that is not")
+    return _file(request, file, JSON)
+
+
 def _file(request: Request, file: BundleFile, media_type: str) -> Response:
     tag = f'"{file.sha256}"'
-    headers = {"ETag": tag, "Cache-Control": "no-cache"}  # ask again each time; the tag makes that cheap
+    # ask again each time; the tag makes that cheap
+    headers = {"ETag": tag, "Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    return Response(file.data, headers=headers, media_type=media_type)
+    # One range to the end, which is how a download goes on; HTTP allows to answer any other with the whole.
+    asked = re.fullmatch(r"bytes=(\d{1,15})-", request.headers.get("range", ""), re.ASCII)
+    if asked is None or request.headers.get("if-range", tag) != tag:
+        return Response(file.data, headers=headers, media_type=media_type)
+    start, size = int(asked[1]), len(file.data)
+    if start >= size:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+    return Response(file.data[start:], 206, headers, media_type=media_type)

@@ -1,7 +1,7 @@
 """The bundle that devices download, checked and held in memory.
 
 In memory, because then manifest and files always belong together even while a new bundle is written over the old one, and no
-path of a request ever comes near the file system. A bundle is a few megabytes.
+path of a request ever comes near the file system. A bundle is a few megabytes. Only the release is read anew each time.
 
 Errors::
 
@@ -22,6 +22,9 @@ __all__ = ["BundleFile", "BundleFiles", "BundleFilesError"]
 _BYTES_MAX = 1 << 28
 """A bundle past 256 MiB is a mistake: phones would not want it either."""
 
+_SIGNED_MAX = 1 << 16
+"""Signatures and releases have hundreds of bytes, and devices take no more."""
+
 
 class BundleFilesError(ValueError):
     """The folder is not a whole bundle, or not one of this run. The message names the file."""
@@ -32,6 +35,11 @@ class BundleFile(NamedTuple):
 
     data: bytes
     sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> BundleFile:
+        """`data` and its digest."""
+        return cls(data, hashlib.sha256(data).hexdigest())
 
 
 class BundleFiles:
@@ -53,12 +61,29 @@ class BundleFiles:
             )
         if (total := sum(entry.bytes for entry in manifest.files)) > _BYTES_MAX:
             raise BundleFilesError(f"Expected a bundle of at most {_BYTES_MAX} bytes, got {total} - at {folder}")
-        self.manifest = BundleFile(raw, hashlib.sha256(raw).hexdigest())
+        self.manifest = BundleFile.of(raw)
+        self.signatures = _optional(folder / "manifest.sig")
+        """Those of the manifest, None of a bundle that is not signed."""
+        self._release = folder / "release.json"
         self._files = {entry.path: _read(folder, entry) for entry in manifest.files}
 
     def get(self, path: str) -> BundleFile | None:
         """The file that the manifest names so, or None."""
         return self._files.get(path)
+
+    def release(self) -> BundleFile | None:
+        """The release as it is in the folder now, None without one: a roll-out and a kill need no restart.
+
+        Devices verify it, and that it names the manifest that is served here.
+        """
+        return _optional(self._release)
+
+
+def _optional(path: Path) -> BundleFile | None:
+    try:
+        return BundleFile.of(path.read_bytes()) if path.is_file() and path.stat().st_size <= _SIGNED_MAX else None
+    except OSError:
+        return None
 
 
 def _read(folder: Path, entry: FileEntry) -> BundleFile:

@@ -56,7 +56,7 @@ class UpdateConfig:
 
 
 class Current(NamedTuple):
-    """What a feed is to rank with until its next page. Without a ranker it keeps cloud order, and `why` says for what reason."""
+    """What a feed is to rank with until its next page. Without a ranker it keeps cloud order; `why` says what for."""
 
     serial: int | None
     ranker: Ranker | None

@@ -17,6 +17,8 @@ from sdk_demo.cli.emulate import emulate
 from sdk_demo.cli.errors import exit_on_domain_error
 from sdk_demo.cli.evaluate import evaluate
 from sdk_demo.cli.export import export
+from sdk_demo.cli.keygen import keygen
+from sdk_demo.cli.release import release
 from sdk_demo.cli.serve import serve
 from sdk_demo.cli.train import train
 
@@ -31,7 +33,7 @@ app = typer.Typer(
 )
 """The application. Commands appear in the order of the work: data to run, run to bundle, bundle to phones."""
 
-for command in (train, evaluate, export, serve, emulate, demo):
+for command in (train, evaluate, keygen, export, release, serve, emulate, demo):
     app.command()(command)
 
 

@@ -27,6 +27,14 @@ def export(
     p50_ms_max: Annotated[
         float | None, typer.Option(min=0, help="Budget of a median run in milliseconds, where a model can run here.")
     ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Private key (`pocketrank keygen`) that signs; repeat it for several. [default: unsigned]"),
+    ] = None,
+    serial: Annotated[
+        int | None,
+        typer.Option(min=1, help="Serial; devices only go up. [default: that of the bundle at --out and 1, else 1]"),
+    ] = None,
 ) -> None:
     """Export the device model, and hold every file to torch.
 
@@ -39,15 +47,19 @@ def export(
     \b
     pocketrank export runs/world --formats onnx,tflite,coreml --out runs/bundle
     pocketrank export runs/world --formats onnx --precision fp32,fp16,int8 --out runs/bundle
+    pocketrank export runs/world --out runs/bundle --key keys/bundle --serial 8
 
-    Writes into --out: the manifest, the feature spec, the models, and a report of parity and sizes.
+    Writes into --out: the manifest and its signatures, the feature spec, the models, known inputs with torch's scores, which a
+    device tries first, and a report of parity and sizes.
     """
     wanted_formats: tuple[Format, ...] = parse_list(formats, get_args(Format), "--formats")
     wanted_precisions: tuple[Precision, ...] = parse_list(precision, get_args(Precision), "--precision")
 
     from cloud.training.run import Run
-    from export.bundle import Budget, export_bundle
+    from export.bundle import Budget, export_bundle, next_serial
+    from export.signing import read_key
 
+    keys = [read_key(path) for path in key or ()]
     console = Console()
     opened = Run.open(run)
     with progress(console, "exporting, and comparing with torch") as told:
@@ -57,10 +69,13 @@ def export(
             formats=wanted_formats,
             precisions=wanted_precisions,
             budget=Budget(bytes_max=bytes_max, p50_ms_max=p50_ms_max),
+            serial=serial or next_serial(out),
+            keys=keys,
             progress=lambda _, share: told(share),
         )
     _print_models(console, report, title=f"{out}: models, compared with torch")
-    console.print(f"bundle written to {out}; next: pocketrank serve --run {run} --bundle {out}", markup=False, soft_wrap=True)
+    then = f"release {out} --key KEY" if keys else f"serve --run {run} --bundle {out}"
+    console.print(f"bundle written to {out}; next: pocketrank {then}", markup=False, soft_wrap=True)
 
 
 def _ms(part: Mapping[str, Any]) -> str:

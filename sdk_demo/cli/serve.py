@@ -28,6 +28,9 @@ def serve(
     pocketrank serve --run runs/world --bundle runs/bundle --port 8080
     curl http://127.0.0.1:8080/healthz
 
+    With a signed bundle, devices that check signatures follow the release that `pocketrank release` puts beside it. It is read
+    anew for each of them: a roll-out, a revocation or a kill needs no restart. A new bundle does.
+
     Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz and GET /metrics (Prometheus).
     """
     from cloud.serving.app import serve as serve_run

@@ -206,9 +206,8 @@ def test_metrics_count_what_happens(server: Live) -> None:
 
 def test_the_routes_are_documented(server: Live) -> None:
     told = server.send("GET", "/openapi.json").json()
-    assert {"/v1/page", "/v1/feedback", "/v1/bundle/manifest.json", "/v1/bundle/files/{path}", "/healthz", "/metrics"} == set(
-        told["paths"]
-    )
+    bundle = {f"/v1/bundle/{name}" for name in ("manifest.json", "manifest.sig", "release.json", "files/{path}")}
+    assert bundle | {"/v1/page", "/v1/feedback", "/healthz", "/metrics"} == set(told["paths"])
     for path in ("/v1/page", "/v1/feedback"):
         operation = told["paths"][path]["post"]
         assert set(operation["requestBody"]["content"]) == {"application/msgpack", "application/json"}

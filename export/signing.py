@@ -1,0 +1,129 @@
+"""Signs bundles and releases with Ed25519 (PyNaCl, libsodium), as `device.signing` verifies them.
+
+A private key is a file of its seed in hex that only its owner may read. It never comes near a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from nacl.signing import SigningKey
+
+from device.bundle import MANIFEST, RELEASE, SIGNATURES, replace_file
+from device.codec import from_json, to_json
+from device.contract import (
+    BundleManifest,
+    BundleRef,
+    ContractError,
+    Release,
+    Role,
+    Signature,
+    Signed,
+    key_id,
+    signed_bytes,
+)
+from export.errors import OutputError, SigningKeyError
+
+__all__ = ["generate_key", "last_release", "public_key", "read_key", "sign", "sign_manifest", "write_release"]
+
+_OWNER_ONLY = 0o600
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def generate_key(path: Path) -> str:
+    """Make a private key at `path`, its public half in hex beside it as `.pub`, and return that. Raises `SigningKeyError`."""
+    key = SigningKey.generate()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never over another key, and never readable by others, not even for a moment.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY), "w") as file:
+            file.write(bytes(key).hex() + "\n")
+        path.with_name(path.name + ".pub").write_text(public_key(key) + "\n")
+    except FileExistsError:
+        raise SigningKeyError(str(path), "no file yet", "one that may be a key in use") from None
+    except OSError as error:
+        raise SigningKeyError(str(path), "a place for a key", error.strerror or str(error)) from error
+    return public_key(key)
+
+
+def read_key(path: Path) -> SigningKey:
+    """The private key at `path`. Raises `SigningKeyError`: none, malformed, or readable by others."""
+    try:
+        if path.stat().st_mode & _OTHERS and os.name == "posix":
+            raise SigningKeyError(str(path), "a key that only its owner may read (chmod 600)", "one that others may")
+        return SigningKey(bytes.fromhex(path.read_text(encoding="ascii")))
+    except OSError as error:
+        raise SigningKeyError(str(path), "a private key", error.strerror or str(error)) from error
+    except ValueError as error:  # the number of bytes too
+        raise SigningKeyError(str(path), "a private key: 32 bytes in hex", "something else") from error
+
+
+def public_key(key: SigningKey) -> str:
+    """The public half in hex, as `device.signing.TrustedKeys` takes it."""
+    return bytes(key.verify_key).hex()
+
+
+def sign(role: Role, data: bytes, keys: Sequence[SigningKey]) -> tuple[Signature, ...]:
+    """The signature of each key over `data` in `role`."""
+    message = signed_bytes(role, data)
+    return tuple(Signature(key_id=key_id(bytes(key.verify_key)), signature=key.sign(message).signature) for key in keys)
+
+
+def sign_manifest(folder: Path, keys: Sequence[SigningKey]) -> None:
+    """Sign the manifest of the bundle in `folder`. Raises OSError."""
+    signatures = sign("manifest", (folder / MANIFEST).read_bytes(), keys)
+    replace_file(folder / SIGNATURES, msgspec.json.format(to_json(Signed(signatures=signatures)), indent=2))
+
+
+def last_release(folder: Path) -> Release | None:
+    """The release that is in `folder`, whoever signed it; None without one. Raises `OutputError` if it cannot be read."""
+    if not (folder / RELEASE).is_file():
+        return None
+    try:
+        return from_json(from_json((folder / RELEASE).read_bytes(), Signed).payload, Release)
+    except (OSError, ContractError) as error:
+        raise OutputError(str(folder / RELEASE), "a release to follow up", str(error)) from error
+
+
+def write_release(
+    folder: Path,
+    keys: Sequence[SigningKey],
+    *,
+    now_ms: int,
+    lasts_ms: int,
+    rollout: float = 100.0,
+    revoke: Sequence[int] = (),
+    kill: bool = False,
+) -> Release:
+    """Sign a release of the bundle in `folder` and put it there, in place of the last one.
+
+    Its serial is the time in seconds, or the last one's and 1 if that is more: it grows even when the last one was lost. What
+    the last one revoked stays revoked. Raises `OutputError`.
+    """
+    last = last_release(folder)
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        manifest = from_json(text, BundleManifest)
+        revoked = sorted({*revoke, *(() if last is None else last.revoked)})
+        release = Release(
+            serial=max(now_ms // 1000, 0 if last is None else last.serial + 1),
+            created_ms=now_ms,
+            expires_ms=now_ms + lasts_ms,
+            bundle=BundleRef(
+                serial=manifest.serial, manifest_bytes=len(text), manifest_sha256=hashlib.sha256(text).hexdigest()
+            ),
+            rollout=rollout,
+            salt=f"{manifest.name}/{manifest.serial}",
+            revoked=tuple(revoked),
+            kill=kill,
+        )
+        payload = to_json(release)
+        replace_file(folder / RELEASE, to_json(Signed(payload=payload, signatures=sign("release", payload, keys))))
+    except (OSError, ValueError) as error:  # the contract's errors are ValueErrors
+        raise OutputError(str(folder), "a bundle to release", str(error)) from error
+    return release
