@@ -94,8 +94,10 @@ class PrivacyPolicy:
         """What of `event` may leave."""
         changes = self._withheld
         if self._rounders:
-            told = {name: getattr(event, name) for name in self._rounders}
-            changes = changes | {name: self._rounders[name](value) for name, value in told.items() if value is not None}
+            changes = changes.copy()
+            for name, rounded in self._rounders.items():
+                if (value := getattr(event, name)) is not None:
+                    changes[name] = rounded(value)
         return msgspec.structs.replace(event, **changes) if changes else event
 
     def request(self, request: PageRequest) -> PageRequest:
@@ -119,4 +121,4 @@ def _cut(step: int) -> Callable[[int], int]:
 
 def _nearest(step: float) -> Callable[[float], float]:
     # `%` has an answer for whatever a float can be; `round` without digits raises for NaN and infinities.
-    return lambda value: round(value + step / 2 - (value + step / 2) % step, _DIGITS)
+    return lambda value: round((up := value + step / 2) - up % step, _DIGITS)
