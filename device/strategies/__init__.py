@@ -1,0 +1,45 @@
+"""Which of the model's favourites is shown: rules that hold, preferences that shift, by an app's stated priorities.
+
+>>> arranger = Arranger([KeepBuffered(), Pin(7, position=2), AdSlots(4, 6, every=8), MinGap("author", 3), Freshness(2.0)])
+>>> [f"{c.winner} over {c.loser}" for c in arranger.conflicts][:2]
+['KeepBuffered() over Pin(7, 2)', 'KeepBuffered() over AdSlots(4, 6, 8, ad, None)']
+>>> slate = arranger.start()
+"""
+
+from __future__ import annotations
+
+from device.strategies.ads import AdSlots
+from device.strategies.arranger import Arranger, Conflict
+from device.strategies.base import Bonus, Clash, Preference, Rule, Strategy, Test
+from device.strategies.buffer import KeepBuffered
+from device.strategies.diversity import DPP, MMR
+from device.strategies.facts import Facts, Value
+from device.strategies.freshness import Freshness
+from device.strategies.pins import PagePins, Pin
+from device.strategies.slate import Decision, Slate, StrategyCounters
+from device.strategies.spacing import Cap, MinGap
+
+__all__ = [
+    "AdSlots",
+    "Arranger",
+    "Bonus",
+    "Cap",
+    "Clash",
+    "Conflict",
+    "DPP",
+    "Decision",
+    "Facts",
+    "Freshness",
+    "KeepBuffered",
+    "MMR",
+    "MinGap",
+    "PagePins",
+    "Pin",
+    "Preference",
+    "Rule",
+    "Slate",
+    "Strategy",
+    "StrategyCounters",
+    "Test",
+    "Value",
+]

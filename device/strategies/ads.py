@@ -1,0 +1,97 @@
+"""Where ads are shown: in slots, each a range of positions, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+from device.strategies.base import Clash, Rule, Test, need
+from device.strategies.facts import Facts
+from device.strategies.spacing import Cap, MinGap
+
+__all__ = ["AdSlots"]
+
+
+@dataclass(frozen=True)
+class AdSlots(Rule):
+    """One ad from `first` to `last`, one from `every` positions later, and so on; where in the range, the order decides.
+
+    At a slot's last position an ad is demanded, or at an earlier one when rules of higher priority have pinned other items
+    behind it; an ad that they have pinned in the slot is the slot's. So a slot has its ad wherever one is held at that position
+    that the rules of higher priority allow. Raises ValueError.
+    """
+
+    first: int
+    """earliest position of the first ad, from 0"""
+    last: int
+    """latest position of the first ad"""
+    every: int
+    """from one slot to the next; slots do not overlap"""
+    column: str = "ad"
+    """category that tells ads"""
+    code: int | None = None
+    """that of ads; None: each but 0"""
+
+    forces: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        need(0 <= self.first <= self.last < self.first + self.every, "0 <= first <= last < first + every", self)
+
+    def test(self, facts: Facts) -> Test | None:
+        """See `Rule`."""
+        codes, shown = facts.values(self.column), facts.shown(self.column)
+        if codes is None:
+            return None
+        first, every, span, is_ad = self.first, self.every, self.last - self.first, self._is_ad
+        ads = [is_ad(code) for code in codes]
+        pinned = {position: ads[row] for position, row in facts.taken.items() if self._in_slot(position)}
+
+        @cache
+        def plan(start: int) -> tuple[int, int]:
+            """Of the slot from `start`: where an ad is pinned, -1 for nowhere; where one is demanded."""
+            slot = range(start, start + span + 1)
+            promised = next((position for position in slot if pinned.get(position)), -1)
+            return promised, max((position for position in slot if position not in pinned), default=start + span)
+
+        def allows(row: int, position: int) -> bool:
+            offset = (position - first) % every
+            start = position - offset
+            if position < first or offset > span or (offset and any(map(is_ad, shown[start:]))):
+                return not ads[row]
+            if not pinned:
+                return ads[row] or offset < span
+            promised, latest = plan(start)
+            if position <= promised:
+                return ads[row] == (position == promised)
+            return ads[row] or position != latest
+
+        return allows
+
+    def clash(self, other: Rule) -> Clash | None:
+        """Slots against other slots, and against gaps and caps of ads, can be told from the numbers."""
+        if isinstance(other, AdSlots) and (other.column, other.code) == (self.column, self.code):
+            if other == self:
+                return None
+            shared = any(other._in_slot(position) for position in range(self.first, self.last + 1))
+            return Clash(not shared, f"{self.name} and {other.name} allow ads in different places")
+        if isinstance(other, MinGap | Cap) and other.column == self.column:
+            if isinstance(other, Cap) and other.value is not None and not self._is_ad(other.value):
+                return None
+            most, within = (other.most, other.within) if isinstance(other, Cap) else (1, other.gap)
+            span = self.last - self.first
+            # most + 1 ads are this far from first to last, at least and at most
+            nearest, farthest = most * self.every - span + 1, most * self.every + span + 1
+            if isinstance(within, int) and within < max(1, nearest):
+                return None
+            certain = most == 0 or within == "session" or (isinstance(within, int) and within >= farthest)
+            # each code by itself: ads of different ones may take turns
+            same = self.code is not None or (isinstance(other, Cap) and other.value is not None)
+            return Clash(certain and same, f"{self.name} demands more ads than {other.name} allows")
+        return super().clash(other)
+
+    def _is_ad(self, code: float | None) -> bool:
+        return code is not None and self.code in (None, code)
+
+    def _in_slot(self, position: int) -> bool:
+        return position >= self.first and (position - self.first) % self.every <= self.last - self.first

@@ -1,0 +1,182 @@
+"""What strategies may look at: the page that is held, what was shown before, what the player has buffered.
+
+Attributes are read by name from the page's own columns, and not through a model's spec, which folds codes that its vocabulary
+lacks. They are plain lists: a swipe looks up a few values, for which numpy is slow.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device.codec import from_block, from_columns
+from device.contract import BlockError, Page
+
+__all__ = ["RECENT_MAX", "Facts", "Mark", "Value"]
+
+Value: TypeAlias = int | float | None
+"""One attribute of one item; None is unknown: code 0, NaN, or an item of a page without the column."""
+
+RECENT_MAX = 64
+"""Shown items whose vectors are remembered when their page goes: 16 kB for vectors of 64."""
+
+_Vectors: TypeAlias = NDArray[np.float32]
+
+
+class Mark(NamedTuple):
+    """What `Facts.rewind` goes back to."""
+
+    position: int
+    buffered: dict[int, int]
+
+
+class _Track:
+    """One attribute of the rows of this page, and of what was shown."""
+
+    def __init__(self, position: int) -> None:
+        self.values: list[Value] = []
+        self.shown: list[Value] = [None] * position
+        self.counts: defaultdict[Value, int] = defaultdict(int)
+
+
+class Facts:
+    """What one session's strategies share. They only read it; its `Slate` alone changes it.
+
+    A row is a place among the candidates with which the page was taken. A position counts the session's impressions from 0.
+    """
+
+    def __init__(self, position: int = 0) -> None:
+        self.position = position
+        """of what is shown next"""
+        self.item_ids: list[int] = []
+        """by row"""
+        self.buffered: dict[int, int] = {}
+        """row → bytes of what the player has loaded and not shown, in its order"""
+        self.taken: dict[int, int] = {}
+        """position → row that a rule reserves it for; one that is asked sees those of higher priority and may add its own"""
+        self.lacking: set[str] = set()
+        """columns asked for that the page has not"""
+        self._page: Page | None = None
+        self._raw: list[int] = []  # row → place in the page's columns, -1 for an item that they have not
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._tracks: dict[str, _Track] = {}
+        self._vectors: _Vectors | None = None
+        self._rows_shown: list[int] = []
+        self._recent: list[tuple[str | None, _Vectors | None]] = []  # split version and vector of what earlier pages showed
+
+    # ------------------------------------------------------------------------------------------------------ for strategies
+
+    def values(self, column: str) -> list[Value] | None:
+        """The attribute by row: of the category of that name, else of the float. None when the page lacks it."""
+        if column not in self._columns:
+            self.lacking.add(column)
+            return None
+        return self._track(column).values
+
+    def shown(self, column: str) -> list[Value]:
+        """The attribute of what was shown, by position. One list for the whole session, which grows."""
+        return self._track(column).shown
+
+    def counts(self, column: str) -> defaultdict[Value, int]:
+        """How often each value was shown. Grows likewise."""
+        return self._track(column).counts
+
+    def vectors(self) -> _Vectors | None:
+        """The items' vectors f32 [n, D], of length 1, or 0 where there is none. None for a page without vectors."""
+        if self._vectors is None and self._page is not None and (block := self._page.candidates.vector) is not None:
+            try:
+                vectors = from_block(block, dtype="f2", ndim=2)
+            except BlockError:
+                return None
+            if len(vectors) > max(self._raw, default=-1):
+                vectors = np.nan_to_num(vectors.astype(np.float32), nan=0, posinf=0, neginf=0)
+                vectors = np.concatenate([vectors, np.zeros_like(vectors, shape=(1, vectors.shape[1]))])[self._raw]
+                length = np.sqrt(np.vecdot(vectors, vectors))[:, None]
+                self._vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+        return self._vectors
+
+    def recent(self, most: int) -> _Vectors:
+        """`vectors` [m, D] of the last `most` items shown before this page, without those of another split version."""
+        vectors = self.vectors()
+        if vectors is None or self._page is None:
+            return np.zeros((0, 0), np.float32)
+        like = (self._page.split_version, vectors.shape[1])
+        known = [v for version, v in self._recent[-most:] if v is not None and (version, len(v)) == like]
+        return np.stack(known) if known else vectors[:0]
+
+    # ------------------------------------------------------------------------------------------------------- for the slate
+
+    def take(self, page: Page, item_ids: Iterable[int]) -> list[int]:
+        """Hold these items of `page` instead. Sizes of what was buffered and is not among them."""
+        buffered = {self.item_ids[row]: size for row, size in self.buffered.items()}
+        version = None if self._page is None else self._page.split_version
+        self._recent += [(version, None if self._vectors is None else self._vectors[row]) for row in self._rows_shown]
+        del self._recent[:-RECENT_MAX]
+        self._page, self._vectors, self._rows_shown, self.taken = page, None, [], {}
+        self.item_ids = list(item_ids)
+        self._columns, self._raw = self._read(page)
+        for name, track in self._tracks.items():
+            track.values = self._values(name)
+        row_of = {item: row for row, item in enumerate(self.item_ids)}
+        self.buffered = {row_of[item]: size for item, size in buffered.items() if item in row_of}
+        return [size for item, size in buffered.items() if item not in row_of]
+
+    def show(self, row: int) -> None:
+        """The candidate in `row` is shown at `position`."""
+        for track in self._tracks.values():
+            value = track.values[row]
+            track.shown.append(value)
+            track.counts[value] += 1
+        self._rows_shown.append(row)
+        self.buffered.pop(row, None)
+        self.position += 1
+
+    def mark(self) -> Mark:
+        """The state of now, to come back to after looking ahead."""
+        return Mark(self.position, dict(self.buffered))
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget what was shown since `mark`."""
+        back = self.position - mark.position
+        for track in self._tracks.values():
+            for _ in range(back):
+                track.counts[track.shown.pop()] -= 1
+        del self._rows_shown[len(self._rows_shown) - back :]
+        self.position = mark.position
+        # In place: tests hold on to it.
+        self.buffered.clear()
+        self.buffered.update(mark.buffered)
+
+    def _read(self, page: Page) -> tuple[dict[str, NDArray[Any]], list[int]]:
+        c = page.candidates
+        columns: dict[str, NDArray[Any]] = {}
+        try:
+            known: list[int] = from_block(c.item_id, dtype="i8", ndim=1).tolist()
+            floats = from_columns(c.floats, "$", dtype="f4", rows=len(known))
+            codes = from_columns(c.categories, "$", dtype="i4", rows=len(known))
+        except BlockError:
+            return {}, [-1] * len(self.item_ids)
+        columns.update(zip(c.floats.names, floats.T, strict=True))
+        columns.update(zip(c.categories.names, codes.T, strict=True))
+        place = {item: len(known) - 1 - i for i, item in enumerate(reversed(known))}  # a repeated item is its first row
+        return columns, [place.get(item, -1) for item in self.item_ids]
+
+    def _track(self, column: str) -> _Track:
+        track = self._tracks.get(column)
+        if track is None:
+            track = self._tracks[column] = _Track(self.position)
+            track.values = self._values(column)
+        return track
+
+    def _values(self, column: str) -> list[Value]:
+        values = self._columns.get(column)
+        if values is None:
+            return [None] * len(self._raw)
+        unknown = 0 if values.dtype.kind == "i" else None
+        known = [None if v != v or v == unknown else v for v in values.tolist()]
+        known.append(None)  # where -1 points to
+        return [known[place] for place in self._raw]
