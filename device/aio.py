@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from device.client import CloudClient
+from device.refill import Refill
 from device.session import FeedSession
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class AsyncCloudClient(_Async[CloudClient]):
     page = _call(CloudClient.page)
     send_feedback = _call(CloudClient.send_feedback)
     health = _call(CloudClient.health)
+    fetch = _call(CloudClient.fetch)
+    fetch_file = _call(CloudClient.fetch_file)
+    fetch_files = _call(CloudClient.fetch_files)
+    download_bundle = _call(CloudClient.download_bundle)
 
 
 def _remaining(session: FeedSession) -> NDArray[np.int64]:
@@ -138,7 +143,7 @@ class AsyncFeedSession(_Async[FeedSession]):
     _cancellable = False
 
     def __init__(self, session: FeedSession) -> None:
-        super().__init__(session)
+        super().__init__(session, session.close)
 
     user_id = _Read(lambda session: session.user_id)
     session_id = _Read(lambda session: session.session_id)
@@ -152,6 +157,19 @@ class AsyncFeedSession(_Async[FeedSession]):
     next = _call(FeedSession.next)
     feedback = _call(FeedSession.feedback)
     wants_page = _call(FeedSession.wants_page)
-    request = _call(FeedSession.request, lambda session, request: session.put_back(request.feedback))
+    request = _call(FeedSession.request, FeedSession.not_sent)
+    not_sent = _call(FeedSession.not_sent)
     drain_feedback = _call(FeedSession.drain_feedback, FeedSession.put_back)
+    acknowledge = _call(FeedSession.acknowledge)
     put_back = _call(FeedSession.put_back)
+    use = _call(FeedSession.use)
+    restore = _call(FeedSession.restore)
+    buffered = _call(FeedSession.buffered)
+
+    async def refill(self, client: AsyncCloudClient, scene: int = 0) -> Refill:
+        """As `FeedSession.refill`, on the client's thread: swipes go on meanwhile."""
+        return await client._run(None, self._sync.refill, client._sync, scene)
+
+    async def flush(self, client: AsyncCloudClient) -> int:
+        """As `FeedSession.flush`, on the client's thread."""
+        return await client._run(None, self._sync.flush, client._sync)

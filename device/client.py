@@ -40,6 +40,7 @@ from device.contract import (
     FileEntry,
     Page,
     PageRequest,
+    TelemetryReport,
 )
 from device.transport import (
     BadAnswerError,
@@ -92,9 +93,11 @@ class CloudClient:
         """
         return self._post("/v1/page", request, Page)
 
-    def send_feedback(self, events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
-        """Upload events; once this returns they are durable. Sending an event twice is harmless. Raises `ClientError`."""
-        return self._post("/v1/feedback", FeedbackBatch(events=tuple(events)), FeedbackReceipt)
+    def send_feedback(self, events: Sequence[FeedbackEvent], telemetry: TelemetryReport | None = None) -> FeedbackReceipt:
+        """Upload events, and what the device tells of itself; once this returns the events are durable. Sending an event or a
+        report twice is harmless. Raises `ClientError`.
+        """
+        return self._post("/v1/feedback", FeedbackBatch(events=tuple(events), telemetry=telemetry), FeedbackReceipt)
 
     def health(self) -> dict[str, Any]:
         """What the server says of itself. Raises `ClientError`."""

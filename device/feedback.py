@@ -26,6 +26,7 @@ GAP_POSITIONS_MAX = 10_000
 _WINDOWS = 4  # buffer length in windows: 4 times 50 events of 65 numbers are 52 kB
 _GAP_MAX = np.array([[GAP_SECONDS_MAX * 1e3], [GAP_POSITIONS_MAX]])
 _GAP_SCALE = np.array([[1e-3], [1.0]])
+_EVENT_ROWS = 5  # groups of rows that describe events; their states come behind
 _FAR_MS = 1 << 53
 _FAR_POSITION = 1 << 40
 
@@ -34,7 +35,7 @@ class EventHistory:
     """The last `spec.events_max` events in the order of their impressions, as f32 and i32 rows."""
 
     def __init__(self, spec: FeatureSpec) -> None:
-        self.max = spec.events_max
+        self._spec, self.max = spec, spec.events_max
         rows = self.max * _WINDOWS
         self._end = self.max  # a full window of zeros lies before the first event
         self.count = 0
@@ -54,6 +55,14 @@ class EventHistory:
         self._mask = np.repeat(np.array([[0, 1]], np.float32), self.max, axis=1)
         self._now = np.zeros((2, 1))
         self._scratch = np.zeros((2, self.max))
+
+    def copy(self) -> EventHistory:
+        """The same in memory of its own; states are made anew."""
+        new = EventHistory(self._spec)
+        new._end, new.count = self._end, self.count
+        for own, theirs in zip(new._rows[:_EVENT_ROWS], self._rows[:_EVENT_ROWS], strict=True):
+            own[:] = theirs
+        return new
 
     def append(self, impression_ms: int, position: int, feedback: NDArray[np.float32], page: PageArrays, row: int) -> bool:
         """Remember that `row` of `page` was shown, with its `feedback` [Fb]; copies, nothing of the page is kept.
@@ -100,7 +109,7 @@ class EventHistory:
         """
         if form != self._state_of:
             self._states = np.zeros((1, self._shown.shape[1], width), np.float32)
-            self._rows = (*self._rows[:5], self._states[0])
+            self._rows = (*self._rows[:_EVENT_ROWS], self._states[0])
             self._state_of, self._fresh = form, self.count
         end, fresh = self._end, self._fresh
         while fresh:

@@ -98,6 +98,10 @@ class SessionModels:
             self.ranker.prepare(form, held)
         return held
 
+    def fork(self) -> None:
+        """Go on with memory of our own: what was used so far is left to a run that is late."""
+        self.history, self.context = self.history.copy(), self.context.copy()
+
     def remember(self, event: FeedbackEvent, shown: Shown) -> bool:
         """Take in how an item was watched. False when the event is older than all that the models remember."""
         if self.personal is not None and shown.shipped is not None:

@@ -52,11 +52,12 @@ class Ranker:
         split_version: str,
         runtimes: Mapping[Form, Mapping[Stage, Runtime]],
         search: SearchSpec | None = None,
+        name: str | None = None,
     ) -> None:
-        """`search` is the spec's unless given, where a model has the stages for it. Raises `DecodeError` for a spec,
-        `RuntimeLoadError` for a model, that a device cannot follow.
+        """`search` is the spec's unless given, where a model has the stages for it. `name` is for reports. Raises `DecodeError`
+        for a spec, `RuntimeLoadError` for a model, that a device cannot follow.
         """
-        self.spec, self.split_version = spec, split_version
+        self.spec, self.split_version, self.name = spec, split_version, name
         self.runtimes = {form: dict(stages) for form, stages in runtimes.items()}
         self.builder = FeatureBuilder(spec)
         self.search = search or spec.search or GREEDY
@@ -107,7 +108,8 @@ class Ranker:
             if set(STAGES) <= set(paths):  # the whole model would only take memory
                 paths = {stage: path for stage, path in paths.items() if stage != "whole"}
             runtimes[form] = open_stages(paths, format, threads)
-        return cls(bundle.spec, bundle.split_version, runtimes, search)
+        name = f"{bundle.manifest.name}/{bundle.manifest.serial}"
+        return cls(bundle.spec, bundle.split_version, runtimes, search, name)
 
     def _try(self, form: Form) -> None:
         """One run on zeros: shapes that disagree with the spec show here, not at a user's first swipe."""

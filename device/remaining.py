@@ -58,6 +58,17 @@ class Remaining:
         self.count = last
         return row
 
+    def copy(self) -> Remaining:
+        """The same in memory of its own."""
+        new = Remaining(self.page, self.floats.shape[1])
+        kept = set(self.row[: self.count].tolist())
+        for row in reversed(range(new.count)):
+            if row not in kept:
+                new.take(row)
+        if self.state is not None:
+            new.attach(self.state[0, : self.count].copy())
+        return new
+
     def find(self, item_id: int) -> int | None:
         """Where `item_id` is among the remaining, None when it is not."""
         found = np.flatnonzero(self.item_id[: self.count] == item_id)

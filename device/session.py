@@ -6,7 +6,9 @@ Bad data never raises here. Each kind has its fallback, and a counter (`Counters
 - a page whose features cannot be read is shown in cloud order;
 - vectors that are absent, malformed or of another split version leave the self-contained form, else cloud order;
 - a model that fails or answers NaN leaves cloud order for this swipe;
-- feedback that the contract does not allow is dropped; for an unknown item it is uploaded and not shown to the model.
+- a model that does not answer in time leaves cloud order for this swipe (`device.watchdog`);
+- feedback that the contract does not allow is dropped; for an unknown item it is uploaded and not shown to the model;
+- a cloud that does not answer leaves what is held, and the feedback waits.
 
 With a `PersonalLayer` the order is by the user's own probabilities, and an item's first feedback teaches the layer, from what
 the shipped model said of it when it was shown; what was shown without a model (in cloud order, or as the last one) does not.
@@ -17,13 +19,14 @@ the lock that swipes take.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +34,29 @@ from numpy.typing import NDArray
 from device.codec import from_msgpack, to_msgpack
 from device.contract import BlockError, ContractError, FeedbackEvent, Form, Page, PageRequest
 from device.counters import Counters
+from device.exchange import Exchange
 from device.models import SessionModels, Shown
-from device.outbox import MemoryOutbox, Outbox
+from device.ordering import Order, Ordering
+from device.outbox import MemoryOutbox, OutboxConfig
 from device.paging import FixedPaging, PageDecision, Paging, PagingState
 from device.personal import PersonalLayer
+from device.privacy import PrivacyPolicy
 from device.ranker import Ranker
+from device.refill import Refill, RefillConfig, Refiller
 from device.remaining import Remaining
 from device.runtimes.base import RuntimeRunError
+from device.telemetry import Telemetry, TelemetryConfig
+from device.tiers import Tier
+from device.watchdog import Watchdog, WatchdogConfig
 
 if TYPE_CHECKING:
-    from device.client import ClientError, CloudClient
+    from device.client import CloudClient
+    from device.store import DeviceStore
+    from device.strategies import Arranger
+    from device.trace import Tracer
+    from device.updates import Updates
 
-__all__ = ["FeedSession", "Refill", "SessionConfig"]
+__all__ = ["FeedSession", "SessionConfig"]
 
 
 @dataclass(frozen=True)
@@ -52,27 +66,12 @@ class SessionConfig:
     shown_max: int = 256
     """Items last shown: the cloud is asked to leave them out, a page's repeats of them are dropped, feedback finds their
     features. They keep the pages they came from in memory, some 40 kB each."""
-    waiting_max: int = 10_000
-    """Events that wait for their upload; beyond that the oldest are let go. An hour of swiping has about a thousand."""
-    event_ids_max: int = 4096
-    """Event ids remembered to tell repeats."""
+    outbox: OutboxConfig = field(default_factory=OutboxConfig)
+    """Feedback that waits for its upload, where no store keeps it."""
     request_events_max: int = 1000
     """Most events that go along with a page request; what is left waits for the next call. A server takes some 4,000."""
-
-
-_ASKED_MAX = 8
-"""Requests under way whose feedback is remembered; an app has one."""
-
-
-class Refill(NamedTuple):
-    """What became of asking for a page."""
-
-    decision: PageDecision
-    """whether to ask, and why"""
-    taken: bool = False
-    """a page came and is held now"""
-    error: ClientError | None = None
-    """why no page came; its feedback waits again"""
+    refill: RefillConfig = field(default_factory=RefillConfig)
+    """How a cloud is asked that does not answer."""
 
 
 def _wall_clock() -> int:
@@ -96,31 +95,57 @@ class FeedSession:
         clock: Callable[[], int] = _wall_clock,
         config: SessionConfig | None = None,
         personal: PersonalLayer | None = None,
-        outbox: Outbox | None = None,
+        strategies: Arranger | None = None,
+        privacy: PrivacyPolicy | None = None,
+        store: DeviceStore | None = None,
+        updates: Updates | None = None,
+        tier: Tier | None = None,
+        watchdog: WatchdogConfig | None = None,
+        telemetry: TelemetryConfig | None = None,
+        tracer: Tracer | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         """Without a `ranker` the feed keeps cloud order. `clock` tells the time in ms since the epoch, UTC. The app keeps what
         `personal` learns (`PersonalLayer.state`), and gives it to the user's sessions one after the other.
+
+        `strategies` are what an order must and should keep. `privacy` says what may leave the device, by default what training
+        needs. `store` keeps feedback and pages over the end of the process, and what it holds is gone on with. `updates` is
+        asked for models between two pages, in place of `ranker`. `tier` is what `ranker` was opened by. `watchdog` bounds how
+        long a swipe waits for the models, None does not. `telemetry` says which sessions tell of themselves, None: not this
+        one; `tracer` writes down each choice, for developers. `rng` is the randomness of the backoff.
 
         Raises ValueError for a layer of another user or over other tasks than the ranker's.
         """
         self.user_id, self.session_id = user_id, session_id
         self.counters = Counters()
         self._config = config or SessionConfig()
-        self._clock = clock
+        self._clock, self._store, self._updates, self._watch = clock, store, updates, watchdog
         self._paging = paging or FixedPaging()
         self._own(personal)
+        if updates is not None:
+            ranker = updates.current().ranker
         self._models = self._next_models = SessionModels(ranker, personal)
         self._events: deque[FeedbackEvent] = deque(maxlen=self._models.events_max)
-        self._outbox = outbox or MemoryOutbox(self._config.waiting_max, self._config.event_ids_max)
+        self._telemetry = Telemetry(session_id, clock(), telemetry or TelemetryConfig(rate=0))
+        policy = privacy or (PrivacyPolicy() if ranker is None else PrivacyPolicy.for_spec(ranker.spec))
+        outbox = MemoryOutbox(self._config.outbox) if store is None else store.outbox
+        self._exchange = Exchange(outbox, policy, self._telemetry, self._totals)
+        self._watchdog = None if watchdog is None else Watchdog(watchdog)
+        self._ordering = Ordering(self.counters, self._telemetry, self._watchdog, tier)
+        self._slate = None if strategies is None else strategies.start()
+        self._tracer = tracer
+        self._decision: PageDecision | None = None  # the last one
+        self._fallback: str | None = None  # why the page's form is not the one wanted
         self._shown: dict[int, Shown] = {}  # by item id, oldest first
-        self._asked: dict[str, tuple[FeedbackEvent, ...]] = {}  # by request id: the feedback that went along
+        self._before = dict.fromkeys(() if store is None else store.shown_items())  # shown by earlier sessions
         self._page: Page | None = None
         self._held: Remaining | None = None
         self._form: Form | None = None
-        self._order: NDArray[np.intp] | None = None  # None: not made since something changed
-        self._shipped: NDArray[np.float32] | None = None  # [n, K] of the first n held, when the order is personal
+        self._order: Order | None = None  # None: not made since something changed
+        self._last: Order | None = None  # the one before that, as far as it still holds
         self._taken_ms = 0
         self._shown_of_page = self._position = self._requests = 0
+        self._refiller = Refiller(self._config.refill, clock, rng or random.Random())
         self._swipe, self._arrival = threading.RLock(), threading.Lock()
 
     def __enter__(self) -> FeedSession:
@@ -132,7 +157,7 @@ class FeedSession:
     def close(self) -> None:
         """Let go of what the session holds. What waits for its upload stays where it waits."""
         with self._swipe:
-            self._held = self._page = self._order = None
+            self._held = self._page = self._order = self._last = None
 
     @property
     def position(self) -> int:
@@ -154,7 +179,12 @@ class FeedSession:
     def remaining(self) -> NDArray[np.int64]:
         """Item ids of what was not shown yet, in the order of now, best first."""
         with self._swipe:
-            return np.zeros(0, np.int64) if self._held is None else self._held.item_id[self._rank(self._held)]
+            if self._held is None:
+                return np.zeros(0, np.int64)
+            order = self._rank(self._held)
+            indices = order.indices if self._slate is None else self._slate.order(order.indices, order.values)
+            remaining: NDArray[np.int64] = self._held.item_id[indices]
+            return remaining
 
     # ------------------------------------------------------------------------------------------------------------- pages
 
@@ -172,9 +202,24 @@ class FeedSession:
 
         The feedback that went along with its request has arrived, whatever the page is like.
         """
-        self._outbox.acknowledge(self._asked.pop(page.request_id, ()))
+        with self._swipe:
+            self._exchange.arrived(page.request_id)
         with self._arrival:
-            return self._take(page)
+            if not self._take(page):
+                return False
+        if self._store is not None:
+            self._store.save_page(page, self._taken_ms)
+        return True
+
+    def restore(self) -> bool:
+        """Go on with the newest page in the store that is not stale and has items left; False when there is none.
+
+        For a start without network: what was shown before is not shown again.
+        """
+        if self._store is None:
+            return False
+        with self._arrival:
+            return any(self._take(page) for page in self._store.pages(self._clock()))
 
     def _take(self, page: Page) -> bool:
         count, models = self.counters, self._next_models
@@ -185,7 +230,8 @@ class FeedSession:
             return False
         count.duplicates += arrays.duplicates
         with self._swipe:
-            new = [row for row, item in enumerate(arrays.item_id.tolist()) if item not in self._shown]
+            known = self._shown.keys() | self._before.keys()
+            new = [row for row, item in enumerate(arrays.item_id.tolist()) if item not in known]
         if repeats := len(arrays.item_id) - len(new):
             count.already_shown += repeats
             arrays = arrays.select(np.array(new, np.intp))
@@ -207,7 +253,10 @@ class FeedSession:
                     held.take(at)
             if models is not self._models:
                 self._retell(models)
-            self._held, self._form, self._page, self._order = held, form, page, None
+            self._held, self._form, self._page, self._order, self._last = held, form, page, None, None
+            self._fallback = fallbacks[-1] if fallbacks else None
+            if self._slate is not None:
+                self._slate.take(page, held.item_id[: held.count].tolist())
             self._taken_ms, self._shown_of_page = self._clock(), 0
         return True
 
@@ -224,18 +273,28 @@ class FeedSession:
             if (known := self._shown.get(event.item_id)) is not None:
                 models.remember(event, known)
         self._models, self._events = models, deque(self._events, models.events_max)
+        if self._watch is not None:  # what it knows is of the other models
+            self._telemetry.merge(self._totals())
+            self._watchdog = self._ordering.watchdog = Watchdog(self._watch)
 
     # ------------------------------------------------------------------------------------------------------------ swipes
 
     def next(self) -> int | None:
         """The item to show now, which then counts as shown; None when nothing is held."""
         with self._swipe:
-            held = self._held
-            if held is None or held.count == 0:
+            if self._held is None or self._held.count == 0:
                 return None
-            best = int(self._rank(held)[0])
+            begin = time.perf_counter_ns()
+            order = self._rank(self._held)
+            held = self._held  # a late run may have been left with the one before
+            best = None if self._slate is None else self._slate.first(order.indices, order.values)
+            best = int(order.indices[0]) if best is None else best
             item = int(held.item_id[best])
+            spent = time.perf_counter_ns() - begin
+            if self._tracer is not None:
+                self._trace(self._tracer, held, order, item, spent)
             self._show(held, best, item)
+            self._telemetry.time("next", spent)
             return item
 
     def feedback(self, event: FeedbackEvent) -> bool:
@@ -250,7 +309,7 @@ class FeedSession:
             count.events_bad += 1
             return False
         with self._swipe:
-            if not self._outbox.add(event):
+            if not self._exchange.add(event):
                 count.events_duplicate += 1
                 return False
             count.events += 1
@@ -266,42 +325,67 @@ class FeedSession:
                 count.events_late += 1
             self._shown[event.item_id] = shown._replace(shipped=None)  # an impression teaches once
             self._events.append(event)
+            if self._tracer is not None:
+                self._tracer.feedback(event)
+            if event.battery_saver is not None:
+                self._ordering.saver(event.battery_saver)
             self._order = None
             return True
 
-    def _rank(self, held: Remaining) -> NDArray[np.intp]:
-        """Indices into `held`, best first; made once after each change."""
+    def _rank(self, held: Remaining) -> Order:
+        """Of what is held; made once after each change."""
         if self._order is None:
-            order = self._shipped = None
-            if self._form is not None and held.count > 1:
-                order = self._score(self._form, held)
-            if order is None:
-                order, self._shipped = np.arange(held.count), None
-            self._order = order
+            self._order = self._ordering(self._models, self._form, held, self._clock(), self._position, self._last)
+            if self._order.why == "overran":
+                self._held = held.copy()
+                self._models.fork()
         return self._order
 
-    def _score(self, form: Form, held: Remaining) -> NDArray[np.intp] | None:
-        try:
-            ranking, self._shipped = self._models.rank(form, held, self._clock(), self._position)
-        except RuntimeRunError:
-            self.counters.model_failed += 1
-            return None
-        if ranking is None:
-            self.counters.scores_bad += 1
-            return None
-        self.counters.reranks += 1
-        return ranking.order
+    def _trace(self, tracer: Tracer, held: Remaining, order: Order, item: int, spent_ns: int) -> None:
+        models, decided = self._models, None if self._slate is None else self._slate.decision
+        tracer.decision(
+            models.ranker,
+            held,
+            models.history,
+            models.context,
+            form=self._form,
+            now_ms=self._clock(),
+            position=self._position,
+            order=order.indices,
+            shown=item,
+            scores=None if order.ranking is None else order.ranking.scores,
+            page_id=self.page_id,
+            bundle=None if models.ranker is None else models.ranker.name,
+            fallback=self._fallback if order.why in ("model", "cloud") else order.why,
+            personal=models.personal is not None,
+            strategies=() if decided is None else decided.told,
+            paging=self._decision,
+            spent_ms=spent_ns / 1e6,
+        )
 
     def _show(self, held: Remaining, index: int, item: int) -> None:
         assert self._page is not None
-        known = None if self._order is None else self._shipped
+        known = None if self._order is None else self._order.shipped
         shipped = None if known is None or index >= len(known) else known[index]
         self._shown[item] = Shown(self._page, held.page, held.take(index), shipped)
         if len(self._shown) > self._config.shown_max:
             del self._shown[next(iter(self._shown))]
         self._position += 1
         self._shown_of_page += 1
+        self._last = self._order.without(index) if self._ordering.keeps and self._order is not None else None
         self._order = None
+        if self._slate is not None:
+            self._slate.show(index)
+        if self._store is not None:
+            self._store.shown(item)
+
+    def buffered(self, items: Mapping[int, int]) -> None:
+        """What the player has on screen or loaded, in its order: item id → bytes. For the strategy `KeepBuffered`, and to count
+        what is thrown away.
+        """
+        with self._swipe:
+            if self._slate is not None:
+                self._slate.buffered(items)
 
     # --------------------------------------------------------------------------------------------------------- the cloud
 
@@ -310,62 +394,69 @@ class FeedSession:
         with self._swipe:
             page, held = self._page, self._held
             if page is None or held is None:
-                return self._paging(PagingState(0, 0, 0, 0, 1.0))
-            age = max(0, self._clock() - self._taken_ms)  # by one clock: the cloud's may differ from the device's
-            return self._paging(PagingState(held.count, self._shown_of_page, age, page.ttl_ms, page.compute_price))
+                state = PagingState(0, 0, 0, 0, 1.0)
+            else:
+                age = max(0, self._clock() - self._taken_ms)  # by one clock: the cloud's may differ from the device's
+                state = PagingState(held.count, self._shown_of_page, age, page.ttl_ms, page.compute_price)
+            decision = self._decision = self._paging(state)
+            return decision
 
     def request(self, size: int, scene: int = 0) -> PageRequest:
         """The request for the next page, with feedback that waits; when it cannot be sent, give that back by `put_back`."""
+        if self._updates is not None and (ranker := self._updates.current().ranker) is not self._next_models.ranker:
+            self.use(ranker)
         with self._swipe:
             self._requests += 1
-            request_id = f"{self.session_id}/{self._requests}"
-            events = self._outbox.take(self._config.request_events_max)
-            self._asked = dict([*self._asked.items(), (request_id, events)][-_ASKED_MAX:])
-            return PageRequest(
-                request_id=request_id,
+            bare = PageRequest(
+                request_id=f"{self.session_id}/{self._requests}",
                 user_id=self.user_id,
                 session_id=self.session_id,
                 now_ms=self._clock(),
                 size=size,
                 scene=scene,
                 split_version=self._next_models.split_version,
-                feedback=events,
-                exclude=tuple(self._shown),
+                exclude=(*self._before, *self._shown),
             )
+            return self._exchange.ask(bare, self._config.request_events_max)
 
     def refill(self, client: CloudClient, scene: int = 0) -> Refill:
         """Ask for a page if it is time to, and take it. Waits for the network: not for the thread that swipes.
 
-        Never raises what the client raises: what was held stays, and the feedback waits for the next call.
+        A cloud that did not answer is given time before it is asked again. Never raises what the client raises: what was held
+        stays, and the feedback waits for the next call.
         """
-        from device.client import ClientError
+        return self._refiller(self, client, scene)
 
-        decision = self.wants_page()
-        if not decision.request:
-            return Refill(decision)
-        request = self.request(decision.size, scene)
-        try:
-            page = client.page(request)
-        except ClientError as error:
-            self.counters.pages_missing += 1
-            self.put_back(request.feedback)
-            return Refill(decision, error=error)
-        except BaseException:
-            self.put_back(request.feedback)
-            raise
-        return Refill(decision, self.take(page))
+    def flush(self, client: CloudClient) -> int:
+        """Upload all that waits; the number of events that the cloud now has. For the end of a session.
+
+        Raises `ClientError`: what was not acknowledged waits again.
+        """
+        return self._exchange.flush(client, self._clock(), self._config.request_events_max)
+
+    def not_sent(self, request: PageRequest) -> None:
+        """The request got no answer: what went along with it waits again."""
+        with self._swipe:
+            self._exchange.failed(request.request_id, request.feedback)
 
     def drain_feedback(self) -> tuple[FeedbackEvent, ...]:
         """Events that wait, oldest first, which the caller now sends: then `acknowledge`, or `put_back`."""
-        return self._outbox.take()
+        return self._exchange.outbox.take()
 
     def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
         """The cloud has these: forget them."""
-        self._outbox.acknowledge(events)
+        self._exchange.outbox.acknowledge(events)
 
     def put_back(self, events: Iterable[FeedbackEvent]) -> None:
         """Queue events again that could not be sent."""
-        self._outbox.put_back(events)
+        with self._swipe:
+            self._exchange.put_back(events)
+
+    def _totals(self) -> dict[str, int]:
+        """All counters of the session and its parts."""
+        watched = {} if self._watchdog is None else asdict(self._watchdog.counters)
+        arranged = {} if self._slate is None else self._slate.counters.sums()
+        return asdict(self.counters) | watched | arranged | {"events_dropped": self._exchange.outbox.dropped}
 
     def _own(self, personal: PersonalLayer | None) -> None:
         if personal is not None and personal.user_id != self.user_id:

@@ -39,6 +39,15 @@ class Decision(NamedTuple):
     relaxed: tuple[str, ...]
     """Rules that the item breaks: no candidate that was held keeps them together with the rules above them."""
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What strategies had to do with it, in words."""
+        return (
+            *(f"{name} preferred it" for name in self.preferred),
+            *(f"{rule} kept {item} back" for item, rule in self.held_back),
+            *(f"{rule} could not hold" for rule in self.relaxed),
+        )
+
 
 @dataclass
 class StrategyCounters:
@@ -56,6 +65,12 @@ class StrategyCounters:
     """items that the player had loaded and nobody will see: a page without them came, or others took their place"""
     discarded_buffer_bytes: int = 0
     """what was loaded of them"""
+
+    def sums(self) -> dict[str, int]:
+        """Over all strategies, for telemetry, whose names are few."""
+        kinds = {f"strategies_{kind}": getattr(self, kind).total() for kind in ("fired", "relaxed", "column_missing", "failed")}
+        buffer = ("discarded_buffer_items", "discarded_buffer_bytes")
+        return kinds | {kind: getattr(self, kind) for kind in buffer}
 
     def totals(self) -> dict[str, int]:
         """All of them by name, `strategies.relaxed.MinGap(author, 3)`, for telemetry."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from device.codec import from_msgpack, to_block, to_msgpack
 from device.contract import Columns, Page, PageRequest, PersonalConfig, TaskPrior
 from device.counters import Counters
-from device.outbox import MemoryOutbox
+from device.outbox import OutboxConfig
 from device.paging import FixedPaging
 from device.personal import PersonalLayer, labels
 from device.ranker import Ranker
@@ -449,7 +449,7 @@ def test_without_a_split_model_no_vectors_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_is_remembered_of_shown_items_is_bounded(ranker: Ranker) -> None:
-    feed = session(ranker, config=SessionConfig(shown_max=3, waiting_max=2, event_ids_max=100))
+    feed = session(ranker, config=SessionConfig(shown_max=3, outbox=OutboxConfig(waiting_max=2)))
     feed.take(make_page(list(range(6))))
     shown = _show_all(feed)
     assert feed.request(1).exclude == tuple(shown[-3:])
@@ -476,8 +476,7 @@ def test_sessions_share_a_ranker_without_sharing_anything_else(ranker: Ranker) -
 
 
 def test_a_page_acknowledges_the_feedback_of_its_request_and_no_other(ranker: Ranker) -> None:
-    outbox = MemoryOutbox(10, 10)
-    feed = session(ranker, outbox=outbox)
+    feed = session(ranker)
     feed.take(make_page([1, 2, 3]))
     feed.feedback(make_event(1))
     first = feed.request(5)
@@ -486,9 +485,18 @@ def test_a_page_acknowledges_the_feedback_of_its_request_and_no_other(ranker: Ra
     assert [len(r.feedback) for r in (first, second)] == [1, 1]
     feed.put_back(second.feedback)
     assert not feed.take(make_page([1], request_id=first.request_id))  # nothing new in it, but it came
-    feed.put_back(())
-    assert feed.request(5).feedback == second.feedback
-    assert len(outbox) == 0
+    assert feed.drain_feedback() == second.feedback
+
+
+def test_part_of_a_requests_feedback_can_be_put_back(ranker: Ranker) -> None:
+    feed = session(ranker)
+    feed.take(make_page([1, 2, 3]))
+    for item in (1, 2):
+        feed.feedback(make_event(item))
+    request = feed.request(5)
+    feed.put_back(request.feedback[1:])
+    feed.take(make_page([4], request_id=request.request_id))
+    assert feed.drain_feedback() == request.feedback[1:]
 
 
 def test_two_threads_swipe_and_take_pages(ranker: Ranker) -> None:
