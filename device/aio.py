@@ -115,7 +115,10 @@ class _Read(Generic[R]):
 
 
 class AsyncCloudClient(_Async[CloudClient]):
-    """A `CloudClient` for asyncio; see the module for what cancelling does."""
+    """A `CloudClient` for asyncio; see the module for what cancelling does.
+
+    A download takes its turn like any call: give it a client of its own, or pages wait for it.
+    """
 
     _cancellable = True
 
@@ -125,6 +128,7 @@ class AsyncCloudClient(_Async[CloudClient]):
     page = _call(CloudClient.page)
     send_feedback = _call(CloudClient.send_feedback)
     health = _call(CloudClient.health)
+    download_bundle = _call(CloudClient.download_bundle)
 
 
 def _remaining(session: FeedSession) -> NDArray[np.int64]:
