@@ -38,11 +38,12 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> None:
     for i, data in enumerate(target.seeds):
         (corpus / f"seed-{i}").write_bytes(data)
     found: dict[str, dict[str, str]] = {}
-    executions, end = 0, time.monotonic() + seconds
+    executions, end = 0, 0.0
 
     def one(data: bytes) -> None:
-        nonlocal executions
-        if time.monotonic() > end:
+        nonlocal executions, end
+        end = end or time.monotonic() + seconds
+        if executions and time.monotonic() > end:
             (folder / "result.json").write_text(json.dumps({"executions": executions, "found": found}))
             os._exit(0)
         executions += 1
@@ -61,8 +62,12 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> None:
         return mutate(data, target.seeds, Random(seed))[:most] if seed % 2 else atheris.Mutate(data, most)
 
     options = {
-        "max_len": _INPUT_MAX, "timeout": _RUN_S_MAX, "rss_limit_mb": _MEMORY_MB_MAX, "seed": seed, "artifact_prefix": f"{folder}/",
-    }  # fmt: skip
+        "max_len": _INPUT_MAX,
+        "timeout": _RUN_S_MAX,
+        "rss_limit_mb": _MEMORY_MB_MAX,
+        "seed": seed,
+        "artifact_prefix": f"{folder}/",
+    }
     atheris.Setup([sys.argv[0], *(f"-{k}={v}" for k, v in options.items()), str(corpus)], one, custom_mutator=vary)
     atheris.Fuzz()
 

@@ -10,7 +10,8 @@ import msgspec
 _STEPS_MAX = 4
 _BYTES = b'\x00\x01\x7f\x80\x90\xc0\xc1\xc4\xca\xcb\xcf\xd9\xdf\xff"{}[],:-0e.\\'
 _VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 2, 2**31, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 0.5, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf,
+    None, True, 0, -1, 2, 2**31, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 0.5, -0.0, 1e308, 5e-324,
+    math.nan, math.inf, -math.inf,
     "", "a", "ä" * 300, "../../etc/passwd", "/", "manifest.json", "experiment", "page_id", b"", bytes(64), b"\xff" * 64,
     [], {}, [[]], [0] * 300, {"version": 2}, {"": None},
 )  # fmt: skip
