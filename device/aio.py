@@ -116,7 +116,10 @@ class _Read(Generic[R]):
 
 
 class AsyncCloudClient(_Async[CloudClient]):
-    """A `CloudClient` for asyncio; see the module for what cancelling does."""
+    """A `CloudClient` for asyncio; see the module for what cancelling does.
+
+    A download takes its turn like any call: give it a client of its own, or pages wait for it.
+    """
 
     _cancellable = True
 
