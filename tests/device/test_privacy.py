@@ -142,16 +142,15 @@ def test_steps_that_no_policy_can_have(steps: dict[str, float]) -> None:
 @pytest.mark.parametrize("policy", [PrivacyPolicy(), PrivacyPolicy.for_spec(SPEC)], ids=["default", "spec"])
 def test_nothing_else_leaves(policy: PrivacyPolicy) -> None:
     """Every byte that a client sends for a session, read back: lines, headers, and each key at every level."""
-    feed = FeedSession(None, user_id=42, session_id="s-1", clock=Clock())
+    feed = FeedSession(None, user_id=42, session_id="s-1", clock=Clock(), privacy=policy)
     with serving(Cloud()) as server, tapped(server) as (url, sent), CloudClient(url, token="secret") as client:
         feed.take(make_page([1, 2, FULL.item_id]))
         feed.next()
         feed.feedback(FULL)
         request = feed.request(2)
-        assert request.feedback == (FULL,)
-        client.page(policy.request(request))
-        feed.put_back(request.feedback)
-        client.send_feedback([policy.event(event) for event in feed.drain_feedback()])
+        client.page(request)
+        feed.not_sent(request)
+        assert feed.flush(client) == 1
         client.health()
     page, upload, health = (asked for line in sent for asked in requests(bytes(line)))
     assert page.line == "POST /v1/page HTTP/1.1"
