@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device.bundle import Bundle
-from device.bundle_files import ProbeError
+from device.bundle_files import CorruptBundleError, ProbeError
 from device.codec import from_block
 from device.contract import BlockError, FeatureSpec, FloatFeature, Form, Format, Golden, GoldenCase, Group, Precision
 from device.features import PageArrays
@@ -67,9 +67,13 @@ def probe(
     group: Group | None = None,
     config: ProbeConfig | None = None,
 ) -> None:
-    """Try `ranker`, opened from `bundle` with that format, precision and group. Raises `ProbeError`, `CorruptBundleError`."""
+    """Try `ranker`, opened from `bundle` with that format, precision and group. Raises `ProbeError`."""
     run = _Run(str(bundle.folder), ranker, config or ProbeConfig())
-    if (golden := bundle.golden()) is not None:
+    try:
+        golden = bundle.golden()
+    except CorruptBundleError as err:  # its digest is right: this is how it was made
+        raise ProbeError(err.where, err.expected, err.got) from err
+    if golden is not None:
         _compare(run, golden, format, precision, group)
     for form in ranker.runtimes:
         for moment in _sweep(ranker, form, run.config):

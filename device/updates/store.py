@@ -170,8 +170,8 @@ class BundleStore:
         with self._lock:
             state = self.state
             assert state.staged is not None
-            # A bundle that has not come through its trial is nothing to go back to.
-            previous = state.previous if state.trial is not None else state.active
+            # One that has not come through its trial is less to go back to than one that has.
+            previous = state.previous if state.trial is not None and state.previous is not None else state.active
             self.change(active=state.staged, previous=previous, staged=None, trial=Figures(), starts=0)
             self._clean()
 
