@@ -60,8 +60,8 @@ class Strategy:
     @property
     def name(self) -> str:
         """Names it in reports and counters."""
-        values = [getattr(self, f.name) for f in fields(self)] if is_dataclass(self) else []
-        return f"{type(self).__name__}({', '.join(str(value) for value in values)})"
+        values: list[str] = [str(getattr(self, f.name)) for f in fields(self)] if is_dataclass(self) else []
+        return f"{type(self).__name__}({', '.join(values)})"
 
 
 class Rule(Strategy, ABC):

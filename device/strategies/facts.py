@@ -105,7 +105,8 @@ class Facts:
         if vectors is None or self._page is None:
             return np.zeros((0, 0), np.float32)
         like = (self._page.split_version, vectors.shape[1])
-        known = [v for version, v in self._recent[-most:] if v is not None and (version, len(v)) == like]
+        recent = self._recent[-most:] if most else []
+        known = [v for version, v in recent if v is not None and (version, len(v)) == like]
         return np.stack(known) if known else vectors[:0]
 
     # ------------------------------------------------------------------------------------------------------- for the slate
