@@ -26,7 +26,6 @@ __all__ = ["Database", "DatabaseError", "DatabaseHeldError", "DatabaseOpenError"
 _APPLICATION_ID = 0x706B7264  # "pkrd", in the file's header: another program's database is not taken for ours
 _FORMAT = 1
 _PAGE_BYTES = 2048  # writes of one event were fastest with this; 1024 and 4096 took 5 to 15 % longer
-_WAL_BYTES = 4 << 20  # `tidy` folds a longer write-ahead file in: about 800 swipes
 _WAL_PAGES_MAX = 16384  # where nobody tidies, a write does it; 32 MiB
 
 _HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -65,8 +64,9 @@ class Database:
     A damaged file is moved to `path` + `.damaged`, where the next one takes its place. Raises `DatabaseError`.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str]) -> None:
-        self._path, self._schema, self._lock = path, schema, Lock()
+    def __init__(self, path: Path, schema: Sequence[str], wal_bytes: int) -> None:
+        """`tidy` folds in a write-ahead file of more than `wal_bytes`."""
+        self._path, self._schema, self._wal_bytes, self._lock = path, schema, wal_bytes, Lock()
         self._wal = path.with_name(path.name + "-wal")
         self.damaged = 0
         """files that were moved aside"""
@@ -94,7 +94,8 @@ class Database:
             try:
                 self._cursor.execute(sql, values)
             except sqlite3.Error as error:
-                self._fail(error)
+                self.failed += 1
+                self._note(error)
                 return False
             return True
 
@@ -110,7 +111,8 @@ class Database:
                     self._cursor.executemany(sql, rows)
                 self._cursor.execute("COMMIT")
             except sqlite3.Error as error:
-                self._fail(error)
+                self.failed += 1
+                self._note(error)
                 return False
             return True
 
@@ -122,7 +124,7 @@ class Database:
             try:
                 return self._db.execute(sql, values).fetchall()
             except sqlite3.Error as error:
-                self._fail(error)
+                self._note(error)
                 return []
 
     def tidy(self) -> bool:
@@ -136,14 +138,14 @@ class Database:
             if self._broken:
                 return self._begin_anew()
             with contextlib.suppress(OSError):
-                if self._wal.stat().st_size < _WAL_BYTES:
+                if self._wal.stat().st_size <= self._wal_bytes:
                     return False
             try:
                 self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 # The first write of a new write-ahead file syncs its header: here, and not at somebody's swipe.
                 self._cursor.execute(f"PRAGMA user_version = {_FORMAT}")
             except sqlite3.Error as error:
-                self._fail(error)
+                self._note(error)
             return False
 
     def close(self) -> None:
@@ -163,7 +165,7 @@ class Database:
             self._prepare(db)
         except BaseException as error:
             db.close()
-            if not isinstance(error, sqlite3.Error):
+            if not isinstance(error, (sqlite3.Error, UnicodeDecodeError)):  # the latter for a damaged name in SQLite's message
                 raise
             if (code := _code(error)) in _HELD:
                 raise DatabaseHeldError(str(self._path), "a file of our own", "one that is open elsewhere") from error
@@ -196,8 +198,8 @@ class Database:
         if not fresh and (tables != len(self._schema) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok"):
             raise sqlite3.DatabaseError("damaged")
 
-    def _fail(self, error: sqlite3.Error) -> None:
-        self.failed += 1
+    def _note(self, error: sqlite3.Error) -> None:
+        """Leave a transaction that failed, and remember damage."""
         self._broken |= _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         if self._db is not None and self._db.in_transaction:
             with contextlib.suppress(sqlite3.Error):
@@ -222,6 +224,6 @@ class Database:
                 os.replace(path, path.with_name(path.name.replace(self._path.name, self._path.name + ".damaged")))
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
     """SQLite's primary result code."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

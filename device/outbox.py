@@ -19,7 +19,7 @@ from device.contract import FeedbackEvent
 
 __all__ = ["Held", "MemoryOutbox", "Outbox", "OutboxConfig"]
 
-_CHUNK = 64  # events forgotten under one lock, so that a swipe meanwhile waits for few
+_CHUNK = 32  # events forgotten under one lock, so that a swipe meanwhile waits for few
 
 
 @dataclass(frozen=True)

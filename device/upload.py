@@ -4,9 +4,9 @@ An event leaves the outbox only after a receipt for its whole batch. Killed befo
 cloud applies an event id once. What fails is tried again after a random part of a span that doubles (exponential backoff with
 full jitter: Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015), or after the time that the cloud asks for.
 
-A batch that the cloud calls wrong (400, 413, 422) would be wrong for ever, so it is halved until the wrong event is alone; that one
-is let go. After each of them the uploader waits as after a failure: a cloud, or a hotel's network, that refuses everything for
-an hour then costs some events and not all.
+A batch that the cloud calls wrong (400, 413, 422) would be wrong for ever, so it is halved until the wrong event is alone; that
+one is let go. After each of them the uploader waits as after a failure: a cloud, or a hotel's network, that refuses everything
+for an hour then costs some events and not all.
 """
 
 from __future__ import annotations

@@ -1,0 +1,287 @@
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.full_disk import full_disk
+from device.outbox import OutboxConfig
+from device.store import DatabaseError, DatabaseHeldError, DatabaseOpenError, DeviceStore, ForeignDatabaseError, StoreConfig
+from tests.device.worlds import T0, make_event, make_page
+
+ADD_FOR_EVER = """
+import sys
+from itertools import count
+from pathlib import Path
+from device.store import DeviceStore
+from tests.device.worlds import make_event
+store = DeviceStore(Path(sys.argv[1]))
+for item in count():
+    store.outbox.add(make_event(item))
+    print(item, flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "device" / "store.db"
+
+
+def waiting(store: DeviceStore) -> list[int]:
+    """Item ids of what waits, which then waits no more."""
+    return [event.item_id for event in store.outbox.take()]
+
+
+# -------------------------------------------------------------------------------------------------------- from start to start
+
+
+def test_what_waits_and_what_was_in_flight_is_there_after_a_restart(path: Path) -> None:
+    with DeviceStore(path) as store:
+        for item in range(5):
+            store.outbox.add(make_event(item, like=True, page_id="p"))
+        store.outbox.acknowledge(store.outbox.take(1))
+        store.outbox.take(2)
+    with DeviceStore(path) as store:
+        assert len(store.outbox) == 4
+        assert not store.outbox.add(make_event(0)), "the id of one that was sent"
+        assert not store.outbox.add(make_event(4))
+        assert store.outbox.add(make_event(5))
+        assert store.outbox.take()[0] == make_event(1, like=True, page_id="p")
+    with DeviceStore(path) as store:
+        assert waiting(store) == [1, 2, 3, 4, 5]
+
+
+def test_what_add_returned_for_survives_a_kill(path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ADD_FOR_EVER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    seen = [int(child.stdout.readline()) for _ in range(50)]
+    with pytest.raises(DatabaseHeldError):
+        DeviceStore(path)
+    child.kill()
+    seen += [int(line) for line in child.stdout.read().splitlines()]
+    child.wait()
+    child.stdout.close()
+    with DeviceStore(path) as store:
+        kept = waiting(store)
+    assert kept[: len(seen)] == seen
+    assert len(kept) <= len(seen) + 1, "at most the one that was being added"
+
+
+def test_a_smaller_bound_holds_at_the_next_start(path: Path) -> None:
+    with DeviceStore(path) as store:
+        for item in range(5):
+            store.outbox.add(make_event(item))
+    with DeviceStore(path, StoreConfig(outbox=OutboxConfig(waiting_max=2))) as store:
+        assert store.outbox.dropped == 3
+    with DeviceStore(path) as store:
+        assert waiting(store) == [3, 4]
+
+
+def test_pages_newest_first_as_long_as_they_live(path: Path) -> None:
+    old, new = make_page([1], 1, ttl_ms=1000), make_page([2, 3], 2, ttl_ms=1000)
+    with DeviceStore(path) as store:
+        assert store.last_page(T0) is None
+        assert store.save_page(old, T0)
+        assert store.save_page(new, T0 + 500)
+    with DeviceStore(path) as store:
+        assert store.save_page(old, T0 + 600), "kept already, and gets no younger"
+        assert list(store.pages(T0 + 999)) == [new, old]
+        assert list(store.pages(T0 + 1000)) == [new]
+        assert store.last_page(T0 + 1500) is None
+        assert store.last_page(T0 + 1500, stale=True) == new
+        assert store.last_page(T0 - 9999) == new, "a clock that was put back"
+
+
+def test_pages_are_bounded_and_the_oldest_go(path: Path) -> None:
+    with DeviceStore(path, StoreConfig(pages_max=2)) as store:
+        for n in range(4):
+            assert store.save_page(make_page([n], n), T0)
+        assert [page.page_id for page in store.pages(T0)] == ["page-3", "page-2"]
+        assert store.pages_dropped == 2
+    with DeviceStore(path, StoreConfig(pages_bytes_max=1000)) as store:
+        assert not store.save_page(make_page(list(range(100)), 8), T0)
+        assert store.save_page(make_page([9], 9, split=None), T0)
+        assert store.pages_dropped > 1
+        assert next(store.pages(T0)).page_id == "page-9"
+
+
+def test_the_last_items_shown(path: Path) -> None:
+    config = StoreConfig(shown_max=3)
+    with DeviceStore(path, config) as store:
+        assert store.shown_items() == []
+        for item in (5, 6, 7, -8):
+            assert store.shown(item)
+    with DeviceStore(path, config) as store:
+        assert store.shown_items() == [6, 7, -8]
+        store.shown(9)
+        assert store.shown_items() == [7, -8, 9]
+
+
+def test_named_things(path: Path) -> None:
+    with DeviceStore(path, StoreConfig(state_bytes_max=5)) as store:
+        assert store.state("personal") is None
+        assert store.set_state("personal", b"one")
+        assert not store.set_state("personal", b"longer")
+    with DeviceStore(path) as store:
+        assert store.state("personal") == b"one"
+
+
+# ------------------------------------------------------------------------------------------------------------ bad files, disks
+
+
+def test_one_at_a_time(path: Path) -> None:
+    with DeviceStore(path), pytest.raises(DatabaseHeldError, match="open elsewhere"):
+        DeviceStore(path)
+    DeviceStore(path).close()
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_foreign_database_is_left_as_it_is(path: Path, newer: bool) -> None:
+    if newer:
+        DeviceStore(path).close()
+    path.parent.mkdir(exist_ok=True)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 2" if newer else "CREATE TABLE other (x)")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(ForeignDatabaseError):
+        DeviceStore(path)
+    assert path.read_bytes() == before
+
+
+def test_no_place_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "store.db"):
+        with pytest.raises(DatabaseOpenError):
+            DeviceStore(place)
+    with full_disk(), pytest.raises(DatabaseOpenError):
+        DeviceStore(tmp_path / "store.db")
+
+
+@pytest.mark.parametrize("text", [b"not a database" * 300, b"SQLite format 3\0" + bytes(4080)])
+def test_a_damaged_file_is_moved_aside(path: Path, text: bytes) -> None:
+    for _ in range(2):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text)
+        with DeviceStore(path) as store:
+            assert store.damaged_files == 1
+            assert store.outbox.add(make_event(1))
+        assert path.with_name("store.db.damaged").read_bytes() == text
+    with DeviceStore(path) as store:
+        assert store.damaged_files == 0
+        assert waiting(store) == [1]
+
+
+EVENTS, PAGE = [make_event(item) for item in range(40)], make_page([1, 2])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A store's file."""
+    path = tmp_path_factory.mktemp("whole") / "store.db"
+    with DeviceStore(path) as store:
+        for event in EVENTS:
+            store.outbox.add(event)
+        store.outbox.acknowledge(store.outbox.take(10))
+        store.save_page(PAGE, T0)
+        store.shown(1)
+        store.set_state("name", b"value" * 100)
+    return path.read_bytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_whatever_happened_to_the_file_only_what_was_kept_comes_out(whole: bytes, data: st.DataObject) -> None:
+    text = bytearray(whole)
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(text) - 1), st.integers(0, 255)), max_size=20)):
+        text[at] = byte
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "store.db"
+        path.write_bytes(text[: data.draw(st.integers(0, len(text)) | st.just(len(text)))])
+        try:
+            with DeviceStore(path) as store:
+                assert set(store.outbox.take()) <= set(EVENTS)
+                assert store.last_page(T0) in (PAGE, None)
+                assert store.state("name") in (b"value" * 100, None)
+                assert len(store.shown_items()) <= 1
+                store.outbox.add(make_event(99))
+                store.outbox.tidy()
+        except DatabaseError:
+            return
+        with DeviceStore(path) as store:
+            assert waiting(store)[-1:] == [99]
+
+
+def test_a_file_that_is_damaged_while_it_is_open(path: Path) -> None:
+    with DeviceStore(path) as store:
+        for n in range(4):  # more than SQLite keeps in memory
+            store.set_state(str(n), bytes([n]) * (1 << 20))
+        store.outbox.add(make_event(1))
+    with DeviceStore(path) as store:
+        flight = store.outbox.take()
+        with path.open("r+b") as file:
+            file.seek(1 << 14)
+            file.write(b"\xff" * (3 << 20))
+        assert None in [store.state(str(n)) for n in range(4)]
+        store.outbox.add(make_event(2))
+        store.outbox.tidy()
+        assert (store.damaged_files, store.outbox.unsaved) == (1, 0)
+        store.outbox.put_back(flight)
+    with DeviceStore(path) as store:
+        assert waiting(store) == [1, 2]
+
+
+def test_a_full_disk_loses_nothing_as_long_as_the_process_lives(path: Path) -> None:
+    with DeviceStore(path) as store:
+        store.outbox.add(make_event(0))
+        store.set_state("name", b"before")
+        with full_disk(1 << 14):
+            for item in range(1, 50):
+                assert store.outbox.add(make_event(item))
+            assert 40 < store.outbox.unsaved < 50
+            assert not store.shown(1)
+            assert not store.save_page(make_page([1]), T0)
+            assert not store.set_state("name", b"after")
+            store.outbox.acknowledge(store.outbox.take(3))
+            store.outbox.tidy()
+            assert len(store.outbox) == 47
+        assert store.state("name") == b"before"
+        assert store.last_page(T0) is None
+        store.outbox.tidy()
+        assert store.outbox.unsaved == 0
+        assert store.writes_failed > 40
+    with DeviceStore(path) as store:
+        # The file did not take that three were sent; sent again, the cloud knows their ids.
+        assert waiting(store)[-47:] == list(range(3, 50))
+
+
+def test_the_write_ahead_file_is_folded_in(path: Path) -> None:
+    wal = path.with_name("store.db-wal")
+    with DeviceStore(path, StoreConfig(wal_bytes=100_000)) as store:
+        for item in range(300):
+            store.outbox.add(make_event(item))
+        assert wal.stat().st_size > 100_000
+        store.outbox.tidy()
+        assert wal.stat().st_size < 10_000
+        store.outbox.add(make_event(300))
+        assert len(store.outbox) == 301
+    assert not wal.exists()
+
+
+def test_after_closing_it_goes_on_in_memory(path: Path) -> None:
+    store = DeviceStore(path)
+    store.close()
+    store.close()
+    assert store.outbox.add(make_event(1))
+    assert store.outbox.unsaved == 1
+    assert not store.shown(1)
+    assert not store.save_page(make_page([1]), T0)
+    assert store.last_page(T0) is None
+    store.outbox.tidy()
+    store.outbox.acknowledge(store.outbox.take())
+    assert len(store.outbox) == 0

@@ -1,0 +1,227 @@
+"""Against a real server that can be told to fail."""
+
+import random
+from collections.abc import Iterator, Sequence
+from threading import Event
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.faulty_cloud import FAULTS, Fault, FaultyCloud
+from device.client import BadStatusError, CloudClient
+from device.contract import FeedbackEvent, FeedbackReceipt
+from device.outbox import MemoryOutbox
+from device.upload import UploadConfig, Uploader
+from tests.device.worlds import make_event, make_page
+
+TIMEOUT_S = 0.1
+
+
+@pytest.fixture
+def cloud() -> FaultyCloud:
+    return FaultyCloud(lambda request: make_page([1]), slow_s=2 * TIMEOUT_S)
+
+
+@pytest.fixture
+def client(cloud: FaultyCloud) -> Iterator[CloudClient]:
+    with cloud.serving() as url, CloudClient(url, timeout_s=TIMEOUT_S) as client:
+        yield client
+
+
+def outbox(count: int) -> MemoryOutbox:
+    box = MemoryOutbox()
+    for item in range(count):
+        box.add(make_event(item))
+    return box
+
+
+def refusing(status: int, retry_after_s: float | None = None) -> BadStatusError:
+    error = BadStatusError("POST x", status, "")
+    if retry_after_s is not None:
+        error.retry_after_s = retry_after_s  # type: ignore[attr-defined]
+    return error
+
+
+def ok(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+    return FeedbackReceipt(accepted=len(events), duplicates=0)
+
+
+def test_all_that_waits_goes_in_batches(cloud: FaultyCloud, client: CloudClient) -> None:
+    box, config = outbox(10), UploadConfig(events_max=4, every_s=7.0)
+    uploader = Uploader(box, client.send_feedback, config)
+    assert [uploader.step() for _ in range(4)] == [0.0, 0.0, 7.0, 7.0]
+    assert len(box) == 0
+    assert cloud.events == {f"e{item}": 1 for item in range(10)}
+    assert cloud.calls == {"200": 3}
+    assert (uploader.counters.batches, uploader.counters.events) == (3, 10)
+
+
+def test_batches_are_bounded_by_bytes(cloud: FaultyCloud, client: CloudClient) -> None:
+    uploader = Uploader(outbox(3), client.send_feedback, UploadConfig(bytes_max=1))
+    while uploader.step() == 0:
+        pass
+    assert cloud.calls == {"200": 3}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_fails_is_sent_again_and_applied_once(cloud: FaultyCloud, client: CloudClient, fault: Fault) -> None:
+    box = outbox(3)
+    uploader = Uploader(box, client.send_feedback, UploadConfig(events_max=2))
+    cloud.fault = fault
+    uploader.step()
+    uploader.step()
+    assert uploader.counters.failed >= 1
+    cloud.fault = None
+    while len(box):
+        uploader.step()
+    assert cloud.events == {"e0": 1, "e1": 1, "e2": 1}
+    if fault in ("cut", "garbage"):  # the cloud had applied what it could not tell
+        assert uploader.counters.duplicates > 0
+
+
+def test_a_receipt_for_something_else_is_none() -> None:
+    box = outbox(3)
+    receipts = [FeedbackReceipt(accepted=0, duplicates=0), FeedbackReceipt(accepted=4, duplicates=-2)]
+    uploader = Uploader(box, lambda events: receipts.pop())
+    uploader.step()
+    uploader.step()
+    assert (len(box), uploader.counters.failed) == (3, 2)
+
+
+@given(st.sets(st.integers(0, 40)))
+def test_events_that_the_cloud_refuses_are_let_go_and_all_others_arrive(bad: set[int]) -> None:
+    box, arrived = outbox(40), []
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        if bad & {event.item_id for event in events}:
+            raise refusing(422)
+        arrived.extend(event.item_id for event in events)
+        return ok(events)
+
+    uploader = Uploader(box, send, UploadConfig(events_max=16))
+    while len(box):
+        uploader.step()
+    assert arrived == [item for item in range(40) if item not in bad]
+    assert uploader.counters.refused == len(bad - {40})
+
+
+def test_one_refused_event_of_a_batch_over_http(cloud: FaultyCloud, client: CloudClient) -> None:
+    box = outbox(9)
+    cloud.refuses = lambda event: event.item_id == 5
+    uploader = Uploader(box, client.send_feedback)
+    while len(box):
+        uploader.step()
+    assert sorted(cloud.events) == [f"e{item}" for item in range(9) if item != 5]
+    assert uploader.counters.refused == 1
+
+
+def test_a_cloud_that_refuses_everything_costs_few_events() -> None:
+    box = outbox(100)
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        raise refusing(400)
+
+    uploader = Uploader(box, send, rng=random.Random(0))
+    spent = 0.0
+    while spent < 3600:
+        spent += uploader.step()
+    assert 0 < uploader.counters.refused < 50
+    assert len(box) + uploader.counters.refused == 100
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
+def test_other_statuses_let_nothing_go(status: int) -> None:
+    box = outbox(1)
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        raise refusing(status)
+
+    uploader = Uploader(box, send)
+    for _ in range(20):
+        uploader.step()
+    assert (len(box), uploader.counters.failed) == (1, 20)
+
+
+def test_the_backoff_doubles_to_its_bound_with_full_jitter_and_replays() -> None:
+    answers: list[Exception | None] = []
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return ok(events)
+
+    def waits(seed: int, failures: int) -> list[float]:
+        answers[:] = [refusing(503)] * failures + [None] + [refusing(503)]
+        uploader = Uploader(outbox(2), send, UploadConfig(events_max=1, backoff_s=1, backoff_max_s=60), rng=random.Random(seed))
+        return [uploader.step() for _ in range(failures + 2)]
+
+    drawn = [waits(seed, 80) for seed in range(200)]
+    assert drawn[3] == waits(3, 80)
+    for place, span in [(0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (79, 60)]:
+        column = [run[place] for run in drawn]
+        assert 0 <= min(column) < 0.1 * span
+        assert 0.9 * span < max(column) <= span
+    assert {run[80] for run in drawn} == {0.0}
+    assert max(run[81] for run in drawn) <= 1, "a success ends it"
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [(30.0, 30, 31), (1e9, 3600, 3601), (-5.0, 0, 1), (float("nan"), 0, 1)])
+def test_what_the_cloud_asks_for_is_honoured_within_reason(asked: float, least: float, most: float) -> None:
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        raise refusing(429, asked)
+
+    assert least <= Uploader(outbox(1), send).step() <= most
+
+
+def test_the_thread_sends_what_comes_and_is_woken_by_a_kick(cloud: FaultyCloud, client: CloudClient) -> None:
+    box, sent = MemoryOutbox(), Event()
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        receipt = client.send_feedback(events)
+        sent.set()
+        return receipt
+
+    with Uploader(box, send, UploadConfig(every_s=3600)) as uploader:
+        for item in range(3):
+            box.add(make_event(item))
+            uploader.kick()
+            assert sent.wait(10)
+            sent.clear()
+    assert uploader.close()
+    assert cloud.events == {"e0": 1, "e1": 1, "e2": 1}
+
+
+def test_the_thread_outlives_a_sender_that_raises_anything() -> None:
+    box, done, raised = outbox(1), Event(), []
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        if len(raised) < 3:
+            raised.append(1)
+            raise KeyError("the app's own")
+        done.set()
+        return ok(events)
+
+    with Uploader(box, send, UploadConfig(backoff_s=1e-3)) as uploader:
+        assert done.wait(10)
+    assert uploader.counters.errors == 3
+    assert len(box) == 0
+
+
+def test_close_waits_no_longer_than_it_may() -> None:
+    box, begun, go_on = outbox(1), Event(), Event()
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        begun.set()
+        go_on.wait(10)
+        return ok(events)
+
+    uploader = Uploader(box, send)
+    uploader.start()
+    assert begun.wait(10)
+    assert not uploader.close(timeout_s=0)
+    go_on.set()
+    assert uploader.close(timeout_s=10)
+    assert uploader.counters.events == 1
+    uploader.start()  # a closed one stays closed
+    assert uploader.close()
