@@ -9,6 +9,8 @@ form::
                                   speedup = full_ms / swipe_ms; limit_ms and ratio_to_limit of the swipe
     swipe.{onnx,tflite}           p50_ms, p99_ms, run_p50_ms, outside_p50_ms, sdk_overhead_share     feedback(event) and next()
     swipe_whole, swipe_search     the same with the whole model, and with the list search in the graph
+    swipe_equipped.KIND.{onnx,tflite}      the same with a durable outbox, strategies, a watchdog and telemetry; added_ms,
+                                  added_share: what that adds, by the model's runs; over_run_share: all of the SDK by them
     search.{onnx,tflite}          host_ms, in_graph_ms, their ratio, mean number of steps      a ranker's order with a beam
     beam                          stability and relative_cost by number of steps when no search stops early, found on the host
                                   in `runtime` with `weights` on `lists` of test rows or random ones

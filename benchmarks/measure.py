@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -62,9 +64,14 @@ def measure(subject: Subject, repetitions: Repetitions, progress: Callable[[floa
 
     Raises `BenchmarkError`, and what opening a bundle's models raises.
     """
+    with TemporaryDirectory(prefix="pocketrank-") as scratch:
+        return _measure(subject, repetitions, progress, Path(scratch))
+
+
+def _measure(subject: Subject, repetitions: Repetitions, progress: Callable[[float], None], scratch: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     rate = MatmulRate(repetitions.sizes)
-    benches = {form: _Form(subject, form, repetitions.lists) for form in subject.peers}
+    benches = {form: _Form(subject, form, repetitions.lists, scratch) for form in subject.peers}
     turns = [turn for bench in benches.values() for turn in bench.turns()]
     total = repetitions.warm_up + repetitions.rounds
     for number in range(total):
@@ -108,7 +115,7 @@ def _version(package: str) -> str | None:
 class _Form:
     """All that is timed of one form."""
 
-    def __init__(self, subject: Subject, form: Form, lists: int) -> None:
+    def __init__(self, subject: Subject, form: Form, lists: int, scratch: Path) -> None:
         self._subject, self._form = subject, form
         inputs = subject.stage_inputs(form)
         self._stages: dict[str, dict[str, Timed]] = {}
@@ -121,6 +128,10 @@ class _Form:
             self._peers["executorch"] = Timed(open_executorch(program, model, tensors))
         kinds: tuple[Kind, ...] = ("stages", "whole", "search") if subject.searches else ("stages", "whole")
         self._swipes = {kind: {f: SwipeBench(subject.bundle, form, f, kind) for f in FORMATS} for kind in kinds}
+        self._equipped = {
+            kind: {f: SwipeBench(subject.bundle, form, f, kind, scratch / f"{form}-{kind}-{f}.db") for f in FORMATS}
+            for kind in kinds
+        }
         self._searches: dict[str, dict[bool, SearchBench]] = {}
         self._beams: dict[str, BeamBench] = {}
         self._lists = ""
@@ -131,7 +142,7 @@ class _Form:
 
     def turns(self) -> list[_Turn]:
         turns: list[_Turn] = [*self._peers.values(), *self._beams.values()]
-        for nested in (self._stages, self._swipes, self._searches):
+        for nested in (self._stages, self._swipes, self._equipped, self._searches):
             turns += [turn for by_name in nested.values() for turn in by_name.values()]
         return turns
 
@@ -153,6 +164,10 @@ class _Form:
             "swipe": swipes["stages"],
             "swipe_whole": swipes["whole"],
             "swipe_search": swipes.get("search"),
+            "swipe_equipped": {
+                kind: {f: bench.figures() | self._added(bench, self._swipes[kind][f]) for f, bench in by.items()}
+                for kind, by in self._equipped.items()
+            },
             "search": {format: self._search(format) for format in self._searches} or None,
             "beam": self._beam(fastest),
             "bytes": {format: subject.bytes(form, format) for format in FORMATS},
@@ -162,6 +177,14 @@ class _Form:
             "ratio_to_limit": rerank[fastest]["ratio_to_limit"],
             "sdk_overhead_share": swipes["stages"][fastest]["sdk_overhead_share"],
         }
+
+    @staticmethod
+    def _added(equipped: SwipeBench, plain: SwipeBench) -> dict[str, float]:
+        """What a swipe takes more than a plain one, and more than the model's runs alone, as shares of those runs."""
+        own, other = equipped.figures(), plain.figures()
+        run = own["run_p50_ms"]
+        more = own["outside_p50_ms"] - other["outside_p50_ms"]
+        return {"added_ms": more, "added_share": more / run, "over_run_share": own["outside_p50_ms"] / run}
 
     def _incremental(self, format: str, limit_ms: float) -> dict[str, float]:
         ms = {stage: runs.ms for stage, runs in self._stages[format].items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -33,6 +34,10 @@ from device.ranker import Ranker
 from device.runtimes import STAGES, Runtime, open_stages
 from device.search import GREEDY
 from device.session import FeedSession
+from device.store import DeviceStore
+from device.strategies import AdSlots, Arranger, Cap, KeepBuffered, MinGap
+from device.telemetry import TelemetryConfig
+from device.watchdog import WatchdogConfig
 
 __all__ = ["Kind", "SwipeBench", "TimedRuntime"]
 
@@ -44,6 +49,10 @@ BEGIN_MS = 1_700_000_000_000
 """Any time will do; events are some seconds apart from there on."""
 EVENT_GAP_MS = 9_000
 """Between two impressions."""
+STRATEGIES = (KeepBuffered(), AdSlots(4, 6, every=10), Cap("category", 3, within=10), MinGap("owner", 3), MinGap("category", 2))
+"""What a feed with ads and authors would ask for; `owner` is a name that no spec has, so that pages can carry it."""
+_OWNERS = 40  # of the candidates of a page
+_AD_SHARE = 0.1
 
 
 class TimedRuntime(Runtime):
@@ -65,8 +74,10 @@ class TimedRuntime(Runtime):
 class SwipeBench:
     """One session with a full history; each `step` is one swipe on a page of `candidates_max` unseen candidates."""
 
-    def __init__(self, bundle: Bundle, form: Form, format: Format, kind: Kind = "stages") -> None:
-        """Raises `BundleError`, `ModelRuntimeError`."""
+    def __init__(self, bundle: Bundle, form: Form, format: Format, kind: Kind = "stages", store: Path | None = None) -> None:
+        """With a `store`, a file to be made, the session has all that an app would give it: that, strategies, a watchdog and
+        telemetry. Raises `BundleError`, `ModelRuntimeError`, `DatabaseError`.
+        """
         self.form = form
         self._spec, self._version = bundle.spec, bundle.split_version
         runtimes = {}
@@ -78,7 +89,17 @@ class SwipeBench:
         self._timed = list(runtimes[form].values())
         ranker = Ranker(bundle.spec, bundle.split_version, runtimes, None if kind == "search" else GREEDY)
         self._now_ms = BEGIN_MS
-        self.session = FeedSession(ranker, user_id=USER, session_id="bench", clock=lambda: self._now_ms)
+        with_all = store is not None
+        self.session = FeedSession(
+            ranker,
+            user_id=USER,
+            session_id="bench",
+            clock=lambda: self._now_ms,
+            store=None if store is None else DeviceStore(store),
+            strategies=Arranger(STRATEGIES) if with_all else None,
+            watchdog=WatchdogConfig() if with_all else None,
+            telemetry=TelemetryConfig() if with_all else None,
+        )
         self._rng = np.random.default_rng(0)
         self._items = 0
         self.swipe_ns: list[int] = []
@@ -132,6 +153,8 @@ class SwipeBench:
         self._items += n
         floats = np.stack([rng.uniform(f.min, f.max, n) / (f.scale or 1) for f in spec.candidate_floats], 1)
         codes = np.stack([rng.integers(0, c.size, n) for c in spec.candidate_categories], 1)
+        owners, ads = rng.integers(1, _OWNERS, (n, 1)), rng.random((n, 1)) < _AD_SHARE
+        names = (*(c.name for c in spec.candidate_categories), "owner", "ad")
         split = self.form == "split"
         return Page(
             page_id=f"p{first}",
@@ -141,7 +164,7 @@ class SwipeBench:
             candidates=Candidates(
                 item_id=to_block(np.arange(first, first + n), "i8"),
                 floats=Columns(names=tuple(f.name for f in spec.candidate_floats), values=to_block(floats, "f4")),
-                categories=Columns(names=tuple(c.name for c in spec.candidate_categories), values=to_block(codes, "i4")),
+                categories=Columns(names=names, values=to_block(np.concatenate([codes, owners, ads], 1), "i4")),
                 vector=to_block(rng.normal(size=(n, spec.vector_width)), "f2") if split else None,
             ),
             user_vector=to_block(rng.normal(size=spec.vector_width), "f2") if split else None,
