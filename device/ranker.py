@@ -208,6 +208,7 @@ class Ranker:
         # The ends tell: infinities are sorted there, and NaN behind everything.
         if not (math.isfinite(total[best[0]]) and math.isfinite(total[best[-1]])):
             return None
+        remaining.values = -total
         if self.search.steps_max > 1 and self._searches(stages):
             found = outputs[0][0] if self._in_graph(stages) else self._search(stages, inputs, scores, outputs[1], count, adjust)
             if found is None:

@@ -38,6 +38,8 @@ class Remaining:
         """[1, capacity, D]"""
         self.state: NDArray[np.float32] | None = None
         """[1, capacity, S], what a model's stage `page` made of them"""
+        self.values: NDArray[np.float32] | None = None
+        """[<= count] of the first ones, the higher the better, as they were ordered last; None when they are not known"""
         if page.vector is not None:
             self.vector, vector = _padded(page.vector, capacity)
             self._flat.append(vector)

@@ -27,7 +27,7 @@ from device.counters import Counters
 from device.features import FeatureBuilder, PageArrays
 from device.feedback import EventHistory
 from device.outbox import Outbox
-from device.paging import FixedPaging, PageDecision, Paging, PagingState
+from device.paging import FixedPaging, PageDecision, Paging, PagingMoment, PagingState
 from device.personal import PersonalLayer, labels
 from device.ranker import Adjust, Ranker
 from device.remaining import Remaining
@@ -86,6 +86,7 @@ class FeedSession:
         self._config = config or SessionConfig()
         self._ranker, self._clock, self._personal = ranker, clock, personal
         self._paging = paging or FixedPaging()
+        self._moment = PagingMoment()
         self._builder = FeatureBuilder(_NO_FEATURES) if ranker is None else ranker.builder
         spec = self._builder.spec
         self._history = EventHistory(spec)
@@ -155,6 +156,7 @@ class FeedSession:
                 count.model_failed += 1
                 self._form = None
         self._page, self._order = page, None
+        self._moment.page()
         self._taken_ms, self._shown_of_page = self._clock(), 0
         return True
 
@@ -194,6 +196,8 @@ class FeedSession:
         if self._personal is not None and shipped is not None:
             self._learn(self._personal, event, page, row, shipped)
             self._shown[event.item_id] = page, row, None
+        duration = self._duration_of(page, row)
+        self._moment.feedback(event, float(labels(event, ("effective_view",), duration)[0]))
         self._builder.feedback(event, self._feedback)
         if not self._history.append(event.impression_ms, event.position, self._feedback, page, row):
             count.events_late += 1
@@ -206,7 +210,9 @@ class FeedSession:
         if page is None or held is None:
             return self._paging(PagingState(0, 0, 0, 0, 1.0))
         age = max(0, self._clock() - self._taken_ms)  # by one clock: the cloud's may differ from the device's
-        return self._paging(PagingState(held.count, self._shown_of_page, age, page.ttl_ms, page.compute_price))
+        self._rank(held)  # what would be shown next; `next` finds it made
+        moment = self._moment.state(held.count, self._shown_of_page, age, page.ttl_ms, page.compute_price, self._position)
+        return self._paging(moment)
 
     def request(self, size: int, scene: int = 0) -> PageRequest:
         """The request for the next page, with all feedback that waits; when it cannot be sent, give that back by `put_back`."""
@@ -261,8 +267,10 @@ class FeedSession:
             if self._ranker is not None and self._form is not None and held.count > 1:
                 order = self._score(self._ranker, self._form, held)
             if order is None:
-                order, self._shipped = np.arange(held.count), None
+                order, self._shipped, held.values = np.arange(held.count), None, None
             self._order = order
+            values = held.values
+            self._moment.ranked([] if values is None else [float(values[i]) for i in order[:3] if i < len(values)])
         return self._order
 
     def _score(self, ranker: Ranker, form: Form, held: Remaining) -> NDArray[np.intp] | None:
@@ -294,9 +302,12 @@ class FeedSession:
     def _learn(
         self, personal: PersonalLayer, event: FeedbackEvent, page: PageArrays, row: int, shipped: NDArray[np.float32]
     ) -> None:
-        duration = None if self._duration is None else float(page.floats[row, self._duration[0]]) / self._duration[1]
+        duration = self._duration_of(page, row)
         category = 0 if self._category is None else int(page.categories[row, self._category])
         personal.learn(shipped, labels(event, personal.tasks, duration), category)
+
+    def _duration_of(self, page: PageArrays, row: int) -> float | None:
+        return None if self._duration is None else float(page.floats[row, self._duration[0]]) / self._duration[1]
 
     def _show(self, held: Remaining, index: int, item: int) -> None:
         known = None if self._order is None else self._shipped

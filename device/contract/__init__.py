@@ -23,6 +23,7 @@ from device.contract.bundle import (
 from device.contract.errors import BlockError, ContractError, DecodeError, VersionError
 from device.contract.feedback import Ended, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Network, Orientation
 from device.contract.page import Candidates, Page, PageRequest
+from device.contract.paging import PagePlan, PagingModel
 from device.contract.spec import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 from device.contract.telemetry import TelemetryReport, Timing
 from device.contract.wire import WIRE_VERSION, Block, Columns, Dtype
@@ -53,7 +54,9 @@ __all__ = [
     "Network",
     "Orientation",
     "Page",
+    "PagePlan",
     "PageRequest",
+    "PagingModel",
     "PersonalConfig",
     "Precision",
     "SearchSpec",
