@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
-from cloud.training.run import Run, write_atomically
-from cloud.training.train import WORLD_CONFIG, TrainConfig, train
-from export.bundle import export_bundle
+from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
+from cloud.training.run import write_atomically
+from cloud.training.train import WORLD_CONFIG, TrainConfig
 from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.options import parse_list
 from sdk_demo.cli.output import JsonTarget
@@ -44,7 +42,7 @@ from sdk_demo.emulator import play
 from sdk_demo.emulator.figures import FIGURES, FigureConfig, figures
 from sdk_demo.emulator.phone import SessionRecord
 from sdk_demo.server import running_server
-from sdk_demo.world import VARIANTS, World, WorldConfig
+from sdk_demo.world import VARIANTS, WorldConfig
 
 __all__ = ["PLAYERS", "Extent", "main", "measure", "print_table"]
 
@@ -62,17 +60,6 @@ PLAYERS = ("cloud_order", "refreshed", "greedy", "beam", "informed", "oracle")
 """Policies that play."""
 CLIENTS = 8
 """Phones at the same time; two cores are busy from four on."""
-_FALLBACKS = (
-    "pages_refused", "features_bad", "split_mismatch", "vectors_absent", "vectors_bad", "no_model", "model_failed",
-    "scores_bad", "events_bad", "pages_missing", "uploads_missing",
-)  # fmt: skip
-"""What must not have happened: the policy would have been another one for a while."""
-_TRAINED_BY = ("cloud/data", "cloud/models", "cloud/ranking", "cloud/training", "device/contract", "sdk_demo/world")
-_EXPORTED_BY = ("cloud/models", "device", "export")
-_PLAYED_BY = ("cloud", "device", "export", "sdk_demo")
-"""Our code that a training, its bundle, and what is played with them, depend on."""
-
-Tell = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -141,14 +128,14 @@ class _Bench:
     def played(self, seed: int) -> list[SessionRecord]:
         """Every session of every policy with the models of training `seed`."""
         extent = self._extent
-        what = (self._world, self._delay_s, extent.train, seed, extent.sessions, PLAYERS, _code(_PLAYED_BY))
-        file = self._work / f"played-{_digest(what)}.json"
+        what = (self._world, self._delay_s, extent.train, seed, extent.sessions, PLAYERS, code(PLAYED_BY))
+        file = self._work / f"played-{digest(what)}.json"
         if file.is_file():
             try:
                 return msgspec.json.decode(file.read_bytes(), type=list[SessionRecord])
             except msgspec.MsgspecError as error:
                 raise BenchmarkError(str(file), "the sessions that were kept there", str(error)) from error
-        run, bundle = self._trained(seed)
+        run, bundle = trained(self._world, extent.train, seed, self._work, self._tell)
         with TemporaryDirectory(prefix="pocketrank-") as scratch:
             database, said = Path(scratch) / "feedback.db", Path(scratch) / "server.log"
             with running_server(run.folder, bundle, feedback_db=database, said=said) as url:
@@ -163,33 +150,11 @@ class _Bench:
                     feedback_delay_s=self._delay_s,
                     progress=lambda share: self._tell(f"emulate, seed {seed}", share),
                 ).records
-        self._refuse_fallbacks(records, seed)
+        refuse_fallbacks(f"{self._name}, seed {seed}", records, PLAYERS)
         # Times are of no use here, and there are many of them.
         records = [replace(record, training=seed, rerank_ms=[], page_ms=[]) for record in records]
         write_atomically(file, msgspec.json.encode(records))
         return records
-
-    def _trained(self, seed: int) -> tuple[Run, Path]:
-        """A run on a log of this world, and its bundle. Worlds that differ outside of the log share them."""
-        config = self._extent.train
-        folder = self._work / f"trained-{_digest((self._world, config, seed, _code(_TRAINED_BY)))}"
-        out, bundle = folder / "run", folder / f"bundle-{_code(_EXPORTED_BY)}"
-        if (out / "metrics.json").is_file():  # written last
-            run = Run.open(out)
-        else:
-            log = World(self._world).simulate_log(seed=seed, progress=lambda share: self._tell(f"log, seed {seed}", share))
-            run = train(log, out=out, seeds=1, seed=seed, config=config, progress=self._tell)
-        if not bundle.is_dir():
-            export_bundle(run, bundle, formats=("onnx",))
-        return run, bundle
-
-    def _refuse_fallbacks(self, records: list[SessionRecord], seed: int) -> None:
-        counters = figures(records, PLAYERS, seed=0)["counters"]
-        taken = [
-            f"{policy} {name} {counters[policy][name]}" for policy in PLAYERS for name in _FALLBACKS if counters[policy][name]
-        ]
-        if taken:
-            raise BenchmarkError(f"{self._name}, seed {seed}", "sessions without a fallback", ", ".join(taken))
 
 
 def _by_policy(records: list[SessionRecord], seed: int) -> dict[str, dict[str, Any]]:
@@ -209,20 +174,6 @@ def _by_policy(records: list[SessionRecord], seed: int) -> dict[str, dict[str, A
 def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]:
     gain = figures(records, ("greedy", "beam"), seed=seed, config=FigureConfig(floor="greedy"))["gain"]["beam"]
     return {name: gain[name] for name in FIGURES}
-
-
-@cache
-def _code(places: tuple[str, ...]) -> str:
-    """Digest of our code in these folders and files: what other code made is not taken for what this would make."""
-    root, told = Path(__file__).parents[1], sha256()
-    for place in places:
-        for path in sorted((root / place).rglob("*.py")) or [root / place]:
-            told.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return told.hexdigest()[:12]
-
-
-def _digest(what: tuple[Any, ...]) -> str:
-    return sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()[:12]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,6 +54,7 @@ from device.contract import (
     Group,
     GroupRule,
     ModelEntry,
+    PagingModel,
     PersonalConfig,
     Precision,
     Stage,
@@ -211,6 +212,7 @@ def write_manifest(
     expires_ms: int | None = None,
     personal: PersonalConfig | None = None,
     groups: GroupRule | None = None,
+    paging: PagingModel | None = None,
 ) -> BundleManifest:
     """Make the files in `folder` a bundle: write `spec.json`, then the manifest over all files, each at once or not at all.
 
@@ -241,6 +243,7 @@ def write_manifest(
         models=tuple(counted),
         personal=personal,
         groups=groups,
+        paging=paging,
     )
     replace_file(folder / MANIFEST, msgspec.json.format(to_json(manifest), indent=2))
     return manifest

@@ -105,13 +105,19 @@ class SessionModels:
     def remember(self, event: FeedbackEvent, shown: Shown) -> bool:
         """Take in how an item was watched. False when the event is older than all that the models remember."""
         if self.personal is not None and shown.shipped is not None:
-            arrays, row = shown.arrays, shown.row
-            at = self._duration
-            duration = None if at is None else float(arrays.floats[row, at[0]]) / at[1]
-            category = 0 if self._category is None else int(arrays.categories[row, self._category])
-            self.personal.learn(shown.shipped, labels(event, self.personal.tasks, duration), category)
+            category = 0 if self._category is None else int(shown.arrays.categories[shown.row, self._category])
+            told = labels(event, self.personal.tasks, self._duration_ms(shown))
+            self.personal.learn(shown.shipped, told, category)
         self._builder.feedback(event, self._feedback)
         return self.history.append(event.impression_ms, event.position, self._feedback, shown.arrays, shown.row)
+
+    def effective(self, event: FeedbackEvent, shown: Shown) -> float:
+        """Whether it was an effective view: 1 or 0, NaN where that is not known."""
+        return float(labels(event, ("effective_view",), self._duration_ms(shown))[0])
+
+    def _duration_ms(self, shown: Shown) -> float | None:
+        at = self._duration
+        return None if at is None else float(shown.arrays.floats[shown.row, at[0]]) / at[1]
 
     def rank(
         self, form: Form, held: Remaining, now_ms: int, position: int, search: SearchSpec | None = None

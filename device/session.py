@@ -38,7 +38,8 @@ from device.exchange import Exchange
 from device.models import SessionModels, Shown
 from device.ordering import Order, Ordering
 from device.outbox import MemoryOutbox, OutboxConfig
-from device.paging import FixedPaging, PageDecision, Paging, PagingState
+from device.paging import FixedPaging, PageDecision, Paging, PagingMoment, PagingState
+from device.paging.moment import TOP
 from device.personal import PersonalLayer
 from device.privacy import PrivacyPolicy
 from device.ranker import Ranker
@@ -120,7 +121,7 @@ class FeedSession:
         self.counters = Counters()
         self._config = config or SessionConfig()
         self._clock, self._store, self._updates, self._watch = clock, store, updates, watchdog
-        self._paging = paging or FixedPaging()
+        self._paging, self._moment = paging or FixedPaging(), PagingMoment()
         self._own(personal)
         if updates is not None:
             ranker = updates.current().ranker
@@ -254,6 +255,7 @@ class FeedSession:
             if models is not self._models:
                 self._retell(models)
             self._held, self._form, self._page, self._order, self._last = held, form, page, None, None
+            self._moment.page()
             self._fallback = fallbacks[-1] if fallbacks else None
             if self._slate is not None:
                 self._slate.take(page, held.item_id[: held.count].tolist())
@@ -323,6 +325,7 @@ class FeedSession:
             shown = self._shown[event.item_id]
             if not self._models.remember(event, shown):
                 count.events_late += 1
+            self._moment.feedback(event, self._models.effective(event, shown))
             self._shown[event.item_id] = shown._replace(shipped=None)  # an impression teaches once
             self._events.append(event)
             if self._tracer is not None:
@@ -336,6 +339,9 @@ class FeedSession:
         """Of what is held; made once after each change."""
         if self._order is None:
             self._order = self._ordering(self._models, self._form, held, self._clock(), self._position, self._last)
+            values = self._order.values
+            first = self._order.indices[:TOP].tolist()
+            self._moment.ranked([] if values is None else [float(values[i]) for i in first if i < len(values)])
             if self._order.why == "overran":
                 self._held = held.copy()
                 self._models.fork()
@@ -397,7 +403,9 @@ class FeedSession:
                 state = PagingState(0, 0, 0, 0, 1.0)
             else:
                 age = max(0, self._clock() - self._taken_ms)  # by one clock: the cloud's may differ from the device's
-                state = PagingState(held.count, self._shown_of_page, age, page.ttl_ms, page.compute_price)
+                self._rank(held)  # what would be shown next; `next` finds it made
+                left, shown = held.count, self._shown_of_page
+                state = self._moment.state(left, shown, age, page.ttl_ms, page.compute_price, self._position)
             decision = self._decision = self._paging(state)
             return decision
 

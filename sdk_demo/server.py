@@ -1,6 +1,6 @@
 """A page server in a process of its own, for as long as a `with` block lasts.
 
-`python -m sdk_demo.server RUN BUNDLE DB` is that process. It serves until its standard input ends, which happens when the
+`python -m sdk_demo.server RUN BUNDLE DB PRICE` is that process. It serves until its standard input ends, which happens when the
 process that started it ends, however that came about: no server outlives a demo that was killed.
 
 Errors::
@@ -31,13 +31,14 @@ class ServerError(RuntimeError):
 
 
 @contextmanager
-def running_server(run: Path, bundle: Path, *, feedback_db: Path, said: Path) -> Iterator[str]:
+def running_server(run: Path, bundle: Path, *, feedback_db: Path, said: Path, price: float = 1.0) -> Iterator[str]:
     """Serve `run` and `bundle` on a free port of this machine; the value is the URL.
 
-    What the server writes to stderr goes to the file `said`. Raises `ServerError` when it ends, or is not ready within a
-    minute. The process is stopped and gone when the block ends.
+    A page costs `price` whatever the load, so that equal seeds bring equal sessions. What the server writes to stderr goes to
+    the file `said`. Raises `ServerError` when it ends, or is not ready within a minute. The process is stopped and gone when
+    the block ends.
     """
-    command = [sys.executable, "-m", "sdk_demo.server", str(run), str(bundle), str(feedback_db)]
+    command = [sys.executable, "-m", "sdk_demo.server", str(run), str(bundle), str(feedback_db), str(price)]
     with said.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
     too_long = Timer(_READY_S, process.kill)  # a server that never gets ready ends the wait below
@@ -73,13 +74,15 @@ def _end(said: Path) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Serve RUN with BUNDLE, feedback in DB, on a free port, until standard input ends or SIGTERM comes."""
-    from cloud.serving.app import serve
+    """Serve RUN with BUNDLE, feedback in DB, pages at PRICE, on a free port, until standard input ends or SIGTERM comes."""
+    from cloud.serving.app import ServingConfig, serve
+    from cloud.serving.price import PriceConfig
     from cloud.training.run import Run
 
-    run, bundle, feedback_db = (Path(argument) for argument in argv)
+    run, bundle, feedback_db = (Path(argument) for argument in argv[:3])
+    price = PriceConfig(least=float(argv[3]), most=float(argv[3]))
     Thread(target=_end_with_input, daemon=True).start()
-    serve(Run.open(run), bundle, port=0, feedback_db=feedback_db)
+    serve(Run.open(run), bundle, port=0, feedback_db=feedback_db, config=ServingConfig(price=price))
 
 
 def _end_with_input() -> None:

@@ -21,7 +21,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -41,6 +41,7 @@ from cloud.serving.intake import FeedbackIntake
 from cloud.serving.metrics import MeasureRequests, ServingMetrics
 from cloud.serving.openapi import ERRORS, add_hot_routes
 from cloud.serving.page import PageConfig, PageMaker
+from cloud.serving.price import ComputePrice, PriceConfig
 from cloud.serving.server import listen, run_server
 from cloud.serving.state import StateConfig, UserStates
 from cloud.serving.wire import JSON, WireError, decode, encode, error_response, read_body
@@ -80,6 +81,8 @@ class ServingConfig:
     """How it is ranked."""
     state: StateConfig = field(default_factory=StateConfig)
     """What is kept of a user."""
+    price: PriceConfig = field(default_factory=PriceConfig)
+    """What a page costs as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
     """How `serve` keeps feedback."""
     workers: int = 2
@@ -114,7 +117,7 @@ def create_app(
     config = config or ServingConfig()
     files = BundleFiles(bundle, record.split_version) if bundle else None
     metrics, states = ServingMetrics(), UserStates(published, record, config.state)
-    intake = FeedbackIntake(log, states)
+    intake, price = FeedbackIntake(log, states), ComputePrice(config.workers, config.price)
     make_page = PageMaker(
         published,
         record,
@@ -124,6 +127,7 @@ def create_app(
         intake=intake,
         config=config.page,
         observer=metrics,
+        price=price,
     )
     pool = ThreadPoolExecutor(config.workers, thread_name_prefix="pocketrank")
 
@@ -153,7 +157,7 @@ def create_app(
         metrics.feedback(receipt)
         return encode(request, receipt)
 
-    app.add_route("/v1/page", _hot(page, pool, config.body_max), methods=["POST"])
+    app.add_route("/v1/page", _hot(page, pool, config.body_max, price.page), methods=["POST"])
     app.add_route("/v1/feedback", _hot(feedback, pool, config.body_max), methods=["POST"])
     not_here: dict[int | str, dict[str, Any]] = {404: {"description": ERRORS[404]}}
 
@@ -230,11 +234,15 @@ def serve(
 
 
 def _hot(
-    work: Callable[[Request, bytes], Response], pool: ThreadPoolExecutor, body_max: int
+    work: Callable[[Request, bytes], Response],
+    pool: ThreadPoolExecutor,
+    body_max: int,
+    under_way: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         body = await read_body(request, body_max)
-        return await asyncio.get_running_loop().run_in_executor(pool, work, request, body)
+        with under_way():
+            return await asyncio.get_running_loop().run_in_executor(pool, work, request, body)
 
     return endpoint
 

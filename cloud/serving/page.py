@@ -73,9 +73,12 @@ class PageMaker:
         intake: FeedbackIntake,
         config: PageConfig | None = None,
         observer: PageObserver | None = None,
+        price: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        """`price` tells what one more page costs now (`cloud.serving.price`)."""
         self._config, self._record, self._observer = config or PageConfig(), record, observer or PageObserver()
         self._ranker, self._retriever, self._states, self._intake = ranker, retriever, states, intake
+        self._price = price
         self._utc_offset_h = record.utc_offset_h
         self._items, self._users = IdIndex(published.item_id), IdIndex(published.user_id)
         self._item_id, self._item_float = np.asarray(published.item_id), np.asarray(published.item_float)
@@ -143,6 +146,7 @@ class PageMaker:
                 categories=Columns(names=record.category_names, values=to_block(self._item_category[items], "i4")),
                 vector=to_block(self._item_vector[items], "f2") if split else None,
             ),
+            compute_price=self._price(),
             user_vector=to_block(vector, "f2") if split else None,
             split_version=record.split_version if split else None,
             split_reason=None if split else _reason(request.split_version),

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from device.contract.paging import PagingModel
 from device.contract.wire import Versioned, Wire
 
 __all__ = [
@@ -115,7 +116,8 @@ class BundleManifest(Versioned, frozen=True, kw_only=True):
     """What a bundle holds: `manifest.json` at its root. `spec` is the path of the feature spec.
 
     `serial` grows with each release. `split_version` is that of the pages whose vectors the split models accept. `personal`
-    says how a user's own last layer adapts, `groups` which users the models with a `group` are for; None: there is none.
+    says how a user's own last layer adapts, `groups` which users the models with a `group` are for, `paging` when to ask for a
+    page; None: there is none.
     """
 
     name: str
@@ -128,3 +130,4 @@ class BundleManifest(Versioned, frozen=True, kw_only=True):
     expires_ms: int | None = None
     personal: PersonalConfig | None = None
     groups: GroupRule | None = None
+    paging: PagingModel | None = None

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from sdk_demo.emulator.phone import SessionRecord
 
-__all__ = ["FIGURES", "FigureConfig", "figures"]
+__all__ = ["FIGURES", "FigureConfig", "figures", "resampled"]
 
 Floats = NDArray[np.float64]
 
 FIGURES = (
     "effective_views_per_session", "likes_per_session", "follows_per_session", "watch_s_per_session", "items_per_session",
-    "requests_per_session",
+    "requests_per_session", "candidates_per_session",
 )  # fmt: skip
 """Means per session of each policy."""
 
@@ -51,19 +51,7 @@ def figures(
     `on_device`; `by_position.<policy>`; `latency_ms`; `counters.<policy>`. What needs a policy that did not take part is null.
     """
     of = {policy: [r for r in records if r.policy == policy] for policy in policies}
-    sums, counts = _by_user(of)
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xB007])))
-    of_user, of_training = (
-        rng.multinomial(n, np.full(n, 1 / n), size=config.resamples).astype(np.float64) for n in reversed(counts.shape)
-    )
-
-    def resampled(values: Floats) -> Floats:
-        """Sums [resamples, n] of [trainings, users, n]."""
-        return np.asarray((of_training.T[:, :, None] * (of_user @ values)).sum(0))
-
-    sessions = resampled(counts[:, :, None])
-    means = {policy: sums[policy].sum((0, 1)) / counts.sum() for policy in policies}
-    drawn = {policy: _ratio(resampled(sums[policy]), sessions) for policy in policies}
+    means, drawn = _resampled(of, seed, config)
     row: dict[str, Any]
     report: dict[str, Any] = {"policies": {}, "gain": {}}
     for policy in policies:
@@ -85,12 +73,44 @@ def figures(
     return report
 
 
+def resampled(
+    records: Sequence[SessionRecord], policies: Sequence[str], *, seed: int, config: FigureConfig = FigureConfig()
+) -> dict[str, Floats]:
+    """`FIGURES` [1 + resamples, figures] of each policy: those of all sessions first, then those of resamples, which are the
+    same for all policies.
+    """
+    means, drawn = _resampled({policy: [r for r in records if r.policy == policy] for policy in policies}, seed, config)
+    return {policy: np.vstack([means[policy], drawn[policy]]) for policy in policies}
+
+
+def _resampled(
+    of: dict[str, list[SessionRecord]], seed: int, config: FigureConfig
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Of each policy, the means [figures] and those of resamples [resamples, figures]."""
+    sums, counts = _by_user(of)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xB007])))
+    of_user, of_training = (
+        rng.multinomial(n, np.full(n, 1 / n), size=config.resamples).astype(np.float64) for n in reversed(counts.shape)
+    )
+
+    def drawn(values: Floats) -> Floats:
+        """Sums [resamples, n] of [trainings, users, n]."""
+        return np.asarray((of_training.T[:, :, None] * (of_user @ values)).sum(0))
+
+    sessions = drawn(counts[:, :, None])
+    means = {policy: sums[policy].sum((0, 1)) / counts.sum() for policy in of}
+    return means, {policy: _ratio(drawn(sums[policy]), sessions) for policy in of}
+
+
 def _by_user(of: dict[str, list[SessionRecord]]) -> tuple[dict[str, Floats], Floats]:
     """Sums [trainings, users, figures] for each policy, and sessions [trainings, users]; both in ascending order of id."""
     sums, counts = {}, np.zeros((0, 0))
     for policy, records in of.items():
         values = np.array(
-            [[sum(r.effective), r.likes, r.follows, r.watch_ms / 1000, len(r.effective), r.requests] for r in records]
+            [
+                [sum(r.effective), r.likes, r.follows, r.watch_ms / 1000, len(r.effective), r.requests, r.candidates]
+                for r in records
+            ]
         )
         trainings, training = np.unique([r.training for r in records], return_inverse=True)
         users, user = np.unique([r.user_id for r in records], return_inverse=True)

@@ -15,6 +15,7 @@ from time import perf_counter
 from msgspec.structs import replace
 
 from device import ClientError, CloudClient, Counters, FeedbackEvent, FeedSession
+from sdk_demo.emulator.asking import Decision, RandomPaging
 from sdk_demo.emulator.policies import Policy
 from sdk_demo.world import UserSession
 
@@ -36,12 +37,16 @@ class SessionRecord:
     watch_ms: int = 0
     requests: int = 0
     """pages asked for"""
+    candidates: int = 0
+    """on the pages that came"""
     pages_missing: int = 0
     """pages asked for that did not come; the session went on with what it held"""
     uploads_missing: int = 0
     """batches of feedback at the end of a session that were not acknowledged"""
     starved: bool = False
     """the session ended because the server had nothing new to show, not because the user left"""
+    decisions: list[Decision] = field(default_factory=list)
+    """what a policy that asks at random decided, by position"""
     counters: Counters = field(default_factory=Counters)
     """those of the SDK's session"""
     rerank_ms: list[float] = field(default_factory=list)
@@ -69,11 +74,12 @@ class Phone:
         Raises `ClientError` when a page does not come and nothing is left to show.
         """
         record = SessionRecord(self._policy.name, user.user_id)
+        paging = self._policy.asks(user)
         feed = FeedSession(
             self._policy.ranker,
             user_id=user.user_id,
             session_id=session_id,
-            paging=self._policy.paging,
+            paging=paging,
             clock=lambda: user.now_ms,
         )
         while user.alive and not stop.is_set():
@@ -86,6 +92,7 @@ class Phone:
                     break
         self._upload(feed, record)
         record.counters = feed.counters
+        record.decisions = paging.decisions if isinstance(paging, RandomPaging) else []
         return record
 
     def _ask(self, feed: FeedSession, size: int, record: SessionRecord) -> None:
@@ -104,6 +111,7 @@ class Phone:
             record.pages_missing += 1
             return
         record.page_ms.append((perf_counter() - started) * 1e3)
+        record.candidates += page.candidates.item_id.shape[0]
         feed.take(page)
 
     def _swipe(self, feed: FeedSession, user: UserSession, record: SessionRecord) -> bool:

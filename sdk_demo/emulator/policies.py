@@ -35,10 +35,10 @@ __all__ = [
 class Policy(ABC):
     """The seam. Keeps nothing of a session, since many share a policy."""
 
-    name: ClassVar[str]
+    name: str
     uses_models: ClassVar[bool] = False
     """Whether its phones have a bundle's models."""
-    paging: ClassVar[Paging | None] = None
+    paging: Paging | None = None
     """When its phones ask for a page; None is the SDK's default."""
 
     def __init__(self, bundle: Bundle | None) -> None:
@@ -48,6 +48,10 @@ class Policy(ABC):
         """
         self.ranker: Ranker | None = None
         """What the phone's `FeedSession` gets."""
+
+    def asks(self, user: UserSession) -> Paging | None:
+        """`paging`, or one for this session alone."""
+        return self.paging
 
     @abstractmethod
     def pick(self, feed: FeedSession, user: UserSession) -> int | None:

@@ -16,7 +16,7 @@ from sdk_demo.emulator.errors import EmulatorError, PolicyError, WrongWorldError
 from sdk_demo.emulator.figures import figures
 from sdk_demo.emulator.fleet import plan, run_fleet
 from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES
+from sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES, Policy
 from sdk_demo.world import World, WorldConfig
 
 __all__ = ["Played", "emulate", "play"]
@@ -41,7 +41,7 @@ def play(
     sessions: int = 200,
     seed: int = 0,
     world: WorldConfig | Path | None = None,
-    policies: Sequence[str] = DEFAULT_POLICIES,
+    policies: Sequence[str | Callable[[Bundle | None], Policy]] = DEFAULT_POLICIES,
     bundle: Path | None = None,
     feedback_delay_s: float = 0.0,
     progress: Callable[[float], None] | None = None,
@@ -49,15 +49,15 @@ def play(
     """Let `clients` phones at a time play `sessions` sessions under each policy against `server`.
 
     Each policy meets the same users with the same seeds, and has an experiment of its own at the server: what it learns of a
-    user there is known to nobody else, so equal seeds bring equal results however often a server is used. `world` is the one
-    that the server's run was trained in, or its TOML (None: the default), `bundle` the folder to install on the phones (None:
-    downloaded from the server). Phones hold feedback back for `feedback_delay_s` of the user's time. `progress` gets the share
-    done.
+    user there is known to nobody else, so equal seeds bring equal results however often a server is used. A policy that
+    `POLICIES` has not is given as what makes it of a bundle. `world` is the one that the server's run was trained in, or its
+    TOML (None: the default), `bundle` the folder to install on the phones (None: downloaded from the server). Phones hold
+    feedback back for `feedback_delay_s` of the user's time. `progress` gets the share done.
 
     Raises `ClientError` (no server, or one that stays away for longer than a page lasts), `BundleError`, `RuntimeLoadError`,
     `WorldError`, and `EmulatorError` (the tree is in `errors`).
     """
-    unknown = [name for name in policies if name not in POLICIES]
+    unknown = [name for name in policies if isinstance(name, str) and name not in POLICIES]
     if unknown or not policies:
         raise PolicyError("policies", f"some of {', '.join(POLICIES)}", ", ".join(unknown) or "none")
     for name, value, least in (
@@ -68,14 +68,14 @@ def play(
     ):
         if not value >= least:
             raise EmulatorError(name, f"at least {least}", str(value))
-    kinds = [POLICIES[name] for name in dict.fromkeys(policies)]
+    kinds = [POLICIES[kind] if isinstance(kind, str) else kind for kind in dict.fromkeys(policies)]
     with ExitStack() as stack:
         client = stack.enter_context(CloudClient(server))
         health = client.health()
         place = World(world if isinstance(world, WorldConfig) else WorldConfig.load(world))
         _same_world(server, health, place)
         opened = None
-        if any(kind.uses_models for kind in kinds):
+        if any(not isinstance(kind, str) or POLICIES[kind].uses_models for kind in policies):
             if bundle is None:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="pocketrank-")))
                 opened = client.download_bundle(folder / "bundle")

@@ -1,0 +1,420 @@
+"""What asking at the right time, for the right number, wins: effective views against requests. All users are simulated.
+
+`python -m benchmarks.paging --json FILE`. In the default world phones ask at random; a model of what asking wins is learned from
+that log (`cloud.training.uplift`). Then, in each world with its own server and bundle, phones play the same sessions under
+policies that ask by fixed counts, by a threshold, and by that model at several prices of compute, which the server sends. ::
+
+    simulated                 true
+    model                     the `PagingModel`; learned_from: its impressions, and what it costs to consult, us
+    worlds.WORLD.curve        one row for each policy: policy, kind (fixed, threshold, uplift), price, and the figures of
+                              `sdk_demo.emulator.figures` as {mean, ci95}
+    worlds.WORLD.requests_at_equal_engagement     fewest requests with which uplift reaches the effective views of fixed pages
+                              of 6 of 9, by their requests
+    worlds.WORLD.engagement_gain_at_equal_requests     most effective views that uplift reaches with their requests at most, by
+                              theirs, less 1
+    worlds.WORLD.page_size_alone.*     the same two of fixed pages of other sizes
+    worlds.WORLD.learned_timing.PRICE     effective views of uplift at that price by those of the best mixture of policies that
+                              learn nothing, with the same requests and candidates at most, less 1; and that mixture
+    worlds.WORLD.crunch       per price: requests a session, candidates a request
+    sessions, seed            what was asked for
+
+Between two policies of a kind lies a mixture of them, which some phones follow one of and some the other. The best mixture is
+chosen by the same sessions that it is judged by, which flatters whoever has more policies to choose from: those that learn
+nothing. Intervals are of 95 % over users.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from timeit import repeat
+from typing import Any
+
+import msgspec
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import linprog
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
+from cloud.training.run import write_atomically
+from cloud.training.train import WORLD_CONFIG, TrainConfig
+from cloud.training.uplift import UpliftConfig, UpliftLog, train_uplift
+from device import FixedPaging, Paging, PagingState
+from device.contract import PagingModel
+from device.paging import ThresholdPaging, UpliftPaging
+from sdk_demo.cli.errors import is_domain_error
+from sdk_demo.cli.options import parse_list
+from sdk_demo.cli.output import JsonTarget
+from sdk_demo.cli.stages import stages
+from sdk_demo.emulator import play
+from sdk_demo.emulator.asking import Asking, RandomAsking, RandomConfig, uplift_log
+from sdk_demo.emulator.figures import FIGURES, resampled
+from sdk_demo.emulator.phone import SessionRecord
+from sdk_demo.server import running_server
+from sdk_demo.world import VARIANTS, WorldConfig
+
+__all__ = ["Asked", "Extent", "main", "measure", "plot", "print_table"]
+
+Floats = NDArray[np.float64]
+
+_HELP = """\
+Effective views against requests, for policies that ask for pages by fixed counts, by a threshold and by predicted uplift.
+
+  python -m benchmarks.paging --json runs/bench/paging.json --plot runs/bench/paging.png
+  python -m benchmarks.paging --worlds default --work runs/paging
+
+With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
+option makes anew what it touches.
+"""
+_WRONG_INPUT = 2
+_CLIENTS = 8
+_VIEWS, _REQUESTS, _CANDIDATES = (
+    FIGURES.index(name) for name in ("effective_views_per_session", "requests_per_session", "candidates_per_session")
+)
+_LOG_SEED = 7919  # added to the seed: other evenings than those that are judged
+_TIMED = 2000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A policy on the curve."""
+
+    name: str
+    kind: str
+    """`fixed`, `threshold` or `uplift`."""
+    make: Callable[[PagingModel], Paging]
+    price: float = 1.0
+    """What the server says that a page costs."""
+
+
+def _fixed(consume: int, size: int) -> Asked:
+    return Asked(f"fixed {consume} of {size}", "fixed", lambda _: FixedPaging(consume, size))
+
+
+def _threshold(share: float, size: int) -> Asked:
+    return Asked(f"threshold {share:g} of {size}", "threshold", lambda _: ThresholdPaging(share, size=size))
+
+
+BASELINE = _fixed(6, 9)
+"""The published system's rule."""
+POLICIES = (
+    BASELINE,
+    *(_fixed(*pair) for pair in ((6, 30), (10, 30), (20, 30), (10, 60), (30, 60), (60, 100))),
+    *(_threshold(*pair) for pair in ((0.7, 30), (0.7, 60))),
+    *(Asked(f"uplift, price {price:g}", "uplift", UpliftPaging, price) for price in (0.3, 1.0, 3.0, 8.0)),
+)
+"""Who plays."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is done."""
+
+    worlds: tuple[str, ...] = ("default", "faster_drift", "weaker_signals")
+    """Names of `sdk_demo.world.VARIANTS`. The model learns in the default world, whichever are judged."""
+    sessions: int = 1000
+    """Of each policy in each world."""
+    logged: int = 4000
+    """Sessions that ask at random."""
+    seed: int = 1
+    """Of the trainings, the logs and the sessions."""
+    base: WorldConfig | None = None
+    """The world that the others are changes of; None is the default one."""
+    train: TrainConfig = replace(WORLD_CONFIG, no_feedback=False)
+    """Of the models that rank."""
+    uplift: UpliftConfig = UpliftConfig()
+    """Of the model that asks."""
+
+
+def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
+    """The report. What is finished is found again in `work`. `tell` gets a stage and the share of it that is done.
+
+    Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
+    step raises.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchmarkError(str(work), "a folder to work in", error.strerror or str(error)) from error
+    bench = _Bench(extent, work, tell)
+    model, impressions = bench.model()
+    return {
+        "simulated": True,
+        "model": {**msgspec.to_builtins(model), "learned_from": impressions, "consulted_us": _consulted_us(model)},
+        "worlds": {name: _judged(bench.played(name, model), extent.seed, VARIANTS[name].says) for name in extent.worlds},
+        "sessions": extent.sessions,
+        "seed": extent.seed,
+    }
+
+
+class _Bench:
+    """What is played, kept in `work`."""
+
+    def __init__(self, extent: Extent, work: Path, tell: Tell) -> None:
+        self._extent, self._work, self._tell = extent, work, tell
+        self._base = extent.base or WorldConfig.load()
+
+    def model(self) -> tuple[PagingModel, int]:
+        """What phones that ask by uplift have, and how many impressions it was learned from."""
+        extent = self._extent
+        log = self._logged()
+        return train_uplift(log, extent.uplift, seed=extent.seed), len(log.effective)
+
+    def _logged(self) -> UpliftLog:
+        extent, random = self._extent, RandomConfig()
+        what = (self._base, extent.train, extent.seed, extent.logged, random, code(PLAYED_BY))
+        file = self._work / f"logged-{digest(what)}.npz"
+        if not file.is_file():
+            kinds = [partial(RandomAsking, config=random)]
+            records = self._play("default", kinds, extent.logged, extent.seed + _LOG_SEED, 1.0, "ask at random")
+            refuse_fallbacks("default", records, [RandomAsking.name])
+            uplift_log(records).save(file)
+        return UpliftLog.load(file)
+
+    def played(self, world: str, model: PagingModel) -> list[SessionRecord]:
+        """Every session of every policy in `world`."""
+        extent, records = self._extent, []
+        for price in sorted({policy.price for policy in POLICIES}):
+            asked = [policy for policy in POLICIES if policy.price == price]
+            names = [policy.name for policy in asked]
+            what = (VARIANTS[world](self._base), VARIANTS[world].feedback_delay_s, extent.train, extent.seed, extent.sessions)
+            file = self._work / f"played-{digest((*what, names, model, code(PLAYED_BY)))}.json"
+            if not file.is_file():
+                kinds = [partial(Asking, name=policy.name, paging=policy.make(model)) for policy in asked]
+                fresh = self._play(world, kinds, extent.sessions, extent.seed, price, f"price {price:g}")
+                refuse_fallbacks(world, fresh, names)
+                write_atomically(file, msgspec.json.encode([replace(r, rerank_ms=[], page_ms=[]) for r in fresh]))
+            try:
+                records += msgspec.json.decode(file.read_bytes(), type=list[SessionRecord])
+            except msgspec.MsgspecError as error:
+                raise BenchmarkError(str(file), "the sessions that were kept there", str(error)) from error
+        return records
+
+    def _play(
+        self, world: str, kinds: Sequence[Callable[..., Any]], sessions: int, seed: int, price: float, stage: str
+    ) -> list[SessionRecord]:
+        tell: Tell = lambda what, share: self._tell(f"{world}: {what}", share)
+        config = VARIANTS[world](self._base)
+        run, bundle = trained(config, self._extent.train, self._extent.seed, self._work, tell)
+        with TemporaryDirectory(prefix="pocketrank-") as scratch:
+            database, said = Path(scratch) / "feedback.db", Path(scratch) / "server.log"
+            with running_server(run.folder, bundle, feedback_db=database, said=said, price=price) as url:
+                return play(
+                    url,
+                    clients=_CLIENTS,
+                    sessions=sessions,
+                    seed=seed,
+                    world=config,
+                    policies=kinds,
+                    bundle=bundle,
+                    feedback_delay_s=VARIANTS[world].feedback_delay_s,
+                    progress=lambda share: tell(stage, share),
+                ).records
+
+
+def _judged(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
+    """A world's part of the report."""
+    drawn = resampled(records, [policy.name for policy in POLICIES], seed=seed)
+    base = drawn[BASELINE.name]
+    kinds = {kind: [drawn[p.name] for p in POLICIES if p.kind == kind] for kind in ("fixed", "threshold", "uplift")}
+    plain = [*kinds["fixed"], *kinds["threshold"]]
+    uplift = {f"{policy.price:g}": drawn[policy.name] for policy in POLICIES if policy.kind == "uplift"}
+    names = [policy.name for policy in POLICIES if policy.kind != "uplift"]
+    return {
+        "says": says,
+        "curve": [
+            {
+                "policy": policy.name,
+                "kind": policy.kind,
+                "price": policy.price,
+                **{name: _told(drawn[policy.name][:, i]) for i, name in enumerate(FIGURES)},
+            }
+            for policy in POLICIES
+        ],
+        **_against(kinds["uplift"], base),
+        "page_size_alone": _against([d for d in kinds["fixed"] if d is not base], base),
+        "learned_timing": {price: _over_mixture(of, plain, names) for price, of in uplift.items()},
+        "crunch": {
+            price: {
+                "requests_per_session": _told(of[:, _REQUESTS]),
+                "candidates_per_request": _told(of[:, _CANDIDATES] / of[:, _REQUESTS]),
+            }
+            for price, of in uplift.items()
+        },
+    }
+
+
+def _against(policies: Sequence[Floats], base: Floats) -> dict[str, Any]:
+    """The best of mixtures of two `policies` against `base`, each [1 + resamples, figures]."""
+    points = np.stack([p[:, [_REQUESTS, _VIEWS]] for p in policies], 1)  # [1 + resamples, policies, 2]
+    requests, views = base[:, _REQUESTS], base[:, _VIEWS]
+    return {
+        "requests_at_equal_engagement": _told(-_best(points[:, :, ::-1] * [-1, -1], -views) / requests),
+        "engagement_gain_at_equal_requests": _told(_best(points, requests) / views - 1),
+    }
+
+
+def _best(points: Floats, most: Floats) -> Floats:
+    """The largest second coordinate of mixtures of two of `points` [n, policies, 2] whose first is `most` [n] at most; NaN
+    where there is none."""
+    best = np.full(len(points), np.nan)
+    for i in range(points.shape[1]):
+        for j in range(points.shape[1]):
+            (x, y), (u, v) = points[:, i].T, points[:, j].T
+            # As much of j as the bound allows, beside i, which is within it.
+            allowed = np.where(u > most, np.divide(most - x, u - x, out=np.zeros_like(x), where=u > x), 1.0)
+            mixed = np.where(x <= most, y + np.clip(allowed, 0, 1) * (v - y), np.nan)
+            best = np.fmax(best, mixed)
+    return best
+
+
+def _over_mixture(of: Floats, plain: Sequence[Floats], names: Sequence[str]) -> dict[str, Any]:
+    """Effective views of `of` by those of the best mixture of `plain` with its requests and candidates at most, less 1."""
+    means = np.stack([p[0] for p in plain])
+    found = linprog(
+        -means[:, _VIEWS],
+        A_ub=means[:, [_REQUESTS, _CANDIDATES]].T,
+        b_ub=of[0, [_REQUESTS, _CANDIDATES]],
+        A_eq=np.ones((1, len(plain))),
+        b_eq=[1],
+    )
+    if not found.success:
+        return {"gain": None, "mixture": None}  # none of them asks as little
+    views = np.tensordot(found.x, np.stack([p[:, _VIEWS] for p in plain]), 1)
+    mixture = {name: float(share) for name, share in zip(names, found.x, strict=True) if share > 1e-6}
+    return {"gain": _told(of[:, _VIEWS] / views - 1), "mixture": mixture}
+
+
+def _told(values: Floats) -> dict[str, Any]:
+    """A figure, the first of `values`, with the interval that the others make; null where it cannot be reached."""
+    known = values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(values[0]) or not len(known):
+        return {"mean": None, "ci95": None}
+    return {"mean": float(values[0]), "ci95": np.quantile(known, (0.025, 0.975)).tolist()}
+
+
+def _consulted_us(model: PagingModel) -> float:
+    """What a phone pays at each swipe, on this machine."""
+    policy = UpliftPaging(model)
+    state = PagingState(20, 10, 60_000, 600_000, 1.0, 0.5, 0.48, 0.6, 10, 0.4)
+    return min(repeat(lambda: policy(state), number=_TIMED, repeat=5)) / _TIMED * 1e6
+
+
+def plot(report: Mapping[str, Any], file: Path) -> None:
+    """The curves of all worlds as a PNG."""
+    worlds = report["worlds"]
+    figure = Figure(figsize=(5.2 * len(worlds), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("Effective views against requests, simulated users")
+    axes = np.ravel(figure.subplots(1, len(worlds), squeeze=False))
+    for axis, (name, world) in zip(axes, worlds.items(), strict=True):
+        for kind, marker, color in (("fixed", "o", "#6b7280"), ("threshold", "s", "#d97706"), ("uplift", "D", "#2563eb")):
+            rows = [row for row in world["curve"] if row["kind"] == kind]
+            x, y = ([row[f]["mean"] for row in rows] for f in ("requests_per_session", "effective_views_per_session"))
+            error = [[abs(row["effective_views_per_session"]["ci95"][end] - v) for row, v in zip(rows, y, strict=True)]
+                     for end in (0, 1)]  # fmt: skip
+            axis.errorbar(x, y, error, fmt=marker, color=color, label=kind, elinewidth=0.6, alpha=0.9)
+            for row, at in zip(rows, zip(x, y, strict=True), strict=True):
+                text = row["policy"].removeprefix(f"{kind} ").removeprefix("uplift, ")
+                axis.annotate(text, at, fontsize=7, xytext=(4, 3), textcoords="offset points")
+        axis.set(title=name, xlabel="requests per session", ylabel="effective views per session")
+        axis.legend(fontsize=8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+_COLUMNS = {
+    "effective_views_per_session": 2, "requests_per_session": 2, "candidates_per_session": 1, "items_per_session": 1,
+}  # fmt: skip
+"""Figures shown, and their digits."""
+
+
+def print_table(console: Console, report: Mapping[str, Any]) -> None:
+    """The report for people."""
+    for name, world in report["worlds"].items():
+        table = Table(title=f"{name}: {world['says']}", title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("policy", no_wrap=True)
+        for column in _COLUMNS:
+            table.add_column(column.removesuffix("_per_session").replace("_", " "), justify="right")
+        for row in world["curve"]:
+            table.add_row(row["policy"], *(f"{row[f]['mean']:.{d}f}" for f, d in _COLUMNS.items()))
+        console.print(table)
+        for who, of in (("uplift", world), ("page size alone", world["page_size_alone"])):
+            requests = _span(of["requests_at_equal_engagement"], "{:.2f}")
+            gain = _span(of["engagement_gain_at_equal_requests"], "{:+.1%}")
+            _line(console, f"{who}, against {BASELINE.name}: {requests} of its requests, or {gain} effective views")
+        for price, row in world["learned_timing"].items():
+            gain = "nobody else asks as little" if row["gain"] is None else _span(row["gain"], "{:+.1%}")
+            _line(console, f"learned timing at price {price}, against the best that learns nothing: {gain}")
+        console.print()
+    _line(console, f"Simulated users; means per session of {report['sessions']} sessions, intervals of 95 % over users.")
+
+
+def _span(figure: Mapping[str, Any], form: str) -> str:
+    if figure["mean"] is None:
+        return "out of reach"
+    low, high = figure["ci95"]
+    return f"{form.format(figure['mean'])} ({form.format(low)} to {form.format(high)})"
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark as the command line says; the exit code."""
+    defaults = Extent()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paging", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="file for the curves")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="file for the model, to ship in a bundle's manifest")
+    parser.add_argument("--worlds", default=",".join(defaults.worlds), help="comma list [%(default)s]")
+    parser.add_argument("--sessions", type=int, default=defaults.sessions, help="of each policy in each world [%(default)s]")
+    parser.add_argument("--logged", type=int, default=defaults.logged, help="sessions that ask at random [%(default)s]")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of trainings, logs and sessions [%(default)s]")
+    parser.add_argument(
+        "--world", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"
+    )
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
+    options = parser.parse_args(arguments)
+    try:
+        target = JsonTarget(options.json)
+        extent = Extent(
+            worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
+            sessions=options.sessions,
+            logged=options.logged,
+            seed=options.seed,
+            base=WorldConfig.load(options.world),
+        )
+        with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
+            report = measure(extent, options.work or Path(scratch), tell)
+        target.write(report)
+        if options.plot:
+            plot(report, options.plot)
+        if options.model:
+            model = msgspec.convert(report["model"], PagingModel)
+            write_atomically(options.model, msgspec.json.format(msgspec.json.encode(model), indent=2))
+    except Exception as error:
+        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return _WRONG_INPUT
+    print_table(target.console, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

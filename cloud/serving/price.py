@@ -1,0 +1,77 @@
+"""What one more page costs the cloud just now, relative to normal load.
+
+It is sent with each page, so that devices ask less often in a crunch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from time import monotonic
+
+__all__ = ["ComputePrice", "PriceConfig", "price_of"]
+
+
+@dataclass(frozen=True)
+class PriceConfig:
+    """How load becomes a price."""
+
+    normal: float = 1.0
+    """Load up to which a page costs 1: pages under way for each worker. One is a worker that is always busy and never waited
+    for; the bound leaves room for chance."""
+    least: float = 1.0
+    """The lowest price."""
+    most: float = 8.0
+    """The highest. Devices that ask by uplift ask for little but what they must well before it."""
+    memory_s: float = 10.0
+    """How long load is remembered: shorter than a crunch, longer than a burst."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that make no price."""
+        if not (self.normal > 0 and 0 < self.least <= self.most < math.inf and self.memory_s > 0):
+            raise ValueError(f"expected normal, memory_s > 0 and 0 < least <= most, got {self}")
+
+
+def price_of(load: float, config: PriceConfig = PriceConfig()) -> float:
+    """The price at a load: as many times 1 as the load is of the normal one, within its bounds. Never falls as load rises."""
+    return min(max(load / config.normal, config.least), config.most)
+
+
+class ComputePrice:
+    """Follows the load of a server whose `workers` make pages. Safe to use from several threads."""
+
+    def __init__(self, workers: int, config: PriceConfig = PriceConfig(), clock: Callable[[], float] = monotonic) -> None:
+        """`clock` tells seconds."""
+        self._workers, self._config, self._clock = workers, config, clock
+        self._lock = Lock()
+        self._under_way, self._load, self._since = 0, 0.0, clock()
+
+    def __call__(self) -> float:
+        """The price of now."""
+        with self._lock:
+            self._settle()
+            return price_of(self._load, self._config)
+
+    @contextmanager
+    def page(self) -> Iterator[None]:
+        """While it lasts, a page waits or is made."""
+        self._add(1)
+        try:
+            yield
+        finally:
+            self._add(-1)
+
+    def _add(self, pages: int) -> None:
+        with self._lock:
+            self._settle()
+            self._under_way += pages
+
+    def _settle(self) -> None:
+        """Take in how long the load of now lasted: an average over time that forgets exponentially."""
+        now = self._clock()
+        keep = math.exp(-max(0.0, now - self._since) / self._config.memory_s)
+        self._load += (1 - keep) * (self._under_way / self._workers - self._load)
+        self._since = now

@@ -1,0 +1,105 @@
+"""Phones that differ in when they ask for a page, and for how many. All run the device model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud.training.uplift import UpliftLog
+from device import Bundle, PageDecision, Paging, PagingState
+from device.paging import FEATURES, features, must_ask
+from sdk_demo.emulator.policies import OnDevice
+from sdk_demo.world import UserSession
+
+if TYPE_CHECKING:
+    from sdk_demo.emulator.phone import SessionRecord
+
+__all__ = ["Asking", "Decision", "RandomAsking", "RandomConfig", "RandomPaging", "uplift_log"]
+
+
+class Asking(OnDevice):
+    """The product with a paging policy of its own."""
+
+    def __init__(self, bundle: Bundle | None, name: str, paging: Paging) -> None:
+        super().__init__(bundle)
+        self.name, self.paging = name, paging
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    """How to ask so that what asking does can be learned from it."""
+
+    rates: tuple[float, ...] = (0.02, 0.06, 0.2)
+    """Probabilities of asking before a swipe; each session has one of them, so that pages of every depth are seen."""
+    sizes: tuple[int, ...] = (6, 9, 15, 30, 60, 100)
+    """Page sizes, each as likely, at every request."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a randomised policy decided before an impression."""
+
+    state: PagingState
+    asked: bool
+    size: int
+    probability: float
+    """of asking, in this state; 1 where every policy asks"""
+
+
+class RandomPaging(Paging):
+    """Asks at random for one session, and remembers what it saw and did in `decisions`."""
+
+    def __init__(self, rng: np.random.Generator, config: RandomConfig) -> None:
+        self._rng, self._sizes = rng, config.sizes
+        self._rate = float(rng.choice(config.rates))
+        self.decisions: list[Decision] = []
+
+    def __call__(self, state: PagingState) -> PageDecision:
+        """See `Paging`."""
+        forced = must_ask(state)
+        asked = bool(self._rng.random() < self._rate) or forced is not None
+        size = int(self._rng.choice(self._sizes))
+        self.decisions.append(Decision(state, asked, size, self._rate if forced is None else 1.0))
+        return PageDecision(asked, size, forced or ("random" if asked else "continue"))
+
+
+class RandomAsking(OnDevice):
+    """The product, asking at random: its sessions are what a model of asking learns from."""
+
+    name = "random_asking"
+
+    def __init__(self, bundle: Bundle | None, config: RandomConfig = RandomConfig()) -> None:
+        super().__init__(bundle)
+        self._config = config
+
+    def asks(self, user: UserSession) -> RandomPaging:
+        """See `Policy`. The session's own luck: users come back, but not at the same time."""
+        return RandomPaging(np.random.Generator(np.random.PCG64([user.user_id, user.now_ms])), self._config)
+
+
+def uplift_log(records: Sequence[SessionRecord]) -> UpliftLog:
+    """What can be learned from sessions of `RandomAsking`: their impressions, each with the decision before it."""
+    unknown = (math.nan,) * len(FEATURES)
+    rows: list[tuple[tuple[float, ...], int, bool, float, int, int, bool]] = []
+    for number, record in enumerate(records):
+        size = depth = 0
+        for decision, effective in zip(record.decisions, record.effective, strict=False):
+            size, depth = (decision.size, 0) if decision.asked else (size, depth + 1)
+            x = features(decision.state) or unknown
+            rows.append((x, number, decision.asked, decision.probability, size, depth, effective))
+    x, session, asked, probability, sizes, depths, effective_views = zip(*rows, strict=True)
+    return UpliftLog(
+        names=FEATURES,
+        x=np.array(x),
+        session=np.array(session),
+        asked=np.array(asked),
+        probability=np.array(probability),
+        size=np.array(sizes),
+        depth=np.array(depths),
+        effective=np.array(effective_views),
+        simulated=True,
+    )
