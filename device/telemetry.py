@@ -4,7 +4,7 @@ Whole sessions are in the sample or out of it, by a hash of the session's id, so
 it are names and numbers only: nothing of the user, no item, no single moment. A report that could not be sent is sent again as
 it was, under its id, so that the cloud counts it once even if it did arrive.
 
-A call costs .1 µs for a count and .3 µs for a time, and nearly nothing outside of the sample.
+A count costs .2 µs, a time .3 µs, outside of the sample .1 µs; a report with all of a session's counters 40 µs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ OTHER = "other"
 
 _NAME = re.compile(NAME_PATTERN)
 _TIME_MAX = 1 << 32  # µs, more than an hour
+_BUCKETS = (0, *(min(bits, BUCKETS_MAX) - 1 for bits in range(1, _TIME_MAX.bit_length() + 1)))  # by the bits of a time
 _SUM, _MAX = BUCKETS_MAX, BUCKETS_MAX + 1  # places behind the buckets
 
 
@@ -74,8 +75,8 @@ class Telemetry:
         if self.sampled:
             counts = self._counts
             if name not in counts:
-                name = _admit(name, counts)
-            counts[name] = counts.get(name, 0) + n
+                counts.setdefault(name := _admit(name, counts), 0)
+            counts[name] += n
 
     def time(self, name: str, ns: int) -> None:
         """`name` took so many nanoseconds."""
@@ -83,8 +84,10 @@ class Telemetry:
             times = self._times.get(name)
             if times is None:
                 times = self._times.setdefault(_admit(name, self._times), [0] * (BUCKETS_MAX + 2))
-            us = min(max(ns // 1000, 0), _TIME_MAX)
-            times[min(max(us.bit_length(), 1), BUCKETS_MAX) - 1] += 1
+            us = ns // 1000
+            if not 0 <= us <= _TIME_MAX:
+                us = 0 if us < 0 else _TIME_MAX
+            times[_BUCKETS[us.bit_length()]] += 1
             times[_SUM] += us
             if us > times[_MAX]:
                 times[_MAX] = us

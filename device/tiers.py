@@ -68,8 +68,8 @@ class TierConfig:
 
     def __post_init__(self) -> None:
         known = bool(self.precisions and self.threads) and min(self.threads) >= 1
-        if not (known and 0 <= self.slow < self.runs and self.budget_ms > 0 and self.limit_ms > 0):
-            raise ValueError(f"expected precisions, threads from 1, 0 <= slow < runs and limits above 0, got {self}")
+        if not (known and 0 <= 2 * self.slow < self.runs and self.budget_ms > 0 and self.limit_ms > 0):
+            raise ValueError(f"expected precisions, threads from 1, 0 <= 2 slow < runs and limits above 0, got {self}")
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,4 +271,4 @@ class _Bench:
             if order is None or too_slow or (end >= until and len(times) < config.runs):
                 return None
         times.sort()
-        return times[len(times) // 2], times[-1 - config.slow]
+        return times[(len(times) - 1) // 2], times[-1 - config.slow]

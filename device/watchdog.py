@@ -5,12 +5,12 @@ has the run made on a thread of its own, waits for it as long as the budget allo
 
     overran     the budget is used up: the caller goes on, the run is late and its answer will be dropped
     busy        a late run still goes on; no other is begun before it ends
-    resting     after `overruns_max` overruns in a row it rests for `rest` swipes and is tried once; each failed try doubles that
+    resting     after `overruns_max` overruns in a row, for `rest` swipes; then it is tried once, and a failure doubles the rest
 
-Handing a run over costs 30 µs where both threads share a core, 70 to 100 µs where another core must wake up first, and
-milliseconds where others want the cores too, beside the 140 to 600 µs of the order itself (`benchmarks.subject`'s tiny model).
+Handing a run over costs 30 µs where both threads share a core, 70 to 100 µs where another core must wake up first, and 3 to 10
+ms where a dozen processes want two cores, beside the 140 to 600 µs of the order itself (`benchmarks.subject`'s tiny model).
 Therefore a model earns trust: after `trust_after` runs in time, one after the other, the caller's thread makes the run, which
-costs .4 µs; the first overrun ends the trust. So a model that hangs from the start, or after it was slow once, never holds a
+costs .7 µs; the first overrun ends the trust. So a model that hangs from the start, or after it was slow once, never holds a
 swipe, and one that hangs out of the blue holds one. For a hard bound on every swipe set `trust_after` to None.
 
 A late run still reads what it was given. Whoever gets `overran` MUST leave those arrays to it and go on with copies.
@@ -42,8 +42,7 @@ class WatchdogConfig:
     """Longest wait for an order: three frames of a screen of 60 Hz, and three times what a tier may take (`device.tiers`). The
     published system took 49 ms on iOS and 121 ms on Android (Gong et al., CIKM 2022)."""
     trust_after: int | None = 20
-    """Runs within the budget in a row after which the model is run on the caller's thread; None: never, and 0: from the
-    start."""
+    """Runs within the budget in a row after which the model is run on the caller's thread; None: never, 0: always."""
     overruns_max: int = 3
     """Overruns in a row after which the model rests."""
     rest: int = 8

@@ -44,6 +44,7 @@ from cloud.serving.page import PageConfig, PageMaker
 from cloud.serving.price import ComputePrice, PriceConfig
 from cloud.serving.server import listen, run_server
 from cloud.serving.state import StateConfig, UserStates
+from cloud.serving.telemetry import DeviceTelemetry, DeviceTelemetryConfig, with_any_telemetry
 from cloud.serving.wire import JSON, WireError, decode, encode, error_response, read_body
 from cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
 from cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
@@ -68,6 +69,8 @@ _RANGES: dict[int | str, dict[str, Any]] = {
     416: {"description": "The file ends before that byte."},
 }
 
+_PAGE_REQUEST, _FEEDBACK_BATCH = with_any_telemetry(PageRequest), with_any_telemetry(FeedbackBatch)
+
 
 @dataclass(frozen=True)
 class ServingConfig:
@@ -85,6 +88,8 @@ class ServingConfig:
     """What a page costs as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
     """How `serve` keeps feedback."""
+    telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
+    """How much is kept of what devices tell of themselves."""
     workers: int = 2
     """Threads that make pages and take feedback; about one a core. Work in the event loop itself was 5 % faster a page (p10 of
     1,500 alternated requests), but one sync of the disk would then hold up everybody."""
@@ -117,6 +122,8 @@ def create_app(
     config = config or ServingConfig()
     files = BundleFiles(bundle, record.split_version) if bundle else None
     metrics, states = ServingMetrics(), UserStates(published, record, config.state)
+    telemetry = DeviceTelemetry(config.telemetry)
+    metrics.add(telemetry)
     intake, price = FeedbackIntake(log, states), ComputePrice(config.workers, config.price)
     make_page = PageMaker(
         published,
@@ -144,16 +151,19 @@ def create_app(
 
     def page(request: Request, body: bytes) -> Response:
         started = perf_counter()
-        asked = decode(request, body, PageRequest)
+        asked = decode(request, body, _PAGE_REQUEST)
         metrics.stage("decode", perf_counter() - started)
         made = make_page(asked)
+        telemetry(asked.telemetry)  # last: a refused request is sent again whole
         started = perf_counter()
         response = encode(request, made)
         metrics.stage("encode", perf_counter() - started)
         return response
 
     def feedback(request: Request, body: bytes) -> Response:
-        receipt = intake(decode(request, body, FeedbackBatch).events)
+        batch = decode(request, body, _FEEDBACK_BATCH)
+        receipt = intake(batch.events)
+        telemetry(batch.telemetry)
         metrics.feedback(receipt)
         return encode(request, receipt)
 

@@ -6,6 +6,7 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud.serving.page import PageObserver
@@ -52,6 +53,10 @@ class ServingMetrics(PageObserver):
             for name in ("decode", "feedback", "tower", "retrieve", "rank", "assemble", "encode")
         }
         self._retrieved, self._returned = self._candidates.labels("retrieved"), self._candidates.labels("returned")
+
+    def add(self, collector: Collector) -> None:
+        """Expose what `collector` has beside these."""
+        self._registry.register(collector)
 
     def stage(self, name: str, seconds: float) -> None:
         """A stage of a page took so long."""

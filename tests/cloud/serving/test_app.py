@@ -15,7 +15,7 @@ import pytest
 
 from cloud.streams.sqlite import SqliteFeedbackLog
 from device.codec import check_page, from_json, from_msgpack, read_page, to_json, to_msgpack
-from device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
+from device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest, TelemetryReport
 from tests.cloud.events import event
 from tests.cloud.serving.live import JSON, MSGPACK, Live, command, live, request, write_bundle
 from tests.cloud.small_published import SPLIT_VERSION, small_run
@@ -202,6 +202,22 @@ def test_metrics_count_what_happens(server: Live) -> None:
     server.ask("/v1/feedback", FeedbackBatch(events=(one, two)), FeedbackReceipt)
     server.send("POST", "/wp-login.php")
     assert {name: server.metric(name) - before[name] for name in samples} == samples
+
+
+def test_telemetry_is_counted_once_and_a_bad_report_loses_no_feedback(server: Live) -> None:
+    def told(telemetry: object, user_id: int) -> FeedbackReceipt:
+        body = {"events": [msgspec.to_builtins(event(user_id))], "telemetry": telemetry}
+        return from_msgpack(server.send("POST", "/v1/feedback", msgspec.msgpack.encode(body), MSGPACK).body, FeedbackReceipt)
+
+    report = TelemetryReport(report_id="r", since_ms=0, until_ms=1, counters={"reranks": 3})
+    assert told(msgspec.to_builtins(report), 6).accepted == 1
+    server.ask("/v1/page", request(6, telemetry=report), Page)
+    for bad in ({"report_id": "x", "counters": {"reranks": -1}}, 5, [[]]):
+        assert told(bad, 6).accepted == 1
+    assert server.metric('pocketrank_device_counts_total{name="reranks"}') == 3
+    labels = 'bundle="",result="{}",sample_rate="",tier=""'
+    assert server.metric(f"pocketrank_device_reports_total{{{labels.format('duplicate')}}}") == 1
+    assert server.metric(f"pocketrank_device_reports_total{{{labels.format('bad')}}}") == 3
 
 
 def test_the_routes_are_documented(server: Live) -> None:
