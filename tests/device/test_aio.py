@@ -193,7 +193,7 @@ def test_models_and_clocks_run_off_the_loop_and_the_threads_end() -> None:
 
     async def main() -> None:
         async with AsyncFeedSession(FeedSession(None, user_id=7, session_id="s", clock=gate)) as feed:
-            gate.threads.clear()  # a session is made where it is made
+            gate.threads.clear()
             assert await feed.take(make_page([1, 2]))
             task = await held(gate, feed.request(2))  # returns: the loop is not held up
             gate.open.set()

@@ -52,7 +52,7 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> None:
         except target.allowed:
             pass
         except Exception as error:
-            *_, last = traceback.extract_tb(error.__traceback__)
+            *_, last = (at for at in traceback.extract_tb(error.__traceback__) if "site-packages" not in at.filename)
             found.setdefault(
                 f"{type(error).__name__} at {last.filename}:{last.lineno}",
                 {"input": data.hex(), "traceback": traceback.format_exc()},

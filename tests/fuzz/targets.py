@@ -74,7 +74,11 @@ def _structs(decode: Decode) -> Callable[[bytes], None]:
 
 
 _REPORT = TelemetryReport(
-    report_id="t", since_ms=0, until_ms=9, counters={"swipes": 3}, timings={"rerank": Timing(count=1, sum_us=5, max_us=5)}
+    report_id="t",
+    since_ms=0,
+    until_ms=9,
+    counters={"swipes": 3},
+    timings={"rerank": Timing(count=1, sum_us=5, max_us=5, buckets=(0, 0, 1))},
 )
 
 

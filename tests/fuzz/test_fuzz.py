@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import TARGETS, Target
 
-SECONDS = 0.4
+SECONDS = 0.3
 by_name = pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
 
 
@@ -28,7 +28,7 @@ def test_seeds(target: Target) -> None:
 
 
 @by_name
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.data())
 def test_mutated_seeds(target: Target, data: st.DataObject) -> None:
     seed = data.draw(st.sampled_from(target.seeds))
@@ -37,7 +37,7 @@ def test_mutated_seeds(target: Target, data: st.DataObject) -> None:
 
 
 @by_name
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.binary(max_size=200))
 def test_any_bytes(target: Target, data: bytes) -> None:
     with suppress(*target.allowed):
