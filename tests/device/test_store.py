@@ -260,6 +260,14 @@ def test_a_full_disk_loses_nothing_as_long_as_the_process_lives(path: Path) -> N
         assert waiting(store)[-47:] == list(range(3, 50))
 
 
+def test_a_store_that_ends_on_a_full_disk_can_be_opened_again(path: Path) -> None:
+    with DeviceStore(path) as store, full_disk():
+        assert store.outbox.add(make_event(1))
+        assert store.outbox.unsaved == 1
+    with DeviceStore(path) as store:
+        assert store.outbox.add(make_event(1))
+
+
 def test_the_write_ahead_file_is_folded_in(path: Path) -> None:
     wal = path.with_name("store.db-wal")
     with DeviceStore(path, StoreConfig(wal_bytes=100_000)) as store:
