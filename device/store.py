@@ -225,13 +225,12 @@ class DeviceStore:
             if not self._database.write(_SHOW, row):
                 self._unshown.append(row)
                 return False
-        if self._unshown:
-            self._show_late()
+        self._show_late()
         return True
 
     def _show_late(self) -> None:
         with self._lock:
-            if self._database.write_all([(_SHOW, self._unshown)]):
+            if self._unshown and self._database.write_all([(_SHOW, self._unshown)]):
                 self._unshown.clear()
 
     def shown_items(self) -> list[int]:
