@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from itertools import count
 from threading import Event, Lock, Thread
 from typing import Any, Literal, get_args
 
+from cloud.streams.feedback_log import FeedbackLog
 from device.codec import from_msgpack, to_msgpack
 from device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
 
@@ -22,23 +24,33 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 ends half-way through the answer, after the cloud has done its part."""
 
 
-class FaultyCloud:
-    """Pages by `make_page`, feedback once an event id. Its state may be read and set while it serves."""
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-    def __init__(self, make_page: Callable[[PageRequest], Page], slow_s: float = 1.0) -> None:
-        self._make_page, self._slow_s = make_page, slow_s
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a device that hangs up, or is killed
+            super().handle_error(request, client_address)
+
+
+class FaultyCloud:
+    """Pages by `make_page`, feedback once an event id: in memory or in `log`. Its state may be read and set as it serves."""
+
+    def __init__(
+        self, make_page: Callable[[PageRequest], Page] | None = None, slow_s: float = 1.0, log: FeedbackLog | None = None
+    ) -> None:
+        self._make_page, self._slow_s, self._log = make_page, slow_s, log
         self.fault: Fault | None = None
         self.refuses: Callable[[FeedbackEvent], bool] = lambda event: False
         """Events for which a whole batch is answered by 422."""
         self.calls: Counter[str] = Counter()
         """By what became of them."""
-        self.events: Counter[str] = Counter()
-        """How often each event id was applied."""
+        self.events: dict[str, FeedbackEvent] = {}
+        """What was applied, by event id, where there is no log."""
         self._numbers, self._lock, self._over = count(), Lock(), Event()
 
     @contextmanager
-    def serving(self) -> Iterator[str]:
-        """Serve on a free port of the loopback interface; the value is the base URL."""
+    def serving(self, port: int = 0) -> Iterator[str]:
+        """Serve on a port of the loopback interface, 0: a free one; the value is the base URL."""
         cloud = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -51,8 +63,7 @@ class FaultyCloud:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", port), Handler)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -80,17 +91,14 @@ class FaultyCloud:
         elif fault == "garbage":
             status, answer = 200, answer[::-1] if number % 2 else b"<html>Welcome to our hotel</html>"
         self.calls[str(status) if fault in (None, "errors") else fault] += 1
-        try:
-            call.send_response(status)
-            call.send_header("Content-Length", str(len(answer)))
-            call.end_headers()
-            call.wfile.write(answer[: len(answer) // 2] if fault == "cut" else answer)
-        except OSError:
-            pass  # the device has hung up
+        call.send_response(status)
+        call.send_header("Content-Length", str(len(answer)))
+        call.end_headers()
+        call.wfile.write(answer[: len(answer) // 2] if fault == "cut" else answer)
 
     def _handle(self, path: str, body: bytes) -> tuple[int, bytes]:
         try:
-            if path == "/v1/page":
+            if path == "/v1/page" and self._make_page is not None:
                 request = from_msgpack(body, PageRequest)
                 self._apply(request.feedback)
                 return 200, to_msgpack(self._make_page(request))
@@ -106,7 +114,9 @@ class FaultyCloud:
 
     def _apply(self, events: tuple[FeedbackEvent, ...]) -> int:
         """Apply what is new; how many that were."""
+        if self._log is not None:
+            return len(self._log.append(events).accepted)
         with self._lock:
-            new = {event.event_id for event in events} - self.events.keys()
+            new = {event.event_id: event for event in events if event.event_id not in self.events}
             self.events.update(new)
             return len(new)

@@ -151,9 +151,7 @@ class Database:
     def close(self) -> None:
         """Fold the write-ahead file into the database and let go of it; a second call does nothing."""
         with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+            self._close()
 
     def _open(self) -> bool:
         """False when the file is damaged."""
@@ -205,10 +203,14 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
 
+    def _close(self) -> None:
+        if self._db is not None:
+            self._cursor.close()  # after a statement that failed it would keep the file locked
+            self._db.close()
+            self._db = None
+
     def _begin_anew(self) -> bool:
-        assert self._db is not None
-        self._db.close()
-        self._db = None
+        self._close()
         try:
             self._move_aside()
             self._broken = not self._open()

@@ -38,6 +38,7 @@ _SCHEMA = (
     "CREATE TABLE state (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
 )
 _ADD = "REPLACE INTO event VALUES (?, ?)"
+_SHOW = "REPLACE INTO shown VALUES (?, ?, ?)"
 _SUM_BYTES = 4  # of the checksum before each row's data
 _SAVE_CHUNK = 64  # rows saved late under one lock, so that a swipe meanwhile waits for few
 
@@ -140,6 +141,7 @@ class DeviceStore:
         self._damaged_rows = 0
         self._pages = deque(self._database.read("SELECT place, length(body) FROM page ORDER BY place"))
         self._page_place = self._pages[-1][0] + 1 if self._pages else 0
+        self._unshown: deque[tuple[int, int, int]] = deque(maxlen=self._config.shown_max)  # not saved yet
         newest = self._database.read("SELECT max(place) FROM shown")
         self._shown_place = (newest[0][0] if newest and newest[0][0] is not None else -1) + 1
 
@@ -150,7 +152,9 @@ class DeviceStore:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. What comes later is kept in memory only."""
+        """Save what could not be saved before, and let go of the file. What comes later is kept in memory only."""
+        self._outbox.tidy()
+        self._show_late()
         self._database.close()
 
     @property
@@ -214,11 +218,20 @@ class DeviceStore:
         return next(self.pages(now_ms, stale=stale), None)
 
     def shown(self, item_id: int) -> bool:
-        """Remember that an item was shown. On the path of a swipe."""
+        """Remember that an item was shown. On the path of a swipe. False: the disk does not take it now, and is asked later."""
         with self._lock:
-            place = self._shown_place
+            row = (self._shown_place % self._config.shown_max, self._shown_place, item_id)
             self._shown_place += 1
-        return self._database.write("REPLACE INTO shown VALUES (?, ?, ?)", (place % self._config.shown_max, place, item_id))
+            if not self._database.write(_SHOW, row):
+                self._unshown.append(row)
+                return False
+        self._show_late()
+        return True
+
+    def _show_late(self) -> None:
+        with self._lock:
+            if self._unshown and self._database.write_all([(_SHOW, self._unshown)]):
+                self._unshown.clear()
 
     def shown_items(self) -> list[int]:
         """The last `shown_max` items shown, oldest first."""

@@ -260,6 +260,30 @@ def test_a_full_disk_loses_nothing_as_long_as_the_process_lives(path: Path) -> N
         assert waiting(store)[-47:] == list(range(3, 50))
 
 
+def test_a_store_that_ends_on_a_full_disk_can_be_opened_again(path: Path) -> None:
+    store = DeviceStore(path)
+    with full_disk(), store:
+        assert store.outbox.add(make_event(1))
+        assert store.outbox.unsaved == 1
+    with DeviceStore(path) as store:
+        assert store.outbox.add(make_event(1)), "lost: the disk was full to the end"
+
+
+def test_what_a_full_disk_did_not_take_is_saved_once_it_does(path: Path) -> None:
+    with DeviceStore(path) as store:
+        with full_disk():
+            store.outbox.add(make_event(1))
+            assert not store.shown(1)
+            assert not store.shown(2)
+        assert store.shown(3)
+        assert store.shown_items() == [1, 2, 3]
+        with full_disk():
+            assert not store.shown(4)
+    with DeviceStore(path) as store:
+        assert store.shown_items() == [1, 2, 3, 4]
+        assert waiting(store) == [1]
+
+
 def test_the_write_ahead_file_is_folded_in(path: Path) -> None:
     wal = path.with_name("store.db-wal")
     with DeviceStore(path, StoreConfig(wal_bytes=100_000)) as store:

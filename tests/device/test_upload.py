@@ -52,7 +52,7 @@ def test_all_that_waits_goes_in_batches(cloud: FaultyCloud, client: CloudClient)
     uploader = Uploader(box, client.send_feedback, config)
     assert [uploader.step() for _ in range(4)] == [0.0, 0.0, 7.0, 7.0]
     assert len(box) == 0
-    assert cloud.events == {f"e{item}": 1 for item in range(10)}
+    assert list(cloud.events) == [f"e{item}" for item in range(10)]
     assert cloud.calls == {"200": 3}
     assert (uploader.counters.batches, uploader.counters.events) == (3, 10)
 
@@ -75,7 +75,7 @@ def test_what_fails_is_sent_again_and_applied_once(cloud: FaultyCloud, client: C
     cloud.fault = None
     while len(box):
         uploader.step()
-    assert cloud.events == {"e0": 1, "e1": 1, "e2": 1}
+    assert sorted(cloud.events) == ["e0", "e1", "e2"]
     if fault in ("cut", "garbage"):  # the cloud had applied what it could not tell
         assert uploader.counters.duplicates > 0
 
@@ -189,7 +189,7 @@ def test_the_thread_sends_what_comes_and_is_woken_by_a_kick(cloud: FaultyCloud, 
             assert sent.wait(10)
             sent.clear()
     assert uploader.close()
-    assert cloud.events == {"e0": 1, "e1": 1, "e2": 1}
+    assert sorted(cloud.events) == ["e0", "e1", "e2"]
 
 
 def test_the_thread_outlives_a_sender_that_raises_anything() -> None:
