@@ -120,7 +120,8 @@ class Recorder:
         self._note("wants_page", self.session.wants_page()._asdict())
 
     def request(self, size: int) -> None:
-        self._note("request", to_msgpack(self.session.request(size)).hex(), size=size)
+        request = msgspec.structs.replace(self.session.request(size), telemetry=None)
+        self._note("request", to_msgpack(request).hex(), size=size)
 
     def mood(self, mood: str) -> None:
         for stages in self.runtimes.values():
@@ -142,7 +143,8 @@ def _play(r: Recorder) -> dict[str, Any]:
     r.take("plain")
     r.remaining()
     r.next(2)
-    r.feedback(r.session.remaining[3].item(), 2, event_id="elsewhere", impression_ms=r.now_ms - 400, like=True)
+    r.remaining()
+    r.feedback(r.told["steps"][-1]["answer"][3], 2, event_id="elsewhere", impression_ms=r.now_ms - 400, like=True)
     shown = [step["answer"] for step in r.told["steps"] if step["do"] == "next" and step["answer"]]
     r.feedback(shown[0], 0, impression_ms=r.now_ms - 9_000)
     r.feedback(shown[1], 1, impression_ms=r.now_ms - 5_000, volume=0.4, muted=True)  # later than the first it came after

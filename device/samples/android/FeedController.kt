@@ -1,0 +1,165 @@
+// SAMPLE, not run on a device. Type-checked against declarations made from the documentation, never run: see README.md.
+package pocketrank.sample
+
+import android.os.Handler
+import android.os.Looper
+import java.io.ByteArrayOutputStream
+import java.io.File
+import java.io.IOException
+import java.io.InputStream
+import java.net.HttpURLConnection
+import java.net.URL
+import java.util.UUID
+import java.util.concurrent.LinkedBlockingQueue
+import java.util.concurrent.ThreadPoolExecutor
+import java.util.concurrent.TimeUnit
+
+/**
+ * Stands between the screen and a [FeedSession]. The session, the model and the outbox live on one background thread; the network
+ * on another, so that a slow cloud never holds up an order; the screen is only ever told, on the main thread, what comes next.
+ *
+ * The feed holds what is on screen and the item behind it, whose video is being buffered. Neither moves when the order changes:
+ * each swipe decides what comes behind those.
+ */
+class FeedController(
+    filesDir: File, // Context.filesDir: the bundle's folder and the outbox
+    private val cloud: String, // such as "https://feed.example.com"
+    val userId: Long,
+    private val append: (itemId: Long, pageId: String?, position: Long) -> Unit, // on the main thread
+) {
+    val sessionId = UUID.randomUUID().toString()
+    private val main = Handler(Looper.getMainLooper())
+    private val ranking = background("ranking")
+    private val network = background("feed-network")
+    private val bundleFolder = File(filesDir, "pocketrank/bundle")
+    private val outboxFile = File(filesDir, "pocketrank/outbox")
+
+    // Of the ranking thread, all that follows.
+    private lateinit var outbox: Outbox
+    private lateinit var session: FeedSession
+    private var models = emptyList<LiteRtModel>()
+    private var reached = 0L // the farthest position that was on screen
+    private var asking = false
+    private var retryMs = RETRY_MS
+
+    /** What is handed over after the end is dropped: an upload's answer then comes to nobody, and its events are sent again. */
+    private fun background(name: String) =
+        ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS, LinkedBlockingQueue(), { Thread(it, name) }, ThreadPoolExecutor.DiscardPolicy())
+
+    fun start() = ranking.execute {
+        outboxFile.parentFile?.mkdirs()
+        outbox = Outbox(outboxFile)
+        session = FeedSession(openRanker(), userId, sessionId, outbox)
+        fill()
+    }
+
+    /** A bundle that is missing, damaged or will not run leaves cloud order, not a crash. */
+    private fun openRanker(): Ranker? = try {
+        val bundle = Bundle.open(bundleFolder)
+        val byForm = Form.entries.mapNotNull { form -> bundle.model(form)?.let { form to LiteRtModel(it) } }.toMap()
+        models = byForm.values.toList()
+        Ranker(bundle.spec, bundle.splitVersion, byForm).takeIf { byForm.isNotEmpty() }
+    } catch (e: BundleException) {
+        null
+    } catch (e: ModelException) {
+        null
+    }
+
+    /** The user has left an item for the one at position [now]: learn from it, then choose what comes behind the buffered one. */
+    fun finished(event: FeedbackEvent, now: Long) = ranking.execute {
+        session.feedback(event)
+        reached = maxOf(reached, now)
+        fill()
+    }
+
+    private fun fill() {
+        while (session.position <= reached + AHEAD) {
+            val position = session.position
+            val item = session.next() ?: break
+            val pageId = session.pageId
+            main.post { append(item, pageId, position) }
+        }
+        ask()
+    }
+
+    private fun ask() {
+        val decision = session.wantsPage()
+        if (asking || !decision.request) return
+        asking = true
+        val request = session.request(decision.size)
+        network.execute {
+            val answer = try { post("/v1/page", request.bytes) } catch (e: IOException) { null }
+            ranking.execute { answered(request, answer) }
+        }
+    }
+
+    private fun answered(request: PageRequest, answer: ByteArray?) {
+        val page = try { answer?.let(Page::decode) } catch (e: ContractException) { null }
+        if (page == null) {
+            // The feedback still waits in the outbox. No swipe asks before the time is over, each time twice as long.
+            main.postDelayed({ ranking.execute { asking = false; ask() } }, retryMs)
+            retryMs = minOf(retryMs * 2, RETRY_MAX_MS)
+            return
+        }
+        asking = false
+        retryMs = RETRY_MS
+        outbox.acknowledged(request.eventIds)
+        if (session.take(page)) fill()
+    }
+
+    /** The app goes to the background, maybe for ever. What cannot be sent now is sent at the next start. */
+    fun stop() = ranking.execute {
+        val waiting = outbox.waiting().keys.toList()
+        if (waiting.isEmpty()) return@execute
+        val batch = outbox.batch()
+        network.execute {
+            try { post("/v1/feedback", batch) } catch (e: IOException) { return@execute }
+            ranking.execute { outbox.acknowledged(waiting) }
+        }
+    }
+
+    fun close() {
+        stop()
+        ranking.execute {
+            models.forEach { it.close() }
+            network.shutdown() // lets the last upload be done
+        }
+        ranking.shutdown()
+    }
+
+    private fun post(path: String, body: ByteArray): ByteArray {
+        val connection = URL(cloud + path).openConnection() as HttpURLConnection
+        try {
+            connection.requestMethod = "POST"
+            connection.doOutput = true
+            connection.connectTimeout = TIMEOUT_MS
+            connection.readTimeout = TIMEOUT_MS
+            connection.setRequestProperty("Content-Type", "application/msgpack")
+            connection.setRequestProperty("Accept", "application/msgpack")
+            connection.outputStream.use { it.write(body) }
+            if (connection.responseCode != 200) throw IOException("$path: ${connection.responseCode}")
+            return connection.inputStream.use { input -> readAtMost(input, ANSWER_MAX) }
+        } finally {
+            connection.disconnect()
+        }
+    }
+
+    private fun readAtMost(input: InputStream, most: Int): ByteArray {
+        val out = ByteArrayOutputStream()
+        val part = ByteArray(1 shl 16)
+        while (true) {
+            val size = input.read(part)
+            if (size < 0) return out.toByteArray()
+            out.write(part, 0, size)
+            if (out.size() > most) throw IOException("more than $most bytes")
+        }
+    }
+
+    private companion object {
+        const val AHEAD = 1
+        const val RETRY_MS = 1_000L
+        const val RETRY_MAX_MS = 60_000L
+        const val TIMEOUT_MS = 5_000
+        const val ANSWER_MAX = 16 shl 20 // bytes; a page of 60 candidates has ten thousand
+    }
+}

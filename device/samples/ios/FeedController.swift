@@ -1,0 +1,125 @@
+// SAMPLE, never compiled and never run: there was no Swift compiler. See README.md.
+import Foundation
+
+/// One place of the feed, once decided.
+struct Place: Sendable {
+    let itemId: Int64
+    let pageId: String?
+    let position: Int64
+}
+
+/// Stands between the screen and a `FeedSession`. An actor: the session, the model and the outbox are touched by one task at a
+/// time and never by the main thread; while a page is on its way the actor is free, so that a slow cloud never holds up an order.
+///
+/// The feed holds what is on screen and the item behind it, whose video is being buffered. Neither moves when the order changes:
+/// each swipe decides what comes behind those.
+actor FeedController {
+    static let ahead: Int64 = 1
+    static let retryNanoseconds: UInt64 = 1_000_000_000
+    static let retryMaxNanoseconds: UInt64 = 60_000_000_000
+    static let timeoutSeconds = 5.0
+    static let answerMax = 16 << 20 // bytes; a page of 60 candidates has ten thousand
+
+    nonisolated let userId: Int64
+    nonisolated let sessionId = UUID().uuidString
+    private let cloud: URL
+    private let folder: URL // Application Support: the bundle's folder, the compiled models and the outbox
+    private let append: @MainActor @Sendable (Place) -> Void
+    private var outbox = Outbox(file: nil)
+    private var session: FeedSession?
+    private var reached: Int64 = 0 // the farthest position that was on screen
+    private var asking = false
+    private var retry = FeedController.retryNanoseconds
+
+    init(userId: Int64, cloud: URL, folder: URL, append: @escaping @MainActor @Sendable (Place) -> Void) {
+        self.userId = userId
+        self.cloud = cloud
+        self.folder = folder
+        self.append = append
+    }
+
+    func start() async {
+        try? FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        let ranker = await openRanker()
+        outbox = Outbox(file: folder.appending(path: "outbox"))
+        session = FeedSession(ranker: ranker, userId: userId, sessionId: sessionId, outbox: outbox)
+        fill()
+    }
+
+    /// A bundle that is missing, damaged or will not run leaves cloud order, not a crash.
+    private func openRanker() async -> Ranker? {
+        guard let bundle = try? ModelBundle(opening: folder.appending(path: "bundle")) else { return nil }
+        var models: [Form: any Model] = [:]
+        for form in Form.allCases {
+            guard let package = bundle.model(form) else { continue }
+            let compiled = folder.appending(path: "\(form.rawValue).mlmodelc") // remove it when the bundle changes
+            if !FileManager.default.fileExists(atPath: compiled.path) { try? await CoreMLModel.compile(package, to: compiled) }
+            models[form] = try? CoreMLModel(compiled: compiled)
+        }
+        return models.isEmpty ? nil : Ranker(spec: bundle.spec, splitVersion: bundle.splitVersion, models: models)
+    }
+
+    /// The user has left an item for the one at position `now`: learn from it, then choose what comes behind the buffered one.
+    /// Two quick swipes may come here in either order: the history sorts by the time of the impression.
+    func finished(_ event: FeedbackEvent, now: Int64) {
+        _ = session?.feedback(event)
+        reached = max(reached, now)
+        fill()
+    }
+
+    private func fill() {
+        guard let session else { return }
+        while session.position <= reached + Self.ahead {
+            let position = session.position
+            guard let item = session.next() else { break }
+            let place = Place(itemId: item, pageId: session.pageId, position: position)
+            DispatchQueue.main.async { [append] in append(place) } // keeps the order, which tasks do not promise
+        }
+        ask()
+    }
+
+    private func ask() {
+        guard let session, !asking else { return }
+        let decision = session.wantsPage()
+        guard decision.request else { return }
+        asking = true
+        let request = session.request(size: decision.size)
+        Task { await answered(request, try? Page(decoding: post("v1/page", request.bytes))) }
+    }
+
+    private func answered(_ request: PageRequest, _ page: Page?) async {
+        guard let page else {
+            // The feedback still waits in the outbox. No swipe asks before the time is over, each time twice as long.
+            try? await Task.sleep(nanoseconds: retry)
+            retry = min(retry * 2, Self.retryMaxNanoseconds)
+            asking = false
+            ask()
+            return
+        }
+        asking = false
+        retry = Self.retryNanoseconds
+        outbox.acknowledged(request.eventIds)
+        if session?.take(page) == true { fill() }
+    }
+
+    /// The app goes to the background, maybe for ever: call it within `beginBackgroundTask`. What cannot be sent now is sent at
+    /// the next start.
+    func stop() async {
+        let waiting = outbox.waitingEvents().map(\.id)
+        guard !waiting.isEmpty, (try? await post("v1/feedback", outbox.batch())) != nil else { return }
+        outbox.acknowledged(waiting)
+    }
+
+    private func post(_ path: String, _ body: Data) async throws -> Data {
+        var request = URLRequest(url: cloud.appending(path: path), timeoutInterval: Self.timeoutSeconds)
+        request.httpMethod = "POST"
+        request.httpBody = body
+        request.setValue("application/msgpack", forHTTPHeaderField: "Content-Type")
+        request.setValue("application/msgpack", forHTTPHeaderField: "Accept")
+        let (data, response) = try await URLSession.shared.data(for: request)
+        guard (response as? HTTPURLResponse)?.statusCode == 200, data.count <= Self.answerMax else {
+            throw URLError(.badServerResponse)
+        }
+        return data
+    }
+}
