@@ -184,7 +184,7 @@ class Slate:
                 index = ranked[self._pick(ranked)[0]]
                 at = left.index(index)
                 del left[at]
-                relevance = np.delete(relevance, at)
+                relevance = relevance[:-1] if scores is None else np.delete(relevance, at)  # ranks move up, scores stay
                 chosen.append(index)
                 self._tell(self._rows[index])
         finally:

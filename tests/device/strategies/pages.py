@@ -38,10 +38,11 @@ def cloud_order(count: int) -> NDArray[np.intp]:
     return np.arange(count)
 
 
-def show_all(slate: Slate, items: Sequence[int], most: int = 1_000_000) -> list[int]:
+def show_all(slate: Slate, items: Sequence[int], most: int = 1_000_000, scores: NDArray[np.float64] | None = None) -> list[int]:
     """Show what is held in cloud order, as the strategies arrange it."""
     left, shown = list(items), []
-    while len(shown) < most and (index := slate.first(cloud_order(len(left)))) is not None:
+    while len(shown) < most and (index := slate.first(cloud_order(len(left)), scores)) is not None:
         slate.show(index)
         shown.append(left.pop(index))
+        scores = None if scores is None else np.delete(scores, index)
     return shown

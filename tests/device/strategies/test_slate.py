@@ -199,8 +199,11 @@ def test_what_is_shown_breaks_only_what_no_held_candidate_keeps(listed: list[Rul
     st.integers(1, 9),
     st.integers(0, 2**32 - 1),
     st.booleans(),
+    st.booleans(),
 )
-def test_the_whole_order_is_what_one_by_one_is_shown(listed: list[Any], count: int, seed: int, with_vectors: bool) -> None:
+def test_the_whole_order_is_what_one_by_one_is_shown(
+    listed: list[Any], count: int, seed: int, with_vectors: bool, with_scores: bool
+) -> None:
     rng = np.random.default_rng(seed)
     items = list(range(count))
     codes = {name: rng.integers(0, 4, count).tolist() for name in COLUMNS}
@@ -209,9 +212,10 @@ def test_the_whole_order_is_what_one_by_one_is_shown(listed: list[Any], count: i
     slate = Arranger(listed).start()
     slate.take(page, items)
     slate.buffered(dict.fromkeys(rng.permutation(items)[:2].tolist(), 1))
-    planned = slate.order(cloud_order(count)).tolist()
-    assert slate.order(cloud_order(count), most=3).tolist() == planned[:3]
-    assert show_all(slate, items) == planned
+    scores = np.sort(rng.random(count))[::-1] if with_scores else None
+    planned = slate.order(cloud_order(count), scores).tolist()
+    assert slate.order(cloud_order(count), scores, most=3).tolist() == planned[:3]
+    assert show_all(slate, items, scores=scores) == planned
 
 
 def test_without_strategies_the_order_is_the_models() -> None:
