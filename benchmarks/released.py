@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +68,8 @@ KEYS = TrustedKeys((public_key(BUNDLE_KEY),), (public_key(RELEASE_KEY),))
 _SECOND = (public_key(SECOND_KEY),)
 KEYS_OF_TWO = TrustedKeys(KEYS.manifest + _SECOND, KEYS.release + _SECOND, 2, 2)
 """What devices are built with that want two signatures."""
+PIECE = 512
+"""Bytes that a server sends at a time."""
 MODEL = "models/self_contained.onnx"
 """The path of the model."""
 
@@ -225,7 +227,19 @@ class Server:
         self.files: dict[str, bytes | Answer] = {}
         self.asked: list[tuple[str, str]] = []
         """Path and range of each request."""
+        self.before: Callable[[str], None] = lambda path: None
+        """Is called with the path of each request before it is answered."""
+        self.pause_s = 0.0
+        """After every so many bytes of a body."""
         self.url = ""
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A device that hangs up is no error."""
 
 
 @contextmanager
@@ -240,6 +254,7 @@ def serve() -> Iterator[Server]:
         def do_GET(self) -> None:
             name, wanted = self.path.removeprefix("/v1/bundle/"), self.headers.get("Range", "")
             state.asked.append((name, wanted))
+            state.before(name)
             found = state.files.get(name)
             try:
                 if isinstance(found, Answer):
@@ -267,7 +282,9 @@ def serve() -> Iterator[Server]:
             for key, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(key, value)
             self.end_headers()
-            self.wfile.write(data)
+            for start in range(0, len(data), PIECE):
+                self.wfile.write(data[start : start + PIECE])
+                time.sleep(state.pause_s)
 
         def _send(self, answer: Answer) -> None:
             self.close_connection = True
@@ -283,10 +300,7 @@ def serve() -> Iterator[Server]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.block_on_close = False
-    server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # a device that hangs up is no error
+    server = _Quiet(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}"

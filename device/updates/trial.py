@@ -189,11 +189,13 @@ class _Watched(Runtime):
         except RuntimeRunError:
             self._trial.failed("run")
             raise
-        trial = self._trial
+        trial, scores = self._trial, outputs[self._scores][0]
+        if scores[0, 0] != scores[0, 0]:  # NaN seldom comes alone, and looking at all of them would cost more than the rest
+            trial.failed("scores")
+            return outputs
         trial.ran((time.perf_counter_ns() - start) / 1e6)
         if trial.wants:
             mask = inputs.get("candidate_mask")
-            scores = outputs[self._scores][0]
             trial.scores(self._form, scores if mask is None else scores[mask[0] > 0])
         return outputs
 

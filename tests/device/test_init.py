@@ -14,6 +14,7 @@ HEAVY = (
     "onnx",
     "ai_edge_litert",
     "tensorflow",
+    "nacl",
     "cloud",
     "export",
     "sdk_demo",

@@ -1,0 +1,298 @@
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.released import (
+    KEYS,
+    MODEL,
+    NOW_MS,
+    Server,
+    make_bundle,
+    model,
+    read_files,
+    release_of,
+    serve,
+    signed_release,
+    weights,
+)
+from device.bundle import MANIFEST, BundleError, SignatureError
+from device.bundle_files import ProbeError, ReleaseError, StoreError
+from device.client import BadStatusError, ClientError, CloudClient
+from device.ranker import Ranker
+from device.runtimes.base import RuntimeRunError
+from device.updates import BundleStore, Outcome, TrialConfig, UpdateConfig, Updates
+
+CONFIG = UpdateConfig(trial=TrialConfig(runs=4, failures=2, ms_max=1e6, slower=1e6), tries=2)
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass
+class World:
+    """A server, and a device that has bundle 1 and trusts it."""
+
+    folder: Path
+    server: Server
+    client: CloudClient
+    now_ms: int = NOW_MS
+    number: int = 10
+    device: Updates = field(init=False)
+
+    def start(self) -> Updates:
+        """The device's app starts (again)."""
+        store = BundleStore(self.folder / "device", KEYS, clock=lambda: self.now_ms)
+        self.device = Updates(store, device_id="device", config=CONFIG)
+        return self.device
+
+    def release(
+        self, serial: int, *, files: Mapping[str, bytes] = NOTHING, manifest: Mapping[str, Any] = NOTHING, **changes: Any
+    ) -> None:
+        """Serve bundle `serial` and a release of it."""
+        self.number += 1
+        folder = self.folder / f"bundle-{self.number}"
+        sent = read_files(make_bundle(folder, serial, files=files, **manifest))
+        release = signed_release(release_of(sent[MANIFEST], serial, **{"number": self.number, **changes}))
+        self.server.files = {**sent, **release}
+
+    def update(self) -> tuple[Outcome, int | None]:
+        """What a check comes to, and what then is in use."""
+        return self.device.check(self.client), self.device.current().serial
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with serve() as server, CloudClient(server.url, timeout_s=20) as client:
+        world = World(tmp_path, server, client)
+        device = world.start()
+        assert device.current() == (None, None, "none")
+        assert device.add(make_bundle(tmp_path / "first", 1)) == "staged"
+        _use(device.current().ranker)
+        device.current()
+        assert device.store.state.trial is None
+        yield world
+
+
+def _use(ranker: Ranker | None, *, fails: bool = False, runs: int = 4) -> None:
+    assert ranker is not None
+    rows: dict[str, Any] = {
+        "candidate_float": np.random.default_rng(0).random((1, 8, 2)).astype(np.float32),
+        "candidate_category": np.arange(8, dtype=np.int32).reshape(1, 8, 1),
+        "event_feedback": np.ones((1, 4, 1), np.float32),
+        "event_mask": np.ones((1, 4), np.float32),
+        "context": np.ones((1, 1), np.float32),
+    }
+    for _ in range(runs):
+        try:
+            ranker.runtimes["self_contained"]["whole"].run_all({} if fails else rows)
+        except RuntimeRunError:
+            assert fails
+
+
+def test_a_new_bundle_comes_into_use_between_pages_and_stays(world: World) -> None:
+    world.release(2)
+    assert world.device.current().serial == 1
+    assert world.device.check(world.client) == "staged"
+    current = world.device.current()
+    assert (current.serial, current.why) == (2, "ok")
+    assert world.device.current() == current
+    assert world.update() == ("current", 2)
+    _use(current.ranker)
+    assert world.device.current().serial == 2
+    state = world.device.store.state
+    assert (state.previous, state.trial) == (1, None)
+    assert state.baseline is not None
+    assert state.baseline.runs == 4
+    assert world.start().current().serial == 2
+
+
+def test_one_staged_before_a_restart_comes_into_use_after_it(world: World) -> None:
+    world.release(2)
+    assert world.device.check(world.client) == "staged"
+    device = world.start()
+    assert device.store.state.active == 1
+    assert device.current().serial == 2
+
+
+def test_one_that_fails_in_use_is_left_and_not_tried_again(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    _use(world.device.current().ranker, fails=True)
+    assert world.device.current().serial == 1
+    assert "failures in a row" in world.device.store.state.rejected[2]
+    assert world.update() == ("rejected", 1)
+    world.start()
+    assert world.update() == ("rejected", 1)
+    world.release(3)
+    assert world.update() == ("staged", 3)
+
+
+def test_a_trial_goes_on_after_a_restart(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    _use(world.device.current().ranker, runs=3)
+    world.device.close()
+    device = world.start()
+    assert device.store.state.trial is not None
+    _use(device.current().ranker, runs=1)
+    device.current()
+    assert device.store.state.trial is None
+
+
+def test_one_that_ends_the_process_before_it_ran_is_left(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    assert [world.start().current().serial for _ in range(3)] == [2, 2, 1]
+    assert world.device.store.state.rejected == {2: "the process ended before a run"}
+
+
+def test_starts_in_which_it_ran_do_not_count(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    for _ in range(3):
+        device = world.start()
+        _use(device.current().ranker, runs=1)
+        assert device.current().serial == 2
+
+
+def test_a_probe_that_ends_the_process_is_not_tried_for_ever(world: World) -> None:
+    world.release(2)
+    world.device.store.begin(2)
+    world.device.store.change(probes=CONFIG.tries)
+    with pytest.raises(ProbeError, match="a probe that comes to an end"):
+        world.device.check(world.client)
+    assert world.update() == ("rejected", 1)
+
+
+def test_a_bundle_that_fails_the_probe_is_rejected(world: World) -> None:
+    world.release(2, files={MODEL: model(weights(9))})
+    with pytest.raises(ProbeError, match="golden scores"):
+        world.device.check(world.client)
+    assert world.update() == ("rejected", 1)
+    assert sorted(p.name for p in (world.device.store.root / "bundles").iterdir()) == ["1"]
+
+
+def test_a_rollout_reaches_a_device_when_it_is_wide_enough(world: World) -> None:
+    outcomes = []
+    for percent in (0, 1, 10, 100):
+        world.release(2, rollout=percent, salt="s")
+        outcomes.append(world.update())
+    assert outcomes[0] == ("waiting", 1)
+    assert outcomes[-1] == ("staged", 2)
+    world.release(2, rollout=0, salt="s")  # who is in stays in
+    assert world.update() == ("current", 2)
+
+
+def test_a_kill_stops_models_until_a_release_says_otherwise(world: World) -> None:
+    world.release(1, kill=True)
+    assert world.device.check(world.client) == "killed"
+    assert world.device.current() == (None, None, "killed")
+    assert world.start().current().why == "killed"
+    world.release(2)
+    assert world.update() == ("staged", 2)
+
+
+def test_a_revoked_bundle_is_left(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    world.release(2, revoked=(2,), rollout=0)
+    assert world.update() == ("rejected", 1)
+    world.release(2, revoked=(1, 2), rollout=0)
+    assert world.update() == ("rejected", None)
+    assert world.device.add(world.folder / "first") == "rejected"
+
+
+def test_an_expired_bundle_leaves_cloud_order(world: World) -> None:
+    world.release(2, manifest={"expires_ms": NOW_MS + 5})
+    assert world.update() == ("staged", 2)
+    world.now_ms += 5
+    assert world.device.current()[1:] == (None, "expired")
+    assert world.start().current() == (2, None, "expired")
+
+
+def test_an_expired_release_changes_nothing_and_neither_does_an_older_one(world: World) -> None:
+    world.release(2)
+    old = world.server.files
+    assert world.update() == ("staged", 2)
+    world.release(3)
+    assert world.update() == ("staged", 3)
+    world.server.files = old
+    with pytest.raises(ReleaseError):
+        world.device.check(world.client)
+    world.now_ms += 30 * 86_400_000
+    world.release(4)
+    with pytest.raises(ReleaseError, match="a time before"):
+        world.device.check(world.client)
+    assert world.device.current().serial == 3
+
+
+def test_a_download_goes_on_where_it_was_cut_off(world: World) -> None:
+    world.release(2)
+    whole = world.server.files
+    data = whole[f"files/{MODEL}"]
+    assert isinstance(data, bytes)
+    world.server.files = {path: body for path, body in whole.items() if path != f"files/{MODEL}"}
+    with pytest.raises(BadStatusError):
+        world.device.check(world.client)
+    (world.device.store.folder(2) / MODEL).write_bytes(data[:100])  # as a kill leaves it
+    world.server.files = whole
+    world.server.asked.clear()
+    world.start()
+    assert world.update() == ("staged", 2)
+    files = {path: wanted for path, wanted in world.server.asked if path.startswith("files/")}
+    assert files[f"files/{MODEL}"] == "bytes=100-"
+    assert len(files) == 2  # and the spec; what was whole was not asked for again
+
+
+def test_a_full_disk_leaves_what_is_active(world: World) -> None:
+    world.release(2)
+    assert world.device.check(world.client) == "staged"
+    (world.device.store.root / "state.json.tmp").mkdir()  # nothing can be written over a folder
+    assert world.device.current().serial == 1
+    world.release(3)
+    with pytest.raises(StoreError):
+        world.device.check(world.client)
+    assert world.start().current().serial == 1
+    (world.device.store.root / "state.json.tmp").rmdir()
+    assert world.device.current().serial == 2
+
+
+def test_a_device_that_lost_its_bundle_ranks_with_the_one_before(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    (world.device.store.folder(2) / MODEL).write_bytes(b"rot")
+    assert world.start().current().serial == 1
+    assert world.update() == ("staged", 2)  # it was the disk, not the bundle
+
+
+def test_a_bundle_that_comes_with_the_app_is_checked_like_any_other(world: World) -> None:
+    assert world.device.add(world.folder / "first") == "current"
+    folder = make_bundle(world.folder / "newer", 2)
+    (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes() + b" ")
+    with pytest.raises(SignatureError):
+        world.device.add(folder)
+
+
+def test_checks_in_the_background(world: World) -> None:
+    world.release(2)
+    told: list[Outcome | ClientError | BundleError] = []
+    twice = threading.Event()
+
+    def tell(outcome: Outcome | ClientError | BundleError) -> None:
+        told.append(outcome)
+        if len(told) == 1:
+            world.server.files = {}
+        else:
+            twice.set()
+
+    world.device.start(world.client, every_s=0.001, told=tell)
+    assert twice.wait(20)
+    world.device.close()
+    assert told[0] == "staged"
+    assert isinstance(told[1], BadStatusError)
+    assert world.device.current().serial == 2
