@@ -12,27 +12,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from device.aio import AsyncCloudClient, AsyncFeedSession
     from device.bundle import Bundle, BundleError
     from device.client import ClientError, CloudClient
     from device.contract import ContractError, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
     from device.counters import Counters
-    from device.paging import FixedPaging, PageDecision, Paging, PagingState
+    from device.impression import DeviceState, Impression
+    from device.paging import FixedPaging, PageDecision, Paging, PagingState, ThresholdPaging, UpliftPaging
     from device.personal import PersonalLayer
+    from device.privacy import PrivacyPolicy
     from device.ranker import Ranker
+    from device.refill import Refill
     from device.runtimes.base import ModelRuntimeError
     from device.session import FeedSession, SessionConfig
+    from device.signing import TrustedKeys
+    from device.store import DeviceStore
+    from device.strategies import Arranger
+    from device.telemetry import TelemetryConfig
+    from device.tiers import Tier
+    from device.trace import Tracer
+    from device.updates import BundleStore, Updates
+    from device.upload import Uploader
+    from device.watchdog import WatchdogConfig
 
 __all__ = [
+    "Arranger",
+    "AsyncCloudClient",
+    "AsyncFeedSession",
     "Bundle",
     "BundleError",
+    "BundleStore",
     "ClientError",
     "CloudClient",
     "ContractError",
     "Counters",
+    "DeviceState",
+    "DeviceStore",
     "Ended",
     "FeedSession",
     "FeedbackEvent",
     "FixedPaging",
+    "Impression",
     "ModelRuntimeError",
     "Network",
     "Orientation",
@@ -42,20 +62,44 @@ __all__ = [
     "Paging",
     "PagingState",
     "PersonalLayer",
+    "PrivacyPolicy",
     "Ranker",
+    "Refill",
     "SessionConfig",
+    "TelemetryConfig",
+    "ThresholdPaging",
+    "Tier",
+    "Tracer",
+    "TrustedKeys",
+    "Updates",
+    "UpliftPaging",
+    "Uploader",
+    "WatchdogConfig",
 ]
 
 _FROM = {
+    "aio": ("AsyncCloudClient", "AsyncFeedSession"),
     "bundle": ("Bundle", "BundleError"),
     "client": ("ClientError", "CloudClient"),
     "contract": ("ContractError", "Ended", "FeedbackEvent", "Network", "Orientation", "Page", "PageRequest"),
     "counters": ("Counters",),
-    "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState"),
+    "impression": ("DeviceState", "Impression"),
+    "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState", "ThresholdPaging", "UpliftPaging"),
     "personal": ("PersonalLayer",),
+    "privacy": ("PrivacyPolicy",),
     "ranker": ("Ranker",),
+    "refill": ("Refill",),
     "runtimes.base": ("ModelRuntimeError",),
     "session": ("FeedSession", "SessionConfig"),
+    "signing": ("TrustedKeys",),
+    "store": ("DeviceStore",),
+    "strategies": ("Arranger",),
+    "telemetry": ("TelemetryConfig",),
+    "tiers": ("Tier",),
+    "trace": ("Tracer",),
+    "updates": ("BundleStore", "Updates"),
+    "upload": ("Uploader",),
+    "watchdog": ("WatchdogConfig",),
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 

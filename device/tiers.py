@@ -34,7 +34,7 @@ from device.bundle import Bundle, BundleError, NoSuchModelError
 from device.contract import FloatFeature, Form, Format, Group, Precision, SearchSpec
 from device.features import PageArrays
 from device.feedback import EventHistory
-from device.ranker import Ranker
+from device.ranker import Ranker, Ranking
 from device.remaining import Remaining
 from device.runtimes import ModelRuntimeError
 from device.search import GREEDY
@@ -252,7 +252,7 @@ class _Bench:
         self._history.append(at * _GAP_MS, at, self._feedback[at % len(self._feedback)], self._page, row)
         self._position += 1
 
-    def _order(self, ranker: Ranker) -> NDArray[np.intp] | None:
+    def _order(self, ranker: Ranker) -> Ranking | None:
         now_ms = self._position * _GAP_MS
         return ranker.order(self._form, self._held, self._history, self._context, now_ms, self._position)
 
