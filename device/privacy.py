@@ -1,8 +1,9 @@
 """What may leave the device. The model on the device still sees everything.
 
 Who, what, where and when of an event always leave (`ALWAYS`): without them it belongs to nothing. Everything else is withheld
-unless the policy names it: an event then says what it would if nothing had been told, None for a signal and False for an
-action. Without a bundle that is all but the `ACTIONS` and the page; with one, what its model was trained on besides.
+unless the policy names it: an event then says what it would if nothing had been told, None for a signal, False for an action
+and a swipe for its end; who trains must know that these were withheld. Without a bundle the `ACTIONS`
+and the page leave besides; with one, also what its model was trained on.
 
 A policy is applied where bytes leave, as late as can be, and may be applied again: the second time changes nothing.
 
@@ -56,7 +57,7 @@ class PrivacyPolicy:
     which a list cannot be trained on."""
     steps: Mapping[str, float] = field(default_factory=dict)
     """By field, the step it is told in: {"volume": 0.1, "watch_ms": 1000}. Whole numbers are cut towards 0, others go to the
-    nearest. A threshold between two steps then moves: with steps of 1000 a long view is still one from 18 s."""
+    nearest. A watch to the end may then read as shorter than its item, and no longer count as a long view."""
     exclude: bool = True
     """A page request may list the items that were shown. Without, the cloud may send them again; the session drops them."""
     telemetry: bool = True
