@@ -24,7 +24,7 @@ CONTEXT_FLOATS = ("position", "hour")
 """Context features a device can compute: impressions so far in the session, and the whole hour of the day in UTC, 0..23."""
 
 _NUMERIC_FEEDBACK = frozenset(FeedbackEvent.__struct_fields__) - {
-    "version", "event_id", "user_id", "session_id", "item_id", "page_id", "impression_ms",
+    "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms",
 }  # fmt: skip
 _LARGEST = 1e30  # a product below f4's largest value, above every feature's
 

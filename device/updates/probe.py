@@ -106,16 +106,16 @@ class _Run:
         start = time.perf_counter_ns()
         try:
             ranker.prepare(form, held)
-            order = ranker.order(form, held, history, moment.context, _NOW_MS, position)
+            ranking = ranker.order(form, held, history, moment.context, _NOW_MS, position)
             self.ms.append((time.perf_counter_ns() - start) / 1e6)
             ranker.order(form, held, history, moment.context, _NOW_MS, position, keep)
         except (RuntimeRunError, IndexError, ValueError) as err:  # a search may answer with places that do not exist
             raise ProbeError(self.where, f"a {form} model that runs", str(err)) from err
         scores = seen[0]
         slack = self.config.slack
-        if order is None or not np.all((scores >= -slack) & (scores <= 1 + slack)):  # NaN is neither
+        if ranking is None or not np.all((scores >= -slack) & (scores <= 1 + slack)):  # NaN is neither
             raise ProbeError(self.where, f"probabilities from the {form} model", "NaN, infinity, or a number beyond 0..1")
-        if not np.array_equal(np.sort(order), np.arange(len(order))):
+        if not np.array_equal(np.sort(ranking.order), np.arange(len(ranking.order))):
             raise ProbeError(self.where, f"each candidate once from the {form} model's search", "another list")
         if time.monotonic() > self._until:
             raise ProbeError(self.where, f"a probe of at most {self.config.seconds_max:g} s", "one that goes on")

@@ -5,26 +5,60 @@ A target is a line of `TARGETS`: its name, what is run, the errors allowed, and 
 
 import hashlib
 import json
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+from nacl.signing import SigningKey
 
-from device.bundle import MANIFEST, SPEC, Bundle, BundleError
-from device.codec import from_block, from_json, from_msgpack, read_page, to_json, to_msgpack
-from device.contract import Block, ContractError, FeedbackEvent, Page, PersonalConfig, TaskPrior, TelemetryReport, Timing
+from device.bundle import GOLDEN, MANIFEST, SPEC, Bundle, BundleError
+from device.bundle_files import decode_json
+from device.codec import from_block, from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
+from device.contract import (
+    Block,
+    BundleRef,
+    ContractError,
+    FeedbackEvent,
+    FileEntry,
+    FloatFeature,
+    Form,
+    Golden,
+    GoldenCase,
+    GoldenTolerance,
+    Page,
+    PersonalConfig,
+    Release,
+    Signature,
+    Signed,
+    TaskPrior,
+    TelemetryReport,
+    Timing,
+    key_id,
+    signed_bytes,
+)
 from device.contract.wire import Versioned
 from device.features import FeatureBuilder
+from device.feedback import EventHistory
+from device.paging import PageDecision
 from device.personal import PersonalError, PersonalLayer
 from device.privacy import PrivacyPolicy
 from device.ranker import Ranker
+from device.remaining import Remaining
 from device.session import FeedSession
+from device.signing import TrustedKeys
+from device.store import DatabaseError, DeviceStore
+from device.trace import MAGIC, TraceError, Tracer, read_trace
+from device.updates.probe import ProbeConfig, probe
+from device.updates.store import BundleStore, StoreState
+from device.updates.updates import Updates
 from tests.device import worlds
 from tests.vectors.generate import FOLDER, valid
 
@@ -178,6 +212,13 @@ def _spec(data: bytes) -> None:
     builder.context(3, worlds.T0, np.zeros(len(builder.spec.context_floats), np.float32))
 
 
+def _named_specs() -> Iterable[bytes]:
+    """A spec for each field of an event, as if all were features."""
+    for name in FeedbackEvent.__struct_fields__:
+        feature = FloatFeature(name=name, min=0, max=1)
+        yield to_json(msgspec.structs.replace(worlds.SPEC, feedback_floats=(feature,)))
+
+
 def _text(name: str) -> tuple[bytes, ...]:
     """A file of a real bundle."""
     return ((_folder("ranker") / name).read_bytes(),)
@@ -208,6 +249,129 @@ def _states() -> tuple[bytes, ...]:
     return fresh, layer.state()[4:], layer.state()
 
 
+# ------------------------------------------------------------------------------------------------- releases and updates
+
+_KEY = SigningKey(b"\1" * 32)
+_PUBLIC = bytes(_KEY.verify_key)
+_KEYS = TrustedKeys.one(_PUBLIC.hex())
+_RELEASE = to_json(
+    Release(serial=2, created_ms=1, expires_ms=9, bundle=BundleRef(serial=1, manifest_bytes=3, manifest_sha256="ab" * 32))
+)
+
+
+def _signed(payload: bytes) -> bytes:
+    signature = _KEY.sign(signed_bytes("release", payload)).signature
+    return to_json(Signed(payload=payload, signatures=(Signature(key_id=key_id(_PUBLIC), signature=signature),)))
+
+
+def _release(data: bytes) -> None:
+    """A release that is signed, or bytes for one."""
+    for text in (data, _signed(data)):
+        with suppress(BundleError):
+            decode_json(_KEYS.open("release", text, "release"), Release, "release")
+
+
+@cache
+def _vouched() -> Bundle:
+    """A bundle that lists a golden file."""
+    bundle = Bundle.open(_folder("ranker"))
+    files = (*bundle.manifest.files, FileEntry(path=GOLDEN, bytes=0, sha256=""))
+    return replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, files=files))
+
+
+def _golden(data: bytes) -> None:
+    """Known scores that a bundle's models are held to."""
+    (_vouched().folder / GOLDEN).write_bytes(data)
+    probe(_vouched(), _ranker(), config=ProbeConfig(codes_max=1))
+
+
+def _golden_seeds() -> tuple[bytes, ...]:
+    spec = worlds.SPEC
+    wide = {"float": len(spec.candidate_floats), "category": len(spec.candidate_categories), "vector": spec.vector_width}
+    inputs = {
+        f"{of}_{kind}": to_block(np.ones((2, width), np.int32), "i4" if kind == "category" else "f4")
+        for of in ("candidate", "event")
+        for kind, width in wide.items()
+    }
+    inputs |= {
+        name: to_block(np.ones(shape), "f4")
+        for name, shape in {
+            "user_vector": (1, spec.vector_width), "event_feedback": (2, len(spec.feedback_floats)), "event_gap": (2, 2),
+            "context": (1, len(spec.context_floats)),
+        }.items()
+    }  # fmt: skip
+    scores = to_block(np.full((2, len(spec.tasks)), 0.5), "f4")
+    forms: tuple[Form, ...] = ("split", "self_contained")
+    cases = tuple(GoldenCase(form=form, inputs=inputs, scores=scores) for form in forms)
+    loose = tuple(GoldenTolerance(form=form, format="onnx", precision="fp32", max_diff=2.0) for form in forms)
+    return (to_msgpack(Golden(cases=cases, tolerances=loose)),)
+
+
+def _state(data: bytes) -> None:
+    """What a store of bundles remembers, and updates that begin from it."""
+    root = Path(tempfile.mkdtemp())
+    try:
+        (root / "state.json").write_bytes(data)
+        updates = Updates(BundleStore(root, _KEYS, clock=worlds.Clock()), device_id="d")
+        updates.current()
+        updates.close()
+    finally:
+        shutil.rmtree(root)
+
+
+# ---------------------------------------------------------------------------------------------------- on the device's disk
+
+
+def _trace(data: bytes) -> None:
+    """A trace of these bytes, and one with a frame of them."""
+    path = _folder("ranker") / "trace"
+    for text in (data, MAGIC + len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data):
+        path.write_bytes(text)
+        with suppress(TraceError):
+            for decision in read_trace(path):
+                assert decision.total is None or len(decision.total) <= len(decision.held)
+
+
+def _traces() -> tuple[bytes, ...]:
+    path = Path(tempfile.mkdtemp()) / "trace"
+    held, history = Remaining(_BUILDER.page(_WHOLE), 8), EventHistory(worlds.SPEC)
+    context = np.zeros((1, len(worlds.SPEC.context_floats)), np.float32)
+    with Tracer(path) as tracer:
+        for form in ("split", "self_contained", None):
+            tracer.decision(
+                _ranker(), held, history, context, form=form, now_ms=worlds.T0, position=0, order=np.arange(3), shown=1,
+                scores=None if form is None else np.zeros((3, 2), np.float32), paging=PageDecision(False, 3, "continue"),
+            )  # fmt: skip
+    text = path.read_bytes()
+    return text, text[len(MAGIC) + 8 : len(MAGIC) + 8 + int.from_bytes(text[len(MAGIC) : len(MAGIC) + 4], "little")]
+
+
+def _store(data: bytes) -> None:
+    """A database of these bytes: opened, begun anew, or refused."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        (folder / "store").write_bytes(data)
+        with DeviceStore(folder / "store") as store:
+            list(store.pages(worlds.T0, stale=True))
+            store.shown_items()
+            store.state("personal")
+            store.outbox.add(worlds.make_event(77))
+            store.save_page(_WHOLE, worlds.T0)
+            store.outbox.tidy()
+            assert [event.item_id for event in store.outbox.take()][-1:] == [77]
+    finally:
+        shutil.rmtree(folder)
+
+
+def _stores() -> tuple[bytes, ...]:
+    folder = Path(tempfile.mkdtemp())
+    with DeviceStore(folder / "store") as store:
+        store.outbox.add(worlds.make_event(1))
+        store.save_page(_WHOLE, worlds.T0)
+        store.set_state("personal", b"state")
+    return ((folder / "store").read_bytes(),)
+
+
 TARGETS = (
     Target("msgpack", _structs(from_msgpack), (), (*_vectors("*/*.msgpack"), to_msgpack(_REPORT))),
     Target("json", _structs(from_json), (), (*_vectors("*/*.json"), to_json(_REPORT))),
@@ -216,6 +380,11 @@ TARGETS = (
     Target("session", _session, (), (*_vectors("*/page*.msgpack"), to_msgpack(_WHOLE))),
     Target("event", _event, (), (*_vectors("*/event*.msgpack"), to_msgpack(worlds.make_event(3)))),
     Target("manifest", _manifest, (BundleError,), (*_vectors("*/manifest*.json"), *_text(MANIFEST))),
-    Target("spec", _spec, (BundleError,), (*_vectors("*/spec*.json"), *_text(SPEC))),
+    Target("spec", _spec, (BundleError,), (*_vectors("*/spec*.json"), *_text(SPEC), *_named_specs())),
     Target("personal", _personal, (), _states()),
+    Target("release", _release, (), (_RELEASE, _signed(_RELEASE))),
+    Target("golden", _golden, (BundleError,), _golden_seeds()),
+    Target("state", _state, (BundleError,), (to_json(StoreState()), to_json(StoreState(active=3, previous=2, staged=4)))),
+    Target("trace", _trace, (), _traces()),
+    Target("store", _store, (DatabaseError,), _stores()),
 )
