@@ -26,9 +26,8 @@ from benchmarks.released import (
     Answer,
     Weights,
     golden,
-    make_bundle,
+    make_files,
     model,
-    read_files,
     release_of,
     signed_release,
     weights,
@@ -39,7 +38,7 @@ from device.contract import Role, Signature, Signed, key_id, signed_bytes
 from device.signing import TrustedKeys
 from export.signing import sign
 
-__all__ = ["FOLLOWED", "HELD", "Attack", "attacks", "held_bundle", "honest"]
+__all__ = ["FOLLOWED", "HELD", "Attack", "attacks", "honest"]
 
 FLIPS = 12
 """Bytes of each file that are flipped, one at a time, at random places."""
@@ -79,28 +78,23 @@ class Attack(NamedTuple):
     """What is done to the device's own folder instead."""
 
 
-def held_bundle(work: Path) -> dict[str, bytes]:
-    """The files of the bundle that a device has, made below `work`."""
-    return read_files(make_bundle(work / "held", HELD))
-
-
-def honest(work: Path) -> dict[str, bytes]:
-    """An honest update: the files of a bundle, made below `work`, and its release."""
-    files = read_files(make_bundle(work / "honest", NEXT, seed=1))
+def honest() -> dict[str, bytes]:
+    """An honest update: the files of a bundle, and its release."""
+    files = make_files(NEXT, seed=1)
     return {**files, **signed_release(release_of(files[MANIFEST], NEXT))}
 
 
-def attacks(work: Path, seed: int) -> Iterator[Attack]:
-    """Every attack; bundles for them are made below the folder `work`. `seed` says which bytes are changed."""
-    whole = honest(work)
+def attacks(seed: int) -> Iterator[Attack]:
+    """Every attack. `seed` says which bytes are changed."""
+    whole = honest()
     yield from _tampered(whole, np.random.default_rng(seed))
     yield from _badly_signed(whole)
-    yield from _stale_releases(whole, work)
-    yield from _mixed(whole, work)
+    yield from _stale_releases(whole)
+    yield from _mixed(whole)
     yield from _bad_manifests(whole)
     yield from _unsafe_paths(whole)
     yield from _endless(whole)
-    yield from _bad_models(work)
+    yield from _bad_models()
     yield from _on_disk(whole)
 
 
@@ -173,10 +167,10 @@ def _badly_signed(whole: dict[str, bytes]) -> Iterator[Attack]:
         yield Attack(kind, {**bare, RELEASE: release})
 
 
-def _stale_releases(whole: dict[str, bytes], work: Path) -> Iterator[Attack]:
+def _stale_releases(whole: dict[str, bytes]) -> Iterator[Attack]:
     """Replayed, expired, contradictory and impossible releases, all signed by the right key."""
-    manifest, held = whole[MANIFEST], held_bundle(work)[MANIFEST]
-    old = read_files(make_bundle(work / "old", HELD - 1, seed=2))
+    manifest, held = whole[MANIFEST], make_files(HELD)[MANIFEST]
+    old = make_files(HELD - 1, seed=2)
     day = 86_400_000
 
     def sent(manifest: bytes = manifest, serial: int = NEXT, **changes: Any) -> Sent:
@@ -218,10 +212,10 @@ def _stale_releases(whole: dict[str, bytes], work: Path) -> Iterator[Attack]:
         yield Attack("deep_json", {**whole, RELEASE: text})
 
 
-def _mixed(whole: dict[str, bytes], work: Path) -> Iterator[Attack]:
+def _mixed(whole: dict[str, bytes]) -> Iterator[Attack]:
     """Parts of two bundles that are both signed by the right key."""
-    other = read_files(make_bundle(work / "other", NEXT + 1, seed=3))
-    same = read_files(make_bundle(work / "same", NEXT, seed=4))
+    other = make_files(NEXT + 1, seed=3)
+    same = make_files(NEXT, seed=4)
     for theirs in (other, same):
         for name, data in theirs.items():
             if data != whole[name]:
@@ -306,15 +300,13 @@ def _endless(whole: dict[str, bytes]) -> Iterator[Attack]:
         yield Attack("not_http", {**whole, RELEASE: Answer([line], raw=True)})
 
 
-def _bad_models(work: Path) -> Iterator[Attack]:
+def _bad_models() -> Iterator[Attack]:
     """Bundles that are signed as they should be, and whose models would fail their users."""
 
     def sent(files: dict[str, bytes], given: Weights | None = None, **keys: Any) -> Sent:
         if given is not None:  # its maker recorded what it answers
             files = {GOLDEN: to_msgpack(golden(given)), **files}
-        folder = work / "made"
-        shutil.rmtree(folder, ignore_errors=True)
-        made = read_files(make_bundle(folder, NEXT, files=files, **keys))
+        made = make_files(NEXT, files=files, **keys)
         return {**made, **signed_release(release_of(made[MANIFEST], NEXT))}
 
     def changed(name: str, change: Callable[[Any], Any]) -> Weights:

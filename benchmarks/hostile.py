@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attacks import FOLLOWED, HELD, Attack, attacks, held_bundle, honest
+from benchmarks.attacks import FOLLOWED, HELD, Attack, attacks, honest
 from benchmarks.errors import BenchmarkError
-from benchmarks.released import KEYS, KEYS_OF_TWO, NOW_MS, Server, release_of, serve
+from benchmarks.released import KEYS, KEYS_OF_TWO, NOW_MS, Server, make_bundle, release_of, serve
 from device.bundle import MANIFEST
 from device.bundle_files import BundleError
 from device.client import ClientError, CloudClient
@@ -39,9 +39,9 @@ def attack(work: Path, seed: int, progress: Progress, every: int = 1) -> dict[st
     for then none of that means anything.
     """
     by_kind = defaultdict[str, Counter[str]](Counter)
-    device, update = work / "device", honest(work)
-    _install(device, held_bundle(work)[MANIFEST], work / "held")
-    tried = list(attacks(work, seed))[::every]
+    device, update = work / "device", honest()
+    _install(device, make_bundle(work / "held", HELD))
+    tried = list(attacks(seed))[::every]
     with serve() as server:
         for i, each in enumerate(tried):
             if i % HONEST_EVERY == 0:
@@ -57,13 +57,13 @@ def attack(work: Path, seed: int, progress: Progress, every: int = 1) -> dict[st
     }
 
 
-def _install(device: Path, manifest: bytes, held: Path) -> None:
+def _install(device: Path, held: Path) -> None:
     """A device that has run bundle 5 for long."""
     store = BundleStore(device, KEYS, clock=lambda: NOW_MS)
     updates = Updates(store, device_id="device")
     updates.add(held)
     updates.current()
-    store.change(trial=None, starts=0, release=release_of(manifest, HELD, number=FOLLOWED))
+    store.change(trial=None, starts=0, release=release_of((held / MANIFEST).read_bytes(), HELD, number=FOLLOWED))
 
 
 def _try(each: Attack, device: Path, folder: Path, server: Server) -> str:

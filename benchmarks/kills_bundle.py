@@ -29,7 +29,7 @@ from benchmarks.released import (
     KEYS,
     NOW_MS,
     make_bundle,
-    read_files,
+    make_files,
     release_of,
     serve,
     signed_release,
@@ -70,8 +70,7 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
     invalid, root = 0, work / "device"
     _first(root, make_bundle(work / "first", 1))
     floor, activated, rejected = 0, set[int](), set[int]()
-    command = [sys.executable, "-m", "benchmarks.kills_bundle", str(work / "served")]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.kills_bundle"], stdout=subprocess.PIPE, text=True)
     step = mmap.mmap(-1, 1)
     try:
         assert server.stdout is not None
@@ -168,11 +167,10 @@ def _use(ranker: Ranker, *, fails: bool) -> None:
             runtime.run_all({} if fails else rows)
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """Serve bundle after bundle until killed: the same files under ever higher serials. Prints the URL."""
-    files = read_files(make_bundle(folder, 2))
+    files, asked = make_files(1), 0
     manifest = from_json(files[MANIFEST], BundleManifest)
-    asked = 0
 
     def before(path: str) -> None:
         nonlocal asked
@@ -191,4 +189,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

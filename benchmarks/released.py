@@ -18,12 +18,14 @@ from nacl.signing import SigningKey
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from device.bundle import GOLDEN, MANIFEST, RELEASE, SIGNATURES, write_manifest
+from device.bundle import GOLDEN, MANIFEST, RELEASE, SIGNATURES
 from device.codec import to_block, to_json, to_msgpack
 from device.contract import (
+    BundleManifest,
     BundleRef,
     CategoryFeature,
     FeatureSpec,
+    FileEntry,
     FloatFeature,
     Golden,
     GoldenCase,
@@ -34,7 +36,7 @@ from device.contract import (
     Signed,
 )
 from device.signing import TrustedKeys
-from export.signing import public_key, sign, sign_manifest
+from export.signing import public_key, sign
 
 __all__ = [
     "BUNDLE_KEY",
@@ -49,8 +51,8 @@ __all__ = [
     "Server",
     "golden",
     "make_bundle",
+    "make_files",
     "model",
-    "read_files",
     "release_of",
     "serve",
     "signed_release",
@@ -165,26 +167,29 @@ def golden(given: Weights, seed: int = 0) -> Golden:
     )
 
 
-def make_bundle(
-    folder: Path, serial: int, *, seed: int = 0, files: Mapping[str, bytes] = {}, spec: FeatureSpec = SPEC, **manifest: Any
-) -> Path:
-    """A bundle in `folder`, signed by the right keys. `files` replace its own, `manifest` fields of `write_manifest`."""
+def make_files(
+    serial: int, *, seed: int = 0, files: Mapping[str, bytes] = {}, spec: FeatureSpec = SPEC, **changes: Any
+) -> dict[str, bytes]:
+    """What a server sends of a rightly signed bundle, by path. `files` replace its own, `changes` fields of its
+    manifest.
+    """
     given = weights(seed)
-    own = {MODEL: model(given), GOLDEN: to_msgpack(golden(given))}
-    for path, data in {**own, **files}.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    models = [ModelEntry(form="self_contained", format="onnx", precision="fp32", path=MODEL, bytes=0)]
-    fields: dict[str, Any] = {"name": "small", "split_version": "none", "models": models, "created_ms": NOW_MS}
-    write_manifest(folder, serial=serial, spec=spec, **fields | manifest)
-    sign_manifest(folder, [BUNDLE_KEY, SECOND_KEY])
+    own = {"spec.json": to_json(spec), MODEL: model(given), GOLDEN: to_msgpack(golden(given)), **files}
+    entries = tuple(FileEntry(path=p, bytes=len(d), sha256=hashlib.sha256(d).hexdigest()) for p, d in own.items())
+    whole = ModelEntry(form="self_contained", format="onnx", precision="fp32", path=MODEL, bytes=len(own[MODEL]))
+    fields = {"name": "small", "created_ms": NOW_MS, "split_version": "none", "spec": "spec.json", "models": (whole,)}
+    text = to_json(BundleManifest(**{**fields, "serial": serial, "files": entries, **changes}))
+    signatures = to_json(Signed(signatures=sign("manifest", text, [BUNDLE_KEY, SECOND_KEY])))
+    return {MANIFEST: text, SIGNATURES: signatures, **{f"files/{path}": data for path, data in own.items()}}
+
+
+def make_bundle(folder: Path, serial: int, **changes: Any) -> Path:
+    """That bundle in `folder`."""
+    for name, data in make_files(serial, **changes).items():
+        path = folder / name.removeprefix("files/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
     return folder
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    """What a server sends of a bundle, by the path of its URL."""
-    listed = {f"files/{p.relative_to(folder).as_posix()}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    return {name: listed.pop(f"files/{name}") for name in (MANIFEST, SIGNATURES)} | listed
 
 
 def release_of(manifest: bytes, serial: int, *, number: int = 10, **changes: Any) -> Release:

@@ -185,20 +185,21 @@ class CloudClient:
             # The tag keeps a server that has another file by now from sending the rest of that one.
             headers = {"Range": f"bytes={have}-", "If-Range": f'"{entry.sha256}"'} if have else {}
             with line.exchange("GET", path, headers, more_s=(entry.bytes - have) / _RATE_MIN) as response:
-                if response.status not in (200, 206) or (response.status == 206 and not have):
-                    if response.status == 416:
-                        line.hang_up()
-                        return False
+                if response.status == 416 and have:
+                    line.hang_up()
+                    return False
+                if response.status != 200 and not (response.status == 206 and have):
                     raise BadStatusError(name, response.status, beginning(line.read(response, _CHUNK)))
                 if response.status == 206:
                     expected, got = f"bytes {have}-{entry.bytes - 1}/{entry.bytes}", response.getheader("Content-Range")
                     if got != expected:
                         raise BadAnswerError(name, f"expected the range {expected}, got {got!r:.100}")
-                elif have:
+                start = have if response.status == 206 else 0
+                if response.length is not None and response.length > entry.bytes - start:
+                    raise BadAnswerError(name, f"expected at most {entry.bytes} bytes, got more")
+                if start < have:
                     file.truncate(0)
                     have, digest = 0, hashlib.sha256()
-                if response.length is not None and response.length > entry.bytes - have:
-                    raise BadAnswerError(name, f"expected at most {entry.bytes} bytes, got more")
                 for part in line.parts(response, entry.bytes - have):
                     have += len(part)
                     if have > entry.bytes:

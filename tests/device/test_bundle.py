@@ -303,6 +303,14 @@ BAD: dict[str, tuple[Callable[[Path], object], type[BundleError]]] = {
     "file_drive": (_edit_file(0, path="C:models"), UnsafePathError),
     "file_inner_parent": (_edit_file(0, path="models/../spec.json"), UnsafePathError),
     "file_nul": (_edit_file(0, path="a\0b"), UnsafePathError),
+    **{
+        f"file_{name!a}": (_edit_file(0, path=name), UnsafePathError)
+        for name in ("models/", "evil.", "evil ", "con", "models/NUL.onnx", "\u00e9vil", "a" * 300, "a*", "a/" * 999)
+    },
+    "file_in_other_case": (_edit_file(0, path="Models/Split.ONNX"), CorruptBundleError),
+    "file_in_file": (_edit_file(0, path="models/split.onnx/x"), CorruptBundleError),
+    "lists_manifest": (_edit_file(0, path="Manifest.json"), CorruptBundleError),
+    "lists_signatures": (_edit_file(0, path="manifest.sig"), CorruptBundleError),
     "link": (_link, UnsafePathError),
     "link_folder": (_link_folder, UnsafePathError),
     "bytes_negative": (_edit_file(0, bytes=-1), CorruptBundleError),

@@ -1,5 +1,6 @@
 """Against real servers on the loopback interface, well-behaved and not."""
 
+import hashlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -11,10 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from device.bundle import MANIFEST, BundleError, CorruptBundleError, UnsafePathError
+from benchmarks.released import KEYS, Answer, make_files, serve
+from device.bundle import MANIFEST, SIGNATURES, BundleError, CorruptBundleError, SignatureError, UnsafePathError
+from device.bundle_files import StoreError
 from device.client import BadAnswerError, BadStatusError, BadUrlError, CloudClient, UnreachableError
 from device.codec import from_msgpack, to_msgpack
-from device.contract import FeedbackBatch, FeedbackReceipt, PageRequest
+from device.contract import FeedbackBatch, FeedbackReceipt, FileEntry, PageRequest
 from tests.device.worlds import make_bundle, make_event, make_page
 
 REQUEST = PageRequest(request_id="r", user_id=7, session_id="s", now_ms=0, size=3)
@@ -346,3 +349,100 @@ def test_a_folder_that_is_no_bundle_is_replaced(tmp_path: Path) -> None:
         type(source).open(tmp_path / "current")
     with serving(Cloud(source.folder)) as url, CloudClient(url) as client:
         assert client.download_bundle(tmp_path / "current").manifest == source.manifest
+
+
+# ------------------------------------------------------------------------------------------------- files that go on
+
+
+DATA = bytes(range(256)) * 8
+ENTRY = FileEntry(path="models/m.onnx", bytes=len(DATA), sha256=hashlib.sha256(DATA).hexdigest())
+PATH = f"files/{ENTRY.path}"
+
+
+@pytest.mark.parametrize("have", [0, 1, 1000, len(DATA) - 1, len(DATA)])
+def test_a_file_goes_on_where_it_was_cut_off(tmp_path: Path, have: int) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / ENTRY.path).write_bytes(DATA[:have])
+    with serve() as server, CloudClient(server.url) as client:
+        server.files = {PATH: DATA}
+        client.fetch_file(ENTRY, tmp_path)
+        client.fetch_file(ENTRY, tmp_path)
+    assert (tmp_path / ENTRY.path).read_bytes() == DATA
+    expected = {0: [(PATH, "")], len(DATA): []}.get(have, [(PATH, f"bytes={have}-")])
+    assert server.asked == expected
+
+
+@pytest.mark.parametrize("have", [b"x", bytes(1000), bytes(len(DATA)), bytes(5000)], ids=len)
+def test_what_cannot_be_its_beginning_is_thrown_away(tmp_path: Path, have: bytes) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / ENTRY.path).write_bytes(have)
+    with serve() as server, CloudClient(server.url) as client:
+        server.files = {PATH: DATA}
+        client.fetch_file(ENTRY, tmp_path)
+    assert (tmp_path / ENTRY.path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "left"),
+    [
+        (Answer.whole(DATA[:500], Content_Length=str(len(DATA))), UnreachableError, 500),
+        (Answer([DATA[:500]]), BadAnswerError, 500),
+        (Answer.whole(DATA + b"x"), BadAnswerError, 100),
+        (Answer([DATA, DATA]), BadAnswerError, None),
+        (Answer.whole(DATA[100:], 206, Content_Range="bytes 99-2046/2048"), BadAnswerError, 100),
+        (Answer.whole(DATA[100:], 206, Content_Range="bytes 100-2047/9999"), BadAnswerError, 100),
+        (Answer.whole(b"no", 416), BadStatusError, 0),
+        (Answer.whole(b"no", 503), BadStatusError, 100),
+        (Answer.whole(bytes(len(DATA))), CorruptBundleError, 0),
+    ],
+    ids=["cut", "short", "long", "endless", "another_range", "another_size", "beyond_the_end", "unavailable", "another_file"],
+)
+def test_a_bad_answer_leaves_what_may_be_its_beginning(
+    tmp_path: Path, answer: Answer, error: type[Exception], left: int | None
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / ENTRY.path).write_bytes(DATA[:100])
+    with serve() as server, CloudClient(server.url) as client:
+        server.files = {PATH: answer}
+        with pytest.raises(error):
+            client.fetch_file(ENTRY, tmp_path)
+        size = (tmp_path / ENTRY.path).stat().st_size
+        assert left is None or size == left
+        assert size <= ENTRY.bytes
+        server.files = {PATH: DATA}
+        client.fetch_file(ENTRY, tmp_path)
+    assert (tmp_path / ENTRY.path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("where", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"])
+def test_a_server_that_drips_is_given_up_in_time(where: bytes) -> None:
+    with serve() as server, CloudClient(server.url, timeout_s=0.1) as client:
+        server.files = {PATH: Answer([where, *[b"x"] * 900], raw=True, pause_s=0.01)}
+        with pytest.raises(UnreachableError, match="timed out"):
+            client.fetch(f"/v1/bundle/{PATH}")
+
+
+def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "models").write_bytes(b"a file where a folder should be")
+    with serve() as server, CloudClient(server.url) as client:
+        server.files = {PATH: DATA}
+        with pytest.raises(StoreError):
+            client.fetch_file(ENTRY, tmp_path)
+
+
+def test_files_beyond_the_limit_are_not_begun(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path / "bundle").manifest
+    with serve() as server, CloudClient(server.url) as client, pytest.raises(CorruptBundleError, match="at most 10 bytes"):
+        client.fetch_files(manifest, tmp_path / "device", bytes_max=10)
+    assert server.asked == []
+
+
+def test_a_signed_bundle_can_be_asked_for(tmp_path: Path) -> None:
+    with serve() as server, CloudClient(server.url) as client:
+        server.files = {**make_files(3)}
+        assert client.download_bundle(tmp_path / "current", KEYS).manifest.serial == 3
+        assert client.download_bundle(tmp_path / "current", KEYS).manifest.serial == 3
+        server.files[SIGNATURES] = make_files(4)[SIGNATURES]
+        with pytest.raises(SignatureError):
+            client.download_bundle(tmp_path / "elsewhere", KEYS)
+        assert not (tmp_path / "elsewhere").exists()

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nacl.signing import SigningKey
 
 from device.bundle import Bundle
 from device.contract import FeatureSpec
-from export.bundle import REPORT, Budget, export_bundle
+from device.ranker import Ranker
+from device.signing import TrustedKeys
+from device.updates import probe
+from export.bundle import REPORT, Budget, export_bundle, next_serial
 from export.errors import BudgetError, GateError, OutputError, UnsupportedError
 from export.parity import TOLERANCE
 from export.parity_stages import STATE_FACTOR
+from export.signing import public_key
 from tests.export.small_run import LIST_SPEC, small_run, write_gate
 
 FORMATS = ("onnx", "tflite", "coreml")
 PRECISIONS = ("fp32", "fp16", "int8")
+KEY = SigningKey(b"k" * 32)
 STAGES = ("page", "event", "watch", "choose", "search")
 
 
@@ -33,6 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         formats=FORMATS,
         precisions=PRECISIONS,
         serial=7,
+        keys=[KEY],
         progress=lambda what, share: seen.append((what, share)),
     )
     return folder / "bundle", report, seen
@@ -51,6 +58,21 @@ def test_every_model_is_reported_and_those_that_pass_are_shipped(exported: Any) 
         assert all((folder / part["path"]).exists() for part in (row, *row["stages"].values()))
     for row in report["rejected"].values():
         assert not any((folder / part["path"]).exists() for part in (row, *row["stages"].values()))
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_a_device_finds_every_shipped_model_as_it_was_recorded(exported: Any, format: Any) -> None:
+    folder, report, _ = exported
+    bundle = Bundle.open(folder, keys=TrustedKeys.one(public_key(KEY)))
+    for precision in {row["precision"] for row in report["models"].values() if row["format"] == format}:
+        probe(bundle, Ranker.open(bundle, format, precision), format, precision)
+    golden = bundle.golden()
+    assert golden is not None
+    assert {(case.form, len(case.inputs)) for case in golden.cases} == {("split", 10), ("self_contained", 7)}
+    assert len(golden.tolerances) == len(report["models"])
+    assert all(0 < std < 1 for scores in golden.ranges for std in scores.std)
+    assert next_serial(folder) == 8
+    assert next_serial(folder / "models") == 1
 
 
 def test_stages_are_files_in_onnx_one_file_in_litert_and_none_in_core_ml(exported: Any) -> None:

@@ -162,6 +162,28 @@ def test_the_bundle_can_be_downloaded_and_checked(server: Live) -> None:
         assert (again.status, again.body) == (304, b"")
 
 
+def test_a_download_can_go_on_from_any_byte(server: Live) -> None:
+    path = "/v1/bundle/files/" + server.send("GET", "/v1/bundle/manifest.json").json()["files"][0]["path"]
+    whole = server.send("GET", path)
+    tag, size = whole.headers["etag"], len(whole.body)
+    for start in (0, 1, size - 1):
+        for condition in ({}, {"If-Range": tag}):
+            part = server.send("GET", path, headers={"Range": f"bytes={start}-", **condition})
+            assert (part.status, part.body, part.headers["etag"]) == (206, whole.body[start:], tag)
+            assert part.headers["content-range"] == f"bytes {start}-{size - 1}/{size}"
+    beyond = server.send("GET", path, headers={"Range": f"bytes={size}-"})
+    assert (beyond.status, beyond.headers["content-range"]) == (416, f"bytes */{size}")
+    for asked in ("bytes=-1", "bytes=0-1", "bytes=0-,2-", "lines=0-", f"bytes={'9' * 40}-", "bytes=\u0661-"):
+        assert server.send("GET", path, headers={"Range": asked.encode("utf-8").decode("latin-1")}).status == 200
+    changed = server.send("GET", path, headers={"Range": "bytes=1-", "If-Range": '"another"'})
+    assert (changed.status, changed.body) == (200, whole.body)
+
+
+@pytest.mark.parametrize("name", ["manifest.sig", "release.json"])
+def test_a_bundle_that_is_not_signed_or_released_is_told_so(server: Live, name: str) -> None:
+    assert server.send("GET", f"/v1/bundle/{name}").status == 404
+
+
 @pytest.mark.parametrize(
     "path", ["secret", "../run/run.json", "..%2frun%2frun.json", "%2e%2e/run/run.json", "/etc/hostname", "models", "", "a%00b"]
 )

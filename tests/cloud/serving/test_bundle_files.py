@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud.serving.bundle_files import BundleFiles, BundleFilesError
+from cloud.serving.bundle_files import BundleFile, BundleFiles, BundleFilesError
 from tests.cloud.serving.live import write_bundle
 from tests.cloud.small_published import SPLIT_VERSION
 
@@ -63,3 +63,17 @@ def test_no_bundle_and_a_broken_manifest_are_refused(tmp_path: Path) -> None:
 def test_a_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleFilesError, match="split version mine, got 0ther"):
         BundleFiles(write_bundle(tmp_path, FILES, "0ther"), "mine")
+
+
+def test_signatures_and_the_release_of_now(tmp_path: Path) -> None:
+    files = BundleFiles(write_bundle(tmp_path, FILES), SPLIT_VERSION)
+    assert files.signatures is None
+    assert files.release() is None
+    (tmp_path / "manifest.sig").write_bytes(b"signed")
+    (tmp_path / "release.json").write_bytes(b"first")
+    files = BundleFiles(tmp_path, SPLIT_VERSION)
+    assert (files.signatures and files.signatures.data, files.release()) == (b"signed", BundleFile.of(b"first"))
+    (tmp_path / "release.json").write_bytes(b"second")
+    assert files.release() == BundleFile.of(b"second")
+    (tmp_path / "release.json").write_bytes(bytes(1 << 20))  # whatever that is, it is no release
+    assert files.release() is None

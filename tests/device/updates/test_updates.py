@@ -14,8 +14,8 @@ from benchmarks.released import (
     NOW_MS,
     Server,
     make_bundle,
+    make_files,
     model,
-    read_files,
     release_of,
     serve,
     signed_release,
@@ -55,8 +55,7 @@ class World:
     ) -> None:
         """Serve bundle `serial` and a release of it."""
         self.number += 1
-        folder = self.folder / f"bundle-{self.number}"
-        sent = read_files(make_bundle(folder, serial, files=files, **manifest))
+        sent = make_files(serial, files=files, **manifest)
         release = signed_release(release_of(sent[MANIFEST], serial, **{"number": self.number, **changes}))
         self.server.files = {**sent, **release}
 
