@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from device.contract import TelemetryReport, Timing
-from device.contract.telemetry import BUCKETS_MAX, COUNT_MAX, NAME_PATTERN, NAMES_MAX, SUM_MAX
+from device.contract.telemetry import BUCKETS_MAX, COUNT_MAX, NAME_PATTERN, NAMES_MAX, SUM_MAX, TEXT_MAX
 
 __all__ = ["OTHER", "Telemetry", "TelemetryConfig"]
 
@@ -116,9 +116,9 @@ class Telemetry:
             counters={name: min(count, COUNT_MAX) for name, count in self._counts.items() if count > 0},
             timings={name: _timing(times) for name, times in self._times.items()},
             sample_rate=self._config.rate,
-            sdk=self.sdk,
-            bundle=self.bundle,
-            tier=self.tier,
+            sdk=self.sdk and self.sdk[:TEXT_MAX],
+            bundle=self.bundle and self.bundle[:TEXT_MAX],
+            tier=self.tier and self.tier[:TEXT_MAX],
         )
         self._counts, self._times, self._since_ms = {}, {}, now_ms
         return report

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, product
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -78,10 +78,10 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     name: TierName
     format: Format = "onnx"
     precision: Precision = "fp32"
-    threads: int = 1
+    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     search: SearchSpec | None = None
     """None: the bundle's own."""
-    every: int = 1
+    every: Annotated[int, msgspec.Meta(ge=1)] = 1
     """An order is made at every so many swipes; the others go on in the last one."""
     median_ms: float = 0.0
     slow_ms: float = 0.0

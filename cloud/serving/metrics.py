@@ -6,10 +6,10 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud.serving.page import PageObserver
+from cloud.serving.telemetry import DeviceTelemetry
 from device.contract import FeedbackReceipt
 
 __all__ = ["MeasureRequests", "ServingMetrics"]
@@ -54,9 +54,9 @@ class ServingMetrics(PageObserver):
         }
         self._retrieved, self._returned = self._candidates.labels("retrieved"), self._candidates.labels("returned")
 
-    def add(self, collector: Collector) -> None:
-        """Expose what `collector` has beside these."""
-        self._registry.register(collector)
+    def add(self, devices: DeviceTelemetry) -> None:
+        """Expose what devices tell of themselves, too."""
+        self._registry.register(devices)
 
     def stage(self, name: str, seconds: float) -> None:
         """A stage of a page took so long."""

@@ -12,7 +12,7 @@ import msgspec
 
 from device.contract.wire import Versioned, Wire
 
-__all__ = ["BUCKETS_MAX", "COUNT_MAX", "NAMES_MAX", "NAME_PATTERN", "SUM_MAX", "TelemetryReport", "Timing"]
+__all__ = ["BUCKETS_MAX", "COUNT_MAX", "NAMES_MAX", "NAME_PATTERN", "SUM_MAX", "TEXT_MAX", "TelemetryReport", "Timing"]
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,47}(?!\n)$"
 """What a counter or a timing may be called."""
@@ -24,11 +24,13 @@ COUNT_MAX = 1 << 30
 """Largest count in a report."""
 SUM_MAX = 1 << 53
 """Largest sum of times in a report, in microseconds: what a float64 still adds exactly."""
+TEXT_MAX = 64
+"""Longest of each of the other texts, in characters."""
 
 _Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 _Sum = Annotated[int, msgspec.Meta(ge=0, le=SUM_MAX)]
-_Text = Annotated[str, msgspec.Meta(max_length=64)]
+_Text = Annotated[str, msgspec.Meta(max_length=TEXT_MAX)]
 
 
 class Timing(Wire, frozen=True, kw_only=True):
@@ -53,7 +55,7 @@ class TelemetryReport(Versioned, frozen=True, kw_only=True):
     can be scaled up. `bundle` is `name/serial` of what was installed, `tier` what the device's self-benchmark chose.
     """
 
-    report_id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    report_id: Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_MAX)]
     since_ms: int
     until_ms: int
     counters: Annotated[dict[_Name, _Count], msgspec.Meta(max_length=NAMES_MAX)] = msgspec.field(default_factory=dict)

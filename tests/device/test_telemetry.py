@@ -52,7 +52,7 @@ def test_a_time_is_in_the_bucket_of_its_power_of_two(ns: int, bucket: int) -> No
 
 @given(st.lists(st.tuples(NAMES, st.integers(-5, 1 << 40)), max_size=60), st.booleans())
 def test_every_report_is_one_that_the_contract_allows(calls: list[tuple[str, int]], timed: bool) -> None:
-    telemetry = Telemetry("s" * 999 + "\ud800", T0)
+    telemetry = Telemetry("s" * 999 + "\ud800", T0, sdk="", bundle="b" * 999)
     for name, number in calls:
         (telemetry.time if timed else telemetry.count)(name, number)
     report = telemetry.report(T0)

@@ -192,7 +192,7 @@ def test_a_tier_is_kept_until_something_changes(bundle: Bundle, tmp_path: Path) 
     assert kept(0, device="other") == ("full", True)
     (tmp_path / "other").mkdir()
     assert kept(2, staged(tmp_path / "other", choose="B,3"), device="other") == ("narrow", True)
-    for junk in (b"", b"{}", b"\xff", file.read_bytes()[:-9], file.read_bytes().replace(b'"narrow"', b'"best"')):
+    for junk in (b"", b"{}", b"\xff", file.read_bytes()[:-9], file.read_bytes().replace(b'"every":1', b'"every":0')):
         file.write_bytes(junk)
         assert kept(4) == ("greedy", True)
     assert kept() == ("greedy", False)
