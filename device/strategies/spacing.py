@@ -69,6 +69,4 @@ def _at_most(
     if within == "page":
         start = facts.position
         return lambda row, position: (value := values[row]) is None or shown[start:].count(value) < most
-    if most == 1:
-        return lambda row, position: (value := values[row]) is None or value not in shown[max(0, position + 1 - within) :]
     return lambda row, position: (value := values[row]) is None or shown[max(0, position + 1 - within) :].count(value) < most

@@ -60,6 +60,13 @@ def test_an_ad_that_is_pinned_in_the_slot_is_the_slots() -> None:
     assert relaxed == {}
 
 
+def test_of_two_pins_for_one_position_the_slot_goes_by_the_one_above() -> None:
+    shown, _ = _shown(Pin(3, 1), Pin(2, 1), AdSlots(0, 1, 9), ads=[1, 0, 0, 1])
+    assert shown[:2] == [1, 3]
+    shown, _ = _shown(Pin(2, 1), Pin(3, 1), AdSlots(0, 1, 9), ads=[1, 0, 0, 1])
+    assert shown[:2] == [0, 2]
+
+
 def test_a_slot_without_an_ad_is_told() -> None:
     assert _shown(AdSlots(1, 2, 10), ads=[0, 0, 0, 0]) == ([0, 1, 2, 3], {"AdSlots(1, 2, 10, ad, None)": 1})
 

@@ -250,6 +250,17 @@ def test_a_decision_says_why_and_counts_when_it_is_shown() -> None:
     }
 
 
+def test_what_was_decided_for_another_page_does_not_count() -> None:
+    slate = Arranger([Pin(6, 0)]).start()
+    slate.take(page_of([5, 6]), [5, 6])
+    assert slate.first(cloud_order(2)) == 1
+    slate.take(page_of([7, 8]), [7, 8])
+    slate.show(1)
+    assert not slate.counters.fired
+    assert slate.decision is not None
+    assert slate.decision.item_id == 6
+
+
 # ------------------------------------------------------------------------------------------------------- an app's own rules
 
 
