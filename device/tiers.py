@@ -178,7 +178,7 @@ def keep_tier(
         kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
         if kept.key == key:
             return Chosen(kept.tier, kept.tier.open(bundle, group))
-    except (OSError, ValueError, BundleError, ModelRuntimeError):  # msgspec's own errors are ValueErrors
+    except (OSError, TypeError, ValueError, BundleError, ModelRuntimeError):  # msgspec's own errors are ValueErrors
         pass
     chosen = choose_tier(bundle, format, config, group=group, clock=clock)
     if chosen.ranker is not None:
