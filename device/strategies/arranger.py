@@ -1,8 +1,8 @@
 """Strategies together: which may contradict each other, and what each session shows by them.
 
-The order in which rules are listed is their priority, highest first. Each candidate that the order offers breaks some rules; of
-those held, the one whose worst break is the least is shown, at equal breaks the one that the order puts first. So a rule is
-relaxed at a position only where no candidate that is held keeps it together with all rules above that can be kept there.
+The order in which rules are listed is their priority, highest first. At a position each candidate breaks some rules, and a rule
+weighs more than all below it together: the candidate whose breaks weigh least is shown, of equal ones that which the order puts
+first. So a rule is relaxed only where no candidate that is held keeps it together with the rules above that are kept there.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from device.codec import to_block
 from device.contract import Columns
+from device.features import FeatureBuilder
+from device.remaining import Remaining
 from device.strategies import (
     DPP,
     MMR,
@@ -30,6 +32,7 @@ from device.strategies import (
     Test,
 )
 from tests.device.strategies.pages import cloud_order, page_of, show_all
+from tests.device.worlds import SPEC
 
 COLUMNS = ("author", "category", "ad", "pin")
 
@@ -375,6 +378,24 @@ def test_whatever_a_page_and_a_model_say_every_item_is_shown_once(data: st.DataO
         assert slate.first(cloud_order(0)) is None
         assert sorted(shown) == sorted(items)
     assert not slate.counters.failed
+
+
+def test_indices_are_those_of_what_a_session_holds() -> None:
+    """A page with repeats, of which one item was shown before; one is then shown out of turn."""
+    author = {10: 1, 11: 1, 12: 2, 13: 2, 14: 3}
+    raw = [10, 11, 10, 12, 13, 12, 14]
+    arrays = FeatureBuilder(SPEC).page(page_of(raw, {"author": [author[item] for item in raw]}))
+    held = Remaining(arrays.select(np.array([0, 1, 2, 4], np.intp)), 0)
+    slate = Arranger([MinGap("author", 2)]).start()
+    slate.take(page_of(raw, {"author": [author[item] for item in raw]}), held.item_id.tolist())
+    shown = []
+    for elsewhere in (None, 12, None, None):
+        index = slate.first(cloud_order(held.count)) if elsewhere is None else held.find(elsewhere)
+        assert index is not None
+        slate.show(index)
+        shown.append(int(held.item_id[index]))
+        held.take(index)
+    assert shown == [10, 12, 11, 14]
 
 
 def test_a_repeated_item_has_the_attributes_of_its_first_row() -> None:
