@@ -229,7 +229,11 @@ class Ranker:
             found = outputs[0][0] if in_graph else self._search(stages, inputs, scores, outputs[1], count, adjust, search)
             if found is None:
                 return None
-            best = _first(found[: int((found >= 0).sum())], best)
+            found = found[: int((found >= 0).sum())]
+            places = found.tolist()
+            if places and (max(places) >= count or len(set(places)) < len(places)):
+                raise RuntimeRunError("order", f"places in 0..{count - 1}, each once", str(places))
+            best = _first(found, best)
         if count < remaining.count:
             best = np.concatenate([best, np.arange(count, remaining.count)])
         return Ranking(best, -loss, scores[0, :count])

@@ -196,3 +196,26 @@ def test_the_order_is_by_adjusted_scores(dynamic: Ranker, static: Ranker, padded
     np.testing.assert_array_equal(order[:scored], np.argsort(-(shipped @ WEIGHTS), kind="stable"))
     np.testing.assert_array_equal(other[:scored], np.argsort(shipped @ WEIGHTS, kind="stable"))
     assert ranker.order("split", *state, lambda scores: scores * np.float32(np.nan)) is None
+
+
+@given(st.integers(2, 12), st.integers(0, 9), st.lists(st.integers(0, 9), max_size=8))
+def test_copies_go_on_alike_and_leave_what_they_were_made_of(
+    dynamic: Ranker, candidates: int, events: int, taken: list[int]
+) -> None:
+    def go_on(held: Remaining, history: EventHistory) -> list[list[int]]:
+        orders = []
+        for number, place in enumerate(taken):
+            if held.count > 1:
+                feedback = np.full(len(SPEC.feedback_floats), 0.5, np.float32)
+                history.append(T0 + 10**6 + number, 20 + number, feedback, held.page, held.take(place % held.count))
+                ranking = dynamic.order("split", held, history, CONTEXT, T0 + 10**7, 30)
+                assert ranking is not None
+                orders.append(held.item_id[ranking.order].tolist())
+        return orders
+
+    held, history = _state(dynamic, candidates, events)
+    before = [array.copy() for array in (held.floats, held.categories, history.floats, history.feedback)]
+    orders = go_on(held.copy(), history.copy())
+    for array, now in zip(before, (held.floats, held.categories, history.floats, history.feedback), strict=True):
+        np.testing.assert_array_equal(array, now)
+    assert orders == go_on(held, history)
