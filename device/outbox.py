@@ -63,7 +63,7 @@ class Outbox(ABC):
         """Taken events that could not be sent wait again, before those that came since. The cloud applies an id once."""
 
     def tidy(self) -> None:
-        """Slow work that a backend may have put off, such as syncing a file; whoever uploads calls it now and then."""
+        """Slow work that a backend may have put off; whoever uploads calls it now and then."""
         return
 
 

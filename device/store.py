@@ -45,7 +45,7 @@ _SAVE_CHUNK = 64  # rows saved late under one lock, so that a swipe meanwhile wa
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """How much is kept. With the defaults the file stays below 10 MB, its write-ahead file below 32 MB."""
+    """How much is kept. With the defaults the file stays below 10 MB, its write-ahead file as well."""
 
     outbox: OutboxConfig = field(default_factory=OutboxConfig)
     """How much feedback waits."""
@@ -57,8 +57,8 @@ class StoreConfig:
     """Items last shown; as many as a session remembers (`SessionConfig.shown_max`)."""
     state_bytes_max: int = 1 << 20
     """Bytes of one named thing; a user's personal layer has a few thousand."""
-    wal_bytes: int = 4 << 20
-    """The write-ahead file is folded in beyond this, which takes milliseconds off the path of a swipe: once in 800 swipes."""
+    wal_bytes: int = 1 << 20
+    """The write-ahead file is folded in beyond this, once in some 200 swipes; a swipe that comes just then waits for 1 ms."""
 
 
 class StoredOutbox(MemoryOutbox):
@@ -95,7 +95,7 @@ class StoredOutbox(MemoryOutbox):
         return len(self._unsaved)
 
     def tidy(self) -> None:
-        """Sync, make good a damaged file, and save what could not be saved before. For a thread that no swipe waits for."""
+        """Fold in, make good a damaged file, and save what could not be saved before. For a thread that no swipe waits for."""
         begun_anew = self._database.tidy()
         with self._lock:
             if begun_anew:
