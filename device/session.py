@@ -403,7 +403,8 @@ class FeedSession:
                 state = PagingState(0, 0, 0, 0, 1.0)
             else:
                 age = max(0, self._clock() - self._taken_ms)  # by one clock: the cloud's may differ from the device's
-                self._rank(held)  # what would be shown next; `next` finds it made
+                if self._paging.uses_values:
+                    self._rank(held)  # `next` finds it made
                 left, shown = held.count, self._shown_of_page
                 state = self._moment.state(left, shown, age, page.ttl_ms, page.compute_price, self._position)
             decision = self._decision = self._paging(state)

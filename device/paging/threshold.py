@@ -14,6 +14,8 @@ class ThresholdPaging(Paging):
     every swipe. Without a model there are no values, and `left` alone decides.
     """
 
+    uses_values = True
+
     def __init__(self, share: float = 0.7, left: int = 0, consume: int = 3, size: int = 30) -> None:
         """Raises ValueError for a negative number, or `consume` or `size` below 1."""
         if not (share >= 0 and left >= 0 and consume >= 1 and size >= 1):

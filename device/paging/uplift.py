@@ -65,6 +65,8 @@ class UpliftPaging(Paging):
     values of what is left (no model, cloud order) it asks as often as the plan for the price does.
     """
 
+    uses_values = True
+
     def __init__(self, model: PagingModel) -> None:
         """Raises `PagingModelError` for a feature that this device does not know."""
         if unknown := set(model.weights) - set(FEATURES):

@@ -224,6 +224,6 @@ def test_configs_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def _order(ranker: Ranker) -> list[int]:
     held = Remaining(FeatureBuilder(SPEC).page(make_page([1, 2, 3, 4, 5])), ranker.rows)
     ranker.prepare("self_contained", held)
-    order = ranker.order("self_contained", held, EventHistory(SPEC), np.zeros((1, 2), np.float32), T0, 0)
-    assert order is not None
-    return [int(place) for place in order]
+    ranking = ranker.order("self_contained", held, EventHistory(SPEC), np.zeros((1, 2), np.float32), T0, 0)
+    assert ranking is not None
+    return [int(place) for place in ranking.order]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from device.features import FeatureBuilder
 from device.feedback import EventHistory
-from device.ranker import Ranker
+from device.ranker import Ranker, Ranking
 from device.remaining import Remaining
 from device.runtimes import INPUT_NAMES, Runtime, RuntimeRunError
 from device.watchdog import Watchdog, WatchdogConfig
@@ -59,7 +59,7 @@ class World:
         self._held = Remaining(FeatureBuilder(SPEC).page(make_page([1, 2, 3])), self._ranker.rows)
         self._history = EventHistory(SPEC)
 
-    def order(self) -> NDArray[np.intp] | None:
+    def order(self) -> Ranking | None:
         return self._ranker.order("self_contained", self._held, self._history, np.zeros((1, 2), np.float32), T0, 0)
 
 
@@ -85,7 +85,7 @@ def test_an_answer_in_time_is_that_of_the_run() -> None:
     order, why = watchdog(world.order)
     assert why is None
     assert order is not None
-    assert order.tolist() == [2, 1, 0]
+    assert order.order.tolist() == [2, 1, 0]
     assert watchdog(lambda: None) == (None, None)  # a run may have no answer of its own
 
 
