@@ -41,12 +41,12 @@ class Node(val value: Any?, val path: String = "$") {
         is Map<*, *> -> "`object`"
         is List<*> -> "`array`"
         is ByteArray -> "`bytes`"
-        else -> value.toString().take(SHOWN_MAX)
+        else -> value.toString().take(GOT_MAX)
     }
 
     companion object {
         const val WIRE_VERSION = 1L
-        private const val SHOWN_MAX = 60
+        private const val GOT_MAX = 60
     }
 }
 
