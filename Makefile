@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench docs
+.PHONY: help setup demo test samples check bench docs
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,16 @@ test: export OMP_NUM_THREADS ?= 1
 test: export PYTHONHASHSEED := 0
 test: $(STAMP) ## all tests
 	"$(BIN)/python" -m pytest $(ARGS)
+
+# The Kotlin compiler is 94 MB; without it, npm or Java the tests say what they skip.
+KOTLIN := $(VENV)/kotlin/.installed
+$(KOTLIN): $(STAMP)
+	@command -v npm >/dev/null && npm install --prefix "$(VENV)/kotlin" --no-save --silent kotlin-compiler@2.4.20 && touch "$@" || true
+
+samples: export OMP_NUM_THREADS ?= 1
+samples: export PYTHONHASHSEED := 0
+samples: $(KOTLIN) ## compile the Android sample and hold it to the vectors
+	"$(BIN)/python" -m pytest tests/device/test_samples.py
 
 check: export OMP_NUM_THREADS ?= 1
 check: $(STAMP) ## ruff, mypy --strict, import arrows and public names
