@@ -19,6 +19,7 @@ __all__ = ["Exchange"]
 
 _ASKED_MAX = 8
 """Requests under way that are remembered; an app has one."""
+_BYTES_MAX = 256 << 10  # of feedback in a call; the server takes 1 MiB
 
 
 class _Sent(NamedTuple):
@@ -30,19 +31,29 @@ class Exchange:
     """Thread-safe as its outbox is; `telemetry` is told under the session's lock."""
 
     def __init__(
-        self, outbox: Outbox, privacy: PrivacyPolicy, telemetry: Telemetry, totals: Callable[[], Mapping[str, int]]
+        self,
+        outbox: Outbox,
+        privacy: PrivacyPolicy,
+        telemetry: Telemetry,
+        totals: Callable[[], Mapping[str, int]],
+        events_max: int,
     ) -> None:
-        """`totals` are counters that only grow; what they grew by goes along with each report."""
+        """`totals` are counters that only grow; what they grew by goes along with each report. A call takes `events_max`."""
         self.outbox, self.privacy, self.telemetry, self._totals = outbox, privacy, telemetry, totals
+        self._events_max = events_max
         self._asked: dict[str, _Sent] = {}
 
     def add(self, event: FeedbackEvent) -> bool:
         """Queue what of `event` may leave; False when its id is known."""
         return self.outbox.add(self.privacy.event(event))
 
-    def ask(self, request: PageRequest, events_max: int) -> PageRequest:
-        """`request` with the feedback that waits, and the device's report of itself."""
-        sent = _Sent(self.outbox.take(events_max), self.report(request.now_ms))
+    def take(self) -> tuple[FeedbackEvent, ...]:
+        """Feedback that waits, as much as a call takes."""
+        return self.outbox.take(self._events_max, _BYTES_MAX)
+
+    def ask(self, request: PageRequest, feedback: tuple[FeedbackEvent, ...]) -> PageRequest:
+        """`request` with the feedback that was taken for it, and the device's report of itself."""
+        sent = _Sent(feedback, self.report(request.now_ms))
         self._asked = dict([*self._asked.items(), (request.request_id, sent)][-_ASKED_MAX:])
         return self.privacy.request(msgspec.structs.replace(request, feedback=sent.feedback, telemetry=sent.telemetry))
 
@@ -73,10 +84,10 @@ class Exchange:
         if sent is not None:
             self.telemetry.put_back(sent.telemetry)
 
-    def flush(self, client: CloudClient, now_ms: int, events_max: int) -> int:
+    def flush(self, client: CloudClient, now_ms: int) -> int:
         """Upload all that waits; the number of events that the cloud now has. Raises `ClientError`: the rest waits again."""
         done, report = 0, self.report(now_ms)
-        while (events := self.outbox.take(events_max)) or report is not None:
+        while (events := self.take()) or report is not None:
             try:
                 client.send_feedback(events, report)
             except BaseException:

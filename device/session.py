@@ -130,7 +130,7 @@ class FeedSession:
         self._telemetry = Telemetry(session_id, clock(), telemetry or TelemetryConfig(rate=0))
         policy = privacy or (PrivacyPolicy() if ranker is None else PrivacyPolicy.for_spec(ranker.spec))
         outbox = MemoryOutbox(self._config.outbox) if store is None else store.outbox
-        self._exchange = Exchange(outbox, policy, self._telemetry, self._totals)
+        self._exchange = Exchange(outbox, policy, self._telemetry, self._totals, self._config.request_events_max)
         self._watchdog = None if watchdog is None else Watchdog(watchdog)
         self._ordering = Ordering(self.counters, self._telemetry, self._watchdog, tier)
         self._slate = None if strategies is None else strategies.start()
@@ -414,6 +414,7 @@ class FeedSession:
         """The request for the next page, with feedback that waits; when it cannot be sent, give that back by `put_back`."""
         if self._updates is not None and (ranker := self._updates.current().ranker) is not self._next_models.ranker:
             self.use(ranker)
+        feedback = self._exchange.take()  # outside of the lock: a thousand events take milliseconds to read
         with self._swipe:
             self._requests += 1
             bare = PageRequest(
@@ -426,7 +427,7 @@ class FeedSession:
                 split_version=self._next_models.split_version,
                 exclude=(*self._before, *self._shown),
             )
-            return self._exchange.ask(bare, self._config.request_events_max)
+            return self._exchange.ask(bare, feedback)
 
     def refill(self, client: CloudClient, scene: int = 0) -> Refill:
         """Ask for a page if it is time to, and take it. Waits for the network: not for the thread that swipes.
@@ -441,7 +442,7 @@ class FeedSession:
 
         Raises `ClientError`: what was not acknowledged waits again.
         """
-        return self._exchange.flush(client, self._clock(), self._config.request_events_max)
+        return self._exchange.flush(client, self._clock())
 
     def not_sent(self, request: PageRequest) -> None:
         """The request got no answer: what went along with it waits again."""
