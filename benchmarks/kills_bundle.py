@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.released import (
     BUNDLE_KEY,
@@ -33,6 +31,7 @@ from benchmarks.released import (
     release_of,
     serve,
     signed_release,
+    use,
 )
 from device.bundle import MANIFEST, RELEASE, SIGNATURES
 from device.bundle_files import BundleError
@@ -40,7 +39,6 @@ from device.client import ClientError, CloudClient
 from device.codec import from_json, to_json
 from device.contract import BundleManifest, Signed
 from device.ranker import Ranker
-from device.runtimes.base import RuntimeRunError
 from device.updates import BundleStore, TrialConfig, UpdateConfig, Updates
 from export.signing import sign
 
@@ -117,7 +115,7 @@ def _first(root: Path, folder: Path) -> None:
     updates.add(folder)
     current = updates.current()
     assert current.ranker is not None
-    _use(current.ranker, fails=False)
+    use(current.ranker, RUNS)
     updates.current()
 
 
@@ -148,23 +146,9 @@ def _device(root: Path, url: str, step: mmap.mmap) -> NoReturn:
         current = updates.current()
         step[0] = STEPS.index("use")
         if current.ranker is not None and current.serial is not None:
-            _use(current.ranker, fails=current.serial % FAILS_EVERY == 0)
+            use(current.ranker, RUNS, fails=current.serial % FAILS_EVERY == 0)
         step[0] = STEPS.index("judge")
         updates.current()
-
-
-def _use(ranker: Ranker, *, fails: bool) -> None:
-    runtime = ranker.runtimes["self_contained"]["whole"]
-    rows: dict[str, NDArray[Any]] = {
-        "candidate_float": np.random.default_rng(0).random((1, 8, 2)).astype(np.float32),
-        "candidate_category": np.arange(8, dtype=np.int32).reshape(1, 8, 1),
-        "event_feedback": np.ones((1, 4, 1), np.float32),
-        "event_mask": np.ones((1, 4), np.float32),
-        "context": np.ones((1, 1), np.float32),
-    }
-    for _ in range(RUNS):
-        with suppress(RuntimeRunError):
-            runtime.run_all({} if fails else rows)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,6 +35,8 @@ from device.contract import (
     ScoreRange,
     Signed,
 )
+from device.ranker import Ranker
+from device.runtimes.base import RuntimeRunError
 from device.signing import TrustedKeys
 from export.signing import public_key, sign
 
@@ -56,6 +58,7 @@ __all__ = [
     "release_of",
     "serve",
     "signed_release",
+    "use",
     "weights",
 ]
 
@@ -237,6 +240,21 @@ class Server:
         self.pause_s = 0.0
         """After every so many bytes of a body."""
         self.url = ""
+
+
+def use(ranker: Ranker, runs: int, *, fails: bool = False) -> None:
+    """Run its model so often, as swipes would, or try to and fail."""
+    runtime = ranker.runtimes["self_contained"]["whole"]
+    rows: dict[str, NDArray[Any]] = {
+        "candidate_float": np.random.default_rng(0).random((1, 8, 2)).astype(np.float32),
+        "candidate_category": np.arange(8, dtype=np.int32).reshape(1, 8, 1),
+        "event_feedback": np.ones((1, 4, 1), np.float32),
+        "event_mask": np.ones((1, 4), np.float32),
+        "context": np.ones((1, 1), np.float32),
+    }
+    for _ in range(runs):
+        with suppress(RuntimeRunError):
+            runtime.run_all({} if fails else rows)
 
 
 class _Quiet(ThreadingHTTPServer):

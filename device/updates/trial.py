@@ -91,10 +91,10 @@ class Trial:
     ) -> None:
         """`ranges` are the bundle's own, `baseline` what the bundle before it did, `figures` what was seen before a restart."""
         self._config = config or TrialConfig()
-        self._ranges = {r.form: r for r in ranges}
+        self._ranges: dict[str, ScoreRange] = {r.form: r for r in ranges}
         self._baseline, self._figures = baseline, figures or Figures()
         self._ms: list[float] = []
-        self._scores: list[tuple[Form, NDArray[np.float32]]] = []
+        self._scores: list[tuple[Form, NDArray[np.float32], NDArray[np.float32] | None]] = []
         self.wants = self._config.samples
         """Runs whose scores it still wants."""
         self._failures = self._row = 0
@@ -111,11 +111,13 @@ class Trial:
         self._row += 1
         self._kinds[kind] = self._kinds.get(kind, 0) + 1
 
-    def scores(self, form: Form, scores: NDArray[np.float32]) -> None:
-        """A run's scores [n, tasks] of real candidates, which are copied; later ones than it `wants` are passed over."""
+    def scores(self, form: Form, scores: NDArray[np.float32], mask: NDArray[np.float32] | None = None) -> None:
+        """A run's scores [n, tasks], of real candidates where `mask` [n] is 1. They are copied; later ones than it `wants` are
+        passed over.
+        """
         if self.wants:
             self.wants -= 1
-            self._scores.append((form, scores.copy()))
+            self._scores.append((form, scores.copy(), None if mask is None else mask.copy()))
 
     @property
     def figures(self) -> Figures:
@@ -124,12 +126,16 @@ class Trial:
         self._ms, self._scores, self._failures = [], [], 0
         old = self._figures
         sums = {form: np.array(rows) for form, rows in old.scores.items()}
-        for form, sample in scores:
-            if not np.isfinite(sample).all():
+        samples: dict[str, list[NDArray[np.float32]]] = {}
+        for form, padded, mask in scores:
+            sample = padded if mask is None else padded[mask > 0]
+            if np.isfinite(sample).all():
+                samples.setdefault(form, []).append(sample)
+            else:
                 failures += 1
                 self._kinds["scores"] = self._kinds.get("scores", 0) + 1
-                continue
-            wide = sample.astype(np.float64)
+        for form, parts in samples.items():
+            wide = np.concatenate(parts).astype(np.float64)
             row = np.stack([np.full(wide.shape[1], len(wide)), wide.sum(0), (wide**2).sum(0)], 1)
             sums[form] = sums[form] + row if form in sums else row
         self._figures = Figures(
@@ -157,7 +163,7 @@ class Trial:
 
     def _drift(self, seen: Figures) -> Verdict | None:
         for form, rows in seen.scores.items():
-            expected = self._ranges.get("split" if form == "split" else "self_contained")
+            expected = self._ranges.get(form)
             if expected is None or len(rows) != len(expected.mean):
                 continue
             for task, (count, total, squares) in enumerate(rows):
@@ -190,13 +196,14 @@ class _Watched(Runtime):
             self._trial.failed("run")
             raise
         trial, scores = self._trial, outputs[self._scores][0]
-        if scores[0, 0] != scores[0, 0]:  # NaN seldom comes alone, and looking at all of them would cost more than the rest
+        first = scores[0, 0]
+        if first != first:  # NaN seldom comes alone, and looking at all of them would cost more than the rest
             trial.failed("scores")
             return outputs
         trial.ran((time.perf_counter_ns() - start) / 1e6)
         if trial.wants:
             mask = inputs.get("candidate_mask")
-            trial.scores(self._form, scores if mask is None else scores[mask[0] > 0])
+            trial.scores(self._form, scores, None if mask is None else mask[0])
         return outputs
 
 

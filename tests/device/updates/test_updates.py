@@ -5,7 +5,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.released import (
@@ -19,13 +18,13 @@ from benchmarks.released import (
     release_of,
     serve,
     signed_release,
+    use,
     weights,
 )
 from device.bundle import MANIFEST, BundleError, SignatureError
 from device.bundle_files import ProbeError, ReleaseError, StoreError
 from device.client import BadStatusError, ClientError, CloudClient
 from device.ranker import Ranker
-from device.runtimes.base import RuntimeRunError
 from device.updates import BundleStore, Outcome, TrialConfig, UpdateConfig, Updates
 
 CONFIG = UpdateConfig(trial=TrialConfig(runs=4, failures=2, ms_max=1e6, slower=1e6), tries=2)
@@ -79,18 +78,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def _use(ranker: Ranker | None, *, fails: bool = False, runs: int = 4) -> None:
     assert ranker is not None
-    rows: dict[str, Any] = {
-        "candidate_float": np.random.default_rng(0).random((1, 8, 2)).astype(np.float32),
-        "candidate_category": np.arange(8, dtype=np.int32).reshape(1, 8, 1),
-        "event_feedback": np.ones((1, 4, 1), np.float32),
-        "event_mask": np.ones((1, 4), np.float32),
-        "context": np.ones((1, 1), np.float32),
-    }
-    for _ in range(runs):
-        try:
-            ranker.runtimes["self_contained"]["whole"].run_all({} if fails else rows)
-        except RuntimeRunError:
-            assert fails
+    use(ranker, runs, fails=fails)
 
 
 def test_a_new_bundle_comes_into_use_between_pages_and_stays(world: World) -> None:
