@@ -23,7 +23,7 @@ from device.contract.bundle import (
 from device.contract.errors import BlockError, ContractError, DecodeError, VersionError
 from device.contract.feedback import Ended, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Network, Orientation
 from device.contract.page import Candidates, Page, PageRequest
-from device.contract.paging import PagePlan, PagingModel
+from device.contract.paging import PagePlan, PagingModel, PagingTerm
 from device.contract.spec import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 from device.contract.telemetry import TelemetryReport, Timing
 from device.contract.wire import WIRE_VERSION, Block, Columns, Dtype
@@ -57,6 +57,7 @@ __all__ = [
     "PagePlan",
     "PageRequest",
     "PagingModel",
+    "PagingTerm",
     "PersonalConfig",
     "Precision",
     "SearchSpec",
