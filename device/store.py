@@ -27,6 +27,7 @@ __all__ = [
     "DeviceStore",
     "ForeignDatabaseError",
     "StoreConfig",
+    "StoredOutbox",
 ]
 
 # Strict, so that a check of the whole file also finds values of another type.

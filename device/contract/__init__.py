@@ -24,7 +24,7 @@ from device.contract.errors import BlockError, ContractError, DecodeError, Versi
 from device.contract.feedback import Ended, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Network, Orientation
 from device.contract.golden import Golden, GoldenCase, GoldenTolerance, ScoreRange
 from device.contract.page import Candidates, Page, PageRequest
-from device.contract.paging import PagePlan, PagingModel
+from device.contract.paging import PagePlan, PagingModel, PagingTerm
 from device.contract.release import BundleRef, Release, Role, Signature, Signed, in_rollout, key_id, signed_bytes
 from device.contract.spec import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 from device.contract.telemetry import TelemetryReport, Timing
@@ -63,6 +63,7 @@ __all__ = [
     "PagePlan",
     "PageRequest",
     "PagingModel",
+    "PagingTerm",
     "PersonalConfig",
     "Precision",
     "Release",

@@ -6,7 +6,7 @@ import math
 
 from device.contract.wire import Wire
 
-__all__ = ["PagePlan", "PagingModel"]
+__all__ = ["PagePlan", "PagingModel", "PagingTerm"]
 
 
 class PagePlan(Wire, frozen=True, kw_only=True):
@@ -22,26 +22,35 @@ class PagePlan(Wire, frozen=True, kw_only=True):
     drop: float
 
 
-class PagingModel(Wire, frozen=True, kw_only=True):
-    """What asking now wins, learned from devices that asked at random (`cloud.training.uplift`).
+class PagingTerm(Wire, frozen=True, kw_only=True):
+    """`weight` times a feature of the state (`device.paging.uplift`), or times how far it is below `knot`."""
 
-    The gain of the next impression, in effective views, is `bias` plus the sum of `weights` times the features of the state
-    with these names (`device.paging.uplift`); against it stands what the best of `plans` pays per impression for fresh pages at
-    the price of now. Plans are in order of falling `drop` and must not fall in `size`: the dearer compute is, the less often a
-    device asks, and for the larger pages. `simulated` says whose sessions it was learned from.
+    feature: str
+    weight: float
+    knot: float | None = None
+
+
+class PagingModel(Wire, frozen=True, kw_only=True):
+    """What asking now wins, learned from devices that asked at random (`cloud.paging.uplift`).
+
+    The gain of the next impression, in effective views, is `bias` plus the sum of `terms`. Against it stands what the best of
+    `plans` pays per impression for fresh pages at the price of now. Plans are in order of falling `drop` and must not fall in
+    `size`: the dearer compute is, the less often a device asks, and for the larger pages. `simulated` says whose sessions it
+    was learned from.
 
     Raises ValueError for numbers that cannot be.
     """
 
     bias: float
-    weights: dict[str, float]
+    terms: tuple[PagingTerm, ...]
     plans: tuple[PagePlan, ...]
     simulated: bool = False
 
     def __post_init__(self) -> None:
         if not self.plans:
             raise ValueError("expected at least one plan, got none")
-        numbers = (self.bias, *self.weights.values(), *(x for plan in self.plans for x in (plan.level, plan.drop)))
+        terms = [x for term in self.terms for x in (term.weight, term.knot or 0.0)]
+        numbers = (self.bias, *terms, *(x for plan in self.plans for x in (plan.level, plan.drop)))
         if not all(math.isfinite(x) for x in numbers):
             raise ValueError("expected finite numbers, got NaN or infinity")
         for plan in self.plans:

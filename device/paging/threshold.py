@@ -8,7 +8,7 @@ __all__ = ["ThresholdPaging"]
 
 
 class ThresholdPaging(Paging):
-    """Ask once the best left is worth less than `share` of what the page began with, or no more than `left` are left.
+    """Ask once the best left is worth less than `value`, or no more than `left` are left; always for `size`.
 
     Never before `consume` of a page were shown, so that a page that is poor from its first item on is not asked for anew at
     every swipe. Without a model there are no values, and `left` alone decides.
@@ -16,11 +16,11 @@ class ThresholdPaging(Paging):
 
     uses_values = True
 
-    def __init__(self, share: float = 0.7, left: int = 0, consume: int = 3, size: int = 30) -> None:
-        """Raises ValueError for a negative number, or `consume` or `size` below 1."""
-        if not (share >= 0 and left >= 0 and consume >= 1 and size >= 1):
-            raise ValueError(f"expected share, left >= 0 and consume, size >= 1, got {share}, {left}, {consume} and {size}")
-        self.share, self.left, self.consume, self.size = share, left, consume, size
+    def __init__(self, value: float, left: int = 0, consume: int = 3, size: int = 30) -> None:
+        """`value` is on the scale of the model's scores. Raises ValueError for NaN, `left` below 0, or others below 1."""
+        if not (value == value and left >= 0 and consume >= 1 and size >= 1):
+            raise ValueError(f"expected a value, left >= 0 and consume, size >= 1, got {value}, {left}, {consume} and {size}")
+        self.value, self.left, self.consume, self.size = value, left, consume, size
 
     def __call__(self, state: PagingState) -> PageDecision:
         """See `Paging`."""
@@ -32,4 +32,4 @@ class ThresholdPaging(Paging):
             return None
         if state.remaining <= self.left:
             return "consumed"
-        return "value" if state.best < self.share * state.arrived else None  # NaN is not less
+        return "value" if state.best < self.value else None  # NaN is not less

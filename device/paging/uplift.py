@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from operator import mul
 
 from device.contract import Network, PagePlan, PagingModel
 from device.paging.base import PageDecision, Paging, PagingState, must_ask
@@ -69,10 +68,12 @@ class UpliftPaging(Paging):
 
     def __init__(self, model: PagingModel) -> None:
         """Raises `PagingModelError` for a feature that this device does not know."""
-        if unknown := set(model.weights) - set(FEATURES):
+        if unknown := {term.feature for term in model.terms} - set(FEATURES):
             raise PagingModelError(f"features among {', '.join(FEATURES)}", ", ".join(sorted(unknown)))
         self.model = model
-        self._weights = tuple(model.weights.get(name, 0.0) for name in FEATURES)
+        terms = [(FEATURES.index(term.feature), term.weight, term.knot) for term in model.terms]
+        self._linear = [(i, weight) for i, weight, knot in terms if knot is None]
+        self._below = [(i, weight, knot) for i, weight, knot in terms if knot is not None]
         # The upper envelope of the plans' lines over the price: plan i is the best up to `_until[i]`.
         self._plans, self._until = _envelope(model.plans)
 
@@ -91,7 +92,13 @@ class UpliftPaging(Paging):
 
     def gain(self, known: tuple[float, ...]) -> float:
         """What asking now wins at the next impression, in effective views, by its `features`."""
-        return self.model.bias + sum(map(mul, self._weights, known))
+        gain = self.model.bias
+        for i, weight in self._linear:
+            gain += weight * known[i]
+        for i, weight, knot in self._below:
+            if known[i] < knot:
+                gain += weight * (knot - known[i])
+        return gain
 
 
 def _envelope(plans: Sequence[PagePlan]) -> tuple[list[PagePlan], list[float]]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from device.strategies.facts import Facts
 
-__all__ = ["Bonus", "Clash", "Preference", "Rule", "Strategy", "Test"]
+__all__ = ["Bonus", "Clash", "Preference", "Rule", "Strategy", "Test", "need"]
 
 Test: TypeAlias = Callable[[int, int], bool]
 """Whether the candidate in a row of the page may be shown at a position of the session, the next one. Runs for a few candidates

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud.training.uplift import UpliftLog
+from cloud.paging.uplift import UpliftLog
 from device import Bundle, PageDecision, Paging, PagingState
 from device.paging import FEATURES, features, must_ask
 from sdk_demo.emulator.policies import OnDevice

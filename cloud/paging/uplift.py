@@ -2,9 +2,9 @@
 
 Two effects are estimated, both on the effective view of single impressions, which says far more per session than its length:
 
-- *asking*: y - m(x) ≈ (asked - e)(bias + w·x), with e the known probability of asking and m a boosted regression of y that
-  never saw the session: the R-learner (Nie and Wager 2021, arXiv 1712.04912). Asking being random, what makes a session good cannot
-  pass for what asking wins.
+- *asking*: y - m(x) ≈ (asked - e) gain(x), with e the known probability of asking, m a boosted regression of y that never saw
+  the session, and a gain that is piecewise linear: the R-learner (Nie and Wager 2021, arXiv 1712.04912). Asking being random,
+  what makes a session good cannot pass for what asking wins.
 - *depth*: how the i-th impression of a page of k compares with the first of any: y ≈ session + a ln k + b ln((k - i) / k)
   + c i, within sessions.
 
@@ -26,7 +26,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from cloud.training.run import write_atomically
-from device.contract import PagePlan, PagingModel
+from device.contract import PagePlan, PagingModel, PagingTerm
 
 __all__ = ["UpliftConfig", "UpliftLog", "train_uplift"]
 
@@ -39,14 +39,21 @@ class UpliftConfig:
 
     request_cost: float = 0.5
     """Effective views that a page must win at price 1."""
-    candidate_cost: float = 0.003
-    """Effective views that each of its candidates must win, at any price: compute is dear in a crunch, transfer is not."""
+    candidate_cost: float = 0.006
+    """Effective views that each of its candidates must win, at any price: compute is dear in a crunch, transfer is not. Both
+    costs are choices of ours, with a page of 80 about as dear to move as to make."""
     sizes: tuple[int, ...] = (6, 9, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
     """Page sizes to choose from, within those that were logged."""
+    consumed: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60)
+    """Impressions of a page before the next to choose from, within its size."""
     folds: int = 5
     """Of sessions, for m."""
-    ridge: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0)
-    """Strengths of the penalty on w (in standard deviations of features) to choose from."""
+    ridge: tuple[float, ...] = (30.0, 100.0, 300.0, 1000.0)
+    """Strengths of the penalty on a term's weight (in standard deviations of the term) to choose from."""
+    bends: tuple[str, ...] = ("best", "left")
+    """Features in which the gain is not linear: it is next to nothing until little is left that is worth showing."""
+    knots: tuple[float, ...] = (0.05, 0.15, 0.3, 0.5)
+    """Quantiles of those at which it may bend."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +95,17 @@ class UpliftLog:
 
 def train_uplift(log: UpliftLog, config: UpliftConfig = UpliftConfig(), *, seed: int = 0) -> PagingModel:
     """The model that a device asks by. Raises ValueError for a log without random decisions or of one session."""
-    bias, weights = _gain(log, config, seed)
+    bias, terms = _gain(log, config, seed)
     return PagingModel(
         bias=bias,
-        weights=dict(zip(log.names, weights, strict=True)),
+        terms=terms,
         plans=_plans(log, config),
         simulated=log.simulated,
     )
 
 
-def _gain(log: UpliftLog, config: UpliftConfig, seed: int) -> tuple[float, list[float]]:
-    """What asking wins at the next impression: bias, and a weight for each feature."""
+def _gain(log: UpliftLog, config: UpliftConfig, seed: int) -> tuple[float, tuple[PagingTerm, ...]]:
+    """What asking wins at the next impression: bias and terms."""
     rows = np.isfinite(log.x).all(1) & (log.probability > 0) & (log.probability < 1)
     x, y, session = log.x[rows], log.effective[rows].astype(np.float64), log.session[rows]
     if len(np.unique(session)) < config.folds or not 0 < log.asked[rows].sum() < rows.sum():
@@ -106,10 +113,15 @@ def _gain(log: UpliftLog, config: UpliftConfig, seed: int) -> tuple[float, list[
     boosted = HistGradientBoostingRegressor(max_depth=4, learning_rate=0.05, max_iter=100, random_state=seed)
     m = cross_val_predict(boosted, x, y, groups=session, cv=GroupKFold(config.folds))
     surprise = log.asked[rows] - log.probability[rows]
-    scaler = StandardScaler().fit(x)
-    fitted = RidgeCV(config.ridge).fit(scaler.transform(x), (y - m) / surprise, sample_weight=surprise**2)
+    bends = [log.names.index(name) for name in config.bends if name in log.names]
+    knots = [(i, float(knot)) for i in bends for knot in np.unique(np.quantile(x[:, i], config.knots))]
+    columns = np.column_stack([x, *(np.maximum(knot - x[:, i], 0) for i, knot in knots)])
+    scaler = StandardScaler().fit(columns)
+    fitted = RidgeCV(config.ridge).fit(scaler.transform(columns), (y - m) / surprise, sample_weight=surprise**2)
     weights = fitted.coef_ / scaler.scale_
-    return float(fitted.intercept_ - weights @ scaler.mean_), weights.tolist()
+    of = [*((i, None) for i in range(x.shape[1])), *knots]
+    terms = [PagingTerm(feature=log.names[i], weight=float(w), knot=k) for w, (i, k) in zip(weights, of, strict=True) if w]
+    return float(fitted.intercept_ - weights @ scaler.mean_), tuple(terms)
 
 
 def _plans(log: UpliftLog, config: UpliftConfig) -> tuple[PagePlan, ...]:
@@ -132,7 +144,11 @@ def _plans(log: UpliftLog, config: UpliftConfig) -> tuple[PagePlan, ...]:
         # A page is paid for at its first impression; paid by the impression, that is its share of the discounted ones.
         share = 1 / np.cumsum(discount)
         level = (np.cumsum(discount * wins) - config.candidate_cost * k) * share
-        plans += [PagePlan(size=k, consume=i + 1, level=level[i], drop=config.request_cost * share[i]) for i in shown]
+        plans += [
+            PagePlan(size=k, consume=i, level=float(level[i - 1]), drop=float(config.request_cost * share[i - 1]))
+            for i in config.consumed
+            if i <= k
+        ]
     return _best(plans)
 
 

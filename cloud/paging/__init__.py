@@ -1,0 +1,1 @@
+"""When devices should ask for pages: learned from those that asked at random."""
