@@ -18,8 +18,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from device.refill import RefillConfig
-
 from benchmarks.errors import BenchmarkError
 from benchmarks.faulty_cloud import FAULTS, FaultyCloud
 from benchmarks.full_disk import full_disk
@@ -29,6 +27,7 @@ from device.client import CloudClient
 from device.contract import FeedbackEvent, Page, PageRequest
 from device.paging import FixedPaging
 from device.ranker import Ranker
+from device.refill import RefillConfig
 from device.session import FeedSession, SessionConfig
 from device.store import DeviceStore, StoreConfig
 from device.upload import UploadConfig, Uploader

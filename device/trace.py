@@ -318,7 +318,23 @@ def _decode(payload: bytes, at: str) -> Decision:
         raise CorruptTraceError(at, f"an order of {len(held)} items", f"one of {len(order)}")
     if scores is not None and (spec is None or scores.shape[1:] != (len(spec.tasks),) or len(scores) > len(held)):
         raise CorruptTraceError(at, "scores of the spec's tasks", str(list(scores.shape)))
+    if decision.inputs and not (spec and decision.form and _plausible(decision, spec, decision.form)):
+        raise CorruptTraceError(at, "a model's inputs", str({name: x.shape for name, x in decision.inputs.items()}))
     return decision
+
+
+def _plausible(decision: Decision, spec: FeatureSpec, form: Form) -> bool:
+    """Whether there is an array for each input, with the axes and the rows that it must have."""
+    rows = {"candidate": min(len(decision.held), spec.candidates_max), "event": max(1, len(decision.event_items))}
+
+    def begins(name: str) -> tuple[int, ...]:
+        kind = name.partition("_")[0]
+        return (1, rows[kind]) if kind in rows else (1,)
+
+    return tuple(decision.inputs) == INPUT_NAMES[form] and all(
+        x.shape[:-1] == begins(name) if not name.endswith("_mask") else x.shape == begins(name)
+        for name, x in decision.inputs.items()
+    )
 
 
 def _to_wire(array: object) -> Block:

@@ -17,6 +17,7 @@ from sdk_demo.cli.emulate import emulate
 from sdk_demo.cli.errors import exit_on_domain_error
 from sdk_demo.cli.evaluate import evaluate
 from sdk_demo.cli.export import export
+from sdk_demo.cli.inspect import inspect
 from sdk_demo.cli.keygen import keygen
 from sdk_demo.cli.release import release
 from sdk_demo.cli.serve import serve
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 """The application. Commands appear in the order of the work: data to run, run to bundle, bundle to phones."""
 
-for command in (train, evaluate, keygen, export, release, serve, emulate, demo):
+for command in (train, evaluate, keygen, export, release, inspect, serve, emulate, demo):
     app.command()(command)
 
 
@@ -58,6 +59,7 @@ def _pocketrank(
     pocketrank train --data world --out runs/first
     pocketrank evaluate runs/first
     pocketrank export runs/first --formats onnx,tflite --out runs/bundle
+    pocketrank inspect runs/bundle
     pocketrank serve --run runs/first --bundle runs/bundle --port 8080
     pocketrank emulate --server http://127.0.0.1:8080 --clients 8 --sessions 100 --seed 1 --json -
     """

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from device.contract import Stage
-from device.runtimes import OUTPUT_NAMES, open_stages, stage_inputs
+from device.runtimes import OUTPUT_NAMES, STAGES, open_stages, stage_inputs
+from export.explain import attention_over
 from export.graphs import Graph
 from export.onnx import OPSET, convert
 from export.parity import draw_inputs
 from export.parity_stages import compare_stages, draw_lists, open_answers
-from tests.export.small_run import LIST_SPEC, random_upper
+from tests.export.explained import softmaxes
+from tests.export.small_run import CONFIG, LIST_SPEC, random_upper
 
 GRAPH = Graph("self_contained", LIST_SPEC, random_upper(split=False))
 
@@ -55,6 +58,23 @@ def test_a_search_is_one_loop(paths: Any) -> None:
     for stage, path in paths["fp32"].items():
         loops = [node for node in onnx.load(path).graph.node if node.op_type == "Loop"]
         assert len(loops) == (stage == "search")
+
+
+def test_each_attention_is_found_by_its_mask(paths: Any) -> None:
+    inputs = draw_inputs(LIST_SPEC, "self_contained", 7, 6, seed=1)
+    inputs |= {"chosen": np.array([[0, 3], [4, 1]], np.int32), "chosen_mask": np.array([[0, 1], [1, 1]], np.float32)}
+    for stage in STAGES:
+        inputs |= GRAPH.run(stage, inputs)
+    for stage, mask, keys in (("whole", "event_mask", 6), ("watch", "event_mask", 6), ("choose", "chosen_mask", 2)):
+        with softmaxes() as answers:
+            GRAPH.run(stage, inputs)
+        model = onnx.load(paths["fp32"][stage])
+        assert [attention_over(model, other) for other in {"event_mask", "chosen_mask"} - {mask}] == [None]
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(attention_over(model, mask)))
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        found = session.run(None, {node.name: inputs[node.name] for node in session.get_inputs()})[-1]
+        assert found.shape[1:] == (CONFIG.heads, 7, 1 + keys)
+        np.testing.assert_allclose(found, answers[0], atol=1e-5)
 
 
 def test_stages_hold_only_their_own_weights(paths: Any) -> None:

@@ -1,0 +1,92 @@
+"""`pocketrank inspect`: what a bundle holds, and why a session ordered as it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdk_demo.cli.errors import OptionError
+from sdk_demo.cli.inspection import print_bundle, print_decisions, print_why
+from sdk_demo.cli.output import JsonTarget
+
+__all__ = ["inspect"]
+
+_DAMAGED = 2
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of a bundle, or file of a session's trace.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle that the session ran, for attention and influence. [default: neither]")
+    ] = None,
+    position: Annotated[
+        int | None, typer.Option(min=0, help="The decision to explain, by its position in the session.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Candidates and events shown of a decision.")] = 10,
+    json: Annotated[str | None, typer.Option(help="File for the report; `-` prints it to stdout.")] = None,
+) -> None:
+    """Look into a bundle or a session.
+
+    Of a bundle: what it is, whether every file is as its manifest says, its models with sizes and parity, whether they run here
+    and how long a swipe's run takes, and its feature spec. A damaged one is told as far as it can be read; the exit code is
+    then 2.
+
+    Of a session, from the trace that its phone wrote: a row for each decision; with --position, why it was made. Attention is
+    read off the model's graph and says where the model looked. Influence is what the score loses without an event: the model is
+    run again for each. The two need not agree.
+
+    \b
+    pocketrank inspect runs/bundle
+    pocketrank inspect session.trace
+    pocketrank inspect session.trace --bundle runs/bundle --position 12 --json why.json
+
+    Writes tables to the terminal and, with --json, everything in them and more.
+    """
+    target = JsonTarget(json)
+    if (path / "manifest.json").is_file():
+        _bundle(path, target, {"--bundle": bundle, "--position": position})
+    elif path.is_file():
+        _session(path, bundle, position, top, target)
+    else:
+        raise OptionError("PATH", "a bundle's folder, with its manifest.json, or a session's trace", str(path))
+
+
+def _bundle(path: Path, target: JsonTarget, not_for_bundles: dict[str, object]) -> None:
+    for option, value in not_for_bundles.items():
+        if value is not None:
+            raise OptionError(option, "a session's trace as PATH", str(path))
+
+    from sdk_demo.inspection import inspect_bundle
+
+    report = inspect_bundle(path)
+    target.write(report)
+    print_bundle(target.console, report)
+    if report["problems"]:
+        raise typer.Exit(_DAMAGED)
+
+
+def _session(path: Path, bundle: Path | None, position: int | None, top: int, target: JsonTarget) -> None:
+    from device.bundle import Bundle
+    from device.trace import NotATraceError
+    from sdk_demo.inspection import inspect_session, why
+
+    try:
+        report, decisions = inspect_session(path)
+    except NotATraceError as error:
+        raise OptionError("PATH", "a bundle's folder, with its manifest.json, or a session's trace", str(path)) from error
+    if position is None:
+        target.write(report)
+        print_decisions(target.console, report)
+    else:
+        chosen = next((decision for decision in reversed(decisions) if decision.position == position), None)
+        if chosen is None:
+            known = f"{decisions[0].position}..{decisions[-1].position}" if decisions else "none: the trace is empty"
+            raise OptionError("--position", f"one of the trace's, {known}", str(position))
+        opened = None if bundle is None else Bundle.open(bundle, now_ms=0)  # an expired one explains as well
+        report["why"] = why(chosen, opened)
+        target.write(report)
+        print_why(target.console, report["why"], top)
+    if report["damage"] and not report["cut"]:
+        raise typer.Exit(_DAMAGED)

@@ -1,0 +1,196 @@
+"""A session's trace as a list of decisions, and one decision with all that speaks for it.
+
+Errors::
+
+    ForeignBundleError         the bundle is not the one that the session ran
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from device.bundle import Bundle, BundleError
+from device.contract import CategoryFeature, Ended, FeatureSpec, Form, Network, Orientation
+from device.trace import CorruptTraceError, CutTraceError, Decision, read_trace
+
+if TYPE_CHECKING:
+    from export.explain import Explanation
+
+__all__ = ["ForeignBundleError", "did", "inspect_session", "why"]
+
+_CODES: dict[str, type[IntEnum]] = {"ended": Ended, "network": Network, "orientation": Orientation}
+_NEAR = 1e-6
+
+
+class ForeignBundleError(BundleError):
+    """The bundle is not the one that the session ran."""
+
+
+def inspect_session(path: Path) -> tuple[dict[str, Any], list[Decision]]:
+    """What the session whose trace is at `path` decided, and the decisions that `why` takes.
+
+    `damage` says where the trace ends before its end; `cut` that this is what a killed process leaves. Raises `TraceError` for
+    another file.
+    """
+    decisions: list[Decision] = []
+    report: dict[str, Any] = {"kind": "session", "path": str(path), "damage": None, "cut": False}
+    try:
+        decisions.extend(read_trace(path))
+    except (CutTraceError, CorruptTraceError) as err:
+        report |= {"damage": str(err), "cut": isinstance(err, CutTraceError)}
+    return report | {"decisions": [_told(decision) for decision in decisions]}, decisions
+
+
+def _told(decision: Decision) -> dict[str, Any]:
+    """One row. Ranks count from 1; `cloud_rank` is that of the item shown in cloud order, `rank` its own in the order made."""
+    place = np.flatnonzero(decision.held == decision.shown)
+    at = int(place[0]) if len(place) else None
+    total = decision.total
+    scored = total is not None and at is not None and at < len(total)
+    return {
+        "position": decision.position,
+        "now_ms": decision.now_ms,
+        "page_id": decision.page_id,
+        "bundle": decision.bundle,
+        "split_version": decision.split_version,
+        "form": decision.form,
+        "fallback": decision.fallback,
+        "ordered": decision.scores is not None,
+        "personal": decision.personal,
+        "shown": decision.shown,
+        "held": len(decision.held),
+        "events": len(decision.event_items),
+        "cloud_rank": None if at is None else at + 1,
+        "rank": None if at is None else int(np.flatnonzero(decision.order == at)[0]) + 1,
+        "total": float(total[at]) if scored and total is not None else None,
+        "best_other": float(np.delete(total, at).max()) if scored and total is not None and len(total) > 1 else None,
+        "strategies": list(decision.strategies),
+        "paging": None if decision.paging is None else decision.paging._asdict(),
+        "spent_ms": decision.spent_ms,
+    }
+
+
+def why(decision: Decision, bundle: Bundle | None = None) -> dict[str, Any]:
+    """Why a decision was made: its candidates as they were ordered, its events newest first.
+
+    With the `bundle` of the session its model is run again. Events then have the `attention` of the item shown by head, and
+    their `influence` on its scores and on their weighted sum, `total`. Candidates have both for each event, newest first, heads
+    averaged, influence as that on the sum; and `unwatched`, their rank had there been no event. `explained` says which model
+    was run, how far its scores are from those recorded (`differs`), and the attention to the null key by head.
+
+    Raises `ForeignBundleError`, `export.explain.ExplainError`.
+    """
+    report: dict[str, Any] = {"decision": _told(decision), "explained": None}
+    spec, inputs = decision.spec, decision.inputs
+    if spec is None or decision.form is None or not inputs:
+        candidates = [{"item": int(decision.held[i]), "cloud_rank": i + 1} for i in decision.order.tolist()]
+        return report | {"candidates": candidates, "events": []}
+    explained = None if bundle is None else _explained(decision, decision.form, bundle)
+    scores = decision.scores if explained is None or decision.scores is not None else explained.scores
+    shown = np.flatnonzero(decision.held[: inputs["candidate_mask"].shape[1]] == decision.shown)
+    at = int(shown[0]) if len(shown) else None
+    report |= {
+        "tasks": list(spec.tasks),
+        "task_weights": spec.task_weights,
+        "search": None if spec.search is None else msgspec.structs.asdict(spec.search),
+        "candidates": _candidates(decision, spec, scores, explained),
+        "events": _events(decision, spec, at, explained),
+    }
+    if bundle is not None and explained is not None:
+        heads = None if at is None or explained.attention is None else explained.attention[:, at, 0].tolist()
+        differs = None if decision.scores is None else np.abs(explained.scores[: len(decision.scores)] - decision.scores).max()
+        report["explained"] = {
+            "model": explained.model.relative_to(bundle.folder).as_posix(),
+            "differs": differs,
+            "null_attention": heads,
+        }
+    return report
+
+
+def _explained(decision: Decision, form: Form, bundle: Bundle) -> Explanation:
+    from export.explain import explain  # only now: it needs torch
+
+    name = f"{bundle.manifest.name}/{bundle.manifest.serial}"
+    if decision.split_version != bundle.split_version or decision.bundle not in (None, name):
+        expected = f"the bundle {decision.bundle or 'of the session'}, split version {decision.split_version}"
+        raise ForeignBundleError(str(bundle.folder), expected, f"{name}, {bundle.split_version}")
+    return explain(bundle, form, decision.inputs)
+
+
+def _newest_first(decision: Decision) -> list[int]:
+    """Rows of the events, not of padding."""
+    rows: list[int] = np.flatnonzero(decision.inputs["event_mask"][0])[::-1].tolist()
+    return rows
+
+
+def _candidates(
+    decision: Decision, spec: FeatureSpec, scores: NDArray[np.float32] | None, explained: Explanation | None
+) -> list[dict[str, Any]]:
+    events, weights = _newest_first(decision), _weights(spec)
+    categories = decision.inputs["candidate_category"][0]
+    unwatched = [] if explained is None else (explained.unwatched @ -weights).argsort(kind="stable").tolist()
+    rows = []
+    for place in decision.order.tolist():
+        row: dict[str, Any] = {"item": int(decision.held[place]), "cloud_rank": place + 1}
+        if place < len(categories):
+            row["categories"] = _by_name(spec.candidate_categories, categories[place])
+        if scores is not None and place < len(scores):
+            row |= {"scores": _by_task(spec, scores[place]), "total": float(scores[place] @ weights)}
+        if explained is not None and place < len(unwatched):
+            row["unwatched"] = unwatched.index(place) + 1
+            row["influence"] = (explained.influence[events, place] @ weights).tolist()
+            if explained.attention is not None:
+                row["attention"] = explained.attention[:, place].mean(0)[1:][events].tolist()
+        rows.append(row)
+    return rows
+
+
+def _events(decision: Decision, spec: FeatureSpec, at: int | None, explained: Explanation | None) -> list[dict[str, Any]]:
+    inputs, weights, rows = decision.inputs, _weights(spec), []
+    for t in _newest_first(decision):
+        seconds, positions = inputs["event_gap"][0, t, :2].tolist()
+        row: dict[str, Any] = {
+            "item": int(decision.event_items[t]),
+            "seconds_ago": seconds,
+            "positions_ago": round(positions),
+            "did": did(spec, inputs["event_feedback"][0, t]),
+            "categories": _by_name(spec.candidate_categories, inputs["event_category"][0, t]),
+        }
+        if explained is not None and at is not None:
+            influence = explained.influence[t, at]
+            row["influence"] = _by_task(spec, influence) | {"total": float(influence @ weights)}
+            row["attention"] = None if explained.attention is None else explained.attention[:, at, 1 + t].tolist()
+        rows.append(row)
+    return rows
+
+
+def did(spec: FeatureSpec, feedback: NDArray[np.float32]) -> dict[str, float | str]:
+    """What the model was told that a user did, in the units of a `FeedbackEvent`: how long they watched, and what else is not
+    as it is by default. What was beyond a feature's limits is at the limit.
+    """
+    found: dict[str, float | str] = {}
+    for feature, value in zip(spec.feedback_floats, feedback.tolist(), strict=False):
+        if feature.name == "watch_ms" or abs(value - feature.default) > _NEAR:
+            raw = value / feature.scale if feature.scale else value
+            codes = {int(code): code.name.lower() for code in _CODES.get(feature.name, ())}
+            found[feature.name] = codes.get(round(raw), round(raw, 3))
+    return found
+
+
+def _weights(spec: FeatureSpec) -> NDArray[np.float32]:
+    return np.array([spec.task_weights.get(task, 0.0) for task in spec.tasks], np.float32)
+
+
+def _by_task(spec: FeatureSpec, values: NDArray[np.float32]) -> dict[str, float]:
+    return dict(zip(spec.tasks, values.tolist(), strict=True))
+
+
+def _by_name(features: Iterable[CategoryFeature], values: NDArray[np.integer]) -> dict[str, int]:
+    return {feature.name: int(value) for feature, value in zip(features, values, strict=False)}
