@@ -134,10 +134,10 @@ class Trial:
             else:
                 failures += 1
                 self._kinds["scores"] = self._kinds.get("scores", 0) + 1
-        for form, parts in samples.items():
+        for name, parts in samples.items():
             wide = np.concatenate(parts).astype(np.float64)
             row = np.stack([np.full(wide.shape[1], len(wide)), wide.sum(0), (wide**2).sum(0)], 1)
-            sums[form] = sums[form] + row if form in sums else row
+            sums[name] = sums[name] + row if name in sums else row
         self._figures = Figures(
             failures=old.failures + failures,
             ms=(*old.ms, *(round(x, 3) for x in ms))[: self._config.runs],

@@ -70,7 +70,9 @@ def _told(decision: Decision) -> dict[str, Any]:
         "cloud_rank": None if at is None else at + 1,
         "rank": None if at is None else int(np.flatnonzero(decision.order == at)[0]) + 1,
         "total": float(total[at]) if scored and total is not None else None,
-        "best_other": float(np.delete(total, at).max()) if scored and at is not None and len(total) > 1 else None,
+        "best_other": float(np.delete(total, at).max())
+        if scored and total is not None and at is not None and len(total) > 1
+        else None,
         "strategies": list(decision.strategies),
         "paging": None if decision.paging is None else decision.paging._asdict(),
         "spent_ms": decision.spent_ms,
