@@ -36,8 +36,9 @@ def trace_session(path: Path, bundle: Bundle, impressions: int = 4) -> None:
         for at in range(impressions):
             now_ms = T0 + 10_000 * at
             ranker.builder.context(at, now_ms, context[0])
-            order = ranker.order("split", held, history, context, now_ms, at)
-            assert order is not None
+            ranking = ranker.order("split", held, history, context, now_ms, at)
+            assert ranking is not None
+            order = ranking.order
             inputs, _ = ranker.inputs("split", held, history, context, now_ms, at)
             best, item = int(order[0]), int(held.item_id[order[0]])
             tracer.decision(
