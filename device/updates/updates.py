@@ -256,6 +256,7 @@ class Updates:
                 return
             except (NoSuchModelError, CorruptBundleError, ModelRuntimeError, ContractError) as err:
                 self._leave(str(err))
+                ready = None
         self._current, self._expires_ms = Current(bundle.manifest.serial, ranker, "ok"), bundle.manifest.expires_ms
         if (figures := store.state.trial) is not None:
             ranges = () if golden is None else golden.ranges
