@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -104,6 +104,7 @@ def test_samples_are_copies_and_few() -> None:
     assert trial.wants == 0
 
 
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(["ran", "failed", "scores"]), max_size=30), st.integers(0, 30))
 def test_a_restart_in_the_middle_changes_nothing(events: list[str], at: int) -> None:
     config = TrialConfig(runs=10, failures=99, samples=99)
