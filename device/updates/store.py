@@ -202,6 +202,7 @@ class BundleStore:
     def _clean(self) -> None:
         state = self.state
         kept = {str(serial) for serial in (state.active, state.previous, state.staged, state.pending)}
-        for path in self._bundles.iterdir():
-            if path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # what cannot be removed now is at the next start
+            for path in self._bundles.iterdir():
+                if path.name not in kept:
+                    shutil.rmtree(path, ignore_errors=True)

@@ -53,7 +53,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     failures: int = 0
     ms: tuple[float, ...] = ()
-    scores: dict[str, tuple[tuple[float, float, float], ...]] = {}
+    scores: dict[Form, tuple[tuple[float, float, float], ...]] = {}
 
     @property
     def runs(self) -> int:
@@ -91,7 +91,7 @@ class Trial:
     ) -> None:
         """`ranges` are the bundle's own, `baseline` what the bundle before it did, `figures` what was seen before a restart."""
         self._config = config or TrialConfig()
-        self._ranges: dict[str, ScoreRange] = {r.form: r for r in ranges}
+        self._ranges = {r.form: r for r in ranges}
         self._baseline, self._figures = baseline, figures or Figures()
         self._ms: list[float] = []
         self._scores: list[tuple[Form, NDArray[np.float32], NDArray[np.float32] | None]] = []
@@ -126,7 +126,7 @@ class Trial:
         self._ms, self._scores, self._failures = [], [], 0
         old = self._figures
         sums = {form: np.array(rows) for form, rows in old.scores.items()}
-        samples: dict[str, list[NDArray[np.float32]]] = {}
+        samples: dict[Form, list[NDArray[np.float32]]] = {}
         for form, padded, mask in scores:
             sample = padded if mask is None else padded[mask > 0]
             if np.isfinite(sample).all():

@@ -74,6 +74,7 @@ class Updates:
         """
         self.store, self._device_id, self._config = store, device_id, config or UpdateConfig()
         self._lock, self._checking = threading.RLock(), threading.Lock()
+        self._release = store.state.release  # in memory too: a full disk must not stop a kill
         self._ready: tuple[Bundle, Ranker] | None = None  # the staged bundle
         self._trial: Trial | None = None
         self._stop = threading.Event()
@@ -101,8 +102,7 @@ class Updates:
                     self.store.activate()
                     ready, self._ready = self._ready, None
                     self._install(ready)
-            release = self.store.state.release
-            if release is not None and release.kill:
+            if self._release is not None and self._release.kill:
                 return Current(None, None, "killed")
             if self._expires_ms is not None and self.store.now() >= self._expires_ms:
                 return Current(self._current.serial, None, "expired")
@@ -118,6 +118,7 @@ class Updates:
             store, config = self.store, self._config
             release = fetch_release(client, store.keys)
             follow(release, store.state.release, store.now())
+            self._release = release
             store.change(release=release)
             self.keep()
             ref = release.bundle
@@ -179,8 +180,8 @@ class Updates:
 
     def _known(self, serial: int) -> Outcome | None:
         """What a bundle comes to that is not wanted."""
-        state = self.store.state
-        if serial in state.rejected or (state.release is not None and serial in state.release.revoked):
+        state, release = self.store.state, self._release
+        if serial in state.rejected or (release is not None and serial in release.revoked):
             return "rejected"
         return "current" if serial <= max(state.active or 0, state.staged or 0) else None
 
@@ -210,8 +211,7 @@ class Updates:
     def _judge(self) -> None:
         """Leave the active bundle if it is revoked or failed its trial."""
         store = self.store
-        release = store.state.release
-        for serial in () if release is None else release.revoked:
+        for serial in () if self._release is None else self._release.revoked:
             state = store.state
             if serial in (state.previous, state.staged, state.active):
                 if serial == state.staged:
@@ -256,6 +256,7 @@ class Updates:
                 return
             except (NoSuchModelError, CorruptBundleError, ModelRuntimeError, ContractError) as err:
                 self._leave(str(err))
+                ready = None
         self._current, self._expires_ms = Current(bundle.manifest.serial, ranker, "ok"), bundle.manifest.expires_ms
         if (figures := store.state.trial) is not None:
             ranges = () if golden is None else golden.ranges

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from device.codec import from_json, to_json
 from device.contract import ScoreRange
@@ -26,9 +27,9 @@ def _told(trial: Trial, runs: int = 10, ms: float = 3.0, failed: int = 0) -> Ver
     return trial.verdict()
 
 
-def _scores(mean: tuple[float, float] = (0.5, 0.1), std: tuple[float, float] = (0.1, 0.02)) -> np.ndarray:
+def _scores(mean: tuple[float, float] = (0.5, 0.1), std: tuple[float, float] = (0.1, 0.02)) -> NDArray[np.float32]:
     z = np.random.default_rng(0).normal(size=(60, 2))
-    return (np.array(mean) + z * np.array(std)).astype(np.float32)
+    return np.asarray(np.array(mean) + z * np.array(std), np.float32)
 
 
 def test_one_that_does_well_is_trusted_after_so_many_runs() -> None:
@@ -77,7 +78,7 @@ def test_slower_than_the_one_before(before: float | None, now: float, healthy: b
     ],
     ids=["as_recorded", "another_user", "far_up", "far_down", "all_the_same", "nan"],
 )
-def test_scores_that_drift(scores: np.ndarray, why: str) -> None:
+def test_scores_that_drift(scores: NDArray[np.float32], why: str) -> None:
     trial = Trial(CONFIG, ranges=[RANGE])
     for _ in range(6):
         trial.scores("split", scores)
@@ -103,6 +104,7 @@ def test_samples_are_copies_and_few() -> None:
     assert trial.wants == 0
 
 
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(["ran", "failed", "scores"]), max_size=30), st.integers(0, 30))
 def test_a_restart_in_the_middle_changes_nothing(events: list[str], at: int) -> None:
     config = TrialConfig(runs=10, failures=99, samples=99)

@@ -244,6 +244,10 @@ def test_a_full_disk_leaves_what_is_active(world: World) -> None:
     world.release(3)
     with pytest.raises(StoreError):
         world.device.check(world.client)
+    world.release(3, kill=True)
+    with pytest.raises(StoreError):
+        world.device.check(world.client)
+    assert world.device.current().why == "killed"  # until the app ends; a later check brings it again
     assert world.start().current().serial == 1
     (world.device.store.root / "state.json.tmp").rmdir()
     assert world.device.current().serial == 2
