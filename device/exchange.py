@@ -84,9 +84,11 @@ class Exchange:
         if sent is not None:
             self.telemetry.put_back(sent.telemetry)
 
-    def flush(self, client: CloudClient, now_ms: int) -> int:
-        """Upload all that waits; the number of events that the cloud now has. Raises `ClientError`: the rest waits again."""
-        done, report = 0, self.report(now_ms)
+    def flush(self, client: CloudClient, report: TelemetryReport | None) -> int:
+        """Upload all that waits and `report`; the number of events that the cloud now has. Raises `ClientError`: the rest waits
+        again.
+        """
+        done = 0
         while (events := self.take()) or report is not None:
             try:
                 client.send_feedback(events, report)

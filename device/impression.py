@@ -18,11 +18,11 @@ A listener may be called late, twice or out of order, so that only a wrong name 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from device.clock import wall_clock
 from device.contract import Ended, FeedbackEvent, Network, Orientation
 
 __all__ = ["Action", "Counted", "DeviceState", "Impression"]
@@ -35,10 +35,6 @@ Counted = Literal["pauses", "seeks", "buffering_ms", "backgrounded"]
 
 _ACTIONS: frozenset[str] = frozenset(get_args(Action))
 _COUNTED: frozenset[str] = frozenset(get_args(Counted))
-
-
-def _wall_clock() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _number(value: float | None, least: float = -math.inf, most: float = math.inf) -> float | None:
@@ -84,7 +80,7 @@ class Impression:
         page_id: str | None = None,
         experiment: str | None = None,
         event_id: str | None = None,
-        clock: Callable[[], int] = _wall_clock,
+        clock: Callable[[], int] = wall_clock,
     ) -> None:
         """Begins now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0.
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from device.clock import wall_clock
 from device.codec import from_msgpack, to_msgpack
 from device.contract import BlockError, ContractError, FeedbackEvent, Form, Page, PageRequest
 from device.counters import Counters
@@ -75,10 +76,6 @@ class SessionConfig:
     """How a cloud is asked that does not answer."""
 
 
-def _wall_clock() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class FeedSession:
     """The device's feed. Any number of sessions may share a `Ranker`.
 
@@ -93,7 +90,7 @@ class FeedSession:
         user_id: int,
         session_id: str,
         paging: Paging | None = None,
-        clock: Callable[[], int] = _wall_clock,
+        clock: Callable[[], int] = wall_clock,
         config: SessionConfig | None = None,
         personal: PersonalLayer | None = None,
         strategies: Arranger | None = None,
@@ -442,7 +439,9 @@ class FeedSession:
 
         Raises `ClientError`: what was not acknowledged waits again.
         """
-        return self._exchange.flush(client, self._clock())
+        with self._swipe:
+            report = self._exchange.report(self._clock())
+        return self._exchange.flush(client, report)
 
     def not_sent(self, request: PageRequest) -> None:
         """The request got no answer: what went along with it waits again."""

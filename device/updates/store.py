@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +33,7 @@ from device.bundle_files import (
     replace_file,
     sync,
 )
+from device.clock import wall_clock
 from device.codec import to_json
 from device.contract import Release
 from device.signing import TrustedKeys
@@ -42,10 +42,6 @@ from device.updates.trial import Figures
 __all__ = ["BundleStore", "StoreState"]
 
 _REJECTED_MAX = 64  # serials remembered; releases that name older ones are refused by their number
-
-
-def _wall_clock() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class StoreState(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +73,7 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 class BundleStore:
     """Bundles in the folder `root`, all signed by `keys`. `clock` tells the time in ms since the epoch, UTC."""
 
-    def __init__(self, root: Path, keys: TrustedKeys, *, clock: Callable[[], int] = _wall_clock) -> None:
+    def __init__(self, root: Path, keys: TrustedKeys, *, clock: Callable[[], int] = wall_clock) -> None:
         """Open the store, make it if there is none, and remove what a killed process left. Raises `StoreError`."""
         self.root, self.keys, self._clock = root, keys, clock
         self._lock = threading.RLock()
