@@ -30,11 +30,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
 from cloud.training.run import write_atomically
 from cloud.training.train import WORLD_CONFIG, TrainConfig
-from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.options import parse_list
 from sdk_demo.cli.output import JsonTarget
 from sdk_demo.cli.stages import stages
@@ -55,7 +55,6 @@ Share of the oracle's uplift that cloud order, a refreshed cloud order and the d
 With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
 option makes anew what it touches.
 """
-_WRONG_INPUT = 2
 PLAYERS = ("cloud_order", "refreshed", "greedy", "beam", "informed", "oracle")
 """Policies that play."""
 CLIENTS = 8
@@ -176,6 +175,7 @@ def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]
     return {name: gain[name] for name in FIGURES}
 
 
+@tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = Extent()
@@ -193,22 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
     options = parser.parse_args(arguments)
-    try:
-        target = JsonTarget(options.json)
-        extent = Extent(
-            worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
-            sessions=options.sessions,
-            trainings=options.seeds,
-            base=WorldConfig.load(options.world),
-        )
-        with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
-            report = measure(extent, options.work or Path(scratch), tell)
-        target.write(report)
-    except Exception as error:
-        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return _WRONG_INPUT
+    target = JsonTarget(options.json)
+    extent = Extent(
+        worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
+        sessions=options.sessions,
+        trainings=options.seeds,
+        base=WorldConfig.load(options.world),
+    )
+    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
+        report = measure(extent, options.work or Path(scratch), tell)
+    target.write(report)
     print_table(target.console, report)
     return 0
 

@@ -44,11 +44,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.errors import BenchmarkError
+from benchmarks.command import tells_wrong_input
 from benchmarks.measure import Repetitions, measure
 from benchmarks.searches import PUBLISHED
 from benchmarks.subject import FORMATS, subjects
-from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.output import JsonTarget, progress
 
 __all__ = ["main", "print_report"]
@@ -61,9 +60,9 @@ this core's matrix products.
   python -m benchmarks.latency --run runs/world                the model of a run, exported first
   python -m benchmarks.latency --bundle bundle --run runs/world       a bundle beside the run it came from
 """
-_WRONG_INPUT = 2
 
 
+@tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = Repetitions()
@@ -85,22 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=_count, default=defaults.rounds, help="turns of everything [%(default)s]")
     parser.add_argument("--runs", type=_count, default=defaults.runs, help="runs of each kind in a turn [%(default)s]")
     options = parser.parse_args(arguments)
-    try:
-        target = JsonTarget(options.json)
-        presets: dict[str, dict[str, Any]] = {}
-        with TemporaryDirectory(prefix="pocketrank-") as scratch:
-            with progress(target.console, "preparing the bundles") as tell:
-                found = subjects(options.bundle, options.run, Path(scratch), tell)
-            for subject in found:
-                with progress(target.console, f"measuring {subject.name}") as tell:
-                    repetitions = Repetitions(rounds=options.rounds, runs=options.runs)
-                    presets[subject.name] = measure(subject, repetitions, tell)
-        target.write({**next(iter(presets.values())), "presets": presets})
-    except Exception as error:
-        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return _WRONG_INPUT
+    target = JsonTarget(options.json)
+    presets: dict[str, dict[str, Any]] = {}
+    with TemporaryDirectory(prefix="pocketrank-") as scratch:
+        with progress(target.console, "preparing the bundles") as tell:
+            found = subjects(options.bundle, options.run, Path(scratch), tell)
+        for subject in found:
+            with progress(target.console, f"measuring {subject.name}") as tell:
+                repetitions = Repetitions(rounds=options.rounds, runs=options.runs)
+                presets[subject.name] = measure(subject, repetitions, tell)
+    target.write({**next(iter(presets.values())), "presets": presets})
     for name, report in presets.items():
         print_report(target.console, name, report)
     return 0

@@ -45,6 +45,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import linprog
 
+from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
 from cloud.paging.uplift import UpliftConfig, UpliftLog, train_uplift
@@ -53,7 +54,6 @@ from cloud.training.train import WORLD_CONFIG, TrainConfig
 from device import FixedPaging, Paging, PagingState
 from device.contract import PagingModel
 from device.paging import ThresholdPaging, UpliftPaging
-from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.options import parse_list
 from sdk_demo.cli.output import JsonTarget
 from sdk_demo.cli.stages import stages
@@ -77,7 +77,6 @@ Effective views against requests, for policies that ask for pages by fixed count
 With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
 option makes anew what it touches.
 """
-_WRONG_INPUT = 2
 _CLIENTS = 8
 _VIEWS, _REQUESTS, _CANDIDATES = (
     FIGURES.index(name) for name in ("effective_views_per_session", "requests_per_session", "candidates_per_session")
@@ -374,6 +373,7 @@ def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+@tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = Extent()
@@ -392,28 +392,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
     options = parser.parse_args(arguments)
-    try:
-        target = JsonTarget(options.json)
-        extent = Extent(
-            worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
-            sessions=options.sessions,
-            logged=options.logged,
-            seed=options.seed,
-            base=WorldConfig.load(options.world),
-        )
-        with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
-            report = measure(extent, options.work or Path(scratch), tell)
-        target.write(report)
-        if options.plot:
-            plot(report, options.plot)
-        if options.model:
-            model = msgspec.convert(report["model"], PagingModel)
-            write_atomically(options.model, msgspec.json.format(msgspec.json.encode(model), indent=2))
-    except Exception as error:
-        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return _WRONG_INPUT
+    target = JsonTarget(options.json)
+    extent = Extent(
+        worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
+        sessions=options.sessions,
+        logged=options.logged,
+        seed=options.seed,
+        base=WorldConfig.load(options.world),
+    )
+    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
+        report = measure(extent, options.work or Path(scratch), tell)
+    target.write(report)
+    if options.plot:
+        plot(report, options.plot)
+    if options.model:
+        model = msgspec.convert(report["model"], PagingModel)
+        write_atomically(options.model, msgspec.json.format(msgspec.json.encode(model), indent=2))
     print_table(target.console, report)
     return 0
 

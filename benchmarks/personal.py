@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import SGDClassifier
 
+from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from cloud.data.samples import SampleConfig, build_samples
 from cloud.data.schema import ImpressionLog
@@ -48,7 +49,6 @@ from cloud.training.run import Run
 from cloud.training.train import train
 from device.contract import Form, Group, GroupRule, PersonalConfig, TaskPrior
 from device.personal import PersonalLayer, group
-from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.options import parse_date, parse_source
 from sdk_demo.cli.output import JsonTarget, progress
 from sdk_demo.cli.source import load_log
@@ -56,7 +56,6 @@ from sdk_demo.cli.stages import stages
 
 __all__ = ["Rows", "fit", "main", "measure", "replay"]
 
-_WRONG_INPUT = 2
 TEST_SHARE = 0.5
 """Of the rows, where nobody says what to test on: a layer needs time to learn a user."""
 FIT_SHARE = 0.4
@@ -129,6 +128,7 @@ class Rows:
         )
 
 
+@tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     parser = argparse.ArgumentParser(
@@ -140,29 +140,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", choices=get_args(Form), default="split", help="of the model [%(default)s]")
     parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
     options = parser.parse_args(arguments)
-    try:
-        target = JsonTarget(options.json)
-        source = parse_source(options.data)
-        test_from = None if options.test_from is None else parse_date(options.test_from, "--test-from")
-        run = None if options.run is None else Run.open(options.run)
-        log = load_log(target.console, source, world=None, seed=0)
-        with TemporaryDirectory(prefix="pocketrank-") as scratch:
-            if run is None:
-                half = day_of(int(np.quantile(days(log), 1 - TEST_SHARE, method="lower")))
-                with stages(target.console) as stage:
-                    run = train(log, out=Path(scratch) / "run", test_from=test_from or half, seeds=1, progress=stage)
-            rows = Rows.of(run, log, options.form)
-        about = {"name": log.name, "simulated": log.simulated, "digest": run.record.data_digest}
-        about |= {"test_from": run.record.test_from, "form": options.form}
-        with progress(target.console, "replaying") as tell:
-            report = measure(rows, tell)
-        report["data"] = about | report["data"]
-        target.write(report)
-    except Exception as error:
-        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return _WRONG_INPUT
+    target = JsonTarget(options.json)
+    source = parse_source(options.data)
+    test_from = None if options.test_from is None else parse_date(options.test_from, "--test-from")
+    run = None if options.run is None else Run.open(options.run)
+    log = load_log(target.console, source, world=None, seed=0)
+    with TemporaryDirectory(prefix="pocketrank-") as scratch:
+        if run is None:
+            half = day_of(int(np.quantile(days(log), 1 - TEST_SHARE, method="lower")))
+            with stages(target.console) as stage:
+                run = train(log, out=Path(scratch) / "run", test_from=test_from or half, seeds=1, progress=stage)
+        rows = Rows.of(run, log, options.form)
+    about = {"name": log.name, "simulated": log.simulated, "digest": run.record.data_digest}
+    about |= {"test_from": run.record.test_from, "form": options.form}
+    with progress(target.console, "replaying") as tell:
+        report = measure(rows, tell)
+    report["data"] = about | report["data"]
+    target.write(report)
     _print(target.console, report)
     return 0
 

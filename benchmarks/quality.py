@@ -37,11 +37,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.quality_models import MODELS, TUNABLE, Data, Job, Quality, jobs
 from benchmarks.quality_report import AIMS, REFERENCE, report
 from cloud.data.kuairand import load_kuairand
-from sdk_demo.cli.errors import OptionError, is_domain_error
+from sdk_demo.cli.errors import OptionError
 from sdk_demo.cli.options import parse_date, parse_list, parse_source
 from sdk_demo.cli.output import JsonTarget
 from sdk_demo.cli.stages import stages
@@ -58,13 +59,13 @@ Rows between the two days are used by nobody. With --work, predictions that are 
 benchmark goes on. A change of data, dates or numbers makes anew what it touches; after a change of our code choose another
 --work.
 """
-_WRONG_INPUT = 2
 JOBS = min(2, os.cpu_count() or 1)
 """Trainings side by side, one thread each: more would take each other's memory bandwidth."""
 
 Tell = Callable[[str, float], None]
 
 
+@tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     parser = argparse.ArgumentParser(
@@ -81,33 +82,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="try settings on the last training days instead")
     options = parser.parse_args(arguments)
     began = time.monotonic()
-    try:
-        target = JsonTarget(options.json)
-        source = parse_source(options.data)
-        if source.folder is None:
-            raise OptionError("--data", "`kuairand:DIR`", options.data)
-        train_to, test_from = parse_date(options.train_to, "--train-to"), parse_date(options.test_from, "--test-from")
-        if test_from <= train_to:
-            raise OptionError("--test-from", f"a day after --train-to {train_to}", options.test_from)
-        models = parse_list(options.models, MODELS, "--models")
-        with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
-            bench = partial(_open, source.folder, train_to, test_from, options.work or Path(scratch))
-            tell("loading the log", 0.0)
-            quality = bench()
-            result: dict[str, Any]
-            if options.tune:
-                result = {"tuned": _tune(quality, [name for name in models if name in TUNABLE], tell)}
-            else:
-                seeds = list(range(options.seeds))
-                _train(quality, bench, models, seeds, options.jobs, tell)
-                result = report(quality, models, seeds)
-        result["seconds"] = round(time.monotonic() - began, 1)
-        target.write(result)
-    except Exception as error:
-        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return _WRONG_INPUT
+    target = JsonTarget(options.json)
+    source = parse_source(options.data)
+    if source.folder is None:
+        raise OptionError("--data", "`kuairand:DIR`", options.data)
+    train_to, test_from = parse_date(options.train_to, "--train-to"), parse_date(options.test_from, "--test-from")
+    if test_from <= train_to:
+        raise OptionError("--test-from", f"a day after --train-to {train_to}", options.test_from)
+    models = parse_list(options.models, MODELS, "--models")
+    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
+        bench = partial(_open, source.folder, train_to, test_from, options.work or Path(scratch))
+        tell("loading the log", 0.0)
+        quality = bench()
+        result: dict[str, Any]
+        if options.tune:
+            result = {"tuned": _tune(quality, [name for name in models if name in TUNABLE], tell)}
+        else:
+            seeds = list(range(options.seeds))
+            _train(quality, bench, models, seeds, options.jobs, tell)
+            result = report(quality, models, seeds)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    target.write(result)
     if options.tune:
         _print_settings(target.console, result["tuned"])
     else:

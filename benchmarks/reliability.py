@@ -33,10 +33,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.faults import swipe_through_faults
 from benchmarks.kills_events import kill_devices
-from sdk_demo.cli.errors import is_domain_error
 from sdk_demo.cli.output import JsonTarget, progress
 
 __all__ = ["PARTS", "main", "measure_device"]
@@ -48,7 +48,6 @@ Kill devices with -9, attack them, and take the cloud away from them; count what
   python -m benchmarks.reliability --device --kills 60             a taste of it
   python -m benchmarks.reliability --device --only faults          one part of it
 """
-_WRONG_INPUT = 2
 KILLS = 1200
 """Of processes, by default."""
 SWITCH_SHARE = 0.25
@@ -67,6 +66,7 @@ _HEADLINES = (
 Progress = Callable[[float], None]
 
 
+@tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     parser = argparse.ArgumentParser(
@@ -78,17 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the attacks [%(default)s]")
     parser.add_argument("--only", choices=PARTS, action="append", help="a part to measure; may be repeated [all]")
     options = parser.parse_args(arguments)
-    try:
-        if options.kills < 2:
-            raise BenchmarkError("--kills", "2 or more", str(options.kills))
-        target = JsonTarget(options.json)
-        report = measure_device(options.only or tuple(PARTS), options.kills, options.seed, target.console)
-        target.write({"device": report})
-    except Exception as error:
-        if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return _WRONG_INPUT
+    if options.kills < 2:
+        raise BenchmarkError("--kills", "2 or more", str(options.kills))
+    target = JsonTarget(options.json)
+    report = measure_device(options.only or tuple(PARTS), options.kills, options.seed, target.console)
+    target.write({"device": report})
     _print(target.console, report)
     return 0
 
