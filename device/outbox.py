@@ -72,6 +72,7 @@ class Held(NamedTuple):
 
     place: int
     event_id: str
+    item_id: int
     body: bytes
 
 
@@ -82,7 +83,7 @@ class MemoryOutbox(Outbox):
         self._config = config or OutboxConfig()
         self._waiting: OrderedDict[str, Held] = OrderedDict()
         self._in_flight: dict[str, Held] = {}
-        self._gone: dict[str, None] = {}  # ids, oldest first
+        self._gone: dict[str, int] = {}  # ids and items of events that have left, oldest first
         self._bytes = self._place = 0
         self._lock = Lock()
 
@@ -97,9 +98,9 @@ class MemoryOutbox(Outbox):
                 return False
             if len(body) > self._config.event_bytes_max:
                 self.dropped += 1
-                self._remember(name)
+                self._remember(name, event.item_id)
                 return True
-            held = Held(self._place, name, body)
+            held = Held(self._place, name, event.item_id, body)
             self._place += 1
             self._wait(held)
             self._save(held)
@@ -170,11 +171,11 @@ class MemoryOutbox(Outbox):
 
     def _leave(self, gone: Sequence[Held]) -> None:
         for held in gone:
-            self._remember(held.event_id)
+            self._remember(held.event_id, held.item_id)
         if gone:
             self._forget(gone)
 
-    def _remember(self, name: str) -> None:
-        self._gone[name] = None
+    def _remember(self, name: str, item_id: int) -> None:
+        self._gone[name] = item_id
         if len(self._gone) > self._config.ids_max:
             del self._gone[next(iter(self._gone))]

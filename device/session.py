@@ -135,7 +135,7 @@ class FeedSession:
         self._decision: PageDecision | None = None  # the last one
         self._fallback: str | None = None  # why the page's form is not the one wanted
         self._shown: dict[int, Shown] = {}  # by item id, oldest first
-        self._before = dict.fromkeys(() if store is None else store.shown_items())  # shown by earlier sessions
+        self._before = dict.fromkeys(() if store is None else store.shown_items())  # in earlier sessions
         self._page: Page | None = None
         self._held: Remaining | None = None
         self._form: Form | None = None
@@ -212,7 +212,7 @@ class FeedSession:
     def restore(self) -> bool:
         """Go on with the newest page in the store that is not stale and has items left; False when there is none.
 
-        For a start without network: what was shown before is not shown again.
+        For a start without network: what was watched before is not shown again.
         """
         if self._store is None:
             return False
@@ -379,8 +379,6 @@ class FeedSession:
         self._order = None
         if self._slate is not None:
             self._slate.show(index)
-        if self._store is not None:
-            self._store.shown(item)
 
     def buffered(self, items: Mapping[int, int]) -> None:
         """What the player has on screen or loaded, in its order: item id → bytes. For the strategy `KeepBuffered`, and to count

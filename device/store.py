@@ -1,4 +1,4 @@
-"""What a device keeps between two starts of the app: unsent feedback, pages, what was shown, and small named things.
+"""What a device keeps between two starts of the app: unsent feedback, pages, what was watched, and small named things.
 
 One file (`device.database`, whose errors are this module's too). Every row carries a checksum; one that
 does not fit is left out and counted. Everything is bounded, oldest let go first.
@@ -33,13 +33,12 @@ __all__ = [
 # Strict, so that a check of the whole file also finds values of another type.
 _SCHEMA = (
     "CREATE TABLE event (place INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT",
-    "CREATE TABLE gone (slot INTEGER PRIMARY KEY, place INTEGER NOT NULL, event_id TEXT NOT NULL) STRICT",
+    "CREATE TABLE gone (slot INTEGER PRIMARY KEY, place INTEGER NOT NULL, event_id TEXT NOT NULL, item_id INTEGER NOT NULL)"
+    " STRICT",
     "CREATE TABLE page (place INTEGER PRIMARY KEY, page_id TEXT UNIQUE, ms INTEGER NOT NULL, body BLOB NOT NULL) STRICT",
-    "CREATE TABLE shown (slot INTEGER PRIMARY KEY, place INTEGER NOT NULL, item_id INTEGER NOT NULL) STRICT",
     "CREATE TABLE state (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
 )
 _ADD = "REPLACE INTO event VALUES (?, ?)"
-_SHOW = "REPLACE INTO shown VALUES (?, ?, ?)"
 _SUM_BYTES = 4  # of the checksum before each row's data
 _SAVE_CHUNK = 64  # rows saved late under one lock, so that a swipe meanwhile waits for few
 
@@ -55,7 +54,7 @@ class StoreConfig:
     pages_bytes_max: int = 1 << 20
     """Bytes of those pages; one of 60 candidates has ten thousand. A page larger than that by itself is not kept."""
     shown_max: int = 256
-    """Items last shown; as many as a session remembers (`SessionConfig.shown_max`)."""
+    """Items that an earlier session is known to have shown; as many as a session remembers (`SessionConfig.shown_max`)."""
     state_bytes_max: int = 1 << 20
     """Bytes of one named thing; a user's personal layer has a few thousand."""
     wal_bytes: int = 1 << 20
@@ -74,15 +73,16 @@ class StoredOutbox(MemoryOutbox):
         self._unsaved: dict[int, Held] = {}
         self.damaged = 0
         """events in the file that could not be read"""
-        ids = database.read("SELECT place, event_id FROM gone ORDER BY place")
-        self._gone.update(dict.fromkeys(name for _, name in ids[-config.ids_max :]))
+        ids = database.read("SELECT place, event_id, item_id FROM gone ORDER BY place")
+        self._gone.update((name, item) for _, name, item in ids[-config.ids_max :])
         self._gone_place = ids[-1][0] + 1 if ids else 0
         damaged: list[int] = []
         for place, sealed in database.read("SELECT place, body FROM event ORDER BY place"):
             self._place = place + 1
             try:
                 body = _unseal(sealed)
-                self._wait(Held(place, from_msgpack(body, FeedbackEvent).event_id, body))
+                event = from_msgpack(body, FeedbackEvent)
+                self._wait(Held(place, event.event_id, event.item_id, body))
             except ContractError:
                 damaged.append(place)
         self.damaged = len(damaged)
@@ -94,6 +94,13 @@ class StoredOutbox(MemoryOutbox):
     def unsaved(self) -> int:
         """Events that would not survive a kill, because the file did not take them."""
         return len(self._unsaved)
+
+    def items(self) -> list[int]:
+        """Those of all events that are here or remembered to have been, each once, the latest last."""
+        with self._lock:
+            here = sorted((*self._in_flight.values(), *self._waiting.values()))
+            items = (*self._gone.values(), *(held.item_id for held in here))
+        return list(dict.fromkeys(reversed(items)))[::-1]
 
     def tidy(self) -> None:
         """Fold in, make good a damaged file, and save what could not be saved before. For a thread that no swipe waits for."""
@@ -117,19 +124,19 @@ class StoredOutbox(MemoryOutbox):
         ids = []
         for place, held in enumerate(gone, self._gone_place):
             self._unsaved.pop(held.place, None)
-            ids.append((place % self._config.ids_max, place, held.event_id))
+            ids.append((place % self._config.ids_max, place, held.event_id, held.item_id))
         self._gone_place += len(gone)
         # Where this fails they are sent again after the next start, and the cloud knows their ids.
         self._database.write_all([
             ("DELETE FROM event WHERE place = ?", [(held.place,) for held in gone]),
-            ("REPLACE INTO gone VALUES (?, ?, ?)", ids),
+            ("REPLACE INTO gone VALUES (?, ?, ?, ?)", ids),
         ])  # fmt: skip
 
 
 class DeviceStore:
     """The file at `path`, made when missing. Safe to call from several threads. Raises `DatabaseError`.
 
-    No method raises for what the disk does: `save_page`, `shown` and `set_state` answer whether it was kept.
+    No method raises for what the disk does: `save_page` and `set_state` answer whether it was kept.
     """
 
     def __init__(self, path: Path, config: StoreConfig | None = None) -> None:
@@ -142,9 +149,6 @@ class DeviceStore:
         self._damaged_rows = 0
         self._pages = deque(self._database.read("SELECT place, length(body) FROM page ORDER BY place"))
         self._page_place = self._pages[-1][0] + 1 if self._pages else 0
-        self._unshown: deque[tuple[int, int, int]] = deque(maxlen=self._config.shown_max)  # not saved yet
-        newest = self._database.read("SELECT max(place) FROM shown")
-        self._shown_place = (newest[0][0] if newest and newest[0][0] is not None else -1) + 1
 
     def __enter__(self) -> DeviceStore:
         return self
@@ -155,7 +159,6 @@ class DeviceStore:
     def close(self) -> None:
         """Save what could not be saved before, and let go of the file. What comes later is kept in memory only."""
         self._outbox.tidy()
-        self._show_late()
         self._database.close()
 
     @property
@@ -218,26 +221,9 @@ class DeviceStore:
         """The first of `pages`."""
         return next(self.pages(now_ms, stale=stale), None)
 
-    def shown(self, item_id: int) -> bool:
-        """Remember that an item was shown. On the path of a swipe. False: the disk does not take it now, and is asked later."""
-        with self._lock:
-            row = (self._shown_place % self._config.shown_max, self._shown_place, item_id)
-            self._shown_place += 1
-            if not self._database.write(_SHOW, row):
-                self._unshown.append(row)
-                return False
-        self._show_late()
-        return True
-
-    def _show_late(self) -> None:
-        with self._lock:
-            if self._unshown and self._database.write_all([(_SHOW, self._unshown)]):
-                self._unshown.clear()
-
     def shown_items(self) -> list[int]:
-        """The last `shown_max` items shown, oldest first."""
-        oldest = self._shown_place - self._config.shown_max
-        return [item for (item,) in self._database.read("SELECT item_id FROM shown WHERE place >= ? ORDER BY place", (oldest,))]
+        """The items of the last `shown_max` impressions whose feedback came, oldest first; sent or not."""
+        return self._outbox.items()[-self._config.shown_max :]
 
     def state(self, name: str) -> bytes | None:
         """What was kept under `name`; None: nothing, or it was damaged."""

@@ -14,22 +14,19 @@ Errors::
 from __future__ import annotations
 
 import contextlib
-import http.client
-import io
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from device.bundle_files import BundleError
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+    from device.connection import Connection
 
 __all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "Transport", "UnreachableError", "beginning"]
 
-_CHUNK = 1 << 16
 _TEXT_SHOWN = 300  # bytes of an answer's text in an error
 
 
@@ -52,9 +49,11 @@ class UnreachableError(ClientError):
 class BadStatusError(ClientError):
     """An answer other than 200."""
 
-    def __init__(self, call: str, status: int, text: str) -> None:
+    def __init__(self, call: str, status: int, text: str, retry_after_s: float | None = None) -> None:
         super().__init__(call, f"expected status 200, got {status}: {text}")
         self.status, self.text = status, text
+        self.retry_after_s = retry_after_s
+        """How long the server asks to be left alone, where it says so in seconds."""
 
 
 class BadAnswerError(ClientError):
@@ -62,7 +61,7 @@ class BadAnswerError(ClientError):
 
 
 class Transport:
-    """One connection to one server. Calls from several threads take turns."""
+    """One connection to one server, made at the first call. Calls from several threads take turns."""
 
     def __init__(self, base_url: str, token: str | None, timeout_s: float, accept: str) -> None:
         """As `client.CloudClient` has it; `accept` is the content type asked for. Raises `BadUrlError`."""
@@ -75,23 +74,21 @@ class Transport:
             raise BadUrlError(repr(base_url), "expected http://host[:port] or https://host[:port]")
         if any(c <= " " for c in base_url) or (token is not None and (not token.isascii() or any(c <= " " for c in token))):
             raise BadUrlError(repr(base_url), "expected a URL and a token of printable characters")
-        self._base, self._prefix, self.timeout_s = base_url.rstrip("/"), url.path.rstrip("/"), timeout_s
+        self._base, self._prefix, self._timeout_s = base_url.rstrip("/"), url.path.rstrip("/"), timeout_s
         self._headers = {"Accept": accept} | ({} if token is None else {"Authorization": f"Bearer {token}"})
-        self._connection: http.client.HTTPConnection = (
-            http.client.HTTPConnection(url.hostname, port, timeout=timeout_s)
-            if url.scheme == "http"
-            else http.client.HTTPSConnection(url.hostname, port, timeout=timeout_s, context=ssl.create_default_context())
-        )
+        self._server = (url.scheme, url.hostname, port)
+        self._connection: Connection | None = None
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
         with self._lock:
-            self._connection.close()
+            self.hang_up()
 
     def hang_up(self) -> None:
         """Within an exchange: leave the rest of the answer."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def name(self, method: str, path: str) -> str:
         """What a call is called in errors."""
@@ -103,7 +100,7 @@ class Transport:
             data = self.read(response, most)
         name = self.name(method, path)
         if response.status != 200:
-            raise BadStatusError(name, response.status, beginning(data))
+            raise BadStatusError(name, response.status, beginning(data), _seconds(response.getheader("Retry-After")))
         if len(data) > most:
             raise BadAnswerError(name, f"expected at most {most} bytes, got more")
         return data
@@ -116,97 +113,40 @@ class Transport:
         headers: Mapping[str, str],
         body: bytes | None = None,
         more_s: float = 0.0,
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> Iterator[HTTPResponse]:
         """The answer to a call of any status, to be read by `parts` within the block, in `more_s` beyond the usual time.
 
         Raises `ClientError`, also for what goes wrong while it is read.
         """
-        deadline = time.monotonic() + self.timeout_s + more_s
-        with self._lock, self._errors(self.name(method, path)):
+        connection = self._connected()
+        deadline = time.monotonic() + self._timeout_s + more_s
+        with self._lock, connection.errors(self.name(method, path)):
             try:
-                yield self._send(method, path, body, {**self._headers, **headers}, deadline)
+                yield connection.send(method, self._prefix + path, body, {**self._headers, **headers}, deadline)
             except BaseException:
-                self._connection.close()  # an answer half read would be taken for the next one's
+                connection.close()  # an answer half read would be taken for the next one's
                 raise
 
-    def _send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float
-    ) -> http.client.HTTPResponse:
-        line = self._connection
-        line.response_class = cast("type[http.client.HTTPResponse]", partial(_Response, deadline=deadline))
-        reused = line.sock is not None
-        try:
-            if reused:
-                line.sock.settimeout(self.timeout_s)  # the last answer may have left it short
-            line.request(method, self._prefix + path, body, headers)
-            return line.getresponse()
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            # A server may close an idle connection at any time. Every call can be repeated: events carry ids.
-            line.close()
-            if not reused:
-                raise
-        line.request(method, self._prefix + path, body, headers)
-        return line.getresponse()
-
-    def read(self, response: http.client.HTTPResponse, most: int) -> bytes:
+    def read(self, response: HTTPResponse, most: int) -> bytes:
         """The body, or its first bytes beyond `most`; the connection is closed when some of it was left."""
         return b"".join(self.parts(response, most))
 
-    def parts(self, response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
+    def parts(self, response: HTTPResponse, most: int) -> Iterator[bytes]:
         """The body as it comes, or its first bytes beyond `most`."""
-        size = 0
-        while size <= most:
-            part = response.read1(min(_CHUNK, most + 1 - size))
-            if not part:
-                # `read1` ends quietly when the server hangs up early.
-                if response.length:
-                    raise http.client.IncompleteRead(b"", response.length)
-                response.close()  # `read1` leaves that to us; the connection is then free for the next call
-                return
-            yield part
-            size += len(part)
-        self._connection.close()
+        return self._connected().parts(response, most)
 
-    @contextlib.contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (ClientError, BundleError):
-            raise
-        except http.client.IncompleteRead as err:
-            raise UnreachableError(name, "the connection broke within the answer") from err
-        except (http.client.RemoteDisconnected, OSError) as err:  # TimeoutError and ssl errors among them
-            raise UnreachableError(name, str(err) or type(err).__name__) from err
-        except (http.client.HTTPException, ValueError) as err:
-            raise BadAnswerError(name, f"expected HTTP, got {type(err).__name__} {err}") from err
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            from device.connection import Connection  # what it imports takes longer than an app's whole session
+
+            with self._lock:
+                self._connection = self._connection or Connection(*self._server, self._timeout_s)
+        return self._connection
 
 
-class _Timed(io.RawIOBase):
-    """A socket's bytes until a deadline: a timeout of the socket alone would begin anew with each byte that comes."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._raw, self._deadline = sock, sock.makefile("rb", buffering=0), deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out: no whole answer in time")
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **keys: Any) -> None:
-        super().__init__(sock, *args, **keys)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Timed(sock, deadline))
+def _seconds(text: str | None) -> float | None:
+    # A date, which is the other form, would be by the server's clock.
+    return float(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def beginning(body: bytes) -> str:

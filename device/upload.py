@@ -132,10 +132,11 @@ class Uploader:
         try:
             receipt = self._send(events)
         except ClientError as error:
-            if not (isinstance(error, BadStatusError) and error.status in self._config.refused):
+            status = error if isinstance(error, BadStatusError) else None
+            if status is None or status.status not in self._config.refused:
                 count.failed += 1
                 self._outbox.put_back(events)
-                return self._backoff(getattr(error, "retry_after_s", None))
+                return self._backoff(None if status is None else status.retry_after_s)
             if len(events) > 1:
                 count.halved += 1
                 self._most = len(events) // 2

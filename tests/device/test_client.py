@@ -197,6 +197,18 @@ def test_no_answer_in_time() -> None:
         CloudClient(url, timeout_s=0.05).health()
 
 
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [(b"Retry-After: 30\r\n", 30.0), (b"", None), (b"Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n", None),
+     (b"Retry-After: -1\r\n", None), (b"Retry-After: 99999999999\r\n", None)],
+)  # fmt: skip
+def test_how_long_a_server_asks_to_be_left_alone(said: bytes, seconds: float | None) -> None:
+    with raw(b"HTTP/1.1 503 Busy\r\n" + said + b"Content-Length: 0\r\n\r\n") as url, CloudClient(url) as client:
+        with pytest.raises(BadStatusError) as caught:
+            client.page(REQUEST)
+        assert caught.value.retry_after_s == seconds
+
+
 @pytest.mark.parametrize("status", [204, 301, 400, 401, 404, 500, 503])
 def test_other_statuses(status: int) -> None:
     cloud = Cloud()

@@ -37,10 +37,7 @@ def outbox(count: int) -> MemoryOutbox:
 
 
 def refusing(status: int, retry_after_s: float | None = None) -> BadStatusError:
-    error = BadStatusError("POST x", status, "")
-    if retry_after_s is not None:
-        error.retry_after_s = retry_after_s  # type: ignore[attr-defined]
-    return error
+    return BadStatusError("POST x", status, "", retry_after_s)
 
 
 def ok(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
