@@ -9,8 +9,9 @@ form::
                                   speedup = full_ms / swipe_ms; limit_ms and ratio_to_limit of the swipe
     swipe.{onnx,tflite}           p50_ms, p99_ms, run_p50_ms, outside_p50_ms, sdk_overhead_share     feedback(event) and next()
     swipe_whole, swipe_search     the same with the whole model, and with the list search in the graph
-    swipe_equipped.KIND.{onnx,tflite}      the same with a durable outbox, strategies, a watchdog and telemetry; added_ms,
-                                  added_share: what that adds, by the model's runs; over_run_share: all of the SDK by them
+    swipe_equipped.KIND.{onnx,tflite}      the same with strategies, a watchdog and telemetry; added_ms, added_share: what that
+                                  adds, by the model's runs; over_run_share: all of the SDK by them
+    swipe_durable.KIND            swipe_equipped with a durable outbox too
     search.{onnx,tflite}          host_ms, in_graph_ms, their ratio, mean number of steps      a ranker's order with a beam
     beam                          stability and relative_cost by number of steps when no search stops early, found on the host
                                   in `runtime` with `weights` on `lists` of test rows or random ones
@@ -143,6 +144,12 @@ def _print_stages(console: Console, report: Mapping[str, Any]) -> None:
     }.items():
         if report[kind] is not None:
             table.add_row(f"swipe through the SDK, {said}", *(_us(row["p50_ms"]) for row in report[kind].values()))
+    for kind, said in {
+        "swipe_equipped": "  strategies, watchdog and telemetry add",
+        "swipe_durable": "  and with a durable outbox",
+    }.items():
+        rows = report[kind]["stages"].values()
+        table.add_row(said, *(f"{_us(row['added_ms'])} = {row['added_share']:.0%} of the runs" for row in rows))
     if report["search"] is not None:
         rows = report["search"].values()
         table.add_section()

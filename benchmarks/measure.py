@@ -21,7 +21,7 @@ from benchmarks.searches import BeamBench, SearchBench
 from benchmarks.subject import FORMATS, Subject
 from benchmarks.swipe import Kind, SwipeBench
 from benchmarks.timed import Timed, milliseconds
-from device.contract import Form
+from device.contract import Form, Format
 from device.runtimes import STAGES, open_stages
 from export.parity import fitting
 
@@ -128,9 +128,10 @@ class _Form:
             self._peers["executorch"] = Timed(open_executorch(program, model, tensors))
         kinds: tuple[Kind, ...] = ("stages", "whole", "search") if subject.searches else ("stages", "whole")
         self._swipes = {kind: {f: SwipeBench(subject.bundle, form, f, kind) for f in FORMATS} for kind in kinds}
-        self._equipped = {
-            kind: {f: SwipeBench(subject.bundle, form, f, kind, scratch / f"{form}-{kind}-{f}.db") for f in FORMATS}
-            for kind in kinds
+        equipped = partial(SwipeBench, subject.bundle, form, equipped=True)
+        self._equipped = {kind: {f: equipped(f, kind) for f in FORMATS} for kind in kinds}
+        self._durable = {
+            kind: {f: equipped(f, kind, store=scratch / f"{form}-{kind}-{f}.db") for f in FORMATS} for kind in kinds
         }
         self._searches: dict[str, dict[bool, SearchBench]] = {}
         self._beams: dict[str, BeamBench] = {}
@@ -142,7 +143,7 @@ class _Form:
 
     def turns(self) -> list[_Turn]:
         turns: list[_Turn] = [*self._peers.values(), *self._beams.values()]
-        for nested in (self._stages, self._swipes, self._equipped, self._searches):
+        for nested in (self._stages, self._swipes, self._equipped, self._durable, self._searches):
             turns += [turn for by_name in nested.values() for turn in by_name.values()]
         return turns
 
@@ -164,10 +165,8 @@ class _Form:
             "swipe": swipes["stages"],
             "swipe_whole": swipes["whole"],
             "swipe_search": swipes.get("search"),
-            "swipe_equipped": {
-                kind: {f: bench.figures() | self._added(bench, self._swipes[kind][f]) for f, bench in by.items()}
-                for kind, by in self._equipped.items()
-            },
+            "swipe_equipped": self._with(self._equipped),
+            "swipe_durable": self._with(self._durable),
             "search": {format: self._search(format) for format in self._searches} or None,
             "beam": self._beam(fastest),
             "bytes": {format: subject.bytes(form, format) for format in FORMATS},
@@ -176,6 +175,12 @@ class _Form:
             "fastest": fastest,
             "ratio_to_limit": rerank[fastest]["ratio_to_limit"],
             "sdk_overhead_share": swipes["stages"][fastest]["sdk_overhead_share"],
+        }
+
+    def _with(self, more: dict[Kind, dict[Format, SwipeBench]]) -> dict[str, Any]:
+        return {
+            kind: {f: bench.figures() | self._added(bench, self._swipes[kind][f]) for f, bench in by.items()}
+            for kind, by in more.items()
         }
 
     @staticmethod

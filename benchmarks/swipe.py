@@ -74,9 +74,19 @@ class TimedRuntime(Runtime):
 class SwipeBench:
     """One session with a full history; each `step` is one swipe on a page of `candidates_max` unseen candidates."""
 
-    def __init__(self, bundle: Bundle, form: Form, format: Format, kind: Kind = "stages", store: Path | None = None) -> None:
-        """With a `store`, a file to be made, the session has all that an app would give it: that, strategies, a watchdog and
-        telemetry. Raises `BundleError`, `ModelRuntimeError`, `DatabaseError`.
+    def __init__(
+        self,
+        bundle: Bundle,
+        form: Form,
+        format: Format,
+        kind: Kind = "stages",
+        *,
+        equipped: bool = False,
+        store: Path | None = None,
+    ) -> None:
+        """`equipped` is with strategies, a watchdog and telemetry; a `store`, a file to be made, makes the outbox durable.
+
+        Raises `BundleError`, `ModelRuntimeError`, `DatabaseError`.
         """
         self.form = form
         self._spec, self._version = bundle.spec, bundle.split_version
@@ -89,16 +99,15 @@ class SwipeBench:
         self._timed = list(runtimes[form].values())
         ranker = Ranker(bundle.spec, bundle.split_version, runtimes, None if kind == "search" else GREEDY)
         self._now_ms = BEGIN_MS
-        with_all = store is not None
         self.session = FeedSession(
             ranker,
             user_id=USER,
             session_id="bench",
             clock=lambda: self._now_ms,
             store=None if store is None else DeviceStore(store),
-            strategies=Arranger(STRATEGIES) if with_all else None,
-            watchdog=WatchdogConfig() if with_all else None,
-            telemetry=TelemetryConfig() if with_all else None,
+            strategies=Arranger(STRATEGIES) if equipped else None,
+            watchdog=WatchdogConfig() if equipped else None,
+            telemetry=TelemetryConfig() if equipped else None,
         )
         self._rng = np.random.default_rng(0)
         self._items = 0
