@@ -60,8 +60,8 @@ __all__ = [
 MAGIC = b"prtrace1"
 """The first bytes of a trace."""
 BYTES_MAX = 64 << 20
-"""Where a trace ends by default. A decision among 30 candidates of 64 numbers after 50 events takes 20 kB, so this is an hour
-or two of swiping."""
+"""Where a trace ends by default. A decision of the demo's model among 30 candidates after 50 events takes 15 kB, so this is
+four thousand of them: hours of swiping."""
 FRAME_MAX = 16 << 20
 """Largest payload of a frame, hundreds of times a usual one."""
 

@@ -1,4 +1,4 @@
-"""The console command `pocketrank`: train, evaluate, export, serve, emulate, demo.
+"""The console command `pocketrank`: train, evaluate, export, inspect, serve, emulate, demo.
 
 One file per command. A command parses its options, calls the library and prints what came back. Importing this package is
 free: typer and the libraries are imported when a command runs.

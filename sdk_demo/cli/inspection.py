@@ -38,7 +38,7 @@ def print_bundle(console: Console, report: Mapping[str, Any]) -> None:
 
 
 def _print_models(console: Console, models: Sequence[Mapping[str, Any]]) -> None:
-    table = _table("models, bytes by stage")
+    table = _table()
     table.add_column("model", no_wrap=True)
     stages = [stage for stage in _STAGES if any(stage in row["stages"] for row in models)]
     for column in (*stages, "differs\nfrom torch", "AUC\nlost", "swipe's\nrun, ms"):
@@ -53,7 +53,7 @@ def _print_models(console: Console, models: Sequence[Mapping[str, Any]]) -> None
         ]
         run = row["refused"] if row["rerank_ms"] is None else f"{row['rerank_ms']:.3f}"
         table.add_row(name, *sizes, _number(row["max_abs_diff"], ".1e"), _number(row["auc_lost"], ".4f"), run)
-    console.print(table)
+    _print(console, "models, bytes by stage", table)
 
 
 def _print_spec(console: Console, spec: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ def _print_spec(console: Console, spec: Mapping[str, Any]) -> None:
     sizes = f", compiled for {', '.join(map(str, spec['list_sizes']))}" if spec["list_sizes"] else ""
     _line(console, f"up to {spec['candidates_max']} candidates{sizes}; the last {spec['events_max']} events")
     _line(console, f"search: {_plain(spec['search']) if spec['search'] else 'the best next item'}")
-    table = _table("features, in the model's units")
+    table = _table()
     for column in ("of", "feature"):
         table.add_column(column, no_wrap=True)
     for column in ("from", "to", "default", "scale"):
@@ -79,12 +79,12 @@ def _print_spec(console: Console, spec: Mapping[str, Any]) -> None:
         table.add_row("candidate", f["name"], "0", str(f["size"] - 1), "0")
     if spec["vector_width"]:
         table.add_row("candidate", f"vector, {spec['vector_width']} wide")
-    console.print(table)
+    _print(console, "features, in the model's units", table)
 
 
 def print_decisions(console: Console, report: Mapping[str, Any]) -> None:
     """Print a session of `sdk_demo.inspection.inspect_session`."""
-    table = _table(f"{report['path']}: what was shown, and by what it was ordered")
+    table = _table()
     for column, left in (
         ("", False), ("item", False), ("ordered by", True), ("cloud rank\n→ rank", False), ("score", False),
         ("next best", False), ("paging", True), ("ms", False), ("strategies", True),
@@ -102,7 +102,10 @@ def print_decisions(console: Console, report: Mapping[str, Any]) -> None:
             f"{row['spent_ms']:.2f}",
             "\n".join(row["strategies"]),
         )
-    console.print(table)
+    if report["decisions"]:
+        _print(console, f"{report['path']}: what was shown, and by what it was ordered", table)
+    else:
+        _line(console, f"{report['path']}: no decisions; items that the app chose by itself are not the session's")
     if report["damage"]:
         _line(console, "", report["damage"])
     if report["cut"]:
@@ -115,7 +118,7 @@ def print_why(console: Console, why: Mapping[str, Any], top: int) -> None:
     moved = "" if row["cloud_rank"] is None else f", which the cloud had at {row['cloud_rank']} of {row['held']}"
     _line(console, f"position {row['position']} showed item {row['shown']}{moved}")
     page, bundle = (row[name] or "unknown" for name in ("page_id", "bundle"))
-    _line(console, f"{_date(row['now_ms'])}, page {page}, bundle {bundle}, {row['events']} events known")
+    _line(console, f"{_date(row['now_ms'])}, page {page}, bundle {bundle}, events known: {row['events']}")
     personal = ", and the user's own layer" if row["personal"] else ""
     _line(console, f"ordered by {_ordered_by(row)}{personal} in {row['spent_ms']:.2f} ms")
     for strategy in row["strategies"]:
@@ -146,7 +149,7 @@ def print_why(console: Console, why: Mapping[str, Any], top: int) -> None:
 
 def _print_candidates(console: Console, why: Mapping[str, Any], top: int) -> None:
     tasks, rows = why.get("tasks", []), why["candidates"]
-    table = _table(f"candidates as they were ordered, {min(top, len(rows))} of {len(rows)}")
+    table = _table()
     ranks = ["cloud\nrank", *(["without\nevents"] if why["explained"] else [])]
     for column in ("", "item", *ranks, *tasks, *(["score"] if tasks else [])):
         table.add_column(column, justify="right")
@@ -156,7 +159,7 @@ def _print_candidates(console: Console, why: Mapping[str, Any], top: int) -> Non
         shown = "bold" if row["item"] == why["decision"]["shown"] else None
         total = [_number(row.get("total"), ".4f")] if tasks else []
         table.add_row(str(rank), str(row["item"]), *before, *scores, *total, style=shown)
-    console.print(table)
+    _print(console, f"candidates as they were ordered, {min(top, len(rows))} of {len(rows)}", table)
 
 
 def _print_events(console: Console, why: Mapping[str, Any], top: int) -> None:
@@ -166,7 +169,7 @@ def _print_events(console: Console, why: Mapping[str, Any], top: int) -> None:
         events = sorted(events, key=lambda event: -abs(event["influence"]["total"]))
     attended = any(event.get("attention") for event in events)
     by = "by influence on the item shown" if influential else "newest first"
-    table = _table(f"events, {by}, {min(top, len(events))} of {len(events)}")
+    table = _table()
     columns = ("item", "s ago", *(["influence"] if influential else []), *(["attention", "by head"] if attended else []))
     for column in columns:
         table.add_column(column, justify="right")
@@ -178,7 +181,7 @@ def _print_events(console: Console, why: Mapping[str, Any], top: int) -> None:
         if attended:
             cells += [f"{_mean(event['attention']):.1%}", _percents(event["attention"])]
         table.add_row(*cells, _deeds(event["did"], event["categories"]))
-    console.print(table)
+    _print(console, f"events, {by}, {min(top, len(events))} of {len(events)}", table)
 
 
 def _deeds(did: Mapping[str, Any], categories: Mapping[str, int]) -> str:
@@ -189,7 +192,7 @@ def _deeds(did: Mapping[str, Any], categories: Mapping[str, int]) -> str:
             told.append(f"watched {value / 1e3:.1f} s")
         elif name == "ended":
             told.append(f"ended by {value}" if isinstance(value, str) else f"ended {value}")
-        elif value == 1:
+        elif value is True:
             told.append(name.replace("_", " "))
         else:
             told.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}")
@@ -236,8 +239,13 @@ def _date(ms: int) -> str:
         return f"{ms} ms"
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD)
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    _line(console, title)  # a table would fold its own title at its own width
+    console.print(table)
 
 
 def _line(console: Console, text: str, wrong: str = "") -> None:

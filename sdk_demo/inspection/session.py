@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["ForeignBundleError", "did", "inspect_session", "why"]
 
 _CODES: dict[str, type[IntEnum]] = {"ended": Ended, "network": Network, "orientation": Orientation}
-_NEAR = 1e-6
+_NEAR = 1e-6  # of a float32 to what it was written as
+_DIGITS = 3
 
 
 class ForeignBundleError(BundleError):
@@ -53,7 +54,10 @@ def _told(decision: Decision) -> dict[str, Any]:
     place = np.flatnonzero(decision.held == decision.shown)
     at = int(place[0]) if len(place) else None
     total = decision.total
-    scored = total is not None and at is not None and at < len(total)
+    mine = best_other = None
+    if total is not None and at is not None and at < len(total):
+        mine = float(total[at])
+        best_other = float(np.delete(total, at).max()) if len(total) > 1 else None
     return {
         "position": decision.position,
         "now_ms": decision.now_ms,
@@ -69,10 +73,8 @@ def _told(decision: Decision) -> dict[str, Any]:
         "events": len(decision.event_items),
         "cloud_rank": None if at is None else at + 1,
         "rank": None if at is None else int(np.flatnonzero(decision.order == at)[0]) + 1,
-        "total": float(total[at]) if scored and total is not None else None,
-        "best_other": float(np.delete(total, at).max())
-        if scored and total is not None and at is not None and len(total) > 1
-        else None,
+        "total": mine,
+        "best_other": best_other,
         "strategies": list(decision.strategies),
         "paging": None if decision.paging is None else decision.paging._asdict(),
         "spent_ms": decision.spent_ms,
@@ -175,14 +177,15 @@ def _events(decision: Decision, spec: FeatureSpec, at: int | None, explained: Ex
 
 def did(spec: FeatureSpec, feedback: NDArray[np.float32]) -> dict[str, float | str]:
     """What the model was told that a user did, in the units of a `FeedbackEvent`: how long they watched, and what else is not
-    as it is by default. What was beyond a feature's limits is at the limit.
+    as it is by default. What was beyond a feature's limits is at the limit. A flag is True.
     """
     found: dict[str, float | str] = {}
     for feature, value in zip(spec.feedback_floats, feedback.tolist(), strict=False):
         if feature.name == "watch_ms" or abs(value - feature.default) > _NEAR:
-            raw = value / feature.scale if feature.scale else value
-            codes = {int(code): code.name.lower() for code in _CODES.get(feature.name, ())}
-            found[feature.name] = codes.get(round(raw), round(raw, 3))
+            raw = round(value / feature.scale if feature.scale else value, _DIGITS)
+            codes = {float(code): code.name.lower() for code in _CODES.get(feature.name, ())}
+            flag = raw == 1 and (feature.min, feature.default, feature.max) == (0, 0, 1)
+            found[feature.name] = codes.get(raw, flag or raw)
     return found
 
 

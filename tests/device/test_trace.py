@@ -1,5 +1,7 @@
 import resource
 import signal
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,19 @@ def test_after_close_nothing_is_written(tmp_path: Path, ranker: Ranker) -> None:
     tracer.close()
     Moment().write(tracer, ranker)
     assert (tracer.written, tracer.missed, tracer.stopped) == (0, 1, "closed")
+
+
+def test_what_a_killed_process_wrote_is_read(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    code = [sys.executable, "-m", "tests.device.trace_until_killed", str(tmp_path / "bundle"), str(tmp_path / "t")]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(5)]
+        process.kill()
+    assert told == [1, 2, 3, 4, 5]
+    found, err = _read(tmp_path / "t")
+    assert len(found) >= 5
+    assert err is None or isinstance(err, CutTraceError)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad files

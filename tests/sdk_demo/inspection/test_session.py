@@ -56,7 +56,7 @@ def test_why_tells_what_the_model_attended_to_and_what_that_did(trace: Path, bun
         assert (event["seconds_ago"], event["positions_ago"]) == (10 * (3 - t), 3 - t)
         assert event["attention"] == found.attention[:, shown, 1 + t].tolist()
         assert event["influence"]["total"] == pytest.approx(found.influence[t, shown] @ weights, abs=1e-6)
-        assert event["did"] == {"watch_ms": 4000 + 100 * t} | ({"like": 1} if t == 0 else {})
+        assert event["did"] == {"watch_ms": 4000 + 100 * t} | ({"like": True} if t == 0 else {})
     for rank, row in enumerate(told["candidates"]):
         place = int(decision.order[rank])
         assert (row["item"], row["cloud_rank"]) == (decision.held[place], place + 1)
@@ -122,6 +122,6 @@ def test_what_a_user_did_is_in_the_units_of_an_event() -> None:
     spec = worlds.SPEC  # watch_ms, like, volume (default .5), network (default wifi), ended
     assert did(spec, np.array([4.1, 0, 0.5, 2, 0], np.float32)) == {"watch_ms": 4100}
     assert did(spec, np.array([0, 1, 0.25, 1, 2], np.float32)) == {
-        "watch_ms": 0, "like": 1, "volume": 0.25, "network": "cellular", "ended": "exit",
+        "watch_ms": 0, "like": True, "volume": 0.25, "network": "cellular", "ended": "exit",
     }  # fmt: skip
     assert did(spec, np.array([0, 0, 0.5, 7, 0], np.float32))["network"] == 7
