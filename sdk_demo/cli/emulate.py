@@ -29,6 +29,9 @@ def emulate(
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle to install on the phones. [default: download it from the server]")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Folder for a trace of each session, for `pocketrank inspect`. [default: none]")
+    ] = None,
     json: Annotated[str | None, typer.Option(help="File for the report; `-` prints it to stdout.")] = None,
 ) -> None:
     """Let simulated users swipe through pages of a live server.
@@ -41,6 +44,7 @@ def emulate(
     \b
     pocketrank emulate --server http://127.0.0.1:8080 --clients 8 --sessions 200 --seed 1 --json report.json
     pocketrank emulate --server http://127.0.0.1:8080 --policy cloud_order,on_device --sessions 50 --json -
+    pocketrank emulate --server http://127.0.0.1:8080 --policy on_device --sessions 10 --trace traces
 
     Writes a table to the terminal and, with --json, `policies.POLICY.*` and what can be told from them together.
     """
@@ -58,6 +62,7 @@ def emulate(
             world=world,
             policies=policies,
             bundle=bundle,
+            traces=trace,
             progress=told,
         )
     target.write(report)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Lock
 
 import numpy as np
@@ -51,12 +52,13 @@ def run_fleet(
     seed: int,
     run_id: str,
     feedback_delay_ms: int = 0,
+    traces: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[SessionRecord]:
     """All visits under all policies, at most `clients` of them at the same time, in the order of `policies` then `visits`.
 
-    `run_id` keeps what the server learns in this run out of all others; for `feedback_delay_ms` see `phone`. Raises
-    `ClientError` of the first phone that has nothing left to show; the others then stop at their next swipe.
+    `run_id` keeps what the server learns in this run out of all others; for `feedback_delay_ms` and `traces` see `phone`.
+    Raises what the first phone raises; the others then stop at their next swipe.
     """
     turn, stop = Lock(), Event()
 
@@ -65,7 +67,7 @@ def run_fleet(
             return []
         experiment = f"{run_id}/{policy.name}"
         with CloudClient(server, timeout_s=PATIENCE_S) as client:
-            phone = Phone(client, policy, experiment=experiment, turn=turn, feedback_delay_ms=feedback_delay_ms)
+            phone = Phone(client, policy, experiment=experiment, turn=turn, feedback_delay_ms=feedback_delay_ms, traces=traces)
             return [
                 phone(_session(world, one.user_id, number, seed), f"{experiment}/{one.user_id}.{number}", stop)
                 for number in range(one.sessions)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter
 
 from msgspec.structs import replace
 
-from device import ClientError, CloudClient, Counters, FeedbackEvent, FeedSession
+from device import ClientError, CloudClient, Counters, FeedbackEvent, FeedSession, Tracer
 from sdk_demo.emulator.asking import Decision, RandomPaging
 from sdk_demo.emulator.policies import Policy
 from sdk_demo.world import UserSession
@@ -59,20 +60,34 @@ class Phone:
     """Plays sessions under one policy. `experiment` is the name under which the server learns from them.
 
     Phones of a process share `turn`: one works at a time, so that waiting for Python's lock is not taken for the SDK's time.
-    Waiting for the network is outside of it.
+    Waiting for the network is outside of it. Each session leaves a trace of its decisions in the folder `traces`.
     """
 
     def __init__(
-        self, client: CloudClient, policy: Policy, *, experiment: str, turn: Lock, feedback_delay_ms: int = 0
-    ) -> None:  # fmt: skip
+        self,
+        client: CloudClient,
+        policy: Policy,
+        *,
+        experiment: str,
+        turn: Lock,
+        feedback_delay_ms: int = 0,
+        traces: Path | None = None,
+    ) -> None:
         self._client, self._policy, self._experiment, self._turn = client, policy, experiment, turn
-        self._feedback_delay_ms = feedback_delay_ms
+        self._feedback_delay_ms, self._traces = feedback_delay_ms, traces
 
     def __call__(self, user: UserSession, session_id: str, stop: Event) -> SessionRecord:
         """Swipe until the user leaves, or `stop` is set.
 
-        Raises `ClientError` when a page does not come and nothing is left to show.
+        Raises `ClientError` when a page does not come and nothing is left to show, `TracePlaceError` where there is a trace of
+        that session already.
         """
+        if self._traces is None:
+            return self._play(user, session_id, stop, None)
+        with Tracer(self._traces / f"{self._policy.name}-{session_id.rpartition('/')[2]}.trace") as tracer:
+            return self._play(user, session_id, stop, tracer)
+
+    def _play(self, user: UserSession, session_id: str, stop: Event, tracer: Tracer | None) -> SessionRecord:
         record = SessionRecord(self._policy.name, user.user_id)
         paging = self._policy.asks(user)
         feed = FeedSession(
@@ -81,6 +96,7 @@ class Phone:
             session_id=session_id,
             paging=paging,
             clock=lambda: user.now_ms,
+            tracer=tracer,
         )
         while user.alive and not stop.is_set():
             decision = feed.wants_page()

@@ -44,6 +44,7 @@ def play(
     policies: Sequence[str | Callable[[Bundle | None], Policy]] = DEFAULT_POLICIES,
     bundle: Path | None = None,
     feedback_delay_s: float = 0.0,
+    traces: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Played:
     """Let `clients` phones at a time play `sessions` sessions under each policy against `server`.
@@ -52,10 +53,11 @@ def play(
     user there is known to nobody else, so equal seeds bring equal results however often a server is used. A policy that
     `POLICIES` has not is given as what makes it of a bundle. `world` is the one that the server's run was trained in, or its
     TOML (None: the default), `bundle` the folder to install on the phones (None: downloaded from the server). Phones hold
-    feedback back for `feedback_delay_s` of the user's time. `progress` gets the share done.
+    feedback back for `feedback_delay_s` of the user's time, and write a trace of each session into the folder `traces`.
+    `progress` gets the share done.
 
     Raises `ClientError` (no server, or one that stays away for longer than a page lasts), `BundleError`, `RuntimeLoadError`,
-    `WorldError`, and `EmulatorError` (the tree is in `errors`).
+    `WorldError`, `TraceError`, and `EmulatorError` (the tree is in `errors`).
     """
     unknown = [name for name in policies if isinstance(name, str) and name not in POLICIES]
     if unknown or not policies:
@@ -68,6 +70,11 @@ def play(
     ):
         if not value >= least:
             raise EmulatorError(name, f"at least {least}", str(value))
+    if traces is not None:
+        try:
+            traces.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EmulatorError(str(traces), "a folder for traces", error.strerror or str(error)) from error
     kinds = [POLICIES[kind] if isinstance(kind, str) else kind for kind in dict.fromkeys(policies)]
     with ExitStack() as stack:
         client = stack.enter_context(CloudClient(server))
@@ -93,6 +100,7 @@ def play(
             seed=seed,
             run_id=uuid4().hex,
             feedback_delay_ms=round(1000 * feedback_delay_s),
+            traces=traces,
             progress=progress,
         )
     versions = {"server": health.get("split_version"), "phones": opened.split_version if opened else None}
@@ -108,6 +116,7 @@ def emulate(
     world: Path | None = None,
     policies: Sequence[str] = DEFAULT_POLICIES,
     bundle: Path | None = None,
+    traces: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """`play`, and the report of it: that of `figures.figures` with what was asked for, all plain values, `simulated` true."""
@@ -120,6 +129,7 @@ def emulate(
         world=world,
         policies=policies,
         bundle=bundle,
+        traces=traces,
         progress=progress,
     )
     return {

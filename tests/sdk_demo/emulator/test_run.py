@@ -10,6 +10,7 @@ import pytest
 
 from device import Bundle, BundleError, ClientError
 from device.client import BadUrlError, UnreachableError
+from device.trace import TracePlaceError, read_trace
 from sdk_demo.emulator import POLICIES, EmulatorError, PolicyError, WrongWorldError, emulate, play
 from sdk_demo.emulator.phone import SessionRecord
 from sdk_demo.world import WorldConfig
@@ -110,6 +111,27 @@ def test_a_bundle_can_be_given(server: Live, small_demo: SmallDemo, tmp_path: Pa
     assert _without_times(run(small_demo.out / "bundle")) == _without_times(run(None))
     with pytest.raises(BundleError):
         run(tmp_path)
+
+
+def test_a_session_leaves_a_trace_of_why(server: Live, small_demo: SmallDemo, tmp_path: Path) -> None:
+    def run() -> dict[str, Any]:
+        return emulate(
+            _url(server), sessions=2, world=small_demo.world, policies=("on_device", "oracle"), traces=tmp_path / "traces"
+        )
+
+    report = run()
+    traces = {path.name: list(read_trace(path)) for path in (tmp_path / "traces").iterdir()}
+    assert len(traces) == 4
+    decisions = [decision for name, found in traces.items() if name.startswith("on_device-") for decision in found]
+    assert len(decisions) == 2 * report["policies"]["on_device"]["items_per_session"]
+    bundle = Bundle.open(small_demo.out / "bundle").manifest
+    assert {decision.bundle for decision in decisions} == {f"{bundle.name}/{bundle.serial}"}
+    assert sum(map(len, traces.values())) == len(decisions), "the oracle chooses by itself"
+    with pytest.raises(TracePlaceError):
+        run()
+    (tmp_path / "file").touch()
+    with pytest.raises(EmulatorError, match="a folder for traces"):
+        play(_url(server), traces=tmp_path / "file")
 
 
 @pytest.mark.parametrize(
