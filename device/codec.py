@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -53,6 +53,8 @@ _INT64 = (-(1 << 63), (1 << 63) - 1)
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected (?P<expected>.*), got (?P<got>.*)$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+_DECODERS: dict[tuple[str, type[Any]], Callable[[bytes], Any]] = {}
+_MAKING = Lock()
 _ENCODE_MSGPACK = msgspec.msgpack.Encoder()
 _ENCODE_JSON = msgspec.json.Encoder()
 _EVENT_INTS = ("user_id", "item_id", "position", "impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms")
@@ -63,10 +65,15 @@ class _Peek(msgspec.Struct):
     version: int = WIRE_VERSION
 
 
-@cache
 def _decoder(wire: str, struct: type[Any]) -> Callable[[bytes], Any]:
-    kind = msgspec.msgpack.Decoder if wire == "msgpack" else msgspec.json.Decoder
-    return kind(struct).decode
+    decode = _DECODERS.get((wire, struct))
+    if decode is None:
+        kind = msgspec.msgpack.Decoder if wire == "msgpack" else msgspec.json.Decoder
+        # One at a time: msgspec 0.22 keeps what it learns of a type where all find it before it is whole, and a thread that
+        # decodes by the half of it crashes the process.
+        with _MAKING:
+            decode = _DECODERS[wire, struct] = kind(struct).decode
+    return decode
 
 
 # --------------------------------------------------------------------------------------------------------------- structs

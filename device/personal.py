@@ -88,6 +88,9 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     variance: bytes
 
 
+_read_state = msgspec.msgpack.Decoder(_State).decode  # made here, by one thread; see `device.codec`
+
+
 class PersonalLayer:
     """One user's layer over one bundle's model. K tasks, N candidates. Not for use from several threads at once.
 
@@ -200,7 +203,7 @@ class PersonalLayer:
         if int.from_bytes(data[:4], "little") != zlib.crc32(body):
             raise CorruptStateError("bytes as they were written", f"{len(data)} others")
         try:
-            state = msgspec.msgpack.decode(body, type=_State)
+            state = _read_state(body)
         except ValueError as error:  # msgspec's own errors are ValueErrors; so is bad UTF-8
             raise CorruptStateError("a state", str(error)) from None
         for name, expected, got in (

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -206,3 +208,8 @@ def test_pages_that_are_not_whole_name_the_path(page: Page, path: str) -> None:
 def test_empty_and_repeating_pages_are_whole() -> None:
     check_page(make_page([]))
     check_page(make_page([5, 5]))
+
+
+def test_threads_that_meet_a_type_at_once_do_not_crash_the_process() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.device.decode_at_once", "200"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
