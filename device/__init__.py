@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from device.upload import Uploader
     from device.watchdog import WatchdogConfig
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Arranger",
     "AsyncCloudClient",

@@ -54,7 +54,10 @@ class Exchange:
     def ask(self, request: PageRequest, feedback: tuple[FeedbackEvent, ...]) -> PageRequest:
         """`request` with the feedback that was taken for it, and the device's report of itself."""
         sent = _Sent(feedback, self.report(request.now_ms))
-        self._asked = dict([*self._asked.items(), (request.request_id, sent)][-_ASKED_MAX:])
+        self._asked[request.request_id] = sent
+        if len(self._asked) > _ASKED_MAX:  # an app that neither takes a page nor says that none came
+            oldest = next(iter(self._asked))
+            self.failed(oldest, ())
         return self.privacy.request(msgspec.structs.replace(request, feedback=sent.feedback, telemetry=sent.telemetry))
 
     def report(self, now_ms: int) -> TelemetryReport | None:

@@ -15,6 +15,7 @@ from device.contract import FeatureSpec, FeedbackEvent, Form, Page, SearchSpec
 from device.features import FeatureBuilder, PageArrays
 from device.feedback import EventHistory
 from device.personal import PersonalLayer, labels
+from device.privacy import PrivacyPolicy
 from device.ranker import Adjust, Ranker, Ranking
 from device.remaining import Remaining
 
@@ -59,6 +60,16 @@ class SessionModels:
         self._category = {c.name: i for i, c in enumerate(spec.candidate_categories)}.get("category")
         scales = {f.name: (i, f.scale) for i, f in enumerate(spec.candidate_floats) if f.scale > 0}
         self._duration = scales.get("duration_ms")
+
+    @property
+    def name(self) -> str | None:
+        """That of the bundle."""
+        return None if self.ranker is None else self.ranker.name
+
+    @property
+    def privacy(self) -> PrivacyPolicy:
+        """What may leave where the app does not say: what training these models needs."""
+        return PrivacyPolicy() if self.ranker is None else PrivacyPolicy.for_spec(self.ranker.spec)
 
     @property
     def split_version(self) -> str | None:

@@ -29,8 +29,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from device import __version__
 from device.clock import wall_clock
 from device.codec import from_msgpack, to_msgpack
 from device.contract import BlockError, ContractError, FeedbackEvent, Form, Page, PageRequest
@@ -42,7 +44,6 @@ from device.outbox import MemoryOutbox, OutboxConfig
 from device.paging import FixedPaging, PageDecision, Paging, PagingMoment, PagingState
 from device.paging.moment import TOP
 from device.personal import PersonalLayer
-from device.privacy import PrivacyPolicy
 from device.ranker import Ranker
 from device.refill import Refill, RefillConfig, Refiller
 from device.remaining import Remaining
@@ -53,6 +54,7 @@ from device.watchdog import Watchdog, WatchdogConfig
 
 if TYPE_CHECKING:
     from device.client import CloudClient
+    from device.privacy import PrivacyPolicy
     from device.store import DeviceStore
     from device.strategies import Arranger
     from device.trace import Tracer
@@ -101,6 +103,7 @@ class FeedSession:
         watchdog: WatchdogConfig | None = None,
         telemetry: TelemetryConfig | None = None,
         tracer: Tracer | None = None,
+        experiment: str | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """Without a `ranker` the feed keeps cloud order. `clock` tells the time in ms since the epoch, UTC. The app keeps what
@@ -110,7 +113,8 @@ class FeedSession:
         needs. `store` keeps feedback and pages over the end of the process, and what it holds is gone on with. `updates` is
         asked for models between two pages, in place of `ranker`. `tier` is what `ranker` was opened by. `watchdog` bounds how
         long a swipe waits for the models, None does not. `telemetry` says which sessions tell of themselves, None: not this
-        one; `tracer` writes down each choice, for developers. `rng` is the randomness of the backoff.
+        one; `tracer` writes down each choice, for developers. Requests and feedback are of the `experiment` (`PageRequest`).
+        `rng` is the randomness of the backoff.
 
         Raises ValueError for a layer of another user or over other tasks than the ranker's.
         """
@@ -124,10 +128,18 @@ class FeedSession:
             ranker = updates.current().ranker
         self._models = self._next_models = SessionModels(ranker, personal)
         self._events: deque[FeedbackEvent] = deque(maxlen=self._models.events_max)
-        self._telemetry = Telemetry(session_id, clock(), telemetry or TelemetryConfig(rate=0))
-        policy = privacy or (PrivacyPolicy() if ranker is None else PrivacyPolicy.for_spec(ranker.spec))
+        self._telemetry = Telemetry(
+            session_id,
+            clock(),
+            telemetry or TelemetryConfig(rate=0),
+            sdk=__version__,
+            bundle=self._models.name,
+            tier=None if tier is None else tier.name,
+        )
         outbox = MemoryOutbox(self._config.outbox) if store is None else store.outbox
+        policy = privacy or self._models.privacy
         self._exchange = Exchange(outbox, policy, self._telemetry, self._totals, self._config.request_events_max)
+        self._privacy, self._experiment = privacy, experiment
         self._watchdog = None if watchdog is None else Watchdog(watchdog)
         self._ordering = Ordering(self.counters, self._telemetry, self._watchdog, tier)
         self._slate = None if strategies is None else strategies.start()
@@ -203,7 +215,7 @@ class FeedSession:
         with self._swipe:
             self._exchange.arrived(page.request_id)
         with self._arrival:
-            if not self._take(page):
+            if not self._take(page, self._clock()):
                 return False
         if self._store is not None:
             self._store.save_page(page, self._taken_ms)
@@ -217,9 +229,9 @@ class FeedSession:
         if self._store is None:
             return False
         with self._arrival:
-            return any(self._take(page) for page in self._store.pages(self._clock()))
+            return any(self._take(kept.page, kept.taken_ms) for kept in self._store.pages(self._clock()))
 
-    def _take(self, page: Page) -> bool:
+    def _take(self, page: Page, taken_ms: int) -> bool:
         count, models = self.counters, self._next_models
         try:
             arrays, form, fallbacks = models.read(page)
@@ -256,7 +268,7 @@ class FeedSession:
             self._fallback = fallbacks[-1] if fallbacks else None
             if self._slate is not None:
                 self._slate.take(page, held.item_id[: held.count].tolist())
-            self._taken_ms, self._shown_of_page = self._clock(), 0
+            self._taken_ms, self._shown_of_page = taken_ms, 0
         return True
 
     def _retell(self, models: SessionModels) -> None:
@@ -272,8 +284,10 @@ class FeedSession:
             if (known := self._shown.get(event.item_id)) is not None:
                 models.remember(event, known)
         self._models, self._events = models, deque(self._events, models.events_max)
+        self._telemetry.merge(self._totals())
+        self._telemetry.tell_of(models.name, self._clock())
+        self._exchange.privacy = self._privacy or models.privacy
         if self._watch is not None:  # what it knows is of the other models
-            self._telemetry.merge(self._totals())
             self._watchdog = self._ordering.watchdog = Watchdog(self._watch)
 
     # ------------------------------------------------------------------------------------------------------------ swipes
@@ -307,6 +321,8 @@ class FeedSession:
         except ContractError:
             count.events_bad += 1
             return False
+        if self._experiment is not None:
+            event = replace(event, experiment=self._experiment)
         with self._swipe:
             if not self._exchange.add(event):
                 count.events_duplicate += 1
@@ -358,7 +374,7 @@ class FeedSession:
             shown=item,
             scores=None if order.ranking is None else order.ranking.scores,
             page_id=self.page_id,
-            bundle=None if models.ranker is None else models.ranker.name,
+            bundle=models.name,
             fallback=self._fallback if order.why in ("model", "cloud") else order.why,
             personal=models.personal is not None,
             strategies=() if decided is None else decided.told,
@@ -420,6 +436,7 @@ class FeedSession:
                 size=size,
                 scene=scene,
                 split_version=self._next_models.split_version,
+                experiment=self._experiment,
                 exclude=(*self._before, *self._shown),
             )
             return self._exchange.ask(bare, feedback)

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
+from typing import NamedTuple
 
 from device.codec import from_msgpack, to_msgpack
 from device.contract import ContractError, DecodeError, FeedbackEvent, Page
@@ -26,6 +27,7 @@ __all__ = [
     "DatabaseOpenError",
     "DeviceStore",
     "ForeignDatabaseError",
+    "KeptPage",
     "StoreConfig",
     "StoredOutbox",
 ]
@@ -59,6 +61,14 @@ class StoreConfig:
     """Bytes of one named thing; a user's personal layer has a few thousand."""
     wal_bytes: int = 1 << 20
     """The write-ahead file is folded in beyond this, once in some 200 swipes; a swipe that comes just then waits for 1 ms."""
+
+
+class KeptPage(NamedTuple):
+    """A page from the file."""
+
+    page: Page
+    taken_ms: int
+    """when it came, by the device's clock"""
 
 
 class StoredOutbox(MemoryOutbox):
@@ -205,7 +215,7 @@ class DeviceStore:
                 self.pages_dropped += len(old)
             return kept
 
-    def pages(self, now_ms: int, *, stale: bool = False) -> Iterator[Page]:
+    def pages(self, now_ms: int, *, stale: bool = False) -> Iterator[KeptPage]:
         """Pages that live by the device's clock, newest first; with `stale` also those that no longer do."""
         for (place,) in self._database.read("SELECT place FROM page ORDER BY place DESC"):
             for taken_ms, sealed in self._database.read("SELECT ms, body FROM page WHERE place = ?", (place,)):
@@ -215,11 +225,7 @@ class DeviceStore:
                     self._damaged_rows += 1
                     continue
                 if stale or now_ms - taken_ms < page.ttl_ms:
-                    yield page
-
-    def last_page(self, now_ms: int, *, stale: bool = False) -> Page | None:
-        """The first of `pages`."""
-        return next(self.pages(now_ms, stale=stale), None)
+                    yield KeptPage(page, taken_ms)
 
     def shown_items(self) -> list[int]:
         """The items of the last `shown_max` impressions whose feedback came, oldest first; sent or not."""

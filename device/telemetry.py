@@ -102,8 +102,14 @@ class Telemetry:
 
     def report(self, now_ms: int) -> TelemetryReport | None:
         """What the caller now sends: a report that was put back, else all since the last; None when there is nothing."""
-        if self._unsent:
-            return self._unsent.popleft()
+        return self._unsent.popleft() if self._unsent else self._gathered(now_ms)
+
+    def tell_of(self, bundle: str | None, now_ms: int) -> None:
+        """Another bundle is in use from now on. What was counted before is told of the one before."""
+        self.put_back(self._gathered(now_ms))
+        self.bundle = bundle
+
+    def _gathered(self, now_ms: int) -> TelemetryReport | None:
         if not (self._counts or self._times):
             return None
         self._reports += 1

@@ -249,7 +249,8 @@ class Slate:
             if math.isfinite(worst - best):
                 self._spread = self._spread or worst - best
                 if self._spread:
-                    relevance: NDArray[np.float64] = (best - best_first) / self._spread
+                    with np.errstate(over="ignore"):  # the first spread may have been next to nothing
+                        relevance: NDArray[np.float64] = (best - best_first) / self._spread
                     beyond = count - len(relevance)
                     return np.concatenate([relevance, np.full(beyond, relevance[-1])]) if beyond > 0 else relevance[:count]
         return np.arange(count) / -max(1, len(self._facts.item_ids) - 1)

@@ -97,6 +97,7 @@ class Phone:
             paging=paging,
             clock=lambda: user.now_ms,
             tracer=tracer,
+            experiment=self._experiment,
         )
         while user.alive and not stop.is_set():
             decision = feed.wants_page()
@@ -115,7 +116,7 @@ class Phone:
         request = feed.request(size)
         sent = due(request.feedback, request.now_ms - self._feedback_delay_ms)
         feed.put_back(request.feedback[len(sent) :])
-        request = replace(request, experiment=self._experiment, feedback=sent)
+        request = replace(request, feedback=sent)
         record.requests += 1
         started = perf_counter()
         try:
@@ -143,7 +144,7 @@ class Phone:
         event = outcome.event(
             event_id=f"{feed.session_id}/{outcome.position}", session_id=feed.session_id, page_id=feed.page_id
         )  # fmt: skip
-        feed.feedback(replace(event, experiment=self._experiment))
+        feed.feedback(event)
         record.effective.append(outcome.effective_view)
         record.likes += outcome.like
         record.follows += outcome.follow

@@ -11,9 +11,11 @@ import pytest
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from device import __version__
 from device.client import ClientError, CloudClient
 from device.codec import from_msgpack, to_block
 from device.contract import Columns, FeedbackBatch, Page, PageRequest
+from device.paging import PageDecision, Paging, PagingState
 from device.ranker import Ranker
 from device.runtimes import Runtime
 from device.search import GREEDY
@@ -110,6 +112,48 @@ def test_a_stale_page_is_not_gone_on_with(tmp_path: Path) -> None:
         session(None, store=store).take(make_page([1, 2]))
         assert not session(None, Clock(Clock().ms + 600_000), store=store).restore()
         assert session(None, store=store).restore()
+
+
+class Asking(Paging):
+    """Never asks, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.states: list[PagingState] = []
+
+    def __call__(self, state: PagingState) -> PageDecision:
+        self.states.append(state)
+        return PageDecision(False, 0, "continue")
+
+
+def test_a_page_that_is_gone_on_with_is_as_old_as_it_is(tmp_path: Path) -> None:
+    clock, asking = Clock(), Asking()
+    with DeviceStore(tmp_path / "device.db") as store:
+        session(None, clock, store=store).take(make_page([1, 2]))
+    clock.ms += 20_000
+    with DeviceStore(tmp_path / "device.db") as store, session(None, clock, store=store, paging=asking) as feed:
+        assert feed.restore()
+        feed.wants_page()
+    assert asking.states[0].age_ms == 20_000
+
+
+# ------------------------------------------------------------------------------------------------------------- requests
+
+
+def test_feedback_of_requests_without_end_that_nobody_answers_waits_again() -> None:
+    feed = session(None)
+    feed.take(make_page(list(range(20)), split=None))
+    for n in range(9):
+        swipe(feed)
+        assert [event.position for event in feed.request(1).feedback] == [n]
+    assert [event.position for event in feed.drain_feedback()] == [0]
+
+
+def test_requests_and_feedback_are_of_the_experiment() -> None:
+    feed = session(None, experiment="b")
+    feed.take(make_page([1, 2], split=None))
+    swipe(feed)
+    request = feed.request(1)
+    assert (request.experiment, [event.experiment for event in request.feedback]) == ("b", ["b"])
 
 
 # ------------------------------------------------------------------------------------------------------------- watchdog
@@ -241,6 +285,34 @@ def test_what_a_device_tells_comes_with_requests_and_batches_and_counts_once(ran
     assert first.telemetry.counters["reranks"] == first.telemetry.timings["rerank"].count == 3
     assert first.telemetry.counters["split_mismatch"] == 1
     assert feed.request(1).telemetry is None  # nothing since
+
+
+def test_a_report_says_of_which_sdk_bundle_and_tier_it_is(ranker: Ranker, tmp_path: Path) -> None:
+    feed = session(None, telemetry=TelemetryConfig(), tier=Tier(name="greedy"))
+    feed.take(make_page([1, 2, 3], split=None))
+    swipe(feed)
+    feed.use(ranker)
+    feed.take(make_page([4, 5, 6], 1))
+    swipe(feed)
+    first, second = feed.request(1).telemetry, feed.request(1).telemetry
+    assert first is not None
+    assert second is not None
+    assert [(r.sdk, r.bundle, r.tier) for r in (first, second)] == [
+        (__version__, None, "greedy"), (__version__, "tiny/1", "greedy"),
+    ]  # fmt: skip
+    assert (first.counters.get("reranks"), second.counters.get("reranks")) == (None, 1)
+    assert (first.counters["events"], second.counters["events"]) == (1, 1)
+
+
+def test_what_may_leave_is_what_the_models_of_now_are_trained_on(ranker: Ranker) -> None:
+    wanted = next(f.name for f in ranker.spec.feedback_floats if f.name in ("volume", "scroll_speed"))
+    feed = session(None)
+    feed.take(make_page([1, 2, 3, 4], split=None))
+    swipe(feed, **{wanted: 0.25})
+    feed.use(ranker)
+    feed.take(make_page([5, 6, 7], 1))
+    swipe(feed, **{wanted: 0.25})
+    assert [getattr(event, wanted) for event in feed.drain_feedback()] == [None, 0.25]
 
 
 def test_a_session_outside_of_the_sample_tells_nothing(ranker: Ranker) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.full_disk import full_disk
+from device.contract import Page
 from device.outbox import OutboxConfig
 from device.store import DatabaseError, DatabaseHeldError, DatabaseOpenError, DeviceStore, ForeignDatabaseError, StoreConfig
 from tests.device.worlds import T0, make_event, make_page
@@ -81,32 +82,37 @@ def test_a_smaller_bound_holds_at_the_next_start(path: Path) -> None:
         assert waiting(store) == [3, 4]
 
 
+def last_page(store: DeviceStore, now_ms: int, *, stale: bool = False) -> Page | None:
+    """The newest that is kept."""
+    return next((kept.page for kept in store.pages(now_ms, stale=stale)), None)
+
+
 def test_pages_newest_first_as_long_as_they_live(path: Path) -> None:
     old, new = make_page([1], 1, ttl_ms=1000), make_page([2, 3], 2, ttl_ms=1000)
     with DeviceStore(path) as store:
-        assert store.last_page(T0) is None
+        assert last_page(store, T0) is None
         assert store.save_page(old, T0)
         assert store.save_page(new, T0 + 500)
     with DeviceStore(path) as store:
         assert store.save_page(old, T0 + 600), "kept already, and gets no younger"
-        assert list(store.pages(T0 + 999)) == [new, old]
-        assert list(store.pages(T0 + 1000)) == [new]
-        assert store.last_page(T0 + 1500) is None
-        assert store.last_page(T0 + 1500, stale=True) == new
-        assert store.last_page(T0 - 9999) == new, "a clock that was put back"
+        assert list(store.pages(T0 + 999)) == [(new, T0 + 500), (old, T0)]
+        assert [kept.page for kept in store.pages(T0 + 1000)] == [new]
+        assert last_page(store, T0 + 1500) is None
+        assert last_page(store, T0 + 1500, stale=True) == new
+        assert last_page(store, T0 - 9999) == new, "a clock that was put back"
 
 
 def test_pages_are_bounded_and_the_oldest_go(path: Path) -> None:
     with DeviceStore(path, StoreConfig(pages_max=2)) as store:
         for n in range(4):
             assert store.save_page(make_page([n], n), T0)
-        assert [page.page_id for page in store.pages(T0)] == ["page-3", "page-2"]
+        assert [kept.page.page_id for kept in store.pages(T0)] == ["page-3", "page-2"]
         assert store.pages_dropped == 2
     with DeviceStore(path, StoreConfig(pages_bytes_max=1000)) as store:
         assert not store.save_page(make_page(list(range(100)), 8), T0)
         assert store.save_page(make_page([9], 9, split=None), T0)
         assert store.pages_dropped > 1
-        assert next(store.pages(T0)).page_id == "page-9"
+        assert next(store.pages(T0)).page.page_id == "page-9"
 
 
 def test_the_last_items_shown_are_those_of_the_last_events_sent_or_not(path: Path) -> None:
@@ -208,7 +214,7 @@ def test_whatever_happened_to_the_file_only_what_was_kept_comes_out(whole: bytes
         try:
             with DeviceStore(path) as store:
                 assert set(store.outbox.take()) <= set(EVENTS)
-                assert store.last_page(T0) in (PAGE, None)
+                assert last_page(store, T0) in (PAGE, None)
                 assert store.state("name") in (b"value" * 100, None)
                 store.shown_items()
                 store.outbox.add(make_event(99))
@@ -252,7 +258,7 @@ def test_a_full_disk_loses_nothing_as_long_as_the_process_lives(path: Path) -> N
             store.outbox.tidy()
             assert len(store.outbox) == 47
         assert store.state("name") == b"before"
-        assert store.last_page(T0) is None
+        assert last_page(store, T0) is None
         store.outbox.tidy()
         assert store.outbox.unsaved == 0
         assert store.writes_failed > 40
@@ -302,7 +308,7 @@ def test_after_closing_it_goes_on_in_memory(path: Path) -> None:
     assert store.outbox.add(make_event(1))
     assert store.outbox.unsaved == 1
     assert not store.save_page(make_page([1]), T0)
-    assert store.last_page(T0) is None
+    assert last_page(store, T0) is None
     store.outbox.tidy()
     store.outbox.acknowledge(store.outbox.take())
     assert len(store.outbox) == 0
