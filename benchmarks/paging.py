@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import linprog
+from scipy.optimize import linprog  # type: ignore[import-untyped]
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
@@ -64,7 +64,7 @@ from sdk_demo.emulator.phone import SessionRecord
 from sdk_demo.server import running_server
 from sdk_demo.world import VARIANTS, WorldConfig
 
-__all__ = ["Asked", "Extent", "main", "measure", "plot", "print_table"]
+__all__ = ["BASELINE", "POLICIES", "Asked", "Extent", "judge", "main", "measure", "plot", "print_table"]
 
 Floats = NDArray[np.float64]
 
@@ -152,7 +152,7 @@ def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
     return {
         "simulated": True,
         "model": {**msgspec.to_builtins(model), "learned_from": impressions, "consulted_us": _consulted_us(model)},
-        "worlds": {name: _judged(bench.played(name, model), extent.seed, VARIANTS[name].says) for name in extent.worlds},
+        "worlds": {name: judge(bench.played(name, model), extent.seed, VARIANTS[name].says) for name in extent.worlds},
         "sessions": extent.sessions,
         "seed": extent.seed,
     }
@@ -225,7 +225,7 @@ class _Bench:
                 ).records
 
 
-def _judged(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
+def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
     """A world's part of the report."""
     drawn = resampled(records, [policy.name for policy in POLICIES], seed=seed)
     base = drawn[BASELINE.name]

@@ -35,7 +35,7 @@ import msgspec
 
 from cloud.training.run import Run
 from device.bundle import MANIFEST, Bundle, write_manifest
-from device.contract import Form, Format, ModelEntry, Precision, Stage
+from device.contract import Form, Format, ModelEntry, PagingModel, Precision, Stage
 from export.errors import BudgetError, OutputError, UnsupportedError
 from export.gate import GateRows, passes
 from export.parity import draw_inputs
@@ -72,12 +72,13 @@ def export_bundle(
     name: str = "pocketrank",
     serial: int = 1,
     expires_ms: int | None = None,
+    paging: PagingModel | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Export both forms of `run` to `out` and return the report. `progress` gets what was done last and the share done.
 
-    A bundle that is already at `out` is replaced; anything else there is refused. Raises `ExportError` (the tree is in
-    `errors`); `out` then is as it was.
+    `paging` says when devices ask for a page. A bundle that is already at `out` is replaced; anything else there is refused.
+    Raises `ExportError` (the tree is in `errors`); `out` then is as it was.
     """
     wanted: tuple[Format, ...] = _known(formats, Format, "formats")
     in_precisions: tuple[Precision, ...] = _known(precisions, Precision, "precisions")
@@ -104,6 +105,7 @@ def export_bundle(
                 models=[entry for row in report["models"].values() for entry in _entries(row)],
                 expires_ms=expires_ms,
                 created_ms=time.time_ns() // 1_000_000,
+                paging=paging,
             )
             Bundle.open(folder, now_ms=0)
             _put(folder, out, Path(scratch) / "replaced")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from device.contract import Network
 
@@ -53,6 +53,9 @@ class PageDecision(NamedTuple):
 
 class Paging(ABC):
     """The seam: decides after each swipe. Must not keep anything of one session, since many share a policy."""
+
+    uses_values: ClassVar[bool] = False
+    """Whether it looks at the values of what is left: the model is then run before it is asked."""
 
     @abstractmethod
     def __call__(self, state: PagingState) -> PageDecision:

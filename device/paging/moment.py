@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from device.contract import FeedbackEvent
 from device.paging.base import PagingState
 
-__all__ = ["PagingMoment"]
+__all__ = ["TOP", "PagingMoment"]
 
-_TOP = 3  # values that `top` is the mean of: about what is shown before the next page can be there
+TOP = 3
+"""Values that `top` is the mean of: about what is shown before the next page can be there."""
 _MEMORY = 0.8  # of `recent`, per impression: some five of them
 
 
@@ -27,7 +28,7 @@ class PagingMoment:
 
     def ranked(self, values: Sequence[float]) -> None:
         """The values of what would be shown next, in that order; none when they are not known."""
-        first = values[:_TOP]
+        first = values[:TOP]
         self._best, self._top = (first[0], sum(first) / len(first)) if first else (math.nan, math.nan)
         if self._arrived != self._arrived:
             self._arrived = self._top

@@ -14,6 +14,8 @@ class ThresholdPaging(Paging):
     every swipe. Without a model there are no values, and `left` alone decides.
     """
 
+    uses_values = True
+
     def __init__(self, value: float, left: int = 0, consume: int = 3, size: int = 30) -> None:
         """`value` is on the scale of the model's scores. Raises ValueError for NaN, `left` below 0, or others below 1."""
         if not (value == value and left >= 0 and consume >= 1 and size >= 1):

@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from device.contract import Format, Precision
+from device.codec import from_json
+from device.contract import Format, PagingModel, Precision
 from sdk_demo.cli.options import parse_list
 from sdk_demo.cli.output import progress
 
@@ -26,6 +27,10 @@ def export(
     bytes_max: Annotated[int | None, typer.Option(min=1, help="Budget of bytes for each file; a larger one fails.")] = None,
     p50_ms_max: Annotated[
         float | None, typer.Option(min=0, help="Budget of a median run in milliseconds, where a model can run here.")
+    ] = None,
+    paging: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Model of when to ask for a page. [default: fixed counts]"),
     ] = None,
 ) -> None:
     """Export the device model, and hold every file to torch.
@@ -50,6 +55,7 @@ def export(
 
     console = Console()
     opened = Run.open(run)
+    asks = None if paging is None else from_json(paging.read_bytes(), PagingModel)
     with progress(console, "exporting, and comparing with torch") as told:
         report = export_bundle(
             opened,
@@ -57,6 +63,7 @@ def export(
             formats=wanted_formats,
             precisions=wanted_precisions,
             budget=Budget(bytes_max=bytes_max, p50_ms_max=p50_ms_max),
+            paging=asks,
             progress=lambda _, share: told(share),
         )
     _print_models(console, report, title=f"{out}: models, compared with torch")
