@@ -54,8 +54,8 @@ def export(
     from export.bundle import Budget, export_bundle
 
     console = Console()
-    opened = Run.open(run)
     asks = None if paging is None else from_json(paging.read_bytes(), PagingModel)
+    opened = Run.open(run)
     with progress(console, "exporting, and comparing with torch") as told:
         report = export_bundle(
             opened,
