@@ -64,7 +64,7 @@ from sdk_demo.emulator.phone import SessionRecord
 from sdk_demo.server import running_server
 from sdk_demo.world import VARIANTS, WorldConfig
 
-__all__ = ["Asked", "Extent", "main", "measure", "plot", "print_table"]
+__all__ = ["BASELINE", "POLICIES", "Asked", "Extent", "judge", "main", "measure", "plot", "print_table"]
 
 Floats = NDArray[np.float64]
 
@@ -151,7 +151,7 @@ def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
     return {
         "simulated": True,
         "model": {**msgspec.to_builtins(model), "learned_from": impressions, "consulted_us": _consulted_us(model)},
-        "worlds": {name: _judged(bench.played(name, model), extent.seed, VARIANTS[name].says) for name in extent.worlds},
+        "worlds": {name: judge(bench.played(name, model), extent.seed, VARIANTS[name].says) for name in extent.worlds},
         "sessions": extent.sessions,
         "seed": extent.seed,
     }
@@ -224,7 +224,7 @@ class _Bench:
                 ).records
 
 
-def _judged(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
+def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
     """A world's part of the report."""
     drawn = resampled(records, [policy.name for policy in POLICIES], seed=seed)
     base = drawn[BASELINE.name]

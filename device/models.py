@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from device.contract import FeatureSpec, FeedbackEvent, Form, Page, SearchSpec
 from device.features import FeatureBuilder, PageArrays
 from device.feedback import EventHistory
+from device.paging import Paging, paging_of
 from device.personal import PersonalLayer, labels
 from device.privacy import PrivacyPolicy
 from device.ranker import Adjust, Ranker, Ranking
@@ -65,6 +66,11 @@ class SessionModels:
     def name(self) -> str | None:
         """That of the bundle."""
         return None if self.ranker is None else self.ranker.name
+
+    @property
+    def paging(self) -> Paging:
+        """When a device asks where the app does not say: as the bundle says, else by fixed counts."""
+        return paging_of(None if self.ranker is None else self.ranker.paging)
 
     @property
     def privacy(self) -> PrivacyPolicy:

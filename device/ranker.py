@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device.bundle import Bundle, NoSuchModelError
-from device.contract import FeatureSpec, Form, Format, Group, Precision, SearchSpec, Stage
+from device.contract import FeatureSpec, Form, Format, Group, PagingModel, Precision, SearchSpec, Stage
 from device.features import FeatureBuilder, PageArrays
 from device.feedback import EventHistory
 from device.remaining import Remaining
@@ -53,11 +53,12 @@ class Ranker:
         runtimes: Mapping[Form, Mapping[Stage, Runtime]],
         search: SearchSpec | None = None,
         name: str | None = None,
+        paging: PagingModel | None = None,
     ) -> None:
-        """`search` is the spec's unless given, where a model has the stages for it. `name` is for reports. Raises `DecodeError`
-        for a spec, `RuntimeLoadError` for a model, that a device cannot follow.
+        """`search` is the spec's unless given, where a model has the stages for it. `name` is for reports, `paging` what the
+        bundle says of when to ask. Raises `DecodeError` for a spec, `RuntimeLoadError` for a model, that no device can follow.
         """
-        self.spec, self.split_version, self.name = spec, split_version, name
+        self.spec, self.split_version, self.name, self.paging = spec, split_version, name, paging
         self.runtimes = {form: dict(stages) for form, stages in runtimes.items()}
         self.builder = FeatureBuilder(spec)
         self.search = search or spec.search or GREEDY
@@ -108,8 +109,9 @@ class Ranker:
             if set(STAGES) <= set(paths):  # the whole model would only take memory
                 paths = {stage: path for stage, path in paths.items() if stage != "whole"}
             runtimes[form] = open_stages(paths, format, threads)
-        name = f"{bundle.manifest.name}/{bundle.manifest.serial}"
-        return cls(bundle.spec, bundle.split_version, runtimes, search, name)
+        manifest = bundle.manifest
+        name = f"{manifest.name}/{manifest.serial}"
+        return cls(bundle.spec, bundle.split_version, runtimes, search, name, manifest.paging)
 
     def _try(self, form: Form) -> None:
         """One run on zeros: shapes that disagree with the spec show here, not at a user's first swipe."""

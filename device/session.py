@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ from device.exchange import Exchange
 from device.models import SessionModels, Shown
 from device.ordering import Order, Ordering
 from device.outbox import MemoryOutbox, OutboxConfig
-from device.paging import FixedPaging, PageDecision, Paging, PagingMoment, PagingState
+from device.paging import PageDecision, Paging, PagingMoment, PagingState
 from device.paging.moment import TOP
 from device.personal import PersonalLayer
 from device.ranker import Ranker
@@ -50,7 +50,7 @@ from device.remaining import Remaining
 from device.runtimes.base import RuntimeRunError
 from device.telemetry import Telemetry, TelemetryConfig
 from device.tiers import Tier
-from device.watchdog import Watchdog, WatchdogConfig
+from device.watchdog import Watchdog, WatchdogConfig, WatchdogCounters
 
 if TYPE_CHECKING:
     from device.client import CloudClient
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from device.trace import Tracer
     from device.updates import Updates
 
-__all__ = ["FeedSession", "SessionConfig"]
+__all__ = ["FeedSession", "SessionConfig", "telemetry_names"]
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ class FeedSession:
         """Without a `ranker` the feed keeps cloud order. `clock` tells the time in ms since the epoch, UTC. The app keeps what
         `personal` learns (`PersonalLayer.state`), and gives it to the user's sessions one after the other.
 
-        `strategies` are what an order must and should keep. `privacy` says what may leave the device, by default what training
-        needs. `store` keeps feedback and pages over the end of the process, and what it holds is gone on with. `updates` is
-        asked for models between two pages, in place of `ranker`. `tier` is what `ranker` was opened by. `watchdog` bounds how
-        long a swipe waits for the models, None does not. `telemetry` says which sessions tell of themselves, None: not this
-        one; `tracer` writes down each choice, for developers. Requests and feedback are of the `experiment` (`PageRequest`).
-        `rng` is the randomness of the backoff.
+        `paging` says when to ask for a page, by default the bundle (`export --paging`), else fixed counts. `strategies` are
+        what an order must and should keep. `privacy` says what may leave the device, by default what training needs. `store`
+        keeps feedback and pages over the end of the process, and what it holds is gone on with. `updates` is asked for models
+        between two pages, in place of `ranker`; a `personal` layer is let go of then, as it is over the old model. `tier` is
+        what `ranker` was opened by. `watchdog` bounds how long a swipe waits for the models, None does not. `telemetry` says
+        which sessions tell of themselves, None: not this one; `tracer` writes down each choice, for developers. Requests and
+        feedback are of the `experiment` (`PageRequest`). `rng` is the randomness of the backoff.
 
         Raises ValueError for a layer of another user or over other tasks than the ranker's.
         """
@@ -122,7 +123,6 @@ class FeedSession:
         self.counters = Counters()
         self._config = config or SessionConfig()
         self._clock, self._store, self._updates, self._watch = clock, store, updates, watchdog
-        self._paging, self._moment = paging or FixedPaging(), PagingMoment()
         self._own(personal)
         if updates is not None:
             ranker = updates.current().ranker
@@ -139,7 +139,8 @@ class FeedSession:
         outbox = MemoryOutbox(self._config.outbox) if store is None else store.outbox
         policy = privacy or self._models.privacy
         self._exchange = Exchange(outbox, policy, self._telemetry, self._totals, self._config.request_events_max)
-        self._privacy, self._experiment = privacy, experiment
+        self._paging, self._moment = paging or self._models.paging, PagingMoment()
+        self._own_paging, self._own_privacy, self._experiment = paging, privacy, experiment
         self._watchdog = None if watchdog is None else Watchdog(watchdog)
         self._ordering = Ordering(self.counters, self._telemetry, self._watchdog, tier)
         self._slate = None if strategies is None else strategies.start()
@@ -286,7 +287,8 @@ class FeedSession:
         self._models, self._events = models, deque(self._events, models.events_max)
         self._telemetry.merge(self._totals())
         self._telemetry.tell_of(models.name, self._clock())
-        self._exchange.privacy = self._privacy or models.privacy
+        self._exchange.privacy = self._own_privacy or models.privacy
+        self._paging = self._own_paging or models.paging
         if self._watch is not None:  # what it knows is of the other models
             self._watchdog = self._ordering.watchdog = Watchdog(self._watch)
 
@@ -485,3 +487,11 @@ class FeedSession:
     def _own(self, personal: PersonalLayer | None) -> None:
         if personal is not None and personal.user_id != self.user_id:
             raise ValueError(f"expected the personal layer of user {self.user_id}, got that of {personal.user_id}")
+
+
+def telemetry_names() -> frozenset[str]:
+    """Names of all that a session counts and times by itself: those that a cloud tells apart whatever else devices send."""
+    from device.strategies.slate import StrategyCounters  # not every app has strategies
+
+    counted = {field.name for kind in (Counters, WatchdogCounters) for field in fields(kind)}
+    return frozenset({*counted, *StrategyCounters().sums(), "events_dropped", "next", "rerank"})

@@ -81,6 +81,8 @@ class StoredOutbox(MemoryOutbox):
         super().__init__(config)
         self._database = database
         self._unsaved: dict[int, Held] = {}
+        # Places of events that have left, and their rows among the `gone`, which the file has not taken yet.
+        self._left: deque[tuple[int, tuple[int, int, str, int]]] = deque(maxlen=config.ids_max)
         self.damaged = 0
         """events in the file that could not be read"""
         ids = database.read("SELECT place, event_id, item_id FROM gone ORDER BY place")
@@ -118,6 +120,9 @@ class StoredOutbox(MemoryOutbox):
         with self._lock:
             if begun_anew:
                 self._unsaved = {held.place: held for held in (*self._in_flight.values(), *self._waiting.values())}
+                self._left.clear()
+                for name, item in self._gone.items():
+                    self._leaving(name, item)
         while self._unsaved:
             with self._lock:
                 some = list(islice(self._unsaved.values(), _SAVE_CHUNK))
@@ -125,22 +130,35 @@ class StoredOutbox(MemoryOutbox):
                     return
                 for held in some:
                     del self._unsaved[held.place]
+        while self._left:
+            with self._lock:
+                if not self._save_left():
+                    return
 
     def _save(self, held: Held) -> None:
         if not self._database.write(_ADD, (held.place, _seal(held.body))):
             self._unsaved[held.place] = held
 
     def _forget(self, gone: Sequence[Held]) -> None:
-        ids = []
-        for place, held in enumerate(gone, self._gone_place):
+        for held in gone:
             self._unsaved.pop(held.place, None)
-            ids.append((place % self._config.ids_max, place, held.event_id, held.item_id))
-        self._gone_place += len(gone)
-        # Where this fails they are sent again after the next start, and the cloud knows their ids.
-        self._database.write_all([
-            ("DELETE FROM event WHERE place = ?", [(held.place,) for held in gone]),
-            ("REPLACE INTO gone VALUES (?, ?, ?, ?)", ids),
+            self._leaving(held.event_id, held.item_id, held.place)
+        # Where this fails they are sent again after a kill, and the cloud knows their ids.
+        self._save_left()
+
+    def _leaving(self, name: str, item_id: int, event_place: int = -1) -> None:
+        place, self._gone_place = self._gone_place, self._gone_place + 1
+        self._left.append((event_place, (place % self._config.ids_max, place, name, item_id)))
+
+    def _save_left(self) -> bool:
+        some = list(islice(self._left, _SAVE_CHUNK))
+        kept = self._database.write_all([
+            ("DELETE FROM event WHERE place = ?", [(place,) for place, _ in some]),
+            ("REPLACE INTO gone VALUES (?, ?, ?, ?)", [row for _, row in some]),
         ])  # fmt: skip
+        for _ in some if kept else ():
+            self._left.popleft()
+        return kept
 
 
 class DeviceStore:

@@ -36,7 +36,7 @@ from nacl.signing import SigningKey
 
 from cloud.training.run import Run
 from device.bundle import MANIFEST, Bundle, BundleError, write_manifest
-from device.contract import Form, Format, ModelEntry, Precision, Stage
+from device.contract import Form, Format, ModelEntry, PagingModel, Precision, Stage
 from export.errors import BudgetError, OutputError, UnsupportedError
 from export.gate import GateRows, passes
 from export.golden import write_golden
@@ -76,13 +76,14 @@ def export_bundle(
     serial: int = 1,
     expires_ms: int | None = None,
     keys: Sequence[SigningKey] = (),
+    paging: PagingModel | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Export both forms of `run` to `out`, signed by `keys` if there are any, and return the report. `progress` gets what was
     done last and the share done.
 
-    A bundle that is already at `out` is replaced; anything else there is refused. Raises `ExportError` (the tree is in
-    `errors`); `out` then is as it was.
+    `paging` says when devices ask for a page. A bundle that is already at `out` is replaced; anything else there is refused.
+    Raises `ExportError` (the tree is in `errors`); `out` then is as it was.
     """
     wanted: tuple[Format, ...] = _known(formats, Format, "formats")
     in_precisions: tuple[Precision, ...] = _known(precisions, Precision, "precisions")
@@ -110,6 +111,7 @@ def export_bundle(
                 models=[entry for row in report["models"].values() for entry in _entries(row)],
                 expires_ms=expires_ms,
                 created_ms=time.time_ns() // 1_000_000,
+                paging=paging,
             )
             if keys:
                 sign_manifest(folder, keys)

@@ -39,9 +39,9 @@ class UpliftConfig:
 
     request_cost: float = 0.5
     """Effective views that a page must win at price 1."""
-    candidate_cost: float = 0.006
+    candidate_cost: float = 0.01
     """Effective views that each of its candidates must win, at any price: compute is dear in a crunch, transfer is not. Both
-    costs are choices of ours, with a page of 80 about as dear to move as to make."""
+    costs are choices of ours; a page of 50 is then as dear to move as to make at price 1."""
     sizes: tuple[int, ...] = (6, 9, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
     """Page sizes to choose from, within those that were logged."""
     consumed: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -27,19 +27,12 @@ from prometheus_client.registry import Collector
 from device.codec import from_msgpack, to_msgpack
 from device.contract import ContractError, TelemetryReport
 from device.contract.telemetry import BUCKETS_MAX
-from device.counters import Counters
-from device.strategies.slate import StrategyCounters
-from device.watchdog import WatchdogCounters
 
 __all__ = ["DeviceTelemetry", "DeviceTelemetryConfig", "with_any_telemetry"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 _OTHER = "other"
-_OF_SDK = frozenset(
-    {"next", "rerank", "events_dropped", *StrategyCounters().sums()}
-    | {field.name for kind in (Counters, WatchdogCounters) for field in fields(kind)}
-)
 
 
 def with_any_telemetry(struct: type[S]) -> type[S]:
@@ -59,8 +52,8 @@ class DeviceTelemetryConfig:
     """Counters, and timings, that are told apart, first come; all others are `other`. A histogram has 25 time series."""
     fleets_max: int = 64
     """Combinations of sample rate, tier and bundle that are told apart, likewise."""
-    names_known: frozenset[str] = _OF_SDK
-    """Names that are always told apart, whatever else came first: by default all that a session tells by itself."""
+    names_known: frozenset[str] = frozenset()
+    """Names that are always told apart, whatever else came first."""
 
 
 class DeviceTelemetry(Collector):

@@ -8,7 +8,7 @@ from device.paging.base import PageDecision, Paging, PagingState, must_ask
 from device.paging.fixed import FixedPaging
 from device.paging.moment import PagingMoment
 from device.paging.threshold import ThresholdPaging
-from device.paging.uplift import FEATURES, PagingModelError, UpliftPaging, features
+from device.paging.uplift import FEATURES, PagingModelError, UpliftPaging, features, paging_of
 
 __all__ = [
     "FEATURES",
@@ -22,4 +22,5 @@ __all__ = [
     "UpliftPaging",
     "features",
     "must_ask",
+    "paging_of",
 ]

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 
 from device.contract import Network, PagePlan, PagingModel
 from device.paging.base import PageDecision, Paging, PagingState, must_ask
+from device.paging.fixed import FixedPaging
 
-__all__ = ["FEATURES", "PRICE_MAX", "PagingModelError", "UpliftPaging", "features"]
+__all__ = ["FEATURES", "PRICE_MAX", "PagingModelError", "UpliftPaging", "features", "paging_of"]
 
 FEATURES = ("best", "top", "arrived", "recent", "left", "shown", "age", "position", "cellular", "battery_saver")
 """What a model may look at, in the order of `features`."""
@@ -99,6 +100,16 @@ class UpliftPaging(Paging):
             if known[i] < knot:
                 gain += weight * (knot - known[i])
         return gain
+
+
+def paging_of(model: PagingModel | None) -> Paging:
+    """How a device asks that installed a bundle with this `paging`: by uplift, or by fixed counts where it has no model, or
+    one for a newer device.
+    """
+    try:
+        return FixedPaging() if model is None else UpliftPaging(model)
+    except PagingModelError:
+        return FixedPaging()
 
 
 def _envelope(plans: Sequence[PagePlan]) -> tuple[list[PagePlan], list[float]]:

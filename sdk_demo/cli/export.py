@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from device.contract import Format, Precision
+from device.codec import from_json
+from device.contract import Format, PagingModel, Precision
 from sdk_demo.cli.options import parse_list
 from sdk_demo.cli.output import progress
 
@@ -34,6 +35,10 @@ def export(
     serial: Annotated[
         int | None,
         typer.Option(min=1, help="Serial; devices only go up. [default: that of the bundle at --out and 1, else 1]"),
+    ] = None,
+    paging: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Model of when to ask for a page. [default: fixed counts]"),
     ] = None,
 ) -> None:
     """Export the device model, and hold every file to torch.
@@ -61,6 +66,7 @@ def export(
 
     keys = [read_key(path) for path in key or ()]
     console = Console()
+    asks = None if paging is None else from_json(paging.read_bytes(), PagingModel)
     opened = Run.open(run)
     with progress(console, "exporting, and comparing with torch") as told:
         report = export_bundle(
@@ -71,6 +77,7 @@ def export(
             budget=Budget(bytes_max=bytes_max, p50_ms_max=p50_ms_max),
             serial=serial or next_serial(out),
             keys=keys,
+            paging=asks,
             progress=lambda _, share: told(share),
         )
     _print_models(console, report, title=f"{out}: models, compared with torch")

@@ -33,7 +33,11 @@ def serve(
 
     Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz and GET /metrics (Prometheus).
     """
+    from cloud.serving.app import ServingConfig
     from cloud.serving.app import serve as serve_run
+    from cloud.serving.telemetry import DeviceTelemetryConfig
     from cloud.training.run import Run
+    from device.session import telemetry_names
 
-    serve_run(Run.open(run), bundle, host=host, port=port)
+    config = ServingConfig(telemetry=DeviceTelemetryConfig(names_known=telemetry_names()))
+    serve_run(Run.open(run), bundle, host=host, port=port, config=config)

@@ -53,6 +53,8 @@ class Decision:
 class RandomPaging(Paging):
     """Asks at random for one session, and remembers what it saw and did in `decisions`."""
 
+    uses_values = True
+
     def __init__(self, rng: np.random.Generator, config: RandomConfig) -> None:
         self._rng, self._sizes = rng, config.sizes
         self._rate = float(rng.choice(config.rates))

@@ -19,7 +19,7 @@ from device.paging import PageDecision, Paging, PagingState
 from device.ranker import Ranker
 from device.runtimes import Runtime
 from device.search import GREEDY
-from device.session import FeedSession
+from device.session import FeedSession, telemetry_names
 from device.store import DeviceStore
 from device.strategies import AdSlots, Arranger, KeepBuffered, MinGap, Pin
 from device.telemetry import TelemetryConfig
@@ -302,6 +302,18 @@ def test_a_report_says_of_which_sdk_bundle_and_tier_it_is(ranker: Ranker, tmp_pa
     ]  # fmt: skip
     assert (first.counters.get("reranks"), second.counters.get("reranks")) == (None, 1)
     assert (first.counters["events"], second.counters["events"]) == (1, 1)
+
+
+def test_all_that_a_session_tells_is_known_by_name(ranker: Ranker) -> None:
+    feed = session(
+        ranker, telemetry=TelemetryConfig(), watchdog=WatchdogConfig(), strategies=Arranger([Pin(2, 0), MinGap("no such", 2)])
+    )
+    feed.take(make_page([1, 2, 3]))
+    swipe(feed)
+    report = feed.request(1).telemetry
+    assert report is not None
+    assert {"strategies_fired", "strategies_column_missing"} < report.counters.keys()
+    assert report.counters.keys() | report.timings.keys() <= telemetry_names()
 
 
 def test_what_may_leave_is_what_the_models_of_now_are_trained_on(ranker: Ranker) -> None:

@@ -60,6 +60,12 @@ def test_wrong_input_ends_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_model_of_when_to_ask_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "paging.json").write_text('{"bias": 0.0, "terms": [], "plans": []}')
+    assert _run("export", "run", "--out", str(tmp_path / "b"), "--paging", str(tmp_path / "paging.json")) == 2
+    assert "at least one plan" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "argv", [["train"], ["train", "--data", "world", "--out", "r", "--seed", "-1"], ["fly"], ["demo", "x"]]
 )
