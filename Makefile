@@ -38,7 +38,7 @@ demo: $(STAMP) ## world, training, export, serving and emulated phones; writes r
 test: export OMP_NUM_THREADS ?= 1
 test: export PYTHONHASHSEED := 0
 test: $(STAMP) ## all tests
-	"$(BIN)/python" -m pytest $(ARGS)
+	"$(BIN)/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # The Kotlin compiler is 94 MB; without it, npm or Java the tests say what they skip.
 KOTLIN := $(VENV)/kotlin/.installed

@@ -7,7 +7,8 @@ policies that ask by fixed counts, by a threshold, and by that model at several 
     simulated                 true
     model                     the `PagingModel`; learned_from: its impressions, and what it costs to consult, us
     worlds.WORLD.curve        one row for each policy: policy, kind (fixed, threshold, uplift), price, and the figures of
-                              `sdk_demo.emulator.figures` as {mean, ci95}
+                              `sdk_demo.emulator.figures` as {mean, ci95}; requests_ratio, engagement_gain: its requests by
+                              those of fixed pages of 6 of 9, and its effective views by theirs, less 1, same users
     worlds.WORLD.requests_at_equal_engagement     fewest requests with which uplift reaches the effective views of fixed pages
                               of 6 of 9, by their requests
     worlds.WORLD.engagement_gain_at_equal_requests     most effective views that uplift reaches with their requests at most, by
@@ -30,7 +31,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
+from string import ascii_lowercase
 from tempfile import TemporaryDirectory
 from timeit import repeat
 from typing import Any
@@ -39,6 +42,7 @@ import msgspec
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -240,6 +244,8 @@ def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
                 "kind": policy.kind,
                 "price": policy.price,
                 **{name: _told(drawn[policy.name][:, i]) for i, name in enumerate(FIGURES)},
+                "requests_ratio": _told(_by(drawn[policy.name], base, _REQUESTS)),
+                "engagement_gain": _told(_by(drawn[policy.name], base, _VIEWS) - 1),
             }
             for policy in POLICIES
         ],
@@ -262,8 +268,17 @@ def _against(policies: Sequence[Floats], base: Floats) -> dict[str, Any]:
     requests, views = base[:, _REQUESTS], base[:, _VIEWS]
     return {
         "requests_at_equal_engagement": _told(-_best(points[:, :, ::-1] * [-1, -1], -views) / requests),
-        "engagement_gain_at_equal_requests": _told(_best(points, requests) / views - 1),
+        "engagement_gain_at_equal_requests": _told(_ratio(_best(points, requests), views) - 1),
     }
+
+
+def _by(of: Floats, base: Floats, figure: int) -> Floats:
+    return _ratio(of[:, figure], base[:, figure])
+
+
+def _ratio(of: Floats, base: Floats) -> Floats:
+    """NaN where the users drawn have nothing of what is compared."""
+    return np.divide(of, base, out=np.full_like(of, np.nan), where=base > 0)
 
 
 def _best(points: Floats, most: Floats) -> Floats:
@@ -312,25 +327,35 @@ def _consulted_us(model: PagingModel) -> float:
     return min(repeat(lambda: policy(state), number=_TIMED, repeat=5)) / _TIMED * 1e6
 
 
+_LOOKS = {"fixed": ("o", "#6b7280"), "threshold": ("s", "#d97706"), "uplift": ("D", "#2563eb")}
+_BESIDE = ((5, 4), (5, -9), (-10, 4), (-10, -9))
+"""Where the letters of points that lie close together go, one after the other: points right and up."""
+
+
 def plot(report: Mapping[str, Any], file: Path) -> None:
-    """The curves of all worlds as a PNG."""
+    """The curves of all worlds as a PNG, against the published rule."""
     worlds = report["worlds"]
-    figure = Figure(figsize=(5.2 * len(worlds), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(worlds), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle("Effective views against requests, simulated users")
+    figure.suptitle(f"What asking otherwise than {BASELINE.name} wins: simulated users, the same for each policy; 95 %")
     axes = np.ravel(figure.subplots(1, len(worlds), squeeze=False))
-    for axis, (name, world) in zip(axes, worlds.items(), strict=True):
-        for kind, marker, color in (("fixed", "o", "#6b7280"), ("threshold", "s", "#d97706"), ("uplift", "D", "#2563eb")):
-            rows = [row for row in world["curve"] if row["kind"] == kind]
-            x, y = ([row[f]["mean"] for row in rows] for f in ("requests_per_session", "effective_views_per_session"))
-            error = [[abs(row["effective_views_per_session"]["ci95"][end] - v) for row, v in zip(rows, y, strict=True)]
-                     for end in (0, 1)]  # fmt: skip
-            axis.errorbar(x, y, error, fmt=marker, color=color, label=kind, elinewidth=0.6, alpha=0.9)
-            for row, at in zip(rows, zip(x, y, strict=True), strict=True):
-                text = row["policy"].removeprefix(f"{kind} ").removeprefix("uplift, ")
-                axis.annotate(text, at, fontsize=7, xytext=(4, 3), textcoords="offset points")
-        axis.set(title=name, xlabel="requests per session", ylabel="effective views per session")
-        axis.legend(fontsize=8)
+    names = {policy.name: letter for policy, letter in zip(POLICIES, ascii_lowercase, strict=False)}
+    for axis, (world, found) in zip(axes, worlds.items(), strict=True):
+        rows = sorted(found["curve"], key=lambda row: row["requests_ratio"]["mean"])
+        for row, offset in zip(rows, cycle(_BESIDE), strict=False):
+            (marker, color), (x, y) = _LOOKS[row["kind"]], (row["requests_ratio"]["mean"], row["engagement_gain"])
+            error = [[100 * abs(end - y["mean"])] for end in y["ci95"]]
+            axis.errorbar(x, 100 * y["mean"], error, fmt=marker, color=color, elinewidth=0.4, markersize=4)
+            letter = names[row["policy"]]
+            axis.annotate(letter, (x, 100 * y["mean"]), offset, textcoords="offset points", fontsize=8, color=color)
+        axis.axhline(0, color="#d1d5db", zorder=0)
+        axis.axvline(1, color="#d1d5db", zorder=0)
+        axis.set(title=world, xlabel="requests, by those of the published rule", ylabel="effective views more, %")
+    handles = [
+        Line2D([], [], marker=_LOOKS[policy.kind][0], color=_LOOKS[policy.kind][1], ls="", label=f"{letter}  {policy.name}")
+        for policy, letter in zip(POLICIES, ascii_lowercase, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6 if len(worlds) > 1 else 3, fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 

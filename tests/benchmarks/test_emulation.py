@@ -1,5 +1,4 @@
 import json
-import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -12,9 +11,9 @@ import pytest
 from benchmarks.emulation import PLAYERS, main
 from sdk_demo.emulator.figures import FIGURES
 from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.world import DEFAULT_WORLD, VARIANTS
+from sdk_demo.world import VARIANTS
+from tests.benchmarks.tiny_world import tiny_world
 
-SIZES = {"items": "300", "count": "30", "days": "4.0", "sessions_per_user": "2.0"}
 WORLDS = ("default", "longer_feedback_delay")
 
 
@@ -31,10 +30,7 @@ class Done:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("emulation")
-    text = DEFAULT_WORLD.read_text()
-    for name, value in SIZES.items():
-        text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, count=1, flags=re.MULTILINE)
-    (folder / "world.toml").write_text(text)
+    tiny_world(tmp_path_factory, folder)
     options = ["--world", str(folder / "world.toml"), "--worlds", ",".join(WORLDS), "--sessions", "20", "--seeds", "1"]
     options += ["--work", str(folder / "work")]
     with pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nacl.signing import SigningKey
 
 from device.bundle import Bundle
 from device.contract import FeatureSpec
@@ -19,29 +18,15 @@ from export.errors import BudgetError, GateError, OutputError, UnsupportedError
 from export.parity import TOLERANCE
 from export.parity_stages import STATE_FACTOR
 from export.signing import public_key
-from tests.export.small_run import LIST_SPEC, small_run, write_gate
+from tests.export.small_run import small_run
+from tests.export.whole_export import FORMATS, KEY, PRECISIONS, whole_export
 
-FORMATS = ("onnx", "tflite", "coreml")
-PRECISIONS = ("fp32", "fp16", "int8")
-KEY = SigningKey(b"k" * 32)
 STAGES = ("page", "event", "watch", "choose", "search")
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[tuple[str, float]]]:
-    folder = tmp_path_factory.mktemp("export")
-    run = small_run(folder / "run", LIST_SPEC)
-    write_gate(run)
-    seen: list[tuple[str, float]] = []
-    report = export_bundle(
-        run,
-        folder / "bundle",
-        formats=FORMATS,
-        precisions=PRECISIONS,
-        serial=7,
-        keys=[KEY],
-        progress=lambda what, share: seen.append((what, share)),
-    )
+    folder, (report, seen) = whole_export(tmp_path_factory)
     return folder / "bundle", report, seen
 
 

@@ -11,6 +11,7 @@ from cloud.training.train import TrainConfig
 from device.contract import SearchSpec
 from sdk_demo.demo import DemoConfig, run_demo
 from sdk_demo.world import DEFAULT_WORLD
+from tests.shared import made_once
 
 SIZES = {"items": "400", "count": "40", "days": "4.0", "sessions_per_user": "3.0"}
 
@@ -27,7 +28,11 @@ class SmallDemo:
 
 @pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> SmallDemo:
-    folder = tmp_path_factory.mktemp("small")
+    folder, (report, told) = made_once(tmp_path_factory, "small_demo", _make)
+    return SmallDemo(folder / "demo", folder / "world.toml", report, [(step, share) for step, share in told])
+
+
+def _make(folder: Path) -> tuple[dict[str, Any], list[tuple[str, float]]]:
     text = DEFAULT_WORLD.read_text()
     for name, value in SIZES.items():
         text, changed = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, count=1, flags=re.MULTILINE)
@@ -45,4 +50,4 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> SmallDemo:
         config=DemoConfig(world=world, train=config, formats=("onnx",), sessions=30, clients=4),
         progress=lambda step, share: told.append((step, share)),
     )
-    return SmallDemo(out, world, report, told)
+    return report, told
