@@ -30,6 +30,7 @@ from device.contract import (
     FeedbackEvent,
     Page,
     PageRequest,
+    TelemetryReport,
     VersionError,
 )
 
@@ -59,6 +60,8 @@ _ENCODE_MSGPACK = msgspec.msgpack.Encoder()
 _ENCODE_JSON = msgspec.json.Encoder()
 _EVENT_INTS = ("user_id", "item_id", "position", "impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms")
 _REQUEST_INTS = ("user_id", "now_ms", "size", "scene")
+_PAGE_INTS = ("created_ms", "ttl_ms")
+_REPORT_INTS = ("since_ms", "until_ms")
 
 
 class _Peek(msgspec.Struct):
@@ -133,6 +136,10 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
             _check_int(item, f"$.exclude[{i}]")
     elif isinstance(value, FeedbackEvent):
         _check_ints(value, _EVENT_INTS, "$")
+    elif isinstance(value, Page):
+        _check_ints(value, _PAGE_INTS, "$")
+    elif isinstance(value, TelemetryReport):
+        _check_ints(value, _REPORT_INTS, "$")
     return value
 
 

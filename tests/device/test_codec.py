@@ -21,6 +21,7 @@ from device.contract import (
     FeedbackEvent,
     Page,
     PageRequest,
+    TelemetryReport,
     VersionError,
 )
 from tests.device.worlds import make_event, make_page
@@ -84,6 +85,15 @@ def test_integers_beyond_64_bits_are_refused(field: str) -> None:
     for decode, encoded in ((from_json, msgspec.json.encode(data)), (from_msgpack, msgspec.msgpack.encode(data))):
         with pytest.raises(DecodeError) as caught:
             decode(encoded, FeedbackEvent)
+        assert caught.value.path == f"$.{field}"
+
+
+def test_times_beyond_64_bits_are_refused() -> None:
+    report = TelemetryReport(report_id="0" * 32, since_ms=0, until_ms=0)
+    for struct, field in ((make_page([1]), "created_ms"), (make_page([1]), "ttl_ms"), (report, "until_ms")):
+        data = json.loads(to_json(struct)) | {field: 2**63}
+        with pytest.raises(DecodeError) as caught:
+            from_json(msgspec.json.encode(data), type(struct))
         assert caught.value.path == f"$.{field}"
 
 
