@@ -175,7 +175,7 @@ def test_a_moment_is_what_the_model_was_asked(folder: Path, form: Form) -> None:
     inputs, count = ranker.inputs(form, held.remaining, held.history, held.context, NOW_MS, held.position)
     assert (count, inputs["event_gap"].shape[1]) == (bundle.spec.candidates_max, bundle.spec.events_max - 4)
     expected = runtime.run({name: given[name] for name in runtime.input_names})
-    np.testing.assert_allclose(runtime.run(inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(runtime.run(inputs), expected, atol=1e-4)
 
 
 def test_a_run_is_measured_with_a_search_and_paper_with_its_own_page() -> None:
