@@ -194,8 +194,10 @@ def test_a_model_that_hangs_leaves_cloud_order_and_may_end_later(ranker: Ranker)
     assert stuck.ended.wait(60)
     for item in (0, 1):
         plain.feedback(make_event(item, item))
-    while feed.counters.reranks == 0:  # the late run may be ending
-        feed.feedback(make_event(99, 0, event_id=f"again{feed.counters.events}"))
+    while feed.counters.reranks == 0:  # the late run may be ending; an order is made once after each change
+        again = make_event(0, feed.counters.events, event_id=f"again{feed.counters.events}")
+        for each in (feed, plain):
+            each.feedback(again)
         order = feed.remaining.tolist()
     assert order == plain.remaining.tolist()
 
