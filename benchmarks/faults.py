@@ -23,14 +23,14 @@ from benchmarks.faulty_cloud import FAULTS, FaultyCloud
 from benchmarks.full_disk import full_disk
 from benchmarks.kills_events import twice
 from benchmarks.timed import milliseconds
-from device.client import CloudClient
 from device.contract import FeedbackEvent, Page, PageRequest
+from device.network.client import CloudClient
+from device.offline.store import DeviceStore, StoreConfig
+from device.offline.upload import UploadConfig, Uploader
 from device.paging import FixedPaging
 from device.ranker import Ranker
 from device.refill import RefillConfig
 from device.session import FeedSession, SessionConfig
-from device.store import DeviceStore, StoreConfig
-from device.upload import UploadConfig, Uploader
 from tests.device.worlds import make_bundle, make_page
 
 __all__ = ["SITUATIONS", "FaultConfig", "swipe_through_faults"]

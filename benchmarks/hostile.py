@@ -17,7 +17,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.released import KEYS, KEYS_OF_TWO, NOW_MS, Server, make_bundle, release_of, serve
 from device.bundle import MANIFEST
 from device.bundle_files import BundleError
-from device.client import ClientError, CloudClient
+from device.network.client import ClientError, CloudClient
 from device.updates import BundleStore, ProbeConfig, UpdateConfig, Updates
 
 __all__ = ["attack"]

@@ -35,9 +35,9 @@ from benchmarks.released import (
 )
 from device.bundle import MANIFEST, RELEASE, SIGNATURES
 from device.bundle_files import BundleError
-from device.client import ClientError, CloudClient
 from device.codec import from_json, to_json
 from device.contract import BundleManifest, Signed
+from device.network.client import ClientError, CloudClient
 from device.ranker import Ranker
 from device.updates import BundleStore, TrialConfig, UpdateConfig, Updates
 from export.signing import sign

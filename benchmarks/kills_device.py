@@ -29,13 +29,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from device.client import CloudClient
 from device.codec import to_block
 from device.contract import Candidates, Columns, FeedbackEvent, FeedbackReceipt, Page
-from device.outbox import Outbox
+from device.network.client import CloudClient
+from device.offline.outbox import Outbox
+from device.offline.store import DeviceStore, StoreConfig
+from device.offline.upload import UploadConfig, Uploader
 from device.session import FeedSession
-from device.store import DeviceStore, StoreConfig
-from device.upload import UploadConfig, Uploader
 
 __all__ = ["MARKS", "Life", "main"]
 

@@ -30,11 +30,11 @@ from device.contract import (
     Page,
     Stage,
 )
+from device.offline.store import DeviceStore
 from device.ranker import Ranker
 from device.runtimes import STAGES, Runtime, open_stages
 from device.search import GREEDY
 from device.session import FeedSession
-from device.store import DeviceStore
 from device.strategies import AdSlots, Arranger, Cap, KeepBuffered, MinGap
 from device.telemetry import TelemetryConfig
 from device.watchdog import WatchdogConfig

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from device.aio import AsyncCloudClient, AsyncFeedSession
     from device.bundle import Bundle, BundleError
-    from device.client import ClientError, CloudClient
     from device.contract import ContractError, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
     from device.counters import Counters
     from device.impression import DeviceState, Impression
+    from device.network.client import ClientError, CloudClient
+    from device.offline.store import DeviceStore
+    from device.offline.upload import Uploader
     from device.paging import FixedPaging, PageDecision, Paging, PagingState, ThresholdPaging, UpliftPaging
     from device.personal import PersonalLayer
     from device.privacy import PrivacyPolicy
@@ -26,13 +28,11 @@ if TYPE_CHECKING:
     from device.runtimes.base import ModelRuntimeError
     from device.session import FeedSession, SessionConfig
     from device.signing import TrustedKeys
-    from device.store import DeviceStore
     from device.strategies import Arranger
     from device.telemetry import TelemetryConfig
     from device.tiers import Tier
     from device.trace import Tracer
     from device.updates import BundleStore, Updates
-    from device.upload import Uploader
     from device.watchdog import WatchdogConfig
 
 __version__ = "0.1.0"
@@ -82,7 +82,7 @@ __all__ = [
 _FROM = {
     "aio": ("AsyncCloudClient", "AsyncFeedSession"),
     "bundle": ("Bundle", "BundleError"),
-    "client": ("ClientError", "CloudClient"),
+    "network.client": ("ClientError", "CloudClient"),
     "contract": ("ContractError", "Ended", "FeedbackEvent", "Network", "Orientation", "Page", "PageRequest"),
     "counters": ("Counters",),
     "impression": ("DeviceState", "Impression"),
@@ -94,13 +94,13 @@ _FROM = {
     "runtimes.base": ("ModelRuntimeError",),
     "session": ("FeedSession", "SessionConfig"),
     "signing": ("TrustedKeys",),
-    "store": ("DeviceStore",),
+    "offline.store": ("DeviceStore",),
     "strategies": ("Arranger",),
     "telemetry": ("TelemetryConfig",),
     "tiers": ("Tier",),
     "trace": ("Tracer",),
     "updates": ("BundleStore", "Updates"),
-    "upload": ("Uploader",),
+    "offline.upload": ("Uploader",),
     "watchdog": ("WatchdogConfig",),
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}

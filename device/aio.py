@@ -22,7 +22,7 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from device.client import CloudClient
+from device.network.client import CloudClient
 from device.refill import Refill
 from device.session import FeedSession
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from device.contract import FeedbackEvent, PageRequest, TelemetryReport
-from device.outbox import Outbox
+from device.offline.outbox import Outbox
 from device.privacy import PrivacyPolicy
 from device.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from device.client import CloudClient
+    from device.network.client import CloudClient
 
 __all__ = ["Exchange"]
 

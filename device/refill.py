@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from device.paging import PageDecision
 
 if TYPE_CHECKING:
-    from device.client import ClientError, CloudClient
+    from device.network.client import ClientError, CloudClient
     from device.session import FeedSession
 
 __all__ = ["Refill", "RefillConfig", "Refiller"]
@@ -48,7 +48,7 @@ class Refiller:
 
     def __call__(self, session: FeedSession, client: CloudClient, scene: int) -> Refill:
         """Ask if the session wants a page, and have it take the answer."""
-        from device.transport import ClientError  # what it imports takes longer than the rest of a session
+        from device.network.transport import ClientError  # what it imports takes longer than the rest of a session
 
         decision = session.wants_page()
         if not decision.request or self._clock() < self._from_ms:

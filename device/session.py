@@ -39,8 +39,8 @@ from device.contract import BlockError, ContractError, FeedbackEvent, Form, Page
 from device.counters import Counters
 from device.exchange import Exchange
 from device.models import SessionModels, Shown
+from device.offline.outbox import MemoryOutbox, OutboxConfig
 from device.ordering import Order, Ordering
-from device.outbox import MemoryOutbox, OutboxConfig
 from device.paging import PageDecision, Paging, PagingMoment, PagingState
 from device.paging.moment import TOP
 from device.personal import PersonalLayer
@@ -53,9 +53,9 @@ from device.tiers import Tier
 from device.watchdog import Watchdog, WatchdogConfig, WatchdogCounters
 
 if TYPE_CHECKING:
-    from device.client import CloudClient
+    from device.network.client import CloudClient
+    from device.offline.store import DeviceStore
     from device.privacy import PrivacyPolicy
-    from device.store import DeviceStore
     from device.strategies import Arranger
     from device.trace import Tracer
     from device.updates import Updates

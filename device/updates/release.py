@@ -15,8 +15,8 @@ from device.bundle_files import (
     decode_json,
     on_disk,
 )
-from device.client import CloudClient
 from device.contract import BundleManifest, BundleRef, Release
+from device.network.client import CloudClient
 from device.signing import TrustedKeys
 
 __all__ = ["download", "fetch_release", "follow"]

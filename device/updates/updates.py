@@ -19,8 +19,8 @@ from device.bundle_files import (
     ProbeError,
     StoreError,
 )
-from device.client import ClientError, CloudClient
 from device.contract import ContractError, Format, Group, Precision, in_rollout
+from device.network.client import ClientError, CloudClient
 from device.ranker import Ranker
 from device.runtimes.base import ModelRuntimeError
 from device.updates.probe import ProbeConfig, probe

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from device.aio import AsyncCloudClient, AsyncFeedSession
-from device.client import ClientError, CloudClient
 from device.contract import PageRequest
+from device.network.client import ClientError, CloudClient
 from device.ranker import Ranker
 from device.session import FeedSession
+from tests.device.network.test_client import Cloud, serving
 from tests.device.tap import requests, tapped
-from tests.device.test_client import Cloud, serving
 from tests.device.worlds import Clock, make_bundle, make_event, make_page
 
 PAIRS = [(CloudClient, AsyncCloudClient), (FeedSession, AsyncFeedSession)]

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device.client import CloudClient
 from device.codec import from_msgpack, to_msgpack
 from device.contract import FeedbackBatch, FeedbackEvent, PageRequest, TelemetryReport
+from device.network.client import CloudClient
 from device.privacy import ACTIONS, ALWAYS, PrivacyError, PrivacyPolicy
 from device.session import FeedSession
+from tests.device.network.test_client import Cloud, serving
 from tests.device.tap import requests, tapped
-from tests.device.test_client import Cloud, serving
 from tests.device.worlds import SPEC, Clock, make_event, make_page
 from tests.vectors.generate import valid
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from device.codec import from_msgpack, to_block, to_msgpack
 from device.contract import Columns, Page, PageRequest, PersonalConfig, TaskPrior
 from device.counters import Counters
-from device.outbox import OutboxConfig
+from device.offline.outbox import OutboxConfig
 from device.paging import FixedPaging
 from device.personal import PersonalLayer, labels
 from device.ranker import Ranker

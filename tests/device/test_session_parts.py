@@ -12,21 +12,21 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from device import __version__
-from device.client import ClientError, CloudClient
 from device.codec import from_msgpack, to_block
 from device.contract import Columns, FeedbackBatch, Page, PageRequest
+from device.network.client import ClientError, CloudClient
+from device.offline.store import DeviceStore
 from device.paging import PageDecision, Paging, PagingState
 from device.ranker import Ranker
 from device.runtimes import Runtime
 from device.search import GREEDY
 from device.session import FeedSession, telemetry_names
-from device.store import DeviceStore
 from device.strategies import AdSlots, Arranger, KeepBuffered, MinGap, Pin
 from device.telemetry import TelemetryConfig
 from device.tiers import Tier
 from device.trace import Tracer, read_trace
 from device.watchdog import WatchdogConfig
-from tests.device.test_client import Cloud, serving
+from tests.device.network.test_client import Cloud, serving
 from tests.device.worlds import SPEC, SPLIT, Clock, make_bundle, make_event, make_page
 
 

@@ -47,6 +47,7 @@ from device.contract import (
 from device.contract.wire import Versioned
 from device.features import FeatureBuilder
 from device.feedback import EventHistory
+from device.offline.store import DatabaseError, DeviceStore
 from device.paging import PageDecision
 from device.personal import PersonalError, PersonalLayer
 from device.privacy import PrivacyPolicy
@@ -54,7 +55,6 @@ from device.ranker import Ranker
 from device.remaining import Remaining
 from device.session import FeedSession
 from device.signing import TrustedKeys
-from device.store import DatabaseError, DeviceStore
 from device.trace import MAGIC, TraceError, Tracer, read_trace
 from device.updates.probe import ProbeConfig, probe
 from device.updates.store import BundleStore, StoreState

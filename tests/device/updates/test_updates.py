@@ -23,7 +23,7 @@ from benchmarks.released import (
 )
 from device.bundle import MANIFEST, BundleError, SignatureError
 from device.bundle_files import ProbeError, ReleaseError, StoreError
-from device.client import BadStatusError, ClientError, CloudClient
+from device.network.client import BadStatusError, ClientError, CloudClient
 from device.ranker import Ranker
 from device.updates import BundleStore, Outcome, TrialConfig, UpdateConfig, Updates
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.released import make_bundle, serve
 from device.bundle import RELEASE
-from device.client import CloudClient
+from device.network.client import CloudClient
 from device.signing import TrustedKeys
 from device.updates.release import fetch_release, follow
 from export.signing import read_key, sign_manifest

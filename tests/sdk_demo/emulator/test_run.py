@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from device import Bundle, BundleError, ClientError
-from device.client import BadUrlError, UnreachableError
+from device.network.client import BadUrlError, UnreachableError
 from device.trace import TracePlaceError, read_trace
 from sdk_demo.emulator import POLICIES, EmulatorError, PolicyError, WrongWorldError, emulate, play
 from sdk_demo.emulator.phone import SessionRecord

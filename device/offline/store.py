@@ -1,6 +1,6 @@
 """What a device keeps between two starts of the app: unsent feedback, pages, what was watched, and small named things.
 
-One file (`device.database`, whose errors are this module's too). Every row carries a checksum; one that
+One file (`device.offline.database`, whose errors are this module's too). Every row carries a checksum; one that
 does not fit is left out and counted. Everything is bounded, oldest let go first.
 """
 
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from device.codec import from_msgpack, to_msgpack
 from device.contract import ContractError, DecodeError, FeedbackEvent, Page
-from device.database import Database, DatabaseError, DatabaseHeldError, DatabaseOpenError, ForeignDatabaseError
-from device.outbox import Held, MemoryOutbox, OutboxConfig
+from device.offline.database import Database, DatabaseError, DatabaseHeldError, DatabaseOpenError, ForeignDatabaseError
+from device.offline.outbox import Held, MemoryOutbox, OutboxConfig
 
 __all__ = [
     "DatabaseError",

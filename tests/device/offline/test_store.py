@@ -10,15 +10,22 @@ from hypothesis import strategies as st
 
 from benchmarks.full_disk import full_disk
 from device.contract import Page
-from device.outbox import OutboxConfig
-from device.store import DatabaseError, DatabaseHeldError, DatabaseOpenError, DeviceStore, ForeignDatabaseError, StoreConfig
+from device.offline.outbox import OutboxConfig
+from device.offline.store import (
+    DatabaseError,
+    DatabaseHeldError,
+    DatabaseOpenError,
+    DeviceStore,
+    ForeignDatabaseError,
+    StoreConfig,
+)
 from tests.device.worlds import T0, make_event, make_page
 
 ADD_FOR_EVER = """
 import sys
 from itertools import count
 from pathlib import Path
-from device.store import DeviceStore
+from device.offline.store import DeviceStore
 from tests.device.worlds import make_event
 store = DeviceStore(Path(sys.argv[1]))
 for item in count():

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.faulty_cloud import FAULTS, Fault, FaultyCloud
-from device.client import BadStatusError, CloudClient
 from device.contract import FeedbackEvent, FeedbackReceipt
-from device.outbox import MemoryOutbox
-from device.upload import UploadConfig, Uploader
+from device.network.client import BadStatusError, CloudClient
+from device.offline.outbox import MemoryOutbox
+from device.offline.upload import UploadConfig, Uploader
 from tests.device.worlds import make_event, make_page
 
 TIMEOUT_S = 0.1

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, cast
 
 from device.bundle_files import BundleError
-from device.transport import BadAnswerError, ClientError, UnreachableError
+from device.network.transport import BadAnswerError, ClientError, UnreachableError
 
 __all__ = ["Connection"]
 

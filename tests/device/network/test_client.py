@@ -15,9 +15,9 @@ import pytest
 from benchmarks.released import KEYS, Answer, make_files, serve
 from device.bundle import MANIFEST, SIGNATURES, BundleError, CorruptBundleError, SignatureError, UnsafePathError
 from device.bundle_files import StoreError
-from device.client import BadAnswerError, BadStatusError, BadUrlError, CloudClient, UnreachableError
 from device.codec import from_msgpack, to_msgpack
 from device.contract import FeedbackBatch, FeedbackReceipt, FileEntry, PageRequest
+from device.network.client import BadAnswerError, BadStatusError, BadUrlError, CloudClient, UnreachableError
 from tests.device.worlds import make_bundle, make_event, make_page
 
 REQUEST = PageRequest(request_id="r", user_id=7, session_id="s", now_ms=0, size=3)

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device.codec import to_msgpack
-from device.outbox import MemoryOutbox, Outbox, OutboxConfig
-from device.store import DeviceStore, StoreConfig
+from device.offline.outbox import MemoryOutbox, Outbox, OutboxConfig
+from device.offline.store import DeviceStore, StoreConfig
 from tests.device.worlds import make_event
 
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-    from device.connection import Connection
+    from device.network.connection import Connection
 
 __all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "Transport", "UnreachableError", "beginning"]
 
@@ -137,7 +137,7 @@ class Transport:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            from device.connection import Connection  # what it imports takes longer than an app's whole session
+            from device.network.connection import Connection  # what it imports takes longer than an app's whole session
 
             with self._lock:
                 self._connection = self._connection or Connection(*self._server, self._timeout_s)

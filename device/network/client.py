@@ -42,7 +42,7 @@ from device.contract import (
     PageRequest,
     TelemetryReport,
 )
-from device.transport import (
+from device.network.transport import (
     BadAnswerError,
     BadStatusError,
     BadUrlError,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.full_disk import full_disk
-from device.database import Database
+from device.offline.database import Database
 
 SCHEMA = ("CREATE TABLE thing (name TEXT PRIMARY KEY, size INTEGER NOT NULL) STRICT",)
 PUT = "REPLACE INTO thing VALUES (?, ?)"

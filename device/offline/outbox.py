@@ -1,8 +1,8 @@
 """Feedback that waits for its upload: the seam, and the backend that lasts as long as the process.
 
 An event is *waiting* from `add` until it is taken; then it is *in flight* until whoever took it says what became of it. What is
-in flight is not given to a second taker, so that a page request and an uploader can share one outbox. `device.store` has the
-backend that outlives the process.
+in flight is not given to a second taker, so that a page request and an uploader can share one outbox. `store` has the backend
+that outlives the process.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The line to the cloud, by the standard library alone."""
