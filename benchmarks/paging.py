@@ -75,7 +75,7 @@ Floats = NDArray[np.float64]
 _HELP = """\
 Effective views against requests, for policies that ask for pages by fixed counts, by a threshold and by predicted uplift.
 
-  python -m benchmarks.paging --json runs/bench/paging.json --plot runs/bench/paging.png
+  python -m benchmarks.paging --json runs/bench/paging.json --plot runs/bench/paging.png       some 50 minutes on two cores
   python -m benchmarks.paging --worlds default --work runs/paging
 
 With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
