@@ -6,7 +6,7 @@ lacks. They are plain lists: a swipe looks up a few values, for which numpy is s
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,7 +40,7 @@ class _Track:
     def __init__(self, position: int) -> None:
         self.values: list[Value] = []
         self.shown: list[Value] = [None] * position
-        self.counts: defaultdict[Value, int] = defaultdict(int)
+        self.counts: defaultdict[Value, int] | None = None  # until asked for
 
 
 class Facts:
@@ -83,7 +83,10 @@ class Facts:
 
     def counts(self, column: str) -> defaultdict[Value, int]:
         """How often each value was shown. Grows likewise."""
-        return self._track(column).counts
+        track = self._track(column)
+        if track.counts is None:
+            track.counts = defaultdict(int, Counter(track.shown))
+        return track.counts
 
     def vectors(self) -> _Vectors | None:
         """The items' vectors f32 [n, D], of length 1, or 0 where there is none. None for a page without vectors."""
@@ -131,7 +134,8 @@ class Facts:
         for track in self._tracks.values():
             value = track.values[row]
             track.shown.append(value)
-            track.counts[value] += 1
+            if track.counts is not None:
+                track.counts[value] += 1
         self._rows_shown.append(row)
         self.buffered.pop(row, None)
         self.position += 1
@@ -145,7 +149,9 @@ class Facts:
         back = self.position - mark.position
         for track in self._tracks.values():
             for _ in range(back):
-                track.counts[track.shown.pop()] -= 1
+                value = track.shown.pop()
+                if track.counts is not None:
+                    track.counts[value] -= 1
         del self._rows_shown[len(self._rows_shown) - back :]
         self.position = mark.position
         # In place: tests hold on to it.

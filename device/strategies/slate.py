@@ -157,7 +157,7 @@ class Slate:
         if not left:
             return None
         ranked = self._preferred(left, self._relevance(len(left), scores)) if self._bonuses else left
-        place, broken, breaks = self._pick(ranked)
+        place, broken, breaks = self._pick(ranked) if self._tests else (0, 0, [])
         rows, facts, index = self._rows, self._facts, ranked[place]
         preferred = () if ranked[0] == left[0] else self._pulled(rows[ranked[0]], rows[left[0]])
         passed = [(rows[other], b) for other, b in zip(ranked, breaks, strict=False)] if breaks else []
@@ -296,8 +296,9 @@ class Slate:
             for bit, name in self._names.items():
                 if choice.broken & bit:
                     self.counters.relaxed[name] += 1
-        for bit in {_highest(choice.broken ^ breaks) for _, breaks in choice.passed}:
-            self.counters.fired[self._names[bit]] += 1
+        if choice.passed:
+            for bit in {_highest(choice.broken ^ breaks) for _, breaks in choice.passed}:
+                self.counters.fired[self._names[bit]] += 1
         for name in choice.preferred:
             self.counters.fired[name] += 1
 
