@@ -141,8 +141,8 @@ class FeedSession:
         self._exchange = Exchange(outbox, policy, self._telemetry, self._totals, self._config.request_events_max)
         self._paging, self._moment = paging or self._models.paging, PagingMoment()
         self._own_paging, self._own_privacy, self._experiment = paging, privacy, experiment
-        self._watchdog = None if watchdog is None else Watchdog(watchdog)
-        self._ordering = Ordering(self.counters, self._telemetry, self._watchdog, tier)
+        guard = None if watchdog is None else Watchdog(watchdog)
+        self._ordering = Ordering(self.counters, self._telemetry, guard, tier)
         self._slate = None if strategies is None else strategies.start()
         self._tracer = tracer
         self._decision: PageDecision | None = None  # the last one
@@ -290,7 +290,7 @@ class FeedSession:
         self._exchange.privacy = self._own_privacy or models.privacy
         self._paging = self._own_paging or models.paging
         if self._watch is not None:  # what it knows is of the other models
-            self._watchdog = self._ordering.watchdog = Watchdog(self._watch)
+            self._ordering.watchdog = Watchdog(self._watch)
 
     # ------------------------------------------------------------------------------------------------------------ swipes
 
@@ -480,7 +480,8 @@ class FeedSession:
 
     def _totals(self) -> dict[str, int]:
         """All counters of the session and its parts."""
-        watched = {} if self._watchdog is None else asdict(self._watchdog.counters)
+        guard = self._ordering.watchdog
+        watched = {} if guard is None else asdict(guard.counters)
         arranged = {} if self._slate is None else self._slate.counters.sums()
         return asdict(self.counters) | watched | arranged | {"events_dropped": self._exchange.outbox.dropped}
 
