@@ -244,8 +244,8 @@ def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
                 "kind": policy.kind,
                 "price": policy.price,
                 **{name: _told(drawn[policy.name][:, i]) for i, name in enumerate(FIGURES)},
-                "requests_ratio": _told(_by(drawn[policy.name], base, _REQUESTS)),
-                "engagement_gain": _told(_by(drawn[policy.name], base, _VIEWS) - 1),
+                "requests_ratio": _told(_ratio(drawn[policy.name][:, _REQUESTS], base[:, _REQUESTS])),
+                "engagement_gain": _told(_ratio(drawn[policy.name][:, _VIEWS], base[:, _VIEWS]) - 1),
             }
             for policy in POLICIES
         ],
@@ -270,10 +270,6 @@ def _against(policies: Sequence[Floats], base: Floats) -> dict[str, Any]:
         "requests_at_equal_engagement": _told(-_best(points[:, :, ::-1] * [-1, -1], -views) / requests),
         "engagement_gain_at_equal_requests": _told(_ratio(_best(points, requests), views) - 1),
     }
-
-
-def _by(of: Floats, base: Floats, figure: int) -> Floats:
-    return _ratio(of[:, figure], base[:, figure])
 
 
 def _ratio(of: Floats, base: Floats) -> Floats:
@@ -339,22 +335,22 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(f"What asking otherwise than {BASELINE.name} wins: simulated users, the same for each policy; 95 %")
     axes = np.ravel(figure.subplots(1, len(worlds), squeeze=False))
-    names = {policy.name: letter for policy, letter in zip(POLICIES, ascii_lowercase, strict=False)}
+    letters = dict(zip((policy.name for policy in POLICIES), ascii_lowercase, strict=False))
     for axis, (world, found) in zip(axes, worlds.items(), strict=True):
         rows = sorted(found["curve"], key=lambda row: row["requests_ratio"]["mean"])
         for row, offset in zip(rows, cycle(_BESIDE), strict=False):
             (marker, color), (x, y) = _LOOKS[row["kind"]], (row["requests_ratio"]["mean"], row["engagement_gain"])
             error = [[100 * abs(end - y["mean"])] for end in y["ci95"]]
             axis.errorbar(x, 100 * y["mean"], error, fmt=marker, color=color, elinewidth=0.4, markersize=4)
-            letter = names[row["policy"]]
-            axis.annotate(letter, (x, 100 * y["mean"]), offset, textcoords="offset points", fontsize=8, color=color)
+            at = (x, 100 * y["mean"])
+            axis.annotate(letters[row["policy"]], at, offset, textcoords="offset points", fontsize=8, color=color)
         axis.axhline(0, color="#d1d5db", zorder=0)
         axis.axvline(1, color="#d1d5db", zorder=0)
         axis.set(title=world, xlabel="requests, by those of the published rule", ylabel="effective views more, %")
-    handles = [
-        Line2D([], [], marker=_LOOKS[policy.kind][0], color=_LOOKS[policy.kind][1], ls="", label=f"{letter}  {policy.name}")
-        for policy, letter in zip(POLICIES, ascii_lowercase, strict=False)
-    ]
+    handles = []
+    for policy in POLICIES:
+        marker, color = _LOOKS[policy.kind]
+        handles.append(Line2D([], [], marker=marker, color=color, ls="", label=f"{letters[policy.name]}  {policy.name}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=6 if len(worlds) > 1 else 3, fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
