@@ -333,7 +333,7 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
     worlds = report["worlds"]
     figure = Figure(figsize=(5.2 * len(worlds), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"What asking otherwise than {BASELINE.name} wins: simulated users, the same for each policy; 95 %")
+    figure.suptitle(f"Asking otherwise than {BASELINE.name}: simulated users, 95 %")
     axes = np.ravel(figure.subplots(1, len(worlds), squeeze=False))
     letters = dict(zip((policy.name for policy in POLICIES), ascii_lowercase, strict=False))
     for axis, (world, found) in zip(axes, worlds.items(), strict=True):
