@@ -93,9 +93,11 @@ class Samples:
     item_ids: Int  # [I + 1]
     user_ids: Int  # [U + 1]
     item_author: Int  # [I + 1] codes
+    item_author_id: Int  # [I + 1] as the log has them, 0 unknown
     item_category: Int  # [I + 1] codes
     item_duration_s: Float  # [I + 1]
     item_upload_day: Float  # [I + 1], NaN unknown
+    item_upload_ms: Int  # [I + 1], the smallest int64 unknown
     item_content: Float  # [I + 1, V], V = 0 where the log has no content vectors
     user_categories: Int  # [U + 1, A]
     user_floats: Float  # [U + 1, B]
@@ -334,8 +336,11 @@ def _lists(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
 
 def _items(table: pa.Table, first_day: int, offset_ms: int) -> dict[str, Any]:
     upload = _column(table, "upload_ms", np.int64)
+    author, unknown = _column(table, "author_id", np.int64), np.iinfo(np.int64).min
     return {
-        "item_author": _codes(_column(table, "author_id", np.int64)),
+        "item_author": _codes(author),
+        "item_author_id": np.append(0, np.maximum(author, 0)),
+        "item_upload_ms": np.append(unknown, np.where(upload >= 0, upload, unknown)),
         "item_category": np.append(0, np.maximum(_column(table, "category", np.int64), 0)),
         "item_duration_s": np.append(0, _column(table, "duration_ms", np.int64) / 1000).astype(np.float32),
         "item_upload_day": np.append(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cloud.data.samples import EFFECTIVE_VIEW_S, HISTORY_FEEDBACK
 from cloud.ranking.published import Published, PublishedError, PublishedRecord
 from cloud.ranking.ranker import History
-from cloud.serving.ids import IdIndex
+from cloud.ranking.ids import IdIndex
 from device.contract import FeedbackEvent
 
 __all__ = ["StateConfig", "UserState", "UserStates"]

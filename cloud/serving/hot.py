@@ -1,0 +1,80 @@
+"""The two routes that every device calls, in plain ASGI before the routes of FastAPI.
+
+A request passes, in this order: the token and the caller's rate, the line's length, the body, the contract; then its work. Whatever
+is refused is refused before it has had an effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cloud.serving.access import Access
+from cloud.serving.body import BodyReader
+from cloud.serving.metrics import ServingMetrics
+from cloud.serving.wire import JSON, WireError, content_type, decode, encode, error_answer
+
+__all__ = ["HotRoute", "HotRoutes"]
+
+
+class HotRoute:
+    """What `POST` to a path does, for tokens of the scope `device`."""
+
+    def __init__(
+        self,
+        struct: type[msgspec.Struct],
+        work: Callable[[Any, float], Awaitable[msgspec.Struct]],
+        enter: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`work` is given the `struct` of the body and when the request came; `enter` may refuse it before the body is read."""
+        self.struct, self.work, self.enter = struct, work, enter
+
+
+class HotRoutes:
+    """`routes` by path; everything else goes to `app`."""
+
+    def __init__(
+        self, app: ASGIApp, routes: Mapping[str, HotRoute], *, access: Access, read: BodyReader, metrics: ServingMetrics
+    ) -> None:
+        self._app, self._routes = app, dict(routes)
+        self._access, self._read, self._metrics = access, read, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the lifespan, which passes through."""
+        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        status, headers, body = await self._answer(route, scope, receive)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(
+        self, route: HotRoute, scope: Scope, receive: Receive
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        since = perf_counter()
+        try:
+            self._access(scope, "device")
+            if scope["method"] != "POST":
+                raise WireError(405, "method", "`POST`", f"`{scope['method']}`", {"Allow": "POST"})
+            route.enter()
+            head: dict[bytes, bytes] = dict(scope["headers"])
+            kind = content_type(head.get(b"content-type"))
+            body = await self._read(head, receive)
+            started = perf_counter()
+            asked = decode(kind, body, route.struct)
+            self._metrics.stage("decode", perf_counter() - started)
+            answer = await route.work(asked, since)
+            started = perf_counter()
+            kind, body = encode(head.get(b"accept"), answer)
+            self._metrics.stage("encode", perf_counter() - started)
+            status, more = 200, []
+        except Exception as error:
+            status, told, body = error_answer(error, scope["method"], scope["path"])
+            kind, more = JSON, [(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()]
+        self._metrics.request(scope["path"], scope["method"], status, perf_counter() - since)
+        return status, [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *more], body
