@@ -5,6 +5,7 @@ Errors::
     FeedbackLogError           the log cannot do what was asked; names the log
     ├── LogOpenError           it cannot be opened: no log, damaged, of another format, or held by another process
     └── LogWriteError          nothing of the batch was kept: disk full, read-only, closed
+        └── LogBusyError       because other writers took too long
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from device.contract import FeedbackEvent
 
-__all__ = ["Appended", "FeedbackLog", "FeedbackLogError", "LogOpenError", "LogWriteError"]
+__all__ = ["Appended", "FeedbackLog", "FeedbackLogError", "LogBusyError", "LogOpenError", "LogWriteError"]
 
 
 class FeedbackLogError(Exception):
@@ -34,6 +35,10 @@ class LogWriteError(FeedbackLogError):
     """Nothing of the batch was kept: the disk is full or read-only, or the log is closed."""
 
 
+class LogBusyError(LogWriteError):
+    """Nothing of the batch was kept, because other writers took too long."""
+
+
 class Appended(NamedTuple):
     """What became of a batch."""
 
@@ -44,7 +49,10 @@ class Appended(NamedTuple):
 
 
 class FeedbackLog(ABC):
-    """An append-only log of feedback events, idempotent by event id. Safe to call from several threads."""
+    """An append-only log of feedback events, idempotent by event id. Safe to call from several threads.
+
+    Several processes may each have the same log open. What one accepts, the others hear by `news`.
+    """
 
     @abstractmethod
     def append(self, events: Sequence[FeedbackEvent]) -> Appended:
@@ -52,7 +60,22 @@ class FeedbackLog(ABC):
 
     @abstractmethod
     def replay(self) -> Iterator[FeedbackEvent]:
-        """Every event, in the order of acceptance. Raises `LogOpenError` at an event that cannot be read."""
+        """Every event, in the order of acceptance. Raises `LogOpenError` at an event that cannot be read.
+
+        What a replay that ran to its end has yielded, `news` does not tell again.
+        """
+
+    @abstractmethod
+    def news(self) -> Sequence[FeedbackEvent]:
+        """What others accepted since the last call, or since the last whole replay, or since the log was opened.
+
+        In the order of acceptance; each event is told to one caller. Costs microseconds when there is nothing new, and never
+        waits for a writer. Raises `LogOpenError` at an event that cannot be read.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Write as an append would, but no event. Raises `LogWriteError` when an append would be refused."""
 
     @abstractmethod
     def close(self) -> None:

@@ -84,3 +84,32 @@ def test_a_restart_keeps_experiments_apart(run: SmallRun, log: SqliteFeedbackLog
     assert FeedbackIntake(log, again).replayed == 2
     assert again(2, "a").seen.tolist()[2:] == [2]
     assert again(2).seen.tolist()[2:] == [3]
+
+
+def test_each_process_knows_what_all_were_told_once(run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path) -> None:
+    """Two opened logs of one file stand for two processes; nothing but the file is between them."""
+    other_log = SqliteFeedbackLog(tmp_path / "feedback.db")
+    states, other_states = UserStates(run.published, run.record), UserStates(run.published, run.record)
+    intake, other = FeedbackIntake(log, states), FeedbackIntake(other_log, other_states)
+    first, second = event(2, 1003, ms=1), event(2, 1006, ms=2)
+    assert intake([first]).accepted == 1
+    assert other([first, second]) == FeedbackReceipt(accepted=1, duplicates=1)
+    assert (other.follow(), intake.follow()) == (1, 1)
+    assert (other.follow(), intake.follow()) == (0, 0)
+    for known in (states, other_states):
+        assert known(2).seen.tolist()[2:] == [2, 3]
+    other_log.close()
+
+
+def test_a_duplicate_that_another_process_accepted_is_known_with_the_receipt(
+    run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path
+) -> None:
+    """The device is told that its event is taken; a page from here must show it, though it was sent elsewhere first."""
+    other_log = SqliteFeedbackLog(tmp_path / "feedback.db")
+    states = UserStates(run.published, run.record)
+    intake = FeedbackIntake(log, states)
+    other_log.append([sent := event(2, 1003)])
+    assert intake([sent]) == FeedbackReceipt(accepted=0, duplicates=1)
+    assert intake.follow() == 1
+    assert states(2).seen.tolist()[2:] == [2]
+    other_log.close()

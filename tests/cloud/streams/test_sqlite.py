@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.streams.feedback_log import LogOpenError, LogWriteError
+from cloud.streams.feedback_log import LogBusyError, LogOpenError, LogWriteError
 from cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+from device.codec import to_msgpack
 from tests.cloud.events import event
 
 
@@ -112,11 +113,179 @@ except LogWriteError as error:
     log.close()
 
 
-def test_a_second_process_is_refused_while_the_first_has_the_log(log: SqliteFeedbackLog, tmp_path: Path) -> None:
-    with pytest.raises(LogOpenError, match="another process holds"):
-        SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
+def test_news_is_what_others_wrote_each_once(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "feedback.db"
+    log.append([event(item_id=1)])
+    other = SqliteFeedbackLog(path)
+    assert other.news() == ()  # from before it was opened: that is what a replay is for
+    log.append([event(item_id=2), event(item_id=3)])
+    other.append([event(item_id=4)])
+    log.append([event(item_id=5)])
+    assert [e.item_id for e in other.news()] == [2, 3, 5]
+    assert [e.item_id for e in log.news()] == [4]
+    assert list(log.news()) == list(other.news()) == []
+    other.close()
+
+
+def test_what_a_replay_told_is_no_news(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+    other = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
+    log.append([event(item_id=i) for i in range(5)])
+    replay = other.replay()
+    next(replay)
+    log.append([event(item_id=5)])
+    assert [e.item_id for e in replay] == [1, 2, 3, 4, 5]
+    assert list(other.news()) == []
+    log.append([event(item_id=6)])
+    assert [e.item_id for e in other.news()] == [6]
+    other.close()
+
+
+@given(moves=st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcdef"), st.booleans()), max_size=20))
+def test_own_and_news_together_are_the_log(
+    tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, str, bool]]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "feedback.db"
+    logs = [SqliteFeedbackLog(path, SqliteLogConfig(full_sync=False)) for _ in range(3)]
+    known: list[list[str]] = [[], [], []]
+    for who, name, listens in moves:
+        known[who] += [e.event_id for e in logs[who].append([event(event_id=name)]).accepted]
+        if listens:
+            known[who] += [e.event_id for e in logs[who].news()]
+    for heard, log in zip(known, logs, strict=True):
+        heard += [e.event_id for e in log.news()]
+        assert sorted(heard) == sorted({name for _, name, _ in moves})
+        log.close()
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+from tests.cloud.events import event
+log = SqliteFeedbackLog(Path(sys.argv[1]), SqliteLogConfig(busy_s=60))
+for start in map(int, sys.stdin):
+    kept = log.append([event(event_id=str(i)) for i in range(start, start + 8)])
+    print(start, *(e.event_id for e in kept.accepted), flush=True)
+"""
+
+
+def test_processes_that_write_the_same_events_and_are_killed_lose_none_and_keep_each_once(tmp_path: Path) -> None:
+    """All open a new log at once; then each batch of 8 overlaps with its neighbours', and -9 comes at any moment."""
+    path, kills = tmp_path / "feedback.db", 3
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    acknowledged: set[str] = set()
+    accepted: Counter[str] = Counter()
+
+    def write(writer: subprocess.Popen[str], last: int, killed_at: int | None) -> list[tuple[int, list[str]]]:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        said = []
+        for start in range(0, last, 4):
+            print(start, file=writer.stdin, flush=True)
+            if start == killed_at:
+                writer.kill()  # between the order and its receipt: it may be anywhere
+            line = writer.stdout.readline()
+            if not line.endswith("\n"):
+                break
+            at, *new = line.split()
+            said.append((int(at), new))
+        return said
+
+    reader = SqliteFeedbackLog(path, SqliteLogConfig(busy_s=60))
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(write, writer, 400, 40 * (1 + i) if i < kills else None) for i, writer in enumerate(writers)]
+        for start, new in (line for job in jobs for line in job.result(timeout=120)):
+            acknowledged.update(str(i) for i in range(start, start + 8))
+            accepted.update(new)
+    for writer in writers:
+        for pipe in (writer.stdin, writer.stdout):
+            assert pipe is not None
+            pipe.close()
+        writer.wait(30)
+    heard = Counter(e.event_id for e in reader.news())
+    assert set(heard.values()) == {1}
+    assert set(accepted.values()) == {1}
+    assert acknowledged <= set(heard)
+    assert set(heard) == {str(i) for i in range(404)}  # the one that lived sent them all
+    assert Counter(e.event_id for e in reader.replay()) == heard
+    later = event()
+    assert reader.append([later]).accepted == (later,)
+    reader.close()
+
+
+def test_a_writer_that_keeps_the_log_to_itself_is_waited_for_so_long_and_blocks_no_reader(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    log = SqliteFeedbackLog(path, SqliteLogConfig(busy_s=0.05))
+    kept, refused = [event()], event()
+    log.append(kept)
+    with sqlite3.connect(path, isolation_level=None) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(4) as pool:  # those that wait together are refused together
+            for job in [pool.submit(log.append, [refused]) for _ in range(4)]:
+                with pytest.raises(LogBusyError, match=r"a turn to write within 0\.05 s"):
+                    job.result()
+        with pytest.raises(LogBusyError):
+            log.check()
+        assert list(log.replay()) == kept
+        assert list(log.news()) == []
+        holder.execute("ROLLBACK")
+    holder.close()
+    assert log.append([refused]).accepted == (refused,)
     log.close()
-    SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db").close()
+
+
+def test_one_batch_without_room_fails_no_other_that_waits_with_it(tmp_path: Path) -> None:
+    log = SqliteFeedbackLog(tmp_path / "feedback.db", SqliteLogConfig(bytes_max=96 * 1024))
+    log.append([event()])
+    large = [event(session_id="x" * 1000) for _ in range(200)]
+    small = [event() for _ in range(7)]
+    with ThreadPoolExecutor(8) as pool:
+        too_large = pool.submit(log.append, large)
+        jobs = [pool.submit(log.append, [one]) for one in small]
+        assert [job.result().accepted for job in jobs] == [(one,) for one in small]
+        with pytest.raises(LogWriteError, match="full"):
+            too_large.result()
+    assert len(list(log.replay())) == 8
+    log.close()
+
+
+def test_a_check_writes_and_tells_of_a_log_that_would_refuse(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+    other = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
+    log.check()
+    assert list(other.news()) == []
+    other.close()
+    log.close()
+    with pytest.raises(LogWriteError, match="closed"):
+        log.check()
+
+
+def test_a_log_of_the_format_before_is_taken_over_whole(tmp_path: Path) -> None:
+    path, old = tmp_path / "feedback.db", [event(item_id=i) for i in range(3)]
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE event (place INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL)")
+        db.executemany("INSERT INTO event (event_id, body) VALUES (?, ?)", [(e.event_id, to_msgpack(e)) for e in old])
+        db.execute(f"PRAGMA application_id = {0x706B726B}")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    log = SqliteFeedbackLog(path)
+    assert list(log.replay()) == old
+    assert log.append([*old, event(item_id=3)]).duplicates == 3
+    log.close()
+    again = SqliteFeedbackLog(path)
+    assert [e.item_id for e in again.replay()] == [0, 1, 2, 3]
+    again.close()
+
+
+def test_a_program_that_locks_the_whole_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    SqliteFeedbackLog(path).close()
+    with sqlite3.connect(path, isolation_level=None) as alone:
+        alone.execute("PRAGMA locking_mode = EXCLUSIVE")
+        alone.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LogOpenError, match="another process holds"):
+            SqliteFeedbackLog(path, SqliteLogConfig(busy_s=0.05))
+    alone.close()
 
 
 def test_a_closed_log_says_so(log: SqliteFeedbackLog) -> None:
@@ -126,6 +295,8 @@ def test_a_closed_log_says_so(log: SqliteFeedbackLog) -> None:
         log.append([event()])
     with pytest.raises(LogOpenError, match="closed"):
         next(log.replay())
+    with pytest.raises(LogOpenError, match="closed"):
+        log.news()
 
 
 def test_what_is_no_log_is_refused_and_left_alone(tmp_path: Path) -> None:
