@@ -4,10 +4,14 @@ Errors::
 
     WireError                  a request that HTTP already refuses; knows its status
                                413 too large, 415 another content type or encoding, 404 not here
+    ├── AuthError              401, 403: no token that allows it (`tokens`)
+    ├── TooManyError           429: faster than allowed (`limits`)
+    └── BundleStoreError       400, 409, 503, 507: a bundle that is not taken (`bundle_store`)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -43,11 +47,11 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WireError(ValueError):
-    """A request that HTTP already refuses. `status` is the answer's."""
+    """A request that HTTP already refuses. `status` and `headers` are the answer's."""
 
-    def __init__(self, status: int, path: str, expected: str, got: str) -> None:
+    def __init__(self, status: int, path: str, expected: str, got: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"Expected {expected}, got {got} - at `{path}`")
-        self.status, self.path, self.expected, self.got = status, path, expected, got
+        self.status, self.path, self.expected, self.got, self.headers = status, path, expected, got, headers or {}
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -84,7 +88,7 @@ async def error_response(request: Request, error: Exception) -> Response:
     headers: dict[str, str] = {}
     match error:
         case WireError():
-            status, body = error.status, _body(error, error.path)
+            status, headers, body = error.status, dict(error.headers), _body(error, error.path)
         case ContractError():
             status, body = 400, _body(error, error.path)
         case FeedbackLogError():
