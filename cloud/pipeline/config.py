@@ -27,7 +27,7 @@ from cloud.pipeline.cached import CacheConfig
 from cloud.pipeline.filters import FiltersConfig
 from cloud.retrieval.open import IndexConfig
 
-__all__ = ["LimitsConfig", "PageConfig", "PipelineConfig", "PipelineError", "SplitConfig", "StoreConfig", "default_stages"]
+__all__ = ["BudgetConfig", "PageConfig", "PipelineConfig", "PipelineError", "SplitConfig", "StoreConfig", "default_stages"]
 
 
 class PipelineError(ValueError):
@@ -58,7 +58,7 @@ class PageConfig(_Table, frozen=True, kw_only=True):
             raise ValueError(f"expected size_max >= 1 and ttl_ms >= 0, got {self.size_max} and {self.ttl_ms}")
 
 
-class LimitsConfig(_Table, frozen=True, kw_only=True):
+class BudgetConfig(_Table, frozen=True, kw_only=True):
     """What a request may take."""
 
     page_ms: float = 100.0
@@ -99,7 +99,7 @@ class PipelineConfig(_Table, frozen=True, kw_only=True):
 
     page: PageConfig = PageConfig()
     """What a page is."""
-    limits: LimitsConfig = LimitsConfig()
+    limits: BudgetConfig = BudgetConfig()
     """What a request may take."""
     filters: FiltersConfig = FiltersConfig()
     """What may be shown."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cloud.pipeline.candidates import CandidateSet
 from cloud.pipeline.catalogue import Catalogue
-from cloud.pipeline.config import LimitsConfig, PageConfig
+from cloud.pipeline.config import BudgetConfig, PageConfig
 from cloud.pipeline.filters import Filters
 from cloud.pipeline.pipeline import Pipeline
 from cloud.pipeline.stage import Deadline, Query
@@ -76,7 +76,7 @@ class PageMaker:
         splits: Splits,
         states: UserStates,
         page: PageConfig = PageConfig(),
-        limits: LimitsConfig = LimitsConfig(),
+        limits: BudgetConfig = BudgetConfig(),
         observer: PageObserver | None = None,
         price: Callable[[], float] = lambda: 1.0,
     ) -> None:

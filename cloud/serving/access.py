@@ -1,0 +1,79 @@
+"""The door: whoever comes in has a token that allows it and does not come too often.
+
+    access = Access(TokenFile(path), RequestLimits())
+    grant = access(scope, "device")                                      # ASGI's own scope: the hot routes
+    @app.get("/metrics", dependencies=[access.requires("admin")])        # any other route
+
+Without tokens the server is open: anybody may do all but publish, which would change the models of every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Depends, Security
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from cloud.serving.limits import RequestLimits, TokenScope, caller
+from cloud.serving.tokens import AuthError, Grant, TokenFile
+
+__all__ = ["ANYBODY", "SECURITY_SCHEME", "Access"]
+
+ANYBODY = Grant("", frozenset(("device", "admin")), None)
+"""Who comes to an open server."""
+
+SECURITY_SCHEME = "token"
+"""The name of the tokens in the OpenAPI text."""
+
+
+class Access:
+    """The check of every request. `tokens` None leaves the server open."""
+
+    def __init__(self, tokens: TokenFile | None = None, limits: RequestLimits | None = None) -> None:
+        self.tokens, self.limits = tokens, limits or RequestLimits()
+
+    def __call__(self, scope: Scope, need: TokenScope) -> Grant:
+        """Who asks. Raises `AuthError` when that one may not do `need`, `TooManyError` when it asks too often."""
+        limits = self.limits
+        if self.tokens is None:
+            if need not in ANYBODY.scopes:
+                raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
+            limits(caller(scope.get("client")), limits.config.anonymous)
+            return ANYBODY
+        authorization: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                if authorization is not None:
+                    raise AuthError("malformed", "one `Authorization`", "several", need)
+                authorization = value
+        grant = self.tokens.check(authorization, need)
+        limits((grant.id, need), grant.rate or limits.config.rate(need))
+        return grant
+
+    def requires(self, need: TokenScope) -> Any:
+        """A FastAPI dependency that lets in who may do `need`, and says so in the OpenAPI text."""
+        return Depends(_open(self, need)) if self.tokens is None else Security(_Bearer(self, need), scopes=[need])
+
+    def openapi_security(self, need: TokenScope) -> list[dict[str, list[str]]]:
+        """The same for a route that FastAPI does not know: the `security` of its operation."""
+        return [] if self.tokens is None else [{SECURITY_SCHEME: [need]}]
+
+
+class _Bearer(SecurityBase):
+    def __init__(self, access: Access, need: TokenScope) -> None:
+        self.model = HTTPBearer(description="`prk_<id>_<secret>`, as `pocketrank token create` prints it.")
+        self.scheme_name = SECURITY_SCHEME
+        self._access, self._need = access, need
+
+    async def __call__(self, request: HTTPConnection) -> Grant:
+        return self._access(request.scope, self._need)
+
+
+def _open(access: Access, need: TokenScope) -> Any:
+    async def check(request: HTTPConnection) -> Grant:
+        return access(request.scope, need)
+
+    return check
