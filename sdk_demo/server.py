@@ -75,7 +75,8 @@ def _end(said: Path) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Serve RUN with BUNDLE, feedback in DB, pages at PRICE, on a free port, until standard input ends or SIGTERM comes."""
-    from cloud.serving.app import ServingConfig, serve
+    from cloud.serving.config import ServingConfig
+    from cloud.serving.serve import serve
     from cloud.serving.price import PriceConfig
     from cloud.training.run import Run
 

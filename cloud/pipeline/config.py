@@ -25,7 +25,7 @@ import msgspec
 
 from cloud.pipeline.cached import CacheConfig
 from cloud.pipeline.filters import FiltersConfig
-from cloud.retrieval.open import IndexConfig
+from cloud.retrieval.opening import IndexConfig
 
 __all__ = ["BudgetConfig", "PageConfig", "PipelineConfig", "PipelineError", "SplitConfig", "StoreConfig", "default_stages"]
 

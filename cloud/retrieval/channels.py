@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.pipeline.stage import Query, Resources
-from cloud.retrieval.errors import RetrievalError
+from cloud.retrieval.index import RetrievalError
 
 __all__ = ["Channel", "ChannelConfig", "Fresh", "Popular", "TwoTower", "TwoTowerConfig"]
 

@@ -6,6 +6,7 @@ is refused is refused before it has had an effect.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,8 @@ from cloud.serving.metrics import ServingMetrics
 from cloud.serving.wire import JSON, WireError, content_type, decode, encode, error_answer
 
 __all__ = ["HotRoute", "HotRoutes"]
+
+_logger = logging.getLogger(__name__)
 
 
 class HotRoute:
@@ -75,6 +78,8 @@ class HotRoutes:
             status, more = 200, []
         except Exception as error:
             status, told, body = error_answer(error, scope["method"], scope["path"])
+            if status == 500:
+                _logger.exception("%s failed", scope["path"])
             kind, more = JSON, [(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()]
         self._metrics.request(scope["path"], scope["method"], status, perf_counter() - since)
         return status, [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *more], body

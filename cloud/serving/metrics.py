@@ -60,6 +60,8 @@ class ServingMetrics(PageObserver):
 
     def stage(self, name: str, seconds: float) -> None:
         """A stage of a page took so long."""
+        if name not in self._of_stage:
+            self._of_stage[name] = self._stages.labels(_PAGE, name)
         self._of_stage[name].observe(seconds)
 
     def feedback(self, receipt: FeedbackReceipt) -> None:

@@ -11,16 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.catalogue import Catalogue
-from cloud.pipeline.config import BudgetConfig, PageConfig
-from cloud.pipeline.filters import Filters
-from cloud.pipeline.pipeline import Pipeline
+from cloud.pipeline.config import PipelineConfig
 from cloud.pipeline.stage import Deadline, Query
 from cloud.ranking.ids import IdIndex
-from cloud.ranking.published import Published, PublishedRecord
+from cloud.ranking.published import PublishedRecord
 from cloud.serving.intake import check_experiment
-from cloud.serving.splits import Splits, StoreAway
-from cloud.serving.state import UserStates
+from cloud.serving.splits import StoreAway
+from cloud.serving.world import World
 from device.codec import to_block
 from device.contract import Block, Candidates, Columns, ContractError, FeedbackReceipt, Page, PageRequest
 
@@ -67,25 +64,18 @@ class PageMaker:
 
     def __init__(
         self,
-        published: Published,
-        record: PublishedRecord,
+        world: World,
+        config: PipelineConfig,
         *,
-        pipeline: Pipeline,
-        catalogue: Catalogue,
-        filters: Filters,
-        splits: Splits,
-        states: UserStates,
-        page: PageConfig = PageConfig(),
-        limits: BudgetConfig = BudgetConfig(),
         observer: PageObserver | None = None,
         price: Callable[[], float] = lambda: 1.0,
     ) -> None:
         """`price` tells what one more page costs now (`cloud.serving.price`)."""
-        self._config, self._limits, self._record, self._observer = page, limits, record, observer or PageObserver()
-        self._pipeline, self._catalogue, self._filters = pipeline, catalogue, filters
-        self._splits, self._states, self._price = splits, states, price
-        self._users = IdIndex(published.user_id)
-        self._sent = _sent(record, page.features)
+        self._config, self._budget, self._record = config.page, config.limits, world.record
+        self._pipeline, self._catalogue, self._filters = world.pipeline, world.catalogue, world.filters
+        self._splits, self._states, self._users = world.splits, world.states, IdIndex(world.published.user_id)
+        self._observer, self._price = observer or PageObserver(), price
+        self._sent = _sent(world.record, config.page.features)
 
     def check(self, request: PageRequest) -> None:
         """Raises `ContractError` for a size out of range or an unusable experiment. To be asked before feedback is taken."""
@@ -95,7 +85,7 @@ class PageMaker:
 
     def __call__(self, request: PageRequest, since: float | None = None) -> Page:
         """The page that `request` asks for. `since` is when it came, by `time.perf_counter`; now when None."""
-        deadline = Deadline(self._limits.page_ms / 1e3, since)
+        deadline = Deadline(self._budget.page_ms / 1e3, since)
         lap = _Laps(self._observer.stage)
         query = self._query(request, deadline)
         lap("state")
@@ -133,7 +123,7 @@ class PageMaker:
         """The user's vector of the version that is `asked` for; sets the query's, which is that of the served run."""
         ids, feedback = self._catalogue.item_id[query.history.item], query.history.feedback
         served, user_id, vector = self._record.split_version, query.request.user_id, None
-        deadline = query.deadline.sooner(self._limits.store_ms / 1e3)
+        deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
         try:
             query.vector = self._splits.user(served, user_id, ids, feedback, deadline)
             if asked == served:
@@ -187,7 +177,7 @@ class PageMaker:
         """Vectors [n, D] of the asked version; an item that it does not know has its vector of an unknown item."""
         version = query.request.split_version
         assert version is not None
-        deadline = query.deadline.sooner(self._limits.store_ms / 1e3)
+        deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
         try:
             vectors, found = self._splits.items(version, ids, deadline)
             if not found.all():

@@ -22,9 +22,7 @@ from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.tower import UserTower
 from cloud.stores.base import EmbeddingStore, StoreError
 
-__all__ = ["Split", "SplitVectors", "Splits", "StoreAway", "fill_store"]
-
-_CHUNK = 50_000
+__all__ = ["Split", "SplitVectors", "Splits", "StoreAway"]
 
 _logger = logging.getLogger(__name__)
 
@@ -69,6 +67,11 @@ class Splits:
         return version in self._splits
 
     @property
+    def versions(self) -> frozenset[str]:
+        """Those that are answered."""
+        return frozenset(self._splits)
+
+    @property
     def away(self) -> bool:
         """Whether the store failed a moment ago."""
         return self._clock() < self._away_until
@@ -91,19 +94,3 @@ class Splits:
         split = self._splits[version]
         vectors, found = self.items(version, ids, deadline)
         return split.tower(int(split.users((user_id,))[0]), vectors, feedback, found)
-
-
-def fill_store(store: EmbeddingStore, published: Published, record: PublishedRecord, life_s: float | None = None) -> int:
-    """Put the item vectors of a run into `store` unless it has them; how many were put. May be called by many servers at once.
-
-    A store that another filled half-way, and died, is filled again. Raises `StoreError`.
-    """
-    version, ids = record.split_version, np.asarray(published.item_id)[1:]
-    table = store.versions().get(version)
-    if table is not None and table.rows >= len(ids) and life_s is None:
-        return 0
-    vectors = np.asarray(published.item_vector)[1:]
-    store.create(version, vectors.shape[1], life_s=life_s)
-    for start in range(0, len(ids), _CHUNK):
-        store.put(version, ids[start : start + _CHUNK], vectors[start : start + _CHUNK])
-    return len(ids)

@@ -19,11 +19,13 @@ from device.contract import FeatureSpec, FloatFeature
 TASKS = ("long_view", "like")
 SPLIT_VERSION = "5m4ll"
 F = len(HISTORY_FEEDBACK)
+UPLOAD_MS = 1_690_000_000_000
+"""When the first item was uploaded; each other one an hour after the one before it."""
 
 _RANKER = """
 <ir_version: 9, opset_import: ["": 18]>
 ranker (float[1, U] user_row, float[1, H, E] history_row, float[1, H, F] history_feedback, float[1, H] history_mask,
-        float[1, N, I] item_row, int64[1, N] scene, int64[1, N] hour) => (float[1, N, K] pxtr) {
+        float[1, N, I] item_row, int64[1, 1] scene, int64[1, 1] hour) => (float[1, N, K] pxtr) {
   mask = Unsqueeze (history_mask, two)
   masked_rows = Mul (history_row, mask)
   rows = ReduceSum <keepdims = 1> (masked_rows, one)
@@ -140,6 +142,8 @@ def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -
         item_vector=draw(items + 1, d).astype(np.float16),
         item_float=item_float,
         item_category=rng.integers(0, 9, (items + 1, 2)).astype(np.int32),
+        item_author=np.concatenate([[0], 100 + rng.integers(0, 9, items)]),
+        item_upload_ms=np.concatenate([unknown, UPLOAD_MS + 3_600_000 * np.arange(items)]),
         item_popularity=rng.random(items + 1).astype(np.float32),
         user_id=np.concatenate([unknown, 1 + np.arange(users)]),
         user_row=draw(users + 1, user_width),

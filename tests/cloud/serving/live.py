@@ -21,7 +21,8 @@ from tests.cloud.small_published import SPLIT_VERSION
 _SCRIPT = """
 import sys
 from pathlib import Path
-from cloud.serving.app import ServingConfig, serve
+from cloud.serving.config import ServingConfig
+from cloud.serving.serve import serve
 from cloud.streams.sqlite import SqliteLogConfig
 from cloud.training.run import Run
 run, bundle, db, port, bytes_max = sys.argv[1:]
