@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ids import IdIndex
+from cloud.ranking.published import Published, PublishedRecord
 
 __all__ = ["Catalogue"]
 

@@ -10,7 +10,7 @@
                              ->  user_vector [1, D]
 
 H and N are dynamic and at least 1; a history is oldest first, an empty one is one row with mask 0. F = len(history_feedback
-names), in the order of `cloud.data.samples.HISTORY_FEEDBACK`. A request has one scene and one hour: what depends on the user
+names), in the order of `cloud.data.feedback.HISTORY_FEEDBACK`. A request has one scene and one hour: what depends on the user
 and the request alone is computed once, however many candidates there are. Item and user tables have one row per known id in
 ascending order of id, after a row 0 for everything unknown (its id is the smallest int64).
 """

@@ -158,7 +158,7 @@ def create_app(
         return Response(text, media_type=kind)
 
     hot = {
-        "/v1/page": HotRoute(_PAGE_REQUEST, page, line.enter),
+        "/v1/page": HotRoute(_PAGE_REQUEST, page, line.enter, metrics.stage),
         "/v1/feedback": HotRoute(_FEEDBACK_BATCH, feedback),
     }
     read = BodyReader(budget.body_max, budget.body_s)

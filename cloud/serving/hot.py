@@ -32,9 +32,13 @@ class HotRoute:
         struct: type[msgspec.Struct],
         work: Callable[[Any, float], Awaitable[msgspec.Struct]],
         enter: Callable[[], None] = lambda: None,
+        observe: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
-        """`work` is given the `struct` of the body and when the request came; `enter` may refuse it before the body is read."""
-        self.struct, self.work, self.enter = struct, work, enter
+        """`work` is given the `struct` of the body and when the request came; `enter` may refuse it before the body is read.
+
+        `observe` is told how long `decode` and `encode` took.
+        """
+        self.struct, self.work, self.enter, self.observe = struct, work, enter, observe
 
 
 class HotRoutes:
@@ -56,9 +60,7 @@ class HotRoutes:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(
-        self, route: HotRoute, scope: Scope, receive: Receive
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _answer(self, route: HotRoute, scope: Scope, receive: Receive) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         since = perf_counter()
         try:
             self._access(scope, "device")
@@ -70,11 +72,11 @@ class HotRoutes:
             body = await self._read(head, receive)
             started = perf_counter()
             asked = decode(kind, body, route.struct)
-            self._metrics.stage("decode", perf_counter() - started)
+            route.observe("decode", perf_counter() - started)
             answer = await route.work(asked, since)
             started = perf_counter()
             kind, body = encode(head.get(b"accept"), answer)
-            self._metrics.stage("encode", perf_counter() - started)
+            route.observe("encode", perf_counter() - started)
             status, more = 200, []
         except Exception as error:
             status, told, body = error_answer(error, scope["method"], scope["path"])

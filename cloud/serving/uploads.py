@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cloud.serving.access import Access
-from cloud.serving.bundle_store import BundlePublish, BundleReceipt, BundleStore, MissingFilesError
 from cloud.serving.body import BodyReader
+from cloud.serving.bundle_store import BundlePublish, BundleReceipt, BundleStore, MissingFilesError
 from cloud.serving.wire import JSON, MSGPACK, ErrorBody, WireError, content_type, decode
 
 __all__ = ["UPLOAD_STRUCTS", "MissingFilesBody", "UploadsConfig", "upload_routes"]

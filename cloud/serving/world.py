@@ -103,9 +103,7 @@ def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path) -> Fi
         raise PipelineError("$.filters.removed", str(error)) from error
 
 
-def _index(
-    name: str, config: IndexConfig, catalogue: Catalogue, published: Published, record: PublishedRecord
-) -> VectorIndex:
+def _index(name: str, config: IndexConfig, catalogue: Catalogue, published: Published, record: PublishedRecord) -> VectorIndex:
     index = open_index(config, name=f"{name}-{record.split_version}")
     items = np.arange(1, len(catalogue))
     if len(index) == len(items):  # another server has put them into an index that they share

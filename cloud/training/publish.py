@@ -140,8 +140,7 @@ def publish(
 def _to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
     history, candidates = torch.export.Dim("history", min=1), torch.export.Dim("candidates", min=1)
     shapes = {
-        name: {1: history} if name.startswith("history") else {1: candidates} if name == "item_row" else None
-        for name in inputs
+        name: {1: history} if name.startswith("history") else {1: candidates} if name == "item_row" else None for name in inputs
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

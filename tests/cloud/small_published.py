@@ -9,8 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-from cloud.data.samples import HISTORY_FEEDBACK
-from cloud.models.reranker import UpperConfig
+from cloud.data.feedback import HISTORY_FEEDBACK
+from cloud.models.presets import UpperConfig
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ranker import History
 from cloud.training.run import RUN_FORMAT, RunRecord
@@ -120,7 +120,9 @@ class SmallRun:
         (self.folder / "run.json").write_bytes(msgspec.json.encode(record))
 
 
-def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -> SmallRun:
+def small_run(
+    folder: Path, *, items: int = 60, users: int = 8, seed: int = 0, utc_offset_h: int = 0, split_version: str = SPLIT_VERSION
+) -> SmallRun:
     """A run of `items` (ids 1000, 1003, …) and `users` (ids 1, 2, …), saved in `folder`; the last user has no history."""
     rng = np.random.default_rng(seed)
     width, identity, user_width, tower_width, d, history_max, scenes = 7, 4, 5, 6, 8, 6, 3
@@ -152,7 +154,7 @@ def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -
         history_feedback=feedback.astype(np.float32),
     )
     record = PublishedRecord(
-        split_version=SPLIT_VERSION,
+        split_version=split_version,
         tasks=TASKS,
         identity_width=identity,
         history_max=history_max,
@@ -160,7 +162,7 @@ def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -
         float_names=("duration_ms", "age_days"),
         category_names=("category", "author"),
         simulated=True,
-        utc_offset_h=0,
+        utc_offset_h=utc_offset_h,
     )
     k = len(TASKS)
     ranker_weights = {
