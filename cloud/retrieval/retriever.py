@@ -41,7 +41,7 @@ class Retriever:
         A cold user's popular items come first, then the nearest; a warm user's are the nearest alone.
         """
         wanted = self._config.candidates
-        nearest = self._index.search(user_vector, wanted, exclude)
+        nearest = self._index.search(user_vector, wanted, exclude=exclude).ids
         if events >= self._config.cold_events:
             return nearest
         allowed = np.ones(len(self._popular), np.bool_)

@@ -34,7 +34,7 @@ from starlette.responses import Response
 
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ranker import OnnxRanker, OnnxRankerConfig
-from cloud.retrieval.index import ExactIndex
+from cloud.retrieval.exact import ExactIndex
 from cloud.retrieval.retriever import Retriever, RetrieverConfig
 from cloud.serving.bundle_files import BundleFile, BundleFiles
 from cloud.serving.intake import FeedbackIntake
@@ -129,7 +129,7 @@ def create_app(
         published,
         record,
         ranker=ranker,
-        retriever=Retriever(ExactIndex(published.item_vector), published.item_popularity, config.retriever),
+        retriever=Retriever(ExactIndex.over(published.item_vector), published.item_popularity, config.retriever),
         states=states,
         intake=intake,
         config=config.page,

@@ -19,7 +19,7 @@ from cloud.models.ranker import Ranker as CloudRanker
 from cloud.models.ranker import RankerConfig
 from cloud.ranking.published import Published
 from cloud.ranking.ranker import OnnxRanker
-from cloud.retrieval.index import ExactIndex
+from cloud.retrieval.exact import ExactIndex
 from cloud.retrieval.retriever import Retriever, RetrieverConfig
 from cloud.serving.intake import FeedbackIntake
 from cloud.serving.page import PageMaker
@@ -237,7 +237,7 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
         published,
         record,
         ranker=OnnxRanker(tmp_path, published, record),
-        retriever=Retriever(ExactIndex(published.item_vector), published.item_popularity, RetrieverConfig(candidates=40)),
+        retriever=Retriever(ExactIndex.over(published.item_vector), published.item_popularity, RetrieverConfig(candidates=40)),
         states=states,
         intake=FeedbackIntake(feedback_log, states),
     )

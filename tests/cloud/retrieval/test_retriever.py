@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.retrieval.index import ExactIndex
+from cloud.retrieval.exact import ExactIndex
 from cloud.retrieval.retriever import Retriever, RetrieverConfig
 
 ITEMS = 30
 RNG = np.random.default_rng(1)
-INDEX = ExactIndex(RNG.normal(size=(ITEMS, 4)).astype(np.float32))
+INDEX = ExactIndex.over(RNG.normal(size=(ITEMS, 4)).astype(np.float32))
 POPULARITY = RNG.random(ITEMS).astype(np.float32)
 USER = RNG.normal(size=4).astype(np.float32)
 NOTHING = np.zeros(0, np.int64)
@@ -35,13 +35,13 @@ def test_no_repeats_nothing_excluded_and_as_many_as_there_are(
 
 def test_a_warm_user_gets_the_nearest() -> None:
     found = retriever(candidates=6, cold_events=5)(USER, 5, NOTHING)
-    assert found.tolist() == INDEX.search(USER, 6, NOTHING).tolist()
+    assert found.tolist() == INDEX.search(USER, 6).ids.tolist()
 
 
 def test_a_cold_user_gets_the_popular_first_and_then_the_nearest() -> None:
     found = retriever(candidates=6, cold_events=5, cold_popular_share=0.5)(USER, 4, NOTHING).tolist()
     popular = np.argsort(-POPULARITY)[:3].tolist()
-    nearest = [i for i in INDEX.search(USER, ITEMS, NOTHING).tolist() if i not in popular]
+    nearest = [i for i in INDEX.search(USER, ITEMS).ids.tolist() if i not in popular]
     assert found == popular + nearest[:3]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.ranking.ranker import OnnxRanker
-from cloud.retrieval.index import ExactIndex
+from cloud.retrieval.exact import ExactIndex
 from cloud.retrieval.retriever import Retriever, RetrieverConfig
 from cloud.serving.intake import FeedbackIntake
 from cloud.serving.page import PageConfig, PageMaker
@@ -37,7 +37,7 @@ def maker(
         p,
         msgspec.structs.replace(run.record, utc_offset_h=utc_offset_h),
         ranker=OnnxRanker(run.folder / "published", p, run.record),
-        retriever=Retriever(ExactIndex(p.item_vector), p.item_popularity, RetrieverConfig(candidates=candidates)),
+        retriever=Retriever(ExactIndex.over(p.item_vector), p.item_popularity, RetrieverConfig(candidates=candidates)),
         states=states,
         intake=FeedbackIntake(log, states),
         config=config,
