@@ -33,7 +33,7 @@ class Access:
     """The check of every request. `tokens` None leaves the server open."""
 
     def __init__(self, tokens: TokenFile | None = None, limits: RequestLimits | None = None) -> None:
-        self.tokens, self.limits = tokens, limits or RequestLimits()
+        self.tokens, self.limits = tokens, RequestLimits() if limits is None else limits
         config = self.limits.config
         self._rates: dict[str, RateLimit | None] = {scope: config.rate(scope) for scope in SCOPES}
 

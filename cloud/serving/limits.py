@@ -96,7 +96,9 @@ class RequestLimits:
         self._clock = clock
         self._full_at: OrderedDict[Hashable, float] = OrderedDict()  # those that asked last are last
 
-    def __len__(self) -> int:
+    @property
+    def callers(self) -> int:
+        """Buckets that are kept now."""
         return len(self._full_at)
 
     def __call__(self, key: Hashable, limit: RateLimit) -> None:

@@ -103,7 +103,9 @@ class TokenFile:
         self._read()
         self._look_at = ticks() + self._config.look_every_s
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Tokens in the file, in force or not."""
         return len(self._entries)
 
     @property
@@ -138,11 +140,11 @@ class TokenFile:
             self._read()
         except TokenFileError as error:
             if (told := str(error)) != self._trouble:  # once, not at every look
-                _logger.error("the token file cannot be read anew; the %d tokens of before stay: %s", len(self), told)
+                _logger.error("the token file cannot be read anew; the %d tokens of before stay: %s", self.count, told)
             self._trouble = told
         else:
             if self._trouble is not None:
-                _logger.warning("the token file can be read again: %d tokens", len(self))
+                _logger.warning("the token file can be read again: %d tokens", self.count)
             self._trouble = None
 
     def _is_as_read(self) -> bool:

@@ -81,11 +81,11 @@ def test_memory_is_bounded_and_strangers_let_nobody_off() -> None:
     assert _taken(limits, "greedy", limit) == 4
     assert [_taken(limits, n, limit) for n in range(9)] == [4] * 9
     assert sum(_taken(limits, f"stranger {n}", limit) for n in range(100)) == 4  # of one bucket together
-    assert len(limits) == 11
+    assert limits.callers == 11
     assert _taken(limits, "greedy", limit) == 0
     clock.now += 4.0  # all are full again, and make room
     assert [_taken(limits, f"new {n}", limit) for n in range(20)] == [4] * 10 + [4] + [0] * 9  # the eleventh is of all others
-    assert len(limits) <= 11
+    assert limits.callers <= 11
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def _bearer(token: str) -> bytes:
 
 
 def _secret(authorization: bytes | None) -> str:
-    return (authorization or b"").decode("latin-1").split("_")[-1] or "a secret"
+    text = (authorization or b"").decode("latin-1").split("_")[-1]
+    return text[-20:] if len(text) >= 64 else "a secret"
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_token_with_the_scope_is_let_in(tmp_path: Path) -> None:
     grant = door.tokens.check(_bearer(both), "publish")
     assert (grant.id, grant.scopes, grant.rate) == (both.split("_")[1], {"device", "publish"}, RateLimit(5.0, 7))
     assert door.tokens.check(b"bEARER " + door.token.encode(), "device").rate is None
-    assert len(door.tokens) == 2
+    assert door.tokens.count == 2
 
 
 def test_no_scope_implies_another(door: Door) -> None:
