@@ -17,7 +17,7 @@ from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from cloud.serving.limits import RequestLimits, TokenScope, caller
+from cloud.serving.limits import SCOPES, RateLimit, RequestLimits, TokenScope, caller
 from cloud.serving.tokens import AuthError, Grant, TokenFile
 
 __all__ = ["ANYBODY", "SECURITY_SCHEME", "Access"]
@@ -33,24 +33,31 @@ class Access:
     """The check of every request. `tokens` None leaves the server open."""
 
     def __init__(self, tokens: TokenFile | None = None, limits: RequestLimits | None = None) -> None:
-        self.tokens, self.limits = tokens, limits or RequestLimits()
+        self.tokens, self.limits = tokens, RequestLimits() if limits is None else limits
+        config = self.limits.config
+        self._rates: dict[str, RateLimit | None] = {scope: config.rate(scope) for scope in SCOPES}
 
     def __call__(self, scope: Scope, need: TokenScope) -> Grant:
         """Who asks. Raises `AuthError` when that one may not do `need`, `TooManyError` when it asks too often."""
-        limits = self.limits
-        if self.tokens is None:
-            if need not in ANYBODY.scopes:
-                raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
-            limits(caller(scope.get("client")), limits.config.anonymous)
-            return ANYBODY
         authorization: bytes | None = None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 if authorization is not None:
                     raise AuthError("malformed", "one `Authorization`", "several", need)
                 authorization = value
+        return self.admit(authorization, need, scope.get("client"))
+
+    def admit(self, authorization: bytes | None, need: TokenScope, client: tuple[str, int] | None) -> Grant:
+        """The same of one `Authorization` header that the caller has found, and ASGI's `client`."""
+        if self.tokens is None:
+            if need not in ANYBODY.scopes:
+                raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
+            if (anonymous := self.limits.config.anonymous) is not None:
+                self.limits(caller(client), anonymous)
+            return ANYBODY
         grant = self.tokens.check(authorization, need)
-        limits((grant.id, need), grant.rate or limits.config.rate(need))
+        if (rate := grant.rate or self._rates[need]) is not None:
+            self.limits((grant.id, need), rate)
         return grant
 
     def requires(self, need: TokenScope) -> Any:

@@ -26,10 +26,13 @@ import msgspec
 
 from cloud.serving.wire import WireError
 
-__all__ = ["LimitsConfig", "RateLimit", "RequestLimits", "TokenScope", "TooManyError", "caller"]
+__all__ = ["LimitsConfig", "RateLimit", "RequestLimits", "SCOPES", "TokenScope", "TooManyError", "caller"]
 
 TokenScope = Literal["device", "publish", "admin"]
 """What a caller may do: ask for pages, send feedback and download the bundle; upload one; look after the server."""
+
+SCOPES: tuple[TokenScope, ...] = ("device", "publish", "admin")
+"""All of them."""
 
 _OTHERS = object()
 _SUBNET = 64  # bits of an IPv6 address that are one customer's
@@ -93,32 +96,33 @@ class RequestLimits:
         self._clock = clock
         self._full_at: OrderedDict[Hashable, float] = OrderedDict()  # those that asked last are last
 
-    def __len__(self) -> int:
+    @property
+    def callers(self) -> int:
+        """Buckets that are kept now."""
         return len(self._full_at)
 
-    def __call__(self, key: Hashable, limit: RateLimit | None) -> None:
+    def __call__(self, key: Hashable, limit: RateLimit) -> None:
         """Take one request out of the bucket `key`. Raises `TooManyError`, which takes nothing."""
-        if limit is None:
-            return
         now, buckets = self._clock(), self._full_at
         full_at = buckets.get(key)
         if full_at is None:
             if len(buckets) >= self.config.callers_max:
                 key = self._make_room(key, now)
             full_at = buckets.get(key, now)
-        taken = (full_at if full_at > now else now) + 1 / limit.per_s
-        wait = taken - now - limit.burst / limit.per_s
-        if wait > 1e-9:  # what floats lose
+        per_s = limit.per_s
+        taken = (full_at if full_at > now else now) + 1 / per_s
+        if (wait := taken - now - limit.burst / per_s) > 1e-9:  # what floats lose
             raise TooManyError(limit, wait)
         buckets[key] = taken
         buckets.move_to_end(key)
 
     def _make_room(self, key: Hashable, now: float) -> Hashable:
         # A full bucket says nothing. To forget any other would let its caller off whenever enough strangers come.
-        oldest = next(iter(self._full_at))
-        if self._full_at[oldest] > now:
-            return _OTHERS
-        del self._full_at[oldest]
+        while len(self._full_at) >= self.config.callers_max:
+            oldest = next(iter(self._full_at))
+            if self._full_at[oldest] > now:
+                return _OTHERS
+            del self._full_at[oldest]
         return key
 
 

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from msgspec import Meta
 
 from cloud.serving.disk import replace_file
-from cloud.serving.limits import RateLimit, TokenScope
+from cloud.serving.limits import SCOPES, RateLimit, TokenScope
 
 __all__ = [
     "IssuedToken",
@@ -48,7 +48,6 @@ _OWNER_ONLY = 0o600
 _OTHERS = stat.S_IWGRP | stat.S_IRWXO  # a secret that Kubernetes mounts is readable by the pod's group
 _BYTES_MAX = 64 << 20
 _LOCK_S = 10.0
-_ALL: tuple[TokenScope, ...] = ("device", "publish", "admin")
 
 
 class TokenFileError(ValueError):
@@ -147,7 +146,7 @@ def issue_token(
     record = TokenRecord(
         id=name,
         sha256=hashlib.sha256(token.encode()).hexdigest(),
-        scopes=tuple(scope for scope in _ALL if scope in scopes),
+        scopes=tuple(scope for scope in SCOPES if scope in scopes),
         created_ms=now_ms,
         expires_ms=now_ms + lasts_ms,
         note=note,

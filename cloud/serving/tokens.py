@@ -11,12 +11,11 @@ Errors::
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
 from time import monotonic, time
@@ -31,7 +30,7 @@ __all__ = ["AuthError", "AuthReason", "Grant", "TokenFile", "TokenFileConfig"]
 AuthReason = Literal["missing", "malformed", "wrong", "expired", "revoked", "scope"]
 """Why somebody was not let in; for metrics."""
 
-_HEADER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +(prk_([0-9a-f]{12})_[0-9a-f]{64})")
+_SCHEME, _TOKEN, _ID, _LENGTH = slice(0, 11), slice(7, None), slice(11, 23), 88  # of `Bearer prk_<id>_<secret>`
 _SETTLED_S = 1.0  # a file changed again within a tick of its clock looks unchanged
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +103,9 @@ class TokenFile:
         self._read()
         self._look_at = ticks() + self._config.look_every_s
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Tokens in the file, in force or not."""
         return len(self._entries)
 
     @property
@@ -119,12 +120,10 @@ class TokenFile:
             self._look()
         if not authorization:
             raise AuthError("missing", "a token: `Authorization: Bearer prk_…`", "none", scope)
-        found = _HEADER.fullmatch(authorization)
-        if found is None:
+        if len(authorization) != _LENGTH or authorization[_SCHEME].lower() != b"bearer prk_":
             raise AuthError("malformed", "`Bearer prk_<id>_<secret>`", "something else", scope)
-        token, name = found.groups()
-        entry = self._entries.get(name, _NOBODY)
-        if not compare_digest(hashlib.sha256(token).digest(), entry.digest):
+        entry = self._entries.get(authorization[_ID], _NOBODY)
+        if not compare_digest(sha256(authorization[_TOKEN]).digest(), entry.digest):
             raise AuthError("wrong", "a token of this server", "another", scope)
         if entry.revoked:
             raise AuthError("revoked", "a token in force", "one that was revoked", scope)
@@ -135,18 +134,24 @@ class TokenFile:
         return entry.grant
 
     def _look(self) -> None:
+        if self._trouble is None and self._is_as_read():
+            return
         try:
-            if self._trouble is None and _stamp(os.stat(self._path)) == self._stamp:
-                return
             self._read()
-        except (OSError, TokenFileError) as error:
+        except TokenFileError as error:
             if (told := str(error)) != self._trouble:  # once, not at every look
-                _logger.error("the token file cannot be read anew; the %d tokens of before stay: %s", len(self), told)
+                _logger.error("the token file cannot be read anew; the %d tokens of before stay: %s", self.count, told)
             self._trouble = told
         else:
             if self._trouble is not None:
-                _logger.warning("the token file can be read again: %d tokens", len(self))
+                _logger.warning("the token file can be read again: %d tokens", self.count)
             self._trouble = None
+
+    def _is_as_read(self) -> bool:
+        try:
+            return _stamp(os.stat(self._path)) == self._stamp
+        except OSError:
+            return False
 
     def _read(self) -> None:
         data, status = read_token_file(self._path)
