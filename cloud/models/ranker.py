@@ -7,6 +7,7 @@ wherever they live and the exported graph stays small. Target attention after DI
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -91,7 +92,7 @@ class Ranker(nn.Module):
         self, of_item: Float[Tensor, "b n x"], of_user: Float[Tensor, "b 1 y"], of_moment: Float[Tensor, "b s z"]
     ) -> Float[Tensor, "b n h"]:
         """The tower's first layer as a sum, because what candidates have in common is one row where they are served."""
-        first = self.tower[0]
+        first = cast(nn.Linear, self.tower[0])
         weights = torch.split(first.weight, [part.shape[-1] for part in (of_item, of_user, of_moment)], 1)
         of_item, of_user, of_moment = (part @ w.T for part, w in zip((of_item, of_user, of_moment), weights, strict=True))
         return of_item + (of_user + of_moment + first.bias)

@@ -50,8 +50,8 @@ class PageConfig(_Table, frozen=True, kw_only=True):
     ttl_ms: int = 600_000
     """A page is stale after this long, on the device's clock."""
     features: tuple[str, ...] | None = None
-    """Columns that are sent, of `pxtr_<task>`, `age` (days) and those of the run; all when absent. A device model needs those of
-    its feature spec."""
+    """Columns that are sent, of `pxtr_<task>`, `age` (days) and those of the run; all when absent. A device model needs those
+    of its feature spec."""
 
     def __post_init__(self) -> None:
         if self.size_max < 1 or self.ttl_ms < 0:

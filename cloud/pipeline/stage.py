@@ -54,8 +54,8 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Base of what a stage's table in the pipeline file may hold."""
 
     deadline_ms: float | None = None
-    """The stage must be done after so long; None: when the page must. What waits for a network is cut off by then, what computes
-    does less."""
+    """The stage must be done after so long; None: when the page must. What waits for a network is cut off by then, what
+    computes does less."""
 
 
 class Deadline:

@@ -92,7 +92,7 @@ class Formula:
     def _check_exponent(self, node: ast.expr, text: str) -> None:
         # 9 ** 9 ** 9 of whole numbers would be worked out for ever
         match node:
-            case ast.Constant(value=int() | float()) if abs(float(node.value)) <= _EXPONENT_MAX:
+            case ast.Constant(value=int(value) | float(value)) if abs(float(value)) <= _EXPONENT_MAX:
                 return
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
                 self._check_exponent(node.operand, text)
@@ -107,11 +107,11 @@ class Formula:
             match node:
                 case ast.BinOp(op=ast.Add()):
                     return add(node.left) and add(node.right)
-                case ast.BinOp(op=ast.Mult(), left=ast.Constant(value=int() | float()), right=ast.Name()):
-                    weights[self._names.index(node.right.id)] += np.float32(node.left.value)
+                case ast.BinOp(op=ast.Mult(), left=ast.Constant(value=int(value) | float(value)), right=ast.Name(id=name)):
+                    weights[self._names.index(name)] += np.float32(value)
                     return True
-                case ast.Name():
-                    weights[self._names.index(node.id)] += np.float32(1)
+                case ast.Name(id=name):
+                    weights[self._names.index(name)] += np.float32(1)
                     return True
             return False
 

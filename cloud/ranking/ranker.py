@@ -68,8 +68,8 @@ class OnnxRanker:
     def pxtr(self, user: int, history: History, items: NDArray[np.int64], *, scene: int, hour: int) -> NDArray[np.float32]:
         """Probabilities [n, K] of every task for the items at positions `items` [n].
 
-        `user` is a position in the user tables, 0 = unknown. `scene` is a request's scene from 0, one that the run does not know
-        counts as unknown; `hour` is 0..23.
+        `user` is a position in the user tables, 0 = unknown. `scene` is a request's scene from 0, one that the run does not
+        know counts as unknown; `hour` is 0..23.
         """
         if not len(items):
             return self.nothing

@@ -38,7 +38,8 @@ class UserTower:
     ) -> NDArray[np.float32]:
         """The user's vector [D]. `user` is a position in the user tables, 0 = unknown.
 
-        `vectors` [e, D] and `feedback` [e, F] are of the past, oldest first; an event that is not `known` [e] counts for nothing.
+        `vectors` [e, D] and `feedback` [e, F] are of the past, oldest first; an event that is not `known` [e] counts for
+        nothing.
         """
         if not len(vectors):
             vectors, feedback, known = self._no_vector, self._no_feedback, np.zeros(1, np.bool_)

@@ -11,7 +11,7 @@ from cloud.retrieval.exact import ExactIndex
 from cloud.retrieval.index import IndexConfigError, VectorIndex
 from cloud.retrieval.ivf import IvfConfig, IvfIndex
 from cloud.retrieval.lists import ListsConfig
-from cloud.retrieval.qdrant import QdrantConfig, QdrantIndex
+from cloud.retrieval.qdrant_config import QdrantConfig
 
 __all__ = ["IndexConfig", "open_index"]
 
@@ -69,6 +69,8 @@ def open_index(config: IndexConfig, *, name: str = "items") -> VectorIndex:
         return IvfIndex(ivf)
     if not config.url:
         raise IndexConfigError("url", "the address of Qdrant", "none")
+    from cloud.retrieval.qdrant import QdrantIndex
+
     return QdrantIndex(config.url, f"{config.collection}-{name}", qdrant, api_key=_key(config))
 
 

@@ -37,7 +37,7 @@ from cloud.serving.config import ServingConfig
 from cloud.serving.cors import with_cors
 from cloud.serving.hot import HotRoute, HotRoutes
 from cloud.serving.intake import FeedbackIntake
-from cloud.serving.line import PageLine
+from cloud.serving.line import BusyError, PageLine
 from cloud.serving.metrics import MeasureRequests, ServingMetrics
 from cloud.serving.openapi import complete, errors
 from cloud.serving.page import PageMaker
@@ -96,14 +96,23 @@ def create_app(
     maker = PageMaker(world, config.pipeline, observer=metrics, price=price)
     threads = ThreadPoolExecutor(config.feedback_threads, thread_name_prefix="feedback")
 
-    def made(request: PageRequest, since: float) -> Page:
+    def make(request: PageRequest, since: float) -> Page:
         try:
             intake.follow()
         except FeedbackLogError as error:  # what others took is known later
             _logger.error("the log cannot be followed: %s", error)
-        return maker(request, since)
+        made = maker(request, since)
+        metrics.load(made.compute_price, len(line))
+        return made
 
-    line = PageLine(made, budget.queue_ms / 1e3, price)
+    line = PageLine(make, budget.queue_ms / 1e3, price)
+
+    def enter() -> None:
+        try:
+            line.enter()
+        except BusyError:
+            metrics.shed("queue")
+            raise
 
     async def page(asked: Any, since: float) -> Page:
         maker.check(asked)
@@ -158,7 +167,7 @@ def create_app(
         return Response(text, media_type=kind)
 
     hot = {
-        "/v1/page": HotRoute(_PAGE_REQUEST, page, line.enter, metrics.stage),
+        "/v1/page": HotRoute(_PAGE_REQUEST, page, enter, metrics.stage),
         "/v1/feedback": HotRoute(_FEEDBACK_BATCH, feedback),
     }
     read = BodyReader(budget.body_max, budget.body_s)

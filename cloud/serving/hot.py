@@ -1,7 +1,7 @@
 """The two routes that every device calls, in plain ASGI before the routes of FastAPI.
 
-A request passes, in this order: the token and the caller's rate, the line's length, the body, the contract; then its work. Whatever
-is refused is refused before it has had an effect.
+A request passes, in this order: the token and the caller's rate, the line's length, the body, the contract; then its work.
+Whatever is refused is refused before it has had an effect.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cloud.serving.access import Access
 from cloud.serving.body import BodyReader
-from cloud.serving.metrics import ServingMetrics
+from cloud.serving.metrics import ServingMetrics, method_label
 from cloud.serving.wire import JSON, WireError, content_type, decode, encode, error_answer
 
 __all__ = ["HotRoute", "HotRoutes"]
@@ -83,5 +83,5 @@ class HotRoutes:
             if status == 500:
                 _logger.exception("%s failed", scope["path"])
             kind, more = JSON, [(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()]
-        self._metrics.request(scope["path"], scope["method"], status, perf_counter() - since)
+        self._metrics.request(scope["path"], method_label(scope["method"]), status, perf_counter() - since)
         return status, [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *more], body

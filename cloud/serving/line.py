@@ -1,8 +1,8 @@
 """Pages wait in line, and one that would wait too long is sent away at once.
 
-Pages are made one at a time in the event loop itself, which was 5 % faster a page than handing each to a thread and back (p10 of
-1,500 alternated requests); more cores are for more processes (`cloud.serving.workers`). Between two pages the loop takes in what
-has arrived, so the line knows its length and every page its age.
+Pages are made one at a time in the event loop itself, which was 5 % faster a page than handing each to a thread and back (p10
+of 1,500 alternated requests); more cores are for more processes (`cloud.serving.workers`). Between two pages the loop takes in
+what has arrived, so the line knows its length and every page its age.
 
 Errors::
 
@@ -72,7 +72,8 @@ class PageLine(Generic[A, R]):
         if len(self._waiting) == 1:
             loop.call_soon(self._next)
         with self._price.page():
-            return await waiting.answer
+            answer: R = await waiting.answer
+            return answer
 
     def _next(self) -> None:
         asked, since, answer = self._waiting[0]

@@ -1,4 +1,5 @@
-"""The OpenAPI text: what FastAPI does not know of, because hot routes are not its own and bodies are structs of the contract."""
+"""The OpenAPI text: what FastAPI does not know of, because hot routes are not its own and bodies are structs of the
+contract."""
 
 from __future__ import annotations
 

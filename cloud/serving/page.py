@@ -16,7 +16,7 @@ from cloud.pipeline.stage import Deadline, Query
 from cloud.ranking.ids import IdIndex
 from cloud.ranking.published import PublishedRecord
 from cloud.serving.intake import check_experiment
-from cloud.serving.splits import StoreAway
+from cloud.serving.splits import StoreAwayError
 from cloud.serving.world import World
 from device.codec import to_block
 from device.contract import Block, Candidates, Columns, ContractError, FeedbackReceipt, Page, PageRequest
@@ -130,7 +130,7 @@ class PageMaker:
                 vector = query.vector
             elif asked is not None and asked in self._splits:
                 vector = self._splits.user(asked, user_id, ids, feedback, deadline)
-        except StoreAway:
+        except StoreAwayError:
             query.degraded.append("no_user_vector")
         return vector
 
@@ -183,7 +183,7 @@ class PageMaker:
             if not found.all():
                 unknown = self._splits.items(version, np.array([_UNKNOWN]), deadline)
                 vectors = np.where(found[:, None], vectors, unknown.vectors)
-        except StoreAway:
+        except StoreAwayError:
             query.degraded.append("no_vectors")
             return None
         return to_block(vectors, "f2")

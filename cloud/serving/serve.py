@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 
 from cloud.serving.config import ServingConfig
@@ -26,14 +27,18 @@ def serve(
     port: int = 8080,
     feedback_db: Path | None = None,
     config: ServingConfig | None = None,
+    anybody: bool = False,
 ) -> None:
     """Serve `run` until SIGINT or SIGTERM; answers what is under way before it goes. Prints the URL when ready.
 
-    `port` 0 takes a free one. `feedback_db` is the file of the feedback log, `RUN/feedback.db` by default. Raises
+    `port` 0 takes a free one. `feedback_db` is the file of the feedback log, `RUN/feedback.db` by default. Without tokens only
+    this machine is served, unless `anybody` says that another sees to who comes (`OpenServerError`). Raises
     `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError`, `BundleFilesError`, `LogOpenError`, `TokenFileError`, and
     `PortError` when the address cannot be had.
     """
     config = config or ServingConfig()
+    if config.tokens is None and not anybody and not _is_loopback(host):
+        raise OpenServerError(f"Expected tokens for a server on {host}, got none: --tokens FILE, or --open to let anybody in")
     db = feedback_db or run.folder / "feedback.db"
     with listen(host, port) as sock:  # first, so that a port in use is known before anything is loaded
         from cloud.serving.world import fill_stores
@@ -42,10 +47,13 @@ def serve(
         if config.workers == 1:
             serve_on(sock, None, run.folder, bundle, db, config)
             return
+        from cloud.serving.shared_metrics import shared_metrics
         from cloud.serving.workers import run_workers
 
-        args = (run.folder, bundle, db, config)
-        run_workers("cloud.serving.serve:serve_on", args, sock, config.workers, tls=config.server.ssl_certfile is not None)
+        target, args = "cloud.serving.serve:serve_on", (run.folder, bundle, db, config)
+        tls = config.server.ssl_certfile is not None
+        with shared_metrics() as shared:
+            run_workers(target, args, sock, config.workers, tls=tls, environment=shared.environment, died=shared.died)
 
 
 def serve_on(
@@ -72,3 +80,11 @@ def serve_on(
         uploads = folder / "bundles" if config.tokens else None
         app = create_app(world, bundle, log, config, access=access, uploads=uploads)
         run_server(app, sock, config.server, ready=ready)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        loopback: bool = ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+    return loopback

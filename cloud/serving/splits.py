@@ -22,7 +22,7 @@ from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.tower import UserTower
 from cloud.stores.base import EmbeddingStore, StoreError
 
-__all__ = ["Split", "SplitVectors", "Splits", "StoreAway"]
+__all__ = ["Split", "SplitVectors", "Splits", "StoreAwayError"]
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Split:
         return cls(record.split_version, UserTower(folder, published), IdIndex(published.user_id))
 
 
-class StoreAway(Exception):
+class StoreAwayError(Exception):
     """The store cannot be reached, or was not a moment ago."""
 
 
@@ -77,20 +77,20 @@ class Splits:
         return self._clock() < self._away_until
 
     def items(self, version: str, ids: NDArray[np.int64], deadline: Deadline) -> SplitVectors:
-        """Vectors of the items with `ids` [n]. Raises `StoreAway`."""
+        """Vectors of the items with `ids` [n]. Raises `StoreAwayError`."""
         if self.away:
-            raise StoreAway
+            raise StoreAwayError
         try:
             return SplitVectors(*self._store.get(version, ids, deadline_s=max(1e-3, deadline.left())))
         except StoreError as error:
             self._away_until = self._clock() + self._retry_s
             _logger.warning("vectors of %s cannot be had: %s", version, error)
-            raise StoreAway from error
+            raise StoreAwayError from error
 
     def user(
         self, version: str, user_id: int, ids: NDArray[np.int64], feedback: NDArray[np.float32], deadline: Deadline
     ) -> NDArray[np.float32]:
-        """The vector [D] of a user whose past is `ids` [e] with `feedback` [e, F], oldest first. Raises `StoreAway`."""
+        """The vector [D] of a user whose past is `ids` [e] with `feedback` [e, F], oldest first. Raises `StoreAwayError`."""
         split = self._splits[version]
         vectors, found = self.items(version, ids, deadline)
         return split.tower(int(split.users((user_id,))[0]), vectors, feedback, found)

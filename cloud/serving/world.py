@@ -16,6 +16,7 @@ from cloud.pipeline.stage import Resources
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ranker import OnnxRanker, OnnxRankerConfig
 from cloud.retrieval.index import Attributes, VectorIndex
+from cloud.retrieval.ivf import IvfIndex
 from cloud.retrieval.opening import IndexConfig, open_index
 from cloud.serving.config import ServingConfig
 from cloud.serving.splits import Split, Splits
@@ -27,7 +28,6 @@ from cloud.training.run import Run
 
 __all__ = ["World", "fill_stores", "open_world"]
 
-_CHUNK = 50_000
 _DAY_S = 86_400.0
 
 
@@ -111,8 +111,7 @@ def _index(name: str, config: IndexConfig, catalogue: Catalogue, published: Publ
     category = catalogue.category("category")
     unknown = np.zeros(len(catalogue), np.int32)
     attributes = Attributes(catalogue.author, unknown if category is None else category, catalogue.upload_ms)
-    vectors = np.asarray(published.item_vector)
-    for start in range(0, len(items), _CHUNK):
-        part = items[start : start + _CHUNK]
-        index.upsert(part, vectors[part].astype(np.float32), attributes.take(part))
+    index.upsert(items, np.asarray(published.item_vector)[1:], attributes.take(items))
+    if isinstance(index, IvfIndex):
+        index.wait()  # a server that is ready is as fast as it will be
     return index

@@ -19,9 +19,9 @@ _logger = logging.getLogger(__name__)
 def fill_store(store: EmbeddingStore, published: Published, record: PublishedRecord, life_s: float | None = None) -> int:
     """Put the item vectors of a run into `store` unless it has them; how many were put.
 
-    Row 0, the vector of an unknown item, goes in under its id, the smallest int64. A table that another filled half-way is filled
-    again; rows that are there are taken to be as new or newer and stay. With `life_s` the version's life starts anew. Raises
-    `StoreError`.
+    Row 0, the vector of an unknown item, goes in under its id, the smallest int64. A table that another filled half-way is
+    filled again; rows that are there are taken to be as new or newer and stay. With `life_s` the version's life starts anew.
+    Raises `StoreError`.
     """
     version, ids, vectors = record.split_version, np.asarray(published.item_id), np.asarray(published.item_vector)
     table = store.versions().get(version)

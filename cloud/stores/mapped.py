@@ -5,9 +5,9 @@
     FOLDER/writer.lock             held by the process that writes
     FOLDER/v-VERSION/00000001.rows a table, see `cloud.stores.table`; the highest number counts
 
-A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the old one is
-marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens, with each
-row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
+A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the old
+one is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens, with
+each row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
 """
 
 from __future__ import annotations

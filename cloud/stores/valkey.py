@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from cloud.stores.base import (
     Rows,
     StoreError,
     StoreInputError,
-    StoreUnavailableError,
     TableInfo,
     UnknownVersionError,
     as_ids,
@@ -60,7 +59,8 @@ class ValkeyConfig:
     timeout_s: float = 1.0
     """For a batch of reads without a deadline of its own, and for every other exchange."""
     buckets: int = 24
-    """Hashes that a new version has in a cluster; each is on one node. More spread more evenly over many nodes, fewer are read faster."""
+    """Hashes that a new version has in a cluster; each is on one node. More spread more evenly over many nodes, fewer are read
+    faster."""
     known_s: float = 1.0
     """How long a version's width and life are taken for known; another process's changes are seen after that at the latest."""
     batch_rows: int = 2048

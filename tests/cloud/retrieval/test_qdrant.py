@@ -1,6 +1,6 @@
-"""Qdrant by its client's local mode, which shares the client's models and filters with a server but not its wire, its graph, its
-shards or its payload indexes: no Qdrant server can be had where this was written, so none of those is tested. Of the wire there is
-only a server that is not there, and one that accepts and never answers."""
+"""Qdrant by its client's local mode, which shares the client's models and filters with a server but not its wire, its graph,
+its shards or its payload indexes: no Qdrant server can be had where this was written, so none of those is tested. Of the wire
+there is only a server that is not there, and one that accepts and never answers."""
 
 import socket
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from cloud.retrieval.index import Attributes, IndexConfigError, IndexUnavailableError
-from cloud.retrieval.qdrant import QdrantConfig, QdrantIndex
+from cloud.retrieval.qdrant import QdrantIndex
+from cloud.retrieval.qdrant_config import QdrantConfig
 from tests.cloud.retrieval.clusters import attributes, vectors
 
 

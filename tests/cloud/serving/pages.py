@@ -49,12 +49,13 @@ def stages(
 def pages(
     run: Path,
     db: Path,
-    config: PipelineConfig = PipelineConfig(stage=stages()),
+    config: PipelineConfig | None = None,
     *,
     state: StateConfig | None = None,
     observer: PageObserver | None = None,
 ) -> Iterator[Pages]:
     """Pages of the run in `run`, feedback in `db`; paths of `config` start at `run`."""
+    config = config or PipelineConfig(stage=stages())
     serving = ServingConfig(pipeline=config, folder=run, state=state or StateConfig())
     opened = Run.open(run)
     fill_stores(opened, serving)

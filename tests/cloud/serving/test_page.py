@@ -29,8 +29,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 def make(run: SmallRun, tmp_path: Path) -> Iterator[Make]:
     with ExitStack() as stack:
 
-        def made(folder: Path = run.folder, *, page: PageConfig = PageConfig(), **of_stages: Any) -> Pages:
-            config = PipelineConfig(page=page, stage=stages(**of_stages))
+        def made(folder: Path = run.folder, *, page: PageConfig | None = None, **of_stages: Any) -> Pages:
+            config = PipelineConfig(page=page or PageConfig(), stage=stages(**of_stages))
             return stack.enter_context(pages(folder, tmp_path / "feedback.db", config))
 
         yield made
