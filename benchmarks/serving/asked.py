@@ -37,13 +37,13 @@ class Asking:
     def __init__(
         self, published: Published, record: PublishedRecord, seed: int = 0, config: AskingConfig | None = None
     ) -> None:
-        self._config, self._rng = config or AskingConfig(), np.random.default_rng(seed)
+        self.config, self._rng = config or AskingConfig(), np.random.default_rng(seed)
         self._users, self._items = np.asarray(published.user_id)[1:], np.asarray(published.item_id)[1:]
         self._split = record.split_version
 
     def requests(self, count: int, *, feedback: bool) -> list[PageRequest]:
         """So many, each of a random user. Feedback events have ids that were never sent before."""
-        rng, c = self._rng, self._config
+        rng, c = self._rng, self.config
         users = rng.choice(self._users, count).tolist()
         exclude = rng.choice(self._items, (count, c.exclude)).tolist()
         seen = rng.choice(self._items, (count, c.events)).tolist() if feedback else [[]] * count

@@ -1,4 +1,4 @@
-"""What HTTP costs: one page made beforehand, behind the product's own stack, and behind the smallest ASGI application there is."""
+"""What HTTP costs: one page made beforehand, behind the product's own stack and behind the smallest ASGI application."""
 
 from __future__ import annotations
 

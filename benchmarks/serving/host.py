@@ -55,7 +55,7 @@ def on_core(core: int) -> Iterator[None]:
 class Host:
     """A running server and all processes that it started."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
         self.name, self.process, self.port = name, process, port
 
     @property
@@ -77,12 +77,12 @@ class Host:
 
 
 @contextmanager
-def hosted(name: str, arguments: Sequence[str], core: int, probe: bytes, work: Path) -> Iterator[Host]:
+def hosted(name: str, called: str, arguments: Sequence[str], core: int, probe: bytes, work: Path) -> Iterator[Host]:
     """`python -m benchmarks.serving.subjects CORE PORT *arguments`, from the moment on when it answers `probe` with 200.
 
-    Raises `BenchmarkError` when it does not get that far. `work` gets what it prints.
+    Raises `BenchmarkError` when it does not get that far. A file of `work` that is named for `called` gets what it prints.
     """
-    port, said = _free_port(), work / f"{name}.log"
+    port, said = _free_port(), work / f"{called}.log"
     command = [sys.executable, "-m", "benchmarks.serving.subjects", str(core), str(port), *arguments]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}

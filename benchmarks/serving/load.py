@@ -6,6 +6,7 @@ tells how busy it was. `python -m benchmarks.serving.load` reads one `LoadOrder`
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -80,14 +81,13 @@ class Load:
     """A process that sends requests, pinned to `core`. A context."""
 
     def __init__(self, core: int, work: Path) -> None:
-        self._work, self._files = work, 0
+        self._work, self._files = work, itertools.count()
         command = [sys.executable, "-m", "benchmarks.serving.load", str(core)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT)
 
     def file(self, requests: Sequence[bytes]) -> str:
         """A file of requests."""
-        self._files += 1
-        path = self._work / f"requests-{self._files}.msgpack"
+        path = self._work / f"requests-{next(self._files)}.msgpack"
         path.write_bytes(msgspec.msgpack.encode(requests))
         return str(path)
 

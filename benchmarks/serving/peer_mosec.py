@@ -28,7 +28,7 @@ class PageWorker(Worker):
     resp_mime_type = "application/msgpack"
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._model = Model(Path(os.environ[_RUN]) / "published")
 
     def deserialize(self, data: bytes) -> PageRequest:
@@ -47,6 +47,6 @@ class PageWorker(Worker):
 def serve_mosec(run: Path, port: int) -> None:
     """Serve pages until SIGTERM."""
     os.environ |= {_RUN: str(run), "MOSEC_PORT": str(port), "MOSEC_ADDRESS": "127.0.0.1", "MOSEC_LOG_LEVEL": "warning"}
-    server = Server()
+    server = Server()  # type: ignore[no-untyped-call]
     server.append_worker(PageWorker, num=1)
-    server.run()
+    server.run()  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
 """A published run of any size with the architecture that is trained, made in seconds and without training.
 
-The graphs are those of a small simulated world, exported by `cloud.training.publish` from models of default widths with random
-weights: a graph takes rows, so it does not know how many items there are, and weights do not change how long it runs. The
-tables are then drawn anew: rows of the small world with noise on them, vectors in clusters as those of items of a kind lie, users
-whose past lies in a few of the clusters, and a user tower that points where the past lies, so that an index meets the
-queries it is made for.
+The graphs are those of a small simulated world, exported by `cloud.training.publish` from models of default widths with
+random weights: a graph takes rows, so it does not know how many items there are, and weights do not change how long it runs.
+The tables are then drawn anew: rows of the small world with noise on them, vectors in clusters as those of items of a kind
+lie, users whose past lies in a few of the clusters, and a user tower that points where the past lies, so that an index meets
+the queries it is made for.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def publish_small(folder: Path, size: WorldSize) -> Run:
     torch.manual_seed(size.seed)
     config = WorldConfig.load()
     replace = msgspec.structs.replace
-    config = replace(
-        config, users=replace(config.users, count=60), catalogue=replace(config.catalogue, items=400, authors=80)
-    )
+    config = replace(config, users=replace(config.users, count=60), catalogue=replace(config.catalogue, items=400, authors=80))
     log = World(config).simulate_log(seed=size.seed)
     samples = build_samples(log, SampleConfig(tasks=_TASKS, history_max=size.history_max))
     statistics = ItemStatistics(samples)
@@ -109,7 +107,7 @@ def publish_small(folder: Path, size: WorldSize) -> Run:
 def _point_at_the_past(lower: LowerHalf, width: int) -> None:
     """Weights with which a user's vector is about the mean of the vectors of the past."""
     with torch.no_grad():
-        hidden, out = (layer for layer in lower.user_tower[0] if isinstance(layer, torch.nn.Linear))
+        hidden, out = (layer for layer in lower.user_tower.modules() if isinstance(layer, torch.nn.Linear))
         for layer in (lower.event, hidden, out):
             layer.weight.mul_(0.1)
             layer.weight[:width, :width] += torch.eye(width)

@@ -33,7 +33,9 @@ def page_of(model: Model, request: PageRequest) -> Page:
         ttl_ms=_TTL_MS,
         candidates=Candidates(
             item_id=to_block(p.item_id[items], "i8"),
-            floats=Columns(names=(*(f"pxtr_{task}" for task in record.tasks), *record.float_names), values=to_block(floats, "f4")),
+            floats=Columns(
+                names=(*(f"pxtr_{task}" for task in record.tasks), *record.float_names), values=to_block(floats, "f4")
+            ),
             categories=Columns(names=record.category_names, values=to_block(p.item_category[items], "i4")),
             vector=to_block(p.item_vector[items], "f2"),
         ),

@@ -1,4 +1,4 @@
-"""The servers that are measured, each started by name on one core: `python -m benchmarks.serving.subjects CORE PORT NAME RUN`."""
+"""The servers that are measured, each by name: `python -m benchmarks.serving.subjects CORE PORT NAME RUN`."""
 
 from __future__ import annotations
 
