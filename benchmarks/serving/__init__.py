@@ -18,7 +18,8 @@ vectors of 64. The tables are drawn at random and the models' weights are random
                                      They do less: their 500 candidates are given, no vector of a user is computed, nothing is
                                      excluded (`ranked`)
     peers_ours, peers_best           the product in the same rounds, and the peer with the most requests a second
-    peers_ratio                      requests a second of the product by those of that peer
+    peers_ratio                      requests a second of the product by those of that peer; peers_cpu_ratio: by CPU time, that
+                                     of the peer with the least by the product's
     http.{ours_rps,raw_asgi_rps}     one constant page behind the product's stack, and behind the smallest ASGI application
                                      under the same uvicorn; their ratio; cpu_ratio: the same by CPU time, which other work on
                                      the machine does not blur
@@ -29,5 +30,7 @@ vectors of 64. The tables are drawn at random and the models' weights are random
     setup                            what was measured; cores_shared is true where there was only one core for both
 
 Beside the figures of each server: answers, all of them with status 200, for one that is not ends the benchmark; load_busy, the
-share of the time in which the load's process computed. Where that is far from 1 the load was not the bottleneck.
+share of the time in which the load's process computed, which was no bottleneck where that is far from 1; others_share, the
+share of the server's core that other processes took. Where that is not near 0, requests a second say less than CPU time does:
+a server of several processes then gets more of the core than one of a single process.
 """

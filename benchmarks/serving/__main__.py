@@ -140,7 +140,7 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
     """The report for people."""
     setup = report["setup"]
     table = Table(title=f"Pages from one core, {setup['connections']} connections", title_justify="left")
-    for column in ("", "a second", "p50 ms", "p99 ms", "CPU ms", "bytes"):
+    for column in ("", "a second", "p50 ms", "p99 ms", "CPU ms", "bytes", "others' share"):
         table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for name, row in _rows(report):
         cells = (
@@ -149,6 +149,7 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
             f"{row['p99_ms']:.2f}",
             f"{row['cpu_ms']:.3f}",
             f"{row['bytes']:.0f}",
+            f"{row['others_share']:.0%}",
         )
         table.add_row(name, *cells)
     if table.row_count:
@@ -156,10 +157,10 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
     said = []
     if "page" in report:
         feedback = report["page"]["with_feedback"]
-        said.append(
-            f"The ranking model alone takes {report['model_ms']:.2f} ms; all other CPU time of a page is "
-            f"{report['ratio_to_model']:.2f} of that, {feedback['ratio_to_model']:.2f} with {feedback['events']} events of feedback."
-        )
+        said += [
+            f"The ranking model alone takes {report['model_ms']:.2f} ms; all other CPU time of a page is",
+            f"{report['ratio_to_model']:.2f} of that, with {feedback['events']} events in it {feedback['ratio_to_model']:.2f}.",
+        ]
     if "peers" in report:
         said.append(f"{report['peers_ratio']:.2f} times the pages of the best peer, {report['peers_best']}.")
     if "http" in report:
@@ -186,7 +187,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     if "growth" in report:
         growth = report["growth"]
         for i, items in enumerate(growth["items"]):
-            names = ("rps", "p50_ms", "p99_ms", "cpu_ms", "bytes")
+            names = ("rps", "p50_ms", "p99_ms", "cpu_ms", "bytes", "others_share")
             rows.append((f"page, {items:,} items", {name: growth[name][i] for name in names}))
     return rows
 

@@ -55,8 +55,8 @@ def on_core(core: int) -> Iterator[None]:
 class Host:
     """A running server and all processes that it started."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
-        self.name, self.process, self.port = name, process, port
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, core: int) -> None:
+        self.name, self.process, self.port, self.core = name, process, port, core
 
     @property
     def pids(self) -> list[int]:
@@ -70,6 +70,15 @@ class Host:
     def cpu_s(self) -> float:
         """CPU seconds since the start, of all processes that live; in steps of the kernel's 10 ms."""
         return sum(_cpu_ticks(pid) for pid in self.pids) * _TICK_S
+
+    def core_busy_s(self) -> float:
+        """Seconds that the server's core was busy since the machine started, whoever it worked for."""
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *ticks = line.split()
+            if name == f"cpu{self.core}":
+                user, nice, system, _, _, irq, softirq, steal = map(int, ticks[:8])
+                return (user + nice + system + irq + softirq + steal) * _TICK_S
+        return 0.0
 
     def memory_bytes(self) -> int:
         """Proportional set size of all processes: pages that several map are shared out."""
@@ -88,7 +97,7 @@ def hosted(name: str, called: str, arguments: Sequence[str], core: int, probe: b
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with said.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=work, env=environment)
-    host = Host(name, process, port)
+    host = Host(name, process, port, core)
     try:
         _wait_until_ready(host, probe, said)
         yield host

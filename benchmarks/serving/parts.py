@@ -36,7 +36,7 @@ def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
     with ExitStack() as stack:
         asking, host = _asking(run), _host(bench, stack, "ours", run)
         page = _subject(bench, asking, host)
-        with_feedback = replace(page, once=True, requests=_once(bench, asking, page), results=[], cpu_ms=[])
+        with_feedback = replace(page, once=True, requests=_once(bench, asking, page), results=[], cpu_ms=[], others=[])
 
         def time_model(seconds: float) -> None:
             with on_core(bench.cores.server):
@@ -54,7 +54,7 @@ def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
 
 
 def measure_peers(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
-    """`peers`, `peers_ours` in the same rounds, and `peers_ratio` to the best of them."""
+    """`peers`, `peers_ours` in the same rounds, and the ratios to the best of them."""
     with ExitStack() as stack:
         asking = _asking(run)
         subjects = {name: _subject(bench, asking, _host(bench, stack, name, run)) for name in ("ours", *PEERS)}
@@ -62,8 +62,14 @@ def measure_peers(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
     reports = {name: subject.report() for name, subject in subjects.items()}
     ours = reports.pop("ours")
     best = max(reports, key=lambda name: reports[name]["rps"])
-    ratio = ours["rps"] / reports[best]["rps"]
-    return {"peers": reports, "peers_ours": ours, "peers_best": best, "peers_ratio": ratio}
+    least = min(report["cpu_ms"] for report in reports.values())
+    return {
+        "peers": reports,
+        "peers_ours": ours,
+        "peers_best": best,
+        "peers_ratio": ours["rps"] / reports[best]["rps"],
+        "peers_cpu_ratio": least / ours["cpu_ms"],
+    }
 
 
 def measure_http(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
@@ -98,7 +104,10 @@ def measure_growth(bench: Bench, small: Run, size: WorldSize, tell: Tell) -> dic
     return {
         "growth": {
             "items": list(items),
-            **{name: [report[name] for report in reports] for name in ("rps", "p50_ms", "p99_ms", "bytes", "cpu_ms")},
+            **{
+                name: [report[name] for report in reports]
+                for name in ("rps", "p50_ms", "p99_ms", "bytes", "cpu_ms", "others_share")
+            },
             "p99_ratio": p99[-1] / p99[0],
             "memory_bytes": memory,
             "bytes_per_item": (memory[-1] - memory[0]) / (items[-1] - items[0]),

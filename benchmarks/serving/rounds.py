@@ -51,23 +51,32 @@ class Subject:
     results: list[LoadResult] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     """CPU milliseconds of the server's processes a request, by round."""
+    others: list[float] = field(default_factory=list)
+    """Share of the server's core that other processes took, by round."""
 
     def round(self, load: Load, seconds: float) -> None:
         """Load it for so long. Raises `BenchmarkError` when an answer was none."""
-        file, cpu = self.requests(), self.host.cpu_s()
-        result = load(
-            LoadOrder(port=self.host.port, requests=file, connections=self.connections, seconds=seconds, in_order=self.once)
+        order = LoadOrder(
+            port=self.host.port,
+            requests=self.requests(),
+            connections=self.connections,
+            seconds=seconds,
+            in_order=self.once,
         )
+        cpu, busy = self.host.cpu_s(), self.host.core_busy_s()
+        result = load(order)
+        cpu, busy = self.host.cpu_s() - cpu, self.host.core_busy_s() - busy
         if result.errors or not result.answers:
             got = f"{result.errors} errors and {result.answers} answers: {result.first_error}"
             raise BenchmarkError(self.host.name, "no errors", got)
-        self.cpu_ms.append((self.host.cpu_s() - cpu) / result.answers * 1e3)
+        self.cpu_ms.append(cpu / result.answers * 1e3)
+        self.others.append(max(0.0, busy - cpu) / result.seconds)
         self.results.append(result)
 
     def forget(self) -> None:
         """Leave out the rounds so far."""
-        self.results.clear()
-        self.cpu_ms.clear()
+        for rounds in (self.results, self.cpu_ms, self.others):
+            rounds.clear()
 
     def median(self, name: str) -> float:
         """Of a figure of the results."""
@@ -79,6 +88,7 @@ class Subject:
             **{name: self.median(name) for name in ("rps", "p50_ms", "p99_ms", "bytes")},
             "cpu_ms": float(np.median(self.cpu_ms)),
             "answers": sum(result.answers for result in self.results),
+            "others_share": float(np.median(self.others)),
             "load_busy": max(result.busy for result in self.results),
         }
 
