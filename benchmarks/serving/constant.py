@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.serving.model import Model
 from benchmarks.serving.ranked import page_of
-from cloud.serving.app import ServingConfig
-from cloud.serving.metrics import MeasureRequests, ServingMetrics
+from cloud.pipeline.config import BudgetConfig
+from cloud.serving.access import Access
+from cloud.serving.body import BodyReader
+from cloud.serving.hot import HotRoute, HotRoutes
+from cloud.serving.line import PageLine
+from cloud.serving.logs import AccessLog
+from cloud.serving.metrics import ServingMetrics
 from cloud.serving.price import ComputePrice
 from cloud.serving.server import listen, run_server
 from cloud.serving.telemetry import with_any_telemetry
-from cloud.serving.wire import MSGPACK, WireError, decode, encode, error_response, read_body
-from cloud.streams.feedback_log import FeedbackLogError
+from cloud.serving.tracing import Tracer
+from cloud.serving.wire import MSGPACK
 from device.codec import to_msgpack
-from device.contract import ContractError, Page, PageRequest
+from device.contract import Page, PageRequest
 
 __all__ = ["page_app", "serve_constant"]
 
@@ -41,29 +41,14 @@ def serve_constant(run: Path, port: int, *, ours: bool) -> None:
 
 
 def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
-    """The product's stack over any maker of pages: its middleware, pool, limits, decoding and encoding; no tokens to check.
-
-    TO BE WIRED: until the application can be had over any page maker, this repeats what `cloud.serving.app.create_app` puts
-    around its own.
-    """
-    metrics, config = ServingMetrics(), ServingConfig()
-    price, pool = ComputePrice(config.workers, config.price), ThreadPoolExecutor(config.workers)
-    takes = with_any_telemetry(PageRequest)
-
-    def page(request: Request, body: bytes) -> Response:
-        return encode(request, make_page(decode(request, body, takes)))
-
-    async def endpoint(request: Request) -> Response:
-        body = await read_body(request, config.body_max)
-        with price.page():
-            return await asyncio.get_running_loop().run_in_executor(pool, page, request, body)
-
-    app = FastAPI()
-    for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, error_response)
-    app.add_middleware(MeasureRequests, metrics=metrics, routes={"/v1/page": "/v1/page"})
-    app.add_route("/v1/page", endpoint, methods=["POST"])
-    return app
+    """The product's stack over any maker of pages: ids, metrics, limits, the line, decoding and encoding; no tokens to check."""
+    metrics, price, budget = ServingMetrics(), ComputePrice(1), BudgetConfig()
+    line = PageLine[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
+    route = HotRoute(with_any_telemetry(PageRequest), line.__call__, line.enter, metrics.stage)
+    read = BodyReader(budget.body_max, budget.body_s)
+    return HotRoutes(
+        FastAPI(), {"/v1/page": route}, access=Access(), read=read, metrics=metrics, log=AccessLog(), tracer=Tracer()
+    )
 
 
 class _Raw:

@@ -38,9 +38,8 @@ class Model:
         items = len(self.published.item_id) - 1
         rng = np.random.default_rng(0)
         self._lists = [1 + rng.choice(items, min(CANDIDATES, items), replace=False) for _ in range(_LISTS)]
-        count = len(self._lists[0])
         self._mask = np.ones((1, self.published.history_item.shape[1]), np.float32)
-        self._scene, self._hour = np.full((1, count), _SCENE_CODE), np.full((1, count), _HOUR_CODE)
+        self._scene, self._hour = np.full((1, 1), _SCENE_CODE), np.full((1, 1), _HOUR_CODE)
 
     def candidates(self, user: int) -> NDArray[np.int64]:
         """Positions of what is ranked for the user at a position."""

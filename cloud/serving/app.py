@@ -6,7 +6,8 @@
     POST /v1/feedback              FeedbackBatch -> FeedbackReceipt     scope device
     GET  /v1/bundle/...            the bundle (`bundle_routes`)         scope device
     PUT  /v1/bundle...             a new one (`uploads`)                scope publish
-    GET  /healthz                  ready, and what is served
+    GET  /livez, /readyz           whether the process answers, whether it should be asked (`health`)
+    GET  /healthz                  what is served, for people
     GET  /metrics                  Prometheus                           scope admin
 
 A page is made in the event loop (`line`), feedback is written in threads, where the disk may be waited for.
@@ -20,6 +21,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,14 +37,18 @@ from cloud.serving.bundle_routes import CurrentBundle, bundle_routes
 from cloud.serving.bundle_store import BundleStore
 from cloud.serving.config import ServingConfig
 from cloud.serving.cors import with_cors
+from cloud.serving.health import Health, health_router
 from cloud.serving.hot import HotRoute, HotRoutes
 from cloud.serving.intake import FeedbackIntake
 from cloud.serving.line import BusyError, PageLine
-from cloud.serving.metrics import MeasureRequests, ServingMetrics
+from cloud.serving.logs import AccessLog
+from cloud.serving.metrics import ServingMetrics
+from cloud.serving.observe import ObserveRequests
 from cloud.serving.openapi import complete, errors
 from cloud.serving.page import PageMaker
 from cloud.serving.price import ComputePrice
 from cloud.serving.telemetry import DeviceTelemetry, with_any_telemetry
+from cloud.serving.tracing import Tracer, make_tracer
 from cloud.serving.uploads import upload_routes
 from cloud.serving.wire import WireError, error_response
 from cloud.serving.world import World
@@ -58,6 +64,8 @@ _ROUTES = {
     "/v1/bundle/release.json": "/v1/bundle/release.json",
     "/v1/bundle/files/": "/v1/bundle/files",
     "/v1/bundle/blobs/": "/v1/bundle/blobs",
+    "/livez": "/livez",
+    "/readyz": "/readyz",
     "/healthz": "/healthz",
     "/metrics": "/metrics",
 }
@@ -78,8 +86,29 @@ class _App(FastAPI):
         return self.openapi_schema
 
 
+class _Observer(ServingMetrics):
+    """Metrics, and spans of the stages where there are traces."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def stage(self, name: str, seconds: float, route: str = "/v1/page") -> None:
+        super().stage(name, seconds, route)
+        if self._tracer.enabled:
+            now = perf_counter_ns()
+            self._tracer.stage(name, now - round(1e9 * seconds), now)
+
+
 def create_app(
-    world: World, bundle: Path | None, log: FeedbackLog, config: ServingConfig, *, access: Access, uploads: Path | None = None
+    world: World,
+    bundle: Path | None,
+    log: FeedbackLog,
+    config: ServingConfig,
+    *,
+    access: Access,
+    health: Health,
+    uploads: Path | None = None,
 ) -> ASGIApp:
     """The application over `world`, the bundle in folder `bundle` and the feedback in `log`; `uploads` keeps uploaded bundles.
 
@@ -89,7 +118,8 @@ def create_app(
     files = BundleFiles(bundle, record.split_version) if bundle else None
     store = BundleStore(uploads, lambda: world.splits.versions) if uploads else None
     current = CurrentBundle(files, store)
-    metrics, price = ServingMetrics(), ComputePrice(1, config.price)
+    tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
+    metrics, price = _Observer(tracer), ComputePrice(1, config.price)
     telemetry = DeviceTelemetry(config.telemetry)
     metrics.add(telemetry)
     intake = FeedbackIntake(log, world.states)
@@ -135,19 +165,23 @@ def create_app(
         threads.shutdown()  # after the last answer; nothing may still append when the log closes
         log.close()
         world.close()
+        tracer.close()
 
+    health.add("feedback_log", log.check, required=True)
+    health.add("store", world.splits.check, required=False)
     app = _App(title="Pocketrank", summary="Pages for on-device reranking.", version="1", lifespan=lifespan)
     app.security = access.openapi_security("device")
     for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, error_response)
-    app.add_middleware(MeasureRequests, metrics=metrics, routes=_ROUTES)
+    app.add_middleware(ObserveRequests, metrics=metrics, routes=_ROUTES, access=access_log, tracer=tracer)
+    app.include_router(health_router(health))
     app.include_router(bundle_routes(current, access))
     if store is not None:
         app.include_router(upload_routes(store, access))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Answers once the server is ready, with what it serves."""
+        """What is served."""
         return {
             "status": "ok",
             "split_version": record.split_version,
@@ -171,4 +205,6 @@ def create_app(
         "/v1/feedback": HotRoute(_FEEDBACK_BATCH, feedback),
     }
     read = BodyReader(budget.body_max, budget.body_s)
-    return with_cors(HotRoutes(app, hot, access=access, read=read, metrics=metrics), config.cors)
+    routes = HotRoutes(app, hot, access=access, read=read, metrics=metrics, log=access_log, tracer=tracer)
+    health.loaded()
+    return with_cors(routes, config.cors)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from cloud.pipeline.config import PipelineConfig
 from cloud.serving.cors import CorsConfig
+from cloud.serving.health import HealthConfig
 from cloud.serving.limits import LimitsConfig
+from cloud.serving.logs import LogConfig
 from cloud.serving.price import PriceConfig
 from cloud.serving.server import ServerConfig
 from cloud.serving.state import StateConfig
 from cloud.serving.telemetry import DeviceTelemetryConfig
+from cloud.serving.tracing import TracingConfig
 from cloud.streams.sqlite import SqliteLogConfig
 
 __all__ = ["ServingConfig"]
@@ -35,6 +38,12 @@ class ServingConfig:
     """Web pages that may call from a browser."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """TLS, and how a process ends."""
+    logs: LogConfig = field(default_factory=LogConfig)
+    """What is said, and how."""
+    tracing: TracingConfig = field(default_factory=TracingConfig)
+    """Where traces go, if anywhere."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """How readiness is found out."""
     state: StateConfig = field(default_factory=StateConfig)
     """What is kept of a user."""
     price: PriceConfig = field(default_factory=PriceConfig)

@@ -16,6 +16,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
@@ -44,6 +45,7 @@ class BusyError(WireError):
 class _Waiting(NamedTuple, Generic[A, R]):
     asked: A
     since: float
+    context: Context
     answer: asyncio.Future[R]
 
 
@@ -67,7 +69,7 @@ class PageLine(Generic[A, R]):
     async def __call__(self, asked: A, since: float) -> R:
         """What `make` answers or raises."""
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(asked, since, loop.create_future())
+        waiting = _Waiting(asked, since, copy_context(), loop.create_future())
         self._waiting.append(waiting)
         if len(self._waiting) == 1:
             loop.call_soon(self._next)
@@ -76,11 +78,11 @@ class PageLine(Generic[A, R]):
             return answer
 
     def _next(self) -> None:
-        asked, since, answer = self._waiting[0]
+        asked, since, context, answer = self._waiting[0]
         if not answer.cancelled():  # else nobody waits for it
             started = perf_counter()
             try:
-                answer.set_result(self._make(asked, since))
+                answer.set_result(context.run(self._make, asked, since))  # logs and traces name the request
             except Exception as error:
                 answer.set_exception(error)
             took = perf_counter() - started

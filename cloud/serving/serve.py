@@ -64,13 +64,16 @@ def serve_on(
     """
     from cloud.serving.access import Access
     from cloud.serving.app import create_app
+    from cloud.serving.health import Health
     from cloud.serving.limits import RequestLimits
+    from cloud.serving.logs import configure_logs
     from cloud.serving.server import run_server
     from cloud.serving.tokens import TokenFile
     from cloud.serving.world import open_world
     from cloud.streams.sqlite import SqliteFeedbackLog
 
-    run = Run.open(folder)
+    configure_logs(config.logs)
+    run, health = Run.open(folder), Health(config.health)
     access = Access(TokenFile(config.tokens) if config.tokens else None, RequestLimits(config.limits))
     with ExitStack() as stack:
         world = open_world(run, config)
@@ -78,8 +81,8 @@ def serve_on(
         log = SqliteFeedbackLog(db, config.log)
         stack.callback(log.close)
         uploads = folder / "bundles" if config.tokens else None
-        app = create_app(world, bundle, log, config, access=access, uploads=uploads)
-        run_server(app, sock, config.server, ready=ready)
+        app = create_app(world, bundle, log, config, access=access, health=health, uploads=uploads)
+        run_server(app, sock, config.server, ready=ready, draining=health.draining)
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,7 +20,7 @@ from cloud.pipeline.stage import Deadline
 from cloud.ranking.ids import IdIndex
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.tower import UserTower
-from cloud.stores.base import EmbeddingStore, StoreError
+from cloud.stores.base import EmbeddingStore, StoreError, UnknownVersionError
 
 __all__ = ["Split", "SplitVectors", "Splits", "StoreAwayError"]
 
@@ -86,6 +86,12 @@ class Splits:
             self._away_until = self._clock() + self._retry_s
             _logger.warning("vectors of %s cannot be had: %s", version, error)
             raise StoreAwayError from error
+
+    def check(self) -> None:
+        """Ask the store for what it holds. Raises `StoreError` when it does not answer or lacks a version."""
+        missing = sorted(self.versions - set(self._store.versions()))
+        if missing:
+            raise UnknownVersionError("the store", f"vectors of {', '.join(missing)}", "none")
 
     def user(
         self, version: str, user_id: int, ids: NDArray[np.int64], feedback: NDArray[np.float32], deadline: Deadline

@@ -32,6 +32,7 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(help="Origin of a web page that may call from a browser; may be repeated.")
     ] = None,
+    log_format: Annotated[str, typer.Option(help="Lines on stderr: json or text.")] = "text",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate in PEM; with --tls-key serves https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM, without a password.")] = None,
 ) -> None:
@@ -52,6 +53,7 @@ def serve(
     from cloud.pipeline.config import PipelineConfig
     from cloud.serving.config import ServingConfig
     from cloud.serving.cors import CorsConfig
+    from cloud.serving.logs import LogConfig
     from cloud.serving.serve import serve as serve_run
     from cloud.serving.server import ServerConfig
     from cloud.serving.telemetry import DeviceTelemetryConfig
@@ -63,6 +65,7 @@ def serve(
         folder=pipeline.resolve().parent if pipeline else Path(),
         workers=workers,
         tokens=tokens,
+        logs=LogConfig(format=log_format),
         cors=CorsConfig(tuple(cors or ())),
         server=ServerConfig(tls_cert, tls_key),
         telemetry=DeviceTelemetryConfig(names_known=telemetry_names()),
