@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.serving.model import Model
 from benchmarks.serving.ranked import page_of
-from cloud.serving.app import ServingConfig
-from cloud.serving.metrics import MeasureRequests, ServingMetrics
-from cloud.serving.price import ComputePrice
 from cloud.serving.server import listen, run_server
-from cloud.serving.telemetry import with_any_telemetry
-from cloud.serving.wire import MSGPACK, WireError, decode, encode, error_response, read_body
-from cloud.streams.feedback_log import FeedbackLogError
+from cloud.serving.wire import MSGPACK
 from device.codec import to_msgpack
-from device.contract import ContractError, Page, PageRequest
+from device.contract import PageRequest
 
-__all__ = ["page_app", "serve_constant"]
+__all__ = ["serve_constant"]
 
 
 def serve_constant(run: Path, port: int, *, ours: bool) -> None:
@@ -35,35 +23,15 @@ def serve_constant(run: Path, port: int, *, ours: bool) -> None:
         request_id="r", user_id=0, session_id="s", now_ms=0, size=30, split_version=model.record.split_version
     )
     page = page_of(model, request)
-    app = page_app(lambda _: page) if ours else _Raw(to_msgpack(page))
+    app: ASGIApp
+    if ours:
+        from benchmarks.serving.stack import page_app  # the whole product, which a bare server has no use for
+
+        app = page_app(lambda _: page)
+    else:
+        app = _Raw(to_msgpack(page))
     with listen("127.0.0.1", port) as sock:
         run_server(app, sock)
-
-
-def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
-    """The product's stack over any maker of pages: its middleware, pool, limits, decoding and encoding; no tokens to check.
-
-    TO BE WIRED: until the application can be had over any page maker, this repeats what `cloud.serving.app.create_app` puts
-    around its own.
-    """
-    metrics, config = ServingMetrics(), ServingConfig()
-    price, pool = ComputePrice(config.workers, config.price), ThreadPoolExecutor(config.workers)
-    takes = with_any_telemetry(PageRequest)
-
-    def page(request: Request, body: bytes) -> Response:
-        return encode(request, make_page(decode(request, body, takes)))
-
-    async def endpoint(request: Request) -> Response:
-        body = await read_body(request, config.body_max)
-        with price.page():
-            return await asyncio.get_running_loop().run_in_executor(pool, page, request, body)
-
-    app = FastAPI()
-    for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, error_response)
-    app.add_middleware(MeasureRequests, metrics=metrics, routes={"/v1/page": "/v1/page"})
-    app.add_route("/v1/page", endpoint, methods=["POST"])
-    return app
 
 
 class _Raw:
