@@ -110,7 +110,7 @@ class ValkeyStore(EmbeddingStore):
 
     def __init__(self, link: LinkConfig, config: ValkeyConfig | None = None) -> None:
         self._link, self._config = Link(link), config or ValkeyConfig()
-        self._where = link.where
+        self._where = self.where = link.where
         self._known: dict[str, _Table] = {}
         self._routes: dict[tuple[str, int], _Route] = {}
         self._lock = Lock()
