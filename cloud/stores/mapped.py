@@ -5,9 +5,9 @@
     FOLDER/writer.lock             held by the process that writes
     FOLDER/v-VERSION/00000001.rows a table, see `cloud.stores.table`; the highest number counts
 
-A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the old one is
-marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens, with each
-row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
+A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the
+old one is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens,
+with each row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, is_version
@@ -86,10 +87,8 @@ class MappedStore(TableStore):
             self._retire(version, number)
 
     def _retire(self, version: str, number: int) -> None:
-        try:
+        with suppress(StoreError, OSError):  # what does not open, no reader has
             self._open(self._file(version, number), writable=True).end()
-        except (StoreError, OSError):
-            pass  # whatever it was, no reader has it
         self._file(version, number).unlink(missing_ok=True)
 
     def _find(self, version: str) -> Table | None:

@@ -6,8 +6,8 @@
     bytes 8..1023    JSON of `SnapshotInfo` and `sha256`, then spaces
     from 1024 on     rows, each: the id, 8 bytes little-endian; D values, fp16 little-endian
 
-`sha256` is the hexadecimal digest of all rows as they are in the file, followed by the JSON of `SnapshotInfo` alone. The file ends
-with the last row: a reader knows from its size whether it is whole before it reads a row.
+`sha256` is the hexadecimal digest of all rows as they are in the file, followed by the JSON of `SnapshotInfo` alone. The file
+ends with the last row: a reader knows from its size whether it is whole before it reads a row.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def save_snapshot(store: EmbeddingStore, version: str, path: Path) -> SnapshotIn
 def load_snapshot(store: EmbeddingStore, path: Path, *, life_s: float | None = None, replace: bool = False) -> SnapshotInfo:
     """Put a snapshot's rows into the store, as a new version that lives for `life_s` seconds, or for ever.
 
-    The whole file is checked before the store is touched: `SnapshotError` leaves it as it was. A version that is there already is
-    refused with `StoreInputError`, or dropped first with `replace`. When the store fails in between, the version is dropped.
+    The whole file is checked before the store is touched: `SnapshotError` leaves it as it was. A version that is there already
+    is refused with `StoreInputError`, or dropped first with `replace`. When the store fails in between, the version is dropped.
     """
     try:
         with path.open("rb") as file:

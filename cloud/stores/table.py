@@ -44,8 +44,8 @@ class TableConfig:
     """How much room a table has, and how long a replaced row is left alone."""
 
     grace_rows: int = 4096
-    """Rows written before a replaced one is written again. No reader of a batch is overtaken so far unless it was stopped in the
-    middle, and then it reads again."""
+    """Rows written before a replaced one is written again. No reader of a batch is overtaken so far unless it was stopped in
+    the middle, and then it reads again."""
     chunk_rows: int = 1024
     """Rows written or read between two looks at the counter."""
     growth: float = 1.5

@@ -10,7 +10,16 @@ from threading import RLock
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.stores.base import EmbeddingStore, Rows, StoreInputError, TableInfo, UnknownVersionError, as_ids, as_rows, checked_table
+from cloud.stores.base import (
+    EmbeddingStore,
+    Rows,
+    StoreInputError,
+    TableInfo,
+    UnknownVersionError,
+    as_ids,
+    as_rows,
+    checked_table,
+)
 from cloud.stores.table import Layout, Table, TableConfig
 
 __all__ = ["TableStore"]

@@ -19,11 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from valkey import Connection
 from valkey.crc import key_slot
 
 from cloud.stores.base import (
@@ -31,7 +30,6 @@ from cloud.stores.base import (
     Rows,
     StoreError,
     StoreInputError,
-    StoreUnavailableError,
     TableInfo,
     UnknownVersionError,
     as_ids,
@@ -39,7 +37,7 @@ from cloud.stores.base import (
     checked_table,
     is_version,
 )
-from cloud.stores.valkey_link import Command, Link, LinkConfig, Node, open_socket, pack
+from cloud.stores.valkey_link import Command, Link, LinkConfig, Node, Wire, open_socket, pack
 from cloud.stores.valkey_rows import UnusualReplyError, fields, fields_and_rows, read_rows
 
 __all__ = ["ValkeyConfig", "ValkeyStore"]
@@ -60,7 +58,8 @@ class ValkeyConfig:
     timeout_s: float = 1.0
     """For a batch of reads without a deadline of its own, and for every other exchange."""
     buckets: int = 24
-    """Hashes that a new version has in a cluster; each is on one node. More spread more evenly over many nodes, fewer are read faster."""
+    """Hashes that a new version has in a cluster; each is on one node. More spread more evenly over many nodes, fewer are read
+    faster."""
     known_s: float = 1.0
     """How long a version's width and life are taken for known; another process's changes are seen after that at the latest."""
     batch_rows: int = 2048
@@ -134,10 +133,14 @@ class ValkeyStore(EmbeddingStore):
         now = time.monotonic()
         keys = [_meta_key(version) for version in versions]
         replies = self._link.run([_command(key, "HMGET", key, "width", "buckets", "expires") for key in keys], end)
-        return [
-            None if None in reply else _Table(version, *map(int, reply), asked=now)
-            for version, reply in zip(versions, replies, strict=True)
-        ]
+        tables: list[_Table | None] = []
+        for version, reply in zip(versions, replies, strict=True):
+            if None in reply:
+                tables.append(None)
+            else:
+                width, buckets, expires_ms = map(int, reply)
+                tables.append(_Table(version, width, buckets, expires_ms, now))
+        return tables
 
     def create(self, version: str, width: int, *, life_s: float | None = None) -> None:
         """Make or keep the table of a version; its life starts anew. Raises as the seam says."""
@@ -217,7 +220,8 @@ class ValkeyStore(EmbeddingStore):
             order = np.argsort(rank, kind="stable")
             rank, (blob, size) = rank.take(order), fields(ids.take(order))
             bounds = [0, *(np.flatnonzero(rank[1:] != rank[:-1]) + 1).tolist(), len(ids)]
-            nodes, counts, pieces, last = [], [], [], -1
+            nodes, counts, last = [], [], -1
+            pieces: list[list[bytes]] = []
             for first, after, place in zip(bounds[:-1], bounds[1:], rank.take(bounds[:-1]).tolist(), strict=True):
                 number, bucket = route.of_rank[place]
                 if number != last:
@@ -229,7 +233,7 @@ class ValkeyStore(EmbeddingStore):
                 pieces[-1] += (_hmget(table, bucket, after - first), blob[first * size : after * size])
             packed = [b"".join(part) for part in pieces]
 
-        def use(connections: list[Connection]) -> list[tuple[Half, NDArray[np.bool_]]]:
+        def use(connections: list[Wire]) -> list[tuple[Half, NDArray[np.bool_]]]:
             socks = [open_socket(connection, end) for connection in connections]
             for sock, data in zip(socks, packed, strict=True):
                 sock.sendall(data)

@@ -1,4 +1,7 @@
-"""What every store does, whatever is behind it. A backend's tests inherit `StoreConformance` and provide `store` and `pass_life`."""
+"""What every store does, whatever is behind it.
+
+A backend's tests inherit `StoreConformance` and provide the fixtures `store` and `pass_life`.
+"""
 
 from collections.abc import Callable
 from itertools import count
@@ -225,7 +228,7 @@ class StoreConformance:
         assert store.versions()["short"] == TableInfo(WIDTH + 1, 0, None)
 
     @settings(
-        max_examples=25,
+        max_examples=15,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
     )
@@ -235,7 +238,7 @@ class StoreConformance:
                 st.sampled_from(["put", "delete", "create"]),
                 st.lists(st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1)), max_size=12),
             ),
-            max_size=12,
+            max_size=8,
         )
     )
     def test_it_is_a_dictionary_of_rows(self, store: EmbeddingStore, steps: list[tuple[str, list[int]]]) -> None:
@@ -280,7 +283,7 @@ class StoreConformance:
         for reader in readers:
             reader.start()
         turn = 0
-        while turn < 120 or (min(reads) < 20 and not wrong and all(r.is_alive() for r in readers)):
+        while turn < 60 or (min(reads) < 20 and not wrong and all(r.is_alive() for r in readers)):
             turn += 1
             store.put(version, ids, constant_rows(np.full(200, min(turn, 2000))))
             if turn % 2:  # rows come and go beside them, and the table grows

@@ -31,7 +31,9 @@ def constant(values):
     return np.repeat(np.asarray(values, np.float16)[:, None], 16, axis=1)
 """
 
-_WRITER = _COMMON + """
+_WRITER = (
+    _COMMON
+    + """
 start = int(sys.argv[2])
 store.create("v", 16)
 for turn in range(start, 10**6):
@@ -40,8 +42,11 @@ for turn in range(start, 10**6):
     store.put("v", more, constant(more % 2000)) if turn % 2 else store.delete("v", more)
     print(turn, flush=True)
 """
+)
 
-_READER = _COMMON + """
+_READER = (
+    _COMMON
+    + """
 rng, reads, ids = np.random.default_rng(), 0, np.arange(200)
 print("ready", flush=True)
 while True:
@@ -54,6 +59,7 @@ while True:
         print(reads)
         sys.exit(0)
 """
+)
 
 
 def python(script: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":
@@ -200,7 +206,9 @@ def test_a_killed_writer_lets_another_one_write(folder: Path) -> None:
     other.close()
 
 
-_FULL = _COMMON + """
+_FULL = (
+    _COMMON
+    + """
 import resource
 store.create("v", 16)
 store.put("v", np.arange(200), constant(np.arange(200)))
@@ -214,6 +222,7 @@ got = store.get("v", np.arange(200))
 print(got.found.all() and got.vectors[:, 3].tolist() == [i + 1 if i < 100 else i for i in range(200)])
 print(store.versions()["v"].rows)
 """
+)
 
 
 def test_a_full_disk_refuses_rows_and_keeps_those_that_are_there(folder: Path) -> None:

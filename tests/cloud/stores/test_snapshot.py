@@ -88,7 +88,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "another version": lambda data: data.replace(b'"version":"v"', b'"version":"w"'),
     "another checksum": lambda data: data.replace(b'"sha256":"', b'"sha256":"0').replace(b'"}  ', b'"} ', 1),
     "half the width": lambda data: data.replace(b'"width":16', b'"width":8 '),
-    "other rows of the same size": lambda data: data.replace(b'"width":16', b'"width":1 ').replace(b'"rows":3000', b'"rows":12000'),
+    "other rows of the same size": lambda data: data.replace(b'"width":16', b'"width":1 ').replace(
+        b'"rows":3000', b'"rows":12000'
+    ),
     "a huge claim": lambda data: data.replace(b'"rows":3000', b'"rows":3000000000000'),
     "a claim past 64 bits": lambda data: data.replace(b'"rows":3000', b'"rows":' + b"9" * 40),
     "less than no rows": lambda data: data.replace(b'"rows":3000', b'"rows":-1'),
