@@ -1,8 +1,8 @@
-"""Embedding stores: how long a page's rows take from each, beside a plain array's `take`: `python -m benchmarks.stores --json F`.
+"""How long a page's rows take from each embedding store, beside a plain array's `take`.
 
-All in one process and in turn, round after round, so that all meet the machine's same moods; the Valkey servers are real ones on
-the loopback and share the machine. Ids are random, new ones each time, and so are the rows' places: caches help as little as they
-would in serving.
+`python -m benchmarks.stores --json FILE`. All in one process and in turn, round after round, so that all meet the machine's
+same moods; the Valkey servers are real ones on the loopback and share the machine. Ids are random, new ones each time, and so
+are the rows' places: caches help as little as they would in serving.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure_stores(
     repetitions: StoreRepetitions | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Median and 99th percentile in µs of getting `batch` rows, for each store and for `take`, and the medians' ratios to `take`.
+    """Median and 99th percentile in µs of getting `batch` rows, for each store and for `take`, and medians by that of `take`.
 
     `memory`, `mmap`, `valkey`, `valkey_cluster` and `take` have `p50_us`, `p99_us` and `ratio_to_take`; `mmap` also
     `bytes_per_item`, all of its file's bytes. Raises `BenchmarkError` when a store brings other rows than were put.
@@ -73,7 +73,10 @@ def measure_stores(
             "valkey": stack.enter_context(valkey_server()).url,
             "valkey_cluster": stack.enter_context(valkey_cluster()).url,
         }
-        places = partial(rng.integers, 0, len(ids), batch)
+
+        def places() -> Int:
+            return rng.integers(0, len(ids), batch)
+
         timed = {"take": _plain(vectors, places)}
         for name, url in urls.items():
             store = open_store(url)

@@ -57,13 +57,15 @@ class ValkeyConfig:
 
     timeout_s: float = 1.0
     """For a batch of reads without a deadline of its own, and for every other exchange."""
-    buckets: int = 24
-    """Hashes that a new version has in a cluster; each is on one node. More spread more evenly over many nodes, fewer are read
-    faster."""
+    buckets: int = 12
+    """Hashes that a new version has in a cluster; each is on one node. More spread more evenly over more nodes; measured with
+    three, 60 rows took 551 µs with 3 buckets, 610 with 12, 669 with 24 and 789 with 96, all in one run."""
     known_s: float = 1.0
     """How long a version's width and life are taken for known; another process's changes are seen after that at the latest."""
     batch_rows: int = 2048
-    """Rows in one exchange."""
+    """Rows in one exchange, at most."""
+    batch_bytes: int = 1 << 20
+    """Of rows in one exchange; a row alone may have more."""
 
 
 class _Table(NamedTuple):
@@ -196,7 +198,7 @@ class ValkeyStore(EmbeddingStore):
 
     def _get(self, table: _Table, ids: Int, end: float) -> Rows | None:
         """None when there are rows of another width."""
-        step = self._config.batch_rows
+        step = self._step(table)
         if len(ids) <= step:
             return self._get_batch(table, ids, end)
         parts: list[Rows] = []
@@ -206,6 +208,10 @@ class ValkeyStore(EmbeddingStore):
                 return None
             parts.append(part)
         return Rows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
+
+    def _step(self, table: _Table) -> int:
+        """Rows in one exchange."""
+        return max(1, min(self._config.batch_rows, self._config.batch_bytes // (2 * table.width)))
 
     def _get_batch(self, table: _Table, ids: Int, end: float) -> Rows | None:
         if not len(ids):
@@ -284,8 +290,9 @@ class ValkeyStore(EmbeddingStore):
         """Keep rows, some thousand at a time. Raises as the seam says."""
         table = self._table(version, self._end(), fresh=True)
         keys, rows = as_rows(self._where, ids, vectors, table.width)
-        for start in range(0, len(keys), self._config.batch_rows):
-            part = slice(start, start + self._config.batch_rows)
+        step = self._step(table)
+        for start in range(0, len(keys), step):
+            part = slice(start, start + step)
             commands = []
             for bucket, mine in _split(keys[part], table.buckets):
                 key = _row_key(table, bucket)
@@ -327,7 +334,7 @@ class ValkeyStore(EmbeddingStore):
             seen: set[bytes] = set()  # a hash that grows meanwhile comes in part again
             cursor = b"0"
             while True:
-                scan = _command(key, "HSCAN", key, cursor, "COUNT", self._config.batch_rows)
+                scan = _command(key, "HSCAN", key, cursor, "COUNT", self._step(table))
                 cursor, reply = self._link.run([scan], self._end())[0]
                 new = [i for i in range(0, len(reply), 2) if reply[i] not in seen]
                 names, values = [reply[i] for i in new], [reply[i + 1] for i in new]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from valkey import Connection, SSLConnection
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
@@ -41,6 +41,7 @@ _LATE = (ValkeyTimeoutError, TimeoutError)
 _LOST = (ValkeyError, OSError)
 
 
+@runtime_checkable
 class Wire(Protocol):
     """What is used of the client library's connections, which have no types."""
 
@@ -165,6 +166,7 @@ class Link:
         self.config, self.where = config, config.where
         self._nodes: dict[Address, Node] = {a: Node(a, config) for a in config.addresses}
         self._of_slot: list[Node] | None = None if config.cluster else [self._nodes[config.addresses[0]]] * _SLOTS
+        self._asked: tuple[Address, ...] = ()  # who answered last
         self._lock = Lock()
         self.layout = 0
         """Counts up whenever slots may have other nodes than before."""
@@ -179,16 +181,20 @@ class Link:
             self._of_slot = None
 
     def _discover(self, end: float) -> list[Node]:
-        with self._lock:
+        if not self._lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            raise StoreUnavailableError(self.where, "an answer of the cluster", "none in time")
+        try:
             if self._of_slot is not None:
                 return self._of_slot
             failed: BaseException | None = None
-            for address in dict.fromkeys([*self._nodes, *self.config.addresses]):
-                node = self._node(address)
+            addresses = list(dict.fromkeys([*self._asked, *self._nodes, *self.config.addresses]))
+            for i, address in enumerate(addresses):
+                # One that hangs must not take the others' time.
+                share = time.monotonic() + (end - time.monotonic()) / (len(addresses) - i)
                 try:
-                    ranges = self.exchange(node, [pack("CLUSTER", "SLOTS")], end)[0]
+                    ranges = self.exchange(self._node(address), [pack("CLUSTER", "SLOTS")], share)[0]
                 except StoreUnavailableError as error:
-                    failed = error
+                    failed, self._asked = error, ()
                     continue
                 if isinstance(ranges, ResponseError):
                     raise StoreError(self.where, "a cluster", str(ranges))
@@ -199,10 +205,12 @@ class Link:
                 if None in of_slot:
                     failed = StoreUnavailableError(self.where, "every slot on a node", f"none for {of_slot.index(None)}")
                     continue
-                self._of_slot = cast(list[Node], of_slot)
+                self._of_slot, self._asked = cast(list[Node], of_slot), (address,)
                 self.layout += 1
                 return self._of_slot
             raise StoreUnavailableError(self.where, "an answer of the cluster", str(failed)) from failed
+        finally:
+            self._lock.release()
 
     def _node(self, address: Address) -> Node:
         return self._nodes.setdefault(address, Node(address, self.config))

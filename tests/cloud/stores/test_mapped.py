@@ -148,17 +148,18 @@ def test_a_reader_follows_growth_drop_and_a_new_table(folder: Path) -> None:
 
 def test_another_process_reads_whole_rows_while_they_change(folder: Path) -> None:
     writer = MappedStore(folder, TIGHT)
-    writer.create("v", 16)
-    writer.put("v", np.arange(200), constant_rows(np.zeros(200, np.int64)))
+    width = 512  # so long that a copy of it is easily overtaken
+    writer.create("v", width)
+    writer.put("v", np.arange(200), constant_rows(np.zeros(200, np.int64), width))
     with python(_READER, folder) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         for turn in range(400):
-            writer.put("v", np.arange(200), constant_rows(np.full(200, turn)))
+            writer.put("v", np.arange(200), constant_rows(np.full(200, turn), width))
             if turn % 50 == 0:
                 more = np.arange(1000, 1000 + 20 * turn)
-                writer.put("v", more, constant_rows(more % 1999))
-        writer.put("v", np.arange(200), constant_rows(np.full(200, 1999)))
+                writer.put("v", more, constant_rows(more % 1999, width))
+        writer.put("v", np.arange(200), constant_rows(np.full(200, 1999), width))
         told = reader.stdout.read()
         assert reader.wait(60) == 0, told
         assert int(told) > 0
@@ -244,7 +245,38 @@ def test_a_damaged_table_is_told(folder: Path, damage: str) -> None:
     again = MappedStore(folder, TIGHT)
     with pytest.raises(StoreError, match="a table of embeddings"):
         again.get("v", np.arange(3))
+    again.create("w", 16)
+    assert list(again.versions()) == ["w"]
+    again.drop("v")
+    again.create("v", 16)
+    assert list(again.versions()) == ["v", "w"]
     again.close()
+
+
+_FORK = (
+    _COMMON
+    + """
+import os
+store.create("v", 16)
+store.put("v", np.arange(20), constant(np.arange(20)))
+if os.fork() == 0:
+    print("child", store.get("v", np.arange(20)).found.all())
+    try:
+        store.put("v", np.arange(20), constant(np.arange(20)))
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+    os._exit(0)
+os.wait()
+store.put("v", np.arange(40), constant(np.arange(40)))
+print("parent", store.get("v", np.arange(40)).found.all())
+"""
+)
+
+
+def test_a_fork_of_the_writer_is_no_writer(folder: Path) -> None:
+    with python(_FORK, folder) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.read().split() == ["child", "True", "StoreWriteError", "parent", "True"]
 
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
