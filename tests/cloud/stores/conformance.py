@@ -228,7 +228,7 @@ class StoreConformance:
         assert store.versions()["short"] == TableInfo(WIDTH + 1, 0, None)
 
     @settings(
-        max_examples=15,
+        max_examples=10,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
     )
