@@ -108,7 +108,7 @@ def test_the_best_that_pass_and_are_not_excluded_come_back_in_order(
         assert found.scores.dtype == np.float32
         assert len(found.ids) == len(found.scores) == len(expected)
         assert len(set(found.ids.tolist())) == len(found.ids)
-        at = np.array([int(np.flatnonzero(IDS == i)[0]) for i in found.ids.tolist()], np.int64)
+        at = np.array([int(np.flatnonzero(i == IDS)[0]) for i in found.ids.tolist()], np.int64)
         assert where.passes(ATTRIBUTES)[at].all()
         assert not np.isin(found.ids, exclude).any()
         np.testing.assert_allclose(found.scores, VECTORS[at] @ query, rtol=1e-4, atol=1e-4)
