@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from cloud.data.feedback import HISTORY_FEEDBACK
 from cloud.data.rates import ItemStatistics
-from cloud.data.samples import HISTORY_FEEDBACK, Samples
+from cloud.data.samples import Samples
 
 __all__ = ["TreeConfig", "Trees", "hand_features"]
 

@@ -32,8 +32,7 @@ from cloud.models.peers.peer import Peer, PeerConfig
 from cloud.models.peers.prm import Prm
 from cloud.models.peers.setrank import SetRank
 from cloud.models.peers.simple_dnn import SimpleDnn
-from cloud.models.presets import PRESETS
-from cloud.models.reranker import UpperConfig
+from cloud.models.presets import PRESETS, UpperConfig
 from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict, train_device_model
 from cloud.training.stream import StreamConfig, stream
 from cloud.training.train import REAL_TASKS, REAL_WEIGHTS, _training_rows

@@ -21,11 +21,12 @@ from msgspec.structs import replace
 from benchmarks.arithmetic import onnx_flop, torch_flop
 from benchmarks.errors import BenchmarkError
 from cloud.data.samples import SampleConfig, build_samples
-from cloud.models.presets import PRESETS
-from cloud.models.reranker import Normalise, UpperConfig, UpperHalf
+from cloud.models.presets import PRESETS, UpperConfig
+from cloud.models.reranker import Normalise, UpperHalf
 from cloud.training.joint import JointConfig, device_spec
-from cloud.training.run import Run, RunRecord, save_weights
+from cloud.training.run import Run, RunRecord
 from cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
+from cloud.training.weights import save_weights
 from device.bundle import Bundle
 from device.contract import FeatureSpec, Form, Format, SearchSpec, Stage
 from device.runtimes import STAGES

@@ -75,8 +75,9 @@ def _end(said: Path) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Serve RUN with BUNDLE, feedback in DB, pages at PRICE, on a free port, until standard input ends or SIGTERM comes."""
-    from cloud.serving.app import ServingConfig, serve
+    from cloud.serving.config import ServingConfig
     from cloud.serving.price import PriceConfig
+    from cloud.serving.serve import serve
     from cloud.training.run import Run
 
     run, bundle, feedback_db = (Path(argument) for argument in argv[:3])

@@ -22,44 +22,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cloud.data.feedback import EFFECTIVE_VIEW_S, FEEDBACK_FLOATS
 from cloud.data.schema import LABELS, DataError, ImpressionLog
 from device.contract import FloatFeature
 
-__all__ = ["EFFECTIVE_VIEW_S", "FEEDBACK_FLOATS", "HISTORY_FEEDBACK", "SampleConfig", "Samples", "build_samples"]
+__all__ = ["SampleConfig", "Samples", "build_samples"]
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-FEEDBACK_FLOATS = (
-    FloatFeature(name="watch_ms", scale=1e-3, min=0, max=1800),
-    *[
-        FloatFeature(name=name, min=0, max=1)
-        for name in ("click", "like", "follow", "comment", "share", "profile_enter", "dislike")
-    ],
-    FloatFeature(name="ended", min=0, max=3),
-    FloatFeature(name="volume", min=0, max=1, default=0.5),
-    FloatFeature(name="volume_change", min=-1, max=1),
-    FloatFeature(name="muted", min=0, max=1),
-    FloatFeature(name="orientation", min=0, max=1),
-    FloatFeature(name="playback_rate", min=0.25, max=4, default=1),
-    FloatFeature(name="pauses", min=0, max=10),
-    FloatFeature(name="seeks", min=0, max=10),
-    FloatFeature(name="scroll_speed", min=0, max=10),
-    FloatFeature(name="network", min=0, max=2, default=2),
-    FloatFeature(name="buffering_ms", scale=1e-3, min=0, max=60),
-    FloatFeature(name="battery_saver", min=0, max=1),
-    FloatFeature(name="backgrounded", min=0, max=1),
-)
-"""Every feedback feature a device model can have; one whose column a log lacks altogether is left out of its spec."""
-
-HISTORY_FEEDBACK = ("long_view", "like", "watch_log", "engaged", "logged")
-"""What the cloud knows of a past event: watch_log is log1p(seconds), engaged is click or effective view, logged is 0 for events
-from before the log, of which only long_view and like are known."""
-
-EFFECTIVE_VIEW_S = 7.0
-"""A watch of this, or of the whole item if that is shorter, is an effective view where a log has no label of it: what serving
-takes an event for, which carries no label either."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +64,11 @@ class Samples:
     item_ids: Int  # [I + 1]
     user_ids: Int  # [U + 1]
     item_author: Int  # [I + 1] codes
+    item_author_id: Int  # [I + 1] as the log has them, 0 unknown
     item_category: Int  # [I + 1] codes
     item_duration_s: Float  # [I + 1]
     item_upload_day: Float  # [I + 1], NaN unknown
+    item_upload_ms: Int  # [I + 1], the smallest int64 unknown
     item_content: Float  # [I + 1, V], V = 0 where the log has no content vectors
     user_categories: Int  # [U + 1, A]
     user_floats: Float  # [U + 1, B]
@@ -334,8 +307,11 @@ def _lists(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
 
 def _items(table: pa.Table, first_day: int, offset_ms: int) -> dict[str, Any]:
     upload = _column(table, "upload_ms", np.int64)
+    author, unknown = _column(table, "author_id", np.int64), np.iinfo(np.int64).min
     return {
-        "item_author": _codes(_column(table, "author_id", np.int64)),
+        "item_author": _codes(author),
+        "item_author_id": np.append(0, np.maximum(author, 0)),
+        "item_upload_ms": np.append(unknown, np.where(upload >= 0, upload, unknown)),
         "item_category": np.append(0, np.maximum(_column(table, "category", np.int64), 0)),
         "item_duration_s": np.append(0, _column(table, "duration_ms", np.int64) / 1000).astype(np.float32),
         "item_upload_day": np.append(

@@ -7,12 +7,14 @@ wherever they live and the exported graph stays small. Target attention after DI
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.data.samples import HISTORY_FEEDBACK, Samples
+from cloud.data.feedback import HISTORY_FEEDBACK
+from cloud.data.samples import Samples
 from cloud.models.entities import ItemIdentity, UserAttributes
 from cloud.models.layers import Attention, Embedding, mlp
 
@@ -66,10 +68,10 @@ class Ranker(nn.Module):
         history_feedback: Float[Tensor, "b h f"],
         history_mask: Float[Tensor, "b h"],
         item_row: Float[Tensor, "b n e"],
-        scene: Int[Tensor, "b n"],
-        hour: Int[Tensor, "b n"],
+        scene: Int[Tensor, "b s"],
+        hour: Int[Tensor, "b s"],
     ) -> Float[Tensor, "b n k"]:
-        """Logits. `history_row` holds the identity part of the rows of past items, oldest first."""
+        """Logits. `history_row` holds the identity part of the rows of past items, oldest first. s is n, or 1 for all."""
         mask = history_mask[..., None]
         attended = self.attention(item_row, torch.cat([history_row, history_feedback], -1), history_mask)
         # how the user took the items of the past, all of them, the last eight, and those alike (a soft match on identity)
@@ -81,8 +83,16 @@ class Ranker(nn.Module):
         weight = alike.sum(-1, keepdim=True)
         same = alike @ history_feedback
         of_user = torch.cat([user_row, mean, recent, torch.log1p(count) / 4], -1)[:, None]
-        of_user = of_user + torch.zeros_like(item_row[..., :1])
         same = torch.cat([same / (weight + 1), torch.log1p(same), torch.log1p(weight)], -1)
-        x = torch.cat([item_row, attended, of_user, self.scene(scene), self.hour(hour), same], -1)
-        logits: Tensor = self.heads(torch.relu(self.tower(x)))
+        x = self._entry(torch.cat([item_row, attended, same], -1), of_user, torch.cat([self.scene(scene), self.hour(hour)], -1))
+        logits: Tensor = self.heads(torch.relu(self.tower[1:](x)))
         return logits
+
+    def _entry(
+        self, of_item: Float[Tensor, "b n x"], of_user: Float[Tensor, "b 1 y"], of_moment: Float[Tensor, "b s z"]
+    ) -> Float[Tensor, "b n h"]:
+        """The tower's first layer as a sum, because what candidates have in common is one row where they are served."""
+        first = cast(nn.Linear, self.tower[0])
+        weights = torch.split(first.weight, [part.shape[-1] for part in (of_item, of_user, of_moment)], 1)
+        of_item, of_user, of_moment = (part @ w.T for part, w in zip((of_item, of_user, of_moment), weights, strict=True))
+        return of_item + (of_user + of_moment + first.bias)

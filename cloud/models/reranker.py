@@ -19,51 +19,21 @@ same functions, without a key and a value for each pair.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cloud.models.layers import Embedding, MultiGate, SoftBins, join_heads, penalty, split_heads
+from cloud.models.presets import UpperConfig
 from device.contract import FeatureSpec, FloatFeature
 
-__all__ = ["Normalise", "UpperConfig", "UpperHalf", "logit"]
+__all__ = ["Normalise", "UpperHalf", "logit"]
 
 PXTR_MIN = 1e-4
 """pXTRs are clipped to this and to one minus this before a logit."""
 CROSSES = 3
 """A difference alone, times the category, times the feedback."""
-
-
-@dataclass(frozen=True)
-class UpperConfig:
-    """Widths of the device model. The defaults are the `tiny` preset (`cloud.models.presets`)."""
-
-    width: int = 64
-    """Of a candidate, an event and the context."""
-    category_width: int = 8
-    """Embedding of a categorical feature."""
-    bins: int = 0
-    """Soft bins of a number; 0 leaves numbers as they are."""
-    cross_width: int = 0
-    """Embedding of a time, position or pXTR difference before it is crossed; 0 leaves the crossings out."""
-    pairs: bool = True
-    """Whether pXTR differences are crossed, the one crossing of pairs of candidate and watched item."""
-    heads: int = 4
-    """Attention heads."""
-    head_width: int = 16
-    """Width of a head."""
-    experts: int = 1
-    """Of the multi-gate mixture."""
-    expert_width: int = 64
-    """Of each expert."""
-    towers: tuple[int, ...] = (64,)
-    """Hidden layers of each task's tower."""
-    chosen_max: int = 8
-    """Longest list of chosen candidates that is told apart by distance; those further back count as that far."""
-    dropout: float = 0.1
-    """Between experts and towers."""
 
 
 def logit(p: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.data.samples import HISTORY_FEEDBACK, Samples
+from cloud.data.feedback import HISTORY_FEEDBACK
+from cloud.data.samples import Samples
 from cloud.models.entities import ItemIdentity, UserAttributes
 from cloud.models.layers import mlp
 

@@ -5,13 +5,14 @@
     published.json           `PublishedRecord`
     <table>.npy              the arrays of `Published`
     ranker.onnx              user_row [1, Eu], history_row [1, H, Ei], history_feedback [1, H, F], history_mask [1, H],
-                             item_row [1, N, E], scene i64 [1, N], hour i64 [1, N]  ->  pxtr [1, N, K]
+                             item_row [1, N, E], scene i64 [1, 1], hour i64 [1, 1]  ->  pxtr [1, N, K]
     user_tower.onnx          tower_row [1, Et], history_vector [1, H, D], history_feedback [1, H, F], history_mask [1, H]
                              ->  user_vector [1, D]
 
 H and N are dynamic and at least 1; a history is oldest first, an empty one is one row with mask 0. F = len(history_feedback
-names), in the order of `cloud.data.samples.HISTORY_FEEDBACK`. Item and user tables have one row per known id in ascending order
-of id, after a row 0 for everything unknown (its id is the smallest int64).
+names), in the order of `cloud.data.feedback.HISTORY_FEEDBACK`. A request has one scene and one hour: what depends on the user
+and the request alone is computed once, however many candidates there are. Item and user tables have one row per known id in
+ascending order of id, after a row 0 for everything unknown (its id is the smallest int64).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Published:
     item_vector: NDArray[np.float16]  # [I, D]
     item_float: NDArray[np.float32]  # [I, len(float_names)]
     item_category: NDArray[np.int32]  # [I, len(category_names)]
+    item_author: NDArray[np.int64]  # [I] id as the log has it, 0 = unknown
+    item_upload_ms: NDArray[np.int64]  # [I], the smallest int64 = unknown
     item_popularity: NDArray[np.float32]  # [I] smoothed rate of the first task, for users of whom nothing is known
     user_id: NDArray[np.int64]  # [U]
     user_row: NDArray[np.float32]  # [U, Eu]

@@ -9,7 +9,40 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["spread_categories"]
+from cloud.pipeline.candidates import CandidateSet
+from cloud.pipeline.stage import Query, Resources, Stage, StageConfig
+
+__all__ = ["Spread", "SpreadConfig", "spread_categories"]
+
+
+class SpreadConfig(StageConfig, frozen=True, kw_only=True):
+    """How far a page is spread."""
+
+    most: int = 3
+    """Candidates of one category that may come before every category had its share."""
+    column: str = "category"
+    """Which of the run's categorical columns."""
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ValueError(f"expected most of 1 or more, got {self.most}")
+
+
+class Spread(Stage):
+    """Applies `spread_categories`. A run without the column is left as it is."""
+
+    Config = SpreadConfig
+    on_every_page = True
+
+    def __init__(self, config: SpreadConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self._codes = resources.catalogue.category(config.column)
+
+    def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
+        """See `Stage`."""
+        if self._codes is None:
+            return candidates
+        return candidates.take(spread_categories(self._codes[candidates.item], self.config.most))
 
 
 def spread_categories(category: NDArray[np.integer], most: int) -> NDArray[np.int64]:

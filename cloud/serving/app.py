@@ -1,286 +1,210 @@
-"""The HTTP server: pages, feedback, the bundle, health and metrics.
+"""The application: what every route does, over one published run.
 
 ::
 
-    POST /v1/page                  PageRequest -> Page
-    POST /v1/feedback              FeedbackBatch -> FeedbackReceipt
-    GET  /v1/bundle/manifest.json  the bundle's manifest
-    GET  /v1/bundle/manifest.sig   its signatures
-    GET  /v1/bundle/release.json   which bundle is current, for whom
-    GET  /v1/bundle/files/{path}   a file that the manifest names, or a range of it
-    GET  /healthz                  ready, and what is served
-    GET  /metrics                  Prometheus
+    POST /v1/page                  PageRequest -> Page                  scope device
+    POST /v1/feedback              FeedbackBatch -> FeedbackReceipt     scope device
+    GET  /v1/bundle/...            the bundle (`bundle_routes`)         scope device
+    PUT  /v1/bundle...             a new one (`uploads`)                scope publish
+    GET  /livez, /readyz           whether the process answers, whether it should be asked (`health`)
+    GET  /healthz                  what is served, for people
+    GET  /metrics                  Prometheus                           scope admin
 
-The two hot routes take the raw request: MessagePack or JSON straight to structs of the contract, the work in a pool of
-threads, a prebuilt body back.
+A page is made in the event loop (`line`), feedback is written in threads, where the disk may be waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter_ns
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
-from cloud.ranking.published import Published, PublishedRecord
-from cloud.ranking.ranker import OnnxRanker, OnnxRankerConfig
-from cloud.retrieval.index import ExactIndex
-from cloud.retrieval.retriever import Retriever, RetrieverConfig
-from cloud.serving.bundle_files import BundleFile, BundleFiles
+from cloud.serving.access import Access
+from cloud.serving.body import BodyReader
+from cloud.serving.bundle_files import BundleFiles
+from cloud.serving.bundle_routes import CurrentBundle, bundle_routes
+from cloud.serving.bundle_store import BundleStore
+from cloud.serving.config import ServingConfig
+from cloud.serving.cors import with_cors
+from cloud.serving.health import Health, health_router
+from cloud.serving.hot import HotRoute, HotRoutes
 from cloud.serving.intake import FeedbackIntake
-from cloud.serving.metrics import MeasureRequests, ServingMetrics
-from cloud.serving.openapi import ERRORS, add_hot_routes
-from cloud.serving.page import PageConfig, PageMaker
-from cloud.serving.price import ComputePrice, PriceConfig
-from cloud.serving.server import listen, run_server
-from cloud.serving.state import StateConfig, UserStates
-from cloud.serving.telemetry import DeviceTelemetry, DeviceTelemetryConfig, with_any_telemetry
-from cloud.serving.wire import JSON, WireError, decode, encode, error_response, read_body
+from cloud.serving.line import BusyError, PageLine
+from cloud.serving.logs import AccessLog
+from cloud.serving.metrics import ServingMetrics
+from cloud.serving.observe import ObserveRequests
+from cloud.serving.openapi import complete, errors
+from cloud.serving.page import PageMaker
+from cloud.serving.price import ComputePrice
+from cloud.serving.telemetry import DeviceTelemetry, with_any_telemetry
+from cloud.serving.tracing import Tracer, make_tracer
+from cloud.serving.uploads import upload_routes
+from cloud.serving.wire import WireError, error_response
+from cloud.serving.world import World
 from cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
-from cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
-from cloud.training.run import Run
-from device.contract import ContractError, FeedbackBatch, PageRequest
+from device.contract import ContractError, FeedbackBatch, FeedbackReceipt, Page, PageRequest
 
-__all__ = ["ServingConfig", "create_app", "serve"]
+__all__ = ["create_app"]
 
 _ROUTES = {
-    "/v1/page": "/v1/page",
-    "/v1/feedback": "/v1/feedback",
+    "/v1/bundle": "/v1/bundle",
     "/v1/bundle/manifest.json": "/v1/bundle/manifest.json",
     "/v1/bundle/manifest.sig": "/v1/bundle/manifest.sig",
     "/v1/bundle/release.json": "/v1/bundle/release.json",
     "/v1/bundle/files/": "/v1/bundle/files",
+    "/v1/bundle/blobs/": "/v1/bundle/blobs",
+    "/livez": "/livez",
+    "/readyz": "/readyz",
     "/healthz": "/healthz",
     "/metrics": "/metrics",
 }
 """Beginnings of paths and the names that they are counted under."""
-_RANGES: dict[int | str, dict[str, Any]] = {
-    206: {"description": "The file from the byte on that `Range` asked for."},
-    416: {"description": "The file ends before that byte."},
-}
 
 _PAGE_REQUEST, _FEEDBACK_BATCH = with_any_telemetry(PageRequest), with_any_telemetry(FeedbackBatch)
 
-
-@dataclass(frozen=True)
-class ServingConfig:
-    """A server."""
-
-    page: PageConfig = field(default_factory=PageConfig)
-    """What a page is. `serve` takes the task weights of the run where none are given."""
-    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
-    """What is ranked."""
-    ranker: OnnxRankerConfig = field(default_factory=OnnxRankerConfig)
-    """How it is ranked."""
-    state: StateConfig = field(default_factory=StateConfig)
-    """What is kept of a user."""
-    price: PriceConfig = field(default_factory=PriceConfig)
-    """What a page costs as load rises."""
-    log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
-    """How `serve` keeps feedback."""
-    telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
-    """How much is kept of what devices tell of themselves."""
-    workers: int = 2
-    """Threads that make pages and take feedback; about one a core. Work in the event loop itself was 5 % faster a page (p10 of
-    1,500 alternated requests), but one sync of the disk would then hold up everybody."""
-    body_max: int = 1 << 20
-    """Longest body of a request in bytes: some 4,000 feedback events."""
+_logger = logging.getLogger(__name__)
 
 
 class _App(FastAPI):
+    security: list[dict[str, list[str]]] = []  # noqa: RUF012
+
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's own text and the hot routes."""
+        """FastAPI's own text and what it does not know of."""
         if not self.openapi_schema:
-            self.openapi_schema = add_hot_routes(super().openapi())
+            self.openapi_schema = complete(super().openapi(), self.security)
         return self.openapi_schema
 
 
+class _Observer(ServingMetrics):
+    """Metrics, and spans of the stages where there are traces."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def stage(self, name: str, seconds: float, route: str = "/v1/page") -> None:
+        super().stage(name, seconds, route)
+        if self._tracer.enabled:
+            now = perf_counter_ns()
+            self._tracer.stage(name, now - round(1e9 * seconds), now)
+
+
 def create_app(
-    published: Published,
-    record: PublishedRecord,
+    world: World,
     bundle: Path | None,
     log: FeedbackLog,
+    config: ServingConfig,
     *,
-    ranker: OnnxRanker,
-    config: ServingConfig | None = None,
-) -> FastAPI:
-    """The application over one published run, the bundle in folder `bundle` and the feedback in `log`.
+    access: Access,
+    health: Health,
+    uploads: Path | None = None,
+) -> ASGIApp:
+    """The application over `world`, the bundle in folder `bundle` and the feedback in `log`; `uploads` keeps uploaded bundles.
 
-    Replays the log first. Closes it when the application shuts down. Raises `PublishedError`, `BundleFilesError`,
-    `LogOpenError`.
+    Replays the log first. Closes it, and `world`, when the application shuts down. Raises `BundleFilesError`, `LogOpenError`.
     """
-    config = config or ServingConfig()
+    record, budget = world.record, config.pipeline.limits
     files = BundleFiles(bundle, record.split_version) if bundle else None
-    metrics, states = ServingMetrics(), UserStates(published, record, config.state)
+    store = BundleStore(uploads, lambda: world.splits.versions) if uploads else None
+    current = CurrentBundle(files, store)
+    tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
+    metrics, price = _Observer(tracer), ComputePrice(1, config.price)
     telemetry = DeviceTelemetry(config.telemetry)
     metrics.add(telemetry)
-    intake, price = FeedbackIntake(log, states), ComputePrice(config.workers, config.price)
-    make_page = PageMaker(
-        published,
-        record,
-        ranker=ranker,
-        retriever=Retriever(ExactIndex(published.item_vector), published.item_popularity, config.retriever),
-        states=states,
-        intake=intake,
-        config=config.page,
-        observer=metrics,
-        price=price,
-    )
-    pool = ThreadPoolExecutor(config.workers, thread_name_prefix="pocketrank")
+    intake = FeedbackIntake(log, world.states)
+    maker = PageMaker(world, config.pipeline, observer=metrics, price=price)
+    threads = ThreadPoolExecutor(config.feedback_threads, thread_name_prefix="feedback")
+
+    def make(request: PageRequest, since: float) -> Page:
+        try:
+            intake.follow()
+        except FeedbackLogError as error:  # what others took is known later
+            _logger.error("the log cannot be followed: %s", error)
+        made = maker(request, since)
+        metrics.load(made.compute_price, len(line))
+        return made
+
+    line = PageLine(make, budget.queue_ms / 1e3, price)
+
+    def enter() -> None:
+        try:
+            line.enter()
+        except BusyError:
+            metrics.shed("queue")
+            raise
+
+    async def page(asked: Any, since: float) -> Page:
+        maker.check(asked)
+        if asked.feedback:
+            receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, asked.feedback, "$.feedback")
+            metrics.feedback(receipt)
+        answer = await line(asked, since)
+        telemetry(asked.telemetry)  # last: a refused request is sent again whole
+        return answer
+
+    async def feedback(batch: Any, since: float) -> FeedbackReceipt:
+        receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, batch.events)
+        telemetry(batch.telemetry)
+        metrics.feedback(receipt)
+        return receipt
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        pool.shutdown()  # after the last answer; nothing may still append when the log closes
+        threads.shutdown()  # after the last answer; nothing may still append when the log closes
         log.close()
+        world.close()
+        tracer.close()
 
+    health.add("feedback_log", log.check, required=True)
+    health.add("store", world.splits.check, required=False)
     app = _App(title="Pocketrank", summary="Pages for on-device reranking.", version="1", lifespan=lifespan)
+    app.security = access.openapi_security("device")
     for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, error_response)
-    app.add_middleware(MeasureRequests, metrics=metrics, routes=_ROUTES)
-
-    def page(request: Request, body: bytes) -> Response:
-        started = perf_counter()
-        asked = decode(request, body, _PAGE_REQUEST)
-        metrics.stage("decode", perf_counter() - started)
-        made = make_page(asked)
-        telemetry(asked.telemetry)  # last: a refused request is sent again whole
-        started = perf_counter()
-        response = encode(request, made)
-        metrics.stage("encode", perf_counter() - started)
-        return response
-
-    def feedback(request: Request, body: bytes) -> Response:
-        batch = decode(request, body, _FEEDBACK_BATCH)
-        receipt = intake(batch.events)
-        telemetry(batch.telemetry)
-        metrics.feedback(receipt)
-        return encode(request, receipt)
-
-    app.add_route("/v1/page", _hot(page, pool, config.body_max, price.page), methods=["POST"])
-    app.add_route("/v1/feedback", _hot(feedback, pool, config.body_max), methods=["POST"])
-    not_here: dict[int | str, dict[str, Any]] = {404: {"description": ERRORS[404]}}
-
-    @app.get("/v1/bundle/manifest.json", response_class=Response, responses=not_here)
-    async def bundle_manifest(request: Request) -> Response:
-        """The manifest of the bundle. 404 when the server has none."""
-        return _file(request, _bundle(files).manifest, JSON)
-
-    @app.get("/v1/bundle/manifest.sig", response_class=Response, responses=not_here)
-    async def bundle_signatures(request: Request) -> Response:
-        """The manifest's signatures. 404 when the bundle is not signed."""
-        return _optional(request, _bundle(files).signatures, "a signed bundle")
-
-    @app.get("/v1/bundle/release.json", response_class=Response, responses=not_here)
-    async def bundle_release(request: Request) -> Response:
-        """The signed release as it is in the bundle's folder now. 404 when there is none."""
-        return _optional(request, _bundle(files).release(), "a bundle that was released")
-
-    @app.get("/v1/bundle/files/{path:path}", response_class=Response, responses={**not_here, **_RANGES})
-    async def bundle_file(request: Request, path: str) -> Response:
-        """A file that the manifest names, with its SHA-256 as ETag; from some byte on when `Range` says so. 404 for every other
-        path.
-        """
-        found = _bundle(files).get(path)
-        if found is None:
-            raise WireError(404, "url", "a path of the manifest", f"`{path[:200]}`")
-        return _file(request, found, "application/octet-stream")
+    app.add_middleware(ObserveRequests, metrics=metrics, routes=_ROUTES, access=access_log, tracer=tracer)
+    app.include_router(health_router(health))
+    app.include_router(bundle_routes(current, access))
+    if store is not None:
+        app.include_router(upload_routes(store, access))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Answers once the server is ready, with what it serves."""
+        """What is served."""
         return {
             "status": "ok",
             "split_version": record.split_version,
-            "items": len(published.item_id) - 1,
-            "users": len(published.user_id) - 1,
+            "split_versions": sorted(world.splits.versions),
+            "items": len(world.published.item_id) - 1,
+            "users": len(world.published.user_id) - 1,
             "simulated": record.simulated,
-            "bundle": files is not None,
+            "bundle": await current.maybe() is not None,
             "feedback_replayed": intake.replayed,
+            "threads": world.ranker.threads,
         }
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, dependencies=[access.requires("admin")], responses=errors(401, 403, 429))
     async def prometheus() -> Response:
         """Counters and histograms in Prometheus's text format."""
         text, kind = metrics.text()
         return Response(text, media_type=kind)
 
-    return app
-
-
-def serve(
-    run: Run,
-    bundle: Path | None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    feedback_db: Path | None = None,
-    config: ServingConfig | None = None,
-) -> None:
-    """Serve `run` until SIGINT or SIGTERM; answers what is under way before it goes. Prints the URL when ready.
-
-    `port` 0 takes a free one. `feedback_db` is the file of the feedback log, `RUN/feedback.db` by default. Raises
-    `PublishedError`, `BundleFilesError`, `LogOpenError`, and `PortError` when the address cannot be had.
-    """
-    config = config or ServingConfig()
-    if config.page.task_weights is None:
-        config = replace(config, page=replace(config.page, task_weights=run.spec.task_weights))
-    with listen(host, port) as sock, ExitStack() as stack:  # first, so that a port in use is known before anything is loaded
-        published, record = Published.open(run.published)
-        ranker = OnnxRanker(run.published, published, record, config.ranker)
-        log = SqliteFeedbackLog(feedback_db or run.folder / "feedback.db", config.log)
-        stack.callback(log.close)
-        run_server(create_app(published, record, bundle, log, ranker=ranker, config=config), sock)
-
-
-def _hot(
-    work: Callable[[Request, bytes], Response],
-    pool: ThreadPoolExecutor,
-    body_max: int,
-    under_way: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        body = await read_body(request, body_max)
-        with under_way():
-            return await asyncio.get_running_loop().run_in_executor(pool, work, request, body)
-
-    return endpoint
-
-
-def _bundle(files: BundleFiles | None) -> BundleFiles:
-    if files is None:
-        raise WireError(404, "url", "a server that was started with a bundle", "one without")
-    return files
-
-
-def _optional(request: Request, file: BundleFile | None, expected: str) -> Response:
-    if file is None:
-        raise WireError(404, "url", expected, "one that is not")
-    return _file(request, file, JSON)
-
-
-def _file(request: Request, file: BundleFile, media_type: str) -> Response:
-    tag = f'"{file.sha256}"'
-    # ask again each time; the tag makes that cheap
-    headers = {"ETag": tag, "Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    # One range to the end, which is how a download goes on; HTTP allows to answer any other with the whole.
-    asked = re.fullmatch(r"bytes=(\d{1,15})-", request.headers.get("range", ""), re.ASCII)
-    if asked is None or request.headers.get("if-range", tag) != tag:
-        return Response(file.data, headers=headers, media_type=media_type)
-    start, size = int(asked[1]), len(file.data)
-    if start >= size:
-        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
-    headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-    return Response(file.data[start:], 206, headers, media_type=media_type)
+    hot = {
+        "/v1/page": HotRoute(_PAGE_REQUEST, page, enter, metrics.stage),
+        "/v1/feedback": HotRoute(_FEEDBACK_BATCH, feedback),
+    }
+    read = BodyReader(budget.body_max, budget.body_s)
+    routes = HotRoutes(app, hot, access=access, read=read, metrics=metrics, log=access_log, tracer=tracer)
+    health.loaded()
+    return with_cors(routes, config.cors)

@@ -1,4 +1,5 @@
-"""The OpenAPI text of the two hot routes, whose bodies are structs of the contract and not pydantic models."""
+"""The OpenAPI text: what FastAPI does not know of, because hot routes are not its own and bodies are structs of the
+contract."""
 
 from __future__ import annotations
 
@@ -6,39 +7,59 @@ from typing import Any
 
 import msgspec
 
+from cloud.serving.access import SECURITY_SCHEME
+from cloud.serving.uploads import UPLOAD_STRUCTS
 from cloud.serving.wire import JSON, MSGPACK, ErrorBody
 from device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
 
-__all__ = ["ERRORS", "add_hot_routes"]
+__all__ = ["complete", "errors"]
 
 _TEMPLATE = "#/components/schemas/{name}"
+_STRUCTS = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody, *UPLOAD_STRUCTS)
+_HOT = (400, 401, 403, 408, 413, 415, 429, 503)
 
-ERRORS: dict[int, str] = {
+_MEANS: dict[int, str] = {
     400: "The body is not what the contract says; `path` says where.",
+    401: "No token that is in force.",
+    403: "A token without the scope.",
     404: "Nothing here by that name.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
-    415: "Neither MessagePack nor JSON, or compressed.",
-    503: "The feedback could not be kept; nothing of the request had an effect. Send it again.",
+    415: "Neither MessagePack nor JSON, or in an encoding that is not taken.",
+    429: "Too many requests, of this caller or of all; `Retry-After` says when the next is welcome.",
+    503: "The feedback could not be kept, or the server is not ready; nothing of the request had an effect. Send it again.",
 }
-"""What each status means, besides 200."""
 
 
-def add_hot_routes(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` with `POST /v1/page`, `POST /v1/feedback` and the structs that they exchange, changed in place."""
-    structs = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody)
-    _, components = msgspec.json.schema_components(structs, ref_template=_TEMPLATE)
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What these statuses mean, as FastAPI takes the `responses` of a route."""
+    return {status: {"description": _MEANS[status], "content": _content(ErrorBody, JSON)} for status in statuses}
+
+
+def complete(schema: dict[str, Any], security: list[dict[str, list[str]]]) -> dict[str, Any]:
+    """`schema` with the hot routes, which ask for `security`, and all structs that are exchanged; changed in place."""
+    _, components = msgspec.json.schema_components(_STRUCTS, ref_template=_TEMPLATE)
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
     schema.setdefault("paths", {}).update(
         {
-            "/v1/page": {"post": _operation("Ask for a page", "page", PageRequest, Page)},
-            "/v1/feedback": {"post": _operation("Upload feedback", "feedback", FeedbackBatch, FeedbackReceipt)},
+            "/v1/page": {"post": _operation("Ask for a page", "page", PageRequest, Page, security)},
+            "/v1/feedback": {"post": _operation("Upload feedback", "feedback", FeedbackBatch, FeedbackReceipt, security)},
         }
     )
+    if security:
+        scheme = {"type": "http", "scheme": "bearer"}
+        schema["components"].setdefault("securitySchemes", {}).setdefault(SECURITY_SCHEME, scheme)
     return schema
 
 
-def _operation(summary: str, name: str, takes: type[msgspec.Struct], gives: type[msgspec.Struct]) -> dict[str, Any]:
-    return {
+def _operation(
+    summary: str,
+    name: str,
+    takes: type[msgspec.Struct],
+    gives: type[msgspec.Struct],
+    security: list[dict[str, list[str]]],
+) -> dict[str, Any]:
+    operation: dict[str, Any] = {
         "summary": summary,
         "description": (takes.__doc__ or "") + "\n\n" + (gives.__doc__ or ""),
         "operationId": name,
@@ -48,13 +69,10 @@ def _operation(summary: str, name: str, takes: type[msgspec.Struct], gives: type
                 "description": "MessagePack, or JSON when `Accept` names it.",
                 "content": _content(gives, MSGPACK, JSON),
             },
-            **{
-                str(status): {"description": text, "content": _content(ErrorBody, JSON)}
-                for status, text in ERRORS.items()
-                if status != 404
-            },
+            **{str(status): told for status, told in errors(*_HOT).items()},
         },
     }
+    return operation | ({"security": security} if security else {})
 
 
 def _content(struct: type[msgspec.Struct], *types: str) -> dict[str, Any]:

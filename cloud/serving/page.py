@@ -1,139 +1,144 @@
-"""One page: feedback in, then retrieve, rank, fuse, and the top of it as columns in cloud order."""
+"""One page: who asks, then the pipeline, then the top of what it found as columns in cloud order with their vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.ranking.published import Published, PublishedRecord
-from cloud.ranking.ranker import OnnxRanker
-from cloud.reranking.spread import spread_categories
-from cloud.retrieval.retriever import Retriever
-from cloud.serving.ids import IdIndex
-from cloud.serving.intake import FeedbackIntake, check_experiment
-from cloud.serving.state import UserStates
+from cloud.pipeline.candidates import CandidateSet
+from cloud.pipeline.config import PipelineConfig
+from cloud.pipeline.stage import Deadline, Query
+from cloud.ranking.ids import IdIndex
+from cloud.ranking.published import PublishedRecord
+from cloud.serving.intake import check_experiment
+from cloud.serving.splits import StoreAwayError
+from cloud.serving.world import World
 from device.codec import to_block
-from device.contract import Candidates, Columns, ContractError, FeedbackReceipt, Page, PageRequest
+from device.contract import Block, Candidates, Columns, ContractError, FeedbackReceipt, Page, PageRequest
 
-__all__ = ["PageConfig", "PageMaker", "PageObserver"]
+__all__ = ["PageMaker", "PageObserver"]
 
-
-@dataclass(frozen=True)
-class PageConfig:
-    """What a page is."""
-
-    size_max: int = 100
-    """Most candidates that a request may ask for."""
-    ttl_ms: int = 600_000
-    """A page is stale after this long, on the device's clock."""
-    task_weights: Mapping[str, float] | None = None
-    """Cloud order is the sum of weight x pXTR; a task that is not named weighs nothing. None: every task weighs 1."""
-    category_most: int | None = 3
-    """Candidates of one category that may come before every category had its share; None: no limit."""
-
-    def __post_init__(self) -> None:
-        if self.category_most is not None and self.category_most < 1:
-            raise ValueError(f"Expected category_most >= 1 or None, got {self.category_most}")
+_DAY_MS = 86_400_000
+_UNKNOWN = np.iinfo(np.int64).min
 
 
 class PageObserver:
     """Told what happens on the way to a page. This one does not listen; metrics do (`cloud.serving.metrics`)."""
 
     def stage(self, name: str, seconds: float) -> None:
-        """A stage took so long: `feedback`, `tower`, `retrieve`, `rank`, `assemble`."""
+        """A stage took so long: `state`, `tower`, one of the pipeline's, `assemble`."""
 
     def feedback(self, receipt: FeedbackReceipt) -> None:
         """The request's feedback was taken in."""
 
     def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
-        """A page is made; `without_vectors` is `unknown` or `not_asked` when it has none."""
+        """A page is made; `without_vectors` is `unknown`, `not_asked` or `unavailable` when it has none."""
+
+    def degraded(self, reason: str) -> None:
+        """A page lacks something, or something of it was replaced."""
+
+
+class _Sent(NamedTuple):
+    """What is sent of a candidate, as places in the tables."""
+
+    tasks: list[int]
+    floats: list[int]
+    age: bool
+    float_names: tuple[str, ...]
+    categories: list[int]
+    category_names: tuple[str, ...]
 
 
 class PageMaker:
-    """Makes pages of a published run. Raises `ValueError` for a config that does not fit it. Safe to call from several threads.
+    """Makes pages of a published run. Raises `ValueError` for a config that does not fit it. Called from one thread at a time.
 
-    What it does at the edges: an unknown user gets popular items and those near the vector of nobody in particular; feedback
-    and exclusions of unknown items are taken in without effect; a user who has seen almost everything, or an empty catalogue,
-    gets a shorter page, down to no candidates.
+    What it does at the edges: an unknown user gets popular items and those near the vector of nobody in particular;
+    exclusions of unknown items have no effect; a user who has seen almost everything, or an empty catalogue, gets a shorter
+    page, down to no candidates; a store that is away makes a page without vectors.
     """
 
     def __init__(
         self,
-        published: Published,
-        record: PublishedRecord,
+        world: World,
+        config: PipelineConfig,
         *,
-        ranker: OnnxRanker,
-        retriever: Retriever,
-        states: UserStates,
-        intake: FeedbackIntake,
-        config: PageConfig | None = None,
         observer: PageObserver | None = None,
         price: Callable[[], float] = lambda: 1.0,
     ) -> None:
         """`price` tells what one more page costs now (`cloud.serving.price`)."""
-        self._config, self._record, self._observer = config or PageConfig(), record, observer or PageObserver()
-        self._ranker, self._retriever, self._states, self._intake = ranker, retriever, states, intake
-        self._price = price
-        self._utc_offset_h = record.utc_offset_h
-        self._items, self._users = IdIndex(published.item_id), IdIndex(published.user_id)
-        self._item_id, self._item_float = np.asarray(published.item_id), np.asarray(published.item_float)
-        self._item_category, self._item_vector = np.asarray(published.item_category), np.asarray(published.item_vector)
-        names = record.category_names
-        self._category = self._item_category[:, names.index("category")] if "category" in names else None
-        self._float_names = (*(f"pxtr_{task}" for task in record.tasks), *record.float_names)
-        weights = dict.fromkeys(record.tasks, 1.0) if self._config.task_weights is None else self._config.task_weights
-        if unknown := set(weights) - set(record.tasks):
-            raise ValueError(f"Expected weights of the tasks {', '.join(record.tasks)}, got {', '.join(sorted(unknown))}")
-        self._weights = np.array([weights.get(task, 0.0) for task in record.tasks], np.float32)
+        self._config, self._budget, self._record = config.page, config.limits, world.record
+        self._pipeline, self._catalogue, self._filters = world.pipeline, world.catalogue, world.filters
+        self._splits, self._states, self._users = world.splits, world.states, IdIndex(world.published.user_id)
+        self._observer, self._price = observer or PageObserver(), price
+        self._sent = _sent(world.record, config.page.features)
 
-    def __call__(self, request: PageRequest) -> Page:
-        """The page that `request` asks for, its feedback taken in before.
-
-        Raises `ContractError` for a size out of range, an unusable event id or experiment; `LogWriteError` when feedback cannot
-        be kept: there is no page without it, so that a page acknowledges the feedback that was sent along.
-        """
+    def check(self, request: PageRequest) -> None:
+        """Raises `ContractError` for a size out of range or an unusable experiment. To be asked before feedback is taken."""
         if not 1 <= request.size <= self._config.size_max:
             raise ContractError("$.size", f"1 to {self._config.size_max} candidates", str(request.size))
         check_experiment(request.experiment, "$.experiment")
+
+    def __call__(self, request: PageRequest, since: float | None = None) -> Page:
+        """The page that `request` asks for. `since` is when it came, by `time.perf_counter`; now when None."""
+        deadline = Deadline(self._budget.page_ms / 1e3, since)
         lap = _Laps(self._observer.stage)
-        if request.feedback:
-            self._observer.feedback(self._intake(request.feedback, "$.feedback"))
-            lap("feedback")
-        state = self._states(request.user_id, request.experiment)
-        user = int(self._users((request.user_id,))[0])
-        vector = self._ranker.user_vector(user, state.history)
+        query = self._query(request, deadline)
+        lap("state")
+        vector = self._user_vectors(query, request.split_version)
         lap("tower")
-        exclude = np.concatenate([np.zeros(1, np.int64), state.seen, self._items(request.exclude)])
-        found = self._retriever(vector, len(state.history.item), exclude)
-        lap("retrieve")
-        hour = (request.now_ms // 3_600_000 + self._utc_offset_h) % 24
-        pxtr = self._ranker.pxtr(user, state.history, found, scene=request.scene, hour=hour)
-        lap("rank")
-        top = self._order(found, pxtr)[: request.size]
-        page = self._page(request, found[top], pxtr[top], vector)
+        candidates = self._pipeline(query, self._observer.stage)
+        query.deadline = deadline
+        lap.skip()
+        page = self._page(query, candidates.take(slice(request.size)), vector)
         lap("assemble")
-        without = None if page.split_version else "not_asked" if request.split_version is None else "unknown"
-        self._observer.page(len(found), len(top), without)
+        without = None
+        if page.split_version is None:
+            asked = request.split_version
+            without = "not_asked" if asked is None else "unavailable" if asked in self._splits else "unknown"
+        self._observer.page(len(candidates), len(page.candidates.item_id.data) // 8, without)
+        for reason in query.degraded:
+            self._observer.degraded(reason)
         return page
 
-    def _order(self, items: NDArray[np.int64], pxtr: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Cloud order of ranked items."""
-        ranked = np.argsort(-(pxtr @ self._weights), kind="stable")
-        if self._config.category_most is None or self._category is None:
-            return ranked
-        return ranked[spread_categories(self._category[items[ranked]], self._config.category_most)]
+    def _query(self, request: PageRequest, deadline: Deadline) -> Query:
+        state = self._states(request.user_id, request.experiment)
+        exclude = [np.zeros(1, np.int64), self._filters.removed, self._catalogue.positions(request.exclude)]
+        if self._filters.config.seen:
+            exclude.append(state.seen)
+        return Query(
+            request=request,
+            user=int(self._users((request.user_id,))[0]),
+            history=state.history,
+            exclude=np.concatenate(exclude),
+            hour=(request.now_ms // 3_600_000 + self._record.utc_offset_h) % 24,
+            deadline=deadline,
+        )
 
-    def _page(
-        self, request: PageRequest, items: NDArray[np.int64], pxtr: NDArray[np.float32], vector: NDArray[np.float32]
-    ) -> Page:
-        record = self._record
-        split = request.split_version == record.split_version
-        floats = np.concatenate([pxtr, self._item_float[items]], 1)
+    def _user_vectors(self, query: Query, asked: str | None) -> NDArray[np.float32] | None:
+        """The user's vector of the version that is `asked` for; sets the query's, which is that of the served run."""
+        ids, feedback = self._catalogue.item_id[query.history.item], query.history.feedback
+        served, user_id, vector = self._record.split_version, query.request.user_id, None
+        deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
+        try:
+            query.vector = self._splits.user(served, user_id, ids, feedback, deadline)
+            if asked == served:
+                vector = query.vector
+            elif asked is not None and asked in self._splits:
+                vector = self._splits.user(asked, user_id, ids, feedback, deadline)
+        except StoreAwayError:
+            query.degraded.append("no_user_vector")
+        return vector
+
+    def _page(self, query: Query, candidates: CandidateSet, vector: NDArray[np.float32] | None) -> Page:
+        request, catalogue, items = query.request, self._catalogue, candidates.item
+        vectors = None if vector is None else self._vectors(query, catalogue.item_id[items])
+        split = request.split_version if vectors is not None else None
+        sent = self._sent
         return Page(
             page_id=uuid4().hex,
             request_id=request.request_id,
@@ -141,16 +146,54 @@ class PageMaker:
             created_ms=request.now_ms,
             ttl_ms=self._config.ttl_ms,
             candidates=Candidates(
-                item_id=to_block(self._item_id[items], "i8"),
-                floats=Columns(names=self._float_names, values=to_block(floats, "f4")),
-                categories=Columns(names=record.category_names, values=to_block(self._item_category[items], "i4")),
-                vector=to_block(self._item_vector[items], "f2") if split else None,
+                item_id=to_block(catalogue.item_id[items], "i8"),
+                floats=Columns(names=sent.float_names, values=to_block(self._floats(request, candidates), "f4")),
+                categories=Columns(
+                    names=sent.category_names, values=to_block(catalogue.categories[items][:, sent.categories], "i4")
+                ),
+                vector=vectors,
             ),
             compute_price=self._price(),
-            user_vector=to_block(vector, "f2") if split else None,
-            split_version=record.split_version if split else None,
-            split_reason=None if split else _reason(request.split_version),
+            user_vector=None if vectors is None or vector is None else to_block(vector, "f2"),
+            split_version=split,
+            split_reason=None if split else self._reason(request.split_version),
+            degraded=tuple(query.degraded),
         )
+
+    def _floats(self, request: PageRequest, candidates: CandidateSet) -> NDArray[np.float32]:
+        sent, catalogue, n = self._sent, self._catalogue, len(candidates)
+        floats = np.full((n, len(sent.float_names)), np.nan, np.float32)
+        k, f = len(sent.tasks), len(sent.floats)
+        if candidates.pxtr is not None:
+            floats[:, :k] = candidates.pxtr[:, sent.tasks]
+        floats[:, k : k + f] = catalogue.floats[candidates.item][:, sent.floats]
+        if sent.age:
+            upload = catalogue.upload_ms[candidates.item]
+            known = upload > _UNKNOWN
+            floats[known, -1] = (request.now_ms - upload[known].astype(np.float64)) / _DAY_MS
+        return floats
+
+    def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:
+        """Vectors [n, D] of the asked version; an item that it does not know has its vector of an unknown item."""
+        version = query.request.split_version
+        assert version is not None
+        deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
+        try:
+            vectors, found = self._splits.items(version, ids, deadline)
+            if not found.all():
+                unknown = self._splits.items(version, np.array([_UNKNOWN]), deadline)
+                vectors = np.where(found[:, None], vectors, unknown.vectors)
+        except StoreAwayError:
+            query.degraded.append("no_vectors")
+            return None
+        return to_block(vectors, "f2")
+
+    def _reason(self, version: str | None) -> str:
+        if version is None:
+            return "not asked for"
+        if version in self._splits:
+            return "the vectors cannot be had just now"
+        return f"unknown split version {version[:64]}"  # cut short: it is the sender's text, and a digest has 64 characters
 
 
 class _Laps:
@@ -164,7 +207,20 @@ class _Laps:
         self._tell(stage, now - self._since)
         self._since = now
 
+    def skip(self) -> None:
+        self._since = perf_counter()
 
-def _reason(version: str | None) -> str:
-    # Cut short: the version is the sender's text, and a digest has 64 characters.
-    return "not asked for" if version is None else f"unknown split version {version[:64]}"
+
+def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
+    pxtr = [f"pxtr_{task}" for task in record.tasks]
+    known = {*pxtr, *record.float_names, "age", *record.category_names}
+    if features is not None and (unknown := set(features) - known):
+        raise ValueError(f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+
+    def wanted(names: Sequence[str]) -> list[int]:
+        return [i for i, name in enumerate(names) if features is None or name in features]
+
+    tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
+    age = "age" not in record.float_names and (features is None or "age" in features)
+    names = *(pxtr[i] for i in tasks), *(record.float_names[i] for i in floats), *(("age",) if age else ())
+    return _Sent(tasks, floats, age, names, categories, tuple(record.category_names[i] for i in categories))

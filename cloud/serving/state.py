@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.data.samples import EFFECTIVE_VIEW_S, HISTORY_FEEDBACK
+from cloud.data.feedback import EFFECTIVE_VIEW_S, HISTORY_FEEDBACK
+from cloud.ranking.ids import IdIndex
 from cloud.ranking.published import Published, PublishedError, PublishedRecord
 from cloud.ranking.ranker import History
-from cloud.serving.ids import IdIndex
 from device.contract import FeedbackEvent
 
 __all__ = ["StateConfig", "UserState", "UserStates"]

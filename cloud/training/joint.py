@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from cloud.data.rates import ItemStatistics
 from cloud.data.samples import Samples
-from cloud.models.reranker import UpperConfig, UpperHalf
+from cloud.models.presets import UpperConfig
+from cloud.models.reranker import UpperHalf
 from cloud.models.towers import LowerHalf, TowerConfig
 from cloud.training.stream import RankerInputs, masked_log_loss
 from device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec

@@ -39,8 +39,8 @@ class _Scores(nn.Module):
         history_feedback: Float[Tensor, "b h f"],
         history_mask: Float[Tensor, "b h"],
         item_row: Float[Tensor, "b n e"],
-        scene: Int[Tensor, "b n"],
-        hour: Int[Tensor, "b n"],
+        scene: Int[Tensor, "b s"],
+        hour: Int[Tensor, "b s"],
     ) -> Float[Tensor, "b n k"]:
         return torch.sigmoid(self.ranker(user_row, history_row, history_feedback, history_mask, item_row, scene, hour))
 
@@ -93,7 +93,9 @@ def publish(
             item_float=np.where(samples.item_duration_s > 0, samples.item_duration_s * 1000, np.nan)[:, None].astype(
                 np.float32
             ),
-            item_category=samples.item_category[:, None].astype(np.int32),
+            item_category=np.stack([samples.item_category, samples.item_author], 1).astype(np.int32),
+            item_author=samples.item_author_id,
+            item_upload_ms=samples.item_upload_ms,
             item_popularity=now[:, 0],
             user_id=samples.user_ids,
             user_row=ranker.user(users).numpy(),
@@ -108,14 +110,14 @@ def publish(
         history_max=history_max,
         scenes=ranker.scene.weight.shape[0],
         float_names=("duration_ms",),
-        category_names=("category",),
+        category_names=("category", "author"),
         simulated=simulated,
         utc_offset_h=samples.config.utc_offset_h,
     )
     out.mkdir(parents=True, exist_ok=True)
     h, n, feedback = 7, min(5, len(items)), torch.zeros(1, 7, inputs.feedback.shape[1])
     rows = (torch.as_tensor(published.user_row[:1]), torch.zeros(1, h, ranker.identity_width), feedback, torch.ones(1, h))
-    codes = torch.zeros(1, n, dtype=torch.long)
+    codes = torch.zeros(1, 1, dtype=torch.long)
     _to_onnx(
         _Scores(ranker),
         {
@@ -138,8 +140,7 @@ def publish(
 def _to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
     history, candidates = torch.export.Dim("history", min=1), torch.export.Dim("candidates", min=1)
     shapes = {
-        name: {1: history} if name.startswith("history") else {1: candidates} if name in ("item_row", "scene", "hour") else None
-        for name in inputs
+        name: {1: history} if name.startswith("history") else {1: candidates} if name == "item_row" else None for name in inputs
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

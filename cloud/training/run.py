@@ -21,17 +21,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
-from cloud.models.reranker import UpperConfig, UpperHalf
+from cloud.models.presets import UpperConfig
 from device.contract import FeatureSpec, Form
 
-__all__ = ["Run", "RunError", "RunRecord", "load_weights", "save_weights", "write_atomically"]
+if TYPE_CHECKING:
+    from cloud.models.reranker import UpperHalf
+
+__all__ = ["Run", "RunError", "RunRecord", "write_atomically"]
 
 RUN_FORMAT = 1
 
@@ -105,25 +105,12 @@ class Run:
 
     def upper(self, form: Form, seed: int | None = None) -> UpperHalf:
         """The trained upper half in one form, in evaluation mode."""
+        from cloud.models.reranker import UpperHalf  # with torch, which a server does not need
+        from cloud.training.weights import load_weights
+
         model = UpperHalf(self.record.upper, self.spec, split=form == "split")
         load_weights(model, self.seed_folder(seed) / f"{form}.safetensors", prefix="upper.")
         return model.eval()
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's parameters and buffers, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
-    os.replace(part, path)
-
-
-def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
-    """Read what `save_weights` wrote, or the part of it below `prefix`. Raises `RunError`."""
-    try:
-        state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
-        model.load_state_dict(state)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"Expected the weights of {type(model).__name__}, got: {error} - at {path}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

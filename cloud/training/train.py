@@ -21,14 +21,15 @@ from cloud.data.rates import ItemStatistics
 from cloud.data.samples import SampleConfig, Samples, build_samples
 from cloud.data.schema import DataError, ImpressionLog
 from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
+from cloud.models.presets import UpperConfig
 from cloud.models.ranker import Ranker, RankerConfig
-from cloud.models.reranker import UpperConfig
 from cloud.models.towers import TowerConfig
 from cloud.training.evaluate import evaluate
 from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict, train_device_model
 from cloud.training.publish import publish
-from cloud.training.run import Run, RunError, RunRecord, load_weights, save_weights, write_atomically
+from cloud.training.run import Run, RunError, RunRecord, write_atomically
 from cloud.training.stream import StreamConfig, stream
+from cloud.training.weights import load_weights, save_weights
 from device.contract import FeatureSpec, SearchSpec
 
 __all__ = ["REAL_TASKS", "REAL_WEIGHTS", "WORLD_CONFIG", "WORLD_TASKS", "WORLD_WEIGHTS", "TrainConfig", "train"]

@@ -49,7 +49,8 @@ class Page(Versioned, frozen=True, kw_only=True):
 
     `split_version` names the lower half that produced the vectors; when it is None the page has none and `split_reason` says
     why. `user_vector` is f2 [D]. `compute_price` is the cloud's relative price of one more page (1.0 = normal load). After
-    `ttl_ms` from `created_ms` the page is stale.
+    `ttl_ms` from `created_ms` the page is stale. `degraded` names what the cloud left out or replaced for want of time, or
+    because something failed.
     """
 
     page_id: str
@@ -61,3 +62,4 @@ class Page(Versioned, frozen=True, kw_only=True):
     user_vector: Block | None = None
     split_version: str | None = None
     split_reason: str | None = None
+    degraded: tuple[str, ...] = ()

@@ -5,11 +5,12 @@ Peer habit: typer keeps the parsing, the help and the completion; ours is only w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from sdk_demo.cli.demo import demo
@@ -21,12 +22,38 @@ from sdk_demo.cli.inspect import inspect
 from sdk_demo.cli.keygen import keygen
 from sdk_demo.cli.release import release
 from sdk_demo.cli.serve import serve
+from sdk_demo.cli.token import token
 from sdk_demo.cli.train import train
+from sdk_demo.cli.upload import upload
 
 __all__ = ["app", "run"]
 
+_COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
+    "train": train,
+    "evaluate": evaluate,
+    "keygen": keygen,
+    "export": export,
+    "release": release,
+    "inspect": inspect,
+    "token": token,
+    "serve": serve,
+    "upload": upload,
+    "emulate": emulate,
+    "demo": demo,
+}
+
+
+class _InOrder(TyperGroup):
+    """Keeps groups of commands among the commands, where typer would put them first."""
+
+    def __init__(self, **options: Any) -> None:
+        made = options.pop("commands")
+        super().__init__(commands={name: made[name] for name in _COMMANDS}, **options)
+
+
 app = typer.Typer(
     name="pocketrank",
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -34,8 +61,11 @@ app = typer.Typer(
 )
 """The application. Commands appear in the order of the work: data to run, run to bundle, bundle to phones."""
 
-for command in (train, evaluate, keygen, export, release, inspect, serve, emulate, demo):
-    app.command()(command)
+for name, command in _COMMANDS.items():
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        app.command(name)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -18,6 +18,23 @@ def serve(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to other machines.")] = "127.0.0.1",
+    pipeline: Annotated[
+        Path | None, typer.Option(help="TOML file that says how a page is made. [default: retrieve, rank, fuse, spread]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that serve; about one a core.")] = 1,
+    feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="File of tokens (`pocketrank token`). [default: whoever reaches the server may use it]")
+    ] = None,
+    anybody: Annotated[
+        bool, typer.Option("--open", help="Serve other machines without tokens, behind a gateway that checks them.")
+    ] = False,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="Origin of a web page that may call from a browser; may be repeated.")
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="Lines on stderr: json or text.")] = "text",
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate in PEM; with --tls-key serves https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM, without a password.")] = None,
 ) -> None:
     """Serve pages from a run until interrupted.
 
@@ -33,11 +50,24 @@ def serve(
 
     Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz and GET /metrics (Prometheus).
     """
-    from cloud.serving.app import ServingConfig
-    from cloud.serving.app import serve as serve_run
+    from cloud.pipeline.config import PipelineConfig
+    from cloud.serving.config import ServingConfig
+    from cloud.serving.cors import CorsConfig
+    from cloud.serving.logs import LogConfig
+    from cloud.serving.serve import serve as serve_run
+    from cloud.serving.server import ServerConfig
     from cloud.serving.telemetry import DeviceTelemetryConfig
     from cloud.training.run import Run
     from device.session import telemetry_names
 
-    config = ServingConfig(telemetry=DeviceTelemetryConfig(names_known=telemetry_names()))
-    serve_run(Run.open(run), bundle, host=host, port=port, config=config)
+    config = ServingConfig(
+        pipeline=PipelineConfig.open(pipeline) if pipeline else PipelineConfig(),
+        folder=pipeline.resolve().parent if pipeline else Path(),
+        workers=workers,
+        tokens=tokens,
+        logs=LogConfig(format=log_format),
+        cors=CorsConfig(tuple(cors or ())),
+        server=ServerConfig(tls_cert, tls_key),
+        telemetry=DeviceTelemetryConfig(names_known=telemetry_names()),
+    )
+    serve_run(Run.open(run), bundle, host=host, port=port, feedback_db=feedback_db, config=config, anybody=anybody)

@@ -9,8 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-from cloud.data.samples import HISTORY_FEEDBACK
-from cloud.models.reranker import UpperConfig
+from cloud.data.feedback import HISTORY_FEEDBACK
+from cloud.models.presets import UpperConfig
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ranker import History
 from cloud.training.run import RUN_FORMAT, RunRecord
@@ -19,11 +19,13 @@ from device.contract import FeatureSpec, FloatFeature
 TASKS = ("long_view", "like")
 SPLIT_VERSION = "5m4ll"
 F = len(HISTORY_FEEDBACK)
+UPLOAD_MS = 1_690_000_000_000
+"""When the first item was uploaded; each other one an hour after the one before it."""
 
 _RANKER = """
 <ir_version: 9, opset_import: ["": 18]>
 ranker (float[1, U] user_row, float[1, H, E] history_row, float[1, H, F] history_feedback, float[1, H] history_mask,
-        float[1, N, I] item_row, int64[1, N] scene, int64[1, N] hour) => (float[1, N, K] pxtr) {
+        float[1, N, I] item_row, int64[1, 1] scene, int64[1, 1] hour) => (float[1, N, K] pxtr) {
   mask = Unsqueeze (history_mask, two)
   masked_rows = Mul (history_row, mask)
   rows = ReduceSum <keepdims = 1> (masked_rows, one)
@@ -118,7 +120,9 @@ class SmallRun:
         (self.folder / "run.json").write_bytes(msgspec.json.encode(record))
 
 
-def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -> SmallRun:
+def small_run(
+    folder: Path, *, items: int = 60, users: int = 8, seed: int = 0, utc_offset_h: int = 0, split_version: str = SPLIT_VERSION
+) -> SmallRun:
     """A run of `items` (ids 1000, 1003, …) and `users` (ids 1, 2, …), saved in `folder`; the last user has no history."""
     rng = np.random.default_rng(seed)
     width, identity, user_width, tower_width, d, history_max, scenes = 7, 4, 5, 6, 8, 6, 3
@@ -140,6 +144,8 @@ def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -
         item_vector=draw(items + 1, d).astype(np.float16),
         item_float=item_float,
         item_category=rng.integers(0, 9, (items + 1, 2)).astype(np.int32),
+        item_author=np.concatenate([[0], 100 + rng.integers(0, 9, items)]),
+        item_upload_ms=np.concatenate([unknown, UPLOAD_MS + 3_600_000 * np.arange(items)]),
         item_popularity=rng.random(items + 1).astype(np.float32),
         user_id=np.concatenate([unknown, 1 + np.arange(users)]),
         user_row=draw(users + 1, user_width),
@@ -148,7 +154,7 @@ def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -
         history_feedback=feedback.astype(np.float32),
     )
     record = PublishedRecord(
-        split_version=SPLIT_VERSION,
+        split_version=split_version,
         tasks=TASKS,
         identity_width=identity,
         history_max=history_max,
@@ -156,7 +162,7 @@ def small_run(folder: Path, *, items: int = 60, users: int = 8, seed: int = 0) -
         float_names=("duration_ms", "age_days"),
         category_names=("category", "author"),
         simulated=True,
-        utc_offset_h=0,
+        utc_offset_h=utc_offset_h,
     )
     k = len(TASKS)
     ranker_weights = {

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 
-from cloud.models.reranker import UpperConfig, UpperHalf
-from cloud.training.run import Run, RunRecord, save_weights
+from cloud.models.presets import UpperConfig
+from cloud.models.reranker import UpperHalf
+from cloud.training.run import Run, RunRecord
+from cloud.training.weights import save_weights
 from device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 from export.gate import GATE_FILE
 from export.parity import draw_inputs

@@ -1,6 +1,7 @@
 """Training and serving must build the same inputs from the same past: the log's rows on one side, the real SDK on the other."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cloud.data.feedback import EFFECTIVE_VIEW_S
 from cloud.data.rates import ItemStatistics
-from cloud.data.samples import EFFECTIVE_VIEW_S, SampleConfig, Samples, build_samples
+from cloud.data.samples import SampleConfig, Samples, build_samples
 from cloud.data.schema import ImpressionLog
 from cloud.models.ranker import Ranker as CloudRanker
 from cloud.models.ranker import RankerConfig
+from cloud.pipeline.config import PipelineConfig
 from cloud.ranking.published import Published
-from cloud.ranking.ranker import OnnxRanker
-from cloud.retrieval.index import ExactIndex
-from cloud.retrieval.retriever import Retriever, RetrieverConfig
-from cloud.serving.intake import FeedbackIntake
-from cloud.serving.page import PageMaker
-from cloud.serving.state import StateConfig, UserStates
-from cloud.streams.sqlite import SqliteFeedbackLog
+from cloud.serving.state import StateConfig
 from cloud.training.joint import DeviceModel, JointConfig, device_spec
 from cloud.training.publish import publish
 from cloud.training.stream import RankerInputs
@@ -34,6 +31,8 @@ from device.codec import read_page, to_block
 from device.contract import Candidates, Columns, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
 from device.runtimes import INPUT_NAMES, Runtime
 from sdk_demo.world import World
+from tests.cloud.serving.pages import pages, stages
+from tests.cloud.small_published import small_run
 from tests.sdk_demo.world.worlds import small
 
 VECTORS = {"candidate_vector", "event_vector", "user_vector"}
@@ -229,18 +228,15 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     pxtr = np.full(before.list_labels.shape, 0.5, np.float32)
     spec = device_spec(before, JointConfig(), WORLD_WEIGHTS)
     model = DeviceModel(before, statistics, pxtr, spec, JointConfig(), split=True).eval()
-    publish(ranker, model, statistics, np.arange(8), tmp_path, simulated=True)
-    published, record = Published.open(tmp_path)
-    states = UserStates(published, record)
-    feedback_log = SqliteFeedbackLog(tmp_path / "feedback.db")
-    make_page = PageMaker(
-        published,
-        record,
-        ranker=OnnxRanker(tmp_path, published, record),
-        retriever=Retriever(ExactIndex(published.item_vector), published.item_popularity, RetrieverConfig(candidates=40)),
-        states=states,
-        intake=FeedbackIntake(feedback_log, states),
+    run = small_run(tmp_path / "run")
+    publish(ranker, model, statistics, np.arange(8), run.folder / "published", simulated=True)
+    _, record = Published.open(run.folder / "published")
+    formula = " + ".join(before.config.tasks)
+    closing = ExitStack()
+    make_page = closing.enter_context(
+        pages(run.folder, tmp_path / "feedback.db", PipelineConfig(stage=stages(40, formula, most=3)))
     )
+    states = make_page.world.states
     inputs = RankerInputs(samples, statistics)
     compared = grown = 0
     for session in sorted(sessions(log), key=lambda rows: int(rows[0]["impression_ms"])):
@@ -270,7 +266,7 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
                 grown += len(states(row["user_id"]).history.item) > known
             waiting.append(event_of(row))
         states.apply(waiting)
-    feedback_log.close()
+    closing.close()
     assert compared > 50
     assert grown > 10
 

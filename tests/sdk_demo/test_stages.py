@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.models.reranker import UpperConfig
+from cloud.models.presets import UpperConfig
 from device import FeedSession, Ranker
 from device.codec import to_block
 from device.contract import (

@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cloud.data.feedback import HISTORY_FEEDBACK
 from cloud.data.rates import ItemStatistics
-from cloud.data.samples import HISTORY_FEEDBACK, SampleConfig, Samples, build_samples
+from cloud.data.samples import SampleConfig, Samples, build_samples
 from cloud.data.schema import HISTORY, ITEMS, PAGES, USERS, DataError, ImpressionLog
 from tests.cloud.data.logs import columns, small_log
 from tests.sdk_demo.world.worlds import small

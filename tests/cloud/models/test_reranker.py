@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.models.presets import PRESETS
-from cloud.models.reranker import UpperConfig, UpperHalf
+from cloud.models.presets import PRESETS, UpperConfig
+from cloud.models.reranker import UpperHalf
 from export.parity import draw_inputs
 from tests.export.small_run import CONFIG, SPEC, random_upper
 

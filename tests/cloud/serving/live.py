@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from http.client import HTTPConnection
@@ -21,7 +21,8 @@ from tests.cloud.small_published import SPLIT_VERSION
 _SCRIPT = """
 import sys
 from pathlib import Path
-from cloud.serving.app import ServingConfig, serve
+from cloud.serving.config import ServingConfig
+from cloud.serving.serve import serve
 from cloud.streams.sqlite import SqliteLogConfig
 from cloud.training.run import Run
 run, bundle, db, port, bytes_max = sys.argv[1:]
@@ -82,21 +83,30 @@ def command(run: Path, db: Path, bundle: Path | None = None, port: int = 0, byte
 @contextmanager
 def live(run: Path, db: Path, bundle: Path | None = None, bytes_max: int | None = None) -> Iterator[Live]:
     """Start a server on a free port, wait until it says that it is ready, and kill it at the end."""
-    process = subprocess.Popen(command(run, db, bundle, bytes_max=bytes_max), stdout=subprocess.PIPE, text=True)
-    guard = Timer(_START_S, process.kill)  # a server that never gets ready ends the wait below
-    guard.start()
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        guard.cancel()
-        assert line.startswith("Serving on http://127.0.0.1:"), f"the server said {line!r}"
-        yield Live(process, int(line.rsplit(":", 1)[1]))
-    finally:
-        guard.cancel()
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    with started(command(run, db, bundle, bytes_max=bytes_max)) as running:
+        yield running
+
+
+@contextmanager
+def started(args: list[str], stderr: Path | None = None) -> Iterator[Live]:
+    """Run a command that says where it serves, and kill it at the end. What it logs goes to the file `stderr`."""
+    with ExitStack() as stack:
+        log = None if stderr is None else stack.enter_context(stderr.open("ab"))
+        process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=log, text=True)
+        guard = Timer(_START_S, process.kill)  # a server that never gets ready ends the wait below
+        guard.start()
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            guard.cancel()
+            assert line.startswith("Serving on http://127.0.0.1:"), f"the server said {line!r}"
+            yield Live(process, int(line.rsplit(":", 1)[1]))
+        finally:
+            guard.cancel()
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def request(user_id: int = 1, size: int = 10, **more: Any) -> PageRequest:

@@ -1,27 +1,23 @@
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.ranking.ranker import OnnxRanker
-from cloud.retrieval.index import ExactIndex
-from cloud.retrieval.retriever import Retriever, RetrieverConfig
-from cloud.serving.intake import FeedbackIntake
-from cloud.serving.page import PageConfig, PageMaker
+from cloud.pipeline.config import PageConfig, PipelineConfig
 from cloud.serving.state import UserStates
-from cloud.streams.sqlite import SqliteFeedbackLog
 from device.codec import check_page, read_page
 from device.contract import ContractError, Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
-from tests.cloud.small_published import SPLIT_VERSION, TASKS, SmallRun, small_run
+from tests.cloud.serving.pages import Pages, pages, stages
+from tests.cloud.small_published import SPLIT_VERSION, TASKS, UPLOAD_MS, SmallRun, small_run
 
-Make = Callable[..., PageMaker]
+Make = Callable[..., Pages]
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +25,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory.mktemp("run"))
 
 
-def maker(
-    run: SmallRun, log: SqliteFeedbackLog, *, candidates: int = 20, config: PageConfig | None = None, utc_offset_h: int = 0
-) -> PageMaker:
-    p, states = run.published, UserStates(run.published, run.record)
-    return PageMaker(
-        p,
-        msgspec.structs.replace(run.record, utc_offset_h=utc_offset_h),
-        ranker=OnnxRanker(run.folder / "published", p, run.record),
-        retriever=Retriever(ExactIndex(p.item_vector), p.item_popularity, RetrieverConfig(candidates=candidates)),
-        states=states,
-        intake=FeedbackIntake(log, states),
-        config=config,
-    )
-
-
 @pytest.fixture
 def make(run: SmallRun, tmp_path: Path) -> Iterator[Make]:
-    log = SqliteFeedbackLog(tmp_path / "feedback.db")
-    yield lambda **more: maker(run, log, **more)
-    log.close()
+    with ExitStack() as stack:
+
+        def made(folder: Path = run.folder, *, page: PageConfig | None = None, **of_stages: Any) -> Pages:
+            config = PipelineConfig(page=page or PageConfig(), stage=stages(**of_stages))
+            return stack.enter_context(pages(folder, tmp_path / "feedback.db", config))
+
+        yield made
 
 
 def ids(page: Page) -> list[int]:
@@ -60,16 +45,18 @@ def positions(run: SmallRun, page: Page) -> np.ndarray:
 
 
 def test_a_page_carries_what_was_published_in_the_order_of_the_fused_scores(run: SmallRun, make: Make) -> None:
-    weights = {"long_view": 1.0, "like": 3.0}
-    page = make(config=PageConfig(task_weights=weights))(request(6, 10, scene=1, now_ms=7 * 3_600_000 + 1))
+    now = UPLOAD_MS // 86_400_000 * 86_400_000 + 7 * 3_600_000 + 1
+    page = make(formula="long_view + 3 * like")(request(6, 10, scene=1, now_ms=now))
     check_page(page)
     at, columns = positions(run, page), read_page(page)
     assert len(at) == 10
-    assert page.candidates.floats.names == ("pxtr_long_view", "pxtr_like", "duration_ms", "age_days")
+    assert page.candidates.floats.names == ("pxtr_long_view", "pxtr_like", "duration_ms", "age_days", "age")
     state = UserStates(run.published, run.record)(6)
     pxtr = run.expected_pxtr(6, state.history, at, scene_code=2, hour_code=8)
     np.testing.assert_allclose(columns.floats[:, :2], pxtr, atol=1e-6)
-    np.testing.assert_array_equal(columns.floats[:, 2:], run.published.item_float[at])
+    np.testing.assert_array_equal(columns.floats[:, 2:4], run.published.item_float[at])
+    age = (now - run.published.item_upload_ms[at]) / 86_400_000
+    np.testing.assert_allclose(columns.floats[:, 4], age, rtol=1e-6)
     np.testing.assert_array_equal(columns.categories, run.published.item_category[at])
     np.testing.assert_array_equal(columns.vector, run.published.item_vector[at])
     np.testing.assert_allclose(columns.user_vector, run.expected_vector(6, state.history), rtol=1e-3, atol=1e-3)
@@ -89,24 +76,25 @@ def test_a_page_holds_the_best_of_the_nearest(run: SmallRun, make: Make) -> None
     assert ids(make()(request(6, 8))) == expected.tolist()
 
 
-def test_the_weights_decide_the_order(make: Make) -> None:
+def test_the_formula_decides_the_order(make: Make) -> None:
     for k, task in enumerate(TASKS):
-        pxtr = read_page(make(config=PageConfig(task_weights={task: 1.0}, category_most=None))(request(6, 20))).floats[:, k]
+        pxtr = read_page(make(formula=task)(request(6, 20))).floats[:, k]
         assert (np.diff(pxtr) <= 0).all()
     with pytest.raises(ValueError, match="share"):
-        make(config=PageConfig(task_weights={"share": 1.0}))
+        make(formula="share")
 
 
 def test_a_page_is_spread_over_categories(make: Make) -> None:
     def crowded(most: int | None) -> int:
-        page = read_page(make(config=PageConfig(category_most=most))(request(6, 6)))
+        page = read_page(make(most=most)(request(6, 6)))
         return int(np.bincount(page.categories[:, 0]).max())
 
     assert crowded(1) == 1 < crowded(None)
 
 
-def test_the_hour_is_counted_where_the_run_counted_it(run: SmallRun, make: Make) -> None:
-    page = make(utc_offset_h=8)(request(6, 5, now_ms=20 * 3_600_000))
+def test_the_hour_is_counted_where_the_run_counted_it(tmp_path: Path, make: Make) -> None:
+    run = small_run(tmp_path / "east", utc_offset_h=8)
+    page = make(run.folder)(request(6, 5, now_ms=20 * 3_600_000))
     state = UserStates(run.published, run.record)(6)
     pxtr = run.expected_pxtr(6, state.history, positions(run, page), scene_code=1, hour_code=5)
     np.testing.assert_allclose(read_page(page).floats[:, :2], pxtr, atol=1e-6)
@@ -153,7 +141,7 @@ def test_excluded_items_stay_away_and_unknown_ones_are_no_harm(make: Make) -> No
 
 
 @given(user=st.integers(-(2**63), 2**63 - 1), size=st.integers(1, 100), scene=st.integers(-9, 9), now=st.integers(0, 2**62))
-def test_every_user_gets_a_whole_page(run: SmallRun, shared: PageMaker, user: int, size: int, scene: int, now: int) -> None:
+def test_every_user_gets_a_whole_page(run: SmallRun, shared: Pages, user: int, size: int, scene: int, now: int) -> None:
     page = shared(request(user, size, scene=scene, now_ms=now))
     check_page(page)
     found = ids(page)
@@ -163,10 +151,9 @@ def test_every_user_gets_a_whole_page(run: SmallRun, shared: PageMaker, user: in
 
 
 @pytest.fixture(scope="module")
-def shared(run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageMaker]:
-    log = SqliteFeedbackLog(tmp_path_factory.mktemp("log") / "feedback.db")
-    yield maker(run, log)
-    log.close()
+def shared(run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+    with pages(run.folder, tmp_path_factory.mktemp("log") / "feedback.db") as made:
+        yield made
 
 
 def test_a_user_who_has_seen_all_but_three_gets_three_and_then_none(run: SmallRun, make: Make) -> None:
@@ -181,20 +168,22 @@ def test_a_user_who_has_seen_all_but_three_gets_three_and_then_none(run: SmallRu
 
 def test_an_empty_catalogue_gives_an_empty_page(tmp_path: Path) -> None:
     run = small_run(tmp_path, items=0, users=1)
-    log = SqliteFeedbackLog(tmp_path / "feedback.db")
-    page = maker(run, log)(request(1))
-    log.close()
+    with pages(run.folder, tmp_path / "feedback.db") as made:
+        page = made(request(1))
     check_page(page)
     assert ids(page) == []
     assert page.split_version == SPLIT_VERSION
 
 
-def test_threads_get_the_pages_that_one_would(make: Make) -> None:
-    pages = make()
-    users = [1, 2, 3, 4, 5, 6, 7, 8] * 10
-    expected = [ids(pages(request(user))) for user in users]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda user: ids(pages(request(user))), users)) == expected
+def test_only_the_features_that_the_file_names_are_sent(run: SmallRun, make: Make) -> None:
+    page = make(page=PageConfig(features=("category", "pxtr_like", "age")))(request(6, 5))
+    check_page(page)
+    assert page.candidates.floats.names == ("pxtr_like", "age")
+    assert page.candidates.categories.names == ("category",)
+    whole = read_page(make()(request(6, 5)))
+    np.testing.assert_array_equal(read_page(page).floats, whole.floats[:, [1, 4]])
+    with pytest.raises(ValueError, match="pxtr_share"):
+        make(page=PageConfig(features=("pxtr_share",)))
 
 
 def test_a_page_of_an_experiment_knows_what_happened_in_it_alone(make: Make) -> None:

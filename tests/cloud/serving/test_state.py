@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.data.samples import HISTORY_FEEDBACK
+from cloud.data.feedback import HISTORY_FEEDBACK
 from cloud.ranking.published import PublishedError
 from cloud.serving.state import StateConfig, UserState, UserStates
 from tests.cloud.events import event

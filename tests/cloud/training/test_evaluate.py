@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cloud.models.reranker import UpperConfig
+from cloud.models.presets import UpperConfig
 from cloud.training.evaluate import MODELS, evaluate
 from cloud.training.metrics import over_seeds, ranking_metrics
 from cloud.training.run import Run, RunError, RunRecord

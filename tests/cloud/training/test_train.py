@@ -22,9 +22,10 @@ from cloud.models.ranker import Ranker
 from cloud.ranking.published import Published
 from cloud.training.evaluate import MODELS, evaluate
 from cloud.training.joint import JointConfig
-from cloud.training.run import Run, RunError, load_weights
+from cloud.training.run import Run, RunError
 from cloud.training.stream import RankerInputs, StreamConfig, stream
 from cloud.training.train import WORLD_TASKS, TrainConfig, train
+from cloud.training.weights import load_weights
 from sdk_demo.world import World
 from tests.data import kuairand_folder
 from tests.sdk_demo.world.worlds import small

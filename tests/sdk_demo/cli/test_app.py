@@ -9,7 +9,7 @@ from typer.main import get_command
 from sdk_demo.cli import main
 from sdk_demo.cli.app import app
 
-COMMANDS = ("train", "evaluate", "keygen", "export", "release", "inspect", "serve", "emulate", "demo")
+COMMANDS = ("train", "evaluate", "keygen", "export", "release", "inspect", "token", "serve", "upload", "emulate", "demo")
 
 
 def _run(*argv: str) -> int:

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.serving.ids import IdIndex
+from cloud.ranking.ids import IdIndex
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

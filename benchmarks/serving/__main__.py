@@ -1,0 +1,196 @@
+"""The command line of `benchmarks.serving`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.command import tells_wrong_input
+from benchmarks.errors import BenchmarkError
+from benchmarks.serving.host import cores, on_core
+from benchmarks.serving.load import Load
+from benchmarks.serving.parts import measure_growth, measure_http, measure_page, measure_peers
+from benchmarks.serving.published import WorldSize, publish_small, publish_world
+from benchmarks.serving.rounds import Bench, Extent
+from cloud.training.run import Run
+from sdk_demo.cli.output import JsonTarget, progress
+
+__all__ = ["PARTS", "main", "measure_serving", "print_report"]
+
+_HELP = """\
+Time the cloud's page server on one core under load from another process: its pages beside the ranking model's own run and
+beside peers, its HTTP beside a bare one, the growth of its catalogue, and the embedding stores.
+
+  python -m benchmarks.serving --json serving.json          everything; about ten minutes and 3 GB of memory
+  python -m benchmarks.serving --only page --seconds 2      a quick look at the page alone
+  python -m benchmarks.serving --only growth --sizes 10000 100000
+"""
+PARTS = {
+    "page": "pages and the model alone",
+    "peers": "pages of peers",
+    "http": "a constant page",
+    "growth": "larger and larger catalogues",
+    "stores": "embedding stores",
+}
+"""What is measured, and how that is called while it lasts."""
+
+
+@tells_wrong_input
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark as the command line says; the exit code."""
+    defaults = Extent()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part to measure; may be repeated [all]")
+    parser.add_argument("--seconds", type=float, default=defaults.seconds, help="of a round of one server [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=defaults.rounds, help="turns of all servers of a part [%(default)s]")
+    parser.add_argument("--connections", type=int, default=defaults.connections, help="requests under way [%(default)s]")
+    parser.add_argument("--items", type=int, default=defaults.items, help="catalogue of page, peers and http [%(default)s]")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=defaults.sizes, metavar="ITEMS", help="catalogues of growth, smallest first"
+    )
+    options = parser.parse_args(arguments)
+    extent = Extent(
+        seconds=options.seconds,
+        rounds=options.rounds,
+        connections=options.connections,
+        items=options.items,
+        sizes=tuple(options.sizes),
+    )
+    target = JsonTarget(options.json)
+    with TemporaryDirectory(prefix="pocketrank-") as work:
+        report = measure_serving(options.only or tuple(PARTS), extent, Path(work), target.console)
+    target.write(report)
+    print_report(target.console, report)
+    return 0
+
+
+def measure_serving(
+    parts: Sequence[str], extent: Extent, work: Path, console: Console, small: Run | None = None
+) -> dict[str, Any]:
+    """Measure `parts` of `PARTS` with `work` for scratch; the report. Raises `BenchmarkError` where figures would mean nothing.
+
+    `small` is one of `publish_small`; without it one is made.
+    """
+    _check(extent)
+    where, size = cores(), WorldSize(extent.items)
+    report: dict[str, Any] = {}
+    if set(parts) - {"stores"}:
+        with progress(console, "drawing a catalogue") as tell:
+            small = small or publish_small(work / "small", size)
+            tell(0.7)
+            run = publish_world(work / "run", size, small)
+        with on_core(where.load), Load(where.load, work) as load:
+            bench = Bench(extent, where, load, work)
+            for part in PARTS:
+                if part in parts and part != "stores":
+                    with progress(console, PARTS[part]) as tell:
+                        match part:
+                            case "page":
+                                report |= measure_page(bench, run, tell)
+                            case "peers":
+                                report |= measure_peers(bench, run, tell)
+                            case "http":
+                                report |= measure_http(bench, run, tell)
+                            case "growth":
+                                report |= measure_growth(bench, small, size, tell)
+    if "stores" in parts:
+        with progress(console, PARTS["stores"]):
+            report["stores"] = import_module("benchmarks.stores").measure_stores()
+    setup = {
+        "items": size.items,
+        "users": size.users,
+        "vector_width": size.vector_width,
+        "history": size.history_max,
+        "weights": "random",
+        "connections": extent.connections,
+        "http_connections": extent.http_connections,
+        "seconds": extent.seconds,
+        "rounds": extent.rounds,
+        "cores": os.cpu_count(),
+        "cores_shared": where.shared,
+    }
+    return {**report, "setup": setup}
+
+
+def _check(extent: Extent) -> None:
+    if not 0 < extent.seconds <= 600:
+        raise BenchmarkError("--seconds", "above 0, up to 600", str(extent.seconds))
+    for name in ("rounds", "connections"):
+        if (got := getattr(extent, name)) < 1:
+            raise BenchmarkError(f"--{name}", "1 or more", str(got))
+    least = 1000
+    if min(extent.items, *extent.sizes) < least or list(extent.sizes) != sorted(set(extent.sizes)) or len(extent.sizes) < 2:
+        got = f"{extent.items} and {', '.join(map(str, extent.sizes))}"
+        raise BenchmarkError("--items and --sizes", f"catalogues from {least} on, two or more sizes in rising order", got)
+
+
+def print_report(console: Console, report: Mapping[str, Any]) -> None:
+    """The report for people."""
+    setup = report["setup"]
+    table = Table(title=f"Pages from one core, {setup['connections']} connections", title_justify="left")
+    for column in ("", "a second", "p50 ms", "p99 ms", "CPU ms", "bytes", "others' share"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    for name, row in _rows(report):
+        cells = (
+            f"{row['rps']:.0f}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['cpu_ms']:.3f}",
+            f"{row['bytes']:.0f}",
+            f"{row['others_share']:.0%}",
+        )
+        table.add_row(name, *cells)
+    if table.row_count:
+        console.print(table)
+    said = []
+    if "page" in report:
+        feedback = report["page"]["with_feedback"]
+        said += [
+            f"The ranking model alone takes {report['model_ms']:.2f} ms; all other CPU time of a page is",
+            f"{report['ratio_to_model']:.2f} of that, with {feedback['events']} events in it {feedback['ratio_to_model']:.2f}.",
+        ]
+    if "peers" in report:
+        said.append(f"{report['peers_ratio']:.2f} times the pages of the best peer, {report['peers_best']}.")
+    if "http" in report:
+        said.append(f"A constant page: {report['http']['ratio']:.2f} of a bare server's rate.")
+    if "growth" in report:
+        growth = report["growth"]
+        said.append(
+            f"From {growth['items'][0]:,} to {growth['items'][-1]:,} items p99 grows {growth['p99_ratio']:.2f} times; "
+            f"one more item takes {growth['bytes_per_item']:.0f} bytes of memory."
+        )
+    if setup["cores_shared"]:
+        said.append("Server and load shared one core: these figures only hold beside each other.")
+    console.print("\n".join(said), highlight=False)
+
+
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    if "page" in report:
+        rows += [("page", report["page"]), ("page, with feedback", report["page"]["with_feedback"])]
+    if "peers" in report:
+        rows += [("page, beside peers", report["peers_ours"]), *(report["peers"].items())]
+    if "http" in report:
+        rows += [("constant page, our stack", report["http"]["ours"]), ("constant page, bare", report["http"]["raw_asgi"])]
+    if "growth" in report:
+        growth = report["growth"]
+        for i, items in enumerate(growth["items"]):
+            names = ("rps", "p50_ms", "p99_ms", "cpu_ms", "bytes", "others_share")
+            rows.append((f"page, {items:,} items", {name: growth[name][i] for name in names}))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Page requests as devices send them, prebuilt as whole HTTP requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import numpy as np
+
+from benchmarks.serving.load import http_request
+from cloud.ranking.published import Published, PublishedRecord
+from device.codec import to_json, to_msgpack
+from device.contract import FeedbackEvent, PageRequest
+
+__all__ = ["NOW_MS", "Asking", "AskingConfig"]
+
+NOW_MS = 1_700_000_000_000
+"""When all requests are sent."""
+_MSGPACK, _JSON = "application/msgpack", "application/json"
+
+
+@dataclass(frozen=True)
+class AskingConfig:
+    """What a request has."""
+
+    size: int = 30
+    """Candidates asked for."""
+    exclude: int = 10
+    """Items that the session has shown."""
+    events: int = 10
+    """Feedback events in a request that has some: what was seen since the last page."""
+
+
+class Asking:
+    """Requests of users drawn at random from a published run; all have vectors. `seed` makes others."""
+
+    def __init__(
+        self, published: Published, record: PublishedRecord, seed: int = 0, config: AskingConfig | None = None
+    ) -> None:
+        self.config, self._rng = config or AskingConfig(), np.random.default_rng(seed)
+        self._users, self._items = np.asarray(published.user_id)[1:], np.asarray(published.item_id)[1:]
+        self._split = record.split_version
+
+    def requests(self, count: int, *, feedback: bool) -> list[PageRequest]:
+        """So many, each of a random user. Feedback events have ids that were never sent before."""
+        rng, c = self._rng, self.config
+        users = rng.choice(self._users, count).tolist()
+        exclude = rng.choice(self._items, (count, c.exclude)).tolist()
+        seen = rng.choice(self._items, (count, c.events)).tolist() if feedback else [[]] * count
+        return [
+            PageRequest(
+                request_id=_uuid(rng),
+                user_id=user,
+                session_id="session-of-the-benchmark",
+                now_ms=NOW_MS,
+                size=c.size,
+                scene=0,
+                split_version=self._split,
+                exclude=tuple(shown),
+                feedback=tuple(
+                    FeedbackEvent(
+                        event_id=_uuid(rng),
+                        user_id=user,
+                        session_id="session-of-the-benchmark",
+                        item_id=item,
+                        position=i,
+                        impression_ms=NOW_MS - 10_000 * (len(watched) - i),
+                        watch_ms=9_000,
+                        volume=0.5,
+                        muted=False,
+                        pauses=0,
+                        scroll_speed=1.5,
+                    )
+                    for i, item in enumerate(watched)
+                ),
+            )
+            for user, shown, watched in zip(users, exclude, seen, strict=True)
+        ]
+
+    def msgpack(self, count: int, path: str = "/v1/page", *, feedback: bool = False) -> list[bytes]:
+        """As a device sends them."""
+        return [http_request(path, to_msgpack(request), _MSGPACK) for request in self.requests(count, feedback=feedback)]
+
+    def json(self, count: int, path: str) -> list[bytes]:
+        """As people with curl do."""
+        return [http_request(path, to_json(request), _JSON) for request in self.requests(count, feedback=False)]
+
+
+def _uuid(rng: np.random.Generator) -> str:
+    return str(UUID(bytes=rng.bytes(16)))

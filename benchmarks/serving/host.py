@@ -1,0 +1,164 @@
+"""Servers under measurement: processes pinned to one core, the CPU time and the memory that they take."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep
+
+from benchmarks.errors import BenchmarkError
+
+__all__ = ["Cores", "Host", "cores", "hosted", "on_core"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_START_S = 120.0
+_STOP_S = 15.0
+_POLL_S = 0.05
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Cores:
+    """Where what runs. With one core alone they share it, and the figures say less."""
+
+    def __init__(self) -> None:
+        allowed = sorted(os.sched_getaffinity(0))
+        self.server, self.load = allowed[-1], allowed[0]
+
+    @property
+    def shared(self) -> bool:
+        """True when the load takes time from the server."""
+        return self.server == self.load
+
+
+def cores() -> Cores:
+    """The cores of this process: the last for the server, the first for everything else."""
+    return Cores()
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """This thread alone on `core`, then where it was."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Host:
+    """A running server and all processes that it started."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, core: int) -> None:
+        self.name, self.process, self.port, self.core = name, process, port, core
+
+    @property
+    def pids(self) -> list[int]:
+        """The server and its descendants."""
+        found, new = [], [self.process.pid]
+        while new:
+            found += new
+            new = [child for pid in new for child in _children(pid)]
+        return found
+
+    def cpu_s(self) -> float:
+        """CPU seconds since the start, of all processes that live; in steps of the kernel's 10 ms."""
+        return sum(_cpu_ticks(pid) for pid in self.pids) * _TICK_S
+
+    def core_busy_s(self) -> float:
+        """Seconds that the server's core was busy since the machine started, whoever it worked for."""
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *ticks = line.split()
+            if name == f"cpu{self.core}":
+                user, nice, system, _, _, irq, softirq, steal = map(int, ticks[:8])
+                return (user + nice + system + irq + softirq + steal) * _TICK_S
+        return 0.0
+
+    def memory_bytes(self) -> int:
+        """Proportional set size of all processes: pages that several map are shared out."""
+        return sum(_pss(pid) for pid in self.pids)
+
+
+@contextmanager
+def hosted(name: str, called: str, arguments: Sequence[str], core: int, probe: bytes, work: Path) -> Iterator[Host]:
+    """`python -m benchmarks.serving.subjects CORE PORT *arguments`, from the moment on when it answers `probe` with 200.
+
+    Raises `BenchmarkError` when it does not get that far. A file of `work` that is named for `called` gets what it prints.
+    """
+    port, said = _free_port(), work / f"{called}.log"
+    command = [sys.executable, "-m", "benchmarks.serving.subjects", str(core), str(port), *arguments]
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    with said.open("wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=work, env=environment)
+    host = Host(name, process, port, core)
+    try:
+        _wait_until_ready(host, probe, said)
+        yield host
+    finally:
+        _stop(host)
+
+
+def _wait_until_ready(host: Host, probe: bytes, said: Path) -> None:
+    until, answer = monotonic() + _START_S, b""
+    while monotonic() < until and host.process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", host.port), timeout=_START_S) as sock:
+            sock.sendall(probe)
+            answer = sock.recv(1 << 16)
+            if answer.startswith(b"HTTP/1.1 200"):
+                return
+        sleep(_POLL_S)
+    got = answer[:300].decode(errors="replace") or "no answer"
+    raise BenchmarkError(host.name, f"an answer within {_START_S:.0f} s", f"{got}; it said: {said.read_text()[-2000:]}")
+
+
+def _stop(host: Host) -> None:
+    """Ask the server to go, wait for it, and end by their ids those of its processes that it left."""
+    pids = host.pids
+    host.process.terminate()
+    try:
+        host.process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        host.process.kill()
+        host.process.wait()
+    for pid in pids[1:]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    """One that nothing listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _cpu_ticks(pid: int) -> int:
+    with suppress(OSError):
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(after_name[11]) + int(after_name[12])  # utime and stime, fields 14 and 15
+    return 0
+
+
+def _pss(pid: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

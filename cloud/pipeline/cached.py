@@ -1,0 +1,56 @@
+"""The last ranking of each user, for a page that there is no time to rank for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from time import monotonic
+
+import msgspec
+
+from cloud.pipeline.candidates import CandidateSet
+
+__all__ = ["CacheConfig", "RankingCache"]
+
+_Key = tuple[int, str | None]
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `[cache]` may hold."""
+
+    users: int = 10_000
+    """Rankings kept, the latest used; one of 200 candidates and 6 tasks takes some 7 kB."""
+    candidates: int = 200
+    """Best candidates kept of a ranking."""
+    ttl_s: float = 600.0
+    """Older rankings are not used."""
+
+    def __post_init__(self) -> None:
+        if self.users < 0 or self.candidates < 1 or not self.ttl_s > 0:
+            raise ValueError("expected users of 0 or more, candidates of 1 or more and ttl_s above 0")
+
+
+class RankingCache:
+    """By user and experiment. Not for several threads at a time."""
+
+    def __init__(self, config: CacheConfig, clock: Callable[[], float] = monotonic) -> None:
+        """`clock` tells seconds."""
+        self._config, self._clock = config, clock
+        self._kept: OrderedDict[_Key, tuple[float, CandidateSet]] = OrderedDict()
+
+    def keep(self, key: _Key, candidates: CandidateSet) -> None:
+        """Keep a ranking in the place of the user's last."""
+        if not self._config.users:
+            return
+        self._kept[key] = self._clock(), candidates.take(slice(self._config.candidates))
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._config.users:
+            self._kept.popitem(last=False)
+
+    def get(self, key: _Key) -> CandidateSet | None:
+        """The user's last ranking, None where it is too old or unknown."""
+        kept = self._kept.get(key)
+        if kept is None or self._clock() - kept[0] > self._config.ttl_s:
+            return None
+        self._kept.move_to_end(key)
+        return kept[1]

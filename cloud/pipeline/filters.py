@@ -1,0 +1,134 @@
+"""What may be shown at all, whichever channel it came from: the `[filters]` of the pipeline file.
+
+They hold for every page, also one from the cache or of popular items.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from time import monotonic, time
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.pipeline.catalogue import Catalogue
+from cloud.retrieval.index import Where
+
+__all__ = ["Filters", "FiltersConfig"]
+
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
+_LOOK_S = 0.5
+
+_logger = logging.getLogger(__name__)
+
+
+class FiltersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `[filters]` may hold."""
+
+    seen: bool = True
+    """Leave out what the user has seen."""
+    categories: tuple[int, ...] | None = None
+    """Codes of the column `category` that may be shown; all when absent."""
+    categories_not: tuple[int, ...] = ()
+    """Codes that may not."""
+    authors: tuple[int, ...] | None = None
+    """Ids of the authors whose items may be shown; all when absent."""
+    authors_not: tuple[int, ...] = ()
+    """Ids of those whose items may not."""
+    age_max_days: float | None = None
+    """Oldest item by its upload, to the hour, on this machine's clock. One of unknown age passes."""
+    removed: str | None = None
+    """File of item ids, one a line, that were taken down. It is read anew when it changes: a take-down needs no restart."""
+
+    def __post_init__(self) -> None:
+        if self.age_max_days is not None and not self.age_max_days > 0:
+            raise ValueError(f"expected age_max_days above 0, got {self.age_max_days}")
+
+
+class Filters:
+    """The filters over a catalogue. Raises `OSError` or `ValueError` when the file of removed items cannot be read."""
+
+    def __init__(self, config: FiltersConfig, catalogue: Catalogue, folder: Path) -> None:
+        """`folder` is where a relative path starts."""
+        self.config, self._catalogue = config, catalogue
+        self._path = None if config.removed is None else folder / config.removed
+        self._stamp: tuple[int, int, int] | None = None
+        self._looked = -np.inf
+        self._removed = np.zeros(0, np.int64)
+        self._where, self._mask = Where(), np.zeros(0, np.bool_)
+        self._made: tuple[int, object] | None = None
+        if self._path is not None:
+            self._read(self._path)
+        self._refresh()
+
+    @property
+    def where(self) -> Where:
+        """What an index may find."""
+        self._refresh()
+        return self._where
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """[I] whether a position may be shown; removed items may not. Not to be written to."""
+        self._refresh()
+        return self._mask
+
+    @property
+    def removed(self) -> NDArray[np.int64]:
+        """[r] positions of removed items."""
+        if self._path is not None and monotonic() - self._looked > _LOOK_S:
+            try:
+                self._read(self._path)
+            except (OSError, ValueError) as error:  # what was removed stays so
+                _logger.error("the file of removed items cannot be read: %s", error)
+        return self._removed
+
+    def _read(self, path: Path) -> None:
+        self._looked = monotonic()
+        told = os.stat(path)
+        stamp = told.st_mtime_ns, told.st_size, told.st_ino
+        if stamp != self._stamp:
+            try:
+                ids = [int(line) for line in path.read_text("utf-8").split()]
+            except ValueError as error:
+                raise ValueError(f"Expected item ids, one a line, got: {error} - at {path}") from error
+            self._removed = np.unique(self._catalogue.positions(ids))
+            self._stamp = stamp
+
+    def _refresh(self) -> None:
+        config, removed = self.config, self.removed
+        hour = int(time()) // 3600 if config.age_max_days is not None else 0
+        made = hour, removed
+        if self._made is not None and self._made[0] == hour and self._made[1] is removed:
+            return
+        since = None if config.age_max_days is None else hour * _HOUR_MS - round(config.age_max_days * _DAY_MS)
+        self._where = Where(
+            categories=config.categories,
+            categories_not=config.categories_not,
+            authors=config.authors,
+            authors_not=config.authors_not,
+            created_from_ms=since,
+        )
+        self._mask = self._allowed(since, removed)
+        self._made = made
+
+    def _allowed(self, since: int | None, removed: NDArray[np.int64]) -> NDArray[np.bool_]:
+        config, catalogue = self.config, self._catalogue
+        allowed = np.ones(len(catalogue), np.bool_)
+        category = catalogue.category("category")
+        if category is None:
+            category = np.zeros(len(catalogue), np.int32)
+        if config.categories is not None:
+            allowed &= np.isin(category, config.categories)
+        if config.authors is not None:
+            allowed &= np.isin(catalogue.author, config.authors)
+        allowed &= ~np.isin(category, config.categories_not) & ~np.isin(catalogue.author, config.authors_not)
+        if since is not None:
+            allowed &= (catalogue.upload_ms >= since) | (catalogue.upload_ms == np.iinfo(np.int64).min)
+        allowed[removed] = False
+        allowed[0] = False
+        return allowed

@@ -1,0 +1,120 @@
+"""Runs the stages, and knows what to do when they cannot: the degradation ladder.
+
+1. `fewer_ranked`: the rank stage scores as many candidates as there is time for.
+2. `cached_ranking`: out of time for even a few, or a stage failed: the user's last ranking, without what was seen since.
+3. `popular`: there is none: popular items, without probabilities.
+
+Filters and rules (`Stage.on_every_page`) hold on every step, so what was taken down is never shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from cloud.pipeline.cached import RankingCache
+from cloud.pipeline.candidates import CandidateSet
+from cloud.pipeline.config import PipelineConfig, PipelineError, default_stages
+from cloud.pipeline.plugin import PluginError, Plugins
+from cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage
+
+__all__ = ["Pipeline"]
+
+_STAGES = Plugins(
+    "stage",
+    Stage,
+    {
+        "retrieve": "cloud.retrieval.retrieve.Retrieve",
+        "rank": "cloud.ranking.rank.Rank",
+        "fuse": "cloud.ranking.fuse.Fuse",
+        "spread": "cloud.reranking.spread.Spread",
+    },
+)
+_POPULAR_MAX = 1000
+
+_logger = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """The stages of `config` over `resources`. Raises `PipelineError`. Called from one thread at a time."""
+
+    def __init__(self, config: PipelineConfig, resources: Resources, task_weights: Mapping[str, float]) -> None:
+        self._resources, self._cache = resources, RankingCache(config.cache)
+        if str(resources.folder) not in sys.path:  # a user's own stages are beside the file
+            sys.path.append(str(resources.folder))
+        self._stages: list[tuple[str, Stage]] = []
+        for i, table in enumerate(config.stage or default_stages(task_weights)):
+            try:
+                stage = _STAGES.made(table, f"$.stage[{i}]", resources)
+            except PluginError as error:
+                raise PipelineError(error.path, error.message) from error
+            self._stages.append((str(table["use"]).rpartition(".")[2], stage))
+        self._mask: Any = None
+        self._popular = np.zeros(0, np.int64)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the stages, in order; what `observe` is told."""
+        return tuple(name for name, _ in self._stages)
+
+    def __call__(self, query: Query, observe: Callable[[str, float], None]) -> CandidateSet:
+        """Candidates in cloud order; `query.degraded` says what was left out. `observe` is told how long each stage took."""
+        deadline, candidates = query.deadline, CandidateSet(np.zeros(0, np.int64))
+        since = perf_counter()
+        for name, stage in self._stages:
+            own = stage.config.deadline_ms
+            query.deadline = deadline if own is None else deadline.sooner(own / 1e3)
+            try:
+                if not stage.on_every_page and query.deadline.left() <= 0:
+                    raise OutOfTimeError("no time is left")
+                candidates = stage(query, candidates)
+            except OutOfTimeError:
+                return self._fallback(query)
+            except Exception:
+                # Whatever a stage does, there is a page: feeds do not stop.
+                _logger.exception("stage %s failed", name)
+                query.degraded.append(f"failed_{name}")
+                return self._fallback(query)
+            now = perf_counter()
+            observe(name, now - since)
+            since = now
+        if candidates.score is not None:
+            self._cache.keep((query.request.user_id, query.request.experiment), candidates)
+        return candidates
+
+    def _fallback(self, query: Query) -> CandidateSet:
+        allowed = self._resources.filters.allowed
+        cached = self._cache.get((query.request.user_id, query.request.experiment))
+        if cached is not None:
+            cached = cached.take(allowed[cached.item] & ~np.isin(cached.item, query.exclude))
+        if cached is not None and len(cached) >= query.request.size:
+            query.degraded.append("cached_ranking")
+            return self._ruled(query, cached)
+        query.degraded.append("popular")
+        if allowed is not self._mask:
+            order = self._resources.catalogue.by_popularity
+            self._popular, self._mask = order[allowed[order]], allowed
+        head = self._popular[: min(_POPULAR_MAX, 2 * query.request.size) + len(query.exclude)]
+        item = head[~np.isin(head, query.exclude)][: 2 * query.request.size]
+        pxtr = np.full((len(item), len(self._resources.catalogue.tasks)), np.nan, np.float32)
+        return self._ruled(query, CandidateSet(item, pxtr, self._resources.catalogue.popularity[item]))
+
+    def _ruled(self, query: Query, candidates: CandidateSet) -> CandidateSet:
+        for name, stage in self._stages:
+            if stage.on_every_page:
+                try:
+                    candidates = stage(query, candidates)
+                except Exception:
+                    _logger.exception("stage %s failed", name)
+                    query.degraded.append(f"failed_{name}")
+        return candidates
+
+    def close(self) -> None:
+        """Let go of what stages hold."""
+        for _, stage in self._stages:
+            stage.close()

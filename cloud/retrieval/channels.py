@@ -1,0 +1,113 @@
+"""The channels that candidates come from: near the user's vector, popular, fresh. A channel of your own is a subclass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.pipeline.stage import Query, Resources
+from cloud.retrieval.index import RetrievalError
+
+__all__ = ["Channel", "ChannelConfig", "Fresh", "Popular", "TwoTower", "TwoTowerConfig"]
+
+Int = NDArray[np.int64]
+
+
+class ChannelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every channel's table may hold."""
+
+    quota: int = 0
+    """Candidates that it gives a user of whom something is known. It gives more where the others leave room."""
+    quota_cold: int | None = None
+    """Candidates that it gives a cold user; None: as many as any other."""
+
+    def __post_init__(self) -> None:
+        if self.quota < 0 or (self.quota_cold or 0) < 0:
+            raise ValueError(f"expected quotas of 0 or more, got {self.quota} and {self.quota_cold}")
+
+
+class Channel(ABC):
+    """A source of candidates. Raises `ValueError` for a config that does not fit."""
+
+    Config: ClassVar[type[ChannelConfig]] = ChannelConfig
+
+    def __init__(self, config: Any, resources: Resources) -> None:
+        """`config` is a `Config`."""
+        self.config, self.resources = config, resources
+
+    @abstractmethod
+    def __call__(self, query: Query, k: int) -> Int:
+        """Up to `k` positions, best first, none of which is in `query.exclude` or filtered out."""
+
+
+class TwoTowerConfig(ChannelConfig, frozen=True, kw_only=True):
+    """The nearest to the user's vector."""
+
+    index: str = "items"
+    """Name of an `[[index]]`."""
+
+
+class TwoTower(Channel):
+    """The items whose vectors have the largest inner product with the user's (Yi et al., RecSys 2019)."""
+
+    Config = TwoTowerConfig
+
+    def __init__(self, config: TwoTowerConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        if config.index not in resources.indexes:
+            known = ", ".join(resources.indexes) or "none"
+            raise ValueError(f"expected the name of an index ({known}), got {config.index}")
+        self._index = resources.indexes[config.index]
+
+    def __call__(self, query: Query, k: int) -> Int:
+        """None at all when the user's vector or the index cannot be had; the page then says so."""
+        if query.vector is None:
+            return np.zeros(0, np.int64)
+        where, left = self.resources.filters.where, query.deadline.left()
+        try:
+            return self._index.search(query.vector, k, where=where, exclude=query.exclude, deadline_s=left).ids
+        except RetrievalError:
+            query.degraded.append(f"index_{self.config.index}")
+            return np.zeros(0, np.int64)
+
+
+class _Ordered(Channel):
+    """The first of a fixed order that may be shown."""
+
+    def __init__(self, config: ChannelConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self._mask: NDArray[np.bool_] | None = None
+        self._allowed = np.zeros(0, np.int64)
+
+    def order(self) -> Int:
+        """Positions of all items, best first."""
+        raise NotImplementedError
+
+    def __call__(self, query: Query, k: int) -> Int:
+        """See `Channel`."""
+        mask = self.resources.filters.allowed
+        if mask is not self._mask:
+            order = self.order()
+            self._allowed, self._mask = order[mask[order]], mask
+        head = self._allowed[: k + len(query.exclude)]
+        return head[~np.isin(head, query.exclude)][:k]
+
+
+class Popular(_Ordered):
+    """The items with the highest smoothed rate of the first task."""
+
+    def order(self) -> Int:
+        """The catalogue's."""
+        return self.resources.catalogue.by_popularity
+
+
+class Fresh(_Ordered):
+    """The items that were uploaded last. Those of unknown age are not among them."""
+
+    def order(self) -> Int:
+        """The catalogue's."""
+        return self.resources.catalogue.by_freshness

@@ -1,0 +1,40 @@
+"""Many readers or one writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition, Lock
+
+__all__ = ["ReadersWriter"]
+
+
+class ReadersWriter:
+    """Lets many read at once, or one write. A waiting writer goes before readers that come after it. Not re-entrant."""
+
+    def __init__(self) -> None:
+        self._gate = Lock()  # held by the writer from when it waits; readers only pass through
+        self._left = Condition()
+        self._readers = 0
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Nothing is written while the block runs."""
+        with self._gate, self._left:
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._left:
+                self._readers -= 1
+                if not self._readers:
+                    self._left.notify_all()
+
+    @contextmanager
+    def write(self) -> Iterator[None]:
+        """Nobody reads and nobody else writes while the block runs."""
+        with self._gate:
+            with self._left:
+                while self._readers:
+                    self._left.wait()
+            yield

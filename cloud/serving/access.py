@@ -1,0 +1,86 @@
+"""The door: whoever comes in has a token that allows it and does not come too often.
+
+    access = Access(TokenFile(path), RequestLimits())
+    grant = access(scope, "device")                                      # ASGI's own scope: the hot routes
+    @app.get("/metrics", dependencies=[access.requires("admin")])        # any other route
+
+Without tokens the server is open: anybody may do all but publish, which would change the models of every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Depends, Security
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from cloud.serving.limits import SCOPES, RateLimit, RequestLimits, TokenScope, caller
+from cloud.serving.tokens import AuthError, Grant, TokenFile
+
+__all__ = ["ANYBODY", "SECURITY_SCHEME", "Access"]
+
+ANYBODY = Grant("", frozenset(("device", "admin")), None)
+"""Who comes to an open server."""
+
+SECURITY_SCHEME = "token"
+"""The name of the tokens in the OpenAPI text."""
+
+
+class Access:
+    """The check of every request. `tokens` None leaves the server open."""
+
+    def __init__(self, tokens: TokenFile | None = None, limits: RequestLimits | None = None) -> None:
+        self.tokens, self.limits = tokens, RequestLimits() if limits is None else limits
+        config = self.limits.config
+        self._rates: dict[str, RateLimit | None] = {scope: config.rate(scope) for scope in SCOPES}
+
+    def __call__(self, scope: Scope, need: TokenScope) -> Grant:
+        """Who asks. Raises `AuthError` when that one may not do `need`, `TooManyError` when it asks too often."""
+        authorization: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                if authorization is not None:
+                    raise AuthError("malformed", "one `Authorization`", "several", need)
+                authorization = value
+        return self.admit(authorization, need, scope.get("client"))
+
+    def admit(self, authorization: bytes | None, need: TokenScope, client: tuple[str, int] | None) -> Grant:
+        """The same of one `Authorization` header that the caller has found, and ASGI's `client`."""
+        if self.tokens is None:
+            if need not in ANYBODY.scopes:
+                raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
+            if (anonymous := self.limits.config.anonymous) is not None:
+                self.limits(caller(client), anonymous)
+            return ANYBODY
+        grant = self.tokens.check(authorization, need)
+        if (rate := grant.rate or self._rates[need]) is not None:
+            self.limits((grant.id, need), rate)
+        return grant
+
+    def requires(self, need: TokenScope) -> Any:
+        """A FastAPI dependency that lets in who may do `need`, and says so in the OpenAPI text."""
+        return Depends(_open(self, need)) if self.tokens is None else Security(_Bearer(self, need), scopes=[need])
+
+    def openapi_security(self, need: TokenScope) -> list[dict[str, list[str]]]:
+        """The same for a route that FastAPI does not know: the `security` of its operation."""
+        return [] if self.tokens is None else [{SECURITY_SCHEME: [need]}]
+
+
+class _Bearer(SecurityBase):
+    def __init__(self, access: Access, need: TokenScope) -> None:
+        self.model = HTTPBearer(description="`prk_<id>_<secret>`, as `pocketrank token create` prints it.")
+        self.scheme_name = SECURITY_SCHEME
+        self._access, self._need = access, need
+
+    async def __call__(self, request: HTTPConnection) -> Grant:
+        return self._access(request.scope, self._need)
+
+
+def _open(access: Access, need: TokenScope) -> Any:
+    async def check(request: HTTPConnection) -> Grant:
+        return access(request.scope, need)
+
+    return check

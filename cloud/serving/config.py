@@ -1,0 +1,56 @@
+"""How a server serves: what is not in the pipeline file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloud.pipeline.config import PipelineConfig
+from cloud.serving.cors import CorsConfig
+from cloud.serving.health import HealthConfig
+from cloud.serving.limits import LimitsConfig
+from cloud.serving.logs import LogConfig
+from cloud.serving.price import PriceConfig
+from cloud.serving.server import ServerConfig
+from cloud.serving.state import StateConfig
+from cloud.serving.telemetry import DeviceTelemetryConfig
+from cloud.serving.tracing import TracingConfig
+from cloud.streams.sqlite import SqliteLogConfig
+
+__all__ = ["ServingConfig"]
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """A server. It is handed to worker processes, so all of it can be pickled."""
+
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """How a page is made."""
+    folder: Path = Path()
+    """Where relative paths and a user's own modules of the pipeline start: the folder of its file."""
+    workers: int = 1
+    """Processes; about one a core."""
+    tokens: Path | None = None
+    """File of tokens (`pocketrank token`). None leaves the server open to whoever reaches it."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What a caller may ask for."""
+    cors: CorsConfig = field(default_factory=CorsConfig)
+    """Web pages that may call from a browser."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """TLS, and how a process ends."""
+    logs: LogConfig = field(default_factory=LogConfig)
+    """What is said, and how."""
+    tracing: TracingConfig = field(default_factory=TracingConfig)
+    """Where traces go, if anywhere."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """How readiness is found out."""
+    state: StateConfig = field(default_factory=StateConfig)
+    """What is kept of a user."""
+    price: PriceConfig = field(default_factory=PriceConfig)
+    """What a page costs as load rises."""
+    log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
+    """How feedback is kept."""
+    feedback_threads: int = 8
+    """Batches of feedback that may wait for the disk at once; those that wait share a sync."""
+    telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
+    """How much is kept of what devices tell of themselves."""

@@ -1,0 +1,93 @@
+"""Serves a run: one process, or a supervisor and its workers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
+
+from cloud.serving.config import ServingConfig
+from cloud.serving.server import listen
+from cloud.training.run import Run
+
+__all__ = ["OpenServerError", "serve", "serve_on"]
+
+
+class OpenServerError(ValueError):
+    """A server without tokens on an address that other machines reach."""
+
+
+def serve(
+    run: Run,
+    bundle: Path | None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    feedback_db: Path | None = None,
+    config: ServingConfig | None = None,
+    anybody: bool = False,
+) -> None:
+    """Serve `run` until SIGINT or SIGTERM; answers what is under way before it goes. Prints the URL when ready.
+
+    `port` 0 takes a free one. `feedback_db` is the file of the feedback log, `RUN/feedback.db` by default. Without tokens only
+    this machine is served, unless `anybody` says that another sees to who comes (`OpenServerError`). Raises
+    `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError`, `BundleFilesError`, `LogOpenError`, `TokenFileError`, and
+    `PortError` when the address cannot be had.
+    """
+    config = config or ServingConfig()
+    if config.tokens is None and not anybody and not _is_loopback(host):
+        raise OpenServerError(f"Expected tokens for a server on {host}, got none: --tokens FILE, or --open to let anybody in")
+    db = feedback_db or run.folder / "feedback.db"
+    with listen(host, port) as sock:  # first, so that a port in use is known before anything is loaded
+        from cloud.serving.world import fill_stores
+
+        fill_stores(run, config)
+        if config.workers == 1:
+            serve_on(sock, None, run.folder, bundle, db, config)
+            return
+        from cloud.serving.shared_metrics import shared_metrics
+        from cloud.serving.workers import run_workers
+
+        target, args = "cloud.serving.serve:serve_on", (run.folder, bundle, db, config)
+        tls = config.server.ssl_certfile is not None
+        with shared_metrics() as shared:
+            run_workers(target, args, sock, config.workers, tls=tls, environment=shared.environment, died=shared.died)
+
+
+def serve_on(
+    sock: socket.socket, ready: Callable[[], None] | None, folder: Path, bundle: Path | None, db: Path, config: ServingConfig
+) -> None:
+    """Serve the run in `folder` on a listening socket, in this process. `ready` is called when it is; without it the URL is
+    printed.
+    """
+    from cloud.serving.access import Access
+    from cloud.serving.app import create_app
+    from cloud.serving.health import Health
+    from cloud.serving.limits import RequestLimits
+    from cloud.serving.logs import configure_logs
+    from cloud.serving.server import run_server
+    from cloud.serving.tokens import TokenFile
+    from cloud.serving.world import open_world
+    from cloud.streams.sqlite import SqliteFeedbackLog
+
+    configure_logs(config.logs)
+    run, health = Run.open(folder), Health(config.health)
+    access = Access(TokenFile(config.tokens) if config.tokens else None, RequestLimits(config.limits))
+    with ExitStack() as stack:
+        world = open_world(run, config)
+        stack.callback(world.close)
+        log = SqliteFeedbackLog(db, config.log)
+        stack.callback(log.close)
+        uploads = folder / "bundles" if config.tokens else None
+        app = create_app(world, bundle, log, config, access=access, health=health, uploads=uploads)
+        run_server(app, sock, config.server, ready=ready, draining=health.draining)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        loopback: bool = ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+    return loopback

@@ -1,0 +1,102 @@
+"""The lower halves that are still answered: one user tower and one table of item vectors a split version.
+
+The vectors are in an `EmbeddingStore`, so that they can be updated while pages are made and can be shared by many servers; the
+towers are this process's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.pipeline.stage import Deadline
+from cloud.ranking.ids import IdIndex
+from cloud.ranking.published import Published, PublishedRecord
+from cloud.ranking.tower import UserTower
+from cloud.stores.base import EmbeddingStore, StoreError, UnknownVersionError
+
+__all__ = ["Split", "SplitVectors", "Splits", "StoreAwayError"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One lower half."""
+
+    version: str
+    tower: UserTower
+    users: IdIndex
+
+    @classmethod
+    def of(cls, folder: Path, published: Published, record: PublishedRecord) -> Split:
+        """That of the published half in `folder`. Raises `PublishedError`."""
+        return cls(record.split_version, UserTower(folder, published), IdIndex(published.user_id))
+
+
+class StoreAwayError(Exception):
+    """The store cannot be reached, or was not a moment ago."""
+
+
+class SplitVectors(NamedTuple):
+    """Vectors of items: [n, D] and whether they are known [n]."""
+
+    vectors: NDArray[np.float16]
+    found: NDArray[np.bool_]
+
+
+class Splits:
+    """The `splits` that live, with their vectors in `store`. Safe to call from several threads."""
+
+    def __init__(
+        self, splits: Sequence[Split], store: EmbeddingStore, *, retry_s: float = 0.5, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """After a failure the store is left alone for `retry_s`: pages must not all wait for it one after the other."""
+        self._splits = {split.version: split for split in splits}
+        self._store, self._retry_s, self._clock = store, retry_s, clock
+        self._away_until = -np.inf
+
+    def __contains__(self, version: object) -> bool:
+        return version in self._splits
+
+    @property
+    def versions(self) -> frozenset[str]:
+        """Those that are answered."""
+        return frozenset(self._splits)
+
+    @property
+    def away(self) -> bool:
+        """Whether the store failed a moment ago."""
+        return self._clock() < self._away_until
+
+    def items(self, version: str, ids: NDArray[np.int64], deadline: Deadline) -> SplitVectors:
+        """Vectors of the items with `ids` [n]. Raises `StoreAwayError`."""
+        if self.away:
+            raise StoreAwayError
+        try:
+            return SplitVectors(*self._store.get(version, ids, deadline_s=max(1e-3, deadline.left())))
+        except StoreError as error:
+            self._away_until = self._clock() + self._retry_s
+            _logger.warning("vectors of %s cannot be had: %s", version, error)
+            raise StoreAwayError from error
+
+    def check(self) -> None:
+        """Ask the store for what it holds. Raises `StoreError` when it does not answer or lacks a version."""
+        missing = sorted(self.versions - set(self._store.versions()))
+        if missing:
+            raise UnknownVersionError("the store", f"vectors of {', '.join(missing)}", "none")
+
+    def user(
+        self, version: str, user_id: int, ids: NDArray[np.int64], feedback: NDArray[np.float32], deadline: Deadline
+    ) -> NDArray[np.float32]:
+        """The vector [D] of a user whose past is `ids` [e] with `feedback` [e, F], oldest first. Raises `StoreAwayError`."""
+        split = self._splits[version]
+        vectors, found = self.items(version, ids, deadline)
+        return split.tower(int(split.users((user_id,))[0]), vectors, feedback, found)

@@ -1,0 +1,117 @@
+"""All that pages are made from: the published run, its indexes, the pipeline, and the split versions that still live."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cloud.pipeline.catalogue import Catalogue
+from cloud.pipeline.config import PipelineConfig, PipelineError
+from cloud.pipeline.filters import Filters
+from cloud.pipeline.pipeline import Pipeline
+from cloud.pipeline.stage import Resources
+from cloud.ranking.published import Published, PublishedRecord
+from cloud.ranking.ranker import OnnxRanker, OnnxRankerConfig
+from cloud.retrieval.index import Attributes, VectorIndex
+from cloud.retrieval.ivf import IvfIndex
+from cloud.retrieval.opening import IndexConfig, open_index
+from cloud.serving.config import ServingConfig
+from cloud.serving.splits import Split, Splits
+from cloud.serving.state import UserStates
+from cloud.stores.base import EmbeddingStore
+from cloud.stores.filling import fill_store
+from cloud.stores.opening import open_store
+from cloud.training.run import Run
+
+__all__ = ["World", "fill_stores", "open_world"]
+
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class World:
+    """What a process serves."""
+
+    published: Published
+    record: PublishedRecord
+    catalogue: Catalogue
+    ranker: OnnxRanker
+    filters: Filters
+    pipeline: Pipeline
+    splits: Splits
+    states: UserStates
+    closing: ExitStack
+
+    def close(self) -> None:
+        """Let go of indexes, stages and the store."""
+        self.closing.close()
+
+
+def open_world(run: Run, config: ServingConfig) -> World:
+    """The world of `run`, whose vectors `fill_stores` has put in place.
+
+    Raises `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError` or `RunError`, whichever part cannot be had.
+    """
+    pipeline = config.pipeline
+    published, record = Published.open(run.published)
+    catalogue = Catalogue(published, record)
+    with ExitStack() as stack:
+        ranker = OnnxRanker(run.published, published, record, OnnxRankerConfig(processes=config.workers))
+        filters = _filters(pipeline, catalogue, config.folder)
+        indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
+        for index in indexes.values():
+            stack.callback(index.close)
+        resources = Resources(catalogue, ranker, indexes, filters, config.folder)
+        stages = Pipeline(pipeline, resources, run.spec.task_weights)
+        stack.callback(stages.close)
+        store = open_store(_url(run, config))
+        stack.callback(store.close)
+        splits = [Split.of(run.published, published, record)]
+        splits += [Split.of(old.published, *Published.open(old.published)) for old in _older(config)]
+        states = UserStates(published, record, config.state)
+        return World(
+            published, record, catalogue, ranker, filters, stages, Splits(splits, store), states, closing=stack.pop_all()
+        )
+
+
+def fill_stores(run: Run, config: ServingConfig) -> None:
+    """Put the vectors of all versions that will be served where every process finds them. Raises `StoreError`, `RunError`."""
+    life = config.pipeline.store.life_days
+    store: EmbeddingStore = open_store(_url(run, config))
+    try:
+        for one in (run, *_older(config)):
+            fill_store(store, *Published.open(one.published), None if life is None else life * _DAY_S)
+    finally:
+        store.close()
+
+
+def _url(run: Run, config: ServingConfig) -> str:
+    return config.pipeline.store.url or f"mmap:{run.folder / 'vectors'}"
+
+
+def _older(config: ServingConfig) -> list[Run]:
+    return [Run.open(config.folder / split.run) for split in config.pipeline.split]
+
+
+def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path) -> Filters:
+    try:
+        return Filters(pipeline.filters, catalogue, folder)
+    except (OSError, ValueError) as error:
+        raise PipelineError("$.filters.removed", str(error)) from error
+
+
+def _index(name: str, config: IndexConfig, catalogue: Catalogue, published: Published, record: PublishedRecord) -> VectorIndex:
+    index = open_index(config, name=f"{name}-{record.split_version}")
+    items = np.arange(1, len(catalogue))
+    if len(index) == len(items):  # another server has put them into an index that they share
+        return index
+    category = catalogue.category("category")
+    unknown = np.zeros(len(catalogue), np.int32)
+    attributes = Attributes(catalogue.author, unknown if category is None else category, catalogue.upload_ms)
+    index.upsert(items, np.asarray(published.item_vector)[1:], attributes.take(items))
+    if isinstance(index, IvfIndex):
+        index.wait()  # a server that is ready is as fast as it will be
+    return index

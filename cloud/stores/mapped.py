@@ -1,0 +1,160 @@
+"""Embedding tables in memory-mapped files: one process writes, any number read, and all share the memory.
+
+::
+
+    FOLDER/writer.lock             held by the process that writes
+    FOLDER/v-VERSION/00000001.rows a table, see `cloud.stores.table`; the highest number counts
+
+A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the old
+one is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens, with
+each row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, is_version
+from cloud.stores.table import Layout, Table, TableConfig
+from cloud.stores.tables import TableStore
+
+__all__ = ["MappedStore"]
+
+_PREFIX, _SUFFIX = "v-", ".rows"
+
+_TRIES = 100
+"""Times that a reader looks for a table while the writer replaces it; each time the table is larger by half."""
+
+
+class MappedStore(TableStore):
+    """Tables in the files of `folder`, made when missing. `clock` tells Unix time in seconds.
+
+    The first call that writes makes this process the writer, until `close` or its end; it raises `StoreWriteError` while
+    another one is. Raises `StoreConfigError` for a folder that cannot be made.
+    """
+
+    def __init__(self, folder: Path, config: TableConfig | None = None, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(f"mmap:{folder}", config, clock)
+        self._folder, self._lock_file = folder, -1
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreConfigError(self._where, "a folder for tables", str(error)) from error
+
+    def _write(self) -> None:
+        if self._lock_file >= 0:
+            return
+        descriptor = -1
+        try:
+            descriptor = os.open(self._folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            got = "another process that writes" if isinstance(error, BlockingIOError) else str(error)
+            raise StoreWriteError(self._where, "to be the only one who writes", got) from error
+        self._lock_file = descriptor
+        self._tables.clear()  # those were mapped for reading
+        for version in self._names():
+            self._clear(version)
+
+    def _path(self, version: str) -> Path:
+        return self._folder / f"{_PREFIX}{version}"
+
+    def _names(self) -> list[str]:
+        found = (path.name.removeprefix(_PREFIX) for path in self._folder.glob(f"{_PREFIX}*"))
+        return sorted(filter(is_version, found))
+
+    def _numbers(self, version: str) -> list[int]:
+        """Numbers of the version's tables, the current one last."""
+        return sorted(int(path.stem) for path in self._path(version).glob(f"*{_SUFFIX}") if path.stem.isdecimal())
+
+    def _file(self, version: str, number: int) -> Path:
+        return self._path(version) / f"{number:08d}{_SUFFIX}"
+
+    def _clear(self, version: str) -> None:
+        """Finish what a killed writer left: unfinished tables, and those that were replaced."""
+        for unfinished in self._path(version).glob("*.part"):
+            unfinished.unlink(missing_ok=True)
+        for number in self._numbers(version)[:-1]:
+            self._retire(version, number)
+
+    def _retire(self, version: str, number: int) -> None:
+        try:
+            self._open(self._file(version, number), writable=True).end()
+        except (StoreError, OSError):
+            pass  # whatever it was, no reader has it
+        self._file(version, number).unlink(missing_ok=True)
+
+    def _find(self, version: str) -> Table | None:
+        if not is_version(version):
+            return None
+        writes = self._lock_file >= 0
+        for _ in range(_TRIES):
+            numbers = self._numbers(version)
+            if not numbers:
+                return None
+            try:
+                table = self._open(self._file(version, numbers[-1]), writable=writes)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StoreError(self._where, f"a table of {version!r}", str(error)) from error
+            if table.is_over:
+                if writes:  # a drop that was cut short
+                    shutil.rmtree(self._path(version), ignore_errors=True)
+                    return None
+                continue
+            if writes:
+                table.recover()
+            return table
+        return None
+
+    def _open(self, path: Path, *, writable: bool) -> Table:
+        with path.open("r+b" if writable else "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise StoreError(str(path), "a table of embeddings", "an empty file")
+            memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+        return Table(memory, str(path), self._config)
+
+    def _make(self, version: str, layout: Layout, old: Table | None) -> Table:
+        folder = self._path(version)
+        number = max(self._numbers(version), default=0) + 1
+        path = self._file(version, number)
+        unfinished = path.with_suffix(".part")
+        try:
+            folder.mkdir(exist_ok=True)
+            with unfinished.open("w+b") as file:
+                # Taken now: a disk that fills up later would kill the process in the middle of a row.
+                os.posix_fallocate(file.fileno(), 0, layout.bytes)
+                memory = mmap.mmap(file.fileno(), layout.bytes, access=mmap.ACCESS_WRITE)
+            table = Table(memory, str(path), self._config, layout)
+            if old is not None:
+                table.copy(old)
+            unfinished.rename(path)
+        except (OSError, OverflowError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise StoreWriteError(self._where, f"room for a table of {layout.bytes} bytes", str(error)) from error
+        return table
+
+    def _outdated(self, version: str, table: Table) -> None:
+        for number in self._numbers(version)[:-1]:
+            self._file(version, number).unlink(missing_ok=True)
+
+    def _remove(self, version: str, table: Table) -> None:
+        shutil.rmtree(self._path(version), ignore_errors=True)
+
+    def close(self) -> None:
+        """Forget all tables and let another process write."""
+        with self._lock:
+            super().close()
+            if self._lock_file >= 0:
+                os.close(self._lock_file)
+                self._lock_file = -1

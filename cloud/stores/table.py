@@ -1,0 +1,242 @@
+"""One table of rows in a piece of memory: a header, the id index, the rows. Several processes may read what one writes.
+
+::
+
+    header   4096 bytes: int64 fields, magic, width, P, R, grace, state, rows taken, live rows, end of life (float64)
+    entries  int64 [P, 16]     `cloud.stores.ids`
+    rows     float16 [R, D]    row 0 is zeros and stands for every unknown id
+
+An update writes a row that nobody refers to, then flips the id's position in the index. The row that it replaces is written
+again only after `grace_rows` others, in the order in which rows fell free. The header counts rows written again: a reader
+that finds the counter no more than that further after its reading has read nothing that was written meanwhile, and reads again
+otherwise. A writer killed at any moment leaves whole rows: what it had not flipped yet nobody refers to.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.stores.base import Rows, StoreError, TableInfo
+from cloud.stores.ids import BUCKET, IdIndex, buckets_for
+
+__all__ = ["Layout", "Table", "TableConfig"]
+
+Int = NDArray[np.int64]
+Half = NDArray[np.float16]
+
+_MAGIC = int.from_bytes(b"PRtable1", "little")
+_HEADER = 4096
+_FIELD_MAGIC, _FIELD_WIDTH, _FIELD_BUCKETS, _FIELD_ROWS, _FIELD_GRACE = range(5)
+_FIELD_STATE, _FIELD_TAKEN, _FIELD_LIVE, _FIELD_EXPIRES = range(5, 9)
+_LIVE, _OVER = 0, 1
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """How much room a table has, and how long a replaced row is left alone."""
+
+    grace_rows: int = 4096
+    """Rows written before a replaced one is written again. No reader of a batch is overtaken so far unless it was stopped in
+    the middle, and then it reads again."""
+    chunk_rows: int = 1024
+    """Rows written or read between two looks at the counter."""
+    growth: float = 1.5
+    """A table that is full makes room for so many times the rows that it has."""
+    rows_min: int = 256
+    """Room in a new table, beside the grace."""
+
+    def __post_init__(self) -> None:
+        if not (self.chunk_rows > 0 and self.grace_rows >= self.chunk_rows and self.growth > 1 and self.rows_min > 0):
+            raise ValueError(f"Expected grace_rows >= chunk_rows > 0, growth > 1 and rows_min > 0, got {self}")
+
+
+class Layout(NamedTuple):
+    """The shape of a table, and where its parts lie."""
+
+    width: int
+    buckets: int
+    rows: int
+    grace: int
+
+    @classmethod
+    def for_rows(cls, width: int, rows: int, config: TableConfig) -> Layout:
+        """Room for so many live rows and those that wait to be written again."""
+        room = max(rows, config.rows_min)
+        return cls(width, buckets_for(room), 1 + room + config.grace_rows + config.chunk_rows, config.grace_rows)
+
+    @property
+    def rows_at(self) -> int:
+        """Where the rows begin, in bytes."""
+        return _HEADER + self.buckets * 2 * BUCKET * 8
+
+    @property
+    def bytes(self) -> int:
+        """Size of the whole."""
+        return self.rows_at + self.rows * self.width * 2
+
+
+class Table:
+    """The table in `memory`. One writer at a time, which has called `recover`; readers need no lock.
+
+    `fresh` lays a new one; without, the table that is there is opened. Raises `StoreError` for memory that holds none.
+    """
+
+    def __init__(self, memory: mmap.mmap, where: str, config: TableConfig, fresh: Layout | None = None) -> None:
+        self._where, self._config = where, config
+        self._fields = memoryview(memory)[:_HEADER].cast("q")
+        self._times = memoryview(memory)[:_HEADER].cast("d")
+        layout = fresh or self._stated(len(memory))
+        self.layout = layout
+        entries = np.frombuffer(memory, np.int64, layout.buckets * 2 * BUCKET, _HEADER)
+        self._index = IdIndex(entries.reshape(layout.buckets, 2 * BUCKET), fresh=fresh is not None)
+        self._rows = np.frombuffer(memory, np.float16, layout.rows * layout.width, layout.rows_at).reshape(-1, layout.width)
+        self._free: deque[Int] = deque()  # in the order in which they fell free
+        self._free_rows, self._next, self._known = 0, 1, 0
+        if fresh is not None:
+            fields = (layout.width, layout.buckets, layout.rows, layout.grace, _LIVE, 0, 0)
+            for field, value in enumerate(fields, _FIELD_WIDTH):
+                self._fields[field] = value
+            self._times[_FIELD_EXPIRES] = inf
+            self._fields[_FIELD_MAGIC] = _MAGIC
+
+    def _stated(self, size: int) -> Layout:
+        fields = self._fields
+        layout = Layout(fields[_FIELD_WIDTH], fields[_FIELD_BUCKETS], fields[_FIELD_ROWS], fields[_FIELD_GRACE])
+        if fields[_FIELD_MAGIC] != _MAGIC or min(layout) < 1 or layout.bytes != size:
+            raise StoreError(self._where, "a table of embeddings", f"{size} bytes of something else")
+        return layout
+
+    @property
+    def is_over(self) -> bool:
+        """Whether another table has taken this one's place, or the version was dropped."""
+        return self._fields[_FIELD_STATE] != _LIVE
+
+    def end(self) -> None:
+        """Tell readers to look for another table."""
+        self._fields[_FIELD_STATE] = _OVER
+
+    @property
+    def expires_s(self) -> float:
+        """Unix time at which the life of the table is over; infinity: never."""
+        return self._times[_FIELD_EXPIRES]
+
+    @expires_s.setter
+    def expires_s(self, value: float) -> None:
+        self._times[_FIELD_EXPIRES] = value
+
+    @property
+    def info(self) -> TableInfo:
+        """Width, rows and life."""
+        expires_s = self.expires_s
+        return TableInfo(self.layout.width, self._fields[_FIELD_LIVE], None if expires_s == inf else expires_s)
+
+    def get(self, ids: Int) -> Rows:
+        """The rows of `ids` [n]."""
+        if len(ids) <= self._config.chunk_rows:
+            fields, grace = self._fields, self.layout.grace
+            while True:
+                taken = fields[_FIELD_TAKEN]
+                positions = self._index(ids)
+                vectors = self._rows.take(positions, axis=0)
+                if fields[_FIELD_TAKEN] - taken <= grace:
+                    return Rows(vectors, positions.astype(np.bool_))
+        parts = [self.get(ids[i : i + self._config.chunk_rows]) for i in range(0, len(ids), self._config.chunk_rows)]
+        return Rows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
+
+    def scan(self) -> Iterator[tuple[Int, Half]]:
+        """All rows, some hundreds at a time."""
+        step = max(1, self._config.chunk_rows // BUCKET)
+        for start in range(0, len(self._index), step):
+            ids, _ = self._index.items(start, step)
+            rows = self.get(ids)
+            if len(ids) and rows.found.any():
+                yield ids[rows.found], rows.vectors[rows.found]
+
+    def recover(self) -> None:
+        """Find the free rows, as the writer that takes over. Readers of the writer before are told to read again."""
+        self._fields[_FIELD_TAKEN] += self.layout.grace + 1
+        positions = self._index.items(0, len(self._index))[1]
+        if positions.max(initial=0) >= self.layout.rows:
+            raise StoreError(self._where, f"positions below {self.layout.rows}", str(positions.max()))
+        used = np.zeros(self.layout.rows, np.bool_)
+        used[0] = True
+        used[positions] = True
+        self._next = int(positions.max(initial=0)) + 1
+        self._free, self._free_rows = deque(), 0
+        self._give_back(np.flatnonzero(~used[: self._next]))
+        self._known = self._index.taken()
+        self._fields[_FIELD_LIVE] = len(positions)
+
+    def room(self, ids: Int) -> bool:
+        """Whether rows for `ids` [n], without repeats, can be put without a larger table."""
+        places = self._index.places(ids)
+        new = int((places < 0).sum())
+        more = len(ids) - int((self._index.at(places[places >= 0]) > 0).sum())
+        spare = self.layout.rows - self._next + self._free_rows - self.layout.grace
+        # The other rows fall free as they are replaced, a chunk at a time.
+        return self._known + new <= self._index.room and more + min(len(ids), self._config.chunk_rows) <= spare
+
+    def put(self, ids: Int, vectors: Half) -> None:
+        """Write rows for which there is `room`."""
+        for start in range(0, len(ids), self._config.chunk_rows):
+            part = slice(start, start + self._config.chunk_rows)
+            self._put(ids[part], vectors[part])
+
+    def _put(self, ids: Int, vectors: Half) -> None:
+        places = self._index.places(ids)
+        rows = self._take(len(ids))
+        self._rows[rows] = vectors
+        known = places >= 0
+        old = self._index.at(places[known])
+        self._index.set(places[known], rows[known])
+        self._index.insert(ids[~known], rows[~known])
+        old = old[old > 0]
+        self._give_back(old)
+        self._known += int((~known).sum())
+        self._fields[_FIELD_LIVE] += len(ids) - len(old)
+
+    def copy(self, old: Table) -> None:
+        """Take over rows and life of another table; this one is empty, and has room."""
+        for ids, vectors in old.scan():
+            self.put(ids, vectors)
+        self.expires_s = old.expires_s
+
+    def delete(self, ids: Int) -> None:
+        """Forget the rows of `ids` [n], without repeats."""
+        places = self._index.places(ids)
+        places = places[places >= 0]
+        old = self._index.at(places)
+        self._index.set(places, 0)
+        old = old[old > 0]
+        self._give_back(old)
+        self._fields[_FIELD_LIVE] -= len(old)
+
+    def _give_back(self, rows: Int) -> None:
+        if len(rows):
+            self._free.append(rows)
+            self._free_rows += len(rows)
+
+    def _take(self, count: int) -> Int:
+        fresh = min(count, self.layout.rows - self._next)
+        if self._free_rows - count >= self.layout.grace:
+            fresh = 0  # those written before are in the cache, and the memory stays small
+        taken = [np.arange(self._next, self._next + fresh)]
+        self._next += fresh
+        if wanted := count - fresh:
+            self._fields[_FIELD_TAKEN] += wanted  # before they are written
+            self._free_rows -= wanted
+            while wanted:
+                part = self._free.popleft()
+                if len(part) > wanted:
+                    self._free.appendleft(part[wanted:])
+                taken.append(part[:wanted])
+                wanted -= len(taken[-1])
+        return np.concatenate(taken)

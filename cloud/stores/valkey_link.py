@@ -1,0 +1,297 @@
+"""Commands to Valkey servers, pipelined per node, within a deadline.
+
+The connections are those of the client library `valkey`: TLS, log-in, the protocol. What it does per command in a cluster takes
+longer than the servers do, so which node has a slot is kept here, and a pipeline is one write and one read a node.
+
+A connection that breaks is made anew once; a server that restarts is there again with the next call. A slot that has moved is
+looked up again (MOVED), one that is moving is asked for where it goes (ASK).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, NamedTuple, TypeVar, cast
+
+from valkey import Connection, SSLConnection
+from valkey.exceptions import ConnectionError as ValkeyConnectionError
+from valkey.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, ResponseError, ValkeyError
+from valkey.exceptions import TimeoutError as ValkeyTimeoutError
+
+from cloud.stores.base import StoreError, StoreUnavailableError, StoreWriteError
+
+__all__ = ["Address", "Command", "Link", "LinkConfig", "Node", "open_socket", "pack"]
+
+T = TypeVar("T")
+
+_SLOTS = 16384
+_TRIES = 4
+"""A slot may move more than once before a command arrives."""
+
+_REROUTED = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")
+"""Beginnings of errors after which a command is sent again, to whom the cluster then names."""
+
+_LATE = (ValkeyTimeoutError, TimeoutError)
+_LOST = (ValkeyError, OSError)
+
+
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """How servers are reached."""
+
+    addresses: tuple[Address, ...]
+    """The server, or some nodes of the cluster."""
+    cluster: bool = False
+    """Whether it is a cluster."""
+    db: int = 0
+    """Number of the database; a cluster has only 0."""
+    username: str | None = None
+    """User to log in as."""
+    password: str | None = None
+    """Password to log in with."""
+    tls: bool = False
+    """Whether to speak TLS; the server's certificate and name are checked against the system's authorities."""
+
+    @property
+    def where(self) -> str:
+        """The servers as errors name them, without secrets."""
+        scheme = ("valkeys" if self.tls else "valkey") + ("-cluster" if self.cluster else "")
+        return f"{scheme}://{','.join(f'{a.host}:{a.port}' for a in self.addresses)}" + ("" if self.cluster else f"/{self.db}")
+
+
+class Command(NamedTuple):
+    """A packed command and the slot of its key."""
+
+    slot: int
+    packed: bytes
+
+
+def pack(*parts: bytes | str | int) -> bytes:
+    """A command as the protocol writes it."""
+    out = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        out.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(out)
+
+
+class Node:
+    """One server and its idle connections."""
+
+    def __init__(self, address: Address, config: LinkConfig) -> None:
+        self.address = address
+        self._config = config
+        self._idle: deque[Connection] = deque()
+        self._pid = os.getpid()
+
+    def take(self, end: float) -> tuple[Connection, bool]:
+        """A connection, and whether it is a used one, which may have broken since."""
+        if self._pid != os.getpid():  # a fork must not share its parent's
+            self._idle, self._pid = deque(), os.getpid()
+        try:
+            return self._idle.pop(), True
+        except IndexError:
+            return self._connect(end), False
+
+    def give(self, connection: Connection) -> None:
+        """Take back a connection on which nothing is left to read."""
+        self._idle.append(connection)
+
+    def _connect(self, end: float) -> Connection:
+        config, left = self._config, _left(end)
+        options: dict[str, Any] = {"host": self.address.host, "port": self.address.port, "db": config.db}
+        options |= {"username": config.username, "password": config.password, "lib_name": None, "lib_version": None}
+        options |= {"socket_timeout": left, "socket_connect_timeout": left}
+        connection = SSLConnection(**options, ssl_check_hostname=True) if config.tls else Connection(**options)
+        connection.connect()
+        return cast(Connection, connection)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().disconnect()
+
+
+def _left(end: float) -> float:
+    """Seconds to `end` on the monotonic clock. Raises the library's time-out when none are left."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise ValkeyTimeoutError("the deadline has passed")
+    return left
+
+
+def open_socket(connection: Connection, end: float) -> socket.socket:
+    """The connection's socket, which waits no longer than to `end`. Raises the library's errors."""
+    sock = connection._sock  # the library has no public name for it
+    if sock is None:
+        raise ValkeyConnectionError("the connection is closed")
+    sock.settimeout(_left(end))
+    return cast(socket.socket, sock)
+
+
+class Link:
+    """Servers by slot. Safe to call from several threads. Connects with the first command."""
+
+    def __init__(self, config: LinkConfig) -> None:
+        self.config, self.where = config, config.where
+        self._nodes: dict[Address, Node] = {a: Node(a, config) for a in config.addresses}
+        self._of_slot: list[Node] | None = None if config.cluster else [self._nodes[config.addresses[0]]] * _SLOTS
+        self._lock = Lock()
+        self.layout = 0
+        """Counts up whenever slots may have other nodes than before."""
+
+    def nodes(self, end: float) -> list[Node]:
+        """The node of each slot. Raises `StoreUnavailableError`."""
+        return self._of_slot or self._discover(end)
+
+    def forget(self) -> None:
+        """Look slots up again at the next command."""
+        if self.config.cluster:
+            self._of_slot = None
+
+    def _discover(self, end: float) -> list[Node]:
+        with self._lock:
+            if self._of_slot is not None:
+                return self._of_slot
+            failed: BaseException | None = None
+            for address in dict.fromkeys([*self._nodes, *self.config.addresses]):
+                node = self._node(address)
+                try:
+                    ranges = self.exchange(node, [pack("CLUSTER", "SLOTS")], end)[0]
+                except StoreUnavailableError as error:
+                    failed = error
+                    continue
+                if isinstance(ranges, ResponseError):
+                    raise StoreError(self.where, "a cluster", str(ranges))
+                of_slot: list[Node | None] = [None] * _SLOTS
+                for first, last, primary, *_ in ranges:
+                    host = primary[0].decode() if primary[0] else address.host
+                    of_slot[first : last + 1] = [self._node(Address(host, primary[1]))] * (last - first + 1)
+                if None in of_slot:
+                    failed = StoreUnavailableError(self.where, "every slot on a node", f"none for {of_slot.index(None)}")
+                    continue
+                self._of_slot = cast(list[Node], of_slot)
+                self.layout += 1
+                return self._of_slot
+            raise StoreUnavailableError(self.where, "an answer of the cluster", str(failed)) from failed
+
+    def _node(self, address: Address) -> Node:
+        return self._nodes.setdefault(address, Node(address, self.config))
+
+    def with_connections(self, nodes: Sequence[Node], end: float, use: Callable[[list[Connection]], T]) -> T:
+        """`use` with a connection of each node; once more with new ones when a used one had broken.
+
+        Raises `StoreUnavailableError`; the connections are closed then.
+        """
+        while True:
+            held: list[tuple[Connection, bool]] = []
+            try:
+                for node in nodes:
+                    held.append(node.take(end))
+            except _LOST as error:
+                for node, (connection, _) in zip(nodes, held, strict=False):
+                    node.give(connection)
+                raise self._lost(error) from error
+            try:
+                result = use([connection for connection, _ in held])
+            except BaseException as error:
+                for connection, _ in held:
+                    connection.disconnect()
+                if not isinstance(error, _LOST):
+                    raise
+                if isinstance(error, _LATE) or not any(used for _, used in held):
+                    raise self._lost(error) from error
+                for node in nodes:
+                    node.close()
+                continue
+            for node, (connection, _) in zip(nodes, held, strict=True):
+                node.give(connection)
+            return result
+
+    def _lost(self, error: Exception) -> StoreUnavailableError:
+        self.forget()
+        return StoreUnavailableError(self.where, "an answer", "none in time" if isinstance(error, _LATE) else str(error))
+
+    def exchange(self, node: Node, packed: Sequence[bytes], end: float) -> list[Any]:
+        """The replies of one node, errors among them. Raises `StoreUnavailableError`."""
+
+        def use(connections: list[Connection]) -> list[Any]:
+            open_socket(connections[0], end).sendall(b"".join(packed))
+            return [_reply(connections[0], end) for _ in packed]
+
+        return self.with_connections([node], end, use)
+
+    def run(self, commands: Sequence[Command], end: float) -> list[Any]:
+        """The replies of commands, in their order; those to one node keep their order there too.
+
+        All are sent before any is read, and may be sent again. Raises `StoreUnavailableError`, `StoreWriteError` for a server
+        without memory, and `StoreError` for another error among the replies.
+        """
+        replies: list[Any] = [None] * len(commands)
+        waiting = list(range(len(commands)))
+        for _ in range(_TRIES):
+            of_slot = self.nodes(end)
+            by_node: dict[Node, list[int]] = {}
+            for i in waiting:
+                by_node.setdefault(of_slot[commands[i].slot], []).append(i)
+            self._send(by_node, commands, replies, end)
+            waiting = [i for i in waiting if _is_rerouted(replies[i])]
+            if not waiting:
+                for reply in replies:
+                    if isinstance(reply, ResponseError):
+                        kind = StoreWriteError if isinstance(reply, OutOfMemoryError) else StoreError
+                        raise kind(self.where, "a reply", str(reply))
+                return replies
+            self._follow(waiting, commands, replies, end)
+            waiting = [i for i in waiting if _is_rerouted(replies[i])]
+            self.forget()
+        raise StoreUnavailableError(self.where, "a node that has the slot", str(replies[waiting[0]]) if waiting else "none")
+
+    def _send(self, by_node: dict[Node, list[int]], commands: Sequence[Command], replies: list[Any], end: float) -> None:
+        def use(connections: list[Connection]) -> None:
+            for connection, mine in zip(connections, by_node.values(), strict=True):
+                open_socket(connection, end).sendall(b"".join([commands[i].packed for i in mine]))
+            for connection, mine in zip(connections, by_node.values(), strict=True):
+                for i in mine:
+                    replies[i] = _reply(connection, end)
+
+        self.with_connections(list(by_node), end, use)
+
+    def _follow(self, waiting: list[int], commands: Sequence[Command], replies: list[Any], end: float) -> None:
+        """Ask where a moving slot goes."""
+        for i in waiting:
+            if str(replies[i]).startswith("ASK "):
+                host, _, port = str(replies[i]).split()[2].rpartition(":")
+                node = self._node(Address(host, int(port)))
+                replies[i] = self.exchange(node, [pack("ASKING"), commands[i].packed], end)[1]
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for node in list(self._nodes.values()):
+            node.close()
+
+
+def _is_rerouted(reply: object) -> bool:
+    if isinstance(reply, (ReadOnlyError, ExecAbortError)):  # a primary that is none any more
+        return True
+    return isinstance(reply, ResponseError) and str(reply).startswith(_REROUTED)
+
+
+def _reply(connection: Connection, end: float) -> Any:
+    open_socket(connection, end)
+    try:
+        return connection.read_response(disable_decoding=True, disconnect_on_error=False)
+    except ResponseError as error:
+        return error

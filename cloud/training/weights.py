@@ -1,0 +1,30 @@
+"""Weights of models on disk: safetensors, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cloud.training.run import RunError
+
+__all__ = ["load_weights", "save_weights"]
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's parameters and buffers, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
+    os.replace(part, path)
+
+
+def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
+    """Read what `save_weights` wrote, or the part of it below `prefix`. Raises `RunError`."""
+    try:
+        state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+        model.load_state_dict(state)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"Expected the weights of {type(model).__name__}, got: {error} - at {path}") from error

@@ -1,0 +1,41 @@
+"""`pocketrank upload`: a bundle to a running server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["upload"]
+
+
+def upload(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `pocketrank export` wrote.")],
+    server: Annotated[str, typer.Option(metavar="URL", help="The server, like `https://host:port`.")],
+    token_file: Annotated[
+        Path, typer.Option(help="File with a token of scope `publish`, as `pocketrank token create --out` writes it.")
+    ],
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Send the token unencrypted to another machine; for private networks.")
+    ] = False,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=3600, help="Longest wait for each answer.")] = 60.0,
+) -> None:
+    """Upload a bundle to a running server, which serves it from then on.
+
+    Files that the server has are not sent again, so that an upload which broke off goes on where it was, and a new release of
+    the same bundle is one small request. Devices see the old bundle or the new one, never a mix.
+
+    \b
+    pocketrank upload runs/bundle --server https://pages.example --token-file publish.token
+
+    Writes nothing here. The server wants `--tokens` and `--bundles`.
+    """
+    from sdk_demo.cli.errors import OptionError
+    from sdk_demo.uploader import Uploader, read_token
+
+    with Uploader(server, read_token(token_file), timeout_s) as uploader:
+        if not (allow_http or uploader.is_private):
+            raise OptionError("--server", "an https:// URL, or `--allow-http`", server)
+        done = uploader(bundle, lambda path, size: typer.echo(f"sent {path}, {size} bytes", err=True))
+    typer.echo(f"bundle {done.serial} is served: {done.files} files of {done.bytes} bytes, {done.sent} of them sent")

@@ -1,0 +1,67 @@
+"""Pages of a published run without HTTP: what the routes do with a request, one after the other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloud.pipeline.config import PipelineConfig
+from cloud.serving.config import ServingConfig
+from cloud.serving.intake import FeedbackIntake
+from cloud.serving.page import PageMaker, PageObserver
+from cloud.serving.state import StateConfig
+from cloud.serving.world import World, fill_stores, open_world
+from cloud.streams.sqlite import SqliteFeedbackLog
+from cloud.training.run import Run
+from device.contract import Page, PageRequest
+
+
+class Pages:
+    """Feedback in, then the page."""
+
+    def __init__(
+        self, world: World, config: PipelineConfig, log: SqliteFeedbackLog, observer: PageObserver | None = None
+    ) -> None:
+        self.world = world
+        self._intake = FeedbackIntake(log, world.states)
+        self._make = PageMaker(world, config, observer=observer)
+
+    def __call__(self, request: PageRequest, since: float | None = None) -> Page:
+        self._make.check(request)
+        self._intake(request.feedback, "$.feedback")
+        return self._make(request, since)
+
+
+def stages(
+    candidates: int = 20, formula: str = "long_view + like", most: int | None = None, **rank: Any
+) -> tuple[dict[str, Any], ...]:
+    """The stages of a pipeline over a small run."""
+    rules = () if most is None else ({"use": "spread", "most": most},)
+    return (
+        {"use": "retrieve", "candidates": candidates},
+        {"use": "rank", **rank},
+        {"use": "fuse", "formula": formula},
+        *rules,
+    )
+
+
+@contextmanager
+def pages(
+    run: Path,
+    db: Path,
+    config: PipelineConfig | None = None,
+    *,
+    state: StateConfig | None = None,
+    observer: PageObserver | None = None,
+) -> Iterator[Pages]:
+    """Pages of the run in `run`, feedback in `db`; paths of `config` start at `run`."""
+    config = config or PipelineConfig(stage=stages())
+    serving = ServingConfig(pipeline=config, folder=run, state=state or StateConfig())
+    opened = Run.open(run)
+    fill_stores(opened, serving)
+    world, log = open_world(opened, serving), SqliteFeedbackLog(db)
+    try:
+        yield Pages(world, config, log, observer)
+    finally:
+        world.close()
+        log.close()
