@@ -24,7 +24,7 @@ from cloud.serving.tokens import TokenFile, TokenFileConfig
 from cloud.serving.uploads import UploadsConfig, upload_routes
 from cloud.serving.wire import WireError, error_response
 from device.contract import ContractError
-from tests.cloud.serving.live import Live, started
+from tests.cloud.serving.running import Live, started
 
 
 class Guarded(msgspec.Struct, kw_only=True):
@@ -83,10 +83,10 @@ def main() -> None:
     config = msgspec.json.decode(sys.argv[1], type=Guarded)
     if config.file_bytes_max:
         resource.setrlimit(resource.RLIMIT_FSIZE, (config.file_bytes_max, config.file_bytes_max))
-    logging.basicConfig(level=logging.DEBUG)
+    logging.basicConfig(level=logging.DEBUG)  # everything, and all of it to stderr
     tls: Any = TlsConfig(Path(config.certfile), Path(config.keyfile)).uvicorn() if config.certfile else {}
     with listen("127.0.0.1", 0) as sock:
-        server = uvicorn.Server(uvicorn.Config(app_of(config), log_level="trace", access_log=True, **tls))
+        server = uvicorn.Server(uvicorn.Config(app_of(config), log_config=None, log_level="trace", **tls))
         print(f"Serving on http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
         server.run(sockets=[sock])
 
