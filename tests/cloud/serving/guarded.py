@@ -56,7 +56,7 @@ def app_of(config: Guarded) -> Any:
     tokens = TokenFile(Path(config.tokens), TokenFileConfig(look_every_s=0.0)) if config.tokens else None
     access = Access(tokens, limits)
     store = BundleStore(Path(config.folder), lambda: ("5m4ll",), BundleStoreConfig(**config.store))
-    app = FastAPI(debug=False)
+    app = FastAPI(docs_url=None, redoc_url=None)
     for kind in (WireError, ContractError, Exception):
         app.add_exception_handler(kind, error_response)
     app.include_router(upload_routes(store, access, UploadsConfig(stall_s=config.stall_s)))
