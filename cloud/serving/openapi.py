@@ -39,7 +39,12 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def complete(schema: dict[str, Any], security: list[dict[str, list[str]]]) -> dict[str, Any]:
     """`schema` with the hot routes, which ask for `security`, and all structs that are exchanged; changed in place."""
     _, components = msgspec.json.schema_components(_STRUCTS, ref_template=_TEMPLATE)
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(components)
+    for name in (PageRequest.__name__, FeedbackBatch.__name__):
+        # A report that the contract does not allow is dropped, and the rest of the request is not (`telemetry`).
+        properties = schemas[name]["properties"]
+        properties["telemetry"] = {"anyOf": [properties["telemetry"], {}], "default": None}
     schema.setdefault("paths", {}).update(
         {
             "/v1/page": {"post": _operation("Ask for a page", "page", PageRequest, Page, security)},
