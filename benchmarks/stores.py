@@ -24,7 +24,7 @@ from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.timed import Timed, milliseconds
 from cloud.stores.base import EmbeddingStore
-from cloud.stores.open import open_store
+from cloud.stores.opening import open_store
 from sdk_demo.cli.output import JsonTarget, print_report
 from tests.valkey import valkey_cluster, valkey_server
 

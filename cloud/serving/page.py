@@ -58,7 +58,8 @@ class _Sent(NamedTuple):
 
 
 class PageMaker:
-    """Makes pages of a published run. Raises `PipelineError` for a config that does not fit it. Called from one thread at a time.
+    """Makes pages of a published run. Raises `PipelineError` for a config that does not fit it. Called from one thread at a
+    time.
 
     What it does at the edges: an unknown user gets popular items and those near the vector of nobody in particular;
     exclusions of unknown items have no effect; a user who has seen almost everything, or an empty catalogue, gets a shorter
@@ -177,7 +178,7 @@ class PageMaker:
         attributes = catalogue.floats.take(candidates.item, 0)
         floats[:, k : k + f] = attributes if sent.all_floats else attributes[:, sent.floats]
         if sent.age:
-            np.subtract(request.now_ms / _DAY_MS, self._upload_day.take(candidates.item), out=floats[:, -1], casting="same_kind")
+            floats[:, -1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
         return floats
 
     def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:

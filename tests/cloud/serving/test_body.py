@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from cloud.serving.wire import WireError
 MOST = 1000
 
 
-def read(chunks: Sequence[bytes], headers: dict[bytes, bytes] | None = None, *, leaves: bool = False, seconds: float = 30) -> bytes:
+def read(chunks: Sequence[bytes], headers: dict[bytes, bytes] | None = None, *, leaves: bool = False) -> bytes:
     """The body that comes in `chunks`; the client `leaves` instead of ending it, or says nothing more."""
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": chunk, "more_body": leaves or i < len(chunks) - 1} for i, chunk in enumerate(chunks)
@@ -28,7 +29,7 @@ def read(chunks: Sequence[bytes], headers: dict[bytes, bytes] | None = None, *, 
             await asyncio.Event().wait()
         return messages.pop(0)
 
-    return asyncio.run(BodyReader(MOST, seconds)(headers or {}, receive))
+    return asyncio.run(BodyReader(MOST, 30)(headers or {}, receive))
 
 
 def refused(*args: Any, **kwargs: Any) -> WireError:
@@ -39,7 +40,7 @@ def refused(*args: Any, **kwargs: Any) -> WireError:
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     at = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[a:b] for a, b in zip(at, at[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(at)]
 
 
 @given(st.binary(max_size=MOST), st.lists(st.integers(0, 5000), max_size=4))
