@@ -20,13 +20,20 @@ from starlette.types import Scope
 from cloud.serving.limits import SCOPES, RateLimit, RequestLimits, TokenScope, caller
 from cloud.serving.tokens import AuthError, Grant, TokenFile
 
-__all__ = ["ANYBODY", "SECURITY_SCHEME", "Access"]
+__all__ = ["ANYBODY", "REFUSALS", "SECURITY_SCHEME", "Access"]
 
 ANYBODY = Grant("", frozenset(("device", "admin")), None)
 """Who comes to an open server."""
 
 SECURITY_SCHEME = "token"
 """The name of the tokens in the OpenAPI text."""
+
+REFUSALS = {
+    401: "No token, or none that is in force; `WWW-Authenticate` says which.",
+    403: "A token without the scope that this takes.",
+    429: "Too many requests; `Retry-After` says in how many seconds the next is welcome.",
+}
+"""What each status means with which a caller is not let in; an open server has them too."""
 
 
 class Access:

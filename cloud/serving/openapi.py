@@ -9,7 +9,7 @@ import msgspec
 from cloud.serving.wire import JSON, MSGPACK, ErrorBody
 from device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
 
-__all__ = ["ERRORS", "add_hot_routes"]
+__all__ = ["ERRORS", "add_hot_routes", "add_structs"]
 
 _TEMPLATE = "#/components/schemas/{name}"
 
@@ -25,15 +25,24 @@ ERRORS: dict[int, str] = {
 
 def add_hot_routes(schema: dict[str, Any]) -> dict[str, Any]:
     """`schema` with `POST /v1/page`, `POST /v1/feedback` and the structs that they exchange, changed in place."""
-    structs = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody)
-    _, components = msgspec.json.schema_components(structs, ref_template=_TEMPLATE)
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    add_structs(schema, PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody)
+    for name in (PageRequest.__name__, FeedbackBatch.__name__):
+        # A report that the contract does not allow is dropped, and the rest of the request is not (`telemetry`).
+        properties = schema["components"]["schemas"][name]["properties"]
+        properties["telemetry"] = {"anyOf": [properties["telemetry"], {}], "default": None}
     schema.setdefault("paths", {}).update(
         {
             "/v1/page": {"post": _operation("Ask for a page", "page", PageRequest, Page)},
             "/v1/feedback": {"post": _operation("Upload feedback", "feedback", FeedbackBatch, FeedbackReceipt)},
         }
     )
+    return schema
+
+
+def add_structs(schema: dict[str, Any], *structs: type[msgspec.Struct]) -> dict[str, Any]:
+    """`schema` with these structs, and those that they refer to, among its components, changed in place."""
+    _, components = msgspec.json.schema_components(structs, ref_template=_TEMPLATE)
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
     return schema
 
 

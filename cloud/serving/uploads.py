@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cloud.serving.access import Access
+from cloud.serving.access import REFUSALS, Access
 from cloud.serving.bundle_store import BundlePublish, BundleReceipt, BundleStore, MissingFilesError
 from cloud.serving.wire import JSON, MSGPACK, ErrorBody, WireError, decode, read_body
 
@@ -137,14 +137,12 @@ async def _next(chunks: Any, stall_s: float) -> bytes:
 
 _MEANS = {
     400: "A manifest that is not one, or a file that is not as it was announced.",
-    401: "No token that is in force.",
-    403: "A token without the scope.",
+    **REFUSALS,
     408: "The file's bytes stopped coming.",
     409: "Files are missing, the split version is not served, or the bundle is no newer than the one that is.",
     411: "No Content-Length.",
     413: "Too large.",
     415: "Another content type, or compressed.",
-    429: "Too many requests; `Retry-After` says when the next is welcome.",
     503: "The disk took nothing; what was served still is.",
     507: "No room; what was served still is.",
 }
