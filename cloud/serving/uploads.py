@@ -22,7 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cloud.serving.access import REFUSALS, Access
-from cloud.serving.bundle_store import BundlePublish, BundleReceipt, BundleStore, MissingFilesError
+from cloud.serving.bundle_publish import PUBLISH_MAX, BundlePublish, BundleReceipt, MissingFilesError
+from cloud.serving.bundle_store import BundleStore
 from cloud.serving.wire import JSON, MSGPACK, ErrorBody, WireError, decode, read_body
 
 __all__ = ["UPLOAD_STRUCTS", "MissingFilesBody", "UploadsConfig", "upload_routes"]
@@ -54,8 +55,6 @@ def upload_routes(store: BundleStore, access: Access, config: UploadsConfig | No
     config = config or UploadsConfig()
     router = APIRouter(dependencies=[access.requires("publish")])
     limits = access.limits.config
-    # The record in base64, and some for its frame.
-    publish_max = (store.config.manifest_bytes_max + 2 * store.config.signed_bytes_max) * 4 // 3 + 4096
 
     @router.put(
         "/v1/bundle",
@@ -65,7 +64,7 @@ def upload_routes(store: BundleStore, access: Access, config: UploadsConfig | No
     )
     async def publish_bundle(request: Request) -> Response:
         """Serve this bundle from now on. 409 when files of its manifest have to be uploaded first, or when it is no newer."""
-        publish = decode(request, await read_body(request, publish_max), BundlePublish)
+        publish = decode(request, await read_body(request, PUBLISH_MAX), BundlePublish)
         try:
             receipt = await run_in_threadpool(store.commit, publish)
         except MissingFilesError as error:
@@ -99,7 +98,7 @@ def _said(request: Request, most: int) -> int:
     if kind.partition(";")[0].strip().lower() != _BYTES or request.headers.get("content-encoding", "identity") != "identity":
         raise WireError(415, "content-type", f"`{_BYTES}`, not encoded", f"`{kind[:64]}`")
     said = request.headers.get("content-length", "")
-    if not (said.isascii() and said.isdecimal()):
+    if not (said.isascii() and said.isdecimal() and len(said) < 20):
         raise WireError(411, "content-length", "the file's size in bytes", f"`{said[:64]}`")
     if int(said) > most:
         raise WireError(413, "content-length", f"at most {most} bytes", f"{said[:32]} bytes")

@@ -6,7 +6,7 @@ Errors::
                                413 too large, 415 another content type or encoding, 404 not here
     ├── AuthError              401, 403: no token that allows it (`tokens`)
     ├── TooManyError           429: faster than allowed (`limits`)
-    └── BundleStoreError       400, 409, 503, 507: a bundle that is not taken (`bundle_store`)
+    └── BundleStoreError       400, 409, 503, 507: a bundle that is not taken (`bundle_publish`)
 """
 
 from __future__ import annotations

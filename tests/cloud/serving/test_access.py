@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cloud.serving.access import ANYBODY, SECURITY_SCHEME, Access
+from cloud.serving.access import ANYBODY, SECURITY_SCHEME, Access, OpenServerError, check_host
 from cloud.serving.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TokenScope, TooManyError
 from cloud.serving.token_file import issue_token, revoke_token
 from cloud.serving.tokens import AuthError, TokenFile
@@ -206,3 +206,16 @@ def test_an_open_server_lets_in_anybody_to_all_but_publish() -> None:
     with pytest.raises(AuthError, match="a server with tokens for the scope `publish`, got an open one"):
         access(_scope(), "publish")
     assert access.openapi_security("device") == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_alone_needs_no_tokens(host: str) -> None:
+    check_host(host, has_tokens=False, is_open=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "localhost.example", "pages.example"])
+def test_an_address_that_others_reach_needs_tokens_or_a_word(host: str) -> None:
+    with pytest.raises(OpenServerError, match="Expected `--tokens FILE`, or `--open`"):
+        check_host(host, has_tokens=False, is_open=False)
+    check_host(host, has_tokens=True, is_open=False)
+    check_host(host, has_tokens=False, is_open=True)

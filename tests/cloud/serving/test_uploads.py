@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloud.serving.bundle_store import BundlePublish, BundleReceipt
+from cloud.serving.bundle_publish import BundlePublish, BundleReceipt
 from cloud.serving.limits import TokenScope
 from cloud.serving.token_file import issue_token, revoke_token
 from device.codec import to_json, to_msgpack
