@@ -182,7 +182,14 @@ def create_app(
     health.add("store", world.splits.check, required=False)
     if access.tokens is not None:
         health.add("tokens", access.tokens.check_file, required=False)
-    app = _App(title="Pocketrank", summary="Pages for on-device reranking.", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = _App(
+        title="Pocketrank",
+        summary="Pages for on-device reranking.",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.security = access.openapi_security("device")
     for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, error_response)

@@ -13,8 +13,9 @@
     pocketrank_compute_price                              of now; the highest of all workers
     pocketrank_queue_length                               pages that wait now, of all workers
 
-A page makes a dozen observations, and prometheus_client takes 2 to 3 µs for each, twice that in the cold caches after a model's run.
-So they are summed up here in a third of a microsecond and handed on by `flush`, which the application calls a few times a second.
+A page makes a dozen observations, and prometheus_client takes 2 to 3 µs for each, twice that in the cold caches after a model's
+run. So they are summed up here in a third of a microsecond and handed on by `flush`, which the application calls a few times a
+second.
 """
 
 from __future__ import annotations
