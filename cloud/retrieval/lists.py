@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.retrieval.index import Found
 from cloud.retrieval.rows import best
 
 __all__ = ["BuildReport", "Built", "InvertedLists", "ListsConfig", "build_lists"]
@@ -207,13 +206,12 @@ def build_lists(
     lists = InvertedLists(vectors[rng.choice(len(vectors), trained_on, replace=False)], nlist, seed)
     lists.put(slots, vectors, threads=config.threads)
     ks = [k for k in config.ladder if k < len(vectors)] or [len(vectors)]
-    truth = [best(vectors @ query, np.arange(len(vectors)), ks[-1]) for query in queries]
-    nprobe = _enough(lists, slots, queries, truth, ks, config)
+    nprobe, bounds = _enough(lists, slots, vectors, queries, ks, config)
     k = ks[0]
-    recall = _recall(lists, slots, vectors, queries, truth, k, nprobe[k])
+    recall = _recall(lists, slots, vectors, queries, bounds, k, nprobe[k])
     while recall < config.recall_min and nprobe[k] < nlist:
         nprobe = {k: min(nlist, nprobe + max(1, nprobe // 4)) for k, nprobe in nprobe.items()}
-        recall = _recall(lists, slots, vectors, queries, truth, k, nprobe[k])
+        recall = _recall(lists, slots, vectors, queries, bounds, k, nprobe[k])
     time_to_exact = _time_to_exact(lists, vectors, queries, k, nprobe[k])
     report = BuildReport(
         items=len(vectors),
@@ -239,19 +237,24 @@ def _use_threads(n: int) -> None:
 def _enough(
     lists: InvertedLists,
     slots: NDArray[np.int64],
+    vectors: NDArray[np.float32],
     queries: NDArray[np.float32],
-    truth: list[Found],
     ks: list[int],
     config: ListsConfig,
-) -> dict[int, int]:
-    """Lists to read for recall and margin, from where the exact results are: no search is needed."""
-    place = np.empty((len(queries), ks[-1]), np.int64)  # of the list of each result, in the query's order of lists
-    for row, query, found in zip(place, queries, truth, strict=True):
-        rank = np.empty(lists.nlist, np.int64)
+) -> tuple[dict[int, int], list[float]]:
+    """Lists to read for recall and margin, by number of results; and the exact score of each query's last of the first.
+
+    No search of lists is needed: it is known in which list each of the exact best is.
+    """
+    place = np.empty((len(queries), ks[-1]), np.int32)  # of the list of each result, in the query's order of lists
+    ids, rank, bounds = np.arange(len(vectors)), np.empty(lists.nlist, np.int32), []
+    for row, query in zip(place, queries, strict=True):
+        found = best(vectors @ query, ids, ks[-1])
         rank[lists.order(query)] = np.arange(lists.nlist)
         row[:] = rank[lists.list_of[slots[found.ids]]]
+        bounds.append(float(found.scores[ks[0] - 1]))
     aim = min(1.0, config.recall_min + config.recall_margin)
-    return {k: int(np.quantile(place[:, :k], aim, method="higher")) + 1 for k in ks}
+    return {k: int(np.quantile(place[:, :k], aim, method="higher")) + 1 for k in ks}, bounds
 
 
 def _recall(
@@ -259,7 +262,7 @@ def _recall(
     slots: NDArray[np.int64],
     vectors: NDArray[np.float32],
     queries: NDArray[np.float32],
-    truth: list[Found],
+    bounds: list[float],
     k: int,
     nprobe: int,
 ) -> float:
@@ -267,9 +270,9 @@ def _recall(
     at = np.empty(int(slots.max()) + 1, np.int64)
     at[slots] = np.arange(len(slots))
     hits = 0
-    for query, exact in zip(queries, truth, strict=True):
+    for query, bound in zip(queries, bounds, strict=True):
         found, _ = lists.search(query, k, nprobe, None)
-        hits += int(np.count_nonzero(vectors[at[found]] @ query >= exact.scores[k - 1] - _EQUAL * abs(exact.scores[k - 1])))
+        hits += int(np.count_nonzero(vectors[at[found]] @ query >= bound - _EQUAL * abs(bound)))
     return hits / (k * len(queries))
 
 
