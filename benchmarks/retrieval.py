@@ -1,7 +1,8 @@
 """The index of lists beside exact search: recall and time, with filters, while it changes, and what it holds.
 
 `python -m benchmarks.retrieval --json FILE`. Times are medians in milliseconds of queries that no build has seen, one thread,
-each answered by all in turn. At the top are the figures of clustered vectors, in `uniform` those of vectors without any structure::
+each answered by all in turn. At the top are the figures of clustered vectors, in `uniform` those of vectors without any
+structure::
 
     recall_at_100             share of the exact best 100 that a search finds
     time_to_exact             its time by that of the faster exact search, this package's or faiss's; ms, p99_ms; exact_ms of

@@ -53,8 +53,8 @@ class IvfConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lists: ListsConfig = msgspec.field(default_factory=ListsConfig)
     """How lists are built and judged."""
     exact_below: int = 20_000
-    """With fewer items there are no lists. Their time by exact search's, the best 100 of clustered vectors x 64: 1.05 with
-    10,000 items, .86 with 20,000, .37 with 50,000."""
+    """With fewer items there are no lists. Their time by exact search's, the best 100 of clustered vectors x 64: .91 with
+    10,000 items, .69 with 20,000, .44 with 50,000."""
     exact_share: float = 0.1
     """Filter and exclusions that leave at most this share of the items make the search exact."""
     rebuild_share: float = 0.25
