@@ -18,18 +18,15 @@ A child of a metric is looked up once and kept: with it one observation takes 2 
 
 from __future__ import annotations
 
-from time import perf_counter
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud.serving.page import PageObserver
 from cloud.serving.shared_metrics import all_workers, prepare_metrics
 from cloud.serving.telemetry import DeviceTelemetry
 from device.contract import FeedbackReceipt
 
-__all__ = ["MeasureRequests", "ServingMetrics", "method_label", "route_label"]
+__all__ = ["ServingMetrics", "method_label", "route_label"]
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _CANDIDATES = (0, 1, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
@@ -149,33 +146,3 @@ def route_label(path: str, routes: dict[str, str]) -> str:
     if name := routes.get(path):
         return name
     return next((name for start, name in routes.items() if start.endswith("/") and path.startswith(start)), "other")
-
-
-class MeasureRequests:
-    """ASGI middleware that counts and times every request.
-
-    Plain ASGI, because Starlette's BaseHTTPMiddleware alone costs twice what the rest of a small answer does. `routes` are
-    those of `route_label`.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: ServingMetrics, routes: dict[str, str]) -> None:
-        self._app, self._metrics, self._routes = app, metrics, routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the lifespan, which passes through."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = perf_counter(), 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            route, method = route_label(scope["path"], self._routes), method_label(scope["method"])
-            self._metrics.request(route, method, status, perf_counter() - started)
