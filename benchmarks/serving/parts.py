@@ -135,7 +135,9 @@ def _requests(name: str, asking: Asking, count: int) -> list[bytes]:
 
 
 def _once(bench: Bench, asking: Asking, like: Subject) -> Callable[[], str]:
-    """Requests with feedback for one round, as many as will do when they are answered as fast as those of `like`."""
+    """Requests with feedback for one round, as many as will do when they are answered as fast as those of `like`; a round ends
+    early when they do not.
+    """
 
     def requests() -> str:
         rps = like.results[-1].rps if like.results else _FIRST

@@ -21,7 +21,8 @@ __all__ = ["Filters", "FiltersConfig"]
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
-_LOOK_S = 0.5
+LOOK_S = 0.5
+"""The file of removed items is looked at no more often."""
 
 _logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Filters:
     @property
     def removed(self) -> NDArray[np.int64]:
         """[r] positions of removed items."""
-        if self._path is not None and monotonic() - self._looked > _LOOK_S:
+        if self._path is not None and monotonic() - self._looked > LOOK_S:
             try:
                 self._read(self._path)
             except (OSError, ValueError) as error:  # what was removed stays so

@@ -62,6 +62,13 @@ class Pipeline:
         """Of the stages, in order; what `observe` is told."""
         return tuple(name for name, _ in self._stages)
 
+    def stage(self, name: str) -> Stage:
+        """The first stage of that name. Raises `KeyError`."""
+        for known, stage in self._stages:
+            if known == name:
+                return stage
+        raise KeyError(name)
+
     def __call__(self, query: Query, observe: Callable[[str, float], None]) -> CandidateSet:
         """Candidates in cloud order; `query.degraded` says what was left out. `observe` is told how long each stage took."""
         deadline, candidates = query.deadline, CandidateSet(np.zeros(0, np.int64))

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 __all__ = ["IdIndex"]
 
+_NONE = np.zeros(0, np.int64)
+_NONE.flags.writeable = False
+
 
 class IdIndex:
     """Positions of `ids` [n], ascending and unique; an id that is not among them is at position 0, the row for the unknown."""
@@ -21,6 +24,15 @@ class IdIndex:
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """Positions [m] of `ids` [m]."""
+        if not len(ids):
+            return _NONE
         wanted = np.fromiter(ids, np.int64, len(ids))
-        at = np.searchsorted(self._ids, wanted).clip(0, len(self._ids) - 1)
-        return np.where(self._ids[at] == wanted, at, 0)
+        at = self._ids.searchsorted(wanted)
+        at[at == len(self._ids)] = 0
+        at[self._ids[at] != wanted] = 0
+        return at
+
+    def one(self, id: int) -> int:
+        """Position of one id."""
+        at = int(self._ids.searchsorted(id))
+        return at if at < len(self._ids) and self._ids[at] == id else 0

@@ -35,14 +35,15 @@ class Rank(Stage):
     def __init__(self, config: RankConfig, resources: Resources) -> None:
         super().__init__(config, resources)
         self._ranker = resources.ranker
-        self._of_one = 0.0  # seconds a candidate
+        self.seconds_each = 0.0
+        """Mean time of a candidate in the last runs; 0 before the first."""
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`."""
         if not len(candidates):
             return replace(candidates, pxtr=self._ranker.nothing)
         left = query.deadline.left() - self.config.reserve_ms / 1e3
-        affordable = len(candidates) if self._of_one == 0 else int(left / self._of_one)
+        affordable = len(candidates) if self.seconds_each == 0 else int(left / self.seconds_each)
         if left <= 0 or affordable < min(self.config.candidates_min, len(candidates)):
             raise OutOfTimeError(f"{max(0, affordable)} candidates could be ranked")
         if affordable < len(candidates):
@@ -51,5 +52,5 @@ class Rank(Stage):
         started = perf_counter()
         pxtr = self._ranker.pxtr(query.user, query.history, candidates.item, scene=query.request.scene, hour=query.hour)
         took = (perf_counter() - started) / len(candidates)
-        self._of_one += (took - self._of_one) * (_FORGET if self._of_one else 1.0)
+        self.seconds_each += (took - self.seconds_each) * (_FORGET if self.seconds_each else 1.0)
         return replace(candidates, pxtr=pxtr)

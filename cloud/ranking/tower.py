@@ -45,8 +45,8 @@ class UserTower:
             vectors, feedback, known = self._no_vector, self._no_feedback, np.zeros(1, np.bool_)
         inputs = {
             "tower_row": self._row[user : user + 1],
-            "history_vector": vectors.astype(np.float32)[None],
+            "history_vector": vectors[None].astype(np.float32),
             "history_feedback": feedback[None],
-            "history_mask": known.astype(np.float32)[None],
+            "history_mask": known[None].astype(np.float32),
         }
         return first(self._graph, "user_vector", inputs)

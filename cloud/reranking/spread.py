@@ -36,13 +36,14 @@ class Spread(Stage):
 
     def __init__(self, config: SpreadConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        self._codes = resources.catalogue.category(config.column)
+        codes = resources.catalogue.category(config.column)
+        self._codes = None if codes is None else _narrow(codes)
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`."""
         if self._codes is None:
             return candidates
-        return candidates.take(spread_categories(self._codes[candidates.item], self.config.most))
+        return candidates.take(spread_categories(self._codes.take(candidates.item), self.config.most))
 
 
 def spread_categories(category: NDArray[np.integer], most: int) -> NDArray[np.int64]:
@@ -53,7 +54,12 @@ def spread_categories(category: NDArray[np.integer], most: int) -> NDArray[np.in
     """
     by_category = np.argsort(category, kind="stable")
     sorted_codes = category[by_category]
-    first = np.searchsorted(sorted_codes, sorted_codes)
-    nth = np.empty(len(category), np.int64)
-    nth[by_category] = np.arange(len(category)) - first
-    return np.argsort(nth // most, kind="stable")
+    first = sorted_codes.searchsorted(sorted_codes)
+    turn = np.empty(len(category), np.int64)
+    turn[by_category] = (np.arange(len(category)) - first) // most
+    return np.argsort(_narrow(turn), kind="stable")
+
+
+def _narrow(codes: NDArray[np.integer]) -> NDArray[np.integer]:
+    """In 16 bits where they fit: numpy sorts those by radix, several times as fast."""
+    return codes.astype(np.int16) if len(codes) and 0 <= codes.min() <= codes.max() < 1 << 15 else codes

@@ -44,14 +44,19 @@ class ListsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Rows that k-means sees for each list; 256, faiss's default, took four times as long."""
     sample: int = 128
     """Queries that recall is measured with."""
-    ladder: tuple[int, ...] = (100, 200, 500, 1000, 2000, 5000)
+    ladder: tuple[int, ...] = (100, 200, 500, 1000, 2000, 5000, 10000, 20000)
     """Numbers of results, ascending, for which a build finds how many lists to read. Recall is that of the first."""
+    filter_margin: float = 8.0
+    """Behind a filter so many times the results are read for as its share calls for, because survivors need not lie as all
+    items do. Filters by topic on clustered vectors, 20 to 62 % left: recall .93-.96 at 1, .969-.983 at 6, .976-.985 at 8."""
     threads: int = 1
     """Threads of a build. A search has one."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.recall_min <= 1 or self.recall_margin < 0 or self.time_ratio_max <= 0 or self.lists_per_root <= 0:
-            raise ValueError("Expected recall_min in 0..1, recall_margin >= 0, time_ratio_max and lists_per_root > 0")
+        if not 0 < self.recall_min <= 1 or self.recall_margin < 0 or self.filter_margin < 1:
+            raise ValueError("Expected recall_min in 0..1, recall_margin >= 0 and filter_margin >= 1")
+        if self.time_ratio_max <= 0 or self.lists_per_root <= 0:
+            raise ValueError("Expected time_ratio_max and lists_per_root > 0")
         if min(self.training_rows_per_list, self.sample, self.threads, *self.ladder) < 1 or not self.ladder:
             raise ValueError("Expected training_rows_per_list, sample, threads and ladder >= 1")
         if sorted(set(self.ladder)) != list(self.ladder):
@@ -165,20 +170,21 @@ class Built(NamedTuple):
     lists: InvertedLists
     nprobe: dict[int, int]
     """By number of results, ascending."""
+    filter_margin: float
     report: BuildReport
 
     def probes(self, query: NDArray[np.float32], k: int, survivors: NDArray[np.int64] | None) -> int | None:
         """Lists to read for `k` results; `survivors` [nlist] is how many of each list a filter lets through. None: too many.
 
         Behind a filter the k-th result is further down among all items: so far that, at the share of survivors in the lists
-        that are read for it, `k` survive.
+        that are read for it, `k` survive, and by `filter_margin` further.
         """
         if survivors is None:
             return next((nprobe for results, nprobe in self.nprobe.items() if k <= results), None)
         order = self.lists.order(query)
         items, survived = np.cumsum(self.lists.sizes()[order]), np.cumsum(survivors[order])
         for results, nprobe in self.nprobe.items():
-            if results * survived[nprobe - 1] >= k * items[nprobe - 1]:
+            if results * survived[nprobe - 1] >= self.filter_margin * k * items[nprobe - 1]:
                 return nprobe
         return None
 
@@ -220,7 +226,7 @@ def build_lists(
         bytes=lists.bytes,
         serving=recall >= config.recall_min and time_to_exact <= config.time_ratio_max,
     )
-    return Built(lists, nprobe, report)
+    return Built(lists, nprobe, config.filter_margin, report)
 
 
 def _use_threads(n: int) -> None:

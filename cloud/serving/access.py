@@ -4,11 +4,17 @@
     grant = access(scope, "device")                                      # ASGI's own scope: the hot routes
     @app.get("/metrics", dependencies=[access.requires("admin")])        # any other route
 
-Without tokens the server is open: anybody may do all but publish, which would change the models of every device.
+Without tokens the server is open: anybody may do all but publish, which would change the models of every device. That is for
+loopback (`check_host`).
+
+Errors::
+
+    OpenServerError            a server that other machines reach and that anybody may use, and nobody said so
 """
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 from fastapi import Depends, Security
@@ -20,13 +26,40 @@ from starlette.types import Scope
 from cloud.serving.limits import SCOPES, RateLimit, RequestLimits, TokenScope, caller
 from cloud.serving.tokens import AuthError, Grant, TokenFile
 
-__all__ = ["ANYBODY", "SECURITY_SCHEME", "Access"]
+__all__ = ["ANYBODY", "REFUSALS", "SECURITY_SCHEME", "Access", "OpenServerError", "check_host", "is_loopback"]
 
 ANYBODY = Grant("", frozenset(("device", "admin")), None)
 """Who comes to an open server."""
 
 SECURITY_SCHEME = "token"
 """The name of the tokens in the OpenAPI text."""
+
+REFUSALS = {
+    401: "No token, or none that is in force; `WWW-Authenticate` says which.",
+    403: "A token without the scope that this takes.",
+    429: "Too many requests; `Retry-After` says in how many seconds the next is welcome.",
+}
+"""What each status means with which a caller is not let in; an open server has them too."""
+
+
+class OpenServerError(ValueError):
+    """A server that other machines reach and that anybody may use, and nobody said so."""
+
+
+def check_host(host: str, *, has_tokens: bool, is_open: bool) -> None:
+    """Raise `OpenServerError` unless `host` is this machine's own, or the server has tokens, or is meant to be open."""
+    if not (has_tokens or is_open or is_loopback(host)):
+        raise OpenServerError(
+            f"Expected `--tokens FILE`, or `--open` to let in anybody, for an address that other machines reach, got `{host}`"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone. A name other than `localhost` is not looked up, and is not."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Access:

@@ -73,7 +73,16 @@ _ROUTES = {
 
 _PAGE_REQUEST, _FEEDBACK_BATCH = with_any_telemetry(PageRequest), with_any_telemetry(FeedbackBatch)
 
+_FLUSH_S = 0.25
+"""How far metrics of one worker may be behind when another one is scraped."""
+
 _logger = logging.getLogger(__name__)
+
+
+async def _flush_regularly(metrics: ServingMetrics) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_S)
+        metrics.flush()
 
 
 class _App(FastAPI):
@@ -161,7 +170,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        flushing = asyncio.create_task(_flush_regularly(metrics))
         yield
+        flushing.cancel()
         threads.shutdown()  # after the last answer; nothing may still append when the log closes
         log.close()
         world.close()
@@ -169,7 +180,16 @@ def create_app(
 
     health.add("feedback_log", log.check, required=True)
     health.add("store", world.splits.check, required=False)
-    app = _App(title="Pocketrank", summary="Pages for on-device reranking.", version="1", lifespan=lifespan)
+    if access.tokens is not None:
+        health.add("tokens", access.tokens.check_file, required=False)
+    app = _App(
+        title="Pocketrank",
+        summary="Pages for on-device reranking.",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.security = access.openapi_security("device")
     for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, error_response)

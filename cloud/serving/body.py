@@ -44,7 +44,8 @@ class BodyReader:
         message = await receive()  # most bodies come whole with their head
         if encoding == "identity" and message["type"] == "http.request" and not message.get("more_body", False):
             body: bytes = message.get("body", b"")
-            return self._checked(body)
+            self._check(len(body))
+            return body
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._rest(message, receive, encoding)
@@ -67,7 +68,7 @@ class BodyReader:
                     raise WireError(400, "$", f"a body in {encoding}", str(error)) from None
                 if unpack.unused_data:
                     raise WireError(400, "$", f"one {encoding} stream", "more after its end")
-            self._checked(body)
+            self._check(len(body))
             if not message.get("more_body", False):
                 break
             message = await receive()
@@ -75,7 +76,6 @@ class BodyReader:
             raise WireError(400, "$", f"a whole body in {encoding}", "a part of it")
         return bytes(body)
 
-    def _checked(self, body: bytes | bytearray) -> bytes:
-        if len(body) > self._most:
+    def _check(self, size: int) -> None:
+        if size > self._most:
             raise WireError(413, "$", f"at most {self._most} bytes", "more")
-        return body  # type: ignore[return-value]

@@ -8,17 +8,8 @@
 
 No name in it comes from outside but a digest of 64 hex digits. The record is replaced in one step and is all that makes a
 bundle current, so that an upload which ends half-way leaves what was. All worker processes look at the record at each request.
-Signatures are for devices to check; this keeps out what no device could use.
 
-Errors::
-
-    WireError
-    └── BundleStoreError       a bundle that is not taken; what was served still is
-        ├── BadBundleError     400: a manifest that is not one, or a file that is not as it was announced
-        ├── StaleBundleError   409: for a split version that is not served, or no newer than what is
-        ├── MissingFilesError  409: files that have to be uploaded first; knows their digests
-        ├── StoreFullError     507: no room, on the disk or in what the store may take
-        └── StoreError         503: the disk is read-only or broken
+Errors: see `bundle_publish`.
 """
 
 from __future__ import annotations
@@ -27,106 +18,39 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import RawIOBase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
-from typing import TypeVar
 
 import msgspec
 from filelock import FileLock
 
 from cloud.serving.bundle_files import BundleFile
+from cloud.serving.bundle_publish import (
+    BadBundleError,
+    BundlePublish,
+    BundleReceipt,
+    MissingFilesError,
+    StoreError,
+    StoreFullError,
+    check_newer,
+    check_publish,
+    is_digest,
+)
 from cloud.serving.disk import replace_file, sync_folder
 from cloud.serving.wire import WireError
 from device.codec import from_json
-from device.contract import BundleManifest, ContractError, Release, Signed
+from device.contract import BundleManifest, ContractError
 
-__all__ = [
-    "BadBundleError",
-    "BundlePublish",
-    "BundleReceipt",
-    "BundleStore",
-    "BundleStoreConfig",
-    "BundleStoreError",
-    "IncomingFile",
-    "MissingFilesError",
-    "StaleBundleError",
-    "StoreError",
-    "StoreFullError",
-    "StoredBundle",
-]
+__all__ = ["BundleStore", "BundleStoreConfig", "IncomingFile", "StoredBundle"]
 
-S = TypeVar("S", bound=msgspec.Struct)
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _logger = logging.getLogger(__name__)
-
-
-class BundleStoreError(WireError):
-    """A bundle that is not taken. What was served still is."""
-
-
-class BadBundleError(BundleStoreError):
-    """A manifest that is not one, or a file that is not as it was announced."""
-
-    def __init__(self, path: str, expected: str, got: str) -> None:
-        super().__init__(400, path, expected, got)
-
-
-class StaleBundleError(BundleStoreError):
-    """A bundle for a split version that is not served, or no newer than the one that is."""
-
-    def __init__(self, path: str, expected: str, got: str) -> None:
-        super().__init__(409, path, expected, got)
-
-
-class MissingFilesError(BundleStoreError):
-    """Files of the manifest that have to be uploaded first: `missing` are their digests."""
-
-    def __init__(self, missing: tuple[str, ...]) -> None:
-        super().__init__(409, "$.manifest.files", "files that were uploaded", f"{len(missing)} that were not")
-        self.missing = missing
-
-
-class StoreFullError(BundleStoreError):
-    """No room for a file or a record. Nothing of it was kept."""
-
-    def __init__(self, got: str) -> None:
-        super().__init__(507, "$", "room for the upload", got, {"Retry-After": "60"})
-
-
-class StoreError(BundleStoreError):
-    """The disk could not do what was asked. Nothing of it was kept."""
-
-    def __init__(self, got: str) -> None:
-        super().__init__(503, "$", "a disk that takes the upload", got, {"Retry-After": "5"})
-
-
-class BundlePublish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The bundle to serve from now on: the bytes of its `manifest.json`, and of `manifest.sig` and `release.json` where there
-    are some (base64 in JSON).
-    """
-
-    manifest: bytes
-    signatures: bytes | None = None
-    release: bytes | None = None
-
-
-class BundleReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle that is served now."""
-
-    serial: int
-    manifest_sha256: str
-    files: int
-    bytes: int
-    """Of all files together."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +59,6 @@ class BundleStoreConfig:
 
     bundle_bytes_max: int = 256 << 20
     """All files of a bundle: it is served from memory, and phones would not want more."""
-    manifest_bytes_max: int = 4 << 20
-    """A manifest, as devices have it."""
-    signed_bytes_max: int = 64 << 10
-    """Signatures, and a release."""
     store_bytes_max: int = 1 << 30
     """All files in the store: the bundle that is served, the one before and what is on its way."""
     lock_s: float = 30.0
@@ -251,11 +171,11 @@ class BundleStore:
 
     def commit(self, publish: BundlePublish) -> BundleReceipt:
         """Serve this bundle from now on, in all processes. Raises `BundleStoreError`; then all is as it was."""
-        manifest = self._check(publish)
+        manifest = check_publish(publish, self._split_versions(), self.config.bundle_bytes_max)
         with _on_disk(), self._commits:
             before = self._read_record()
             if before is not None:
-                _check_newer(manifest, publish, before)
+                check_newer(manifest, publish, before)
             missing = tuple(sorted({entry.sha256 for entry in manifest.files if not self.has(entry.sha256)}))
             if missing:
                 raise MissingFilesError(missing)
@@ -304,30 +224,6 @@ class BundleStore:
                 raise BadBundleError("$.manifest.files", f"SHA-256 {entry.sha256}", file.sha256)
         return StoredBundle(publish, files)
 
-    def _check(self, publish: BundlePublish) -> BundleManifest:
-        config = self.config
-        for name, data, most in (
-            ("manifest", publish.manifest, config.manifest_bytes_max),
-            ("signatures", publish.signatures, config.signed_bytes_max),
-            ("release", publish.release, config.signed_bytes_max),
-        ):
-            if data is not None and len(data) > most:
-                raise BadBundleError(f"$.{name}", f"at most {most} bytes", f"{len(data)}")
-        manifest = _decode(publish.manifest, BundleManifest, "$.manifest")
-        _check_manifest(manifest)
-        if (total := sum(entry.bytes for entry in manifest.files)) > config.bundle_bytes_max:
-            raise BadBundleError("$.manifest.files", f"at most {config.bundle_bytes_max} bytes", f"{total}")
-        if publish.signatures is not None:
-            _decode(publish.signatures, Signed, "$.signatures")
-        if publish.release is not None:
-            release = _decode(_decode(publish.release, Signed, "$.release").payload, Release, "$.release.payload")
-            if release.bundle.manifest_sha256 != hashlib.sha256(publish.manifest).hexdigest():
-                raise BadBundleError("$.release", "a release of this manifest", "one of another")
-        if manifest.split_version not in (served := self._split_versions()):
-            expected = f"a split version that is served: {', '.join(sorted(served))}"
-            raise StaleBundleError("$.manifest.split_version", expected, f"`{manifest.split_version[:64]}`")
-        return manifest
-
     def _read_record(self) -> BundlePublish | None:
         try:
             data = self._record.read_bytes()
@@ -373,7 +269,7 @@ class BundleStore:
                 self._reserved -= wanted
 
     def _path(self, sha256: str) -> Path:
-        if not _DIGEST.fullmatch(sha256):
+        if not is_digest(sha256):
             raise BadBundleError("url", "a SHA-256 of 64 hex digits", f"`{sha256[:80]}`")
         return self._blobs / sha256
 
@@ -383,43 +279,6 @@ class BundleStore:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _decode(data: bytes, struct: type[S], where: str) -> S:
-    try:
-        return from_json(data, struct)
-    except ContractError as error:
-        raise BadBundleError(where + error.path.removeprefix("$"), error.expected, error.got) from error
-
-
-def _check_manifest(manifest: BundleManifest) -> None:
-    paths = [entry.path for entry in manifest.files]
-    for i, entry in enumerate(manifest.files):
-        where, parts = f"$.manifest.files[{i}]", entry.path.split("/")
-        # No path comes near a disk of ours; this is what no device would install.
-        if not entry.path.isascii() or not entry.path.isprintable() or "\\" in entry.path or {"", ".", ".."} & {*parts}:
-            raise BadBundleError(f"{where}.path", "a relative path of plain names", ascii(entry.path[:200]))
-        if entry.bytes < 0 or not _DIGEST.fullmatch(entry.sha256):
-            raise BadBundleError(where, "a size and a SHA-256 in hex", f"{entry.bytes} and `{entry.sha256[:80]}`")
-    if len({path.lower() for path in paths}) < len(paths):
-        raise BadBundleError("$.manifest.files", "each file listed once", "two of one path")
-    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
-    for i, model in enumerate(manifest.models):
-        if model.path not in paths and model.path not in folders:
-            raise BadBundleError(f"$.manifest.models[{i}].path", "a file of the manifest", ascii(model.path[:200]))
-    if manifest.spec not in paths:
-        raise BadBundleError("$.manifest.spec", "a file of the manifest", ascii(manifest.spec[:200]))
-
-
-def _check_newer(manifest: BundleManifest, publish: BundlePublish, before: BundlePublish) -> None:
-    if publish.manifest != before.manifest:
-        served = from_json(before.manifest, BundleManifest).serial
-        if manifest.serial <= served:
-            raise StaleBundleError("$.manifest.serial", f"a serial past {served}, which is served", f"{manifest.serial}")
-    elif publish.release is not None and before.release is not None:
-        new, old = (from_json(from_json(data, Signed).payload, Release).serial for data in (publish.release, before.release))
-        if new < old:
-            raise StaleBundleError("$.release.payload.serial", f"a serial from {old}, which is served", f"{new}")
 
 
 @contextmanager

@@ -57,4 +57,4 @@ def _origin(text: str) -> str | None:
     except ValueError:
         return None
     host = url.hostname if url.hostname and ":" not in url.hostname else f"[{url.hostname}]"
-    return f"{url.scheme}://{host}{port}" if url.scheme in ("http", "https") and url.hostname else None
+    return f"{url.scheme}://{host}{port}" if url.scheme in ("http", "https") and url.hostname and "*" not in host else None

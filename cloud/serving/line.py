@@ -73,9 +73,12 @@ class PageLine(Generic[A, R]):
         self._waiting.append(waiting)
         if len(self._waiting) == 1:
             loop.call_soon(self._next)
-        with self._price.page():
+        self._price.enter()
+        try:
             answer: R = await waiting.answer
             return answer
+        finally:
+            self._price.leave()
 
     def _next(self) -> None:
         asked, since, context, answer = self._waiting[0]

@@ -7,26 +7,24 @@ from typing import Any
 
 import msgspec
 
-from cloud.serving.access import SECURITY_SCHEME
+from cloud.serving.access import REFUSALS, SECURITY_SCHEME
 from cloud.serving.uploads import UPLOAD_STRUCTS
 from cloud.serving.wire import JSON, MSGPACK, ErrorBody
 from device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
 
-__all__ = ["complete", "errors"]
+__all__ = ["add_structs", "complete", "errors"]
 
 _TEMPLATE = "#/components/schemas/{name}"
 _STRUCTS = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody, *UPLOAD_STRUCTS)
 _HOT = (400, 401, 403, 408, 413, 415, 429, 503)
 
 _MEANS: dict[int, str] = {
+    **REFUSALS,
     400: "The body is not what the contract says; `path` says where.",
-    401: "No token that is in force.",
-    403: "A token without the scope.",
     404: "Nothing here by that name.",
     408: "The body did not come in time.",
     413: "The body is too large.",
     415: "Neither MessagePack nor JSON, or in an encoding that is not taken.",
-    429: "Too many requests, of this caller or of all; `Retry-After` says when the next is welcome.",
     503: "The feedback could not be kept, or the server is not ready; nothing of the request had an effect. Send it again.",
 }
 
@@ -36,10 +34,21 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANS[status], "content": _content(ErrorBody, JSON)} for status in statuses}
 
 
+def add_structs(schema: dict[str, Any], *structs: type[msgspec.Struct]) -> dict[str, Any]:
+    """`schema` with these structs, and those that they refer to, among its components; changed in place."""
+    _, components = msgspec.json.schema_components(structs, ref_template=_TEMPLATE)
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    return schema
+
+
 def complete(schema: dict[str, Any], security: list[dict[str, list[str]]]) -> dict[str, Any]:
     """`schema` with the hot routes, which ask for `security`, and all structs that are exchanged; changed in place."""
-    _, components = msgspec.json.schema_components(_STRUCTS, ref_template=_TEMPLATE)
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    add_structs(schema, *_STRUCTS)
+    schemas = schema["components"]["schemas"]
+    for name in (PageRequest.__name__, FeedbackBatch.__name__):
+        # A report that the contract does not allow is dropped, and the rest of the request is not (`telemetry`).
+        properties = schemas[name]["properties"]
+        properties["telemetry"] = {"anyOf": [properties["telemetry"], {}], "default": None}
     schema.setdefault("paths", {}).update(
         {
             "/v1/page": {"post": _operation("Ask for a page", "page", PageRequest, Page, security)},

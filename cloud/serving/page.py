@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.config import PipelineConfig
+from cloud.pipeline.config import PipelineConfig, PipelineError
 from cloud.pipeline.stage import Deadline, Query
 from cloud.ranking.ids import IdIndex
 from cloud.ranking.published import PublishedRecord
@@ -25,6 +25,7 @@ __all__ = ["PageMaker", "PageObserver"]
 
 _DAY_MS = 86_400_000
 _UNKNOWN = np.iinfo(np.int64).min
+_ROW_0 = np.zeros(1, np.int64)
 
 
 class PageObserver:
@@ -47,7 +48,9 @@ class _Sent(NamedTuple):
     """What is sent of a candidate, as places in the tables."""
 
     tasks: list[int]
+    all_tasks: bool
     floats: list[int]
+    all_floats: bool
     age: bool
     float_names: tuple[str, ...]
     categories: list[int]
@@ -55,7 +58,8 @@ class _Sent(NamedTuple):
 
 
 class PageMaker:
-    """Makes pages of a published run. Raises `ValueError` for a config that does not fit it. Called from one thread at a time.
+    """Makes pages of a published run. Raises `PipelineError` for a config that does not fit it. Called from one thread at a
+    time.
 
     What it does at the edges: an unknown user gets popular items and those near the vector of nobody in particular;
     exclusions of unknown items have no effect; a user who has seen almost everything, or an empty catalogue, gets a shorter
@@ -76,6 +80,8 @@ class PageMaker:
         self._splits, self._states, self._users = world.splits, world.states, IdIndex(world.published.user_id)
         self._observer, self._price = observer or PageObserver(), price
         self._sent = _sent(world.record, config.page.features)
+        upload_ms = world.catalogue.upload_ms
+        self._upload_day = np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)  # [I]
 
     def check(self, request: PageRequest) -> None:
         """Raises `ContractError` for a size out of range or an unusable experiment. To be asked before feedback is taken."""
@@ -107,12 +113,12 @@ class PageMaker:
 
     def _query(self, request: PageRequest, deadline: Deadline) -> Query:
         state = self._states(request.user_id, request.experiment)
-        exclude = [np.zeros(1, np.int64), self._filters.removed, self._catalogue.positions(request.exclude)]
+        exclude = [_ROW_0, self._filters.removed, self._catalogue.positions(request.exclude)]
         if self._filters.config.seen:
             exclude.append(state.seen)
         return Query(
             request=request,
-            user=int(self._users((request.user_id,))[0]),
+            user=self._users.one(request.user_id),
             history=state.history,
             exclude=np.concatenate(exclude),
             hour=(request.now_ms // 3_600_000 + self._record.utc_offset_h) % 24,
@@ -136,7 +142,8 @@ class PageMaker:
 
     def _page(self, query: Query, candidates: CandidateSet, vector: NDArray[np.float32] | None) -> Page:
         request, catalogue, items = query.request, self._catalogue, candidates.item
-        vectors = None if vector is None else self._vectors(query, catalogue.item_id[items])
+        ids = catalogue.item_id.take(items)
+        vectors = None if vector is None else self._vectors(query, ids)
         split = request.split_version if vectors is not None else None
         sent = self._sent
         return Page(
@@ -146,10 +153,10 @@ class PageMaker:
             created_ms=request.now_ms,
             ttl_ms=self._config.ttl_ms,
             candidates=Candidates(
-                item_id=to_block(catalogue.item_id[items], "i8"),
+                item_id=to_block(ids, "i8"),
                 floats=Columns(names=sent.float_names, values=to_block(self._floats(request, candidates), "f4")),
                 categories=Columns(
-                    names=sent.category_names, values=to_block(catalogue.categories[items][:, sent.categories], "i4")
+                    names=sent.category_names, values=to_block(catalogue.categories.take(items, 0)[:, sent.categories], "i4")
                 ),
                 vector=vectors,
             ),
@@ -161,16 +168,17 @@ class PageMaker:
         )
 
     def _floats(self, request: PageRequest, candidates: CandidateSet) -> NDArray[np.float32]:
-        sent, catalogue, n = self._sent, self._catalogue, len(candidates)
-        floats = np.full((n, len(sent.float_names)), np.nan, np.float32)
+        sent, catalogue = self._sent, self._catalogue
+        floats = np.empty((len(candidates), len(sent.float_names)), np.float32)
         k, f = len(sent.tasks), len(sent.floats)
-        if candidates.pxtr is not None:
-            floats[:, :k] = candidates.pxtr[:, sent.tasks]
-        floats[:, k : k + f] = catalogue.floats[candidates.item][:, sent.floats]
+        if candidates.pxtr is None:
+            floats[:, :k] = np.nan
+        else:
+            floats[:, :k] = candidates.pxtr if sent.all_tasks else candidates.pxtr[:, sent.tasks]
+        attributes = catalogue.floats.take(candidates.item, 0)
+        floats[:, k : k + f] = attributes if sent.all_floats else attributes[:, sent.floats]
         if sent.age:
-            upload = catalogue.upload_ms[candidates.item]
-            known = upload > _UNKNOWN
-            floats[known, -1] = (request.now_ms - upload[known].astype(np.float64)) / _DAY_MS
+            floats[:, -1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
         return floats
 
     def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:
@@ -215,7 +223,8 @@ def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
     pxtr = [f"pxtr_{task}" for task in record.tasks]
     known = {*pxtr, *record.float_names, "age", *record.category_names}
     if features is not None and (unknown := set(features) - known):
-        raise ValueError(f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+        what = f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
+        raise PipelineError("$.page.features", what)
 
     def wanted(names: Sequence[str]) -> list[int]:
         return [i for i, name in enumerate(names) if features is None or name in features]
@@ -223,4 +232,5 @@ def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
     tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
     age = "age" not in record.float_names and (features is None or "age" in features)
     names = *(pxtr[i] for i in tasks), *(record.float_names[i] for i in floats), *(("age",) if age else ())
-    return _Sent(tasks, floats, age, names, categories, tuple(record.category_names[i] for i in categories))
+    every = len(tasks) == len(pxtr), len(floats) == len(record.float_names)
+    return _Sent(tasks, every[0], floats, every[1], age, names, categories, tuple(record.category_names[i] for i in categories))

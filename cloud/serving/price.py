@@ -6,10 +6,8 @@ It is sent with each page, so that devices ask less often in a crunch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from time import monotonic
 
 __all__ = ["ComputePrice", "PriceConfig", "price_of"]
@@ -41,37 +39,31 @@ def price_of(load: float, config: PriceConfig = PriceConfig()) -> float:
 
 
 class ComputePrice:
-    """Follows the load of a server whose `workers` make pages. Safe to use from several threads."""
+    """Follows the load of a server whose `workers` make pages. For the one thread of an event loop."""
 
     def __init__(self, workers: int, config: PriceConfig = PriceConfig(), clock: Callable[[], float] = monotonic) -> None:
         """`clock` tells seconds."""
         self._workers, self._config, self._clock = workers, config, clock
-        self._lock = Lock()
         self._under_way, self._load, self._since = 0, 0.0, clock()
 
     def __call__(self) -> float:
         """The price of now."""
-        with self._lock:
-            self._settle()
-            return price_of(self._load, self._config)
+        self._settle()
+        return price_of(self._load, self._config)
 
-    @contextmanager
-    def page(self) -> Iterator[None]:
-        """While it lasts, a page waits or is made."""
-        self._add(1)
-        try:
-            yield
-        finally:
-            self._add(-1)
+    def enter(self) -> None:
+        """A page waits or is made from now on, until `leave`."""
+        self._settle()
+        self._under_way += 1
 
-    def _add(self, pages: int) -> None:
-        with self._lock:
-            self._settle()
-            self._under_way += pages
+    def leave(self) -> None:
+        """A page is made, or nobody waits for it any more."""
+        self._settle()
+        self._under_way -= 1
 
     def _settle(self) -> None:
         """Take in how long the load of now lasted: an average over time that forgets exponentially."""
         now = self._clock()
-        keep = math.exp(-max(0.0, now - self._since) / self._config.memory_s)
-        self._load += (1 - keep) * (self._under_way / self._workers - self._load)
+        kept = -math.expm1(-max(0.0, now - self._since) / self._config.memory_s)
+        self._load += kept * (self._under_way / self._workers - self._load)
         self._since = now

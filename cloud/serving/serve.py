@@ -5,18 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
-from ipaddress import ip_address
 from pathlib import Path
 
+from cloud.serving.access import check_host
 from cloud.serving.config import ServingConfig
 from cloud.serving.server import listen
 from cloud.training.run import Run
 
-__all__ = ["OpenServerError", "serve", "serve_on"]
-
-
-class OpenServerError(ValueError):
-    """A server without tokens on an address that other machines reach."""
+__all__ = ["serve", "serve_on"]
 
 
 def serve(
@@ -37,8 +33,7 @@ def serve(
     `PortError` when the address cannot be had.
     """
     config = config or ServingConfig()
-    if config.tokens is None and not anybody and not _is_loopback(host):
-        raise OpenServerError(f"Expected tokens for a server on {host}, got none: --tokens FILE, or --open to let anybody in")
+    check_host(host, has_tokens=config.tokens is not None, is_open=anybody)
     db = feedback_db or run.folder / "feedback.db"
     with listen(host, port) as sock:  # first, so that a port in use is known before anything is loaded
         from cloud.serving.world import fill_stores
@@ -83,11 +78,3 @@ def serve_on(
         uploads = folder / "bundles" if config.tokens else None
         app = create_app(world, bundle, log, config, access=access, health=health, uploads=uploads)
         run_server(app, sock, config.server, ready=ready, draining=health.draining)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        loopback: bool = ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-    return loopback

@@ -99,4 +99,4 @@ class Splits:
         """The vector [D] of a user whose past is `ids` [e] with `feedback` [e, F], oldest first. Raises `StoreAwayError`."""
         split = self._splits[version]
         vectors, found = self.items(version, ids, deadline)
-        return split.tower(int(split.users((user_id,))[0]), vectors, feedback, found)
+        return split.tower(split.users.one(user_id), vectors, feedback, found)

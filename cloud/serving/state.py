@@ -76,7 +76,9 @@ class UserStates:
         self._keep = max(self._config.seen_max, self._history_max)
         self._items, self._users = IdIndex(published.item_id), IdIndex(published.user_id)
         self._history_item = np.asarray(published.history_item)
-        self._history_feedback = np.asarray(published.history_feedback)
+        self._history_feedback = np.asarray(published.history_feedback, np.float32)
+        self._history_count = (self._history_item > 0).sum(1)  # padding is at the front
+        self._history_count[0] = 0  # the row for the unknown is nobody's past
         if "duration_ms" not in record.float_names:
             raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
         if published.history_feedback.shape[2] != len(HISTORY_FEEDBACK):
@@ -89,7 +91,10 @@ class UserStates:
 
     def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
         """The state of a user in an experiment or outside of any; that of an unknown user has no events."""
-        window = self._windows.get((user_id, experiment)) or self._published(user_id)
+        window = self._windows.get((user_id, experiment))
+        if window is None:
+            item, feedback = self._before(user_id)
+            return UserState(History(item, feedback), item)
         return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
 
     def apply(self, events: Sequence[FeedbackEvent]) -> None:
@@ -121,11 +126,11 @@ class UserStates:
         return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
 
     def _published(self, user_id: int) -> _Window:
-        at = int(self._users((user_id,))[0])
-        item = self._history_item[at].astype(np.int64)
-        known = item > 0
-        if not at:  # the row for the unknown is nobody's past
-            known[:] = False
-        count = int(known.sum())
-        feedback = np.asarray(self._history_feedback[at][known], np.float32)
-        return _Window(item[known], feedback, np.full(count, np.iinfo(np.int64).min), np.arange(count))
+        item, feedback = self._before(user_id)
+        return _Window(item, feedback, np.full(len(item), np.iinfo(np.int64).min), np.arange(len(item)))
+
+    def _before(self, user_id: int) -> tuple[Int, Float]:
+        """The published events of a user."""
+        at = self._users.one(user_id)
+        first = self._history_max - int(self._history_count[at])
+        return self._history_item[at, first:].astype(np.int64), self._history_feedback[at, first:]

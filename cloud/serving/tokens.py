@@ -113,6 +113,11 @@ class TokenFile:
         """What keeps the file from being read anew, None when nothing does; for readiness and metrics."""
         return self._trouble
 
+    def check_file(self) -> None:
+        """Raise `TokenFileError` while the file cannot be read anew; the tokens that were read last stay in force."""
+        if self._trouble is not None:
+            raise TokenFileError(self._path, "a file of tokens", self._trouble)
+
     def check(self, authorization: bytes | None, scope: TokenScope) -> Grant:
         """Who it is that sends this `Authorization` header, if that one may do `scope`. Raises `AuthError`."""
         if (ticks := self._ticks()) >= self._look_at:

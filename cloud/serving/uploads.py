@@ -21,9 +21,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cloud.serving.access import Access
+from cloud.serving.access import REFUSALS, Access
 from cloud.serving.body import BodyReader
-from cloud.serving.bundle_store import BundlePublish, BundleReceipt, BundleStore, MissingFilesError
+from cloud.serving.bundle_publish import PUBLISH_MAX, BundlePublish, BundleReceipt, MissingFilesError
+from cloud.serving.bundle_store import BundleStore
 from cloud.serving.wire import JSON, MSGPACK, ErrorBody, WireError, content_type, decode
 
 __all__ = ["UPLOAD_STRUCTS", "MissingFilesBody", "UploadsConfig", "upload_routes"]
@@ -55,8 +56,7 @@ def upload_routes(store: BundleStore, access: Access, config: UploadsConfig | No
     config = config or UploadsConfig()
     router = APIRouter(dependencies=[access.requires("publish")])
     limits = access.limits.config
-    # The record in base64, and some for its frame.
-    read = BodyReader((store.config.manifest_bytes_max + 2 * store.config.signed_bytes_max) * 4 // 3 + 4096, config.stall_s)
+    read = BodyReader(PUBLISH_MAX, config.stall_s)
 
     @router.put(
         "/v1/bundle",
@@ -102,7 +102,7 @@ def _said(request: Request, most: int) -> int:
     if kind.partition(";")[0].strip().lower() != _BYTES or request.headers.get("content-encoding", "identity") != "identity":
         raise WireError(415, "content-type", f"`{_BYTES}`, not encoded", f"`{kind[:64]}`")
     said = request.headers.get("content-length", "")
-    if not (said.isascii() and said.isdecimal()):
+    if not (said.isascii() and said.isdecimal() and len(said) < 20):
         raise WireError(411, "content-length", "the file's size in bytes", f"`{said[:64]}`")
     if int(said) > most:
         raise WireError(413, "content-length", f"at most {most} bytes", f"{said[:32]} bytes")
@@ -140,14 +140,12 @@ async def _next(chunks: Any, stall_s: float) -> bytes:
 
 _MEANS = {
     400: "A manifest that is not one, or a file that is not as it was announced.",
-    401: "No token that is in force.",
-    403: "A token without the scope.",
+    **REFUSALS,
     408: "The file's bytes stopped coming.",
     409: "Files are missing, the split version is not served, or the bundle is no newer than the one that is.",
     411: "No Content-Length.",
     413: "Too large.",
     415: "Another content type, or compressed.",
-    429: "Too many requests; `Retry-After` says when the next is welcome.",
     503: "The disk took nothing; what was served still is.",
     507: "No room; what was served still is.",
 }

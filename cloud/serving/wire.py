@@ -7,7 +7,7 @@ Errors::
     ├── AuthError              401, 403: no token that allows it (`tokens`)
     ├── TooManyError           429: faster than allowed (`limits`)
     ├── BusyError              429: too many pages wait (`line`)
-    └── BundleStoreError       400, 409, 503, 507: a bundle that is not taken (`bundle_store`)
+    └── BundleStoreError       400, 409, 503, 507: a bundle that is not taken (`bundle_publish`)
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ taken, so for random ids one in some 500 lives outside of its own bucket; consec
 
 An id is written once, after its position, and never moves; from then on only the position changes, one aligned 8-byte store.
 So a reader sees the position from before or from after an update and never half of one, on machines that keep the order of
-stores (x86-64). Position 0 means not there. A free place of bucket b holds an id that belongs half the table away, and so
-cannot be looked for in b.
+stores (x86-64). Position 0 means not there. A free place of bucket b holds an id that belongs half the table away: it is never
+looked for in b, and so every int64 can be an id.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     FOLDER/writer.lock             held by the process that writes
     FOLDER/v-VERSION/00000001.rows a table, see `cloud.stores.table`; the highest number counts
 
-A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the old
-one is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens, with
-each row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
+A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the
+old one is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens,
+with each row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, is_version
@@ -41,15 +42,20 @@ class MappedStore(TableStore):
 
     def __init__(self, folder: Path, config: TableConfig | None = None, clock: Callable[[], float] = time.time) -> None:
         super().__init__(f"mmap:{folder}", config, clock)
-        self._folder, self._lock_file = folder, -1
+        self._folder, self._lock_file, self._pid = folder, -1, os.getpid()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreConfigError(self._where, "a folder for tables", str(error)) from error
 
+    @property
+    def _writes(self) -> bool:
+        return self._lock_file >= 0 and self._pid == os.getpid()
+
     def _write(self) -> None:
-        if self._lock_file >= 0:
+        if self._writes:
             return
+        self._unlock()  # a fork has its parent's file, and is no writer for that
         descriptor = -1
         try:
             descriptor = os.open(self._folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -59,7 +65,7 @@ class MappedStore(TableStore):
                 os.close(descriptor)
             got = "another process that writes" if isinstance(error, BlockingIOError) else str(error)
             raise StoreWriteError(self._where, "to be the only one who writes", got) from error
-        self._lock_file = descriptor
+        self._lock_file, self._pid = descriptor, os.getpid()
         self._tables.clear()  # those were mapped for reading
         for version in self._names():
             self._clear(version)
@@ -86,16 +92,14 @@ class MappedStore(TableStore):
             self._retire(version, number)
 
     def _retire(self, version: str, number: int) -> None:
-        try:
+        with suppress(StoreError, OSError):  # what does not open, no reader has
             self._open(self._file(version, number), writable=True).end()
-        except (StoreError, OSError):
-            pass  # whatever it was, no reader has it
         self._file(version, number).unlink(missing_ok=True)
 
     def _find(self, version: str) -> Table | None:
         if not is_version(version):
             return None
-        writes = self._lock_file >= 0
+        writes = self._writes
         for _ in range(_TRIES):
             numbers = self._numbers(version)
             if not numbers:
@@ -124,7 +128,7 @@ class MappedStore(TableStore):
             memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
         return Table(memory, str(path), self._config)
 
-    def _make(self, version: str, layout: Layout, old: Table | None) -> Table:
+    def _make(self, version: str, layout: Layout, expires_s: float, old: Table | None) -> Table:
         folder = self._path(version)
         number = max(self._numbers(version), default=0) + 1
         path = self._file(version, number)
@@ -136,6 +140,7 @@ class MappedStore(TableStore):
                 os.posix_fallocate(file.fileno(), 0, layout.bytes)
                 memory = mmap.mmap(file.fileno(), layout.bytes, access=mmap.ACCESS_WRITE)
             table = Table(memory, str(path), self._config, layout)
+            table.expires_s = expires_s
             if old is not None:
                 table.copy(old)
             unfinished.rename(path)
@@ -144,17 +149,21 @@ class MappedStore(TableStore):
             raise StoreWriteError(self._where, f"room for a table of {layout.bytes} bytes", str(error)) from error
         return table
 
-    def _outdated(self, version: str, table: Table) -> None:
+    def _outdated(self, version: str) -> None:
         for number in self._numbers(version)[:-1]:
             self._file(version, number).unlink(missing_ok=True)
 
-    def _remove(self, version: str, table: Table) -> None:
-        shutil.rmtree(self._path(version), ignore_errors=True)
+    def _remove(self, version: str) -> None:
+        if is_version(version):
+            shutil.rmtree(self._path(version), ignore_errors=True)
 
     def close(self) -> None:
         """Forget all tables and let another process write."""
         with self._lock:
             super().close()
-            if self._lock_file >= 0:
-                os.close(self._lock_file)
-                self._lock_file = -1
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1

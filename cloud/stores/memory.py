@@ -28,16 +28,17 @@ class MemoryStore(TableStore):
     def _find(self, version: str) -> Table | None:
         return None
 
-    def _make(self, version: str, layout: Layout, old: Table | None) -> Table:
+    def _make(self, version: str, layout: Layout, expires_s: float, old: Table | None) -> Table:
         try:
             memory = mmap.mmap(-1, layout.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as error:
             raise StoreWriteError(self._where, f"{layout.bytes} bytes of memory", str(error)) from error
         memory.madvise(mmap.MADV_HUGEPAGE)  # numpy asks for the same: rows far apart miss the translation cache less
         table = Table(memory, self._where, self._config, layout)
+        table.expires_s = expires_s
         if old is not None:
             table.copy(old)
         return table
 
-    def _remove(self, version: str, table: Table) -> None:
+    def _remove(self, version: str) -> None:
         """The memory goes with its last reader."""

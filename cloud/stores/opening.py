@@ -27,7 +27,7 @@ def open_store(url: str) -> EmbeddingStore:
         valkeys://…, valkeys-cluster://…             the same over TLS
     """
     scheme, _, rest = url.partition(":")
-    if scheme == "memory" and not rest:
+    if url == "memory:":
         return MemoryStore()
     if scheme == "mmap" and rest:
         return MappedStore(Path(rest))

@@ -204,10 +204,9 @@ class Table:
         self._fields[_FIELD_LIVE] += len(ids) - len(old)
 
     def copy(self, old: Table) -> None:
-        """Take over rows and life of another table; this one is empty, and has room."""
+        """Take over the rows of another table; this one is empty, and has room."""
         for ids, vectors in old.scan():
             self.put(ids, vectors)
-        self.expires_s = old.expires_s
 
     def delete(self, ids: Int) -> None:
         """Forget the rows of `ids` [n], without repeats."""

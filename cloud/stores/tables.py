@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from math import inf
 from threading import RLock
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from cloud.stores.base import (
     EmbeddingStore,
     Rows,
+    StoreError,
     StoreInputError,
     TableInfo,
     UnknownVersionError,
@@ -46,12 +48,12 @@ class TableStore(EmbeddingStore):
         """The table of a version that is not among `_tables`, or whose table there is over."""
 
     @abstractmethod
-    def _make(self, version: str, layout: Layout, old: Table | None) -> Table:
+    def _make(self, version: str, layout: Layout, expires_s: float, old: Table | None) -> Table:
         """A new table of `version` with the rows of `old`, for readers from now on. Raises `StoreWriteError`."""
 
     @abstractmethod
-    def _remove(self, version: str, table: Table) -> None:
-        """Forget the table of a version."""
+    def _remove(self, version: str) -> None:
+        """Forget what there is of a version."""
 
     def _current(self, version: str) -> Table | None:
         """The version's table, whether its life is over or not."""
@@ -81,28 +83,30 @@ class TableStore(EmbeddingStore):
         with self._lock:
             self._write()
             self._purge()
-            table = self._current(version)
+            table, expires_s = self._current(version), inf if life_s is None else self._clock() + life_s
             if table is None:
-                table = self._make(version, Layout.for_rows(width, 0, self._config), None)
-                self._tables[version] = table
+                self._tables[version] = self._make(version, Layout.for_rows(width, 0, self._config), expires_s, None)
             elif table.layout.width != width:
                 raise StoreInputError(self._where, f"{version!r} with its width {table.layout.width}", str(width))
-            table.expires_s = inf if life_s is None else self._clock() + life_s
+            else:
+                table.expires_s = expires_s
 
     def _purge(self) -> None:
-        for version in self._names():
-            table = self._current(version)
-            if table is not None and table.expires_s <= self._clock():
+        for version, table in self._all():
+            if table.expires_s <= self._clock():
                 self.drop(version)
 
-    def versions(self) -> dict[str, TableInfo]:
-        """The tables of all versions whose life is not over."""
-        now, found = self._clock(), {}
+    def _all(self) -> Iterator[tuple[str, Table]]:
+        """What opens; what is damaged is told by `get` and removed by `drop`."""
         for version in self._names():
-            table = self._current(version)
-            if table is not None and table.expires_s > now:
-                found[version] = table.info
-        return found
+            with suppress(StoreError):
+                if (table := self._current(version)) is not None:
+                    yield version, table
+
+    def versions(self) -> dict[str, TableInfo]:
+        """The tables of all versions whose life is not over; one that is damaged is not among them."""
+        now = self._clock()
+        return {version: table.info for version, table in self._all() if table.expires_s > now}
 
     def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> Rows:
         """The rows of `ids`; no deadline is ever missed. Raises `UnknownVersionError`."""
@@ -116,15 +120,16 @@ class TableStore(EmbeddingStore):
             keys, rows = as_rows(self._where, ids, vectors, table.layout.width)
             if not table.room(keys):
                 wanted = max(round(self._config.growth * table.info.rows), table.info.rows + len(keys))
-                larger = self._make(version, Layout.for_rows(table.layout.width, wanted, self._config), table)
+                layout = Layout.for_rows(table.layout.width, wanted, self._config)
+                larger = self._make(version, layout, table.expires_s, table)
                 self._tables[version] = larger
                 table.end()
-                self._outdated(version, table)
+                self._outdated(version)
                 table = larger
             table.put(keys, rows)
 
-    def _outdated(self, version: str, table: Table) -> None:
-        """Clear away a table that a larger one has replaced."""
+    def _outdated(self, version: str) -> None:
+        """Clear away tables that a larger one has replaced."""
 
     def delete(self, version: str, ids: NDArray[np.int64]) -> None:
         """Forget rows. Raises `UnknownVersionError` and `StoreWriteError`."""
@@ -136,11 +141,11 @@ class TableStore(EmbeddingStore):
         """Forget a version. Raises `StoreWriteError`."""
         with self._lock:
             self._write()
-            table = self._current(version)
-            if table is not None:
-                del self._tables[version]
-                table.end()
-                self._remove(version, table)
+            with suppress(StoreError):  # damaged: all the more reason
+                if (table := self._current(version)) is not None:
+                    table.end()
+            self._tables.pop(version, None)
+            self._remove(version)
 
     def scan(self, version: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         """All rows in chunks. Raises `UnknownVersionError` at once."""

@@ -15,8 +15,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from valkey import Connection, SSLConnection
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
@@ -25,7 +26,7 @@ from valkey.exceptions import TimeoutError as ValkeyTimeoutError
 
 from cloud.stores.base import StoreError, StoreUnavailableError, StoreWriteError
 
-__all__ = ["Address", "Command", "Link", "LinkConfig", "Node", "open_socket", "pack"]
+__all__ = ["Address", "Command", "Link", "LinkConfig", "Node", "Wire", "open_socket", "pack"]
 
 T = TypeVar("T")
 
@@ -38,6 +39,22 @@ _REROUTED = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")
 
 _LATE = (ValkeyTimeoutError, TimeoutError)
 _LOST = (ValkeyError, OSError)
+
+
+@runtime_checkable
+class Wire(Protocol):
+    """What is used of the client library's connections, which have no types."""
+
+    _sock: socket.socket | None
+
+    def connect(self) -> None:
+        """Connect and log in."""
+
+    def disconnect(self) -> None:
+        """Close."""
+
+    def read_response(self, disable_decoding: bool = False, *, disconnect_on_error: bool = True) -> Any:
+        """The next reply; an error is raised."""
 
 
 class Address(NamedTuple):
@@ -93,10 +110,10 @@ class Node:
     def __init__(self, address: Address, config: LinkConfig) -> None:
         self.address = address
         self._config = config
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[Wire] = deque()
         self._pid = os.getpid()
 
-    def take(self, end: float) -> tuple[Connection, bool]:
+    def take(self, end: float) -> tuple[Wire, bool]:
         """A connection, and whether it is a used one, which may have broken since."""
         if self._pid != os.getpid():  # a fork must not share its parent's
             self._idle, self._pid = deque(), os.getpid()
@@ -105,18 +122,19 @@ class Node:
         except IndexError:
             return self._connect(end), False
 
-    def give(self, connection: Connection) -> None:
+    def give(self, connection: Wire) -> None:
         """Take back a connection on which nothing is left to read."""
         self._idle.append(connection)
 
-    def _connect(self, end: float) -> Connection:
+    def _connect(self, end: float) -> Wire:
         config, left = self._config, _left(end)
         options: dict[str, Any] = {"host": self.address.host, "port": self.address.port, "db": config.db}
         options |= {"username": config.username, "password": config.password, "lib_name": None, "lib_version": None}
         options |= {"socket_timeout": left, "socket_connect_timeout": left}
-        connection = SSLConnection(**options, ssl_check_hostname=True) if config.tls else Connection(**options)
+        kind: Any = partial(SSLConnection, ssl_check_hostname=True) if config.tls else Connection
+        connection: Wire = kind(**options)
         connection.connect()
-        return cast(Connection, connection)
+        return connection
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -132,13 +150,13 @@ def _left(end: float) -> float:
     return left
 
 
-def open_socket(connection: Connection, end: float) -> socket.socket:
+def open_socket(connection: Wire, end: float) -> socket.socket:
     """The connection's socket, which waits no longer than to `end`. Raises the library's errors."""
     sock = connection._sock  # the library has no public name for it
     if sock is None:
         raise ValkeyConnectionError("the connection is closed")
     sock.settimeout(_left(end))
-    return cast(socket.socket, sock)
+    return sock
 
 
 class Link:
@@ -148,6 +166,7 @@ class Link:
         self.config, self.where = config, config.where
         self._nodes: dict[Address, Node] = {a: Node(a, config) for a in config.addresses}
         self._of_slot: list[Node] | None = None if config.cluster else [self._nodes[config.addresses[0]]] * _SLOTS
+        self._asked: tuple[Address, ...] = ()  # who answered last
         self._lock = Lock()
         self.layout = 0
         """Counts up whenever slots may have other nodes than before."""
@@ -162,16 +181,20 @@ class Link:
             self._of_slot = None
 
     def _discover(self, end: float) -> list[Node]:
-        with self._lock:
+        if not self._lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            raise StoreUnavailableError(self.where, "an answer of the cluster", "none in time")
+        try:
             if self._of_slot is not None:
                 return self._of_slot
             failed: BaseException | None = None
-            for address in dict.fromkeys([*self._nodes, *self.config.addresses]):
-                node = self._node(address)
+            addresses = list(dict.fromkeys([*self._asked, *self._nodes, *self.config.addresses]))
+            for i, address in enumerate(addresses):
+                # One that hangs must not take the others' time.
+                share = time.monotonic() + (end - time.monotonic()) / (len(addresses) - i)
                 try:
-                    ranges = self.exchange(node, [pack("CLUSTER", "SLOTS")], end)[0]
+                    ranges = self.exchange(self._node(address), [pack("CLUSTER", "SLOTS")], share)[0]
                 except StoreUnavailableError as error:
-                    failed = error
+                    failed, self._asked = error, ()
                     continue
                 if isinstance(ranges, ResponseError):
                     raise StoreError(self.where, "a cluster", str(ranges))
@@ -182,21 +205,23 @@ class Link:
                 if None in of_slot:
                     failed = StoreUnavailableError(self.where, "every slot on a node", f"none for {of_slot.index(None)}")
                     continue
-                self._of_slot = cast(list[Node], of_slot)
+                self._of_slot, self._asked = cast(list[Node], of_slot), (address,)
                 self.layout += 1
                 return self._of_slot
             raise StoreUnavailableError(self.where, "an answer of the cluster", str(failed)) from failed
+        finally:
+            self._lock.release()
 
     def _node(self, address: Address) -> Node:
         return self._nodes.setdefault(address, Node(address, self.config))
 
-    def with_connections(self, nodes: Sequence[Node], end: float, use: Callable[[list[Connection]], T]) -> T:
+    def with_connections(self, nodes: Sequence[Node], end: float, use: Callable[[list[Wire]], T]) -> T:
         """`use` with a connection of each node; once more with new ones when a used one had broken.
 
         Raises `StoreUnavailableError`; the connections are closed then.
         """
         while True:
-            held: list[tuple[Connection, bool]] = []
+            held: list[tuple[Wire, bool]] = []
             try:
                 for node in nodes:
                     held.append(node.take(end))
@@ -227,7 +252,7 @@ class Link:
     def exchange(self, node: Node, packed: Sequence[bytes], end: float) -> list[Any]:
         """The replies of one node, errors among them. Raises `StoreUnavailableError`."""
 
-        def use(connections: list[Connection]) -> list[Any]:
+        def use(connections: list[Wire]) -> list[Any]:
             open_socket(connections[0], end).sendall(b"".join(packed))
             return [_reply(connections[0], end) for _ in packed]
 
@@ -260,7 +285,7 @@ class Link:
         raise StoreUnavailableError(self.where, "a node that has the slot", str(replies[waiting[0]]) if waiting else "none")
 
     def _send(self, by_node: dict[Node, list[int]], commands: Sequence[Command], replies: list[Any], end: float) -> None:
-        def use(connections: list[Connection]) -> None:
+        def use(connections: list[Wire]) -> None:
             for connection, mine in zip(connections, by_node.values(), strict=True):
                 open_socket(connection, end).sendall(b"".join([commands[i].packed for i in mine]))
             for connection, mine in zip(connections, by_node.values(), strict=True):
@@ -289,7 +314,7 @@ def _is_rerouted(reply: object) -> bool:
     return isinstance(reply, ResponseError) and str(reply).startswith(_REROUTED)
 
 
-def _reply(connection: Connection, end: float) -> Any:
+def _reply(connection: Wire, end: float) -> Any:
     open_socket(connection, end)
     try:
         return connection.read_response(disable_decoding=True, disconnect_on_error=False)

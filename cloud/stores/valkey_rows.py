@@ -21,6 +21,7 @@ Bytes = NDArray[np.uint8]
 
 _END = b"\r\n"
 _ABSENT = b"$-1\r\n"
+_ERROR = b"\r\n-"
 
 
 class UnusualReplyError(Exception):
@@ -53,7 +54,7 @@ _ID = _bulk(8)
 def fields(ids: NDArray[np.int64]) -> tuple[bytes, int]:
     """The packed fields of `ids` [n] one after the other, and the length of each."""
     out = np.empty((len(ids), _ID.whole), np.uint8)
-    _fill(out, 0, _ID, ids.astype("<i8", copy=False).view(np.uint8).reshape(-1, 8))
+    _fill(out, 0, _ID, np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(-1, 8))
     return out.tobytes(), _ID.whole
 
 
@@ -61,8 +62,8 @@ def fields_and_rows(ids: NDArray[np.int64], rows: NDArray[np.float16]) -> tuple[
     """The packed fields and values of `ids` [n] and `rows` [n, D] in turn, and the length of each pair."""
     value = _bulk(2 * rows.shape[1])
     out = np.empty((len(ids), _ID.whole + value.whole), np.uint8)
-    at = _fill(out, 0, _ID, ids.astype("<i8", copy=False).view(np.uint8).reshape(-1, 8))
-    _fill(out, at, value, rows.astype("<f2", copy=False).view(np.uint8))
+    at = _fill(out, 0, _ID, np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(-1, 8))
+    _fill(out, at, value, np.ascontiguousarray(rows, "<f2").view(np.uint8))
     return out.tobytes(), out.shape[1]
 
 
@@ -82,7 +83,11 @@ def read_rows(sock: socket.socket, counts: Sequence[int], width: int) -> tuple[N
             if not data:
                 raise ValkeyConnectionError("closed by the server")
             raise UnusualReplyError
-        if _ABSENT in data and (parsed := _parse(data, heads, bulk)) is not None:
+        first = data[len(heads[0]) : len(heads[0]) + head]
+        if not bulk.head.startswith(first) and not first.startswith(_ABSENT[:3]):
+            raise UnusualReplyError  # shorter rows would never fill the reply
+        # A row may hold these bytes too; only the parser can tell.
+        if (_ABSENT in data or _ERROR in data) and (parsed := _parse(data, heads, bulk)) is not None:
             return _rows(parsed[0], n, width), parsed[1]
         more = sock.recv(expected - len(data))
         if not more:

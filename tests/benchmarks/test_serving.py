@@ -25,7 +25,7 @@ from device.codec import from_block
 from tests.shared import made_once
 
 SIZE = WorldSize(1_200, users=50, items_per_cluster=100)
-EXTENT = Extent(seconds=0.3, rounds=2, connections=2, http_connections=2, items=1_200, sizes=(1_000, 3_000), requests=40)
+EXTENT = Extent(seconds=0.2, rounds=1, connections=2, http_connections=2, items=1_200, sizes=(1_000, 3_000), requests=40)
 FIGURES = {"rps", "p50_ms", "p99_ms", "bytes", "cpu_ms", "answers", "others_share", "load_busy"}
 
 

@@ -1,11 +1,14 @@
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cloud.ranking.graphs import measured_threads
 from cloud.ranking.published import Published, PublishedError
-from cloud.ranking.ranker import History, OnnxRanker
+from cloud.ranking.ranker import History, OnnxRanker, OnnxRankerConfig
 from tests.cloud.small_published import F, SmallRun, small_run
 
 
@@ -36,21 +39,14 @@ def test_pxtrs_are_those_of_the_rows_asked_for(run: SmallRun, ranker: OnnxRanker
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("user", [0, 8])
-@pytest.mark.parametrize("length", [0, 1, 6])
-def test_the_user_vector_is_that_of_the_rows_asked_for(run: SmallRun, ranker: OnnxRanker, user: int, length: int) -> None:
-    got = ranker.user_vector(user, history(length))
-    np.testing.assert_allclose(got, run.expected_vector(user, history(length)), atol=1e-5)
-
-
 def test_no_items_have_no_pxtrs(ranker: OnnxRanker) -> None:
     assert ranker.pxtr(1, history(2), np.zeros(0, np.int64), scene=0, hour=0).shape == (0, 2)
 
 
 def test_a_missing_graph_is_named(tmp_path: Path) -> None:
     run = small_run(tmp_path)
-    (tmp_path / "published" / "user_tower.onnx").unlink()
-    with pytest.raises(PublishedError, match=r"user_tower\.onnx"):
+    (tmp_path / "published" / "ranker.onnx").unlink()
+    with pytest.raises(PublishedError, match=r"ranker\.onnx"):
         OnnxRanker(tmp_path / "published", run.published, run.record)
 
 
@@ -75,3 +71,24 @@ def test_rows_that_do_not_fit_the_graphs_are_refused_at_once(tmp_path: Path) -> 
     narrow = replace(run.published, item_row=run.published.item_row[:, :-1])
     with pytest.raises(PublishedError, match="graphs that take the published rows"):
         OnnxRanker(tmp_path / "published", narrow, run.record)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_more_threads_make_the_same_pxtrs(run: SmallRun, ranker: OnnxRanker, threads: int) -> None:
+    other = OnnxRanker(run.folder / "published", run.published, run.record, OnnxRankerConfig(threads=threads))
+    assert other.threads == threads
+    items = np.arange(1, 60)
+    expected = ranker.pxtr(3, history(5), items, scene=1, hour=0)
+    np.testing.assert_allclose(other.pxtr(3, history(5), items, scene=1, hour=0), expected, atol=1e-6)
+
+
+def test_threads_are_measured_and_leave_cores_to_other_processes() -> None:
+    asked: list[int] = []
+
+    def run(threads: int) -> Callable[[], object]:
+        asked.append(threads)
+        return lambda: None
+
+    assert measured_threads(run, processes=1 << 20) == 1
+    assert not asked, "with one core to itself there is nothing to try"
+    assert 1 <= measured_threads(run, processes=1) <= len(os.sched_getaffinity(0))

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from cloud.serving.bundle_store import BundlePublish, BundleStore
+from cloud.serving.bundle_publish import BundlePublish
+from cloud.serving.bundle_store import BundleStore
 from device.codec import to_json
 from device.contract import BundleManifest, BundleRef, FileEntry, Release, Signed
 from tests.cloud.small_published import SPLIT_VERSION

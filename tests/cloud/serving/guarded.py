@@ -14,17 +14,24 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cloud.serving.access import Access
+from cloud.serving.access import REFUSALS, Access
+from cloud.serving.bundle_files import BundleFile
 from cloud.serving.bundle_store import BundleStore, BundleStoreConfig
 from cloud.serving.cors import CorsConfig, with_cors
 from cloud.serving.limits import LimitsConfig, RequestLimits
+from cloud.serving.openapi import add_structs
 from cloud.serving.server import listen
 from cloud.serving.tls import TlsConfig
 from cloud.serving.tokens import TokenFile, TokenFileConfig
-from cloud.serving.uploads import UploadsConfig, upload_routes
+from cloud.serving.uploads import UPLOAD_STRUCTS, UploadsConfig, upload_routes
 from cloud.serving.wire import WireError, error_response
 from device.contract import ContractError
-from tests.cloud.serving.live import Live, started
+from tests.cloud.serving.running import Live, started
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        return add_structs(super().openapi(), *UPLOAD_STRUCTS)
 
 
 class Guarded(msgspec.Struct, kw_only=True):
@@ -56,21 +63,24 @@ def app_of(config: Guarded) -> Any:
     tokens = TokenFile(Path(config.tokens), TokenFileConfig(look_every_s=0.0)) if config.tokens else None
     access = Access(tokens, limits)
     store = BundleStore(Path(config.folder), lambda: ("5m4ll",), BundleStoreConfig(**config.store))
-    app = FastAPI(debug=False)
+    app = _App(docs_url=None, redoc_url=None)
     for kind in (WireError, ContractError, Exception):
         app.add_exception_handler(kind, error_response)
     app.include_router(upload_routes(store, access, UploadsConfig(stall_s=config.stall_s)))
 
-    @app.get("/v1/bundle/manifest.json", dependencies=[access.requires("device")])
+    refused: Any = {status: {"description": text} for status, text in {**REFUSALS, 404: "Not here."}.items()}
+
+    @app.get("/v1/bundle/manifest.json", response_class=Response, responses=refused, dependencies=[access.requires("device")])
     def manifest() -> Response:
         bundle = store.current()
-        return Response(None if bundle is None else bundle.manifest.data, 404 if bundle is None else 200)
+        return _answer(None if bundle is None else bundle.manifest)
 
-    @app.get("/v1/bundle/files/{path:path}", dependencies=[access.requires("device")])
+    @app.get(
+        "/v1/bundle/files/{path:path}", response_class=Response, responses=refused, dependencies=[access.requires("device")]
+    )
     def file(path: str) -> Response:
         bundle = store.current()
-        found = None if bundle is None else bundle.get(path)
-        return Response(None if found is None else found.data, 404 if found is None else 200)
+        return _answer(None if bundle is None else bundle.get(path))
 
     @app.get("/metrics", dependencies=[access.requires("admin")])
     async def metrics(request: Request) -> Response:
@@ -79,14 +89,20 @@ def app_of(config: Guarded) -> Any:
     return with_cors(app, CorsConfig(config.origins))
 
 
+def _answer(file: BundleFile | None) -> Response:
+    if file is None:
+        raise WireError(404, "url", "a file of the bundle", "another")
+    return Response(file.data, media_type="application/json")
+
+
 def main() -> None:
     config = msgspec.json.decode(sys.argv[1], type=Guarded)
     if config.file_bytes_max:
         resource.setrlimit(resource.RLIMIT_FSIZE, (config.file_bytes_max, config.file_bytes_max))
-    logging.basicConfig(level=logging.DEBUG)
+    logging.basicConfig(level=logging.DEBUG)  # everything, and all of it to stderr
     tls: Any = TlsConfig(Path(config.certfile), Path(config.keyfile)).uvicorn() if config.certfile else {}
     with listen("127.0.0.1", 0) as sock:
-        server = uvicorn.Server(uvicorn.Config(app_of(config), log_level="trace", access_log=True, **tls))
+        server = uvicorn.Server(uvicorn.Config(app_of(config), log_config=None, log_level="trace", **tls))
         print(f"Serving on http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
         server.run(sockets=[sock])
 

@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 
-from cloud.serving.bundle_store import (
+from cloud.serving.bundle_publish import (
     BadBundleError,
     BundlePublish,
     BundleReceipt,
-    BundleStore,
-    BundleStoreConfig,
     MissingFilesError,
     StaleBundleError,
-    StoredBundle,
     StoreError,
     StoreFullError,
 )
+from cloud.serving.bundle_store import BundleStore, BundleStoreConfig, StoredBundle
 from device.contract import ModelEntry
 from tests.cloud.serving.bundles import FILES, digest, fill, publish_of, release_of
 from tests.cloud.small_published import SPLIT_VERSION

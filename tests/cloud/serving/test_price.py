@@ -24,35 +24,25 @@ def test_normal_load_costs_one_and_thrice_that_three() -> None:
 def test_the_price_follows_pages_that_wait_and_forgets_them() -> None:
     now = [0.0]
     price = ComputePrice(2, PriceConfig(memory_s=10.0), clock=lambda: now[0])
-    waiting = [price.page() for _ in range(8)]
-    for page in waiting:
-        page.__enter__()
+    for _ in range(8):
+        price.enter()
     assert price() == 1, "a burst of no length is no load"
     now[0] = 10.0
     assert price() == pytest.approx(4 * (1 - math.exp(-1)))
     now[0] = 1000.0
     assert price() == pytest.approx(4)
-    for page in waiting:
-        page.__exit__(None, None, None)
+    for _ in range(8):
+        price.leave()
     now[0] = 2000.0
     assert price() == 1
-
-
-def test_a_page_that_fails_no_longer_waits() -> None:
-    now = [0.0]
-    price = ComputePrice(1, PriceConfig(least=0.1), clock=lambda: now[0])
-    with pytest.raises(RuntimeError), price.page():
-        raise RuntimeError
-    now[0] = 100.0
-    assert price() == 0.1
 
 
 def test_a_clock_that_goes_back_does_no_harm() -> None:
     now = [10.0]
     price = ComputePrice(1, clock=lambda: now[0])
-    with price.page():
-        now[0] = 0.0
-        assert price() == 1
+    price.enter()
+    now[0] = 0.0
+    assert price() == 1
 
 
 @pytest.mark.parametrize("wrong", [{"normal": 0.0}, {"least": 0.0}, {"most": 0.5}, {"most": math.inf}, {"memory_s": 0.0}])

@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloud.serving.bundle_store import BundlePublish, BundleReceipt
+from cloud.serving.bundle_publish import BundlePublish, BundleReceipt
 from cloud.serving.limits import TokenScope
 from cloud.serving.token_file import issue_token, revoke_token
 from device.codec import to_json, to_msgpack
 from tests.cloud.serving.bundles import FILES, digest, publish_of
 from tests.cloud.serving.guarded import guarded
-from tests.cloud.serving.live import Answer, Live
+from tests.cloud.serving.running import Answer, Live
 
 NEW = {**FILES, "models/split.fp32.onnx": b"better" * 1000}
 JSON = {"Content-Type": "application/json"}

@@ -1,0 +1,165 @@
+"""How long a page's rows take from each embedding store, beside a plain array's `take`.
+
+`python -m benchmarks.stores --json FILE`. All in one process and in turn, round after round, so that all meet the machine's
+same moods; the Valkey servers are real ones on the loopback and share the machine. Ids are random, new ones each time, and so
+are the rows' places: caches help as little as they would in serving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.command import tells_wrong_input
+from benchmarks.errors import BenchmarkError
+from benchmarks.timed import Timed, milliseconds
+from cloud.stores.base import EmbeddingStore
+from cloud.stores.opening import open_store
+from sdk_demo.cli.output import JsonTarget, print_report
+from tests.valkey import valkey_cluster, valkey_server
+
+__all__ = ["StoreRepetitions", "main", "measure_stores"]
+
+Int = NDArray[np.int64]
+Half = NDArray[np.float16]
+
+_ID_MAX = 1 << 40
+
+
+@dataclass(frozen=True)
+class StoreRepetitions:
+    """How often each store is asked."""
+
+    rounds: int = 200
+    """Turns of all stores."""
+    calls: int = 10
+    """Batches got in a turn."""
+    warm_up: int = 20
+    """Turns before, which do not count."""
+
+
+def measure_stores(
+    rows: int = 200_000,
+    width: int = 64,
+    batch: int = 60,
+    *,
+    repetitions: StoreRepetitions | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Median and 99th percentile in µs of getting `batch` rows, for each store and for `take`, and medians by that of `take`.
+
+    `memory`, `mmap`, `valkey`, `valkey_cluster` and `take` have `p50_us`, `p99_us` and `ratio_to_take`; `mmap` also
+    `bytes_per_item`, all of its file's bytes. Raises `BenchmarkError` when a store brings other rows than were put.
+    """
+    repetitions, rng = repetitions or StoreRepetitions(), np.random.default_rng(seed)
+    ids = np.unique(rng.integers(-_ID_MAX, _ID_MAX, rows))
+    ids = ids[rng.permutation(len(ids))]
+    vectors = rng.standard_normal((len(ids), width)).astype(np.float16)
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="pocketrank-"))
+        urls = {
+            "memory": "memory:",
+            "mmap": f"mmap:{folder}",
+            "valkey": stack.enter_context(valkey_server()).url,
+            "valkey_cluster": stack.enter_context(valkey_cluster()).url,
+        }
+
+        def places() -> Int:
+            return rng.integers(0, len(ids), batch)
+
+        timed = {"take": _plain(vectors, places)}
+        for name, url in urls.items():
+            store = open_store(url)
+            stack.callback(store.close)
+            store.create("bench", width)
+            store.put("bench", ids, vectors)
+            got = store.get("bench", ids)
+            if not got.found.all() or got.vectors.tobytes() != vectors.tobytes():
+                raise BenchmarkError(name, "the rows that were put", "others")
+            timed[name] = _stored(store, ids, places)
+        for number in range(repetitions.warm_up + repetitions.rounds):
+            if number == repetitions.warm_up:
+                for turn in timed.values():
+                    turn.forget()
+            for turn in timed.values():
+                for _ in range(repetitions.calls):
+                    turn.step()
+        mapped = sum(path.stat().st_size for path in Path(folder).rglob("*.rows"))
+    report: dict[str, Any] = {name: _figures(turn, timed["take"]) for name, turn in timed.items()}
+    report["mmap"]["bytes_per_item"] = mapped / len(ids)
+    done = repetitions.rounds * repetitions.calls
+    return {**report, "rows": len(ids), "width": width, "batch": batch, "repetitions": done, "seed": seed}
+
+
+def _plain(vectors: Half, places: Callable[[], Int]) -> _Turn:
+    return _Turn(lambda at: vectors.take(at, axis=0), places)
+
+
+def _stored(store: EmbeddingStore, ids: Int, places: Callable[[], Int]) -> _Turn:
+    return _Turn(partial(store.get, "bench"), lambda: ids[places()])
+
+
+class _Turn(Timed):
+    """Times a call with arguments that are made before the clock starts."""
+
+    def __init__(self, call: Callable[[Int], object], argument: Callable[[], Int]) -> None:
+        super().__init__(self._run)
+        self._of, self._argument = call, argument
+        self._next = argument()
+
+    def _run(self) -> object:
+        return self._of(self._next)
+
+    def step(self) -> None:
+        """One timed call."""
+        self._next = self._argument()
+        super().step()
+
+
+def _figures(turn: Timed, take: Timed) -> dict[str, float]:
+    figures = milliseconds(turn.ns)
+    return {"p50_us": 1e3 * figures["p50_ms"], "p99_us": 1e3 * figures["p99_ms"], "ratio_to_take": turn.ms / take.ms}
+
+
+@tells_wrong_input
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.stores", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--json", help="write the report to this file, or to stdout with -")
+    parser.add_argument("--rows", type=_count, default=200_000, help="rows of the table (default: %(default)s)")
+    parser.add_argument("--width", type=_count, default=64, help="values a row (default: %(default)s)")
+    parser.add_argument("--batch", type=_count, default=60, help="rows got at a time (default: %(default)s)")
+    parser.add_argument("--rounds", type=_count, default=StoreRepetitions.rounds, help="turns of all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of ids, rows and places (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    target = JsonTarget(options.json)
+    repetitions = StoreRepetitions(rounds=options.rounds)
+    report = measure_stores(options.rows, options.width, options.batch, repetitions=repetitions, seed=options.seed)
+    names = ("take", "memory", "mmap", "valkey", "valkey_cluster")
+    shown = {"store": {name: report[name] for name in names}, **{k: v for k, v in report.items() if k not in names}}
+    print_report(target.console, shown, rows="store", title=f"µs for {options.batch} rows of {options.width} values")
+    target.write(report)
+    return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

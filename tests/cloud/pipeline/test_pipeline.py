@@ -1,0 +1,248 @@
+"""The pipeline over a small run: what each step of the ladder shows, and what holds on all of them."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloud.pipeline.cached import CacheConfig
+from cloud.pipeline.config import BudgetConfig, PipelineConfig
+from cloud.pipeline.filters import FiltersConfig
+from cloud.serving.page import PageObserver
+from device.codec import check_page, read_page
+from device.contract import Page
+from tests.cloud.events import event
+from tests.cloud.serving.live import request
+from tests.cloud.serving.pages import Pages, pages, stages
+from tests.cloud.small_published import SmallRun, small_run
+
+Make = Callable[..., Pages]
+
+_STAGES = '''
+from dataclasses import replace
+
+import numpy as np
+
+from cloud.pipeline.stage import OutOfTimeError, Stage, StageConfig
+
+
+class BoostConfig(StageConfig, frozen=True, kw_only=True):
+    author: int
+    by: float = 2.0
+
+
+class Boost(Stage):
+    Config = BoostConfig
+
+    def __call__(self, query, candidates):
+        mine = self.resources.catalogue.author[candidates.item] == self.config.author
+        score = (candidates.score * np.where(mine, self.config.by, 1.0)).astype(np.float32)
+        return replace(candidates, score=score).take(np.argsort(-score, kind="stable"))
+
+
+class FailsFor(Stage):
+    """Fails, or has no time, for users from 5 on once they have seen something."""
+
+    class Config(StageConfig, frozen=True, kw_only=True):
+        how: str
+
+    def __call__(self, query, candidates):
+        if query.request.scene == 1:
+            raise OutOfTimeError if self.config.how == "time" else RuntimeError("a mistake")
+        return candidates
+
+
+class FailingRule(FailsFor):
+    on_every_page = True
+'''
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    run = small_run(tmp_path_factory.mktemp("run"))
+    (run.folder / "ours.py").write_text(_STAGES)
+    return run
+
+
+class Seen(PageObserver):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.reasons: list[str] = []
+
+    def stage(self, name: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.stages.append(name)
+
+    def degraded(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+def make(run: SmallRun, tmp_path: Path, seen: Seen) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def made(*more: dict[str, Any], first: tuple[dict[str, Any], ...] | None = None, **tables: Any) -> Pages:
+            config = PipelineConfig(stage=(*(first or stages()), *more), **tables)
+            return stack.enter_context(pages(run.folder, tmp_path / "feedback.db", config, observer=seen))
+
+        yield made
+
+
+def ids(page: Page) -> list[int]:
+    check_page(page)
+    return read_page(page).item_id.tolist()  # type: ignore[no-any-return]
+
+
+def pxtr(page: Page) -> np.ndarray:
+    return read_page(page).floats[:, :2]
+
+
+# ------------------------------------------------------------------------------------------------------------- own stages
+
+
+def test_a_stage_of_ones_own_goes_in_by_its_dotted_name(run: SmallRun, make: Make, seen: Seen) -> None:
+    plain = make()(request(6, 20))
+    authors = run.published.item_author[np.searchsorted(run.published.item_id, ids(plain))]
+    last = int(authors[-1])
+    page = make({"use": "ours.Boost", "author": last, "by": 100.0})(request(6, 20))
+    first = run.published.item_author[np.searchsorted(run.published.item_id, ids(page))]
+    count = int((authors == last).sum())
+    assert (first[:count] == last).all()
+    assert sorted(ids(page)) == sorted(ids(plain))
+    assert seen.stages[-7:] == ["state", "tower", "retrieve", "rank", "fuse", "Boost", "assemble"]
+
+
+# ------------------------------------------------------------------------------------------------------------- the ladder
+
+
+def test_a_page_in_time_is_whole(make: Make, seen: Seen) -> None:
+    assert make()(request(6)).degraded == ()
+    assert seen.reasons == []
+
+
+@pytest.mark.parametrize("how", ["time", "mistake"])
+def test_a_stage_that_cannot_is_replaced_by_the_last_ranking_without_what_was_seen_since(make: Make, how: str) -> None:
+    made = make({"use": "ours.FailsFor", "how": how})
+    whole = made(request(6, 20))
+    watched = ids(whole)[2]
+    failed = () if how == "time" else ("failed_FailsFor",)
+    page = made(request(6, 10, scene=1, feedback=(event(6, watched),)))
+    assert page.degraded == (*failed, "cached_ranking")
+    assert ids(page) == [item for item in ids(whole) if item != watched][:10]
+    assert page.candidates.vector is not None
+    np.testing.assert_array_equal(pxtr(page)[:2], pxtr(whole)[:2])
+
+
+def test_without_a_last_ranking_there_are_popular_items_without_probabilities(run: SmallRun, make: Make, seen: Seen) -> None:
+    made = make({"use": "ours.FailsFor", "how": "time"}, cache=CacheConfig(users=0))
+    made(request(6, 10))
+    page = made(request(6, 10, scene=1))
+    assert page.degraded == ("popular",) == tuple(seen.reasons)
+    assert np.isnan(pxtr(page)).all()
+    popularity = run.published.item_popularity[np.searchsorted(run.published.item_id, ids(page))]
+    assert (np.diff(popularity) <= 0).all()
+    assert ids(made(request(7, 10, scene=1, exclude=tuple(ids(page)[:3])))) != ids(page)
+
+
+def test_the_last_ranking_is_of_the_user_and_the_experiment(make: Make) -> None:
+    made = make({"use": "ours.FailsFor", "how": "time"})
+    made(request(6, 10))
+    for other in ({"user_id": 5}, {"experiment": "a"}):
+        assert made(request(**{"user_id": 6, "size": 10, "scene": 1, **other})).degraded == ("popular",)
+    assert made(request(6, 10, scene=1)).degraded == ("cached_ranking",)
+
+
+def test_a_last_ranking_that_is_too_short_by_now_is_not_used(make: Make) -> None:
+    made = make({"use": "ours.FailsFor", "how": "time"})
+    whole = ids(made(request(6, 20)))
+    watched = tuple(event(6, item) for item in whole[:15])
+    assert made(request(6, 10, scene=1, feedback=watched)).degraded == ("popular",)
+
+
+def test_a_page_that_is_late_already_is_not_ranked(make: Make, seen: Seen) -> None:
+    made = make(limits=BudgetConfig(page_ms=50))
+    made(request(6, 10))
+    seen.stages.clear()
+    page = made(request(6, 10), perf_counter() - 1)
+    assert page.degraded == ("cached_ranking",)
+    assert "rank" not in seen.stages
+
+
+def test_with_little_time_fewer_are_ranked_and_those_are_the_first(make: Make) -> None:
+    """The time of a candidate is set by a first page whose deadline is far; then a deadline of half a page's ranking."""
+    made = make(first=stages(candidates=50, candidates_min=1, reserve_ms=0.0), limits=BudgetConfig(page_ms=60_000))
+    made(request(6, 10))
+    rank = made.world.pipeline.stage("rank")
+    rank.seconds_each = 1e3  # type: ignore[attr-defined]  # as if the machine had become that slow
+    page = made(request(6, 10), perf_counter() - 60 + 12.5)
+    assert page.degraded == ("cached_ranking",), "a rank of nobody is no ranking"
+    rank.seconds_each = 1.0  # type: ignore[attr-defined]
+    page = made(request(6, 50), perf_counter() - 60 + 12.5)
+    assert page.degraded == ("fewer_ranked",)
+    assert 1 <= len(ids(page)) <= 12
+
+
+def test_a_rule_holds_on_every_step_and_one_that_fails_is_left_out(make: Make) -> None:
+    spread = {"use": "spread", "most": 1}
+    made = make(spread, {"use": "ours.FailsFor", "how": "time"}, cache=CacheConfig(users=0))
+    codes = read_page(made(request(6, 6, scene=1))).categories[:, 0]
+    assert len(np.unique(codes)) == 6
+    made = make({"use": "ours.FailingRule", "how": "mistake"})
+    page = made(request(6, 6, scene=1))
+    assert page.degraded == ("failed_FailingRule", "popular", "failed_FailingRule")
+    assert len(ids(page)) == 6
+
+
+# ---------------------------------------------------------------------------------------------------------------- filters
+
+
+@pytest.mark.parametrize("scene", [0, 1])
+def test_what_is_filtered_is_on_no_page_whole_or_not(run: SmallRun, make: Make, scene: int) -> None:
+    codes, authors = run.published.item_category[1:, 0], run.published.item_author[1:]
+    late = {"use": "ours.FailsFor", "how": "time"}
+
+    def shown(**filters: Any) -> np.ndarray:
+        found = ids(make(late, first=stages(candidates=60), filters=FiltersConfig(**filters))(request(0, 60, scene=scene)))
+        return np.searchsorted(run.published.item_id, found) - 1
+
+    assert set(codes[shown(categories=(1, 2))]) == {1, 2}
+    assert not {1, 2} & set(codes[shown(categories_not=(1, 2))])
+    assert set(authors[shown(authors=(101, 103))]) == {101, 103}
+    assert 101 not in authors[shown(authors_not=(101,))]
+    assert len(shown()) == 60
+    assert len(shown(age_max_days=0.5)) == 0, "all were uploaded years ago"
+
+
+def test_what_was_seen_comes_back_only_when_the_file_says_so(make: Make) -> None:
+    first = ids(make()(request(6, 5)))
+    watched = tuple(event(6, item) for item in first)
+    assert not set(first) & set(ids(make()(request(6, 20, feedback=watched))))
+    again = make(first=stages(candidates=60), filters=FiltersConfig(seen=False))(request(6, 60, feedback=watched))
+    assert set(first) <= set(ids(again))
+
+
+def test_a_take_down_needs_no_restart(run: SmallRun, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud.pipeline.filters.LOOK_S", -1.0)
+    removed = run.folder / "removed.txt"
+    removed.write_text("")
+    made = make({"use": "ours.FailsFor", "how": "time"}, filters=FiltersConfig(removed="removed.txt"))
+    first = ids(made(request(6, 10)))
+    removed.write_text(f"{first[0]}\n{first[1]}\n99999999\n")
+    for scene in (0, 1):
+        assert not set(first[:2]) & set(ids(made(request(6, 20, scene=scene))))
+    removed.write_text("nonsense")  # what was removed stays so
+    assert not set(first[:2]) & set(ids(made(request(6, 20))))
+    os.unlink(removed)
+    assert not set(first[:2]) & set(ids(made(request(6, 20))))
+    removed.write_text(f"{first[1]}")
+    assert set(first[:2]) & set(ids(made(request(6, 20)))) == {first[0]}

@@ -1,0 +1,123 @@
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from cloud.serving.line import BusyError, PageLine
+from cloud.serving.logs import RequestInfo, current_request
+from cloud.serving.price import ComputePrice
+
+
+def line(make: Callable[[int, float], int], queue_s: float = 10.0) -> PageLine[int, int]:
+    return PageLine(make, queue_s, ComputePrice(1))
+
+
+def test_pages_are_made_in_the_order_in_which_they_came_and_the_loop_runs_between_them() -> None:
+    made: list[int] = []
+
+    async def main() -> list[int]:
+        waiting = line(lambda asked, since: made.append(asked) or asked * 10)
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while len(made) < 5:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(others())
+        answers = await asyncio.gather(*(waiting(i, float(i)) for i in range(5)))
+        await other
+        assert turns >= 5
+        assert len(waiting) == 0
+        return answers
+
+    assert asyncio.run(main()) == [0, 10, 20, 30, 40]
+    assert made == [0, 1, 2, 3, 4]
+
+
+def test_an_error_is_the_askers_alone() -> None:
+    def make(asked: int, since: float) -> int:
+        if asked == 1:
+            raise ValueError("one")
+        return asked
+
+    async def main() -> list[int | BaseException]:
+        waiting = line(make)
+        return await asyncio.gather(*(waiting(i, 0.0) for i in range(3)), return_exceptions=True)
+
+    zero, one, two = asyncio.run(main())
+    assert (zero, two) == (0, 2)
+    assert isinstance(one, ValueError)
+
+
+def test_what_nobody_waits_for_any_more_is_not_made() -> None:
+    made: list[int] = []
+
+    async def main() -> None:
+        waiting = line(lambda asked, since: made.append(asked) or 0)
+        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in range(3)]
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await waiting(9, 0.0) == 0
+
+    asyncio.run(main())
+    assert made == [0, 9]
+
+
+def test_who_would_wait_too_long_is_refused_until_the_line_is_shorter() -> None:
+    async def main() -> None:
+        waiting = line(lambda asked, since: sum(range(200_000)), queue_s=1e-9)
+        waiting.enter()
+        await waiting(0, 0.0)
+        waiting.enter()
+        task = asyncio.create_task(waiting(1, 0.0))
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError) as caught:
+            waiting.enter()
+        assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "1")
+        await task
+        waiting.enter()
+
+    asyncio.run(main())
+
+
+def test_the_price_counts_who_waits_and_who_gave_up() -> None:
+    now = [0.0]
+
+    async def main() -> None:
+        price = ComputePrice(1, clock=lambda: now[0])
+        waiting = PageLine[int, int](lambda asked, since: asked, 10.0, price)
+        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in range(4)]
+        await asyncio.sleep(0)
+        now[0] = 1000.0
+        assert price() == pytest.approx(4)
+        tasks[3].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        now[0] = 2000.0
+        assert price() == 1
+
+    asyncio.run(main())
+
+
+def test_a_page_is_made_under_the_name_of_its_request() -> None:
+    async def main() -> list[str]:
+        names: list[str] = []
+
+        def make(asked: int, since: float) -> int:
+            info = current_request.get()
+            names.append(info.id if info else "")
+            return 0
+
+        waiting = line(make)
+
+        async def one(i: int) -> None:
+            current_request.set(RequestInfo(f"r{i}"))
+            await waiting(i, 0.0)
+
+        await asyncio.gather(*(asyncio.create_task(one(i)) for i in range(3)))
+        return names
+
+    assert asyncio.run(main()) == ["r0", "r1", "r2"]
