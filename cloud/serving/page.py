@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os import urandom
 from time import perf_counter
 from typing import NamedTuple
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ class PageMaker:
         split = request.split_version if vectors is not None else None
         sent = self._sent
         return Page(
-            page_id=uuid4().hex,
+            page_id=urandom(16).hex(),
             request_id=request.request_id,
             # The device judges staleness, so the page is dated by the device's clock.
             created_ms=request.now_ms,
