@@ -1,7 +1,6 @@
 """A server process of which only the port is known, and a plain HTTP client for it. Imports little, as such processes do."""
 
 import json
-import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
