@@ -11,6 +11,7 @@ import pytest
 from typer.exceptions import TyperException
 from typer.main import get_command
 
+from cloud.pipeline.config import PipelineConfig
 from sdk_demo.cli.app import app
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,14 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for block in blocks(page.read_text(), "python"):
         code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
         exec(code, namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pipeline_files_are_ones(page: Path, tmp_path: Path) -> None:
+    for i, block in enumerate(blocks(page.read_text(), "toml")):
+        file = tmp_path / f"{i}.toml"
+        file.write_text(block.code)
+        PipelineConfig.open(file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -31,6 +31,9 @@ class ExactIndex(VectorIndex):
     def upsert(self, ids: NDArray[np.int64], vectors: NDArray[np.floating], attributes: Attributes) -> None:
         """As `VectorIndex.upsert`."""
         rows = checked_rows(ids, vectors, attributes, self._rows.width)
+        with self._lock.write():
+            self._open()
+            self._rows.reserve(rows[0], rows[1].shape[1])
         for part in parts(*rows):
             with self._lock.write():
                 self._open()

@@ -17,6 +17,11 @@ class ReadersWriter:
         self._left = Condition()
         self._readers = 0
 
+    @property
+    def writer_waits(self) -> bool:
+        """Whether somebody writes or waits to."""
+        return self._gate.locked()
+
     @contextmanager
     def read(self) -> Iterator[None]:
         """Nothing is written while the block runs."""

@@ -121,8 +121,8 @@ class EmbeddingStore(ABC):
     def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> Rows:
         """The rows of `ids` [n], repeats allowed.
 
-        A remote store answers within `deadline_s` seconds from the call, or its configured time-out with None, or raises
-        `StoreUnavailableError`. Raises `UnknownVersionError`.
+        A remote store answers within `deadline_s` seconds from the call or raises `StoreUnavailableError`; with None, each of
+        its exchanges has the configured time-out. Raises `UnknownVersionError`.
         """
 
     @abstractmethod

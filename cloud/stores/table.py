@@ -2,13 +2,13 @@
 
 ::
 
-    header   4096 bytes: int64 fields, magic, width, P, R, grace, state, rows taken, live rows, end of life (float64)
+    header   4096 bytes: int64 fields, magic, width, P, R, grace, state, rows freed so far, live rows, end of life (float64)
     entries  int64 [P, 16]     `cloud.stores.ids`
     rows     float16 [R, D]    row 0 is zeros and stands for every unknown id
 
-An update writes a row that nobody refers to, then flips the id's position in the index. The row that it replaces is written
-again only after `grace_rows` others, in the order in which rows fell free. The header counts rows written again: a reader
-that finds the counter no more than that further after its reading has read nothing that was written meanwhile, and reads again
+An update writes a row that nobody refers to, then flips the id's position in the index. Rows are written again in the order
+in which they fell free, and each only when `grace_rows` others have fallen free after it. The header counts them: a reader that
+finds the counter no more than that further after its reading has read nothing that was written meanwhile, and reads again
 otherwise. A writer killed at any moment leaves whole rows: what it had not flipped yet nobody refers to.
 """
 
@@ -35,7 +35,7 @@ Half = NDArray[np.float16]
 _MAGIC = int.from_bytes(b"PRtable1", "little")
 _HEADER = 4096
 _FIELD_MAGIC, _FIELD_WIDTH, _FIELD_BUCKETS, _FIELD_ROWS, _FIELD_GRACE = range(5)
-_FIELD_STATE, _FIELD_TAKEN, _FIELD_LIVE, _FIELD_EXPIRES = range(5, 9)
+_FIELD_STATE, _FIELD_FREED, _FIELD_LIVE, _FIELD_EXPIRES = range(5, 9)
 _LIVE, _OVER = 0, 1
 
 
@@ -44,8 +44,8 @@ class TableConfig:
     """How much room a table has, and how long a replaced row is left alone."""
 
     grace_rows: int = 4096
-    """Rows written before a replaced one is written again. No reader of a batch is overtaken so far unless it was stopped in
-    the middle, and then it reads again."""
+    """Rows that fall free after a row before it is written again. A reader of a batch is not overtaken so far unless it was
+    stopped in the middle, and then it reads again."""
     chunk_rows: int = 1024
     """Rows written or read between two looks at the counter."""
     growth: float = 1.5
@@ -143,10 +143,10 @@ class Table:
         if len(ids) <= self._config.chunk_rows:
             fields, grace = self._fields, self.layout.grace
             while True:
-                taken = fields[_FIELD_TAKEN]
+                freed = fields[_FIELD_FREED]
                 positions = self._index(ids)
                 vectors = self._rows.take(positions, axis=0)
-                if fields[_FIELD_TAKEN] - taken <= grace:
+                if fields[_FIELD_FREED] - freed <= grace:
                     return Rows(vectors, positions.astype(np.bool_))
         parts = [self.get(ids[i : i + self._config.chunk_rows]) for i in range(0, len(ids), self._config.chunk_rows)]
         return Rows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
@@ -162,7 +162,7 @@ class Table:
 
     def recover(self) -> None:
         """Find the free rows, as the writer that takes over. Readers of the writer before are told to read again."""
-        self._fields[_FIELD_TAKEN] += self.layout.grace + 1
+        self._fields[_FIELD_FREED] += self.layout.grace + 1
         positions = self._index.items(0, len(self._index))[1]
         if positions.max(initial=0) >= self.layout.rows:
             raise StoreError(self._where, f"positions below {self.layout.rows}", str(positions.max()))
@@ -222,6 +222,7 @@ class Table:
         if len(rows):
             self._free.append(rows)
             self._free_rows += len(rows)
+            self._fields[_FIELD_FREED] += len(rows)
 
     def _take(self, count: int) -> Int:
         fresh = min(count, self.layout.rows - self._next)
@@ -230,7 +231,6 @@ class Table:
         taken = [np.arange(self._next, self._next + fresh)]
         self._next += fresh
         if wanted := count - fresh:
-            self._fields[_FIELD_TAKEN] += wanted  # before they are written
             self._free_rows -= wanted
             while wanted:
                 part = self._free.popleft()

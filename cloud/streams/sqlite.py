@@ -16,7 +16,9 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from threading import Lock
+from time import monotonic, sleep
 
 from cloud.streams.feedback_log import Appended, FeedbackLog, LogBusyError, LogOpenError, LogWriteError
 from cloud.streams.together import Together
@@ -49,6 +51,8 @@ class SqliteLogConfig:
     """The file does not grow past this; None leaves it to the disk. Past it a batch is refused like on a full disk."""
     busy_s: float = 5.0
     """Longest wait for the writers of other processes, in seconds; then the batch is refused."""
+    retry_s: float = 0.001
+    """Mean pause between two looks whether it is our turn. SQLite's own grow to 100 ms, and so did the slowest batches."""
     batches_max: int = 64
     """Most batches that wait at the same time and go to disk as one transaction. 1: each by itself."""
     replay_rows: int = 4096
@@ -60,7 +64,7 @@ class SqliteFeedbackLog(FeedbackLog):
 
     def __init__(self, path: Path, config: SqliteLogConfig | None = None) -> None:
         self._path, self._config = path, config or SqliteLogConfig()
-        self._writer = secrets.randbits(63)
+        self._writer, self._random = secrets.randbits(63), Random()
         self._write_lock, self._read_lock = Lock(), Lock()
         self._append = Together(self._write, self._config.batches_max, LogBusyError)
         try:
@@ -80,6 +84,7 @@ class SqliteFeedbackLog(FeedbackLog):
                 got = "one that another process holds" if _is_busy(error) else str(error)
                 raise LogOpenError(str(path), "a feedback log of our own", got) from error
             raise
+        db.execute("PRAGMA busy_timeout = 0")  # from here on `_begin` waits
         self._db: sqlite3.Connection | None = db
         self._reader: sqlite3.Connection | None = reader
 
@@ -124,7 +129,7 @@ class SqliteFeedbackLog(FeedbackLog):
         with self._write_lock:
             db = self._open_for_writing()
             try:
-                db.execute("BEGIN IMMEDIATE")
+                self._begin(db)
                 new = [[db.execute(_INSERT, row).rowcount == 1 for row in rows] for rows in batches]
                 db.execute("COMMIT")
             except sqlite3.Error as error:
@@ -136,11 +141,23 @@ class SqliteFeedbackLog(FeedbackLog):
         with self._write_lock:
             db = self._open_for_writing()
             try:
-                db.execute("BEGIN IMMEDIATE")
+                self._begin(db)
                 db.execute(f"PRAGMA user_version = {_FORMAT}")
                 db.execute("COMMIT")
             except sqlite3.Error as error:
                 raise self._refused(db, error) from error
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        until = monotonic() + self._config.busy_s
+        while True:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or monotonic() >= until:
+                    raise
+            # At random, so that two that wait do not look at the same time again and again.
+            sleep(self._random.uniform(0, 2 * self._config.retry_s))
 
     def _open_for_writing(self) -> sqlite3.Connection:
         if self._db is None:
@@ -174,11 +191,19 @@ class SqliteFeedbackLog(FeedbackLog):
                 rows = db.execute(_NEWS, (self._writer, self._told)).fetchall()
             except sqlite3.Error as error:
                 raise LogOpenError(str(self._path), f"events after place {self._told}", str(error)) from error
-            events = [self._event(place, body) for place, body in rows if body is not None]
+            events: list[FeedbackEvent] = []
+            for place, body in rows:
+                if body is not None:
+                    try:
+                        events.append(self._event(place, body))
+                    except LogOpenError:
+                        if events:  # these first; it is come upon again
+                            return events
+                        self._told = place  # named once, and those after it are told
+                        raise
+                self._told = place
             # A commit between the two reads is told now and looked for again in vain; the other way round it would be lost.
             self._version = version
-            if rows:
-                self._told = rows[-1][0]
             return events
 
     def _read(self, query: str, values: tuple[int, ...], after: int) -> list[tuple[int, bytes]]:

@@ -29,7 +29,7 @@ def upload(
     \b
     pocketrank upload runs/bundle --server https://pages.example --token-file publish.token
 
-    Writes nothing here. The server wants `--tokens` and `--bundles`.
+    Writes nothing here. The server wants `--tokens`.
     """
     from sdk_demo.cli.errors import OptionError
     from sdk_demo.uploader import Uploader, read_token

@@ -77,6 +77,7 @@ def test_a_bomb_never_unfolds(encoding: bytes) -> None:
         (b"abc", b"br", 415),
         (b"abc", b"gzip, gzip", 415),
     ],
+    ids=["plain", "cut", "empty", "more", "other", "unknown", "twice"],
 )
 def test_what_is_not_as_it_says_is_refused(body: bytes, encoding: bytes, status: int) -> None:
     assert refused([body], {b"content-encoding": encoding}).status == status

@@ -103,7 +103,7 @@ def test_connections_made_at_once_are_spread(tmp_path: Path) -> None:
         server.workers()
         with ThreadPoolExecutor(32) as pool:
             answered = list(pool.map(lambda _: server.ask(), range(64)))
-        assert min(answered.count(pid) for pid in set(answered)) >= 8
+        assert min(answered.count(pid) for pid in set(answered)) >= 4
         assert len(set(answered)) == 2
 
 

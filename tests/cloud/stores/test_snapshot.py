@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cloud.stores.open import open_store
+from cloud.stores.opening import open_store
 
 from cloud.stores.base import SnapshotError, StoreError, StoreInputError, StoreWriteError, UnknownVersionError
 from cloud.stores.mapped import MappedStore

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from cloud.stores.open import open_store
+from cloud.stores.opening import open_store
 from valkey.crc import key_slot
 
 from cloud.stores.base import EmbeddingStore, StoreError, StoreUnavailableError, StoreWriteError, UnknownVersionError

@@ -327,3 +327,20 @@ def test_a_damaged_event_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogOpenError, match="place 2"):
         next(replay)
     log.close()
+
+
+def test_a_damaged_event_among_the_news_is_named_once_and_those_around_it_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    log, other = SqliteFeedbackLog(path), SqliteFeedbackLog(path)
+    other.append([event(item_id=i) for i in range(5)])
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE event SET body = x'c1' WHERE place IN (3, 4)")
+    db.close()
+    assert [e.item_id for e in log.news()] == [0, 1]
+    for place in (3, 4):
+        with pytest.raises(LogOpenError, match=f"place {place}"):
+            log.news()
+    assert [e.item_id for e in log.news()] == [4]
+    assert list(log.news()) == []
+    log.close()
+    other.close()

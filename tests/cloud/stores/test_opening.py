@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from cloud.stores.open import open_store
+from cloud.stores.opening import open_store
 
 from cloud.stores.base import StoreConfigError
 from cloud.stores.mapped import MappedStore
