@@ -55,9 +55,9 @@ class Live:
         assert (got.status, got.headers["content-type"]) == (200, "application/msgpack"), got
         return from_msgpack(got.body, answer)
 
-    def metric(self, sample: str) -> float:
-        """The value of one sample of a server without tokens, written as Prometheus writes it; 0 where there is none."""
-        lines = self.send("GET", "/metrics").body.decode().splitlines()
+    def metric(self, sample: str, headers: dict[str, str] | None = None) -> float:
+        """The value of one sample, written as Prometheus writes it; 0 where there is none."""
+        lines = self.send("GET", "/metrics", headers=headers).body.decode().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(sample + " ")), 0.0)
 
 
