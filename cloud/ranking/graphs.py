@@ -9,10 +9,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from cloud.ranking.published import PublishedError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at the import: what runs here is nobody's business
+import onnxruntime as ort
 
 __all__ = ["first", "measured_threads", "open_graph"]
 

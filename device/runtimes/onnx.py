@@ -7,15 +7,18 @@ which sliding windows over the events do not have.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from device.contract import Stage
 from device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at the import: what runs here is nobody's business
+import onnxruntime
 
 __all__ = ["OnnxRuntime"]
 

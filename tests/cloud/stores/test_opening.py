@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from cloud.stores.opening import open_store
 
 from cloud.stores.base import StoreConfigError
 from cloud.stores.mapped import MappedStore
 from cloud.stores.memory import MemoryStore
+from cloud.stores.opening import open_store
 from cloud.stores.valkey import ValkeyStore
 
 

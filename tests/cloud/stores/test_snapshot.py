@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cloud.stores.opening import open_store
 
 from cloud.stores.base import SnapshotError, StoreError, StoreInputError, StoreWriteError, UnknownVersionError
 from cloud.stores.mapped import MappedStore
 from cloud.stores.memory import MemoryStore
+from cloud.stores.opening import open_store
 from cloud.stores.snapshot import SnapshotInfo, load_snapshot, save_snapshot
 from tests.cloud.stores.conformance import constant_rows, scanned
 from tests.cloud.stores.test_mapped import python

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from cloud.stores.opening import open_store
 from valkey.crc import key_slot
 
 from cloud.stores.base import EmbeddingStore, StoreError, StoreUnavailableError, StoreWriteError, UnknownVersionError
+from cloud.stores.opening import open_store
 from cloud.stores.valkey import ValkeyStore
 from tests.cloud.stores.conformance import StoreConformance, constant_rows, scanned
 from tests.valkey import ValkeyCluster, ValkeyServer, valkey_cluster, valkey_server, wait_until
