@@ -168,6 +168,12 @@ def test_a_client_that_leaves_or_stalls_leaves_nothing(server: Live, site: Site)
         assert raw.recv(64).startswith(b"HTTP/1.1 408 ")
     assert site.incoming() == []
     assert site.blob(server, data).status == 204
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        head = f"PUT /v1/bundle HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nAuthorization: {site.publish['Authorization']}"
+        raw.sendall(f"{head}\r\n\r\nhalf".encode())
+        assert raw.recv(64).startswith(b"HTTP/1.1 408 ")
+    told = server.send("GET", "/openapi.json").json()["paths"]
+    assert all("408" in told[path]["put"]["responses"] for path in ("/v1/bundle", "/v1/bundle/blobs/{sha256}"))
 
 
 def test_a_server_killed_half_way_has_the_old_bundle(tmp_path: Path) -> None:
