@@ -18,7 +18,7 @@ FILES = {"spec.json": b"{}", "models/split.fp32.onnx": b"model" * 1000}
 # The contract says more than a JSON schema of it: one version, sizes, lengths, integers of 64 bits. So not all that the
 # text allows is taken, and this check says nothing; all others are made.
 EXCLUDED = "positive_data_acceptance"
-_EXAMPLES = 25
+_EXAMPLES = 15
 _TIMEOUT_S = 240
 
 

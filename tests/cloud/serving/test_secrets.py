@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from cloud.serving.health import HealthConfig
 from cloud.serving.limits import LimitsConfig, RateLimit
 from cloud.serving.logs import LogConfig
 from cloud.serving.token_file import issue_token, revoke_token
@@ -38,6 +39,7 @@ def test_no_secret_is_in_a_log_or_an_answer(tmp_path: Path) -> None:
         tmp_path,
         '[[stage]]\nuse = "breaks.Breaks"\n',
         tokens=tokens,
+        health=HealthConfig(cache_s=0.0),
         limits=LimitsConfig(publish=RateLimit(0.001, 3)),
         logs=LogConfig(level="DEBUG", success_share=1.0, lines_max=100_000),
     )
@@ -68,8 +70,12 @@ def test_no_secret_is_in_a_log_or_an_answer(tmp_path: Path) -> None:
         tokens.unlink()
         until(lambda: complains("No such file"), "a word about the missing file")
         use_all()
+        ready = server.send("GET", "/readyz")
+        answers.append(ready)
         server.process.terminate()
         server.process.wait(30)
+    checks = {"feedback_log": "ok", "store": "ok", "tokens": "failed"}
+    assert (ready.status, ready.json()) == (200, {"status": "degraded", "checks": checks})
     logged = log.read_text()
     # It did log what one would look at: requests, a traceback, what is wrong with the file.
     for told in ("route=/v1/page status=200", "route=/v1/bundle status=401", "RuntimeError: a stage that breaks",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloud.serving.config import ServingConfig
+from cloud.serving.server import ServerConfig
 from cloud.streams.sqlite import SqliteFeedbackLog
 from device.codec import from_msgpack, to_msgpack
 from device.contract import FeedbackBatch, FeedbackReceipt, Page
@@ -56,3 +57,14 @@ def test_what_is_under_way_when_it_is_told_to_end_is_answered(tmp_path: Path, wo
     log = SqliteFeedbackLog(db)
     assert {one.event_id for one in log.replay()} == {one.event_id for one in events}
     log.close()
+
+
+def test_while_it_drains_it_is_unready_and_serves(tmp_path: Path) -> None:
+    config = ServingConfig(server=ServerConfig(drain_s=600.0))
+    with live(small_run(tmp_path / "run").folder, tmp_path / "feedback.db", config=config) as server:
+        assert server.send("GET", "/readyz").status == 200
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: server.send("GET", "/readyz").status == 503, "the end of readiness")
+        assert server.send("GET", "/readyz").json() == {"status": "draining", "checks": {}}
+        assert server.send("GET", "/livez").status == 200
+        assert server.ask("/v1/page", request(request_id="late"), Page).request_id == "late"
