@@ -17,6 +17,8 @@ class Counters:
     """pages asked for by `refill` that did not come; what was held stays"""
     pages_refused: int = 0
     """pages whose item ids could not be read; what was held stays"""
+    pages_degraded: int = 0
+    """pages that the cloud made with less than it would (`Page.degraded`)"""
     pages_empty: int = 0
     """pages without a candidate that was not shown before; what was held stays"""
     features_bad: int = 0

@@ -250,6 +250,7 @@ class FeedSession:
             count.pages_empty += 1
             return False
         count.pages += 1
+        count.pages_degraded += bool(page.degraded)
         for name in fallbacks:
             setattr(count, name, getattr(count, name) + 1)
         count.columns_missing += 0 if models.ranker is None else arrays.missing_columns

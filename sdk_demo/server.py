@@ -24,6 +24,7 @@ __all__ = ["ServerError", "main", "running_server"]
 _READY = "Serving on "
 _READY_S = 60
 _STOP_S = 15
+_NEVER_MS = 60_000.0
 
 
 class ServerError(RuntimeError):
@@ -75,6 +76,7 @@ def _end(said: Path) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Serve RUN with BUNDLE, feedback in DB, pages at PRICE, on a free port, until standard input ends or SIGTERM comes."""
+    from cloud.pipeline.config import BudgetConfig, PipelineConfig
     from cloud.serving.config import ServingConfig
     from cloud.serving.price import PriceConfig
     from cloud.serving.serve import serve
@@ -83,7 +85,10 @@ def main(argv: Sequence[str]) -> None:
     run, bundle, feedback_db = (Path(argument) for argument in argv[:3])
     price = PriceConfig(least=float(argv[3]), most=float(argv[3]))
     Thread(target=_end_with_input, daemon=True).start()
-    serve(Run.open(run), bundle, port=0, feedback_db=feedback_db, config=ServingConfig(price=price))
+    # Nothing is left out of a page however busy the machine is: equal seeds bring equal sessions.
+    pipeline = PipelineConfig(limits=BudgetConfig(page_ms=_NEVER_MS, queue_ms=_NEVER_MS))
+    config = ServingConfig(pipeline=pipeline, price=price)
+    serve(Run.open(run), bundle, port=0, feedback_db=feedback_db, config=config)
 
 
 def _end_with_input() -> None:

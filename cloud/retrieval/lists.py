@@ -43,7 +43,7 @@ class ListsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Rows that k-means sees for each list; 256, faiss's default, took four times as long."""
     sample: int = 128
     """Queries that recall is measured with."""
-    ladder: tuple[int, ...] = (100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+    ladder: tuple[int, ...] = (100, 200, 300, 400, 500, 600, 800, 1000, 1400, 2000, 5000, 10000, 20000)
     """Numbers of results, ascending, for which a build finds how many lists to read. Recall is that of the first."""
     filter_margin: float = 8.0
     """Behind a filter so many times the results are read for as its share calls for, because survivors need not lie as all

@@ -70,9 +70,12 @@ class HotRoutes:
         since, request = perf_counter(), RequestInfo(request_id_of(scope["headers"]))
         before = current_request.set(request)
         try:
-            with self._tracer.trace_page(scope["headers"], scope["path"]):
+            if self._tracer.enabled:
+                with self._tracer.trace_page(scope["headers"], scope["path"]):
+                    status, headers, body = await self._answer(route, scope, receive, since)
+                    self._tracer.answered(status, request.id)
+            else:
                 status, headers, body = await self._answer(route, scope, receive, since)
-                self._tracer.answered(status, request.id)
             headers.append((b"x-request-id", request.id.encode()))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
@@ -107,4 +110,4 @@ class HotRoutes:
             if status == 500:
                 _logger.exception("%s failed", scope["path"])
             kind, more = JSON, [(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()]
-        return status, [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *more], body
+        return status, [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body)), *more], body

@@ -38,6 +38,20 @@ _CANDIDATES = (0, 1, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
 _PAGE = "/v1/page"
 
 
+class _Count:
+    """What one counter has counted since it was last flushed."""
+
+    __slots__ = ("_child", "new")
+
+    def __init__(self, child: Counter) -> None:
+        self._child, self.new = child, 0
+
+    def flush(self) -> None:
+        if self.new:
+            self._child.inc(self.new)
+            self.new = 0
+
+
 class _Sums:
     """What one histogram has observed since it was last flushed."""
 
@@ -104,7 +118,7 @@ class ServingMetrics(PageObserver):
         self._retrieved = self._sums(candidates.labels("retrieved"), _CANDIDATES)
         self._returned = self._sums(candidates.labels("returned"), _CANDIDATES)
         self._load = 1.0, 0
-        self._of_request: dict[tuple[str, str, int], tuple[Counter, _Sums]] = {}
+        self._of_request: dict[tuple[str, str, int], tuple[_Count, _Sums]] = {}
         self._of_route: dict[str, _Sums] = {}
         self._of_stage: dict[tuple[str, str], _Sums] = {}
         self._of_reason: dict[tuple[Counter, str], Counter] = {}
@@ -152,15 +166,17 @@ class ServingMetrics(PageObserver):
         if seen is None:
             if route not in self._of_route:
                 self._of_route[route] = self._sums(self._seconds.labels(route), _SECONDS)
-            seen = self._requests.labels(route, method, str(status)), self._of_route[route]
+            seen = _Count(self._requests.labels(route, method, str(status))), self._of_route[route]
             self._of_request[route, method, status] = seen
-        seen[0].inc()
+        seen[0].new += 1
         seen[1].observe(seconds)
 
     def flush(self) -> None:
         """Hand on what was observed, for whoever is scraped to tell."""
         for sums in self._all_sums:
             sums.flush()
+        for count, _ in self._of_request.values():
+            count.flush()
         price, queue = self._load
         self._price.set(price)
         self._queue.set(queue)

@@ -44,11 +44,17 @@ class ComputePrice:
     def __init__(self, workers: int, config: PriceConfig = PriceConfig(), clock: Callable[[], float] = monotonic) -> None:
         """`clock` tells seconds."""
         self._workers, self._config, self._clock = workers, config, clock
-        self._under_way, self._load, self._since = 0, 0.0, clock()
+        self._under_way, self._at = 0, clock()
+        self._load, self._since, self._waited = 0.0, self._at, 0.0
 
     def __call__(self) -> float:
         """The price of now."""
-        self._settle()
+        now = self._settle()
+        if (lasted := now - self._since) > 0:
+            # An average over time that forgets exponentially; between two prices every moment counts alike.
+            kept = -math.expm1(-lasted / self._config.memory_s)
+            self._load += kept * (self._waited / lasted / self._workers - self._load)
+            self._since, self._waited = now, 0.0
         return price_of(self._load, self._config)
 
     def enter(self) -> None:
@@ -61,9 +67,9 @@ class ComputePrice:
         self._settle()
         self._under_way -= 1
 
-    def _settle(self) -> None:
-        """Take in how long the load of now lasted: an average over time that forgets exponentially."""
-        now = self._clock()
-        kept = -math.expm1(-max(0.0, now - self._since) / self._config.memory_s)
-        self._load += kept * (self._under_way / self._workers - self._load)
-        self._since = now
+    def _settle(self) -> float:
+        """Take in for how long as many were under way as now; the instant."""
+        now = max(self._at, self._clock())
+        self._waited += self._under_way * (now - self._at)
+        self._at = now
+        return now

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloud.pipeline.config import PipelineConfig
+import msgspec
+
+from cloud.pipeline.config import BudgetConfig, PipelineConfig
 from cloud.serving.config import ServingConfig
 from cloud.serving.intake import FeedbackIntake
 from cloud.serving.page import PageMaker, PageObserver
@@ -56,6 +58,8 @@ def pages(
 ) -> Iterator[Pages]:
     """Pages of the run in `run`, feedback in `db`; paths of `config` start at `run`."""
     config = config or PipelineConfig(stage=stages())
+    if config.limits == BudgetConfig():  # no page is late because the machine has other things to do
+        config = msgspec.structs.replace(config, limits=BudgetConfig(page_ms=60_000))
     serving = ServingConfig(pipeline=config, folder=run, state=state or StateConfig())
     opened = Run.open(run)
     fill_stores(opened, serving)

@@ -89,7 +89,10 @@ def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLo
     np.testing.assert_allclose(published.item_row[samples.list_item[last]], rows[4][0].numpy(), atol=1e-6)
     names = ("user_row", "history_row", "history_feedback", "history_mask", "item_row", "scene", "hour")
     session = onnxruntime.InferenceSession(run.published / "ranker.onnx")
-    (got,) = session.run(None, {n: v.numpy() for n, v in zip(names, rows, strict=True)})
+    inputs = {n: v.numpy() for n, v in zip(names, rows, strict=True)}
+    one = {n: inputs[n][:, :1] for n in ("scene", "hour")}  # a page has one of each
+    assert all((inputs[n] == one[n]).all() for n in one)
+    (got,) = session.run(None, inputs | one)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert record.split_version == run.record.split_version
     # the history that serving starts from is what the user saw last
