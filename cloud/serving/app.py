@@ -156,7 +156,8 @@ def create_app(
     async def page(asked: Any, since: float) -> Page:
         maker.check(asked)
         if asked.feedback:
-            receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, asked.feedback, "$.feedback")
+            with line.coming():  # or all of a burst enter while their feedback is written
+                receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, asked.feedback, "$.feedback")
             metrics.feedback(receipt)
         answer = await line(asked, since)
         telemetry(asked.telemetry)  # last: a refused request is sent again whole
@@ -197,7 +198,7 @@ def create_app(
     app.include_router(health_router(health))
     app.include_router(bundle_routes(current, access))
     if store is not None:
-        app.include_router(upload_routes(store, access))
+        app.include_router(upload_routes(store, access, config.uploads))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:

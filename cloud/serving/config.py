@@ -15,6 +15,7 @@ from cloud.serving.server import ServerConfig
 from cloud.serving.state import StateConfig
 from cloud.serving.telemetry import DeviceTelemetryConfig
 from cloud.serving.tracing import TracingConfig
+from cloud.serving.uploads import UploadsConfig
 from cloud.streams.sqlite import SqliteLogConfig
 
 __all__ = ["ServingConfig"]
@@ -34,6 +35,8 @@ class ServingConfig:
     """File of tokens (`pocketrank token`). None leaves the server open to whoever reaches it."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What a caller may ask for."""
+    uploads: UploadsConfig = field(default_factory=UploadsConfig)
+    """How bundles are taken."""
     cors: CorsConfig = field(default_factory=CorsConfig)
     """Web pages that may call from a browser."""
     server: ServerConfig = field(default_factory=ServerConfig)

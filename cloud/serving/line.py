@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
@@ -56,15 +57,24 @@ class PageLine(Generic[A, R]):
         """`make` is given what is asked and when that came. Who would wait longer than `queue_s` is refused."""
         self._make, self._queue_s, self._price = make, queue_s, price
         self._waiting: deque[_Waiting[A, R]] = deque()
-        self._of_one = 0.0
+        self._of_one, self._coming = 0.0, 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def enter(self) -> None:
         """Raises `BusyError` when one who comes now would wait too long. To be asked before anything of a request is done."""
-        if (wait := len(self._waiting) * self._of_one) > self._queue_s:
+        if (wait := (len(self._waiting) + self._coming) * self._of_one) > self._queue_s:
             raise BusyError(wait)
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """For one who entered and has something else done first, as feedback written: it has its place in line meanwhile."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     async def __call__(self, asked: A, since: float) -> R:
         """What `make` answers or raises."""

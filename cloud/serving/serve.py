@@ -46,7 +46,7 @@ def serve(
         from cloud.serving.workers import run_workers
 
         target, args = "cloud.serving.serve:serve_on", (run.folder, bundle, db, config)
-        tls = config.server.ssl_certfile is not None
+        tls = config.server.tls is not None
         with shared_metrics() as shared:
             run_workers(target, args, sock, config.workers, tls=tls, environment=shared.environment, died=shared.died)
 

@@ -3,7 +3,6 @@
 Errors::
 
     PortError                  the address cannot be had: in use, not this machine's, not allowed
-    TlsError                   the certificate or its key cannot be used; names the file
 """
 
 from __future__ import annotations
@@ -15,13 +14,15 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-__all__ = ["PortError", "ServerConfig", "TlsError", "listen", "run_server", "say_serving", "url_of"]
+from cloud.serving.tls import TlsConfig
+
+__all__ = ["PortError", "ServerConfig", "listen", "run_server", "say_serving", "url_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -30,18 +31,12 @@ class PortError(OSError):
     """The address cannot be had: in use, not this machine's, or not allowed."""
 
 
-class TlsError(ValueError):
-    """The certificate or its key cannot be used. The message names the file."""
-
-
 @dataclass(frozen=True)
 class ServerConfig:
     """How one process serves a socket."""
 
-    ssl_certfile: Path | None = None
-    """Certificate chain in PEM; None serves without TLS. Read once, when the process starts."""
-    ssl_keyfile: Path | None = None
-    """Its private key, if that is not in the same file."""
+    tls: TlsConfig | None = None
+    """What https shows; None serves without TLS. Read once, when the process starts. Raises `TlsError`."""
     drain_s: float = 0.0
     """How long after SIGTERM the server still accepts, unready, so that balancers turn away before it closes. 0 where whoever
     stops it has seen to that, as a Kubernetes `preStop` does."""
@@ -52,16 +47,8 @@ class ServerConfig:
     32 connections made at once to two processes, each had 15 to 17 with it, and 4 to 12 and the rest without. 0: none."""
 
     def __post_init__(self) -> None:
-        """Raises `TlsError` for a certificate or key that cannot be used."""
-        if self.ssl_certfile is None:
-            if self.ssl_keyfile is not None:
-                raise TlsError(f"Expected a certificate beside the key, got none - at {self.ssl_keyfile}")
-            return
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
-        except (OSError, ssl.SSLError) as error:
-            where = " and ".join(str(path) for path in (self.ssl_certfile, self.ssl_keyfile) if path)
-            raise TlsError(f"Expected a certificate chain and its key in PEM, got: {error} - at {where}") from error
+        if self.tls is not None:
+            self.tls.check()  # before anything is loaded
 
 
 _BACKLOG = 2048
@@ -122,7 +109,7 @@ class _Server(uvicorn.Server):
     def __init__(
         self, app: ASGIApp, config: ServerConfig, ready: Callable[[], None] | None, draining: Callable[[], None] | None
     ) -> None:
-        certificate, key = (str(path) if path else None for path in (config.ssl_certfile, config.ssl_keyfile))
+        files: dict[str, Any] = {} if config.tls is None else {**config.tls.uvicorn()}
         super().__init__(
             uvicorn.Config(
                 app,
@@ -131,8 +118,7 @@ class _Server(uvicorn.Server):
                 log_level="warning",
                 timeout_graceful_shutdown=round(config.grace_s),
                 lifespan="on",
-                ssl_certfile=certificate,
-                ssl_keyfile=key,
+                **files,
             )
         )
         self._ours, self._ready, self._draining = config, ready, draining

@@ -52,6 +52,9 @@ class SplitVectors(NamedTuple):
     found: NDArray[np.bool_]
 
 
+_NO_PAST = SplitVectors(np.zeros((0, 0), np.float16), np.zeros(0, np.bool_))
+
+
 class Splits:
     """The `splits` that live, with their vectors in `store`. Safe to call from several threads."""
 
@@ -98,5 +101,5 @@ class Splits:
     ) -> NDArray[np.float32]:
         """The vector [D] of a user whose past is `ids` [e] with `feedback` [e, F], oldest first. Raises `StoreAwayError`."""
         split = self._splits[version]
-        vectors, found = self.items(version, ids, deadline)
+        vectors, found = self.items(version, ids, deadline) if len(ids) else _NO_PAST  # which needs no store
         return split.tower(split.users.one(user_id), vectors, feedback, found)

@@ -2,7 +2,7 @@
 
 Errors::
 
-    TlsError                   a certificate or key that cannot be used; names the file
+    TlsError                   a certificate or key that cannot be used, or one without the other; names the file
 """
 
 from __future__ import annotations
@@ -40,6 +40,17 @@ class TlsConfig:
     """The certificate in PEM, the ones that vouch for it after it."""
     keyfile: Path
     """Its private key in PEM without a password, which others must not be able to read."""
+
+    @classmethod
+    def of(cls, certfile: Path | None, keyfile: Path | None) -> TlsConfig | None:
+        """That of both files, None of neither. Raises `TlsError` when one is without the other."""
+        if certfile is not None and keyfile is not None:
+            return cls(certfile, keyfile)
+        if certfile is not None:
+            raise TlsError(certfile, "the certificate and its key", "a certificate alone")
+        if keyfile is not None:
+            raise TlsError(keyfile, "the certificate and its key", "a key alone")
+        return None
 
     def check(self) -> None:
         """Raise `TlsError` when a file is not there, not readable, not what it should be, or the two do not match."""

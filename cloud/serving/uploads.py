@@ -61,7 +61,7 @@ def upload_routes(store: BundleStore, access: Access, config: UploadsConfig | No
     @router.put(
         "/v1/bundle",
         response_class=Response,
-        responses=_responses(BundleReceipt, 400, 401, 403, 409, 413, 415, 429, 503, 507),
+        responses=_responses(BundleReceipt, 400, 401, 403, 408, 409, 413, 415, 429, 503, 507),
         openapi_extra={"requestBody": {"required": True, "content": {JSON: _of(BundlePublish), MSGPACK: _of(BundlePublish)}}},
     )
     async def publish_bundle(request: Request) -> Response:
@@ -141,7 +141,7 @@ async def _next(chunks: Any, stall_s: float) -> bytes:
 _MEANS = {
     400: "A manifest that is not one, or a file that is not as it was announced.",
     **REFUSALS,
-    408: "The file's bytes stopped coming.",
+    408: "The body stopped coming.",
     409: "Files are missing, the split version is not served, or the bundle is no newer than the one that is.",
     411: "No Content-Length.",
     413: "Too large.",

@@ -57,6 +57,7 @@ def serve(
     from cloud.serving.serve import serve as serve_run
     from cloud.serving.server import ServerConfig
     from cloud.serving.telemetry import DeviceTelemetryConfig
+    from cloud.serving.tls import TlsConfig
     from cloud.training.run import Run
     from device.session import telemetry_names
 
@@ -67,7 +68,7 @@ def serve(
         tokens=tokens,
         logs=LogConfig(format=log_format),
         cors=CorsConfig(tuple(cors or ())),
-        server=ServerConfig(tls_cert, tls_key),
+        server=ServerConfig(TlsConfig.of(tls_cert, tls_key)),
         telemetry=DeviceTelemetryConfig(names_known=telemetry_names()),
     )
     serve_run(Run.open(run), bundle, host=host, port=port, feedback_db=feedback_db, config=config, anybody=anybody)

@@ -1,46 +1,85 @@
 """A real server of pages in a process of its own."""
 
+import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cloud.pipeline.config import PipelineConfig
+from cloud.serving.config import ServingConfig
+from cloud.streams.sqlite import SqliteLogConfig
 from device.codec import to_json
 from device.contract import BundleManifest, FileEntry, PageRequest
-from tests.cloud.serving.running import MSGPACK, Answer, Live, started
+from tests.cloud.serving.running import MSGPACK, Answer, Live, started, until
 from tests.cloud.small_published import SPLIT_VERSION
 
-__all__ = ["JSON", "MSGPACK", "Answer", "Live", "command", "live", "request", "started", "write_bundle"]
+__all__ = [
+    "JSON", "MSGPACK", "Answer", "Live", "command", "live", "piped", "request", "started", "until", "write_bundle",
+]  # fmt: skip
 
 _SCRIPT = """
-import sys
+import pickle, resource, sys
 from pathlib import Path
-from cloud.serving.config import ServingConfig
 from cloud.serving.serve import serve
-from cloud.streams.sqlite import SqliteLogConfig
 from cloud.training.run import Run
-run, bundle, db, port, bytes_max = sys.argv[1:]
-config = ServingConfig(log=SqliteLogConfig(bytes_max=int(bytes_max) if bytes_max else None))
-serve(Run.open(Path(run)), Path(bundle) if bundle else None, port=int(port), feedback_db=Path(db), config=config)
+if __name__ == "__main__":
+    run, bundle, db, port, file_bytes_max, config = sys.argv[1:]
+    if int(file_bytes_max):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes_max),) * 2)
+    config = pickle.loads(bytes.fromhex(config))
+    serve(Run.open(Path(run)), Path(bundle) if bundle else None, port=int(port), feedback_db=Path(db), config=config)
 """
 
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
-def command(run: Path, db: Path, bundle: Path | None = None, port: int = 0, bytes_max: int | None = None) -> list[str]:
-    """The command that serves; the feedback log may take `bytes_max`."""
-    return [sys.executable, "-c", _SCRIPT, str(run), str(bundle or ""), str(db), str(port), str(bytes_max or "")]
+def command(
+    run: Path,
+    db: Path,
+    bundle: Path | None = None,
+    port: int = 0,
+    *,
+    bytes_max: int | None = None,
+    file_bytes_max: int = 0,
+    config: ServingConfig | None = None,
+) -> list[str]:
+    """The command that serves as `config` says; the feedback log may take `bytes_max`, and any file `file_bytes_max`."""
+    config = config or ServingConfig()
+    if bytes_max is not None:
+        config = replace(config, log=SqliteLogConfig(bytes_max=bytes_max))
+    options = [str(run), str(bundle or ""), str(db), str(port), str(file_bytes_max), pickle.dumps(config).hex()]
+    return [sys.executable, "-c", _SCRIPT, *options]
 
 
 @contextmanager
-def live(run: Path, db: Path, bundle: Path | None = None, bytes_max: int | None = None) -> Iterator[Live]:
+def live(
+    run: Path,
+    db: Path,
+    bundle: Path | None = None,
+    *,
+    stderr: Path | None = None,
+    bytes_max: int | None = None,
+    file_bytes_max: int = 0,
+    config: ServingConfig | None = None,
+) -> Iterator[Live]:
     """Start a server on a free port, wait until it says that it is ready, and kill it at the end."""
-    with started(command(run, db, bundle, bytes_max=bytes_max)) as running:
+    args = command(run, db, bundle, bytes_max=bytes_max, file_bytes_max=file_bytes_max, config=config)
+    with started(args, stderr) as running:
         yield running
+
+
+def piped(folder: Path, toml: str, **more: Any) -> ServingConfig:
+    """A server with this pipeline file in `folder`."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "pipeline.toml"
+    file.write_text(toml, "utf-8")
+    return ServingConfig(pipeline=PipelineConfig.open(file), folder=folder, **more)
 
 
 def request(user_id: int = 1, size: int = 10, **more: Any) -> PageRequest:

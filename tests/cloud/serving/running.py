@@ -2,12 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
+from time import monotonic
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from device.codec import from_msgpack, to_msgpack
 
 _START_S = 60
+_PAUSE_S = 0.01
 
 S = TypeVar("S", bound=msgspec.Struct)
 MSGPACK = {"Content-Type": "application/msgpack"}
@@ -53,9 +55,9 @@ class Live:
         assert (got.status, got.headers["content-type"]) == (200, "application/msgpack"), got
         return from_msgpack(got.body, answer)
 
-    def metric(self, sample: str) -> float:
+    def metric(self, sample: str, headers: dict[str, str] | None = None) -> float:
         """The value of one sample, written as Prometheus writes it; 0 where there is none."""
-        lines = self.send("GET", "/metrics").body.decode().splitlines()
+        lines = self.send("GET", "/metrics", headers=headers).body.decode().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(sample + " ")), 0.0)
 
 
@@ -71,7 +73,9 @@ def started(args: list[str], stderr: Path | None = None) -> Iterator[Live]:
             assert process.stdout is not None
             line = process.stdout.readline()
             guard.cancel()
-            assert line.startswith("Serving on http://127.0.0.1:"), f"the server said {line!r}"
+            assert line.startswith(("Serving on http://127.0.0.1:", "Serving on https://127.0.0.1:")), (
+                f"the server said {line!r}"
+            )
             yield Live(process, int(line.rsplit(":", 1)[1]))
         finally:
             guard.cancel()
@@ -79,3 +83,11 @@ def started(args: list[str], stderr: Path | None = None) -> Iterator[Live]:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def until(condition: Callable[[], object], what: str, within_s: float = _START_S) -> None:
+    """Ask again and again; fail when it has not come true in time."""
+    ends, never = monotonic() + within_s, Event()
+    while not condition():
+        assert monotonic() < ends, f"{what} did not come within {within_s:g} s"
+        never.wait(_PAUSE_S)

@@ -8,14 +8,15 @@ from typing import NamedTuple
 import pytest
 
 from cloud.serving.access import ANYBODY, SECURITY_SCHEME, Access, OpenServerError, check_host
+from cloud.serving.config import ServingConfig
 from cloud.serving.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TokenScope, TooManyError
 from cloud.serving.token_file import issue_token, revoke_token
 from cloud.serving.tokens import AuthError, TokenFile
 from device.codec import to_json
 from device.contract import FeedbackBatch, PageRequest
 from tests.cloud.serving.bundles import FILES, publish_of
-from tests.cloud.serving.guarded import guarded
-from tests.cloud.serving.running import Live
+from tests.cloud.serving.live import Live, live, until, write_bundle
+from tests.cloud.small_published import small_run
 
 HOUR_MS = 3_600_000
 
@@ -50,12 +51,41 @@ ROWS = {
 """What each route takes. Probes carry no token, and say nothing that needs one."""
 
 
-class Doors:
-    """A server with tokens, and one of each kind that is not let in."""
+class Keys:
+    """A file of tokens, made before a server reads it: one for each scope, and those that nobody is let in with."""
 
-    def __init__(self, server: Live, tokens: Path) -> None:
-        self.server, self._tokens = server, tokens
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self.good = {scope: self._issue(scope) for scope in SCOPES}
+        self.all_but = {scope: self._issue(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
+        self.expired, self.revoked = self._issue(*SCOPES, lasts_ms=-1), self._issue(*SCOPES)
+
+    def _issue(self, *scopes: TokenScope, lasts_ms: int = HOUR_MS) -> str:
+        return issue_token(self.file, scopes, now_ms=time.time_ns() // 1_000_000, lasts_ms=lasts_ms).token
+
+    def bad(self, scope: TokenScope) -> dict[str, tuple[int, list[str]]]:
+        """By what is wrong with them: the answer that is due, and the `Authorization` headers."""
+        good = self.good[scope]
+        name, secret = good.split("_")[1:]
+        others = [self.good[other] for other in SCOPES if other != scope]
+        return {
+            "no token": (401, []),
+            "wrong": (401, [f"Bearer prk_{name}_{secret[::-1]}", f"Bearer prk_{name[::-1]}_{secret}", f"Bearer {good[:-1]}"]),
+            "malformed": (
+                401,
+                ["", "Bearer", good, f"Basic {good}", f"Bearer {good} {good}", f"Bearer  {good}", f"Bearer {name}"],
+            ),
+            "expired": (401, [f"Bearer {self.expired}"]),
+            "revoked": (401, [f"Bearer {self.revoked}"]),
+            "wrong scope": (403, [f"Bearer {token}" for token in (*others, self.all_but[scope])]),
+        }
+
+
+class Doors:
+    """A server with tokens. One of them is revoked while it runs."""
+
+    def __init__(self, server: Live, keys: Keys) -> None:
+        self.server, self.keys = server, keys
         told = server.send("GET", "/openapi.json").json()["paths"]
         self.routes = [f"{method.upper()} {path}" for path, methods in told.items() for method in methods]
         self.security = {
@@ -64,37 +94,22 @@ class Doors:
             for method, operation in methods.items()
         }
 
-    def _issue(self, *scopes: TokenScope, lasts_ms: int = HOUR_MS) -> str:
-        return issue_token(self._tokens, scopes, now_ms=time.time_ns() // 1_000_000, lasts_ms=lasts_ms).token
+        def lets_in_revoked() -> bool:
+            return _send(server, ROWS["GET /metrics"], f"Bearer {keys.revoked}", "GET")[0] == 200
 
-    def bad(self, scope: TokenScope) -> dict[str, tuple[int, list[str]]]:
-        """By what is wrong with them: the answer that is due, and the `Authorization` headers."""
-        revoked = self._issue(*SCOPES)
-        revoke_token(self._tokens, revoked.split("_")[1], now_ms=1)
-        good = self.good[scope]
-        name, secret = good.split("_")[1:]
-        others = [other for other in SCOPES if other != scope]
-        return {
-            "no token": (401, []),
-            "wrong": (401, [f"Bearer prk_{name}_{secret[::-1]}", f"Bearer prk_{name[::-1]}_{secret}", f"Bearer {good[:-1]}"]),
-            "malformed": (
-                401,
-                ["", "Bearer", good, f"Basic {good}", f"Bearer {good} {good}", f"Bearer  {good}", f"Bearer {name}"],
-            ),
-            "expired": (401, [f"Bearer {self._issue(*SCOPES, lasts_ms=-1)}"]),
-            "revoked": (401, [f"Bearer {revoked}"]),
-            "wrong scope": (403, [f"Bearer {self.good[other]}" for other in others] + [f"Bearer {self._issue(*others)}"]),
-        }
+        assert lets_in_revoked()
+        revoke_token(keys.file, keys.revoked.split("_")[1], now_ms=1)
+        until(lambda: not lets_in_revoked(), "the revocation")
 
 
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     folder = tmp_path_factory.mktemp("doors")
-    tokens = folder / "tokens.json"
-    issue_token(tokens, ["admin"], now_ms=0, lasts_ms=1)
-    limits = {scope: {"per_s": 1e6, "burst": 1_000_000} for scope in SCOPES}
-    with guarded(folder / "store", tokens=str(tokens), limits=limits) as server:
-        yield Doors(server, tokens)
+    keys = Keys(folder / "tokens.json")
+    config = ServingConfig(tokens=keys.file, limits=LimitsConfig(device=None, publish=None, admin=None))
+    bundle = write_bundle(folder / "bundle", FILES)
+    with live(small_run(folder / "run").folder, folder / "feedback.db", bundle, config=config) as server:
+        yield Doors(server, keys)
 
 
 def _send(server: Live, row: Row, authorization: str | None, method: str) -> tuple[int, dict[str, str]]:
@@ -106,24 +121,22 @@ def _send(server: Live, row: Row, authorization: str | None, method: str) -> tup
 
 
 def test_every_route_has_a_row(doors: Doors) -> None:
-    assert set(doors.routes) - set(ROWS) == set(), "a new route needs a row: who may use it?"
-    assert len(doors.routes) >= 5
+    assert set(doors.routes) == set(ROWS), "a new route needs a row: who may use it?"
 
 
 @pytest.mark.parametrize("kind", ["no token", "wrong", "malformed", "expired", "revoked", "wrong scope"])
 def test_nobody_is_let_in_who_may_not(doors: Doors, kind: str) -> None:
     tried = 0
-    for route in doors.routes:
-        row = ROWS[route]
+    for route, row in ROWS.items():
         if row.scope is None:
             continue
-        status, headers = doors.bad(row.scope)[kind]
+        status, headers = doors.keys.bad(row.scope)[kind]
         for authorization in headers or [None]:
             got, told = _send(doors.server, row, authorization, route.split()[0])
             assert got == status, f"{route} with {kind}"
             assert told["www-authenticate"].startswith('Bearer realm="pocketrank"')
             tried += 1
-    assert tried >= 5
+    assert tried >= sum(row.scope is not None for row in ROWS.values())
 
 
 def test_who_may_is_let_in_and_the_text_says_so(doors: Doors) -> None:
@@ -133,7 +146,7 @@ def test_who_may_is_let_in_and_the_text_says_so(doors: Doors) -> None:
             assert _send(doors.server, row, None, method)[0] == 200
             assert doors.security[route] == []
         else:
-            assert _send(doors.server, row, f"Bearer {doors.good[row.scope]}", method)[0] not in (401, 403, 429)
+            assert _send(doors.server, row, f"Bearer {doors.keys.good[row.scope]}", method)[0] not in (401, 403, 429)
             assert doors.security[route] == [{SECURITY_SCHEME: [row.scope]}]
 
 

@@ -192,6 +192,13 @@ def test_no_other_file_can_be(server: Live, path: str) -> None:
     assert (answer.status, sorted(answer.json())) == (404, ["error", "expected", "got", "path"])
 
 
+def test_it_lives_and_is_ready(server: Live) -> None:
+    assert server.send("GET", "/livez").json() == {"status": "ok"}
+    answer = server.send("GET", "/readyz")
+    assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+    assert answer.json() == {"status": "ready", "checks": {"feedback_log": "ok", "store": "ok"}}
+
+
 def test_health_says_what_is_served(server: Live) -> None:
     told = server.send("GET", "/healthz").json()
     assert told == {
@@ -247,11 +254,12 @@ def test_telemetry_is_counted_once_and_a_bad_report_loses_no_feedback(server: Li
 def test_the_routes_are_documented(server: Live) -> None:
     told = server.send("GET", "/openapi.json").json()
     bundle = {f"/v1/bundle/{name}" for name in ("manifest.json", "manifest.sig", "release.json", "files/{path}")}
-    assert bundle | {"/v1/page", "/v1/feedback", "/healthz", "/metrics"} == set(told["paths"])
+    assert bundle | {"/v1/page", "/v1/feedback", "/livez", "/readyz", "/healthz", "/metrics"} == set(told["paths"])
     for path in ("/v1/page", "/v1/feedback"):
         operation = told["paths"][path]["post"]
         assert set(operation["requestBody"]["content"]) == {"application/msgpack", "application/json"}
-        assert {"200", "400", "413", "415", "503"} == set(operation["responses"])
+        assert {"200", "400", "401", "403", "408", "413", "415", "429", "503"} == set(operation["responses"])
+        assert "security" not in operation  # it has no tokens
     schemas = told["components"]["schemas"]
     assert set(PageRequest.__struct_fields__) == set(schemas["PageRequest"]["properties"])
     references = {part.split('"')[0] for part in json.dumps(told).split('"#/components/schemas/')[1:]}

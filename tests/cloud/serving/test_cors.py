@@ -3,21 +3,33 @@ from pathlib import Path
 
 import pytest
 
+from cloud.serving.config import ServingConfig
 from cloud.serving.cors import CorsConfig, CorsError, with_cors
 from cloud.serving.token_file import issue_token
-from tests.cloud.serving.guarded import guarded
-from tests.cloud.serving.running import Live
+from device.codec import to_json
+from tests.cloud.serving.live import JSON, Live, live, request
+from tests.cloud.small_published import small_run
 
 APP = "https://app.example"
 FAR_MS = 1 << 42
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokens") / "tokens.json"
+
+
+@pytest.fixture(scope="module")
+def token(tokens: Path) -> str:
+    return issue_token(tokens, ["device"], now_ms=0, lasts_ms=FAR_MS).token
+
+
+@pytest.fixture(scope="module")
+def server(tokens: Path, token: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("cors")
-    issue_token(folder / "tokens.json", ["device"], now_ms=0, lasts_ms=FAR_MS)
-    with guarded(folder / "store", tokens=str(folder / "tokens.json"), origins=[APP, "http://localhost:5173"]) as live:
-        yield live
+    config = ServingConfig(tokens=tokens, cors=CorsConfig((APP, "http://localhost:5173")))
+    with live(small_run(folder / "run").folder, folder / "feedback.db", config=config) as running:
+        yield running
 
 
 def _ask(server: Live, origin: str, method: str = "POST", headers: str = "authorization, content-type") -> dict[str, str]:
@@ -53,6 +65,14 @@ def test_a_page_is_shown_why_it_is_refused(server: Live) -> None:
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (401, APP)
     assert "retry-after" in answer.headers["access-control-expose-headers"].lower()
     assert "origin" in answer.headers["vary"].lower()
+
+
+def test_a_page_with_a_token_is_answered_and_may_read_what_it_needs(server: Live, token: str) -> None:
+    answer = server.send("POST", "/v1/page", to_json(request()), {**JSON, "Origin": APP, "Authorization": f"Bearer {token}"})
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, APP)
+    assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
+    other = server.send("POST", "/v1/page", to_json(request()), {**JSON, "Origin": "https://evil.example"})
+    assert (other.status, "access-control-allow-origin" in other.headers) == (401, False)
 
 
 @pytest.mark.parametrize("origin", ["*", "https://a.example", "http://127.0.0.1:8080", "https://[2001:db8::1]:8443"])

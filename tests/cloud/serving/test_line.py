@@ -67,6 +67,22 @@ def test_what_nobody_waits_for_any_more_is_not_made() -> None:
     assert made == [0, 9]
 
 
+def test_who_does_something_else_first_has_a_place_in_line() -> None:
+    async def main() -> None:
+        waiting = line(lambda asked, since: asked, queue_s=1e-12)
+        assert await waiting(1, 0.0) == 1  # from now on it knows what a page takes
+        waiting.enter()
+        with waiting.coming():
+            with pytest.raises(BusyError):
+                waiting.enter()
+            assert len(waiting) == 0
+        with pytest.raises(KeyError), waiting.coming():
+            raise KeyError
+        waiting.enter()
+
+    asyncio.run(main())
+
+
 def test_who_would_wait_too_long_is_refused_until_the_line_is_shorter() -> None:
     async def main() -> None:
         waiting = line(lambda asked, since: sum(range(200_000)), queue_s=1e-9)

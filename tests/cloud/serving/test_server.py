@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud.serving.server import PortError, ServerConfig, TlsError, listen
+from cloud.serving.server import PortError, ServerConfig, listen
+from cloud.serving.tls import TlsConfig, TlsError
 
 
 def test_a_free_port_is_had_and_then_no_longer_free() -> None:
@@ -43,11 +44,12 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from cloud.serving.server import ServerConfig, listen, run_server, say_serving, url_of
+from cloud.serving.tls import TlsConfig
 async def hello(_):
     return PlainTextResponse("hello")
 sock = listen("127.0.0.1", 0)
 ready = (lambda: say_serving(url_of(sock, tls=True))) if {shared} else None
-config = ServerConfig(ssl_certfile=Path({str(cert)!r}), ssl_keyfile=Path({str(key)!r}))
+config = ServerConfig(TlsConfig(Path({str(cert)!r}), Path({str(key)!r})))
 run_server(Starlette(routes=[Route("/", hello)]), sock, config, ready=ready)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -72,7 +74,7 @@ run_server(Starlette(routes=[Route("/", hello)]), sock, config, ready=ready)
 def test_a_certificate_that_cannot_be_used_is_known_before_anything_is_loaded(tmp_path: Path) -> None:
     cert, key = _certificate(tmp_path)
     (tmp_path / "text").write_text("no certificate")
-    for certfile, keyfile in ((cert, None), (tmp_path / "text", key), (tmp_path / "nowhere", key), (None, key)):
-        with pytest.raises(TlsError, match=r"Expected a certificate.* - at .*"):
-            ServerConfig(ssl_certfile=certfile, ssl_keyfile=keyfile)
-    ServerConfig(ssl_certfile=cert, ssl_keyfile=key)
+    with pytest.raises(TlsError, match="Expected a certificate in PEM") as caught:
+        ServerConfig(TlsConfig(tmp_path / "text", key))
+    assert caught.value.where == tmp_path / "text"
+    assert ServerConfig(TlsConfig(cert, key)).tls == TlsConfig(cert, key)

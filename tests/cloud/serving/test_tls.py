@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cloud.serving.config import ServingConfig
+from cloud.serving.server import ServerConfig
 from cloud.serving.tls import TlsConfig, TlsError
-from tests.cloud.serving.guarded import guarded
+from device.codec import from_json, to_json
+from device.contract import Page
+from tests.cloud.serving.live import JSON, live, request
+from tests.cloud.small_published import small_run
 
 OPENSSL = shutil.which("openssl")
 
@@ -32,13 +37,15 @@ def _make(folder: Path, name: str = "one", *options: str) -> TlsConfig:
     return made
 
 
-def test_a_server_with_a_certificate_answers_who_trusts_it_and_nobody_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_with_a_certificate_answers_who_trusts_it_and_nobody_else(tmp_path: Path, workers: int) -> None:
     tls = _make(tmp_path)
-    with guarded(tmp_path / "store", certfile=str(tls.certfile), keyfile=str(tls.keyfile)) as server:
+    config = ServingConfig(server=ServerConfig(tls), workers=workers)
+    with live(small_run(tmp_path / "run").folder, tmp_path / "feedback.db", config=config) as server:
         trusting = ssl.create_default_context(cafile=str(tls.certfile))
         connection = HTTPSConnection("127.0.0.1", server.port, timeout=30, context=trusting)
-        connection.request("GET", "/v1/bundle/manifest.json")
-        assert connection.getresponse().status == 404
+        connection.request("POST", "/v1/page", to_json(request()), JSON)
+        assert from_json(connection.getresponse().read(), Page).request_id == "r"
         assert connection.sock.version() in ("TLSv1.2", "TLSv1.3")
         connection.close()
         with pytest.raises(ssl.SSLCertVerificationError):
@@ -46,6 +53,16 @@ def test_a_server_with_a_certificate_answers_who_trusts_it_and_nobody_else(tmp_p
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:  # nothing in clear
             raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"HTTP/" not in raw.recv(64)
+
+
+def test_one_file_without_the_other_is_refused(tmp_path: Path) -> None:
+    certfile, keyfile = tmp_path / "one.pem", tmp_path / "one.key"
+    assert TlsConfig.of(None, None) is None
+    assert TlsConfig.of(certfile, keyfile) == TlsConfig(certfile, keyfile)
+    for files, alone in (((certfile, None), certfile), ((None, keyfile), keyfile)):
+        with pytest.raises(TlsError, match=r"Expected the certificate and its key, got a .* alone") as caught:
+            TlsConfig.of(*files)
+        assert caught.value.where == alone
 
 
 def test_a_file_that_cannot_be_used_is_named_before_the_start(tmp_path: Path) -> None:

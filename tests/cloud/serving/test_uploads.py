@@ -3,6 +3,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import msgspec
 import pytest
 
 from cloud.serving.bundle_publish import BundlePublish, BundleReceipt
-from cloud.serving.limits import TokenScope
+from cloud.serving.config import ServingConfig
+from cloud.serving.limits import LimitsConfig, RateLimit, TokenScope
 from cloud.serving.token_file import issue_token, revoke_token
+from cloud.serving.uploads import UploadsConfig
 from device.codec import to_json, to_msgpack
 from tests.cloud.serving.bundles import FILES, digest, publish_of
-from tests.cloud.serving.guarded import guarded
-from tests.cloud.serving.running import Answer, Live
+from tests.cloud.serving.live import Answer, Live, live, until
+from tests.cloud.small_published import small_run
 
 NEW = {**FILES, "models/split.fp32.onnx": b"better" * 1000}
 JSON = {"Content-Type": "application/json"}
@@ -23,11 +26,23 @@ _WAIT_S = 30
 
 
 class Site:
-    """A folder with a token for each scope, and servers over it."""
+    """A run with a token for each scope and some that are not let in, and servers over it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.tokens = folder / "store", folder / "tokens.json"
-        self.publish, self.device = self.issue("publish"), self.issue("device")
+        self.run = small_run(folder / "run").folder
+        self.folder, self.tokens = self.run / "bundles", folder / "tokens.json"
+        self.publish, self.device, self.admin = self.issue("publish"), self.issue("device"), self.issue("admin")
+        self.other, self.revoked, self.expired = self.issue("publish"), self.issue("publish"), self.issue("publish", -1.0)
+
+    @contextmanager
+    def serving(
+        self, *, limits: LimitsConfig | None = None, stall_s: float = 30.0, file_bytes_max: int = 0, name: str = "feedback"
+    ) -> Iterator[Live]:
+        """A server with its feedback in a file of that name."""
+        limits = limits or LimitsConfig(publish=None, device=None)
+        config = ServingConfig(tokens=self.tokens, limits=limits, uploads=UploadsConfig(stall_s))
+        with live(self.run, self.run / f"{name}.db", config=config, file_bytes_max=file_bytes_max) as server:
+            yield server
 
     def issue(self, scope: TokenScope, lasts_s: float = 3600.0) -> dict[str, str]:
         now_ms = time.time_ns() // 1_000_000
@@ -61,15 +76,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def server(site: Site) -> Iterator[Live]:
-    limits = {"publish": {"per_s": 1e6, "burst": 1000}, "publish_bytes": 1 << 20}
-    with guarded(site.folder, tokens=str(site.tokens), stall_s=0.5, limits=limits) as live:
-        yield live
-
-
-def _until(condition: object) -> None:
-    ends = time.monotonic() + _WAIT_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < ends, "not within the time"
+    limits = LimitsConfig(publish=None, device=None, publish_bytes=1 << 20)
+    with site.serving(limits=limits, stall_s=0.5) as running:
+        yield running
 
 
 def _half(server: Live, site: Site, data: bytes, send: int) -> socket.socket:
@@ -87,7 +96,7 @@ def test_an_upload_from_the_first_question_to_the_last(server: Live, site: Site,
     told = answer.json()
     assert told["missing"] == sorted(digest(data) for data in FILES.values())
     assert (told["path"], told["got"]) == ("$.manifest.files", "2 that were not")
-    with guarded(site.folder, tokens=str(site.tokens)) as second:  # another process over the same store
+    with site.serving(name="second") as second:  # another process over the same store
         assert second.send("GET", "/v1/bundle/manifest.json", headers=site.device).status == 404
         for data in FILES.values():
             assert site.blob(server, data).status == 204
@@ -107,12 +116,13 @@ def test_an_upload_from_the_first_question_to_the_last(server: Live, site: Site,
 
 
 def test_only_a_token_to_publish_uploads(server: Live, site: Site) -> None:
-    revoked = site.issue("publish")
-    revoke_token(site.tokens, revoked["Authorization"].split("_")[1], now_ms=1)
+    revoke_token(site.tokens, site.revoked["Authorization"].split("_")[1], now_ms=1)
     wrong = {"Authorization": site.publish["Authorization"][:-4] + "0000"}
     data = b"not let in"
-    expired, admin = site.issue("publish", -1.0), site.issue("admin")
-    for headers, status in (({}, 401), (wrong, 401), (revoked, 401), (expired, 401), (site.device, 403), (admin, 403)):
+    until(lambda: server.send("PUT", "/v1/bundle", b"{", {**site.revoked, **JSON}).status == 401, "the revocation")
+    for headers, status in (
+        ({}, 401), (wrong, 401), (site.revoked, 401), (site.expired, 401), (site.device, 403), (site.admin, 403),
+    ):  # fmt: skip
         for path, body, kind in (
             (f"/v1/bundle/blobs/{digest(data)}", data, "application/octet-stream"),
             ("/v1/bundle", to_json(publish_of(FILES, 99)), "application/json"),
@@ -123,11 +133,12 @@ def test_only_a_token_to_publish_uploads(server: Live, site: Site) -> None:
     assert digest(data) not in os.listdir(site.folder / "blobs")
 
 
-def test_a_server_without_tokens_takes_no_bundle(tmp_path: Path) -> None:
-    with guarded(tmp_path) as server:
+def test_a_server_without_tokens_takes_no_bundle(site: Site) -> None:
+    with live(site.run, site.run / "open.db") as server:
         assert server.send("GET", "/v1/bundle/manifest.json").status == 404  # open, and nothing there
-        answer = server.send("PUT", "/v1/bundle", to_json(publish_of(FILES)), JSON)
-        assert (answer.status, answer.json()["got"]) == (403, "an open one")
+        for path in ("/v1/bundle", f"/v1/bundle/blobs/{digest(b'x')}"):
+            assert server.send("PUT", path, b"x", JSON).status == 404
+        assert not any("put" in methods for methods in server.send("GET", "/openapi.json").json()["paths"].values())
 
 
 def test_a_file_that_is_not_as_announced_is_refused(server: Live, site: Site) -> None:
@@ -151,23 +162,29 @@ def test_a_file_that_is_not_as_announced_is_refused(server: Live, site: Site) ->
 def test_a_client_that_leaves_or_stalls_leaves_nothing(server: Live, site: Site) -> None:
     data = os.urandom(1 << 20)
     with _half(server, site, data, 1 << 19):
-        _until(site.incoming)
-    _until(lambda: not site.incoming())
+        until(site.incoming, "a file on its way")
+    until(lambda: not site.incoming(), "its removal")
     with _half(server, site, data, 1 << 19) as raw:
         assert raw.recv(64).startswith(b"HTTP/1.1 408 ")
     assert site.incoming() == []
     assert site.blob(server, data).status == 204
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        head = f"PUT /v1/bundle HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nAuthorization: {site.publish['Authorization']}"
+        raw.sendall(f"{head}\r\n\r\nhalf".encode())
+        assert raw.recv(64).startswith(b"HTTP/1.1 408 ")
+    told = server.send("GET", "/openapi.json").json()["paths"]
+    assert all("408" in told[path]["put"]["responses"] for path in ("/v1/bundle", "/v1/bundle/blobs/{sha256}"))
 
 
 def test_a_server_killed_half_way_has_the_old_bundle(tmp_path: Path) -> None:
     site, data = Site(tmp_path), os.urandom(4 << 20)
-    with guarded(site.folder, tokens=str(site.tokens)) as server:
+    with site.serving() as server:
         site.upload(server, FILES, 1)
         with _half(server, site, data, 3 << 20):
-            _until(site.incoming)
+            until(site.incoming, "a file on its way")
             server.process.send_signal(signal.SIGKILL)
             server.process.wait(_WAIT_S)
-    with guarded(site.folder, tokens=str(site.tokens)) as server:
+    with site.serving() as server:
         assert site.served(server) == FILES
         assert digest(data) not in os.listdir(site.folder / "blobs")
         site.upload(server, NEW, 2)
@@ -176,7 +193,7 @@ def test_a_server_killed_half_way_has_the_old_bundle(tmp_path: Path) -> None:
 
 def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     site, large = Site(tmp_path), os.urandom(1 << 20)
-    with guarded(site.folder, tokens=str(site.tokens), file_bytes_max=1 << 18) as server:
+    with site.serving(file_bytes_max=1 << 18) as server:
         site.upload(server, FILES, 1)
         answer = site.blob(server, large)
         assert (answer.status, answer.headers["retry-after"]) == (507, "60")
@@ -187,17 +204,15 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
         assert answer.status == 507
         assert site.served(server) == FILES
         assert sorted(os.listdir(site.folder)) == ["blobs", "current.json", "incoming", "lock"]
-    with guarded(site.folder, tokens=str(site.tokens)) as server:
+    with site.serving() as server:
         assert site.served(server) == FILES
         assert site.blob(server, large).status == 204
 
 
 def test_who_uploads_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    limits = {"publish": {"per_s": 0.001, "burst": 3}}
-    with guarded(site.folder, tokens=str(site.tokens), limits=limits) as server:
+    with site.serving(limits=LimitsConfig(publish=RateLimit(0.001, 3))) as server:
         answers = [site.blob(server, b"%d" % n) for n in range(5)]
         assert [answer.status for answer in answers] == [204, 204, 204, 429, 429]
         assert 900 <= int(answers[-1].headers["retry-after"]) <= 1000
-        other = site.issue("publish")
-        assert server.send("PUT", f"/v1/bundle/blobs/{digest(b'0')}", b"0", other).status == 204
+        assert server.send("PUT", f"/v1/bundle/blobs/{digest(b'0')}", b"0", site.other).status == 204

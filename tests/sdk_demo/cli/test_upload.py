@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.released import make_bundle
+from cloud.serving.config import ServingConfig
 from cloud.serving.token_file import issue_token
 from sdk_demo.cli import main
 from sdk_demo.uploader import Uploader
-from tests.cloud.serving.guarded import guarded
-from tests.cloud.serving.live import write_bundle
-from tests.cloud.serving.running import Live
+from tests.cloud.serving.live import Live, live, write_bundle
+from tests.cloud.small_published import small_run
 
 FILES = {"spec.json": b"{}", "models/split.fp32.onnx": b"model" * 1000}
 
@@ -30,7 +30,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = issue_token(folder / "tokens.json", ["publish", "device"], now_ms=now_ms, lasts_ms=3_600_000)
     (folder / "publish.token").write_text(made.token + "\n")
     (folder / "publish.token").chmod(0o600)
-    with guarded(folder / "store", tokens=str(folder / "tokens.json")) as server:
+    config = ServingConfig(tokens=folder / "tokens.json")
+    with live(small_run(folder / "run").folder, folder / "feedback.db", config=config) as server:
         yield Site(folder, server)
 
 
