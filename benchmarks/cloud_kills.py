@@ -31,7 +31,6 @@ from benchmarks.cloud_server import CloudServer, ServeOrder
 from benchmarks.errors import BenchmarkError
 from cloud.serving.state import UserStates
 from cloud.streams.sqlite import SqliteFeedbackLog
-from device.contract import FeedbackEvent
 from tests.cloud.small_published import SmallRun, small_run
 
 __all__ = ["CloudKillConfig", "kill_servers", "wrong_effect"]
