@@ -33,7 +33,7 @@ from cloud.serving.state import UserStates
 from cloud.streams.sqlite import SqliteFeedbackLog
 from tests.cloud.small_published import SmallRun, small_run
 
-__all__ = ["CloudKillConfig", "kill_servers", "wrong_effect"]
+__all__ = ["CloudKillConfig", "kept", "kill_servers", "read_log", "wrong_effect"]
 
 
 @dataclass(frozen=True)
@@ -151,26 +151,40 @@ class _Killer:
             self._never.wait(0.01)
 
     def _look(self, devices: Devices) -> Counter[str]:
-        kept = SqliteFeedbackLog(self._log)
-        logged = Counter(event.event_id for event in kept.replay())
-        kept.close()
+        logged = read_log(self._log)
         self._server.start(self._order)
         replayed = _replayed(self._server.port)
         self._server.kill()
-        acknowledged = set(devices.acknowledged)
-        found = Counter(
-            events_acknowledged=len(acknowledged),
-            events_lost=len(acknowledged - set(logged)),
-            events_in_log_twice=logged.total() - len(logged),
-            events_replayed_wrongly=abs(replayed - len(logged)),
-            effects_seen=len(devices.effects),
-            effects_wrong=sum(wrong_effect(self._run, effect, self._config.tolerance) for effect in devices.effects),
-            unexpected=sum(n for name, n in devices.counts.items() if name.startswith("status_")),
-        )
-        found["events_twice"] = sum(found[n] for n in ("events_in_log_twice", "events_replayed_wrongly", "effects_wrong"))
-        for name in ("batches", "resent", "broken", "malformed"):
-            found[name] = devices.counts[name]
+        found = Counter(events_replayed_wrongly=abs(replayed - len(logged)))
+        found.update(kept(self._run, devices, logged, self._config.tolerance))
+        found["events_twice"] += found["events_replayed_wrongly"]
         return found
+
+
+def read_log(file: Path) -> Counter[str]:
+    """How often each event id is in a log."""
+    log = SqliteFeedbackLog(file)
+    try:
+        return Counter(event.event_id for event in log.replay())
+    finally:
+        log.close()
+
+
+def kept(run: SmallRun, devices: Devices, logged: Counter[str], tolerance: float) -> dict[str, int]:
+    """What the log, and the states of those who sent a batch again, hold of what `devices` know to be acknowledged."""
+    acknowledged = set(devices.acknowledged)
+    twice = logged.total() - len(logged)
+    wrong = sum(wrong_effect(run, effect, tolerance) for effect in devices.effects)
+    return {
+        "events_acknowledged": len(acknowledged),
+        "events_lost": len(acknowledged - set(logged)),
+        "events_twice": twice + wrong,
+        "events_in_log_twice": twice,
+        "effects_seen": len(devices.effects),
+        "effects_wrong": wrong,
+        "unexpected": sum(n for name, n in devices.counts.items() if name.startswith("status_")),
+        **{name: devices.counts[name] for name in ("batches", "resent", "broken", "malformed")},
+    }
 
 
 def wrong_effect(run: SmallRun, effect: Effect, tolerance: float, times: int = 1) -> bool:

@@ -91,6 +91,11 @@ class CloudServer:
         self.begin(order)
         self.wait_ready()
 
+    @property
+    def host_pid(self) -> int:
+        """The process that forks servers; it outlives them."""
+        return self._process.pid
+
     def _heard(self, beginning: str) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline().rstrip("\n")
