@@ -158,6 +158,7 @@ class _Killer:
         found = Counter(events_replayed_wrongly=abs(replayed - len(logged)))
         found.update(kept(self._run, devices, logged, self._config.tolerance))
         found["events_twice"] += found["events_replayed_wrongly"]
+        found["unexpected"] = sum(n for name, n in devices.counts.items() if name.startswith("status_"))
         return found
 
 
@@ -182,7 +183,6 @@ def kept(run: SmallRun, devices: Devices, logged: Counter[str], tolerance: float
         "events_in_log_twice": twice,
         "effects_seen": len(devices.effects),
         "effects_wrong": wrong,
-        "unexpected": sum(n for name, n in devices.counts.items() if name.startswith("status_")),
         **{name: devices.counts[name] for name in ("batches", "resent", "broken", "malformed")},
     }
 

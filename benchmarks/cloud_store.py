@@ -19,7 +19,6 @@ from benchmarks.cloud_answers import answers, pages, unexpected
 from benchmarks.cloud_server import CloudServer, ServeOrder
 from benchmarks.open_loop import OpenLoad, OpenPhase, OpenResult
 from benchmarks.serving.asked import Asking
-from benchmarks.serving.host import cores, on_core
 from benchmarks.serving.published import WorldSize, publish_world
 from cloud.ranking.published import Published
 from cloud.training.run import Run
@@ -52,16 +51,16 @@ def kill_store(
     work: Path, seed: int, tell: Callable[[float], None], config: StoreKillConfig | None = None, run: Run | None = None
 ) -> dict[str, Any]:
     """Kill the store under a server over `run`, or over one that is drawn; the report. Raises `BenchmarkError`."""
-    config, where = config or StoreKillConfig(), cores()
+    config = config or StoreKillConfig()
     run = run or publish_world(work / "run", WorldSize(config.items))
     asking = Asking(*Published.open(run.published), seed)
     requests = asking.requests(config.requests, feedback=False)
     never, kills, backs = Event(), list[float](), list[float]()
     total = config.kills * (config.before_s + config.away_s + config.back_s)
-    with on_core(where.load), valkey_server() as valkey, CloudServer(work / "store.log") as server:
-        order = ServeOrder(run=str(run.folder), log=str(work / "store.db"), store=valkey.url, core=where.server)
+    with valkey_server() as valkey, CloudServer(work / "store.log") as server:
+        order = ServeOrder(run=str(run.folder), log=str(work / "store.db"), store=valkey.url)
         server.start(order)
-        with OpenLoad(work, where.load) as load:
+        with OpenLoad(work) as load:
             load.begin(server.port, requests, (OpenPhase(config.rps, total),), seed=seed)
             began = monotonic()
             for number in range(config.kills):
@@ -80,11 +79,11 @@ def kill_store(
 
 def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[str, Any]:
     away = np.zeros(len(result.at), np.bool_)
-    after = away.copy()
+    after, vectors = away.copy(), list[float | None]()
     for killed, back, end in zip(kills, backs, [*kills[1:], np.inf], strict=True):
         away |= result.between(killed, back)
-        after |= result.between(back, end)
-    vectors = [_vectors_s(result, back, end) for back, end in zip(backs, [*kills[1:], np.inf], strict=True)]
+        vectors.append(_vectors_s(result, back, end))
+        after |= result.between(back + (vectors[-1] or 0.0), end)
     found = unexpected(result)
     return {
         "kills": len(kills),
@@ -100,9 +99,6 @@ def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[
 
 
 def _vectors_s(result: OpenResult, back: float, end: float) -> float | None:
-    """Seconds after `back` at which the last page without vectors was asked for; None when the last of all has none."""
-    inside = result.between(back, end) & (result.status == 200)
-    at, without = result.at[inside], result.vectors[inside] == 0
-    if not len(at) or without[-1]:
-        return None
-    return float(at[without][-1] - back) if without.any() else 0.0
+    """Seconds after `back` at which the first page with vectors was asked for; None when there was none."""
+    at = result.at[result.between(back, end) & (result.vectors == 1)]
+    return float(at[0] - back) if len(at) else None

@@ -69,11 +69,12 @@ class Splits:
         """After a failure the store is left alone for `retry_s`: pages must not all wait for it one after the other.
 
         `refill` makes sure that the store has the rows of all `splits`, or raises `StoreError`. With it a store that failed is
-        away until that was done; without it, until `retry_s` are over.
+        away until that was done, which is tried at once if it was well for `retry_s` before: one late answer then costs a few
+        pages. Without it, it is away until `retry_s` are over.
         """
         self._splits = {split.version: split for split in splits}
         self._store, self._retry_s, self._clock = store, retry_s, clock
-        self._away_until = -np.inf
+        self._away_until = self._well_since = -np.inf
         self._refill, self._refilling, self._lock, self._closed = refill, False, Lock(), Event()
         self._thread: Thread | None = None
 
@@ -102,26 +103,32 @@ class Splits:
             raise StoreAwayError from error
 
     def _lost(self) -> None:
-        self._away_until = self._clock() + self._retry_s
+        now = self._clock()
+        if self._refill is None:
+            self._away_until = now + self._retry_s
+            return
         with self._lock:
-            if self._refill is None or self._refilling or self._closed.is_set():
-                return
-            self._refilling = True
-            self._thread = Thread(target=self._fill_again, args=(self._refill,), name="pocketrank-refill", daemon=True)
-            self._thread.start()
+            if not self._refilling and not self._closed.is_set():
+                self._refilling = True
+                pause = 0.0 if now - self._well_since > self._retry_s else self._retry_s
+                self._thread = Thread(
+                    target=self._fill_again, args=(self._refill, pause), name="pocketrank-refill", daemon=True
+                )
+                self._thread.start()
 
-    def _fill_again(self, refill: Callable[[], object]) -> None:
+    def _fill_again(self, refill: Callable[[], object], pause: float) -> None:
         try:
-            while not self._closed.wait(self._retry_s):
+            while not self._closed.wait(pause):
                 try:
                     refill()
                 except StoreError as error:
                     _logger.debug("the store cannot be filled: %s", error)
+                    pause = self._retry_s
                 else:
                     _logger.info("vectors can be had again")
                     return
         finally:
-            self._refilling = False
+            self._well_since, self._refilling = self._clock(), False
 
     def close(self) -> None:
         """Stop looking after the store; it stays open, and may be closed once this returns."""

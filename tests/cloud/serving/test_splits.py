@@ -100,6 +100,7 @@ def test_without_a_refill_it_is_asked_again_after_a_while(run: SmallRun, server:
 def test_closing_ends_the_waiting_for_a_store_that_stays_away(run: SmallRun, server: ValkeyServer) -> None:
     store = open_store(server.url)
     split = Split.of(run.folder / "published", run.published, run.record)
+    server.kill()
     splits = Splits([split], store, refill=partial(fill_store, store, run.published, run.record), retry_s=600.0)
     assert not has_all(splits, run)
     splits.close()
