@@ -154,16 +154,18 @@ def fill_disk(work: Path, seed: int, tell: Callable[[float], None], config: Disk
             with suppress(FileNotFoundError):  # folded in
                 shutil.copyfile(disk.seen(server.host_pid, f"log.db{end}"), work / f"kept.db{end}")
     found, full = unexpected(result), result.between(full_at, free_at)
+    otherwise = sum(n for name, n in devices.counts.items() if name.startswith("status_") and name != "status_503")
     return {
+        "unexpected_5xx": found["unexpected_5xx"] + otherwise + devices.counts["malformed"] + devices.counts["broken"],
         **kept(run, devices, read_log(work / "kept.db"), config.tolerance),
         "kind": disk.kind,
         "refused": devices.counts["status_503"],
-        "refused_otherwise": sum(n for name, n in devices.counts.items() if name.startswith("status_") and name[-3:] != "503"),
+        "refused_otherwise": otherwise,
         "refused_without_retry_after": devices.counts["without_retry_after"],
         "taken_while_full": taken,
         "taken_again_s": again_s,
         "readyz_while_full": ready,
-        "pages_unexpected": sum(found[name] for name in ("unexpected_5xx", "other", "mute")),
+        "unexpected": found,
         "first_error": result.first_error,
         "pages": answers(result, np.ones(len(result.at), np.bool_)),
         "pages_while_full": pages(result, full),

@@ -76,7 +76,7 @@ def kill_servers(
         "kills": killed.total(),
         **{name: counts[name] for name in ("events_acknowledged", "events_lost", "events_twice")},
         **{name: counts[name] for name in ("events_in_log_twice", "events_replayed_wrongly", "effects_seen", "effects_wrong")},
-        **{name: counts[name] for name in ("batches", "resent", "broken", "malformed", "unexpected")},
+        **{name: counts[name] for name in ("batches", "resent", "broken", "malformed", "unexpected_5xx")},
         "killed": {name: killed[name] for name in ("serving", "starting", "workers")},
     }
 
@@ -158,7 +158,8 @@ class _Killer:
         found = Counter(events_replayed_wrongly=abs(replayed - len(logged)))
         found.update(kept(self._run, devices, logged, self._config.tolerance))
         found["events_twice"] += found["events_replayed_wrongly"]
-        found["unexpected"] = sum(n for name, n in devices.counts.items() if name.startswith("status_"))
+        found["unexpected_5xx"] = sum(n for name, n in devices.counts.items() if name.startswith("status_5"))
+        found["unexpected_5xx"] += found["malformed"]
         return found
 
 

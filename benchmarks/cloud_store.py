@@ -87,7 +87,8 @@ def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[
     found = unexpected(result)
     return {
         "kills": len(kills),
-        "unexpected": sum(found[name] for name in ("unexpected_5xx", "other", "mute")),
+        "unexpected_5xx": found["unexpected_5xx"],
+        "unexpected": found,
         "first_error": result.first_error,
         "vectors_s": None if None in vectors else max(v for v in vectors if v is not None),
         "vectors_s_each": vectors,
