@@ -46,8 +46,10 @@ class OverloadConfig:
     """Who ask, each again and again: states and cached rankings of all are there after the warm-up."""
     feedback_share: float = 0.2
     """Of the requests, those with feedback, ten events each."""
-    capacity_s: float = 10.0
-    """For which the capacity is measured."""
+    capacity_s: float = 4.0
+    """Of one measurement of the capacity."""
+    capacity_rounds: int = 3
+    """Measurements; the best one counts, so that a machine that was busy meanwhile does not make the overload a lesser one."""
     capacity_connections: int = 4
     """Requests under way meanwhile: the server never waits for one, and no page waits long enough to be degraded."""
     calm_share: float = 0.3
@@ -105,16 +107,24 @@ def _requests(run: Run, config: OverloadConfig, seed: int) -> list[PageRequest]:
 
 def _capacity(port: int, requests: list[PageRequest], config: OverloadConfig, core: int, work: Path) -> float:
     """Whole pages a second. Raises `BenchmarkError` when there are other answers."""
-    sent = [http_request("/v1/page", to_msgpack(request), "application/msgpack") for request in requests]
+    best, share = 0.0, len(requests) // config.capacity_rounds
     with Load(core, work) as load:
-        file = load.file(sent)
-        order = LoadOrder(
-            port=port, requests=file, connections=config.capacity_connections, seconds=config.capacity_s, in_order=True
-        )
-        result = load(order)
-    if result.errors:
-        raise BenchmarkError("the capacity", "pages alone", f"{result.errors} other answers: {result.first_error}")
-    return result.rps
+        for number in range(config.capacity_rounds):
+            mine = requests[number * share : (number + 1) * share]  # no event is sent twice
+            sent = [http_request("/v1/page", to_msgpack(request), "application/msgpack") for request in mine]
+            order = LoadOrder(
+                port=port,
+                requests=load.file(sent),
+                connections=config.capacity_connections,
+                seconds=config.capacity_s,
+                in_order=True,
+            )
+            result = load(order)
+            if result.errors:
+                got = f"{result.errors} other answers: {result.first_error}"
+                raise BenchmarkError("the capacity", "pages alone", got)
+            best = max(best, result.rps)
+    return best
 
 
 def _watch(server: CloudServer, config: OverloadConfig, tell: Callable[[float], None]) -> list[tuple[float, int]]:

@@ -110,7 +110,8 @@ class OpenResult:
     def whole(self) -> NDArray[np.bool_]:
         """[n] pages that nothing was left out of."""
         whole = [place for place, reasons in enumerate(self.reasons) if not reasons]
-        return (self.status == 200) & np.isin(self.reason, whole)
+        found: NDArray[np.bool_] = (self.status == 200) & np.isin(self.reason, whole)
+        return found
 
     def between(self, since: float, until: float) -> NDArray[np.bool_]:
         """[n] those that arrived in this time."""
@@ -211,9 +212,16 @@ class _Loop:
         seconds, busy = perf_counter() - self._began, process_time() - busy
         for connection in self._free:
             connection.socket.close()
-        columns = {"at": self._at, "status": self._status, "ms": self._ms, "price": self._price, "reason": self._reason}
-        columns |= {"vectors": self._vectors, "retry_after": self._retry_after}
-        np.savez(self._order.result, **{name: np.array(column) for name, column in columns.items()})
+        np.savez(
+            self._order.result,
+            at=np.array(self._at),
+            status=np.array(self._status),
+            ms=np.array(self._ms),
+            price=np.array(self._price),
+            reason=np.array(self._reason),
+            vectors=np.array(self._vectors),
+            retry_after=np.array(self._retry_after),
+        )
         late = 1e3 * float(np.percentile(self._late, 99)) if self._late else 0.0
         return _Done(reasons=tuple(self._reasons), first_error=self._first_error, busy=busy / seconds, late_p99_ms=late)
 
@@ -230,8 +238,8 @@ class _Loop:
         self._at.append(at)
         for column, value in ((self._status, UNSENT), (self._reason, -1), (self._vectors, 0), (self._retry_after, 0)):
             column.append(value)
-        for column in (self._ms, self._price):
-            column.append(float("nan"))
+        for floats in (self._ms, self._price):
+            floats.append(float("nan"))
         if len(self._busy) >= self._order.connections:
             return
         place = number % len(self._requests)
