@@ -1,45 +1,22 @@
-"""What a device loses, applies twice or runs when it is killed, attacked, or left alone by the cloud.
+"""What a device or the cloud loses, applies twice or refuses when it is killed, overloaded, attacked, or cut off.
 
-`python -m benchmarks.reliability --device --json FILE`. A benchmark tells and does not judge: the exit code is 0 whatever the
-figures. The report is `device`::
-
-    kills                       of processes, with -9: `events` and `switches` together
-    events_lost                 events that the session had taken and the cloud never got
-    events_twice                events that the cloud applied twice
-    invalid_bundles_active      starts after a kill that found no valid bundle, or a half-made one
-    hostile_bundles, hostile_accepted
-    failed_swipes               while the cloud was away, slow, answering garbage, 500 for every other call or half an answer,
-                                and on a full disk; see `benchmarks.faults` for what counts as failed
-    events                      kills while feedback is written and uploaded (`benchmarks.kills_events`)
-      .events_taken, events_resent (the receipt had been lost), repeats_taken (of ids known before the kill), damaged (files or
-      rows that a store could not read), not_emptied (stores whose events did not all arrive in the end)
-      .killed, .during          what was killed, and what was going on just then; more than one thing where two threads work
-    switches                    kills while bundles are switched (`benchmarks.kills_bundle`)
-    hostile                     attacks by kind (`benchmarks.hostile`)
-    faults.situations.<name>    swipes, their times, and what was counted (`benchmarks.faults`)
-
-With `--only` the report has what those parts tell.
+`python -m benchmarks.reliability --device --json FILE`, or `--cloud`. A benchmark tells and does not judge: the exit code is 0
+whatever the figures. The report has one key, `device` (`benchmarks.reliability_device`) or `cloud`
+(`benchmarks.reliability_cloud`). With `--only` it has what those parts tell.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks import reliability_cloud, reliability_device
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
-from benchmarks.faults import swipe_through_faults
-from benchmarks.kills_events import kill_devices
-from sdk_demo.cli.output import JsonTarget, progress
+from sdk_demo.cli.output import JsonTarget
 
-__all__ = ["PARTS", "main", "measure_device"]
+__all__ = ["main"]
 
 _HELP = """\
 Kill devices with -9, attack them, and take the cloud away from them; count what is lost.
@@ -47,99 +24,54 @@ Kill devices with -9, attack them, and take the cloud away from them; count what
   python -m benchmarks.reliability --device --json report.json     all of it: some ten minutes on two cores
   python -m benchmarks.reliability --device --kills 60             a taste of it
   python -m benchmarks.reliability --device --only faults          one part of it
-"""
-KILLS = 1200
-"""Of processes, by default."""
-SWITCH_SHARE = 0.25
-"""Of the kills, those while bundles are switched; a switch is short and has few moments."""
-PARTS = {
-    "events": "killing devices that write and upload",
-    "switches": "killing devices that switch bundles",
-    "hostile": "attacking devices",
-    "faults": "swiping through faults",
-}
-"""What is measured, and how that is called while it lasts."""
-_HEADLINES = (
-    "kills", "events_lost", "events_twice", "invalid_bundles_active", "hostile_bundles", "hostile_accepted", "failed_swipes",
-)  # fmt: skip
 
-Progress = Callable[[float], None]
+Ask the cloud for twice the pages that it can make, kill it with -9, kill its store, fill its disk; count what is lost.
+
+  python -m benchmarks.reliability --cloud --json report.json      all of it: some sixteen minutes on two cores
+  python -m benchmarks.reliability --cloud --minutes 1 --kills 20  a taste of it
+  python -m benchmarks.reliability --cloud --only store            one part of it
+"""
 
 
 @tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
+    device, cloud = reliability_device, reliability_cloud
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reliability", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", action="store_true", required=True, help="measure the device")
+    side = parser.add_mutually_exclusive_group(required=True)
+    side.add_argument("--device", action="store_true", help="measure the device")
+    side.add_argument("--cloud", action="store_true", help="measure the cloud")
     parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
-    parser.add_argument("--kills", type=int, default=KILLS, help="processes to kill, from 2 [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the attacks [%(default)s]")
-    parser.add_argument("--only", choices=PARTS, action="append", help="a part to measure; may be repeated [all]")
+    parser.add_argument("--kills", type=int, help=f"processes to kill, from 2 [device {device.KILLS}, cloud {cloud.KILLS}]")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, the load and the attacks [%(default)s]")
+    parser.add_argument("--minutes", type=float, default=cloud.MINUTES, help="of overload of the cloud [%(default)s]")
+    parser.add_argument("--items", type=int, default=cloud.ITEMS, help="in the cloud's catalogue [%(default)s]")
+    parts = f"device: {', '.join(device.PARTS)}; cloud: {', '.join(cloud.PARTS)}"
+    parser.add_argument("--only", metavar="PART", action="append", help=f"a part to measure; may be repeated [all]. {parts}")
     options = parser.parse_args(arguments)
-    if options.kills < 2:
-        raise BenchmarkError("--kills", "2 or more", str(options.kills))
+    known = device.PARTS if options.device else cloud.PARTS
+    for part in options.only or ():
+        if part not in known:
+            raise BenchmarkError("--only", f"one of {', '.join(known)}", part)
+    kills = options.kills if options.kills is not None else device.KILLS if options.device else cloud.KILLS
+    if kills < 2:
+        raise BenchmarkError("--kills", "2 or more", str(kills))
+    if not options.minutes > 0 or options.items < 1:
+        raise BenchmarkError("--minutes and --items", "numbers above 0", f"{options.minutes} and {options.items}")
     target = JsonTarget(options.json)
-    report = measure_device(options.only or tuple(PARTS), options.kills, options.seed, target.console)
-    target.write({"device": report})
-    _print(target.console, report)
+    only = options.only or tuple(known)
+    if options.device:
+        report = device.measure_device(only, kills, options.seed, target.console)
+        target.write({"device": report})
+        device.print_device(target.console, report)
+    else:
+        extent = cloud.CloudExtent(minutes=options.minutes, kills=kills, items=options.items, seed=options.seed)
+        report = cloud.measure_cloud(only, extent, target.console)
+        target.write({"cloud": report})
+        cloud.print_cloud(target.console, report)
     return 0
-
-
-def measure_device(parts: Sequence[str], kills: int, seed: int, console: Console) -> dict[str, Any]:
-    """Measure `parts` of `PARTS`; the report, headlines first."""
-    switches = max(1, round(SWITCH_SHARE * kills))
-    found: dict[str, dict[str, Any]] = {}
-    for part in PARTS:
-        if part in parts:
-            with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, PARTS[part]) as tell:
-                found[part] = _measure(part, Path(work), kills - switches, switches, seed, tell)
-    headlines = {name: sum(figures.get(name, 0) for figures in found.values()) for name in _HEADLINES}
-    told = {name for figures in found.values() for name in figures}
-    return {name: value for name, value in headlines.items() if name in told} | found
-
-
-def _measure(part: str, work: Path, events: int, switches: int, seed: int, tell: Progress) -> dict[str, Any]:
-    match part:
-        case "events":
-            return kill_devices(work, events, seed, tell)
-        case "switches":
-            from benchmarks.kills_bundle import kill_switches  # with the next it needs the extra that signs bundles
-
-            return kill_switches(work, switches, seed, tell)
-        case "hostile":
-            from benchmarks.hostile import attack
-
-            return attack(work, seed, tell)
-        case _:
-            return swipe_through_faults(work, tell)
-
-
-def _print(console: Console, report: Mapping[str, Any]) -> None:
-    table = Table(title="A device under kills, attacks and faults", title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("", justify="right")
-    for name in _HEADLINES:
-        if name in report:
-            table.add_row(name.replace("_", " "), str(report[name]))
-    console.print(table)
-    if "events" in report:
-        table = Table(title="What was going on when the kill came", title_justify="left")
-        for name in report["events"]["during"]:
-            table.add_column(name, justify="right")
-        table.add_row(*map(str, report["events"]["during"].values()))
-        console.print(table)
-    if "faults" in report:
-        table = Table(title="Swipes through faults, milliseconds", title_justify="left")
-        for name in ("", "swipes", "failed", "p50", "p99", "longest", "events lost", "calls failed"):
-            table.add_column(name, justify="right" if name else "left", no_wrap=not name)
-        for name, day in report["faults"]["situations"].items():
-            counts = day["counts"]
-            times = [f"{day[column]:.2f}" for column in ("p50_ms", "p99_ms", "max_ms")]
-            failed = counts["pages_missing"] + counts["uploads_failed"]
-            table.add_row(name, str(day["swipes"]), str(day["failed_swipes"]), *times, str(day["events_lost"]), str(failed))
-        console.print(table)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from time import monotonic, sleep
 
 from benchmarks.errors import BenchmarkError
 
-__all__ = ["Cores", "Host", "cores", "hosted", "on_core"]
+__all__ = ["Cores", "Host", "children", "cores", "hosted", "memory_bytes", "on_core"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_S = 120.0
@@ -64,7 +64,7 @@ class Host:
         found, new = [], [self.process.pid]
         while new:
             found += new
-            new = [child for pid in new for child in _children(pid)]
+            new = [child for pid in new for child in children(pid)]
         return found
 
     def cpu_s(self) -> float:
@@ -82,7 +82,7 @@ class Host:
 
     def memory_bytes(self) -> int:
         """Proportional set size of all processes: pages that several map are shared out."""
-        return sum(_pss(pid) for pid in self.pids)
+        return sum(memory_bytes(pid) for pid in self.pids)
 
 
 @contextmanager
@@ -140,7 +140,8 @@ def _free_port() -> int:
         return port
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process started and that live."""
     found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -156,7 +157,8 @@ def _cpu_ticks(pid: int) -> int:
     return 0
 
 
-def _pss(pid: int) -> int:
+def memory_bytes(pid: int) -> int:
+    """Proportional set size of a process; 0 when it is gone."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from cloud.serving.splits import Split, Splits
 from cloud.serving.state import UserStates
 from cloud.stores.base import EmbeddingStore
 from cloud.stores.filling import fill_store
+from cloud.stores.mapped import MappedStore
 from cloud.stores.opening import open_store
 from cloud.training.run import Run
 
@@ -69,23 +72,30 @@ def open_world(run: Run, config: ServingConfig) -> World:
         stack.callback(stages.close)
         store = open_store(_url(run, config))
         stack.callback(store.close)
-        splits = [Split.of(run.published, published, record)]
-        splits += [Split.of(old.published, *Published.open(old.published)) for old in _older(config)]
+        runs = [run, *_older(config)]
+        halves = [(published, record), *(Published.open(old.published) for old in runs[1:])]
+        # Files are filled before they are served, by one process alone.
+        refill = None if isinstance(store, MappedStore) else partial(_fill, store, halves, config)
+        of_runs = [Split.of(one.published, *half) for one, half in zip(runs, halves, strict=True)]
+        splits = Splits(of_runs, store, refill=refill)
+        stack.callback(splits.close)
         states = UserStates(published, record, config.state)
-        return World(
-            published, record, catalogue, ranker, filters, stages, Splits(splits, store), states, closing=stack.pop_all()
-        )
+        return World(published, record, catalogue, ranker, filters, stages, splits, states, closing=stack.pop_all())
 
 
 def fill_stores(run: Run, config: ServingConfig) -> None:
     """Put the vectors of all versions that will be served where every process finds them. Raises `StoreError`, `RunError`."""
-    life = config.pipeline.store.life_days
-    store: EmbeddingStore = open_store(_url(run, config))
+    store = open_store(_url(run, config))
     try:
-        for one in (run, *_older(config)):
-            fill_store(store, *Published.open(one.published), None if life is None else life * _DAY_S)
+        _fill(store, [Published.open(one.published) for one in (run, *_older(config))], config)
     finally:
         store.close()
+
+
+def _fill(store: EmbeddingStore, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig) -> None:
+    life = config.pipeline.store.life_days
+    for published, record in halves:
+        fill_store(store, published, record, None if life is None else life * _DAY_S)
 
 
 def _url(run: Run, config: ServingConfig) -> str:

@@ -1,158 +1,108 @@
-"""Devices of two split versions at one server, and a store of vectors that goes away and comes back."""
+"""Vectors of a real Valkey that is killed and comes back empty."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 
-from cloud.ranking.ranker import History
-from cloud.serving.health import HealthConfig
-from cloud.serving.state import UserStates
-from cloud.serving.world import fill_stores
+from cloud.pipeline.config import PipelineConfig, StoreConfig
+from cloud.pipeline.stage import Deadline
+from cloud.serving.config import ServingConfig
+from cloud.serving.splits import Split, Splits, StoreAwayError
+from cloud.serving.world import fill_stores, open_world
+from cloud.stores.base import StoreError, UnknownVersionError
+from cloud.stores.filling import fill_store
+from cloud.stores.opening import open_store
 from cloud.training.run import Run
-from device.codec import check_page, read_page
-from device.contract import FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page
-from tests.cloud.events import event
-from tests.cloud.serving.live import Live, live, piped, request, until
 from tests.cloud.small_published import SPLIT_VERSION, SmallRun, small_run
-from tests.valkey import ValkeyServer, valkey_server
-
-OLD = "0ld"
-NEW_ITEM = 1000 + 3 * 55
-"""An item that the old version does not know."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A server of the run `new` that still answers devices of `old`, which knew fewer items and users."""
-
-    new: SmallRun
-    old: SmallRun
-    server: Live
-
-    def page(self, user: int, version: str, **more: object) -> Page:
-        page = self.server.ask("/v1/page", request(user, 60, split_version=version, **more), Page)
-        check_page(page)
-        return page
-
-    def expected(self, version: str, user: int, *events: FeedbackEvent) -> np.ndarray:
-        """The user's vector, of the served run's knowledge of the user's past, in numpy."""
-        states = UserStates(self.new.published, self.new.record)
-        states.apply(events)
-        history, run = states(user).history, self.new if version == SPLIT_VERSION else self.old
-        at = _positions(run, self.new.published.item_id[history.item])
-        known = at > 0
-        users = run.published.user_id
-        place = int(np.flatnonzero(users == user)[0]) if user in users else 0
-        return run.expected_vector(place, History(at[known], history.feedback[known]))
-
-
-def _positions(run: SmallRun, ids: np.ndarray) -> np.ndarray:
-    known = run.published.item_id
-    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return np.where(known[at] == ids, at, 0)
-
-
-@contextmanager
-def serving(folder: Path, toml: str = "") -> Iterator[Site]:
-    new = small_run(folder / "new")
-    old = small_run(folder / "old", items=50, users=5, seed=1, split_version=OLD)
-    config = piped(folder, f'[limits]\npage_ms = 60_000.0\nstore_ms = 30_000.0\n{toml}\n[[split]]\nrun = "old"\n')
-    with live(new.folder, folder / "feedback.db", config=config) as server:
-        yield Site(new, old, server)
+from tests.valkey import ValkeyServer, valkey_server, wait_until
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with serving(tmp_path_factory.mktemp("splits")) as made:
-        yield made
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory.mktemp("run"))
 
 
-@pytest.mark.parametrize("version", [SPLIT_VERSION, OLD])
-@pytest.mark.parametrize("user", [3, 7, 8, 99])  # known to both, to the new one alone, without a past, unknown
-def test_each_version_gets_its_own_vectors(site: Site, version: str, user: int) -> None:
-    page = site.page(user, version)
-    columns, run = read_page(page), site.new if version == SPLIT_VERSION else site.old
-    assert (page.split_version, page.split_reason, page.degraded) == (version, None, ())
-    at = _positions(run, columns.item_id)
-    assert (at == 0).any() == (version == OLD)  # an unknown item has its vector of an unknown item
-    np.testing.assert_array_equal(columns.vector, run.published.item_vector[at])
-    np.testing.assert_allclose(columns.user_vector, site.expected(version, user), rtol=2e-3, atol=2e-3)
+@pytest.fixture
+def server() -> Iterator[ValkeyServer]:
+    with valkey_server() as running:
+        yield running
 
 
-def test_the_page_itself_does_not_depend_on_the_version(site: Site) -> None:
-    new, old, none = (read_page(site.page(3, version)) for version in (SPLIT_VERSION, OLD, "nobody's"))
-    for other in (old, none):
-        np.testing.assert_array_equal(other.item_id, new.item_id)
-        np.testing.assert_array_equal(other.floats, new.floats)
-    assert not np.allclose(new.vector[:5], old.vector[:5])  # so the test above can fail
+def has_all(splits: Splits, run: SmallRun) -> bool:
+    try:
+        rows = splits.items(SPLIT_VERSION, run.published.item_id, Deadline(5.0))
+    except StoreAwayError:
+        return False
+    return bool(rows.found.all()) and np.array_equal(rows.vectors, run.published.item_vector)
 
 
-def test_feedback_moves_the_vector_of_each_version_by_what_it_knows(site: Site) -> None:
-    user, events = 4, (event(4, 1030, ms=1, watch_ms=20_000), event(4, NEW_ITEM, ms=2, like=True))
-    receipt = site.server.ask("/v1/feedback", FeedbackBatch(events=events), FeedbackReceipt)
-    assert receipt.accepted == 2
-    for version in (SPLIT_VERSION, OLD):
-        vector = read_page(site.page(user, version)).user_vector
-        np.testing.assert_allclose(vector, site.expected(version, user, *events), rtol=2e-3, atol=2e-3)
-        assert not np.allclose(vector, site.expected(version, user), rtol=2e-3, atol=2e-3)
+def test_a_store_that_comes_back_empty_is_filled_again(run: SmallRun, server: ValkeyServer) -> None:
+    config = ServingConfig(pipeline=PipelineConfig(store=StoreConfig(url=server.url)))
+    fill_stores(Run.open(run.folder), config)
+    world = open_world(Run.open(run.folder), config)
+    try:
+        assert has_all(world.splits, run)
+        assert not world.splits.away
+        server.kill()
+        assert not has_all(world.splits, run)
+        assert world.splits.away
+        with pytest.raises(StoreError):
+            world.splits.check()
+        server.restart()
+        wait_until(lambda: not world.splits.away, "the vectors")
+        assert has_all(world.splits, run)
+        world.splits.check()
+    finally:
+        world.close()
 
 
-def test_an_unknown_version_gets_none_and_the_reason(site: Site) -> None:
-    counted = 'pocketrank_pages_without_vectors_total{reason="unknown"}'
-    before = site.server.metric(counted)
-    page = site.page(3, "n3w3r")
-    assert (page.candidates.vector, page.user_vector, page.split_version) == (None, None, None)
-    assert page.split_reason == "unknown split version n3w3r"
-    assert site.server.metric(counted) - before == 1
-    assert site.server.send("GET", "/healthz").json()["split_versions"] == [OLD, SPLIT_VERSION]
+def test_pages_do_not_use_what_is_filled_half_way(run: SmallRun, server: ValkeyServer) -> None:
+    store = open_store(server.url)
+    seen: list[bool] = []
+    split = Split.of(run.folder / "published", run.published, run.record)
+
+    def refill() -> None:
+        store.create(SPLIT_VERSION, run.published.item_vector.shape[1])
+        store.put(SPLIT_VERSION, run.published.item_id[:1], run.published.item_vector[:1])
+        seen.append(has_all(splits, run))
+        if len(seen) == 1:
+            raise UnknownVersionError("the store", "to be whole", "killed once more")
+        fill_store(store, run.published, run.record)
+
+    splits = Splits([split], store, refill=refill, retry_s=0.01)
+    try:
+        with pytest.raises(StoreAwayError):
+            splits.items(SPLIT_VERSION, run.published.item_id, Deadline(5.0))
+        wait_until(lambda: not splits.away, "the vectors")
+        assert has_all(splits, run)
+        assert seen == [False, False]
+    finally:
+        splits.close()
+        store.close()
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[ValkeyServer]:
-    with valkey_server() as server:
-        yield server
+def test_without_a_refill_it_is_asked_again_after_a_while(run: SmallRun, server: ValkeyServer) -> None:
+    now = [0.0]
+    store = open_store(server.url)
+    split = Split.of(run.folder / "published", run.published, run.record)
+    splits = Splits([split], store, clock=lambda: now[0])
+    assert not has_all(splits, run)
+    fill_store(store, run.published, run.record)
+    assert not has_all(splits, run)
+    now[0] = 0.5
+    assert has_all(splits, run)
+    splits.close()
+    store.close()
 
 
-def test_a_store_that_is_away_takes_the_vectors_and_nothing_else(valkey: ValkeyServer, tmp_path: Path) -> None:
-    new, health = small_run(tmp_path / "new"), HealthConfig(cache_s=0.0)
-    old = small_run(tmp_path / "old", items=50, users=5, seed=1, split_version=OLD)
-    toml = f'[limits]\npage_ms = 60_000.0\n[store]\nurl = "{valkey.url}"\n[[split]]\nrun = "old"\n'
-    config = piped(tmp_path, toml, health=health)
-    with live(new.folder, tmp_path / "feedback.db", config=config) as server:
-        site = Site(new, old, server)
-
-        def readiness() -> dict[str, object]:
-            answer = server.send("GET", "/readyz")
-            assert answer.status == 200  # in service in any case
-            told: dict[str, object] = answer.json()
-            return told
-
-        def whole(version: str) -> bool:
-            page = site.page(3, version)
-            return page.candidates.vector is not None and page.degraded == ()
-
-        assert whole(SPLIT_VERSION)
-        assert whole(OLD)
-        assert readiness() == {"status": "ready", "checks": {"feedback_log": "ok", "store": "ok"}}
-        valkey.kill()
-        for version in (SPLIT_VERSION, OLD):
-            for user, degraded in ((3, "no_user_vector"), (8, "no_vectors")):
-                page = site.page(user, version)
-                assert degraded in page.degraded
-                assert (page.candidates.vector, page.user_vector, page.split_version) == (None, None, None)
-                assert page.split_reason == "the vectors cannot be had just now"
-                assert len(read_page(page).item_id) > 0
-        assert readiness() == {"status": "degraded", "checks": {"feedback_log": "ok", "store": "failed"}}
-        assert server.metric('pocketrank_pages_without_vectors_total{reason="unavailable"}') == 4
-        assert server.metric('pocketrank_degraded_total{reason="no_vectors"}') >= 2
-        valkey.restart()  # empty
-        assert site.page(3, SPLIT_VERSION).candidates.vector is None
-        fill_stores(Run.open(new.folder), config)
-        for version in (SPLIT_VERSION, OLD):
-            until(lambda version=version: whole(version), f"vectors of {version}")  # type: ignore[misc]
-        np.testing.assert_allclose(read_page(site.page(3, OLD)).user_vector, site.expected(OLD, 3), rtol=2e-3, atol=2e-3)
-        assert readiness()["status"] == "ready"
+def test_closing_ends_the_waiting_for_a_store_that_stays_away(run: SmallRun, server: ValkeyServer) -> None:
+    store = open_store(server.url)
+    split = Split.of(run.folder / "published", run.published, run.record)
+    server.kill()
+    splits = Splits([split], store, refill=partial(fill_store, store, run.published, run.record), retry_s=600.0)
+    assert not has_all(splits, run)
+    splits.close()
+    assert not has_all(splits, run)
+    store.close()
