@@ -25,8 +25,8 @@ PLAYED_BY = ("cloud", "device", "export", "sdk_demo")
 _TRAINED_BY = ("cloud/data", "cloud/models", "cloud/ranking", "cloud/training", "device/contract", "sdk_demo/world")
 _EXPORTED_BY = ("cloud/models", "device", "export")
 _FALLBACKS = (
-    "pages_refused", "pages_degraded", "features_bad", "split_mismatch", "vectors_absent", "vectors_bad", "no_model", "model_failed",
-    "scores_bad", "events_bad", "pages_missing", "uploads_missing",
+    "pages_refused", "pages_degraded", "features_bad", "split_mismatch", "vectors_absent", "vectors_bad", "no_model",
+    "model_failed", "scores_bad", "events_bad", "pages_missing", "uploads_missing",
 )  # fmt: skip
 """What must not have happened: the policy would have been another one for a while."""
 

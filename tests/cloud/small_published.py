@@ -78,13 +78,15 @@ class SmallRun:
         logit = p.item_row[items] @ w["w_item"] + p.user_row[user] @ w["w_user"]
         logit = logit + p.item_row[history.item, : self.record.identity_width].sum(0) @ w["w_row"]
         logit = logit + history.feedback.sum(0) @ w["w_feedback"] + w["w_scene"][scene_code] + w["w_hour"][hour_code]
-        return 1 / (1 + np.exp(-logit))
+        pxtr: NDArray[np.float32] = 1 / (1 + np.exp(-logit))
+        return pxtr
 
     def expected_vector(self, user: int, history: History) -> NDArray[np.float32]:
         """What the user tower answers, in numpy."""
         w, p = self.tower_weights, self.published
         vectors = p.item_vector[history.item].astype(np.float32).sum(0)
-        return vectors + p.tower_row[user] @ w["w_user"] + history.feedback.sum(0) @ w["w_feedback"]
+        vector: NDArray[np.float32] = vectors + p.tower_row[user] @ w["w_user"] + history.feedback.sum(0) @ w["w_feedback"]
+        return vector
 
     def save(self) -> None:
         """Write `run.json` and `published/`."""
