@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,7 +53,7 @@ from cloud.serving.uploads import upload_routes
 from cloud.serving.wire import WireError, error_response
 from cloud.serving.world import World
 from cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
-from device.contract import ContractError, FeedbackBatch, FeedbackReceipt, Page, PageRequest
+from device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
 
 __all__ = ["create_app"]
 
@@ -75,6 +75,8 @@ _PAGE_REQUEST, _FEEDBACK_BATCH = with_any_telemetry(PageRequest), with_any_telem
 
 _FLUSH_S = 0.25
 """How far metrics of one worker may be behind when another one is scraped."""
+
+_FEEDBACK_RETRY_S = 1.0
 
 _logger = logging.getLogger(__name__)
 
@@ -146,6 +148,8 @@ def create_app(
 
     line = PageLine(make, budget.queue_ms / 1e3, price)
 
+    waiting = 0
+
     def enter() -> None:
         try:
             line.enter()
@@ -153,20 +157,31 @@ def create_app(
             metrics.shed("queue")
             raise
 
+    async def take(events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
+        nonlocal waiting
+        if waiting >= config.feedback_waiting:
+            metrics.shed("feedback")
+            raise BusyError(_FEEDBACK_RETRY_S)
+        waiting += 1
+        try:
+            receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, events, path)
+        finally:
+            waiting -= 1
+        metrics.feedback(receipt)
+        return receipt
+
     async def page(asked: Any, since: float) -> Page:
         maker.check(asked)
         if asked.feedback:
             with line.coming():  # or all of a burst enter while their feedback is written
-                receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, asked.feedback, "$.feedback")
-            metrics.feedback(receipt)
+                await take(asked.feedback, "$.feedback")
         answer = await line(asked, since)
         telemetry(asked.telemetry)  # last: a refused request is sent again whole
         return answer
 
     async def feedback(batch: Any, since: float) -> FeedbackReceipt:
-        receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, batch.events)
+        receipt = await take(batch.events, "$.events")
         telemetry(batch.telemetry)
-        metrics.feedback(receipt)
         return receipt
 
     @asynccontextmanager

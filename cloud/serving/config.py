@@ -55,5 +55,7 @@ class ServingConfig:
     """How feedback is kept."""
     feedback_threads: int = 8
     """Batches of feedback that may wait for the disk at once; those that wait share a sync."""
+    feedback_waiting: int = 256
+    """Batches that may wait in all; the next is refused (429), for a disk that has fallen behind must not fill the memory."""
     telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
     """How much is kept of what devices tell of themselves."""

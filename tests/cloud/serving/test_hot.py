@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import sqlite3
 import time
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from cloud.serving.limits import LimitsConfig, RateLimit
 from cloud.serving.token_file import issue_token
+from cloud.streams.sqlite import SqliteLogConfig
 from device.codec import from_msgpack, to_json, to_msgpack
 from device.contract import FeedbackBatch, FeedbackReceipt, Page
 from tests.cloud.events import event
@@ -74,7 +76,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("hot")
     made = Site(folder)
     (folder / "waits.py").write_text(_WAITS)
-    config = piped(folder, _PIPELINE, tokens=made.tokens, limits=LimitsConfig(device=None, admin=None))
+    limits = LimitsConfig(device=None, admin=None)
+    config = piped(folder, _PIPELINE, tokens=made.tokens, limits=limits, feedback_waiting=2, log=SqliteLogConfig(busy_s=60.0))
     with live(small_run(folder / "run").folder, folder / "feedback.db", config=config) as made.server:
         yield made
 
@@ -150,3 +153,23 @@ def test_a_token_that_is_used_too_often_is_told_when_to_come_again(site: Site) -
     assert site.server.send("POST", "/v1/feedback", body, {**site.slow, **MSGPACK}).status == 429
     other = site.server.send("POST", "/v1/feedback", body, {**site.device, **MSGPACK})
     assert from_msgpack(other.body, FeedbackReceipt).accepted == 1  # what was refused had no effect
+
+
+def test_feedback_that_a_slow_disk_cannot_take_is_refused_before_it_fills_the_memory(site: Site) -> None:
+    headers, before = {**site.device, **MSGPACK}, site.metric('pocketrank_shed_total{reason="feedback"}')
+    batches = [FeedbackBatch(events=(event(1, 1003 + 3 * i),)) for i in range(4)]
+    held = sqlite3.connect(site.folder / "feedback.db", isolation_level=None, check_same_thread=False)
+    held.execute("BEGIN IMMEDIATE")  # as a disk that takes its time
+    with ThreadPoolExecutor(4) as pool:
+        sent = [pool.submit(site.server.send, "POST", "/v1/feedback", to_msgpack(batch), headers) for batch in batches]
+        until(lambda: sum(answer.done() for answer in sent) >= 2, "two to be refused")
+        assert all(answer.result().status == 429 for answer in sent if answer.done())
+        held.execute("ROLLBACK")
+        answers = [answer.result() for answer in sent]
+    held.close()
+    assert sorted(answer.status for answer in answers) == [200, 200, 429, 429]
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status == 429)
+    assert site.metric('pocketrank_shed_total{reason="feedback"}') - before == 2
+    for batch, answer in zip(batches, answers, strict=True):
+        receipt = from_msgpack(site.server.send("POST", "/v1/feedback", to_msgpack(batch), headers).body, FeedbackReceipt)
+        assert receipt.duplicates == (answer.status == 200), "what was refused had no effect"
