@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -77,4 +78,6 @@ def serve_on(
         stack.callback(log.close)
         uploads = folder / "bundles" if config.tokens else None
         app = create_app(world, bundle, log, config, access=access, health=health, uploads=uploads)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: a collection of what requests left need not look through it
         run_server(app, sock, config.server, ready=ready, draining=health.draining)
