@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.serving.host import children, memory_bytes
+from benchmarks.serving.host import children, cpu_s, memory_bytes
 
 __all__ = ["CloudServer", "ServeOrder", "main"]
 
@@ -116,6 +116,10 @@ class CloudServer:
     def workers(self) -> list[int]:
         """Those of its processes that serve beside others."""
         return [pid for pid in children(self.pid) if b"spawn_main" in _command_line(pid)]
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all its processes since their start."""
+        return sum(cpu_s(pid) for pid in self.pids)
 
     def memory_bytes(self) -> int:
         """Of all its processes; pages that several map are shared out."""
