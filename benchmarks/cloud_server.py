@@ -63,6 +63,8 @@ class CloudServer:
         self._said = said
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [*before, sys.executable, "-m", "benchmarks.cloud_server", *(["ahead"] if ahead else [])]
+        # Killed ones leave temporary files behind: they go with the rest of the scratch.
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TMPDIR": str(said.parent)}
         with said.open("ab") as file:
             self._process = subprocess.Popen(
                 command,
@@ -71,7 +73,7 @@ class CloudServer:
                 stderr=file,
                 text=True,
                 bufsize=1,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+                env=os.environ | own,
             )
         self.port = self.pid = 0
 
