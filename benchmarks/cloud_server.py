@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.serving.host import children, memory_bytes
+from benchmarks.serving.host import children, cpu_s, memory_bytes
 
 __all__ = ["CloudServer", "ServeOrder", "main"]
 
@@ -63,6 +63,8 @@ class CloudServer:
         self._said = said
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [*before, sys.executable, "-m", "benchmarks.cloud_server", *(["ahead"] if ahead else [])]
+        # Killed ones leave temporary files behind: they go with the rest of the scratch.
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TMPDIR": str(said.parent)}
         with said.open("ab") as file:
             self._process = subprocess.Popen(
                 command,
@@ -71,7 +73,7 @@ class CloudServer:
                 stderr=file,
                 text=True,
                 bufsize=1,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+                env=os.environ | own,
             )
         self.port = self.pid = 0
 
@@ -116,6 +118,10 @@ class CloudServer:
     def workers(self) -> list[int]:
         """Those of its processes that serve beside others."""
         return [pid for pid in children(self.pid) if b"spawn_main" in _command_line(pid)]
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all its processes since their start."""
+        return sum(cpu_s(pid) for pid in self.pids)
 
     def memory_bytes(self) -> int:
         """Of all its processes; pages that several map are shared out."""

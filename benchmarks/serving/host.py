@@ -14,7 +14,7 @@ from time import monotonic, sleep
 
 from benchmarks.errors import BenchmarkError
 
-__all__ = ["Cores", "Host", "children", "cores", "hosted", "memory_bytes", "on_core"]
+__all__ = ["Cores", "Host", "children", "cores", "cpu_s", "hosted", "memory_bytes", "on_core"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_S = 120.0
@@ -69,7 +69,7 @@ class Host:
 
     def cpu_s(self) -> float:
         """CPU seconds since the start, of all processes that live; in steps of the kernel's 10 ms."""
-        return sum(_cpu_ticks(pid) for pid in self.pids) * _TICK_S
+        return sum(cpu_s(pid) for pid in self.pids)
 
     def core_busy_s(self) -> float:
         """Seconds that the server's core was busy since the machine started, whoever it worked for."""
@@ -150,11 +150,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def _cpu_ticks(pid: int) -> int:
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process since its start, in steps of the kernel's 10 ms; 0 when it is gone."""
     with suppress(OSError):
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(after_name[11]) + int(after_name[12])  # utime and stime, fields 14 and 15
-    return 0
+        return (int(after_name[11]) + int(after_name[12])) * _TICK_S  # utime and stime, fields 14 and 15
+    return 0.0
 
 
 def memory_bytes(pid: int) -> int:
