@@ -53,7 +53,9 @@ class ComputePrice:
         if (lasted := now - self._since) > 0:
             # An average over time that forgets exponentially; between two prices every moment counts alike.
             kept = -math.expm1(-lasted / self._config.memory_s)
-            self._load += kept * (self._waited / lasted / self._workers - self._load)
+            # A load beyond the highest price counts as that one, or the price would stay long after the crunch.
+            load = min(self._waited / lasted / self._workers, self._config.most * self._config.normal)
+            self._load += kept * (load - self._load)
             self._since, self._waited = now, 0.0
         return price_of(self._load, self._config)
 
