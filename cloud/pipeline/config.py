@@ -65,8 +65,8 @@ class BudgetConfig(_Table, frozen=True, kw_only=True):
     """A page is answered this long after its request came; what cannot be done by then is left out, step by step. A swipe does
     not wait for it, so it may be several times what a page takes."""
     queue_ms: float = 50.0
-    """A page that would have to wait longer than this for those before it is refused at once (429). Well below `page_ms`, or under
-    overload most pages are out of time when their turn comes: at 200, 12 % of them were whole."""
+    """A page that would have to wait longer than this for those before it is refused at once (429). Well below `page_ms`, or
+    under overload most pages are out of time when their turn comes: at 200, 12 % of them were whole."""
     store_ms: float = 20.0
     """Longest that a page waits for vectors of a store that is not on this machine."""
     body_max: int = 1 << 20
