@@ -50,7 +50,7 @@ __all__ = [
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_INT64 = (-(1 << 63), (1 << 63) - 1)
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected (?P<expected>.*), got (?P<got>.*)$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
@@ -126,15 +126,19 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
     except (ValueError, RecursionError) as err:  # msgspec's own errors are ValueErrors; so is bad UTF-8
         _refuse_version(_peek(wire, data), "$.version")
         raise _translate(err, struct.__name__) from None
-    _refuse_version(getattr(value, "version", WIRE_VERSION), "$.version")
-    if isinstance(value, FeedbackBatch):
-        _check_events(value.events, "$.events")
-    elif isinstance(value, PageRequest):
-        _check_ints(value, _REQUEST_INTS, "$")
-        _check_events(value.feedback, "$.feedback")
-        if value.exclude and not _INT64[0] <= min(value.exclude) <= max(value.exclude) <= _INT64[1]:
+    if (version := getattr(value, "version", WIRE_VERSION)) != WIRE_VERSION:
+        _refuse_version(version, "$.version")
+    if isinstance(value, PageRequest):
+        ints = value.user_id, value.now_ms, value.size, value.scene
+        if not _LEAST <= min(ints) <= max(ints) <= _MOST:
+            _check_ints(value, _REQUEST_INTS, "$")
+        if value.feedback:
+            _check_events(value.feedback, "$.feedback")
+        if value.exclude and not _LEAST <= min(value.exclude) <= max(value.exclude) <= _MOST:
             for i, item in enumerate(value.exclude):
                 _check_int(item, f"$.exclude[{i}]")
+    elif isinstance(value, FeedbackBatch):
+        _check_events(value.events, "$.events")
     elif isinstance(value, FeedbackEvent):
         _check_ints(value, _EVENT_INTS, "$")
     elif isinstance(value, Page):
@@ -165,13 +169,13 @@ def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
 def _check_ints(struct: msgspec.Struct, names: tuple[str, ...], path: str) -> None:
     for name in names:
         value = getattr(struct, name)
-        if value is not None and not _INT64[0] <= value <= _INT64[1]:
+        if value is not None and not _LEAST <= value <= _MOST:
             _check_int(value, f"{path}.{name}")  # the path is only made for an error: this runs at every swipe
 
 
 def _check_int(value: int, path: str) -> None:
     # JSON allows any integer and MessagePack unsigned 64 bits; columns, stores and other languages hold signed 64.
-    if not _INT64[0] <= value <= _INT64[1]:
+    if not _LEAST <= value <= _MOST:
         raise DecodeError(path, "an integer of 64 signed bits", shorten(value))
 
 

@@ -24,11 +24,15 @@ from typing import Generic, NamedTuple, TypeVar
 from cloud.serving.price import ComputePrice
 from cloud.serving.wire import WireError
 
-__all__ = ["BusyError", "PageLine"]
+__all__ = ["TURN_S", "BusyError", "PageLine"]
 
 _FORGET = 0.1
 """Weight of the latest page in the mean time of a page."""
 _RETRY_MAX_S = 30
+TURN_S = 0.005
+"""Time of pages that are made at once, in the order in which they come, before the loop looks for what else has arrived; what
+comes then waits in line. A place in line costs 55 µs, most of it for turns of the loop: with a constant page on one core, 140
+µs of CPU a request and 90 without."""
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -57,7 +61,7 @@ class PageLine(Generic[A, R]):
         """`make` is given what is asked and when that came. Who would wait longer than `queue_s` is refused."""
         self._make, self._queue_s, self._price = make, queue_s, price
         self._waiting: deque[_Waiting[A, R]] = deque()
-        self._of_one, self._coming = 0.0, 0
+        self._of_one, self._coming, self._spent = 0.0, 0, 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -78,28 +82,42 @@ class PageLine(Generic[A, R]):
 
     async def __call__(self, asked: A, since: float) -> R:
         """What `make` answers or raises."""
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(asked, since, copy_context(), loop.create_future())
-        self._waiting.append(waiting)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._next)
         self._price.enter()
         try:
+            if not self._waiting and self._spent < TURN_S:
+                return self._made(asked, since)
+            loop = asyncio.get_running_loop()
+            waiting = _Waiting(asked, since, copy_context(), loop.create_future())
+            self._waiting.append(waiting)
+            if len(self._waiting) == 1:
+                loop.call_soon(self._next)
             answer: R = await waiting.answer
             return answer
         finally:
             self._price.leave()
 
+    def _made(self, asked: A, since: float) -> R:
+        if not self._spent:
+            asyncio.get_running_loop().call_soon(self._turn)
+        started = perf_counter()
+        try:
+            return self._make(asked, since)
+        finally:
+            took = perf_counter() - started
+            self._spent += took
+            self._of_one += (took - self._of_one) * (_FORGET if self._of_one else 1.0)
+
+    def _turn(self) -> None:
+        """The loop has looked for what arrived."""
+        self._spent = 0.0
+
     def _next(self) -> None:
         asked, since, context, answer = self._waiting[0]
         if not answer.cancelled():  # else nobody waits for it
-            started = perf_counter()
             try:
-                answer.set_result(context.run(self._make, asked, since))  # logs and traces name the request
+                answer.set_result(context.run(self._made, asked, since))  # logs and traces name the request
             except Exception as error:
                 answer.set_exception(error)
-            took = perf_counter() - started
-            self._of_one += (took - self._of_one) * (_FORGET if self._of_one else 1.0)
         self._waiting.popleft()
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._next)

@@ -1,22 +1,32 @@
 import asyncio
 from collections.abc import Callable
+from time import perf_counter
 
 import pytest
 
-from cloud.serving.line import BusyError, PageLine
+from cloud.serving.line import TURN_S, BusyError, PageLine
 from cloud.serving.logs import RequestInfo, current_request
 from cloud.serving.price import ComputePrice
 
 
-def line(make: Callable[[int, float], int], queue_s: float = 10.0) -> PageLine[int, int]:
-    return PageLine(make, queue_s, ComputePrice(1))
+def line(
+    make: Callable[[int, float], int], queue_s: float = 10.0, clock: Callable[[], float] | None = None
+) -> PageLine[int, int]:
+    return PageLine(make, queue_s, ComputePrice(1, clock=clock) if clock else ComputePrice(1))
+
+
+def busy(_: float = 0.0) -> None:
+    """As long as pages are made at once before the others wait."""
+    until = perf_counter() + TURN_S
+    while perf_counter() < until:
+        pass
 
 
 def test_pages_are_made_in_the_order_in_which_they_came_and_the_loop_runs_between_them() -> None:
     made: list[int] = []
 
     async def main() -> list[int]:
-        waiting = line(lambda asked, since: made.append(asked) or asked * 10)
+        waiting = line(lambda asked, since: busy() or made.append(asked) or asked * 10)
         turns = 0
 
         async def others() -> None:
@@ -55,7 +65,7 @@ def test_what_nobody_waits_for_any_more_is_not_made() -> None:
     made: list[int] = []
 
     async def main() -> None:
-        waiting = line(lambda asked, since: made.append(asked) or 0)
+        waiting = line(lambda asked, since: busy() or made.append(asked) or 0)
         tasks = [asyncio.create_task(waiting(i, 0.0)) for i in range(3)]
         tasks[1].cancel()
         await asyncio.sleep(0)
@@ -85,16 +95,16 @@ def test_who_does_something_else_first_has_a_place_in_line() -> None:
 
 def test_who_would_wait_too_long_is_refused_until_the_line_is_shorter() -> None:
     async def main() -> None:
-        waiting = line(lambda asked, since: sum(range(200_000)), queue_s=1e-9)
+        waiting = line(lambda asked, since: busy() or 0, queue_s=1e-9)
         waiting.enter()
         await waiting(0, 0.0)
         waiting.enter()
-        task = asyncio.create_task(waiting(1, 0.0))
-        await asyncio.sleep(0)
+        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in (1, 2)]
+        await asyncio.sleep(0)  # the first has used up this turn of the loop
         with pytest.raises(BusyError) as caught:
             waiting.enter()
         assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "1")
-        await task
+        await asyncio.gather(*tasks)
         waiting.enter()
 
     asyncio.run(main())
@@ -105,12 +115,13 @@ def test_the_price_counts_who_waits_and_who_gave_up() -> None:
 
     async def main() -> None:
         price = ComputePrice(1, clock=lambda: now[0])
-        waiting = PageLine[int, int](lambda asked, since: asked, 10.0, price)
-        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in range(4)]
+        waiting = PageLine[int, int](lambda asked, since: busy() or asked, 10.0, price)
+        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in range(5)]
         await asyncio.sleep(0)
+        assert len(waiting) == 4, "the first was made at once"
         now[0] = 1000.0
         assert price() == pytest.approx(4)
-        tasks[3].cancel()
+        tasks[4].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         now[0] = 2000.0
         assert price() == 1
