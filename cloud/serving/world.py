@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from cloud.retrieval.opening import IndexConfig, open_index
 from cloud.serving.config import ServingConfig
 from cloud.serving.splits import Split, Splits
 from cloud.serving.state import UserStates
-from cloud.stores.base import EmbeddingStore
+from cloud.stores.base import EmbeddingStore, StoreWriteError
 from cloud.stores.filling import fill_store
 from cloud.stores.mapped import MappedStore
 from cloud.stores.opening import open_store
@@ -32,6 +33,9 @@ from cloud.training.run import Run
 __all__ = ["World", "fill_stores", "open_world"]
 
 _DAY_S = 86_400.0
+OTHER_S = 60.0
+"""Longest wait for another process that fills the same files."""
+LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,23 @@ def open_world(run: Run, config: ServingConfig) -> World:
 
 
 def fill_stores(run: Run, config: ServingConfig) -> None:
-    """Put the vectors of all versions that will be served where every process finds them. Raises `StoreError`, `RunError`."""
-    store = open_store(_url(run, config))
-    try:
-        _fill(store, [Published.open(one.published) for one in (run, *_older(config))], config)
-    finally:
-        store.close()
+    """Put the vectors of all versions that will be served where every process finds them. Raises `StoreError`, `RunError`.
+
+    Waits for another server that is filling the same files; what that one put is there.
+    """
+    halves = [Published.open(one.published) for one in (run, *_older(config))]
+    until = monotonic() + OTHER_S
+    while True:
+        store = open_store(_url(run, config))
+        try:
+            _fill(store, halves, config)
+            return
+        except StoreWriteError:
+            if not isinstance(store, MappedStore) or monotonic() > until:
+                raise
+        finally:
+            store.close()
+        sleep(LOOK_S)
 
 
 def _fill(store: EmbeddingStore, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,7 +32,7 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(help="Origin of a web page that may call from a browser; may be repeated.")
     ] = None,
-    log_format: Annotated[str, typer.Option(help="Lines on stderr: json or text.")] = "text",
+    log_format: Annotated[Literal["json", "text"], typer.Option(help="Form of the lines on stderr.")] = "text",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate in PEM; with --tls-key serves https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM, without a password.")] = None,
 ) -> None:
