@@ -124,7 +124,9 @@ def _older(config: ServingConfig) -> list[Run]:
 def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path) -> Filters:
     try:
         return Filters(pipeline.filters, catalogue, folder)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PipelineError("$.filters.removed", f"Expected a file of item ids, got: {error}") from error
+    except ValueError as error:
         raise PipelineError("$.filters.removed", str(error)) from error
 
 
