@@ -24,11 +24,11 @@ help: ## list the commands
 setup: $(STAMP) ## create .venv and install everything into it
 
 # One pip command: the converters' pins only resolve together. A changed pyproject.toml installs again.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Pocketrank needs Python 3.11; install it or say where: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(BIN)/python" -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || "$(PYTHON)" -m venv --clear "$(VENV)"
 	@echo "installing into $(VENV): some minutes, about 3 GB"
-	@"$(BIN)/python" -m pip install --quiet --editable '.[dev]'
+	@"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch "$@"
 
 demo: $(STAMP) ## world, training, export, serving and emulated phones; writes runs/demo/report.html
