@@ -92,7 +92,9 @@ class SqliteFeedbackLog(FeedbackLog):
         return sqlite3.connect(self._path, timeout=self._config.busy_s, isolation_level=None, check_same_thread=False)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN")  # one look at all of it, or another process that makes the log is met half-way
         self._is_fresh(db)  # what is no log is left as it is
+        db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if self._config.full_sync else 'NORMAL'}")
         if self._config.bytes_max is not None:

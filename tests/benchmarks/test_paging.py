@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from benchmarks.paging import BASELINE, POLICIES, judge, main
@@ -52,7 +53,7 @@ def test_every_policy_is_on_the_curve_with_its_figures(done: Done) -> None:
 def test_phones_were_told_the_price_and_learned_from_those_that_asked_at_random(done: Done) -> None:
     crunch = done.report["worlds"]["default"]["crunch"]
     sizes = [crunch[price]["candidates_per_request"]["mean"] for price in ("0.3", "1", "3")]
-    assert sizes == sorted(sizes)
+    assert np.diff(sizes).min() > -1e-9, "a mean of equal sizes is as exact as a float"
     assert done.report["model"]["learned_from"] >= 30
     assert done.report["model"]["simulated"] is True
 

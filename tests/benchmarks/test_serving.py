@@ -19,6 +19,7 @@ from benchmarks.serving.published import WorldSize, publish_small, publish_world
 from benchmarks.serving.ranked import columns_of, page_of
 from benchmarks.serving.rounds import Extent
 from cloud.ranking.published import Published
+from cloud.ranking.ranker import History, OnnxRanker
 from cloud.ranking.tower import UserTower
 from cloud.training.run import Run
 from device.codec import from_block
