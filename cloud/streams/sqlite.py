@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -73,7 +73,7 @@ class SqliteFeedbackLog(FeedbackLog):
         except (sqlite3.Error, OSError) as error:
             raise LogOpenError(str(path), "a file for the feedback log", str(error)) from error
         try:
-            self._prepare(db)
+            self._patiently(db, lambda: self._prepare(db))
             # A second connection: reads do not wait for a sync of the disk in another thread.
             reader = self._connect()
             self._version = reader.execute("PRAGMA data_version").fetchone()[0]
@@ -150,12 +150,18 @@ class SqliteFeedbackLog(FeedbackLog):
                 raise self._refused(db, error) from error
 
     def _begin(self, db: sqlite3.Connection) -> None:
+        self._patiently(db, lambda: db.execute("BEGIN IMMEDIATE"))
+
+    def _patiently(self, db: sqlite3.Connection, work: Callable[[], object]) -> None:
+        """Do `work`, again while another process is in its way: SQLite itself does not wait for a change of the journal."""
         until = monotonic() + self._config.busy_s
         while True:
             try:
-                db.execute("BEGIN IMMEDIATE")
+                work()
                 return
             except sqlite3.OperationalError as error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
                 if not _is_busy(error) or monotonic() >= until:
                     raise
             # At random, so that two that wait do not look at the same time again and again.
