@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, time
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from cloud.pipeline.catalogue import Catalogue
 from cloud.retrieval.index import Where
 
-__all__ = ["Filters", "FiltersConfig"]
+__all__ = ["AllowedOrder", "Filters", "FiltersConfig"]
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
@@ -133,3 +134,22 @@ class Filters:
         allowed[removed] = False
         allowed[0] = False
         return allowed
+
+
+class AllowedOrder:
+    """The first of a fixed order that may be shown, such as of all items by popularity."""
+
+    def __init__(self, filters: Filters, order: Callable[[], NDArray[np.int64]]) -> None:
+        """`order` gives positions, best first."""
+        self._filters, self._order = filters, order
+        self._mask: NDArray[np.bool_] | None = None
+        self._allowed = np.zeros(0, np.int64)
+
+    def __call__(self, exclude: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """Up to `k` positions, none of which is in `exclude` [x] or filtered out."""
+        mask = self._filters.allowed
+        if mask is not self._mask:
+            order = self._order()
+            self._allowed, self._mask = order[mask[order]], mask
+        head = self._allowed[: k + len(exclude)]
+        return head[~np.isin(head, exclude)][:k]

@@ -13,13 +13,13 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 from cloud.pipeline.cached import RankingCache
 from cloud.pipeline.candidates import CandidateSet
 from cloud.pipeline.config import PipelineConfig, PipelineError, default_stages
+from cloud.pipeline.filters import AllowedOrder
 from cloud.pipeline.plugin import PluginError, Plugins
 from cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage
 
@@ -35,6 +35,7 @@ _STAGES = Plugins(
         "spread": "cloud.reranking.spread.Spread",
     },
 )
+
 _POPULAR_MAX = 1000
 
 _logger = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ class Pipeline:
             except PluginError as error:
                 raise PipelineError(error.path, error.message) from error
             self._stages.append((str(table["use"]).rpartition(".")[2], stage))
-        self._mask: Any = None
-        self._popular = np.zeros(0, np.int64)
+        self._popular = AllowedOrder(resources.filters, lambda: resources.catalogue.by_popularity)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,11 +103,7 @@ class Pipeline:
             query.degraded.append("cached_ranking")
             return self._ruled(query, cached)
         query.degraded.append("popular")
-        if allowed is not self._mask:
-            order = self._resources.catalogue.by_popularity
-            self._popular, self._mask = order[allowed[order]], allowed
-        head = self._popular[: min(_POPULAR_MAX, 2 * query.request.size) + len(query.exclude)]
-        item = head[~np.isin(head, query.exclude)][: 2 * query.request.size]
+        item = self._popular(query.exclude, min(_POPULAR_MAX, 2 * query.request.size))
         pxtr = np.full((len(item), len(self._resources.catalogue.tasks)), np.nan, np.float32)
         return self._ruled(query, CandidateSet(item, pxtr, self._resources.catalogue.popularity[item]))
 

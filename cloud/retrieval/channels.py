@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.pipeline.filters import AllowedOrder
 from cloud.pipeline.stage import Query, Resources
 from cloud.retrieval.index import RetrievalError
 
@@ -80,21 +81,15 @@ class _Ordered(Channel):
 
     def __init__(self, config: ChannelConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        self._mask: NDArray[np.bool_] | None = None
-        self._allowed = np.zeros(0, np.int64)
+        self._first = AllowedOrder(resources.filters, self.order)
 
+    @abstractmethod
     def order(self) -> Int:
         """Positions of all items, best first."""
-        raise NotImplementedError
 
     def __call__(self, query: Query, k: int) -> Int:
         """See `Channel`."""
-        mask = self.resources.filters.allowed
-        if mask is not self._mask:
-            order = self.order()
-            self._allowed, self._mask = order[mask[order]], mask
-        head = self._allowed[: k + len(query.exclude)]
-        return head[~np.isin(head, query.exclude)][:k]
+        return self._first(query.exclude, k)
 
 
 class Popular(_Ordered):

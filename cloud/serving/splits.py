@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,9 @@ from cloud.pipeline.stage import Deadline
 from cloud.ranking.ids import IdIndex
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.tower import UserTower
-from cloud.stores.base import EmbeddingStore, StoreError, UnknownVersionError
+from cloud.stores.base import EmbeddingStore, Rows, StoreError, UnknownVersionError
 
-__all__ = ["Split", "SplitVectors", "Splits", "StoreAwayError"]
+__all__ = ["Split", "Splits", "StoreAwayError"]
 
 _logger = logging.getLogger(__name__)
 
@@ -47,14 +46,7 @@ class StoreAwayError(Exception):
     """The store cannot be reached, or was not a moment ago."""
 
 
-class SplitVectors(NamedTuple):
-    """Vectors of items: [n, D] and whether they are known [n]."""
-
-    vectors: NDArray[np.float16]
-    found: NDArray[np.bool_]
-
-
-_NO_PAST = SplitVectors(np.zeros((0, 0), np.float16), np.zeros(0, np.bool_))
+_NO_PAST = Rows(np.zeros((0, 0), np.float16), np.zeros(0, np.bool_))
 
 
 class Splits:
@@ -94,12 +86,12 @@ class Splits:
         """Whether the store failed a moment ago, or is filled again."""
         return self._refilling or self._clock() < self._away_until
 
-    def items(self, version: str, ids: NDArray[np.int64], deadline: Deadline) -> SplitVectors:
+    def items(self, version: str, ids: NDArray[np.int64], deadline: Deadline) -> Rows:
         """Vectors of the items with `ids` [n]. Raises `StoreAwayError`."""
         if self.away:
             raise StoreAwayError
         try:
-            return SplitVectors(*self._store.get(version, ids, deadline_s=max(1e-3, deadline.left())))
+            return self._store.get(version, ids, deadline_s=max(1e-3, deadline.left()))
         except StoreError as error:
             _logger.warning("vectors of %s cannot be had: %s", version, error)
             self._lost()
