@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cloud.ranking.ids import IdIndex
 from cloud.ranking.published import Published, PublishedRecord
+from cloud.retrieval.index import AGE_UNKNOWN, Attributes
 
 __all__ = ["Catalogue"]
 
@@ -32,7 +33,7 @@ class Catalogue:
         self.author: Int = np.asarray(published.item_author)
         """[I] ids, 0 = unknown"""
         self.upload_ms: Int = np.asarray(published.item_upload_ms)
-        """[I], the smallest int64 = unknown"""
+        """[I], `AGE_UNKNOWN` = unknown"""
         self.popularity: NDArray[np.float32] = np.asarray(published.item_popularity)
         """[I] smoothed rate of the first task"""
         self.positions = IdIndex(published.item_id)
@@ -47,6 +48,13 @@ class Catalogue:
         return self.categories[:, names.index(name)] if name in names else None
 
     @cached_property
+    def attributes(self) -> Attributes:
+        """What a filter can ask of the items [I]."""
+        category = self.category("category")
+        unknown = np.zeros(len(self), np.int32)
+        return Attributes(self.author, unknown if category is None else category, self.upload_ms)
+
+    @cached_property
     def by_popularity(self) -> Int:
         """[I - 1] positions of all items but row 0, the most popular first."""
         return 1 + np.argsort(-self.popularity[1:], kind="stable")
@@ -55,4 +63,4 @@ class Catalogue:
     def by_freshness(self) -> Int:
         """[f] positions of the items whose upload is known, the newest first."""
         newest = 1 + np.argsort(-self.upload_ms[1:], kind="stable")
-        return newest[self.upload_ms[newest] > np.iinfo(np.int64).min]
+        return newest[self.upload_ms[newest] > AGE_UNKNOWN]

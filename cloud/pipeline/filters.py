@@ -42,7 +42,7 @@ class FiltersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     authors_not: tuple[int, ...] = ()
     """Ids of those whose items may not."""
     age_max_days: float | None = None
-    """Oldest item by its upload, to the hour, on this machine's clock. One of unknown age passes."""
+    """Oldest item by its upload, to the hour, on this machine's clock. One of unknown age does not pass."""
     removed: str | None = None
     """File of item ids, one a line, that were taken down. It is read anew when it changes: a take-down needs no restart."""
 
@@ -115,25 +115,10 @@ class Filters:
             authors_not=config.authors_not,
             created_from_ms=since,
         )
-        self._mask = self._allowed(since, removed)
-        self._made = made
-
-    def _allowed(self, since: int | None, removed: NDArray[np.int64]) -> NDArray[np.bool_]:
-        config, catalogue = self.config, self._catalogue
-        allowed = np.ones(len(catalogue), np.bool_)
-        category = catalogue.category("category")
-        if category is None:
-            category = np.zeros(len(catalogue), np.int32)
-        if config.categories is not None:
-            allowed &= np.isin(category, config.categories)
-        if config.authors is not None:
-            allowed &= np.isin(catalogue.author, config.authors)
-        allowed &= ~np.isin(category, config.categories_not) & ~np.isin(catalogue.author, config.authors_not)
-        if since is not None:
-            allowed &= (catalogue.upload_ms >= since) | (catalogue.upload_ms == np.iinfo(np.int64).min)
-        allowed[removed] = False
-        allowed[0] = False
-        return allowed
+        mask = self._where.passes(self._catalogue.attributes)
+        mask[removed] = False
+        mask[0] = False
+        self._mask, self._made = mask, made
 
 
 class AllowedOrder:

@@ -18,7 +18,7 @@ from cloud.pipeline.pipeline import Pipeline
 from cloud.pipeline.stage import Resources
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.ranking.ranker import OnnxRanker, OnnxRankerConfig
-from cloud.retrieval.index import Attributes, VectorIndex
+from cloud.retrieval.index import VectorIndex
 from cloud.retrieval.ivf import IvfIndex
 from cloud.retrieval.opening import IndexConfig, open_index
 from cloud.serving.config import ServingConfig
@@ -135,10 +135,7 @@ def _index(name: str, config: IndexConfig, catalogue: Catalogue, published: Publ
     items = np.arange(1, len(catalogue))
     if len(index) == len(items):  # another server has put them into an index that they share
         return index
-    category = catalogue.category("category")
-    unknown = np.zeros(len(catalogue), np.int32)
-    attributes = Attributes(catalogue.author, unknown if category is None else category, catalogue.upload_ms)
-    index.upsert(items, np.asarray(published.item_vector)[1:], attributes.take(items))
+    index.upsert(items, np.asarray(published.item_vector)[1:], catalogue.attributes.take(items))
     if isinstance(index, IvfIndex):
         index.wait()  # a server that is ready is as fast as it will be
     return index
