@@ -63,20 +63,12 @@ class LimitsConfig:
     """Of an address at an open server. None, because on loopback there is nobody to be kept out."""
     callers_max: int = 65_536
     """Buckets that are kept, some 10 MB. Beyond them new callers share one until others are full again."""
-    device_bytes: int = 1 << 20
-    """Longest body of a request with scope `device`: some 4,000 feedback events."""
     publish_bytes: int = 256 << 20
-    """Likewise `publish`: the largest file of a bundle, which is all that `BundleFiles` serves."""
-    admin_bytes: int = 64 << 10
-    """Likewise `admin`, which sends next to nothing."""
+    """The largest file of a bundle that is taken: all that `BundleFiles` serves. Other bodies: `BudgetConfig.body_max`."""
 
     def rate(self, scope: TokenScope) -> RateLimit | None:
         """The rate of a token used as `scope`."""
         return self.device if scope == "device" else self.publish if scope == "publish" else self.admin
-
-    def body_max(self, scope: TokenScope) -> int:
-        """The longest body in bytes of a request with `scope`."""
-        return self.device_bytes if scope == "device" else self.publish_bytes if scope == "publish" else self.admin_bytes
 
 
 class TooManyError(WireError):

@@ -104,10 +104,9 @@ def test_an_address_is_one_customers(client: tuple[str, int] | None, key: str) -
     assert caller(client) == key
 
 
-def test_each_scope_has_a_rate_and_a_size() -> None:
-    config = LimitsConfig(device=RateLimit(1, 1), publish=RateLimit(2, 2), admin=None, device_bytes=1, publish_bytes=2)
+def test_each_scope_has_a_rate() -> None:
+    config = LimitsConfig(device=RateLimit(1, 1), publish=RateLimit(2, 2), admin=None)
     assert [config.rate(scope) for scope in SCOPES] == [RateLimit(1, 1), RateLimit(2, 2), None]
-    assert [config.body_max(scope) for scope in SCOPES] == [1, 2, config.admin_bytes]
 
 
 @pytest.mark.parametrize("text", [b"[0,1]", b"[-1,1]", b"[1,0]", b'{"per_s":1,"burst":1,"brust":2}', b'{"per_s":1}'])
