@@ -49,7 +49,7 @@ class TwoTowerConfig(ChannelConfig, frozen=True, kw_only=True):
     """The nearest to the user's vector."""
 
     index: str = "items"
-    """Name of an `[[index]]`."""
+    """NAME of an `[index.NAME]`."""
 
 
 class TwoTower(Channel):
