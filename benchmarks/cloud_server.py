@@ -1,8 +1,7 @@
 """The server of `pocketrank serve` in processes to be killed: `python -m benchmarks.cloud_server [ahead]`.
 
-It forks a process for each line of JSON (`ServeOrder`) on its standard input, which serves until it is ended. With `ahead` it
-imports the server first: that is most of a start, and one that is killed hundreds of times then starts in a fraction of a
-second. What such a process says comes out of the common standard output, and then `end CODE`, below 0 the signal.
+It forks a process for each `ServeOrder` (`benchmarks.forks`), which serves until it is ended. With `ahead` it imports the
+server first: that is most of a start, and one that is killed hundreds of times then starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.forks import fork_each
 from benchmarks.serving.host import children, cpu_s, memory_bytes
 
 __all__ = ["CloudServer", "ServeOrder", "main"]
@@ -197,24 +197,12 @@ def main(arguments: Sequence[str]) -> None:
     if "ahead" in arguments:
         for name in _AHEAD:
             import_module(name)
-    for line in sys.stdin:
-        order = msgspec.json.decode(line, type=ServeOrder)
-        if (pid := os.fork()) == 0:
-            code = 1
-            try:
-                _serve(order)
-                code = 0
-            finally:
-                if code:
-                    sys.excepthook(*sys.exc_info())
-                os._exit(code)
-        _say(f"end {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
+    fork_each(ServeOrder, _serve)
 
 
 def _serve(order: ServeOrder) -> None:
     if order.core is not None:
         os.sched_setaffinity(0, {order.core})  # before any library counts cores or starts threads
-    _say(f"pid {os.getpid()}")
     from cloud.pipeline.config import PipelineConfig, StoreConfig
     from cloud.serving.config import ServingConfig
     from cloud.serving.serve import serve
@@ -223,10 +211,6 @@ def _serve(order: ServeOrder) -> None:
     more: dict[str, Any] = {"store": StoreConfig(url=order.store)} if order.store else {}
     config = ServingConfig(pipeline=PipelineConfig(**more), workers=order.workers)
     serve(Run.open(Path(order.run)), None, port=order.port, feedback_db=Path(order.log), config=config)
-
-
-def _say(line: str) -> None:
-    os.write(1, line.encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A device to be killed: real session, store, uploader and client, in processes that start fast.
 
-`python -m benchmarks.kills_device` imports the device once and forks a process for each line of JSON (`Life`) on its standard
-input. What such a process does comes out of the common standard output, a line each::
+`python -m benchmarks.kills_device` imports the device once and forks a process for each `Life` (`benchmarks.forks`), which
+says::
 
     pid 123          it runs
     + ID             an event that `feedback` took: from here on it must not be lost
@@ -17,9 +17,7 @@ Whatever it is in at the moment is a byte in the file `marks`, which outlives a 
 from __future__ import annotations
 
 import mmap
-import os
 import random
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from benchmarks.forks import fork_each, say
 from device.codec import to_block
 from device.contract import Candidates, Columns, FeedbackEvent, FeedbackReceipt, Page
 from device.network.client import CloudClient
@@ -110,36 +109,24 @@ class _Marked(Outbox):
 
 def main() -> None:
     """Do what the module says."""
-    for line in sys.stdin.buffer:
-        life = msgspec.json.decode(line, type=Life)
-        if (pid := os.fork()) == 0:
-            code = 1
-            try:
-                _live(life)
-                code = 0
-            finally:
-                if code:
-                    sys.excepthook(*sys.exc_info())
-                os._exit(code)
-        _say(f"end {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
+    fork_each(Life, _live)
 
 
 def _live(life: Life) -> None:
     marks = _Marks(life.marks)
-    _say(f"pid {os.getpid()}")
     with marks("open"):
         store = DeviceStore(Path(life.store), STORE)
         session = FeedSession(None, user_id=1, session_id=life.name, store=store)
         session.restore()
-    _say(f"damaged {store.damaged_files + store.damaged_rows}")
-    _say(f"again {sum(session.feedback(_event(life, name, 0, 0)) for name in life.known)}")
+    say(f"damaged {store.damaged_files + store.damaged_rows}")
+    say(f"again {sum(session.feedback(_event(life, name, 0, 0)) for name in life.known)}")
     client, outbox = CloudClient(life.url), _Marked(store.outbox, marks)
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
         with marks("send"):
             receipt = client.send_feedback(events)
         if receipt.duplicates:
-            _say(f"resent {receipt.duplicates}")
+            say(f"resent {receipt.duplicates}")
         return receipt
 
     uploader = Uploader(outbox, send, UPLOAD, rng=random.Random(life.name))
@@ -148,7 +135,7 @@ def _live(life: Life) -> None:
         while len(outbox) and time.monotonic() < until:
             time.sleep(uploader.step())
         if not len(outbox):
-            _say("empty")
+            say("empty")
         store.close()
         return
     if life.uploads:
@@ -169,7 +156,7 @@ def _swipe(life: Life, session: FeedSession, marks: _Marks) -> None:
         with marks("feedback"):
             taken = session.feedback(event)
         if taken:
-            _say(f"+ {event.event_id}")
+            say(f"+ {event.event_id}")
         if life.uploads:
             time.sleep(PAUSE_S)
 
@@ -186,10 +173,6 @@ def _page(name: str) -> Page:
     codes = Columns(names=(), values=to_block(np.zeros((PAGE_ITEMS, 0), int), "i4"))
     candidates = Candidates(item_id=to_block(items, "i8"), floats=none, categories=codes)
     return Page(page_id=name, request_id=name, created_ms=0, ttl_ms=600_000, candidates=candidates)
-
-
-def _say(line: str) -> None:
-    os.write(1, line.encode() + b"\n")  # at once, and whole: pipes keep short writes together
 
 
 if __name__ == "__main__":
