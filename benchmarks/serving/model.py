@@ -1,7 +1,6 @@
-"""The ranking model alone: `ranker.onnx` in onnxruntime on one thread, over rows looked up from the published tables.
+"""The ranking model alone: the whole graph (`benchmarks.serving.whole`) in onnxruntime on one thread, over rows looked up.
 
-The peers rank with it, and it times what the model itself takes. Nothing is folded, kept or bound: it is what its signature
-(`cloud.ranking.published`) says, as anybody would run it.
+The peers rank with it, and it times what the model itself takes. Nothing is folded, kept or bound: it is run as anybody would.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from benchmarks.serving.whole import WHOLE_GRAPH, WHOLE_ROWS
 from cloud.ranking.published import Published
 
 __all__ = ["CANDIDATES", "Model", "ModelTimer"]
@@ -32,9 +32,11 @@ class Model:
         mapped, self.record = Published.open(folder)
         # plain arrays over the mapped bytes, which are quicker to take rows of
         self.published = Published(**{f.name: np.asarray(getattr(mapped, f.name)) for f in fields(mapped)})
+        self._item_row = np.asarray(np.load(folder / WHOLE_ROWS, mmap_mode="r"))
+        self._identity_width = self.published.item_identity.shape[1]
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = ort.InferenceSession(str(folder / "ranker.onnx"), options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(str(folder / WHOLE_GRAPH), options, providers=["CPUExecutionProvider"])
         items = len(self.published.item_id) - 1
         rng = np.random.default_rng(0)
         self._lists = [1 + rng.choice(items, min(CANDIDATES, items), replace=False) for _ in range(_LISTS)]
@@ -54,10 +56,10 @@ class Model:
         p = self.published
         return {
             "user_row": p.user_row[user][None],
-            "history_row": p.item_row[p.history_item[user], : self.record.identity_width][None],
+            "history_row": self._item_row[p.history_item[user], : self._identity_width][None],
             "history_feedback": p.history_feedback[user][None],
             "history_mask": self._mask,
-            "item_row": p.item_row[items][None],
+            "item_row": self._item_row[items][None],
             "scene": self._scene,
             "hour": self._hour,
         }

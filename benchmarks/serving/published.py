@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.serving.whole import WHOLE_ROWS, save_whole, sides_of
 from cloud.data.rates import ItemStatistics
 from cloud.data.samples import SampleConfig, build_samples
 from cloud.models.ranker import Ranker, RankerConfig
@@ -66,7 +67,8 @@ def publish_world(folder: Path, size: WorldSize, small: Run | None = None) -> Ru
     tables = {f.name: np.array(getattr(published, f.name)) for f in fields(published)}
     if folder != small.folder:
         copytree(small.folder, folder)
-    Published(**_enlarged(tables, size)).save(folder / "published", record)
+    whole = np.load(small.published / WHOLE_ROWS)
+    Published(**_enlarged(tables, whole, size, folder / "published")).save(folder / "published", record)
     return Run.open(folder)
 
 
@@ -87,7 +89,11 @@ def publish_small(folder: Path, size: WorldSize) -> Run:
     model = DeviceModel(samples, statistics, pxtr, spec, joint, split=True).eval()
     assert model.lower is not None
     _point_at_the_past(model.lower, size.vector_width)
+    with torch.no_grad():
+        users = ranker.user(torch.arange(1))
+        rows = ranker.item_rows(torch.arange(len(samples.item_ids)), torch.from_numpy(statistics.as_of(samples.days)))
     version = publish(ranker, model, statistics, np.arange(8), folder / "published", simulated=True)
+    save_whole(ranker, users, rows, model.inputs.feedback.shape[1], folder / "published")
     record = RunRecord(
         data="tables drawn at random around a small simulated world",
         data_digest=log.digest(),
@@ -113,8 +119,12 @@ def _point_at_the_past(lower: LowerHalf, width: int) -> None:
             layer.weight[:width, :width] += torch.eye(width)
 
 
-def _enlarged(small: dict[str, NDArray[Any]], size: WorldSize) -> dict[str, NDArray[Any]]:
-    """Tables of `size` by name, from those of the small world; row 0 of each stays."""
+def _enlarged(
+    small: dict[str, NDArray[Any]], whole: NDArray[np.float32], size: WorldSize, folder: Path
+) -> dict[str, NDArray[Any]]:
+    """Tables of `size` by name, from those of the small world and the `whole` rows [I, E] of its items; row 0 of each stays.
+    Writes the whole rows into `folder`.
+    """
     rng = np.random.default_rng(size.seed)
     counts = {"item": size.items, "user": size.users, "tower": size.users, "history": size.users}
     rows = {
@@ -122,10 +132,15 @@ def _enlarged(small: dict[str, NDArray[Any]], size: WorldSize) -> dict[str, NDAr
         "user": _with_unknown(rng.integers(1, len(small["user_id"]), size.users)),
     }
     rows |= {"tower": rows["user"], "history": rows["user"]}
+    small = small | {"item_whole": whole}
     tables = {name: table[rows[name.split("_")[0]]] for name, table in small.items()}
-    for name in ("item_row", "user_row", "tower_row", "item_popularity"):
+    for name in ("item_whole", "user_row", "tower_row", "item_popularity"):
         spread = 0.1 * small[name].std(0).astype(np.float32)
         tables[name][1:] += rng.standard_normal(tables[name][1:].shape, np.float32) * spread
+    whole = tables.pop("item_whole")
+    np.save(folder / WHOLE_ROWS, whole)
+    tables["item_row"] = sides_of(whole, folder)
+    tables["item_identity"] = whole[:, : tables["item_identity"].shape[1]].astype(np.float16)
     for name in ("item_id", "user_id"):
         tables[name][1:] = 1_000 + 3 * np.arange(counts[name.split("_")[0]])
     clusters = max(1, size.items // size.items_per_cluster)

@@ -26,19 +26,20 @@ def penalty(mask: Float[Tensor, "b t"]) -> Float[Tensor, "b 1 1 t1"]:
 
 
 def attend(
-    queries: Float[Tensor, "b h n w"], keys_values: Float[Tensor, "b h2 t w"], mask: Float[Tensor, "b s"]
+    queries: Float[Tensor, "b h n w"], keys_values: Float[Tensor, "b h2 t w"], mask: Float[Tensor, "b s"] | None
 ) -> Float[Tensor, "b h n w"]:
     """Softmax attention (Vaswani et al. 2017, 3.2) over a null key, which comes first, and s = t - 1 keys that `mask` is 1 for.
 
     `keys_values` are the heads of the keys, then those of the values. The queries are already divided by the square root of
-    the head's width.
+    the head's width. Without a mask all keys are real.
     """
     keys, values = torch.chunk(keys_values, 2, 1)
-    return torch.softmax(queries @ keys.transpose(2, 3) + penalty(mask), -1) @ values
+    logits = queries @ keys.transpose(2, 3)
+    return torch.softmax(logits if mask is None else logits + penalty(mask), -1) @ values
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `keys` with a learned null key."""
+    """Multi-head attention over keys with a learned null key."""
 
     def __init__(self, query_width: int, key_width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -48,13 +49,17 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(key_width, 2 * width)
         self.null = nn.Parameter(torch.zeros(1, 1, key_width))
 
+    def queries(self, x: Float[Tensor, "*b q"]) -> Float[Tensor, "*b w"]:
+        """What looks, of all heads side by side, divided by the square root of a head's width."""
+        queries: Tensor = self.query(x) / math.sqrt(self.head_width)
+        return queries
+
     def forward(
-        self, queries: Float[Tensor, "b n q"], keys: Float[Tensor, "b t k"], mask: Float[Tensor, "b t"]
+        self, queries: Float[Tensor, "b n w"], keys: Float[Tensor, "b t k"], mask: Float[Tensor, "b t"] | None
     ) -> Float[Tensor, "b n w"]:
-        """Attended values; `mask` is 1 for real keys."""
-        q = split_heads(self.query(queries) / math.sqrt(self.head_width), self.heads)
+        """Attended values for `queries` of the method; `mask` is 1 for real keys, which all are without one."""
         keys = torch.cat([self.null.expand(len(keys), -1, -1), keys], 1)
-        return join_heads(attend(q, split_heads(self.key_value(keys), 2 * self.heads), mask))
+        return join_heads(attend(split_heads(queries, self.heads), split_heads(self.key_value(keys), 2 * self.heads), mask))
 
 
 def split_heads(x: Float[Tensor, "b n hw"], heads: int) -> Float[Tensor, "b h n w"]:

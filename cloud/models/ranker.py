@@ -1,11 +1,13 @@
 """The cloud's multi-task full ranker: ID embeddings, item statistics and target attention over the history at request time.
 
-It makes the pXTRs. The forward pass takes *rows* (what an embedding store holds) rather than ids, so serving can look rows up
-wherever they live and the exported graph stays small. Target attention after DIN (Zhou et al., KDD 2018, section 4.3).
+It makes the pXTRs. The forward pass takes *rows* rather than ids, so serving can look rows up wherever they live and the
+exported graph stays small; what depends on an item alone is a part of its own, so that no request computes it. Target attention
+after DIN (Zhou et al., KDD 2018, section 4.3).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -55,11 +57,24 @@ class Ranker(nn.Module):
         self.same = nn.Linear(self.identity_width, 16)
         width = self.row_width + 16 * c.heads + c.user_width + 2 * feedback + 1 + 2 * c.side_width + 2 * feedback + 1
         self.tower = mlp([width, *c.hidden], c.dropout)
+        self.hidden = c.hidden[0]
         self.heads = nn.Linear(c.hidden[-1], len(samples.config.tasks))
 
     def item_rows(self, item: Int[Tensor, "*b"], statistics: Float[Tensor, "*b s"]) -> Float[Tensor, "*b e"]:
-        """What a store holds of an item: identity first, then the day's statistics."""
+        """All that is known of an item: identity first, then the day's statistics."""
         return torch.cat([self.identity(item), statistics], -1)
+
+    def item_parts(self, item_row: Float[Tensor, "*b e"]) -> tuple[Tensor, Tensor, Tensor]:
+        """What depends on an item alone: queries of the attention [*b, w] and of likeness [*b, l], and its part of the tower's
+        first layer [*b, hidden]. Their widths are `part_widths`.
+        """
+        first = cast(nn.Linear, self.tower[0]).weight[:, : self.row_width]
+        return self.attention.queries(item_row), self.same(item_row[..., : self.identity_width]), item_row @ first.T
+
+    @property
+    def part_widths(self) -> list[int]:
+        """Of `item_parts`."""
+        return [self.attention.heads * self.attention.head_width, self.same.out_features, self.hidden]
 
     def forward(
         self,
@@ -72,27 +87,39 @@ class Ranker(nn.Module):
         hour: Int[Tensor, "b s"],
     ) -> Float[Tensor, "b n k"]:
         """Logits. `history_row` holds the identity part of the rows of past items, oldest first. s is n, or 1 for all."""
-        mask = history_mask[..., None]
-        attended = self.attention(item_row, torch.cat([history_row, history_feedback], -1), history_mask)
-        # how the user took the items of the past, all of them, the last eight, and those alike (a soft match on identity)
-        count = mask.sum(1)
-        mean = (history_feedback * mask).sum(1) / (count + 3)
-        recent = (history_feedback * mask)[:, -8:].sum(1) / 8
-        query, key = self.same(item_row[..., : self.identity_width]), self.same(history_row)
-        alike = torch.sigmoid(query @ key.transpose(1, 2) - 2) * history_mask[:, None]  # b n h
-        weight = alike.sum(-1, keepdim=True)
-        same = alike @ history_feedback
-        of_user = torch.cat([user_row, mean, recent, torch.log1p(count) / 4], -1)[:, None]
-        same = torch.cat([same / (weight + 1), torch.log1p(same), torch.log1p(weight)], -1)
-        x = self._entry(torch.cat([item_row, attended, same], -1), of_user, torch.cat([self.scene(scene), self.hour(hour)], -1))
-        logits: Tensor = self.heads(torch.relu(self.tower[1:](x)))
-        return logits
+        parts = self.item_parts(item_row)
+        return self.logits(user_row, history_row, history_feedback, parts, scene, hour, history_mask)
 
-    def _entry(
-        self, of_item: Float[Tensor, "b n x"], of_user: Float[Tensor, "b 1 y"], of_moment: Float[Tensor, "b s z"]
-    ) -> Float[Tensor, "b n h"]:
-        """The tower's first layer as a sum, because what candidates have in common is one row where they are served."""
+    def logits(
+        self,
+        user_row: Float[Tensor, "b u"],
+        history_row: Float[Tensor, "b h i"],
+        history_feedback: Float[Tensor, "b h f"],
+        item_parts: Sequence[Float[Tensor, "b n _"]],
+        scene: Int[Tensor, "b s"],
+        hour: Int[Tensor, "b s"],
+        history_mask: Float[Tensor, "b h"] | None = None,
+    ) -> Float[Tensor, "b n k"]:
+        """As `forward`, from the parts of items. Without a mask all of the past is real, and h may be 0."""
+        query, alike_query, of_item = item_parts
+        b, n, _ = query.shape
+        attended = self.attention(query, torch.cat([history_row, history_feedback], -1), history_mask)
+        # How the user took the items of the past: all of them, the last eight, and those alike (a soft match on identity). Each
+        # event counts as 1 and has its feedback; an event of nothing comes first, so that there is always one.
+        pad = nn.functional.pad
+        taken = pad(history_feedback, (1, 0), value=1.0)
+        taken = pad(taken if history_mask is None else taken * history_mask[..., None], (0, 0, 1, 0))  # b 1+h 1+f
+        alike = torch.sigmoid(alike_query @ self.same(pad(history_row, (0, 0, 1, 0))).transpose(1, 2) - 2)  # b n 1+h
+        total, recent, same = taken.sum(1), taken[:, -8:, 1:].sum(1) / 8, alike @ taken
+        count, weight = total[:, :1], same[..., :1]
+        x = torch.cat([attended, same[..., 1:] / (weight + 1), torch.log1p(same)], -1)
+        of_user = torch.cat([user_row, total[:, 1:] / (count + 3), recent, torch.log1p(count) / 4], -1)[:, None]
+        of_moment = torch.cat([self.scene(scene), self.hour(hour)], -1)
+        # The tower's first layer as a sum, because what candidates have in common is one row where they are served.
         first = cast(nn.Linear, self.tower[0])
-        weights = torch.split(first.weight, [part.shape[-1] for part in (of_item, of_user, of_moment)], 1)
-        of_item, of_user, of_moment = (part @ w.T for part, w in zip((of_item, of_user, of_moment), weights, strict=True))
-        return of_item + (of_user + of_moment + first.bias)
+        widths = [self.row_width, x.shape[-1], of_user.shape[-1], of_moment.shape[-1]]
+        _, w_x, w_user, w_moment = torch.split(first.weight, widths, 1)
+        common = of_user @ w_user.T + of_moment @ w_moment.T + first.bias  # b s hidden
+        entry = torch.addmm(of_item.flatten(0, 1), x.flatten(0, 1), w_x.T).view(b, n, -1) + common
+        logits: Tensor = self.heads(torch.relu(self.tower[1:](entry.flatten(0, 1))))
+        return logits.view(b, n, -1)

@@ -26,8 +26,13 @@ class CandidateSet:
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> CandidateSet:
         """The candidates at `rows`, in that order: places, a mask or a slice."""
-        return CandidateSet(
-            self.item[rows],
-            None if self.pxtr is None else self.pxtr[rows],
-            None if self.score is None else self.score[rows],
+        if isinstance(rows, slice):
+            pxtr, score = self.pxtr, self.score
+            return CandidateSet(self.item[rows], None if pxtr is None else pxtr[rows], None if score is None else score[rows])
+        if rows.dtype == np.bool_:
+            rows = rows.nonzero()[0]
+        return CandidateSet(  # `take` needs half the time of an index
+            self.item.take(rows),
+            None if self.pxtr is None else self.pxtr.take(rows, 0),
+            None if self.score is None else self.score.take(rows),
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from numpy.typing import NDArray
 
 from cloud.pipeline.candidates import CandidateSet
 from cloud.pipeline.stage import Query, Resources, Stage, StageConfig
 from cloud.ranking.formula import Formula
 
-__all__ = ["Fuse", "FuseConfig"]
+__all__ = ["Fuse", "FuseConfig", "best_first"]
 
 
 class FuseConfig(StageConfig, frozen=True, kw_only=True):
@@ -34,4 +33,11 @@ class Fuse(Stage):
         if candidates.pxtr is None:
             raise ValueError("expected ranked candidates, got a fuse stage before any rank stage")
         score = self._formula(candidates.pxtr)
-        return replace(candidates, score=score).take(np.argsort(-score, kind="stable"))
+        return CandidateSet(candidates.item, candidates.pxtr, score).take(best_first(score))
+
+
+def best_first(score: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The order [n] of scores [n], highest first; equal ones stay as they are."""
+    order = np.argsort(-score)  # not stable, which takes a sixth of the time
+    ordered = score.take(order)
+    return np.argsort(-score, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from cloud.ranking.published import Published, PublishedError, PublishedRecord
 
 __all__ = ["History", "OnnxRanker", "OnnxRankerConfig"]
 
-_INPUTS = ("user_row", "history_row", "history_feedback", "history_mask", "item_row", "scene", "hour")
+_INPUTS = ("user_row", "history_row", "history_feedback", "item_row", "scene", "hour")
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class OnnxRanker:
     ) -> None:
         config = config or OnnxRankerConfig()
         # Plain arrays over the same mapped bytes: indexing a memmap costs several times as much.
-        self._user_row, self._item_row = np.asarray(published.user_row), np.asarray(published.item_row)
-        self._identity_width, self._scenes, self._tasks = record.identity_width, record.scenes, len(record.tasks)
-        width = published.history_feedback.shape[2]
-        # A history of one masked row is what the graph takes for none.
-        self._no_past = History(np.zeros(1, np.int64), np.zeros((1, width), np.float32))
+        self._user_row = np.asarray(published.user_row)
+        self._item_row, self._item_identity = np.asarray(published.item_row), np.asarray(published.item_identity)
+        self._tasks, self._feedback_width = len(record.tasks), published.history_feedback.shape[2]
+        self._scenes = [np.array([[code]], np.int64) for code in range(record.scenes)]
+        self._hours = [np.array([[hour + 1]], np.int64) for hour in range(24)]
         self._path = folder / "ranker.onnx"
         self._graph = open_graph(self._path, _INPUTS, "pxtr")
         self._try_out()
@@ -75,25 +75,18 @@ class OnnxRanker:
             return self.nothing
         return first(self._graph, "pxtr", self._inputs(user, history, items, scene, hour))
 
-    def _inputs(
-        self, user: int, history: History, items: NDArray[np.int64], scene: int, hour: int
-    ) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
-        known = len(history.item) > 0
-        item, feedback = history if known else self._no_past
-        code = scene + 1 if 0 <= scene < self._scenes - 1 else 0
+    def _inputs(self, user: int, history: History, items: NDArray[np.int64], scene: int, hour: int) -> dict[str, NDArray[Any]]:
         return {
             "user_row": self._user_row[user : user + 1],
-            "history_row": self._item_row[item, : self._identity_width][None],
-            "history_feedback": feedback[None],
-            "history_mask": np.full((1, len(item)), known, np.float32),
+            "history_row": self._item_identity.take(history.item, 0)[None],
+            "history_feedback": history.feedback[None],
             "item_row": self._item_row.take(items, 0)[None],
-            "scene": np.array([[code]], np.int64),
-            "hour": np.array([[hour + 1]], np.int64),
+            "scene": self._scenes[scene + 1 if 0 <= scene < len(self._scenes) - 1 else 0],
+            "hour": self._hours[hour],
         }
 
     def _measured(self, events: int, config: OnnxRankerConfig) -> int:
-        past = History(np.zeros(events, np.int64), self._no_past.feedback.repeat(events, 0))
-        inputs = self._inputs(0, past, np.zeros(config.candidates, np.int64), 0, 0)
+        inputs = self._inputs(0, self._past(events), np.zeros(config.candidates, np.int64), 0, 0)
 
         def run(threads: int) -> Callable[[], object]:
             graph = open_graph(self._path, _INPUTS, "pxtr", threads)
@@ -101,10 +94,13 @@ class OnnxRanker:
 
         return measured_threads(run, config.processes)
 
+    def _past(self, events: int) -> History:
+        return History(np.zeros(events, np.int64), np.zeros((events, self._feedback_width), np.float32))
+
     def _try_out(self) -> None:
         """One run, so that tables and a graph which do not fit fail here and not under a user."""
         try:
-            pxtr = self.pxtr(0, self._no_past, np.zeros(1, np.int64), scene=0, hour=0)
+            pxtr = self.pxtr(0, self._past(0), np.zeros(1, np.int64), scene=0, hour=0)
         except Exception as error:
             raise PublishedError(f"Expected graphs that take the published rows, got: {error} - at {self._path}") from error
         if pxtr.shape != (1, self._tasks):

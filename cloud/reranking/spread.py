@@ -52,12 +52,16 @@ def spread_categories(category: NDArray[np.integer], most: int) -> NDArray[np.in
     First go the best `most` of each category, then the next `most` of each, and so on, each round in ranked order. Nothing is
     dropped. A category is any code, unknown (0) included.
     """
+    n = len(category)
     by_category = np.argsort(category, kind="stable")
-    sorted_codes = category[by_category]
-    first = sorted_codes.searchsorted(sorted_codes)
-    turn = np.empty(len(category), np.int64)
-    turn[by_category] = (np.arange(len(category)) - first) // most
-    return np.argsort(_narrow(turn), kind="stable")
+    codes = category.take(by_category)
+    place = np.arange(n)
+    first = np.zeros(n, np.int64)  # of each one's category, in the order of categories
+    np.multiply(place[1:], codes[1:] != codes[:-1], out=first[1:])
+    np.maximum.accumulate(first, out=first)
+    turn = np.empty(n, np.int16 if n < 1 << 15 else np.int64)
+    turn[by_category] = (place - first) // most
+    return np.argsort(turn, kind="stable")
 
 
 def _narrow(codes: NDArray[np.integer]) -> NDArray[np.integer]:

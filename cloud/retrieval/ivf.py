@@ -145,9 +145,10 @@ class IvfIndex(VectorIndex):
                 return self._rows.exact(query, k, mask, slots)
             nprobe = built.probes(query, k + len(slots), self._survivors(built.lists, mask))
             if nprobe is not None and nprobe < built.lists.nlist:
-                found, scores = built.lists.search(query, k, nprobe, self._bits(mask, slots))
+                bits = mask.bits if len(slots) or mask.count < len(self._rows) else None
+                found, scores = built.lists.search(query, k, nprobe, bits, slots)
                 if len(found) == k:
-                    return Found(self._rows.ids[found], scores)
+                    return Found(self._rows.ids.take(found), scores)
             return self._rows.exact(query, k, mask, slots)
 
     def rebuild(self, queries: NDArray[np.floating] | None = None) -> BuildReport:
@@ -222,13 +223,6 @@ class IvfIndex(VectorIndex):
         if kept is None or kept[0] is not lists or abs(kept[1] - mask.count) > self._config.counts_share * mask.count:
             mask.by_list = kept = lists, mask.count, lists.counts(mask.slots())
         return kept[2]
-
-    def _bits(self, mask: Mask, exclude: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-        if not len(exclude):
-            return mask.bits if mask.count < len(self._rows) else None
-        bits = mask.bits.copy()
-        np.bitwise_and.at(bits, exclude >> 3, ~(np.uint8(1) << (exclude & 7).astype(np.uint8)))
-        return bits
 
     def _copy(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Those of `slots` that hold a row, and their vectors; writes wait for a small part at a time."""

@@ -39,7 +39,7 @@ class Split:
     @classmethod
     def of(cls, folder: Path, published: Published, record: PublishedRecord) -> Split:
         """That of the published half in `folder`. Raises `PublishedError`."""
-        return cls(record.split_version, UserTower(folder, published), IdIndex(published.user_id))
+        return cls(record.split_version, UserTower(folder, published, record), IdIndex(published.user_id))
 
 
 class StoreAwayError(Exception):
@@ -143,5 +143,6 @@ class Splits:
     ) -> NDArray[np.float32]:
         """The vector [D] of a user whose past is `ids` [e] with `feedback` [e, F], oldest first. Raises `StoreAwayError`."""
         split = self._splits[version]
+        ids, feedback = ids[-split.tower.history_max :], feedback[-split.tower.history_max :]
         vectors, found = self.items(version, ids, deadline) if len(ids) else _NO_PAST  # which needs no store
         return split.tower(split.users.one(user_id), vectors, feedback, found)

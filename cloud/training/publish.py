@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 
 from cloud.data.rates import ItemStatistics
@@ -19,14 +19,14 @@ from cloud.models.towers import LowerHalf
 from cloud.ranking.published import Published, PublishedRecord
 from cloud.training.joint import DeviceModel
 
-__all__ = ["GATE_ROWS", "publish", "split_version"]
+__all__ = ["GATE_ROWS", "publish", "split_version", "to_onnx"]
 
 GATE_ROWS = 2000
 """Test rows that reduced precisions are gated on."""
 
 
 class _Scores(nn.Module):
-    """The ranker with probabilities for outputs."""
+    """The ranker with the published rows of items for inputs and probabilities for outputs."""
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
@@ -35,32 +35,31 @@ class _Scores(nn.Module):
     def forward(
         self,
         user_row: Float[Tensor, "b u"],
-        history_row: Float[Tensor, "b h i"],
+        history_row: Float16[Tensor, "b h i"],
         history_feedback: Float[Tensor, "b h f"],
-        history_mask: Float[Tensor, "b h"],
-        item_row: Float[Tensor, "b n e"],
+        item_row: Float16[Tensor, "b n q"],
         scene: Int[Tensor, "b s"],
         hour: Int[Tensor, "b s"],
     ) -> Float[Tensor, "b n k"]:
-        return torch.sigmoid(self.ranker(user_row, history_row, history_feedback, history_mask, item_row, scene, hour))
+        parts = torch.split(item_row.float(), self.ranker.part_widths, -1)
+        return torch.sigmoid(self.ranker.logits(user_row, history_row.float(), history_feedback, parts, scene, hour))
 
 
 class _UserTower(nn.Module):
-    """The user tower, which looks at the newest events only."""
+    """The user tower, over vectors as stores keep them."""
 
-    def __init__(self, lower: LowerHalf, history_max: int) -> None:
+    def __init__(self, lower: LowerHalf) -> None:
         super().__init__()
-        self.lower, self.history_max = lower, history_max
+        self.lower = lower
 
     def forward(
         self,
         tower_row: Float[Tensor, "b u"],
-        history_vector: Float[Tensor, "b h d"],
+        history_vector: Float16[Tensor, "b h d"],
         history_feedback: Float[Tensor, "b h f"],
-        history_mask: Float[Tensor, "b h"],
+        history_mask: Bool[Tensor, "b h"],
     ) -> Float[Tensor, "b d"]:
-        last = slice(-self.history_max, None)
-        return self.lower.users(tower_row, history_vector[:, last], history_feedback[:, last], history_mask[:, last])
+        return self.lower.users(tower_row, history_vector.float(), history_feedback, history_mask.float())
 
 
 def split_version(lower: nn.Module) -> str:
@@ -85,11 +84,12 @@ def publish(
     index, mask = inputs.window(users, inputs.start[users + 1], history_max)
     pad = history_max - index.shape[1]
     with torch.no_grad():
-        item_row, vector = (half(items, torch.from_numpy(now)) for half in (ranker.item_rows, lower.items))
+        rows, vector = (half(items, torch.from_numpy(now)) for half in (ranker.item_rows, lower.items))
         published = Published(
             item_id=samples.item_ids,
-            item_row=item_row.numpy(),
-            item_vector=vector.numpy().astype(np.float16),
+            item_row=_half(torch.cat(ranker.item_parts(rows), -1)),
+            item_identity=_half(rows[:, : ranker.identity_width]),
+            item_vector=_half(vector),
             item_float=np.where(samples.item_duration_s > 0, samples.item_duration_s * 1000, np.nan)[:, None].astype(
                 np.float32
             ),
@@ -106,8 +106,8 @@ def publish(
     record = PublishedRecord(
         split_version=split_version(lower),
         tasks=samples.config.tasks,
-        identity_width=ranker.identity_width,
         history_max=history_max,
+        tower_history_max=model.config.lower.history_max,
         scenes=ranker.scene.weight.shape[0],
         float_names=("duration_ms",),
         category_names=("category", "author"),
@@ -116,28 +116,40 @@ def publish(
     )
     out.mkdir(parents=True, exist_ok=True)
     h, n, feedback = 7, min(5, len(items)), torch.zeros(1, 7, inputs.feedback.shape[1])
-    rows = (torch.as_tensor(published.user_row[:1]), torch.zeros(1, h, ranker.identity_width), feedback, torch.ones(1, h))
     codes = torch.zeros(1, 1, dtype=torch.long)
-    _to_onnx(
-        _Scores(ranker),
-        {
-            **dict(zip(("user_row", "history_row", "history_feedback", "history_mask"), rows, strict=True)),
-            "item_row": item_row[:n][None],
-            "scene": codes,
-            "hour": codes.clone(),  # one tensor for both would become one input
-        },
-        "pxtr",
-        out / "ranker.onnx",
-    )
-    tower = {"tower_row": torch.as_tensor(published.tower_row[:1]), "history_vector": torch.zeros(1, h, vector.shape[1])}
-    history = {"history_feedback": feedback, "history_mask": torch.ones(1, h)}
-    _to_onnx(_UserTower(lower, model.config.lower.history_max), tower | history, "user_vector", out / "user_tower.onnx")
+    rows = {
+        "user_row": torch.as_tensor(published.user_row[:1]),
+        "history_row": torch.zeros(1, h, ranker.identity_width, dtype=torch.half),
+        "history_feedback": feedback,
+        "item_row": torch.as_tensor(published.item_row[None, :n]),
+        "scene": codes,
+        "hour": codes.clone(),  # one tensor for both would become one input
+    }
+    to_onnx(_Scores(ranker), rows, "pxtr", out / "ranker.onnx")
+    tower = {
+        "tower_row": torch.as_tensor(published.tower_row[:1]),
+        "history_vector": torch.zeros(1, h, vector.shape[1], dtype=torch.half),
+        "history_feedback": feedback,
+        "history_mask": torch.ones(1, h, dtype=torch.bool),
+    }
+    to_onnx(_UserTower(lower), tower, "user_vector", out / "user_tower.onnx")
     _gate_rows(model, test, out / "gate.npz")
     published.save(out, record)
     return record.split_version
 
 
-def _to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
+def _half(x: Float[Tensor, "*b"]) -> np.ndarray:
+    """In fp16. Raises `ValueError` for what is beyond it, which would be infinite."""
+    half = x.numpy().astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError(f"expected rows of items within the range of fp16, got up to {float(x.abs().max()):g}")
+    return half
+
+
+def to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
+    """`model` as a graph from `inputs` by name, examples of them, to `output`. Histories and candidates, on axis 1, are of any
+    number.
+    """
     history, candidates = torch.export.Dim("history", min=1), torch.export.Dim("candidates", min=1)
     shapes = {
         name: {1: history} if name.startswith("history") else {1: candidates} if name == "item_row" else None for name in inputs

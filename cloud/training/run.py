@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "RunError", "RunRecord", "write_atomically"]
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+"""1 had whole rows of items and another order of columns in the ranker."""
 
 
 class RunError(ValueError):
@@ -86,7 +87,7 @@ class Run:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunError(f"Expected a run record, got: {error} - at {path}") from error
         if record.format != RUN_FORMAT:
-            raise RunError(f"Expected run format {RUN_FORMAT}, got {record.format} - at {path}")
+            raise RunError(f"Expected run format {RUN_FORMAT}, got {record.format}: train it anew - at {path}")
         return cls(folder, record)
 
     @property

@@ -19,20 +19,20 @@ from device.contract import FeatureSpec, FloatFeature
 TASKS = ("long_view", "like")
 SPLIT_VERSION = "5m4ll"
 F = len(HISTORY_FEEDBACK)
+TOWER_HISTORY_MAX = 4
 UPLOAD_MS = 1_690_000_000_000
 """When the first item was uploaded; each other one an hour after the one before it."""
 
 _RANKER = """
 <ir_version: 9, opset_import: ["": 18]>
-ranker (float[1, U] user_row, float[1, H, E] history_row, float[1, H, F] history_feedback, float[1, H] history_mask,
-        float[1, N, I] item_row, int64[1, 1] scene, int64[1, 1] hour) => (float[1, N, K] pxtr) {
-  mask = Unsqueeze (history_mask, two)
-  masked_rows = Mul (history_row, mask)
-  rows = ReduceSum <keepdims = 1> (masked_rows, one)
-  masked_feedback = Mul (history_feedback, mask)
-  feedback = ReduceSum <keepdims = 1> (masked_feedback, one)
+ranker (float[1, U] user_row, float16[1, H, E] history_row, float[1, H, F] history_feedback,
+        float16[1, N, I] item_row, int64[1, 1] scene, int64[1, 1] hour) => (float[1, N, K] pxtr) {
+  rows_of_past = Cast <to = 1> (history_row)
+  rows = ReduceSum <keepdims = 1> (rows_of_past, one)
+  feedback = ReduceSum <keepdims = 1> (history_feedback, one)
   user = Unsqueeze (user_row, one)
-  of_item = MatMul (item_row, w_item)
+  rows_of_items = Cast <to = 1> (item_row)
+  of_item = MatMul (rows_of_items, w_item)
   of_user = MatMul (user, w_user)
   of_rows = MatMul (rows, w_row)
   of_feedback = MatMul (feedback, w_feedback)
@@ -45,10 +45,12 @@ ranker (float[1, U] user_row, float[1, H, E] history_row, float[1, H, F] history
 
 _TOWER = """
 <ir_version: 9, opset_import: ["": 18]>
-tower (float[1, T] tower_row, float[1, H, D] history_vector, float[1, H, F] history_feedback, float[1, H] history_mask)
+tower (float[1, T] tower_row, float16[1, H, D] history_vector, float[1, H, F] history_feedback, bool[1, H] history_mask)
       => (float[1, D] user_vector) {
-  mask = Unsqueeze (history_mask, two)
-  masked_vectors = Mul (history_vector, mask)
+  known = Cast <to = 1> (history_mask)
+  mask = Unsqueeze (known, two)
+  vectors_of_past = Cast <to = 1> (history_vector)
+  masked_vectors = Mul (vectors_of_past, mask)
   vectors = ReduceSum <keepdims = 0> (masked_vectors, one)
   masked_feedback = Mul (history_feedback, mask)
   feedback = ReduceSum <keepdims = 0> (masked_feedback, one)
@@ -75,8 +77,8 @@ class SmallRun:
     ) -> NDArray[np.float32]:
         """What the ranker graph answers, in numpy."""
         w, p = self.ranker_weights, self.published
-        logit = p.item_row[items] @ w["w_item"] + p.user_row[user] @ w["w_user"]
-        logit = logit + p.item_row[history.item, : self.record.identity_width].sum(0) @ w["w_row"]
+        logit = p.item_row[items].astype(np.float32) @ w["w_item"] + p.user_row[user] @ w["w_user"]
+        logit = logit + p.item_identity[history.item].astype(np.float32).sum(0) @ w["w_row"]
         logit = logit + history.feedback.sum(0) @ w["w_feedback"] + w["w_scene"][scene_code] + w["w_hour"][hour_code]
         pxtr: NDArray[np.float32] = 1 / (1 + np.exp(-logit))
         return pxtr
@@ -84,8 +86,10 @@ class SmallRun:
     def expected_vector(self, user: int, history: History) -> NDArray[np.float32]:
         """What the user tower answers, in numpy."""
         w, p = self.tower_weights, self.published
-        vectors = p.item_vector[history.item].astype(np.float32).sum(0)
-        vector: NDArray[np.float32] = vectors + p.tower_row[user] @ w["w_user"] + history.feedback.sum(0) @ w["w_feedback"]
+        latest = slice(-TOWER_HISTORY_MAX, None)
+        vectors = p.item_vector[history.item[latest]].astype(np.float32).sum(0)
+        feedback = history.feedback[latest].sum(0)
+        vector: NDArray[np.float32] = vectors + p.tower_row[user] @ w["w_user"] + feedback @ w["w_feedback"]
         return vector
 
     def save(self) -> None:
@@ -142,7 +146,8 @@ def small_run(
     feedback = (rng.random((users + 1, history_max, F)) < 0.5).astype(np.float32) * (history > 0)[..., None]
     published = Published(
         item_id=np.concatenate([unknown, 1000 + 3 * np.arange(items)]),
-        item_row=draw(items + 1, width),
+        item_row=draw(items + 1, width).astype(np.float16),
+        item_identity=draw(items + 1, identity).astype(np.float16),
         item_vector=draw(items + 1, d).astype(np.float16),
         item_float=item_float,
         item_category=rng.integers(0, 9, (items + 1, 2)).astype(np.int32),
@@ -158,8 +163,8 @@ def small_run(
     record = PublishedRecord(
         split_version=split_version,
         tasks=TASKS,
-        identity_width=identity,
         history_max=history_max,
+        tower_history_max=TOWER_HISTORY_MAX,
         scenes=scenes,
         float_names=("duration_ms", "age_days"),
         category_names=("category", "author"),

@@ -295,14 +295,20 @@ def _same_scores(
     assert (scene == scene[0, 0]).all()
     assert (hour == hour[0, 0]).all()
     with torch.no_grad():
-        rows = ranker.item_rows(item, statistics[item])
-        expected = torch.sigmoid(ranker(user, past, feedback, mask, rows, scene[:, :1].expand(1, n), hour[:, :1].expand(1, n)))
+        parts = [_half(part) for part in ranker.item_parts(ranker.item_rows(item, statistics[item]))]
+        moment = scene[:, :1].expand(1, n), hour[:, :1].expand(1, n)
+        expected = torch.sigmoid(ranker.logits(user, _half(past), feedback, parts, *moment, mask))
         window, known = inputs.window(inputs.list_user[number], inputs.list_event[number], model.config.lower.history_max)
         vectors = model.lower.items(inputs.item[window], statistics[inputs.item[window]])
         user_vector = model.lower.users(model.lower.user(inputs.list_user[number]), vectors, inputs.feedback[window], known)
     np.testing.assert_allclose(arrays.floats[:, : len(WORLD_TASKS)], expected[0].numpy(), atol=1e-5)
     assert arrays.user_vector is not None
     np.testing.assert_allclose(arrays.user_vector, user_vector[0].numpy(), atol=4e-3)
+
+
+def _half(x: torch.Tensor) -> torch.Tensor:
+    """As rows of items are published."""
+    return x.half().float()
 
 
 def test_a_log_without_the_label_calls_a_view_effective_as_serving_does(log: ImpressionLog, samples: Samples) -> None:

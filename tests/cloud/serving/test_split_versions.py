@@ -17,7 +17,7 @@ from device.codec import check_page, read_page
 from device.contract import FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import Live, live, piped, request, until
-from tests.cloud.small_published import SPLIT_VERSION, SmallRun, small_run
+from tests.cloud.small_published import SPLIT_VERSION, TOWER_HISTORY_MAX, SmallRun, small_run
 from tests.valkey import ValkeyServer, valkey_server
 
 OLD = "0ld"
@@ -42,12 +42,13 @@ class Site:
         """The user's vector, of the served run's knowledge of the user's past, in numpy."""
         states = UserStates(self.new.published, self.new.record)
         states.apply(events)
-        history, run = states(user).history, self.new if version == SPLIT_VERSION else self.old
-        at = _positions(run, self.new.published.item_id[history.item])
+        latest, run = slice(-TOWER_HISTORY_MAX, None), self.new if version == SPLIT_VERSION else self.old
+        item, feedback = (column[latest] for column in states(user).history)
+        at = _positions(run, self.new.published.item_id[item])
         known = at > 0
         users = run.published.user_id
         place = int(np.flatnonzero(users == user)[0]) if user in users else 0
-        return run.expected_vector(place, History(at[known], history.feedback[known]))
+        return run.expected_vector(place, History(at[known], feedback[known]))
 
 
 def _positions(run: SmallRun, ids: np.ndarray) -> np.ndarray:
