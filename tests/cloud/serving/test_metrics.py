@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,15 @@ for line in sys.stdin:
     text = metrics.text()[0].decode()
     print(len(text.splitlines()), flush=True)
     print(text, end="", flush=True)
+"""
+
+
+_SUPERVISOR = """
+import sys
+from cloud.serving.shared_metrics import shared_metrics
+with shared_metrics() as shared:
+    print(shared.environment(0)["PROMETHEUS_MULTIPROC_DIR"], flush=True)
+    sys.stdin.read()
 """
 
 
@@ -164,6 +175,58 @@ def test_the_folder_does_not_grow_with_restarts_and_is_gone_at_the_end() -> None
         assert [requests for requests, _ in counts] == [1, 2]
         assert counts[0][1] == counts[1][1] > 0
     assert not folder.exists()
+
+
+@contextmanager
+def supervised(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A supervisor in a process of its own, and its folder in the temporary one."""
+    command, pipe = [sys.executable, "-c", _SUPERVISOR], subprocess.PIPE
+    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)}, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        assert folder.parent == temporary
+        try:
+            yield process, folder
+        finally:
+            process.kill()
+
+
+def test_a_folder_that_a_killed_supervisor_left_goes_when_the_next_one_starts_and_its_workers_are_gone(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("pocketrank-kept", "kept.metrics", "pocketrank-link.metrics")]
+    for other in others[:2]:
+        other.mkdir()
+        (other / "counter_0.db").touch()
+    others[2].symlink_to(others[0])
+    with supervised(tmp_path) as (living, kept):
+        with supervised(tmp_path) as (killed, left):
+            worker = Worker(SharedMetrics(str(left)), 0)
+            assert worker("count 1")["requests_total POST /v1/page 200"] == 1
+            killed.kill()
+            killed.wait()
+        with supervised(tmp_path):
+            assert worker("count 2")["requests_total POST /v1/page 200"] == 3, "it may go on until it ends"
+            worker.kill()
+        assert kept.exists()
+        assert left.exists()
+        with supervised(tmp_path) as (ended, third):
+            assert not left.exists()
+            ended.communicate()
+            assert not third.exists()
+        assert living.poll() is None
+        living.communicate()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    assert all((other / "counter_0.db").exists() for other in others)
+
+
+def test_supervisors_that_start_at_once_leave_one_anothers_folders(tmp_path: Path) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        made = [*pool.map(lambda _: [stack.enter_context(shared_metrics()) for _ in range(25)], range(4))]
+        folders = {one.environment(0)["PROMETHEUS_MULTIPROC_DIR"] for some in made for one in some}
+        assert len(folders) == 100
+        assert {str(path) for path in tmp_path.iterdir()} == folders
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,26 @@ def test_vectors_are_put_in_place_once(run: SmallRun) -> None:
     store.close()
     fill_stores(Run.open(run.folder), ServingConfig())
     assert rows(run) == 61
+
+
+def test_a_table_that_is_removed_by_hand_is_missed_by_no_other_and_put_anew_at_the_next_start(run: SmallRun) -> None:
+    vectors, ids = run.folder / "vectors", np.asarray(run.published.item_id)
+    fill_stores(Run.open(run.folder), ServingConfig())
+    old = MappedStore(vectors)
+    old.create("0ld", 8)
+    old.close()
+    serving = MappedStore(vectors)
+    assert set(serving.versions()) == {"0ld", SPLIT_VERSION}
+    shutil.rmtree(vectors / "v-0ld")
+    assert rows(run) == 61
+    shutil.rmtree(vectors / f"v-{SPLIT_VERSION}")
+    assert serving.get(SPLIT_VERSION, ids).found.all(), "whoever has it open keeps it"
+    fill_stores(Run.open(run.folder), ServingConfig())
+    assert rows(run) == 61
+    later = MappedStore(vectors)
+    assert set(later.versions()) == {SPLIT_VERSION}
+    later.close()
+    serving.close()
 
 
 def test_a_server_waits_for_another_one_that_fills_the_same_files(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
