@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from time import perf_counter
 
 from cloud.pipeline.candidates import CandidateSet
@@ -41,7 +40,7 @@ class Rank(Stage):
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`."""
         if not len(candidates):
-            return replace(candidates, pxtr=self._ranker.nothing)
+            return CandidateSet(candidates.item, self._ranker.nothing)
         left = query.deadline.left() - self.config.reserve_ms / 1e3
         affordable = len(candidates) if self.seconds_each == 0 else int(left / self.seconds_each)
         if left <= 0 or affordable < min(self.config.candidates_min, len(candidates)):
@@ -53,4 +52,4 @@ class Rank(Stage):
         pxtr = self._ranker.pxtr(query.user, query.history, candidates.item, scene=query.request.scene, hour=query.hour)
         took = (perf_counter() - started) / len(candidates)
         self.seconds_each += (took - self.seconds_each) * (_FORGET if self.seconds_each else 1.0)
-        return replace(candidates, pxtr=pxtr)
+        return CandidateSet(candidates.item, pxtr)

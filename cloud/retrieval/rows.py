@@ -116,6 +116,8 @@ class Rows:
 
     def slots_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Slots [n] of `ids` [n]; -1 for those that are not there."""
+        if len(ids) and not self._sparse and ids.view(np.uint64).max() < len(self._dense):  # as a server's positions are
+            return self._dense.take(ids).astype(np.int64)
         slots = np.full(len(ids), -1, np.int64)
         dense = (ids >= 0) & (ids < len(self._dense))
         slots[dense] = self._dense[ids[dense]]

@@ -54,6 +54,7 @@ class _Sent(NamedTuple):
     age: bool
     float_names: tuple[str, ...]
     categories: list[int]
+    all_categories: bool
     category_names: tuple[str, ...]
 
 
@@ -155,9 +156,7 @@ class PageMaker:
             candidates=Candidates(
                 item_id=to_block(ids, "i8"),
                 floats=Columns(names=sent.float_names, values=to_block(self._floats(request, candidates), "f4")),
-                categories=Columns(
-                    names=sent.category_names, values=to_block(catalogue.categories.take(items, 0)[:, sent.categories], "i4")
-                ),
+                categories=Columns(names=sent.category_names, values=to_block(self._categories(items), "i4")),
                 vector=vectors,
             ),
             compute_price=self._price(),
@@ -181,6 +180,10 @@ class PageMaker:
             floats[:, -1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
         return floats
 
+    def _categories(self, items: NDArray[np.int64]) -> NDArray[np.int32]:
+        categories = self._catalogue.categories.take(items, 0)
+        return categories if self._sent.all_categories else categories[:, self._sent.categories]
+
     def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:
         """Vectors [n, D] of the asked version; an item that it does not know has its vector of an unknown item."""
         version = query.request.split_version
@@ -188,7 +191,7 @@ class PageMaker:
         deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
         try:
             vectors, found = self._splits.items(version, ids, deadline)
-            if not found.all():
+            if np.count_nonzero(found) < len(ids):
                 unknown = self._splits.items(version, np.array([_UNKNOWN]), deadline)
                 vectors = np.where(found[:, None], vectors, unknown.vectors)
         except StoreAwayError:
@@ -232,5 +235,15 @@ def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
     tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
     age = "age" not in record.float_names and (features is None or "age" in features)
     names = *(pxtr[i] for i in tasks), *(record.float_names[i] for i in floats), *(("age",) if age else ())
-    every = len(tasks) == len(pxtr), len(floats) == len(record.float_names)
-    return _Sent(tasks, every[0], floats, every[1], age, names, categories, tuple(record.category_names[i] for i in categories))
+    category_names = tuple(record.category_names[i] for i in categories)
+    return _Sent(
+        tasks,
+        len(tasks) == len(pxtr),
+        floats,
+        len(floats) == len(record.float_names),
+        age,
+        names,
+        categories,
+        category_names == record.category_names,
+        category_names,
+    )
