@@ -10,13 +10,15 @@ vectors of 64. The tables are drawn at random and the models' weights are random
                                      server's process a request, measured by the kernel
     page.with_feedback               the same with 10 events in each request, which are on disk before the page goes out, as
                                      devices send them; ratio_to_model as below
-    model_ms                         CPU time of a run of the ranking model alone: plain onnxruntime, one thread, the server's
-                                     core, hot, in the same rounds (model_p50_ms: wall time)
-    ratio_to_model                   (page.cpu_ms - model_ms) / model_ms: all other CPU time of a request by the model's
-    peers.NAME.{rps,p50_ms,p99_ms}   the same ranking model and the same page's content behind fastapi_plain (a decorated
-                                     route, pydantic models), fastapi_msgpack (a raw body, in the event loop), mosec, litserve.
-                                     They do less: their 500 candidates are given, no vector of a user is computed, nothing is
-                                     excluded (`ranked`)
+    model_ms                         CPU time of a run of the ranking model alone, whole: plain onnxruntime, one thread, the
+                                     server's core, hot, in the same rounds (model_p50_ms: wall time)
+    model_served_ms                  the same of the graph that the product runs, whose part of an item is computed beforehand
+    ratio_to_model                   (page.cpu_ms - model_ms) / model_ms: all other CPU time of a request by the model's;
+                                     ratio_to_model_served: by the served graph's
+    peers.NAME.{rps,p50_ms,p99_ms}   the same page, made by hand of faiss, the whole ranking model in onnxruntime and numpy
+                                     (`by_hand`), behind fastapi_plain (a decorated route, pydantic models), fastapi_msgpack
+                                     (a raw body, in the event loop), mosec, litserve. They look at no version, filter or
+                                     deadline, follow no feedback, and count and log nothing
     peers_ours, peers_best           the product in the same rounds, and the peer with the most requests a second
     peers_ratio                      requests a second of the product by those of that peer; peers_cpu_ratio: by CPU time, that
                                      of the peer with the least by the product's

@@ -156,10 +156,12 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
         console.print(table)
     said = []
     if "page" in report:
-        feedback = report["page"]["with_feedback"]
+        feedback = report["page"]["with_feedback"]["ratio_to_model"]
+        ratio, served = report["ratio_to_model"], report["ratio_to_model_served"]
         said += [
-            f"The ranking model alone takes {report['model_ms']:.2f} ms; all other CPU time of a page is",
-            f"{report['ratio_to_model']:.2f} of that, with {feedback['events']} events in it {feedback['ratio_to_model']:.2f}.",
+            f"The ranking model alone takes {report['model_ms']:.2f} ms, as it is served {report['model_served_ms']:.2f}; all",
+            f"other CPU time of a page is {ratio:.2f} of the one and {served:.2f} of the other;",
+            f"with events in it {feedback:.2f} of the one.",
         ]
     if "peers" in report:
         said.append(f"{report['peers_ratio']:.2f} times the pages of the best peer, {report['peers_best']}.")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from benchmarks.serving.model import Model
-from benchmarks.serving.ranked import page_of
+from benchmarks.serving.by_hand import ByHand
 from cloud.serving.server import listen, run_server
 from cloud.serving.wire import MSGPACK
 from device.codec import to_msgpack
@@ -18,11 +17,11 @@ __all__ = ["serve_constant"]
 
 def serve_constant(run: Path, port: int, *, ours: bool) -> None:
     """Serve the page of one user to everybody."""
-    model = Model(run / "published")
+    pages = ByHand(run / "published")
     request = PageRequest(
-        request_id="r", user_id=0, session_id="s", now_ms=0, size=30, split_version=model.record.split_version
+        request_id="r", user_id=0, session_id="s", now_ms=0, size=30, split_version=pages.record.split_version
     )
-    page = page_of(model, request)
+    page = pages.page(request)
     app: ASGIApp
     if ours:
         from benchmarks.serving.stack import page_app  # the whole product, which a bare server has no use for

@@ -1,6 +1,5 @@
-"""The ranking model alone: the whole graph (`benchmarks.serving.whole`) in onnxruntime on one thread, over rows looked up.
-
-The peers rank with it, and it times what the model itself takes. Nothing is folded, kept or bound: it is run as anybody would.
+"""The ranking model alone, in onnxruntime on one thread: whole, as the peers rank with it (`benchmarks.serving.whole`), or as
+it is served. Nothing is kept or bound: it is run as anybody would.
 """
 
 from __future__ import annotations
@@ -21,31 +20,26 @@ __all__ = ["CANDIDATES", "Model", "ModelTimer"]
 
 CANDIDATES = 500
 """Candidates that are ranked for a page."""
-_LISTS = 64
 _HOUR_CODE, _SCENE_CODE = 13, 1
 
 
 class Model:
-    """The ranker over the tables in `folder`, and for each user the same `CANDIDATES` every time."""
+    """The ranker over the tables in `folder`: the whole one, or the one that the product serves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, whole: bool = True) -> None:
         mapped, self.record = Published.open(folder)
         # plain arrays over the mapped bytes, which are quicker to take rows of
-        self.published = Published(**{f.name: np.asarray(getattr(mapped, f.name)) for f in fields(mapped)})
-        self._item_row = np.asarray(np.load(folder / WHOLE_ROWS, mmap_mode="r"))
-        self._identity_width = self.published.item_identity.shape[1]
+        self.published = p = Published(**{f.name: np.asarray(getattr(mapped, f.name)) for f in fields(mapped)})
+        self._whole, self._item_row, self._identity = whole, p.item_row, p.item_identity
+        if whole:
+            self._item_row = np.asarray(np.load(folder / WHOLE_ROWS, mmap_mode="r"))
+            self._identity = self._item_row[:, : p.item_identity.shape[1]]
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = ort.InferenceSession(str(folder / WHOLE_GRAPH), options, providers=["CPUExecutionProvider"])
-        items = len(self.published.item_id) - 1
-        rng = np.random.default_rng(0)
-        self._lists = [1 + rng.choice(items, min(CANDIDATES, items), replace=False) for _ in range(_LISTS)]
-        self._mask = np.ones((1, self.published.history_item.shape[1]), np.float32)
+        graph = folder / (WHOLE_GRAPH if whole else "ranker.onnx")
+        self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self._mask = np.ones((1, p.history_item.shape[1]), np.float32)
         self._scene, self._hour = np.full((1, 1), _SCENE_CODE), np.full((1, 1), _HOUR_CODE)
-
-    def candidates(self, user: int) -> NDArray[np.int64]:
-        """Positions of what is ranked for the user at a position."""
-        return self._lists[user % _LISTS]
 
     def user(self, user_id: int) -> int:
         """Position of a known user."""
@@ -54,33 +48,30 @@ class Model:
     def inputs(self, user: int, items: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The rows of a user, of the whole past and of the items."""
         p = self.published
-        return {
+        inputs = {
             "user_row": p.user_row[user][None],
-            "history_row": self._item_row[p.history_item[user], : self._identity_width][None],
+            "history_row": self._identity[p.history_item[user]][None],
             "history_feedback": p.history_feedback[user][None],
-            "history_mask": self._mask,
             "item_row": self._item_row[items][None],
             "scene": self._scene,
             "hour": self._hour,
         }
+        return inputs | {"history_mask": self._mask} if self._whole else inputs
 
     def run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Probabilities [n, tasks]."""
         pxtr: NDArray[np.float32] = self._session.run(["pxtr"], inputs)[0][0]
         return pxtr
 
-    def __call__(self, user: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The candidates of a user and their probabilities."""
-        items = self.candidates(user)
-        return items, self.run(self.inputs(user, items))
-
 
 class ModelTimer:
-    """Times the model's runs in this thread, hot: inputs looked up before, of so many users in turn."""
+    """Times the model's runs in this thread, hot: inputs looked up before, of so many users in turn, with items at random."""
 
-    def __init__(self, model: Model, users: int = _LISTS) -> None:
+    def __init__(self, model: Model, users: int = 64) -> None:
         self._model = model
-        self._inputs = [model.inputs(user, model.candidates(user)) for user in range(1, 1 + users)]
+        items, rng = len(model.published.item_id) - 1, np.random.default_rng(0)
+        lists = [1 + rng.choice(items, min(CANDIDATES, items), replace=False) for _ in range(users)]
+        self._inputs = [model.inputs(user, drawn) for user, drawn in enumerate(lists, 1)]
         self.runs: list[float] = []
         self.means: list[float] = []
 

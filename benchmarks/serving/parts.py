@@ -31,8 +31,8 @@ Tell = Callable[[float], None]
 
 
 def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
-    """`page`, `model_ms` and `ratio_to_model`."""
-    timer = ModelTimer(Model(run.published))
+    """`page`, `model_ms` and `ratio_to_model`, and those of the model as it is served."""
+    timer, served = (ModelTimer(Model(run.published, whole=whole)) for whole in (True, False))
     with ExitStack() as stack:
         asking, host = _asking(run), _host(bench, stack, "ours", run)
         page = _subject(bench, asking, host)
@@ -41,6 +41,7 @@ def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
         def time_model(seconds: float) -> None:
             with on_core(bench.cores.server):
                 timer.round(seconds / 2)
+                served.round(seconds / 2)
 
         bench.measure({"page": page, "with_feedback": with_feedback}, tell, time_model)
     feedback = with_feedback.report()
@@ -50,6 +51,8 @@ def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
         "model_ms": timer.ms,
         "model_p50_ms": timer.p50_ms,
         "ratio_to_model": page.report()["cpu_ms"] / timer.ms - 1,
+        "model_served_ms": served.ms,
+        "ratio_to_model_served": page.report()["cpu_ms"] / served.ms - 1,
     }
 
 

@@ -13,8 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from benchmarks.serving.model import Model
-from benchmarks.serving.ranked import columns_of, page_of
+from benchmarks.serving.by_hand import ByHand
 from device.codec import from_msgpack, to_msgpack
 from device.contract import PageRequest
 
@@ -28,6 +27,7 @@ class Asked(BaseModel):
     user_id: int
     now_ms: int
     size: int
+    exclude: list[int]
 
 
 class Answered(BaseModel):
@@ -50,18 +50,18 @@ class Answered(BaseModel):
 
 def serve_fastapi(run: Path, port: int, *, msgpack: bool) -> None:
     """Serve pages until SIGTERM, with uvicorn's fastest loop and parser, which it takes by itself."""
-    model, app = Model(run / "published"), FastAPI()
+    pages, app = ByHand(run / "published"), FastAPI()
     if msgpack:
 
         @app.post("/page")
         async def page_msgpack(request: Request) -> Response:
             asked = from_msgpack(await request.body(), PageRequest)
-            return Response(to_msgpack(page_of(model, asked)), media_type="application/msgpack")
+            return Response(to_msgpack(pages.page(asked)), media_type="application/msgpack")
 
     else:
 
         @app.post("/page")
         def page(asked: Asked) -> Answered:
-            return Answered(**columns_of(model, asked.request_id, asked.user_id, asked.now_ms, asked.size))
+            return Answered(**pages.columns(asked.request_id, asked.user_id, asked.exclude, asked.now_ms, asked.size))
 
     uvicorn.run(app, host="127.0.0.1", port=port, access_log=False, log_level="warning")

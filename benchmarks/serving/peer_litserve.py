@@ -13,8 +13,7 @@ import litserve  # type: ignore[import-untyped]
 import msgspec
 from fastapi import Response
 
-from benchmarks.serving.model import Model
-from benchmarks.serving.ranked import page_of
+from benchmarks.serving.by_hand import ByHand
 from device.codec import to_msgpack
 from device.contract import Page, PageRequest
 
@@ -22,7 +21,7 @@ __all__ = ["PageApi", "serve_litserve"]
 
 
 class PageApi(litserve.LitAPI):  # type: ignore[misc]
-    """Ranks in a process of its own."""
+    """Makes pages in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -30,7 +29,7 @@ class PageApi(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         """In the worker."""
-        self._model = Model(self._folder)
+        self._pages = ByHand(self._folder)
 
     # LitServe makes routes from annotations; without them, as in its documentation, it takes any JSON and gives any response.
     def decode_request(self, request):  # type: ignore[no-untyped-def]
@@ -39,7 +38,7 @@ class PageApi(litserve.LitAPI):  # type: ignore[misc]
 
     def predict(self, asked: PageRequest) -> Page:
         """The page."""
-        return page_of(self._model, asked)
+        return self._pages.page(asked)
 
     def encode_response(self, output):  # type: ignore[no-untyped-def]
         """A page as a body."""

@@ -12,8 +12,7 @@ from typing import Any
 
 from mosec import Server, Worker
 
-from benchmarks.serving.model import Model
-from benchmarks.serving.ranked import page_of
+from benchmarks.serving.by_hand import ByHand
 from device.codec import from_msgpack, to_msgpack
 from device.contract import Page, PageRequest
 
@@ -23,13 +22,13 @@ _RUN = "POCKETRANK_BENCHMARK_RUN"
 
 
 class PageWorker(Worker):
-    """Ranks in a process of its own."""
+    """Makes pages in a process of its own."""
 
     resp_mime_type = "application/msgpack"
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._model = Model(Path(os.environ[_RUN]) / "published")
+        self._pages = ByHand(Path(os.environ[_RUN]) / "published")
 
     def deserialize(self, data: bytes) -> PageRequest:
         """A request from its body."""
@@ -37,7 +36,7 @@ class PageWorker(Worker):
 
     def forward(self, data: PageRequest) -> Page:
         """The page."""
-        return page_of(self._model, data)
+        return self._pages.page(data)
 
     def serialize(self, data: Any) -> bytes:
         """A page as a body."""

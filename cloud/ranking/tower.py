@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class UserTower:
         """
         if not len(vectors):
             vectors, feedback, known = self._no_vector, self._no_feedback, np.zeros(1, np.bool_)
-        inputs = {
+        inputs: dict[str, NDArray[Any]] = {
             "tower_row": self._row[user : user + 1],
             "history_vector": vectors[None],
             "history_feedback": feedback[None],

@@ -41,7 +41,7 @@ class _Scores(nn.Module):
         scene: Int[Tensor, "b s"],
         hour: Int[Tensor, "b s"],
     ) -> Float[Tensor, "b n k"]:
-        parts = torch.split(item_row.float(), self.ranker.part_widths, -1)
+        parts = [part.float() for part in torch.split(item_row, self.ranker.part_widths, -1)]
         return torch.sigmoid(self.ranker.logits(user_row, history_row.float(), history_feedback, parts, scene, hour))
 
 
@@ -84,11 +84,11 @@ def publish(
     index, mask = inputs.window(users, inputs.start[users + 1], history_max)
     pad = history_max - index.shape[1]
     with torch.no_grad():
-        rows, vector = (half(items, torch.from_numpy(now)) for half in (ranker.item_rows, lower.items))
+        item_rows, vector = (half(items, torch.from_numpy(now)) for half in (ranker.item_rows, lower.items))
         published = Published(
             item_id=samples.item_ids,
-            item_row=_half(torch.cat(ranker.item_parts(rows), -1)),
-            item_identity=_half(rows[:, : ranker.identity_width]),
+            item_row=_half(torch.cat(ranker.item_parts(item_rows), -1)),
+            item_identity=_half(item_rows[:, : ranker.identity_width]),
             item_vector=_half(vector),
             item_float=np.where(samples.item_duration_s > 0, samples.item_duration_s * 1000, np.nan)[:, None].astype(
                 np.float32

@@ -11,18 +11,19 @@ from rich.console import Console
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.__main__ import main, measure_serving, print_report
 from benchmarks.serving.asked import Asking
+from benchmarks.serving.by_hand import ByHand
 from benchmarks.serving.host import cores, hosted
 from benchmarks.serving.load import Load, LoadOrder
 from benchmarks.serving.model import Model
 from benchmarks.serving.parts import PEERS
 from benchmarks.serving.published import WorldSize, publish_small, publish_world
-from benchmarks.serving.ranked import columns_of, page_of
 from benchmarks.serving.rounds import Extent
+from cloud.pipeline.config import PipelineConfig
 from cloud.ranking.published import Published
-from cloud.ranking.ranker import History, OnnxRanker
 from cloud.ranking.tower import UserTower
 from cloud.training.run import Run
-from device.codec import from_block
+from device.codec import read_page
+from tests.cloud.serving.pages import pages
 from tests.shared import made_once
 
 SIZE = WorldSize(1_200, users=50, items_per_cluster=100)
@@ -50,7 +51,9 @@ def report(small: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 def _numbers(report: Any) -> Iterator[float]:
     if isinstance(report, dict):
         # two noisy times, so that their difference may be on either side
-        report = [value for name, value in report.items() if name not in ("ratio_to_model", "bytes_per_item")]
+        report = [
+            value for name, value in report.items() if name not in ("ratio_to_model", "ratio_to_model_served", "bytes_per_item")
+        ]
     if isinstance(report, list):
         for value in report:
             yield from _numbers(value)
@@ -113,23 +116,34 @@ def test_a_world_has_the_sizes_asked_for_and_queries_that_meet_their_kind(run: R
     assert np.mean(liked) > np.mean(others) + 5 * np.std(others)
 
 
-def test_peers_rank_what_the_product_ranks(run: Run) -> None:
-    """With the product's own ranker on the same candidates, the same page."""
-    published, record = Published.open(run.published)
-    model = Model(run.published)
-    request = Asking(published, record).requests(1, feedback=False)[0]
-    user = model.user(request.user_id)
-    history = History(published.history_item[user].astype(np.int64), np.asarray(published.history_feedback[user]))
-    items = model.candidates(user)
-    pxtr = OnnxRanker(run.published, published, record).pxtr(user, history, items, scene=0, hour=12)
-    np.testing.assert_allclose(model(user)[1], pxtr, atol=1e-4)  # the product's rows are fp16
-    best = items[np.argsort(-pxtr.sum(1), kind="stable")][:30]
-    page = page_of(model, request)
-    assert from_block(page.candidates.item_id).tolist() == published.item_id[best].tolist()
-    columns = columns_of(model, "r", request.user_id, 0, 30)
-    assert columns["item_id"] == published.item_id[best].tolist()
-    assert page.candidates.vector is not None
-    np.testing.assert_array_equal(columns["vector"], from_block(page.candidates.vector).reshape(30, 64))
+def test_peers_make_the_page_that_the_product_makes(run: Run, tmp_path: Path) -> None:
+    """With the whole model and lists of their own, which miss some other items of the nearest."""
+    by_hand, asking = ByHand(run.published), Asking(*Published.open(run.published))
+    with pages(run.folder, tmp_path / "feedback.db", PipelineConfig()) as make_page:
+        for request in asking.requests(5, feedback=False):
+            ours, theirs = make_page(request), by_hand.page(request)
+            got, expected = read_page(ours), read_page(theirs)
+            assert len(got.item_id) == 30
+            assert len(np.intersect1d(got.item_id, expected.item_id)) >= 24
+            assert ours.candidates.floats.names == theirs.candidates.floats.names
+            _, a, b = np.intersect1d(got.item_id, expected.item_id, return_indices=True)
+            np.testing.assert_allclose(got.floats[a], expected.floats[b], atol=1e-3)
+            np.testing.assert_array_equal(got.categories[a], expected.categories[b])
+            assert got.vector is not None
+            assert expected.vector is not None
+            np.testing.assert_array_equal(got.vector[a], expected.vector[b])
+            assert expected.user_vector is not None
+            np.testing.assert_allclose(got.user_vector, expected.user_vector, atol=4e-3)
+            columns = by_hand.columns("r", request.user_id, request.exclude, request.now_ms, request.size)
+            assert columns["item_id"] == expected.item_id.tolist()
+            np.testing.assert_array_equal(np.float32(columns["floats"]), expected.floats)
+
+
+def test_the_served_model_scores_as_the_whole_one(run: Run) -> None:
+    whole, served = (Model(run.published, whole=is_whole) for is_whole in (True, False))
+    items = np.arange(1, 501)
+    for user in (1, 2, 50):
+        np.testing.assert_allclose(served.run(served.inputs(user, items)), whole.run(whole.inputs(user, items)), atol=1e-4)
 
 
 def test_an_answer_that_is_none_is_counted(run: Run, tmp_path: Path) -> None:
