@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 import msgspec
+import numpy as np
 
 from cloud.pipeline.candidates import CandidateSet
 
@@ -42,7 +43,8 @@ class RankingCache:
         """Keep a ranking in the place of the user's last."""
         if not self._config.users:
             return
-        self._kept[key] = self._clock(), candidates.take(slice(self._config.candidates))
+        best = np.arange(min(len(candidates), self._config.candidates))  # a slice would keep the whole ranking
+        self._kept[key] = self._clock(), candidates.take(best)
         self._kept.move_to_end(key)
         if len(self._kept) > self._config.users:
             self._kept.popitem(last=False)

@@ -30,6 +30,9 @@ from cloud.retrieval.opening import IndexConfig
 __all__ = ["BudgetConfig", "PageConfig", "PipelineConfig", "PipelineError", "SplitConfig", "StoreConfig", "default_stages"]
 
 
+_LIFE_DAYS_MAX = 36_500
+
+
 class PipelineError(ValueError):
     """The file is not a pipeline. `path` says where in it."""
 
@@ -85,7 +88,11 @@ class StoreConfig(_Table, frozen=True, kw_only=True):
     url: str | None = None
     """As `cloud.stores.open_store` takes it, such as `valkey://host:6379/0`. None: memory-mapped, in the run's folder."""
     life_days: float | None = None
-    """A version that no server has put anew for so long goes; None: it stays."""
+    """A version that no server has named for so long goes; None: it stays."""
+
+    def __post_init__(self) -> None:
+        if self.life_days is not None and not 0 < self.life_days <= _LIFE_DAYS_MAX:
+            raise ValueError(f"expected life_days above 0, up to {_LIFE_DAYS_MAX}, got {self.life_days}")
 
 
 class SplitConfig(_Table, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from cloud.retrieval.index import VectorIndex
 from cloud.retrieval.ivf import IvfIndex
 from cloud.retrieval.opening import IndexConfig, open_index
 from cloud.serving.config import ServingConfig
+from cloud.serving.renewal import Renewal
 from cloud.serving.splits import Split, Splits
 from cloud.serving.state import UserStates
 from cloud.stores.base import EmbeddingStore, StoreWriteError
@@ -83,17 +84,19 @@ def open_world(run: Run, config: ServingConfig) -> World:
         of_runs = [Split.of(one.published, *half) for one, half in zip(runs, halves, strict=True)]
         splits = Splits(of_runs, store, refill=refill)
         stack.callback(splits.close)
+        if (life_s := _life_s(config)) is not None:
+            stack.callback(Renewal(partial(fill_stores, run, config, wait_s=0), life_s).close)
         states = UserStates(published, record, config.state)
         return World(published, record, catalogue, ranker, filters, stages, splits, states, closing=stack.pop_all())
 
 
-def fill_stores(run: Run, config: ServingConfig) -> None:
+def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = OTHER_S) -> None:
     """Put the vectors of all versions that will be served where every process finds them. Raises `StoreError`, `RunError`.
 
-    Waits for another server that is filling the same files; what that one put is there.
+    Waits so long for another server that is filling the same files; what that one put is there.
     """
     halves = [Published.open(one.published) for one in (run, *_older(config))]
-    until = monotonic() + OTHER_S
+    until = monotonic() + wait_s
     while True:
         store = open_store(_url(run, config))
         try:
@@ -108,9 +111,13 @@ def fill_stores(run: Run, config: ServingConfig) -> None:
 
 
 def _fill(store: EmbeddingStore, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig) -> None:
-    life = config.pipeline.store.life_days
     for published, record in halves:
-        fill_store(store, published, record, None if life is None else life * _DAY_S)
+        fill_store(store, published, record, _life_s(config))
+
+
+def _life_s(config: ServingConfig) -> float | None:
+    days = config.pipeline.store.life_days
+    return None if days is None else days * _DAY_S
 
 
 def _url(run: Run, config: ServingConfig) -> str:

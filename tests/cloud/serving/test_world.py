@@ -1,16 +1,22 @@
+import math
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 
+from cloud.pipeline.config import PipelineConfig, StoreConfig
 from cloud.serving import world
 from cloud.serving.config import ServingConfig
-from cloud.serving.world import fill_stores
-from cloud.stores.base import StoreWriteError
+from cloud.serving.renewal import Renewal
+from cloud.serving.world import fill_stores, open_world
+from cloud.stores.base import StoreUnavailableError, StoreWriteError
 from cloud.stores.mapped import MappedStore
 from cloud.training.run import Run
+from tests.cloud.serving.running import until
 from tests.cloud.small_published import SPLIT_VERSION, SmallRun, small_run
 
 
@@ -69,3 +75,46 @@ def test_a_server_waits_for_another_one_that_fills_the_same_files(run: SmallRun,
         other.close()
         filling.result()
     assert rows(run) == 61
+
+
+def test_vectors_live_on_while_a_server_needs_them(run: SmallRun) -> None:
+    config = ServingConfig(pipeline=PipelineConfig(store=StoreConfig(life_days=4 / 86_400)))
+    fill_stores(Run.open(run.folder), config)
+    store = MappedStore(run.folder / "vectors")
+
+    def expires_s() -> float:
+        table = store.versions().get(SPLIT_VERSION)
+        return 0.0 if table is None else table.expires_s or math.inf
+
+    first = expires_s()
+    assert time.time() < first < math.inf
+    opened = open_world(Run.open(run.folder), config)
+    until(lambda: expires_s() > first, "another life")
+    opened.close()
+    last = expires_s()
+    until(lambda: time.time() > last, "the end of the last life")
+    assert not store.versions(), "nobody needs them any more"
+    store.close()
+
+
+def test_a_renewal_that_fails_is_tried_again() -> None:
+    calls, enough = [0], Event()
+
+    def renew() -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            enough.set()
+        raise StoreUnavailableError("the store", "an answer", "none")
+
+    renewal = Renewal(renew, life_s=0.04)
+    assert enough.wait(10)
+    renewal.close()
+    after = calls[0]
+    renewal.close()
+    assert calls[0] == after
+
+
+@pytest.mark.parametrize("days", [0.0, -1.0, math.nan, math.inf, 1e9])
+def test_a_life_that_is_none_is_refused(days: float) -> None:
+    with pytest.raises(ValueError, match="life_days"):
+        StoreConfig(life_days=days)
