@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cloud.pipeline.config import PipelineConfig, StoreConfig
-from cloud.serving import world
 from cloud.serving.config import ServingConfig
 from cloud.serving.renewal import Renewal
 from cloud.serving.world import fill_stores, open_world
@@ -63,13 +62,11 @@ def test_a_table_that_is_removed_by_hand_is_missed_by_no_other_and_put_anew_at_t
     serving.close()
 
 
-def test_a_server_waits_for_another_one_that_fills_the_same_files(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_waits_for_another_one_that_fills_the_same_files(run: SmallRun) -> None:
     other = MappedStore(run.folder / "vectors")
     other.create(SPLIT_VERSION, 8)  # it is the writer now
-    monkeypatch.setattr(world, "OTHER_S", 0.0)
     with pytest.raises(StoreWriteError, match="another process that writes"):
-        fill_stores(Run.open(run.folder), ServingConfig())
-    monkeypatch.setattr(world, "OTHER_S", 60.0)
+        fill_stores(Run.open(run.folder), ServingConfig(), wait_s=0)
     with ThreadPoolExecutor(1) as pool:
         filling = pool.submit(fill_stores, Run.open(run.folder), ServingConfig())
         other.close()
