@@ -97,6 +97,7 @@ class _Desk(local):
         self._query = np.empty((1, index.d), np.float32)
         self._at_query = faiss.swig_ptr(self._query)
         self._bits, self._selector = np.zeros(0, np.uint8), None
+        self._told: tuple[int, Any] = 0, None
         self._room(1)
 
     def _room(self, k: int) -> None:
@@ -109,11 +110,11 @@ class _Desk(local):
         """As `InvertedLists.search`."""
         if k > len(self._slots):
             self._room(k)
-        params = self._params
-        params.nprobe = nprobe
-        params.sel = None if bits is None else self._selected(bits, exclude)
+        told = nprobe, None if bits is None else self._selected(bits, exclude)
+        if told != self._told:  # which takes longer than to copy the query
+            self._params.nprobe, self._params.sel = self._told = told
         self._query[0] = query
-        self._index.search_c(1, self._at_query, k, self._at_scores, self._at_slots, params)
+        self._index.search_c(1, self._at_query, k, self._at_scores, self._at_slots, self._params)
         scores, slots = self._scores[:k].copy(), self._slots[:k].copy()
         if slots[-1] < 0:  # fewer were there
             scores, slots = scores[slots >= 0], slots[slots >= 0]

@@ -16,24 +16,28 @@ class ReadersWriter:
         self._gate = Lock()  # held by the writer from when it waits; readers only pass through
         self._left = Condition()
         self._readers = 0
+        self._reading = _Reading(self)
 
     @property
     def writer_waits(self) -> bool:
         """Whether somebody writes or waits to."""
         return self._gate.locked()
 
-    @contextmanager
-    def read(self) -> Iterator[None]:
+    def read(self) -> _Reading:
         """Nothing is written while the block runs."""
+        return self._reading
+
+    def enter(self) -> None:
+        """What `read` begins with."""
         with self._gate, self._left:
             self._readers += 1
-        try:
-            yield
-        finally:
-            with self._left:
-                self._readers -= 1
-                if not self._readers:
-                    self._left.notify_all()
+
+    def leave(self) -> None:
+        """What it ends with."""
+        with self._left:
+            self._readers -= 1
+            if not self._readers and self._gate.locked():  # whoever waits holds the gate
+                self._left.notify_all()
 
     @contextmanager
     def write(self) -> Iterator[None]:
@@ -43,3 +47,16 @@ class ReadersWriter:
                 while self._readers:
                     self._left.wait()
             yield
+
+
+class _Reading:
+    """The block of a reader; a generator would take longer than many a search."""
+
+    def __init__(self, lock: ReadersWriter) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.enter()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.leave()

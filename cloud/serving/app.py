@@ -97,8 +97,8 @@ class _App(FastAPI):
         return self.openapi_schema
 
 
-class _Observer(ServingMetrics):
-    """Metrics, and spans of the stages where there are traces."""
+class _TracedMetrics(ServingMetrics):
+    """Metrics, and spans of the stages."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -106,9 +106,8 @@ class _Observer(ServingMetrics):
 
     def stage(self, name: str, seconds: float, route: str = "/v1/page") -> None:
         super().stage(name, seconds, route)
-        if self._tracer.enabled:
-            now = perf_counter_ns()
-            self._tracer.stage(name, now - round(1e9 * seconds), now)
+        now = perf_counter_ns()
+        self._tracer.stage(name, now - round(1e9 * seconds), now)
 
 
 def create_app(
@@ -130,7 +129,8 @@ def create_app(
     store = BundleStore(uploads, lambda: world.splits.versions) if uploads else None
     current = CurrentBundle(files, store)
     tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
-    metrics, price = _Observer(tracer), ComputePrice(1, config.price)
+    metrics = _TracedMetrics(tracer) if tracer.enabled else ServingMetrics()
+    price = ComputePrice(1, config.price)
     telemetry = DeviceTelemetry(config.telemetry)
     metrics.add(telemetry)
     intake = FeedbackIntake(log, world.states)
