@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -59,6 +60,7 @@ _MAKING = Lock()
 _ENCODE_MSGPACK = msgspec.msgpack.Encoder()
 _ENCODE_JSON = msgspec.json.Encoder()
 _EVENT_INTS = ("user_id", "item_id", "position", "impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms")
+_event_ints = attrgetter(*_EVENT_INTS)
 _REQUEST_INTS = ("user_id", "now_ms", "size", "scene")
 _PAGE_INTS = ("created_ms", "ttl_ms")
 _REPORT_INTS = ("since_ms", "until_ms")
@@ -161,6 +163,9 @@ def _refuse_version(version: int, path: str) -> None:
 
 
 def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
+    ints = [value for event in events for value in _event_ints(event) if value is not None]
+    if (not ints or _LEAST <= min(ints) <= max(ints) <= _MOST) and all(event.version == WIRE_VERSION for event in events):
+        return
     for i, event in enumerate(events):
         _refuse_version(event.version, f"{path}[{i}].version")
         _check_ints(event, _EVENT_INTS, f"{path}[{i}]")

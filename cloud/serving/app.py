@@ -10,7 +10,7 @@
     GET  /healthz                  what is served, for people
     GET  /metrics                  Prometheus                           scope admin
 
-A page is made in the event loop (`line`), feedback is written in threads, where the disk may be waited for.
+A page is made in the event loop (`line`), feedback is written in a thread, where the disk may be waited for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter_ns
@@ -37,6 +36,7 @@ from cloud.serving.bundle_routes import CurrentBundle, bundle_routes
 from cloud.serving.bundle_store import BundleStore
 from cloud.serving.config import ServingConfig
 from cloud.serving.cors import with_cors
+from cloud.serving.feedback_line import FeedbackLine
 from cloud.serving.health import Health, health_router
 from cloud.serving.hot import HotRoute, HotRoutes
 from cloud.serving.intake import FeedbackIntake
@@ -75,8 +75,6 @@ _PAGE_REQUEST, _FEEDBACK_BATCH = with_any_telemetry(PageRequest), with_any_telem
 
 _FLUSH_S = 0.25
 """How far metrics of one worker may be behind when another one is scraped."""
-
-_FEEDBACK_RETRY_S = 1.0
 
 _logger = logging.getLogger(__name__)
 
@@ -135,7 +133,7 @@ def create_app(
     metrics.add(telemetry)
     intake = FeedbackIntake(log, world.states)
     maker = PageMaker(world, config.pipeline, observer=metrics, price=price)
-    threads = ThreadPoolExecutor(config.feedback_threads, thread_name_prefix="feedback")
+    keep = FeedbackLine(intake, config.feedback_waiting)
 
     def make(request: PageRequest, since: float) -> Page:
         try:
@@ -148,8 +146,6 @@ def create_app(
 
     line = PageLine(make, budget.queue_ms / 1e3, price)
 
-    waiting = 0
-
     def enter() -> None:
         try:
             line.enter()
@@ -158,15 +154,11 @@ def create_app(
             raise
 
     async def take(events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
-        nonlocal waiting
-        if waiting >= config.feedback_waiting:
-            metrics.shed("feedback")
-            raise BusyError(_FEEDBACK_RETRY_S)
-        waiting += 1
         try:
-            receipt = await asyncio.get_running_loop().run_in_executor(threads, intake, events, path)
-        finally:
-            waiting -= 1
+            receipt = await keep(events, path)
+        except BusyError:
+            metrics.shed("feedback")
+            raise
         metrics.feedback(receipt)
         return receipt
 
@@ -189,7 +181,7 @@ def create_app(
         flushing = asyncio.create_task(_flush_regularly(metrics))
         yield
         flushing.cancel()
-        threads.shutdown()  # after the last answer; nothing may still append when the log closes
+        keep.close()  # after the last answer; nothing may still append when the log closes
         log.close()
         world.close()
         tracer.close()

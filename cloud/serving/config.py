@@ -53,9 +53,8 @@ class ServingConfig:
     """What a page costs as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
     """How feedback is kept."""
-    feedback_threads: int = 8
-    """Batches of feedback that may wait for the disk at once; those that wait share a sync."""
     feedback_waiting: int = 256
-    """Batches that may wait in all; the next is refused (429), for a disk that has fallen behind must not fill the memory."""
+    """Batches of feedback that may wait for the disk; the next is refused (429), for a disk that has fallen behind must not
+    fill the memory."""
     telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
     """How much is kept of what devices tell of themselves."""

@@ -6,12 +6,13 @@ that a page holds all feedback that was acknowledged before it was asked for, wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from threading import Lock
 
 from cloud.serving.state import UserStates
-from cloud.streams.feedback_log import FeedbackLog
+from cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogBusyError, LogWriteError
 from device.contract import ContractError, FeedbackEvent, FeedbackReceipt
 
 __all__ = ["EVENT_ID_MAX", "EXPERIMENT_MAX", "FeedbackIntake", "check_experiment"]
@@ -39,22 +40,50 @@ class FeedbackIntake:
             self.replayed += len(batch)
 
     def __call__(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> FeedbackReceipt:
-        """Keep the new ones of `events`; `path` is where they came from.
+        """Keep the new ones of `events`. Raises as `check` does, and `LogWriteError`; then no event had an effect and the whole
+        batch may be sent again.
+        """
+        self.check(events, path)
+        (result,) = self.together([events])
+        if isinstance(result, FeedbackLogError):
+            raise result
+        return result
 
-        Raises `ContractError` for an event id that cannot be told from another or an unusable experiment, and `LogWriteError`;
-        then no event had an effect and the whole batch may be sent again.
+    def check(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> None:
+        """Raises `ContractError` for an event id that cannot be told from another or an unusable experiment.
+
+        `path` is where the events came from.
         """
         for i, event in enumerate(events):
             if not 1 <= len(event.event_id) <= EVENT_ID_MAX:
                 got = f"{len(event.event_id)} characters"
                 raise ContractError(f"{path}[{i}].event_id", f"an id of 1 to {EVENT_ID_MAX} characters", got)
             check_experiment(event.experiment, f"{path}[{i}].experiment")
-        if not events:
-            return FeedbackReceipt(accepted=0, duplicates=0)
-        accepted, duplicates = self._log.append(events)
+
+    def together(self, batches: Sequence[Sequence[FeedbackEvent]]) -> list[FeedbackReceipt | FeedbackLogError]:
+        """Keep the new ones of several checked batches in one write; for each its receipt, or why nothing of it was kept.
+
+        One that cannot be kept fails no other: then each is tried by itself, unless the log is held by other writers, which
+        would be the same for all.
+        """
+        events = [event for batch in batches for event in batch]
+        try:
+            accepted = self._log.append(events).accepted if events else ()
+        except LogWriteError as error:
+            if len(batches) == 1 or isinstance(error, LogBusyError):
+                return [error] * len(batches)
+            return [result for batch in batches for result in self.together([batch])]
         if accepted:
             self._states.apply(accepted)
-        return FeedbackReceipt(accepted=len(accepted), duplicates=duplicates)
+        new, receipts = Counter(map(id, accepted)), list[FeedbackReceipt | FeedbackLogError]()
+        for batch in batches:
+            count = 0
+            for event in batch:
+                if new[id(event)]:
+                    new[id(event)] -= 1
+                    count += 1
+            receipts.append(FeedbackReceipt(accepted=count, duplicates=len(batch) - count))
+        return receipts
 
     def follow(self) -> int:
         """Apply what other processes have accepted since the last call; how many events that were. Raises `LogOpenError`.
