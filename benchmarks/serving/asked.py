@@ -42,16 +42,17 @@ class Asking:
         self._split = record.split_version
 
     def requests(self, count: int, *, feedback: bool) -> list[PageRequest]:
-        """So many, each of a random user. Feedback events have ids that were never sent before."""
+        """So many, each of a random user in a session of its own. Feedback events have ids as the SDK makes them."""
         rng, c = self._rng, self.config
         users = rng.choice(self._users, count).tolist()
         exclude = rng.choice(self._items, (count, c.exclude)).tolist()
+        sessions = [_uuid(rng) for _ in range(count)]
         seen = rng.choice(self._items, (count, c.events)).tolist() if feedback else [[]] * count
         return [
             PageRequest(
                 request_id=_uuid(rng),
                 user_id=user,
-                session_id="session-of-the-benchmark",
+                session_id=session,
                 now_ms=NOW_MS,
                 size=c.size,
                 scene=0,
@@ -59,9 +60,9 @@ class Asking:
                 exclude=tuple(shown),
                 feedback=tuple(
                     FeedbackEvent(
-                        event_id=_uuid(rng),
+                        event_id=f"{session}/{i}",
                         user_id=user,
-                        session_id="session-of-the-benchmark",
+                        session_id=session,
                         item_id=item,
                         position=i,
                         impression_ms=NOW_MS - 10_000 * (len(watched) - i),
@@ -74,7 +75,7 @@ class Asking:
                     for i, item in enumerate(watched)
                 ),
             )
-            for user, shown, watched in zip(users, exclude, seen, strict=True)
+            for session, user, shown, watched in zip(sessions, users, exclude, seen, strict=True)
         ]
 
     def msgpack(self, count: int, path: str = "/v1/page", *, feedback: bool = False) -> list[bytes]:
