@@ -137,8 +137,10 @@ class IvfIndex(VectorIndex):
             self._open()
             query = checked_query(query, self._rows.width)
             self._keep(query)
-            slots = self._rows.slots_of(np.asarray(exclude, np.int64))
-            slots, mask = slots[slots >= 0], self._rows.mask(where)
+            slots, mask = NONE, self._rows.mask(where)
+            if len(exclude):
+                slots = self._rows.slots_of(np.asarray(exclude, np.int64))
+                slots = slots[slots >= 0]
             if (built := self._built) is None or not built.report.serving:
                 return self._rows.exact(query, k, mask, slots)
             if k <= 0 or mask.count - len(slots) <= self._config.exact_share * len(self._rows):

@@ -14,8 +14,8 @@ class ReadersWriter:
 
     def __init__(self) -> None:
         self._gate = Lock()  # held by the writer from when it waits; readers only pass through
-        self._left = Condition()
-        self._readers = 0
+        self._counting = Lock()
+        self._left, self._readers = Condition(self._counting), 0
         self._reading = _Reading(self)
 
     @property
@@ -29,12 +29,12 @@ class ReadersWriter:
 
     def enter(self) -> None:
         """What `read` begins with."""
-        with self._gate, self._left:
+        with self._gate, self._counting:
             self._readers += 1
 
     def leave(self) -> None:
         """What it ends with."""
-        with self._left:
+        with self._counting:
             self._readers -= 1
             if not self._readers and self._gate.locked():  # whoever waits holds the gate
                 self._left.notify_all()
