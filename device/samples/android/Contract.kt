@@ -101,7 +101,7 @@ enum class Network { OFFLINE, CELLULAR, WIFI }
 
 /** One finished impression. What this phone cannot tell stays null: a made-up value would teach the model something untrue. */
 data class FeedbackEvent(
-    val eventId: String, // unique for ever: a UUID. The cloud applies an id once, so sending twice is harmless
+    val eventId: String, // unique for ever: the session and a UUID. The cloud applies an id once, so sending twice is harmless
     val userId: Long,
     val sessionId: String,
     val itemId: Long,

@@ -86,7 +86,7 @@ class Impression(val itemId: Long, val pageId: String?, val position: Long, priv
         onBuffering(false)
         val volume = phone.volume()
         return FeedbackEvent(
-            eventId = UUID.randomUUID().toString(),
+            eventId = "$sessionId/${UUID.randomUUID()}",
             userId = userId,
             sessionId = sessionId,
             itemId = itemId,

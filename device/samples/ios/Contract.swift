@@ -103,7 +103,7 @@ enum Network: Int64 { case offline, cellular, wifi }
 
 /// One finished impression. What this phone cannot tell stays nil: a made-up value would teach the model something untrue.
 struct FeedbackEvent {
-    var eventId = UUID().uuidString // unique for ever. The cloud applies an id once, so sending twice is harmless
+    let id = UUID()
     let userId: Int64
     let sessionId: String
     let itemId: Int64
@@ -132,6 +132,9 @@ struct FeedbackEvent {
     var bufferingMs: Int64?
     var batterySaver: Bool?
     var backgrounded: Bool?
+
+    /// Unique for ever. The cloud applies an id once, so sending twice is harmless.
+    var eventId: String { "\(sessionId)/\(id.uuidString)" }
 
     /// By the names of the wire, which are those of the spec's `feedback_floats` too.
     var fields: [String: Value] {
