@@ -27,7 +27,7 @@ __all__ = ["ByHand"]
 
 faiss: Any = _faiss
 _TTL_MS = 600_000
-_DAY_MS = 86_400_000
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _RECALL, _QUERIES, _DEPTH = 0.98, 64, 600
 """Lists are read until so much of the best so many is found, for so many vectors of items. The product's lists ask for the
 same."""
@@ -101,7 +101,8 @@ class ByHand:
         _, found = self._index.search(vector[None], CANDIDATES + len(seen))
         items = found[0][found[0] >= 0] + 1  # row 0 of the tables is no item
         items = items[~np.isin(items, seen)][:CANDIDATES]
-        pxtr = self._model.run(self._model.inputs(user, items))
+        hour = (now_ms // _HOUR_MS + self.record.utc_offset_h) % 24
+        pxtr = self._model.run(self._model.inputs(user, items, hour))
         best = self._spread(items, np.argsort(-pxtr.sum(1), kind="stable"), size)
         items = items[best]
         age = now_ms / _DAY_MS - self._upload_day[items]

@@ -20,7 +20,7 @@ __all__ = ["CANDIDATES", "Model", "ModelTimer"]
 
 CANDIDATES = 500
 """Candidates that are ranked for a page."""
-_HOUR_CODE, _SCENE_CODE = 13, 1
+_SCENE_CODE = 1
 
 
 class Model:
@@ -39,14 +39,14 @@ class Model:
         graph = folder / (WHOLE_GRAPH if whole else "ranker.onnx")
         self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         self._mask = np.ones((1, p.history_item.shape[1]), np.float32)
-        self._scene, self._hour = np.full((1, 1), _SCENE_CODE), np.full((1, 1), _HOUR_CODE)
+        self._scene = np.full((1, 1), _SCENE_CODE)
 
     def user(self, user_id: int) -> int:
         """Position of a known user."""
         return int(np.searchsorted(self.published.user_id, user_id))
 
-    def inputs(self, user: int, items: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """The rows of a user, of the whole past and of the items."""
+    def inputs(self, user: int, items: NDArray[np.int64], hour: int = 12) -> dict[str, NDArray[Any]]:
+        """The rows of a user, of the whole past and of the items, at an `hour` of 0 to 23."""
         p = self.published
         inputs = {
             "user_row": p.user_row[user][None],
@@ -54,7 +54,7 @@ class Model:
             "history_feedback": p.history_feedback[user][None],
             "item_row": self._item_row[items][None],
             "scene": self._scene,
-            "hour": self._hour,
+            "hour": np.array([[hour + 1]]),
         }
         return inputs | {"history_mask": self._mask} if self._whole else inputs
 

@@ -127,7 +127,7 @@ def test_peers_make_the_page_that_the_product_makes(run: Run, tmp_path: Path) ->
             assert len(np.intersect1d(got.item_id, expected.item_id)) >= 24
             assert ours.candidates.floats.names == theirs.candidates.floats.names
             _, a, b = np.intersect1d(got.item_id, expected.item_id, return_indices=True)
-            np.testing.assert_allclose(got.floats[a], expected.floats[b], atol=1e-3)
+            np.testing.assert_allclose(got.floats[a], expected.floats[b], atol=2e-5)
             np.testing.assert_array_equal(got.categories[a], expected.categories[b])
             assert got.vector is not None
             assert expected.vector is not None
@@ -143,7 +143,7 @@ def test_the_served_model_scores_as_the_whole_one(run: Run) -> None:
     whole, served = (Model(run.published, whole=is_whole) for is_whole in (True, False))
     items = np.arange(1, 501)
     for user in (1, 2, 50):
-        np.testing.assert_allclose(served.run(served.inputs(user, items)), whole.run(whole.inputs(user, items)), atol=1e-4)
+        np.testing.assert_allclose(served.run(served.inputs(user, items)), whole.run(whole.inputs(user, items)), atol=2e-5)
 
 
 def test_an_answer_that_is_none_is_counted(run: Run, tmp_path: Path) -> None:
