@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["CandidateSet"]
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +29,13 @@ class CandidateSet:
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> CandidateSet:
         """The candidates at `rows`, in that order: places, a mask or a slice."""
-        if isinstance(rows, slice):
-            pxtr, score = self.pxtr, self.score
-            return CandidateSet(self.item[rows], None if pxtr is None else pxtr[rows], None if score is None else score[rows])
-        if rows.dtype == np.bool_:
-            rows = rows.nonzero()[0]
-        return CandidateSet(  # `take` needs half the time of an index
-            self.item.take(rows),
-            None if self.pxtr is None else self.pxtr.take(rows, 0),
-            None if self.score is None else self.score.take(rows),
+        return CandidateSet(
+            _at(self.item, rows),
+            None if self.pxtr is None else _at(self.pxtr, rows),
+            None if self.score is None else _at(self.score, rows),
         )
+
+
+def _at(column: NDArray[T], rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> NDArray[T]:
+    """The rows of a column [n, ...]; for places `take` needs half the time of an index."""
+    return column[rows] if isinstance(rows, slice) or rows.dtype == np.bool_ else column.take(rows, 0)

@@ -35,7 +35,8 @@ class FeedbackLine:
         """`most` batches may wait or be under way; the next is refused."""
         self._intake, self._most = intake, most
         self._waiting: list[_Waiting] = []
-        self._writing, self._due = 0, False  # batches under way; whether the next are about to be
+        self._writing = 0
+        """batches under way"""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
 
     async def __call__(self, events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
@@ -46,14 +47,13 @@ class FeedbackLine:
         loop = asyncio.get_running_loop()
         waiting = _Waiting(events, loop.create_future())
         self._waiting.append(waiting)
-        if not (self._writing or self._due):
-            self._due = True
+        if not self._writing and len(self._waiting) == 1:
             loop.call_soon(self._write)  # with all that has arrived by then
         return await waiting.receipt
 
     def _write(self) -> None:
         batches, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
-        self._due, self._writing = False, len(batches)
+        self._writing = len(batches)
         job = asyncio.get_running_loop().run_in_executor(self._thread, self._intake.together, [one.events for one in batches])
         job.add_done_callback(lambda done: self._written(batches, done))
 

@@ -6,7 +6,7 @@ that a page holds all feedback that was acknowledged before it was asked for, wh
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from threading import Lock
@@ -75,13 +75,13 @@ class FeedbackIntake:
             return [result for batch in batches for result in self.together([batch])]
         if accepted:
             self._states.apply(accepted)
-        new, receipts = Counter(map(id, accepted)), list[FeedbackReceipt | FeedbackLogError]()
+        rest, receipts = deque(accepted), list[FeedbackReceipt | FeedbackLogError]()
         for batch in batches:
-            count = 0
+            left = len(rest)
             for event in batch:
-                if new[id(event)]:
-                    new[id(event)] -= 1
-                    count += 1
+                if rest and rest[0] is event:  # what is accepted is in the order of the events
+                    rest.popleft()
+            count = left - len(rest)
             receipts.append(FeedbackReceipt(accepted=count, duplicates=len(batch) - count))
         return receipts
 

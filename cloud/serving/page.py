@@ -44,17 +44,19 @@ class PageObserver:
         """A page lacks something, or something of it was replaced."""
 
 
-class _Sent(NamedTuple):
-    """What is sent of a candidate, as places in the tables."""
+_Columns = list[int] | slice
+"""A slice where all are sent, which copies nothing."""
 
-    tasks: list[int]
-    all_tasks: bool
-    floats: list[int]
-    all_floats: bool
+
+class _Sent(NamedTuple):
+    """What is sent of a candidate, as columns of the tables."""
+
+    tasks: _Columns
+    task_count: int
+    floats: _Columns
     age: bool
     float_names: tuple[str, ...]
-    categories: list[int]
-    all_categories: bool
+    categories: _Columns
     category_names: tuple[str, ...]
 
 
@@ -156,7 +158,9 @@ class PageMaker:
             candidates=Candidates(
                 item_id=to_block(ids, "i8"),
                 floats=Columns(names=sent.float_names, values=to_block(self._floats(request, candidates), "f4")),
-                categories=Columns(names=sent.category_names, values=to_block(self._categories(items), "i4")),
+                categories=Columns(
+                    names=sent.category_names, values=to_block(catalogue.categories.take(items, 0)[:, sent.categories], "i4")
+                ),
                 vector=vectors,
             ),
             compute_price=self._price(),
@@ -169,20 +173,15 @@ class PageMaker:
     def _floats(self, request: PageRequest, candidates: CandidateSet) -> NDArray[np.float32]:
         sent, catalogue = self._sent, self._catalogue
         floats = np.empty((len(candidates), len(sent.float_names)), np.float32)
-        k, f = len(sent.tasks), len(sent.floats)
+        k, f = sent.task_count, len(sent.float_names) - sent.age
         if candidates.pxtr is None:
             floats[:, :k] = np.nan
         else:
-            floats[:, :k] = candidates.pxtr if sent.all_tasks else candidates.pxtr[:, sent.tasks]
-        attributes = catalogue.floats.take(candidates.item, 0)
-        floats[:, k : k + f] = attributes if sent.all_floats else attributes[:, sent.floats]
+            floats[:, :k] = candidates.pxtr[:, sent.tasks]
+        floats[:, k:f] = catalogue.floats.take(candidates.item, 0)[:, sent.floats]
         if sent.age:
             floats[:, -1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
         return floats
-
-    def _categories(self, items: NDArray[np.int64]) -> NDArray[np.int32]:
-        categories = self._catalogue.categories.take(items, 0)
-        return categories if self._sent.all_categories else categories[:, self._sent.categories]
 
     def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:
         """Vectors [n, D] of the asked version; an item that it does not know has its vector of an unknown item."""
@@ -229,21 +228,20 @@ def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
         what = f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
         raise PipelineError("$.page.features", what)
 
-    def wanted(names: Sequence[str]) -> list[int]:
-        return [i for i, name in enumerate(names) if features is None or name in features]
+    def wanted(names: Sequence[str]) -> list[str]:
+        return [name for name in names if features is None or name in features]
+
+    def columns(sent: list[str], names: Sequence[str]) -> _Columns:
+        return slice(None) if len(sent) == len(names) else [names.index(name) for name in sent]
 
     tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
-    age = "age" not in record.float_names and (features is None or "age" in features)
-    names = *(pxtr[i] for i in tasks), *(record.float_names[i] for i in floats), *(("age",) if age else ())
-    category_names = tuple(record.category_names[i] for i in categories)
+    age = ["age"] if "age" not in record.float_names and (features is None or "age" in features) else []
     return _Sent(
-        tasks,
-        len(tasks) == len(pxtr),
-        floats,
-        len(floats) == len(record.float_names),
-        age,
-        names,
-        categories,
-        category_names == record.category_names,
-        category_names,
+        columns(tasks, pxtr),
+        len(tasks),
+        columns(floats, record.float_names),
+        bool(age),
+        (*tasks, *floats, *age),
+        columns(categories, record.category_names),
+        tuple(categories),
     )

@@ -85,7 +85,7 @@ def open_world(run: Run, config: ServingConfig) -> World:
         splits = Splits(of_runs, store, refill=refill)
         stack.callback(splits.close)
         if (life_s := _life_s(config)) is not None:
-            stack.callback(Renewal(partial(fill_stores, run, config, wait_s=0), life_s).close)
+            stack.callback(Renewal(partial(_put, run, halves, config, 0.0), life_s).close)
         states = UserStates(published, record, config.state)
         return World(published, record, catalogue, ranker, filters, stages, splits, states, closing=stack.pop_all())
 
@@ -95,7 +95,10 @@ def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = OTHER_S) -> 
 
     Waits so long for another server that is filling the same files; what that one put is there.
     """
-    halves = [Published.open(one.published) for one in (run, *_older(config))]
+    _put(run, [Published.open(one.published) for one in (run, *_older(config))], config, wait_s)
+
+
+def _put(run: Run, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig, wait_s: float) -> None:
     until = monotonic() + wait_s
     while True:
         store = open_store(_url(run, config))

@@ -2,6 +2,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -19,28 +20,50 @@ ONE = FeedbackReceipt(accepted=1, duplicates=0)
 
 
 class Counted(SqliteFeedbackLog):
-    """Says how many events each write was given."""
+    """Says how many events each write was given, and that one has `begun`; it goes on once it `may`."""
 
-    writes: list[int]
+    def __init__(self, path: Path, config: SqliteLogConfig) -> None:
+        super().__init__(path, config)
+        self.writes = list[int]()
+        self.begun, self.may = Event(), Event()
+        self.may.set()
 
     def append(self, events: Sequence[FeedbackEvent]) -> Appended:
         self.writes.append(len(events))
+        self.begun.set()
+        assert self.may.wait(30)
         return super().append(events)
+
+
+class Counting(FeedbackIntake):
+    """Lets the log go on when so many batches have come."""
+
+    def __init__(self, log: Counted, states: UserStates) -> None:
+        super().__init__(log, states)
+        self.missing, self._may = 0, log.may
+
+    def check(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> None:
+        super().check(events, path)
+        self.missing -= 1
+        if not self.missing:
+            self._may.set()
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Counted]:
     opened = Counted(tmp_path / "feedback.db", SqliteLogConfig(bytes_max=96 * 1024, busy_s=0.05))
-    opened.writes = []
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def run_line(log: Counted, tmp_path: Path) -> Callable[..., None]:
+def intake(log: Counted, tmp_path: Path) -> Counting:
     run = small_run(tmp_path / "run")
-    intake = FeedbackIntake(log, UserStates(run.published, run.record))
+    return Counting(log, UserStates(run.published, run.record))
 
+
+@pytest.fixture
+def run_line(intake: Counting) -> Callable[..., None]:
     def run_it(work: Callable[[FeedbackLine], Awaitable[None]], most: int = 100) -> None:
         line = FeedbackLine(intake, most)
         try:
@@ -51,11 +74,14 @@ def run_line(log: Counted, tmp_path: Path) -> Callable[..., None]:
     return run_it
 
 
-def test_what_comes_while_the_disk_is_busy_is_written_at_once(log: Counted, run_line: Callable[..., None]) -> None:
+def test_what_comes_while_the_disk_is_busy_is_written_at_once(
+    log: Counted, intake: Counting, run_line: Callable[..., None]
+) -> None:
     async def work(line: FeedbackLine) -> None:
+        log.may.clear()
+        intake.missing = 6
         first = asyncio.ensure_future(line([event()], "$"))
-        await asyncio.sleep(0)  # it is under way after two turns of the loop
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(log.begun.wait, 30)
         rest = [line([event()], "$") for _ in range(5)]
         assert await asyncio.gather(first, *rest) == [ONE] * 6
 
@@ -115,9 +141,11 @@ def test_who_went_away_has_had_its_effect(log: Counted, run_line: Callable[..., 
     kept = event()
 
     async def work(line: FeedbackLine) -> None:
+        log.may.clear()
         gone = asyncio.ensure_future(line([kept], "$"))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(log.begun.wait, 30)
         gone.cancel()
+        log.may.set()
         assert await line([event()], "$") == ONE
 
     run_line(work)

@@ -84,19 +84,21 @@ def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLo
     with torch.no_grad():
         rows = RankerInputs(samples, statistics).rows(ranker.eval(), lists, samples.days)
         expected = torch.sigmoid(ranker(*rows)).numpy()
-        side = torch.cat(ranker.item_parts(rows[4]), -1)
+        parts = ranker.item_parts(rows[4])
+        side, (user_row, past_row, feedback, mask, _, scene, hour) = torch.cat(parts, -1), rows
+        rounded = [part.half().float() for part in parts]  # as rows are published
+        logits = ranker.logits(user_row, past_row.half().float(), feedback, rounded, scene, hour, mask)
     user = int(samples.list_user[last])
     np.testing.assert_allclose(published.user_row[user], rows[0][0].numpy(), atol=1e-6)
     items = samples.list_item[last]
     np.testing.assert_allclose(published.item_row[items], side[0].numpy(), rtol=1e-3, atol=1e-3)  # fp16
     np.testing.assert_allclose(published.item_identity[items], rows[4][0, :, : ranker.identity_width].numpy(), rtol=1e-3)
-    history_row, feedback, mask, scene, hour = rows[1], rows[2], rows[3], rows[5], rows[6]
     past = mask[0] > 0
     assert (scene == scene[:, :1]).all(), "a page has one scene"
     assert (hour == hour[:, :1]).all(), "and one hour"
     inputs = {
-        "user_row": rows[0],
-        "history_row": history_row[:, past].half(),
+        "user_row": user_row,
+        "history_row": past_row[:, past].half(),
         "history_feedback": feedback[:, past],
         "item_row": torch.from_numpy(published.item_row[items])[None],
         "scene": scene[:, :1],
@@ -104,6 +106,7 @@ def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLo
     }
     session = onnxruntime.InferenceSession(run.published / "ranker.onnx")
     (got,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    np.testing.assert_allclose(got, torch.sigmoid(logits).numpy(), atol=1e-5)
     np.testing.assert_allclose(got, expected, atol=1e-3)
     assert record.split_version == run.record.split_version
     # the history that serving starts from is what the user saw last
