@@ -8,7 +8,7 @@ from functools import wraps
 from typing import ParamSpec
 
 from benchmarks.errors import BenchmarkError
-from sdk_demo.cli.errors import is_domain_error
+from pocketrank.sdk_demo.cli.errors import is_domain_error
 
 __all__ = ["tells_wrong_input"]
 

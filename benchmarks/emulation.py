@@ -4,8 +4,8 @@
 a server, and phones that play the same sessions with the same luck under every policy. The report::
 
     simulated                true
-    worlds.WORLD.POLICY      uplift_share; effective_views_per_session and the other figures of `sdk_demo.emulator.figures`
-    worlds.WORLD.POLICY.*    mean, ci95
+    worlds.WORLD.POLICY      uplift_share; effective_views_per_session and the other figures of
+    `pocketrank.sdk_demo.emulator.figures` worlds.WORLD.POLICY.*    mean, ci95
     worlds.WORLD.beam_over_greedy.*      the same of the difference, sessions being paired
     worlds.WORLD.trainings.SEED.POLICY.uplift_share      of the sessions with that training's models alone
     worlds.WORLD             says, changes, feedback_delay_s: what the world is
@@ -33,18 +33,18 @@ from rich.table import Table
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
-from cloud.training.run import write_atomically
-from cloud.training.train import WORLD_CONFIG, TrainConfig
-from sdk_demo.cli.options import parse_list
-from sdk_demo.cli.output import JsonTarget
-from sdk_demo.cli.stages import stages
-from sdk_demo.emulator import play
-from sdk_demo.emulator.figures import FIGURES, FigureConfig, figures
-from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.server import running_server
-from sdk_demo.world import VARIANTS, WorldConfig
+from pocketrank.cloud.training.run import write_atomically
+from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
+from pocketrank.sdk_demo.cli.options import parse_list
+from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.stages import stages
+from pocketrank.sdk_demo.emulator import play
+from pocketrank.sdk_demo.emulator.figures import FIGURES, FigureConfig, figures
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.server import running_server
+from pocketrank.sdk_demo.world import VARIANTS, WorldConfig
 
-__all__ = ["PLAYERS", "Extent", "main", "measure", "print_table"]
+__all__ = ["PLAYERS", "EmulationExtent", "main", "measure", "print_table"]
 
 _HELP = """\
 Share of the oracle's uplift that cloud order, a refreshed cloud order and the device win, in simulated worlds.
@@ -62,11 +62,11 @@ CLIENTS = 8
 
 
 @dataclass(frozen=True)
-class Extent:
+class EmulationExtent:
     """How much is done."""
 
     worlds: tuple[str, ...] = tuple(VARIANTS)
-    """Names of `sdk_demo.world.VARIANTS`."""
+    """Names of `pocketrank.sdk_demo.world.VARIANTS`."""
     sessions: int = 1500
     """For each policy with each training."""
     trainings: int = 2
@@ -79,7 +79,7 @@ class Extent:
     """One training, as in the demo."""
 
 
-def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
+def measure(extent: EmulationExtent, work: Path, tell: Tell) -> dict[str, Any]:
     """The report. What is finished is found again in `work`. `tell` gets a stage and the share of it that is done.
 
     Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
@@ -118,7 +118,7 @@ def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
 class _Bench:
     """One world: what happens in it with the models of each training, made once and kept in `work`."""
 
-    def __init__(self, name: str, extent: Extent, work: Path, tell: Tell) -> None:
+    def __init__(self, name: str, extent: EmulationExtent, work: Path, tell: Tell) -> None:
         self._name, self._extent, self._work = name, extent, work
         self._world = VARIANTS[name](extent.base or WorldConfig.load())
         self._delay_s = VARIANTS[name].feedback_delay_s
@@ -178,7 +178,7 @@ def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]
 @tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
-    defaults = Extent()
+    defaults = EmulationExtent()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.emulation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
-    extent = Extent(
+    extent = EmulationExtent(
         worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
         sessions=options.sessions,
         trainings=options.seeds,

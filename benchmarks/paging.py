@@ -1,14 +1,15 @@
 """What asking at the right time, for the right number, wins: effective views against requests. All users are simulated.
 
 `python -m benchmarks.paging --json FILE`. In the default world phones ask at random; a model of what asking wins is learned
-from that log (`cloud.paging.uplift`). Then, in each world with its own server and bundle, phones play the same sessions under
-policies that ask by fixed counts, by a threshold, and by that model at several prices of compute, which the server sends. ::
+from that log (`pocketrank.cloud.training.paging`). Then, in each world with its own server and bundle, phones play the same
+sessions under policies that ask by fixed counts, by a threshold, and by that model at several prices of compute, which the
+server sends. ::
 
     simulated                 true
     model                     the `PagingModel`; learned_from: its impressions, and what it costs to consult, us
     worlds.WORLD.curve        one row for each policy: policy, kind (fixed, threshold, uplift), price, and the figures of
-                              `sdk_demo.emulator.figures` as {mean, ci95}; requests_ratio, engagement_gain: its requests by
-                              those of fixed pages of 6 of 9, and its effective views by theirs, less 1, same users
+                              `pocketrank.sdk_demo.emulator.figures` as {mean, ci95}; requests_ratio, engagement_gain: its
+                              requests by those of fixed pages of 6 of 9, and its effective views by theirs, less 1, same users
     worlds.WORLD.requests_at_equal_engagement     fewest requests with which uplift reaches the effective views of fixed pages
                               of 6 of 9, by their requests
     worlds.WORLD.engagement_gain_at_equal_requests     most effective views that uplift reaches with their requests at most, by
@@ -52,23 +53,23 @@ from scipy.optimize import linprog
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
-from cloud.paging.uplift import UpliftConfig, UpliftLog, train_uplift
-from cloud.training.run import write_atomically
-from cloud.training.train import WORLD_CONFIG, TrainConfig
-from device import FixedPaging, Paging, PagingState
-from device.contract import PagingModel
-from device.paging import ThresholdPaging, UpliftPaging
-from sdk_demo.cli.options import parse_list
-from sdk_demo.cli.output import JsonTarget
-from sdk_demo.cli.stages import stages
-from sdk_demo.emulator import play
-from sdk_demo.emulator.asking import Asking, RandomAsking, RandomConfig, uplift_log
-from sdk_demo.emulator.figures import FIGURES, resampled
-from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.server import running_server
-from sdk_demo.world import VARIANTS, WorldConfig
+from pocketrank.cloud.training.paging import UpliftConfig, UpliftLog, train_uplift
+from pocketrank.cloud.training.run import write_atomically
+from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
+from pocketrank.device import FixedPaging, Paging, PagingState
+from pocketrank.device.contract import PagingModel
+from pocketrank.device.paging import ThresholdPaging, UpliftPaging
+from pocketrank.sdk_demo.cli.options import parse_list
+from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.stages import stages
+from pocketrank.sdk_demo.emulator import play
+from pocketrank.sdk_demo.emulator.asking import OnDeviceWithPaging, RandomAsking, RandomConfig, uplift_log
+from pocketrank.sdk_demo.emulator.figures import FIGURES, resampled
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.server import running_server
+from pocketrank.sdk_demo.world import VARIANTS, WorldConfig
 
-__all__ = ["BASELINE", "POLICIES", "Asked", "Extent", "judge", "main", "measure", "plot", "print_table"]
+__all__ = ["BASELINE", "POLICIES", "PagingCase", "PagingExtent", "judge", "main", "measure", "plot", "print_table"]
 
 Floats = NDArray[np.float64]
 
@@ -90,7 +91,7 @@ _TIMED = 2000
 
 
 @dataclass(frozen=True)
-class Asked:
+class PagingCase:
     """A policy on the curve."""
 
     name: str
@@ -101,12 +102,12 @@ class Asked:
     """What the server says that a page costs."""
 
 
-def _fixed(consume: int, size: int) -> Asked:
-    return Asked(f"fixed {consume} of {size}", "fixed", lambda _: FixedPaging(consume, size))
+def _fixed(consume: int, size: int) -> PagingCase:
+    return PagingCase(f"fixed {consume} of {size}", "fixed", lambda _: FixedPaging(consume, size))
 
 
-def _threshold(value: float, size: int) -> Asked:
-    return Asked(f"threshold {value:g}, {size}", "threshold", lambda _: ThresholdPaging(value, size=size))
+def _threshold(value: float, size: int) -> PagingCase:
+    return PagingCase(f"threshold {value:g}, {size}", "threshold", lambda _: ThresholdPaging(value, size=size))
 
 
 BASELINE = _fixed(6, 9)
@@ -115,17 +116,17 @@ POLICIES = (
     BASELINE,
     *(_fixed(*pair) for pair in ((6, 30), (10, 30), (20, 30), (20, 60), (60, 100))),
     *(_threshold(*pair) for pair in ((0.3, 30), (0.3, 60), (0.2, 80))),
-    *(Asked(f"uplift, price {price:g}", "uplift", UpliftPaging, price) for price in (0.3, 1.0, 3.0)),
+    *(PagingCase(f"uplift, price {price:g}", "uplift", UpliftPaging, price) for price in (0.3, 1.0, 3.0)),
 )
 """Who plays."""
 
 
 @dataclass(frozen=True)
-class Extent:
+class PagingExtent:
     """How much is done."""
 
     worlds: tuple[str, ...] = ("default", "faster_drift", "weaker_signals")
-    """Names of `sdk_demo.world.VARIANTS`. The model learns in the default world, whichever are judged."""
+    """Names of `pocketrank.sdk_demo.world.VARIANTS`. The model learns in the default world, whichever are judged."""
     sessions: int = 800
     """Of each policy in each world."""
     logged: int = 4000
@@ -140,7 +141,7 @@ class Extent:
     """Of the model that asks."""
 
 
-def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
+def measure(extent: PagingExtent, work: Path, tell: Tell) -> dict[str, Any]:
     """The report. What is finished is found again in `work`. `tell` gets a stage and the share of it that is done.
 
     Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
@@ -164,7 +165,7 @@ def measure(extent: Extent, work: Path, tell: Tell) -> dict[str, Any]:
 class _Bench:
     """What is played, kept in `work`."""
 
-    def __init__(self, extent: Extent, work: Path, tell: Tell) -> None:
+    def __init__(self, extent: PagingExtent, work: Path, tell: Tell) -> None:
         self._extent, self._work, self._tell = extent, work, tell
         self._base = extent.base or WorldConfig.load()
 
@@ -194,7 +195,7 @@ class _Bench:
             what = (VARIANTS[world](self._base), VARIANTS[world].feedback_delay_s, extent.train, extent.seed, extent.sessions)
             file = self._work / f"played-{digest((*what, names, model, code(PLAYED_BY)))}.json"
             if not file.is_file():
-                kinds = [partial(Asking, name=policy.name, paging=policy.make(model)) for policy in asked]
+                kinds = [partial(OnDeviceWithPaging, name=policy.name, paging=policy.make(model)) for policy in asked]
                 fresh = self._play(world, kinds, extent.sessions, extent.seed, price, f"price {price:g}")
                 refuse_fallbacks(world, fresh, names)
                 write_atomically(file, msgspec.json.encode([replace(r, rerank_ms=[], page_ms=[]) for r in fresh]))
@@ -333,7 +334,7 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
     worlds = report["worlds"]
     figure = Figure(figsize=(5.2 * len(worlds), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"Asking otherwise than {BASELINE.name}: simulated users, 95 %")
+    figure.suptitle(f"OnDeviceWithPaging otherwise than {BASELINE.name}: simulated users, 95 %")
     axes = np.ravel(figure.subplots(1, len(worlds), squeeze=False))
     letters = dict(zip((policy.name for policy in POLICIES), ascii_lowercase, strict=False))
     for axis, (world, found) in zip(axes, worlds.items(), strict=True):
@@ -397,7 +398,7 @@ def _line(console: Console, text: str) -> None:
 @tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
-    defaults = Extent()
+    defaults = PagingExtent()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paging", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -414,7 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
-    extent = Extent(
+    extent = PagingExtent(
         worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
         sessions=options.sessions,
         logged=options.logged,

@@ -1,4 +1,4 @@
-"""Whether a user's own last layer (`device.personal`) helps, whom, and what it costs.
+"""Whether a user's own last layer (`pocketrank.device.model.personal`) helps, whom, and what it costs.
 
 `python -m benchmarks.personal --data world --json FILE`. Every user's test rows are replayed in the order of time: the layer
 predicts a row, then learns from it. Numbers of the layer are fitted on the earlier test rows and judged on the later ones, with
@@ -13,7 +13,7 @@ the state that users have by then. The report::
       .<group>.<task>        before, after, gain
         .auc, logloss        each row predicted at its time
         .gauc, ndcg          within lists, all rows of a list with the state at its beginning: predictions after each row would
-                             count against whatever learns (`cloud.training.metrics`)
+                             count against whatever learns (`pocketrank.cloud.training.metrics`)
       .<group>.order.*.ndcg  lists in the order that the device shows: by the weighted sum of the tasks
         gain                 of each metric: mean, low, high; 95 % by a paired bootstrap over users; above 0 is better
     cost                     learn_us, adjust_us (a page), state_bytes; sgd_us: scikit-learn's SGDClassifier, one row for each
@@ -41,20 +41,20 @@ from sklearn.linear_model import SGDClassifier
 
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
-from cloud.data.samples import SampleConfig, build_samples
-from cloud.data.schema import ImpressionLog
-from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
-from cloud.training.metrics import auc, gauc, log_loss, ndcg
-from cloud.training.run import Run
-from cloud.training.train import train
-from device.contract import Form, Group, GroupRule, PersonalConfig, TaskPrior
-from device.personal import PersonalLayer, group
-from sdk_demo.cli.options import parse_date, parse_source
-from sdk_demo.cli.output import JsonTarget, progress
-from sdk_demo.cli.source import load_log
-from sdk_demo.cli.stages import stages
+from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
+from pocketrank.cloud.training.metrics import auc, gauc, log_loss, ndcg
+from pocketrank.cloud.training.run import Run
+from pocketrank.cloud.training.train import train
+from pocketrank.device.contract import Form, Group, GroupRule, PersonalConfig, TaskPrior
+from pocketrank.device.model.personal import PersonalLayer, group
+from pocketrank.sdk_demo.cli.options import parse_date, parse_source
+from pocketrank.sdk_demo.cli.output import JsonTarget, progress
+from pocketrank.sdk_demo.cli.source import load_log
+from pocketrank.sdk_demo.cli.stages import stages
 
-__all__ = ["Rows", "fit", "main", "measure", "replay"]
+__all__ = ["ReplayRows", "fit", "main", "measure", "replay"]
 
 TEST_SHARE = 0.5
 """Of the rows, where nobody says what to test on: a layer needs time to learn a user."""
@@ -80,7 +80,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rows:
+class ReplayRows:
     """Test rows, sorted by user and time. R rows, K tasks."""
 
     tasks: tuple[str, ...]
@@ -93,13 +93,13 @@ class Rows:
     ms: Ints  # [R]
     before: Ints  # [R] events of the user before this one
 
-    def take(self, at: NDArray[Any]) -> Rows:
+    def take(self, at: NDArray[Any]) -> ReplayRows:
         """Some of the rows."""
         columns = ("labels", "shipped", "user", "list", "category", "ms", "before")
         return replace(self, **{name: getattr(self, name)[at] for name in columns})
 
     @classmethod
-    def of(cls, run: Run, log: ImpressionLog, form: Form) -> Rows:
+    def of(cls, run: Run, log: ImpressionLog, form: Form) -> ReplayRows:
         """Those of a run's first seed. Raises `BenchmarkError` when the run is of another log."""
         record = run.record
         if record.data_digest != log.digest():
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             half = day_of(int(np.quantile(days(log), 1 - TEST_SHARE, method="lower")))
             with stages(target.console) as stage:
                 run = train(log, out=Path(scratch) / "run", test_from=test_from or half, seeds=1, progress=stage)
-        rows = Rows.of(run, log, options.form)
+        rows = ReplayRows.of(run, log, options.form)
     about = {"name": log.name, "simulated": log.simulated, "digest": run.record.data_digest}
     about |= {"test_from": run.record.test_from, "form": options.form}
     with progress(target.console, "replaying") as tell:
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(rows: Rows, tell: Callable[[float], None] = lambda _: None, *, resamples: int = RESAMPLES) -> dict[str, Any]:
+def measure(rows: ReplayRows, tell: Callable[[float], None] = lambda _: None, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     """The report of the module, without the log's name. `tell` gets the share done. Raises `BenchmarkError`."""
     fits = rows.ms < np.quantile(rows.ms, FIT_SHARE)
     if fits.all() or not fits.any():
@@ -184,7 +184,7 @@ def measure(rows: Rows, tell: Callable[[float], None] = lambda _: None, *, resam
     return report | {"cost": _cost(rows.tasks)}
 
 
-def replay(rows: Rows, config: PersonalConfig) -> tuple[Floats, Floats]:
+def replay(rows: ReplayRows, config: PersonalConfig) -> tuple[Floats, Floats]:
     """The layer's probabilities [R, K]: of each row at its time, and of each row with the state at its list's beginning."""
     fresh, frozen = np.empty_like(rows.shipped), np.empty_like(rows.shipped)
     for user in _runs(rows.user):
@@ -198,7 +198,7 @@ def replay(rows: Rows, config: PersonalConfig) -> tuple[Floats, Floats]:
     return fresh, frozen
 
 
-def fit(rows: Rows) -> PersonalConfig:
+def fit(rows: ReplayRows) -> PersonalConfig:
     """The config of the lowest log loss on `rows`, with those tasks in which the gain is 1.96 of its standard errors or more.
 
     Tasks do not touch one another, so one replay tries all priors of all tasks, each as a task of its own.
@@ -248,7 +248,7 @@ def _offset(labels: Floats, p: Floats) -> float:
     return shift
 
 
-def _compare(rows: Rows, fresh: Floats, frozen: Floats, resamples: int) -> dict[str, Any]:
+def _compare(rows: ReplayRows, fresh: Floats, frozen: Floats, resamples: int) -> dict[str, Any]:
     """Before, after and gain of each task and of the order."""
     users = list(_runs(rows.user))
     report: dict[str, Any] = {"rows": len(rows.user), "users": len(users)}
@@ -272,7 +272,7 @@ def _compare(rows: Rows, fresh: Floats, frozen: Floats, resamples: int) -> dict[
     return report
 
 
-def _metrics(rows: Rows, fresh: Floats, frozen: Floats) -> dict[str, dict[str, float | None]]:
+def _metrics(rows: ReplayRows, fresh: Floats, frozen: Floats) -> dict[str, dict[str, float | None]]:
     out: dict[str, dict[str, float | None]] = {}
     for k, task in enumerate(rows.tasks):
         y = rows.labels[:, k]

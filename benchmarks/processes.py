@@ -11,9 +11,16 @@ from types import TracebackType
 
 from benchmarks.errors import BenchmarkError
 
-__all__ = ["Processes"]
+__all__ = ["ROOT", "Processes", "own_environment"]
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that holds `benchmarks` and `src`."""
+
+
+def own_environment(**more: str) -> dict[str, str]:
+    """The environment in which a child process finds this code, with `more` variables."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path} | more
 
 
 class Processes:
@@ -21,9 +28,8 @@ class Processes:
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory(prefix="pocketrank-")
-        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        self._environment = own | {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": self._folder.name}
+        self._environment = own_environment(PYTHONPYCACHEPREFIX=self._folder.name)
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def __enter__(self) -> Processes:
         return self

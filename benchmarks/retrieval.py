@@ -52,14 +52,14 @@ from rich.table import Table
 
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
-from benchmarks.timed import milliseconds
-from cloud.retrieval.exact import ExactIndex
-from cloud.retrieval.index import ANY, NONE, Attributes, VectorIndex, Where
-from cloud.retrieval.ivf import IvfConfig, IvfIndex
-from sdk_demo.cli.output import JsonTarget
-from sdk_demo.cli.stages import stages
+from benchmarks.latency.timed import milliseconds
+from pocketrank.cloud.vectors.exact import ExactIndex
+from pocketrank.cloud.vectors.index import ANY, NONE, AttributeFilter, Attributes, VectorIndex
+from pocketrank.cloud.vectors.ivf import IvfConfig, IvfIndex
+from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.stages import stages
 
-__all__ = ["Extent", "clustered", "main", "measure", "print_table", "uniform"]
+__all__ = ["RetrievalExtent", "clustered", "main", "measure", "print_table", "uniform"]
 
 _HELP = """\
 Time and recall of the index of lists beside exact search, with filters, while it changes, and what it holds. Some two minutes.
@@ -80,7 +80,7 @@ _SEEN = 300
 _BATCH, _SINGLE = 1000, 2000
 
 
-class Extent(NamedTuple):
+class RetrievalExtent(NamedTuple):
     """How much is measured."""
 
     items: int = 200_000
@@ -90,7 +90,7 @@ class Extent(NamedTuple):
     seed: int = 0
 
 
-class World(NamedTuple):
+class VectorSet(NamedTuple):
     """Items and who asks for them."""
 
     vectors: Floats  # [n, D]
@@ -99,7 +99,7 @@ class World(NamedTuple):
     queries: Floats  # [q, D] others
 
 
-def clustered(extent: Extent) -> World:
+def clustered(extent: RetrievalExtent) -> VectorSet:
     """Topics in a space of taste, as the module says."""
     rng = np.random.default_rng(extent.seed)
     topics = rng.normal(size=(_TOPICS, _TASTE))
@@ -117,17 +117,17 @@ def clustered(extent: Extent) -> World:
 
     topic = drawn(extent.items)
     asked = [spread(topics[drawn(extent.queries, _MIXED)].mean(1)) for _ in range(2)]
-    return World(spread(topics[topic]), topic, *asked)
+    return VectorSet(spread(topics[topic]), topic, *asked)
 
 
-def uniform(extent: Extent) -> World:
+def uniform(extent: RetrievalExtent) -> VectorSet:
     """Normal in every dimension."""
     rng = np.random.default_rng(extent.seed)
     made = [rng.normal(size=(n, extent.width)).astype(np.float32) for n in (extent.items, extent.queries, extent.queries)]
-    return World(made[0], np.zeros(extent.items, np.int64), made[1], made[2])
+    return VectorSet(made[0], np.zeros(extent.items, np.int64), made[1], made[2])
 
 
-def measure(extent: Extent, tell: Tell) -> dict[str, Any]:
+def measure(extent: RetrievalExtent, tell: Tell) -> dict[str, Any]:
     """The report. Raises `BenchmarkError` for an extent that cannot be measured."""
     if extent.items < 10 * _BATCH:
         raise BenchmarkError("--items", f"{10 * _BATCH} at least", str(extent.items))
@@ -140,11 +140,11 @@ def measure(extent: Extent, tell: Tell) -> dict[str, Any]:
     exact = ExactIndex.over(world.vectors, attributes)
     tell("clustered: search", 0)
     report = _beside(world, lists, exact) | {"vectors": "clustered"}
-    filtered = {share: _pair(world, lists, exact, Where(categories=codes)) for share, codes in _SHARES.items()}
+    filtered = {share: _pair(world, lists, exact, AttributeFilter(categories=codes)) for share, codes in _SHARES.items()}
     report["filtered_recall"] = {share: found.pop("recall") for share, found in filtered.items()}
     report["filtered"] = filtered
     topics, share = _some_topics(world)
-    report["filtered_by_topic"] = _pair(world, lists, exact, Where(authors=topics)) | {"share": share}
+    report["filtered_by_topic"] = _pair(world, lists, exact, AttributeFilter(authors=topics)) | {"share": share}
     report["excluded"] = _pair(world, lists, exact, ANY, seen=_SEEN)
     tell("clustered: changes", 0)
     report |= _visible(world, lists, extent)
@@ -159,21 +159,21 @@ def measure(extent: Extent, tell: Tell) -> dict[str, Any]:
     return report | {"config": extent._asdict()}
 
 
-def _attributes(world: World, extent: Extent) -> Attributes:
+def _attributes(world: VectorSet, extent: RetrievalExtent) -> Attributes:
     """Categories whatever the vector, authors by topic."""
     draw = np.random.default_rng(extent.seed + 1).random(extent.items)
     category = (np.digitize(draw, _EDGES) + 1).astype(np.int32)
     return Attributes.unknown(extent.items)._replace(category=category, author=world.topic + 1)
 
 
-def _built(world: World, attributes: Attributes) -> IvfIndex:
+def _built(world: VectorSet, attributes: Attributes) -> IvfIndex:
     index = IvfIndex(IvfConfig(exact_below=len(world.vectors), rebuild_share=1e9))  # no build but the one that is asked for
     index.upsert(np.arange(len(world.vectors)), world.vectors, attributes)
     index.rebuild(world.sample)
     return index
 
 
-def _beside(world: World, lists: IvfIndex, exact: ExactIndex) -> dict[str, Any]:
+def _beside(world: VectorSet, lists: IvfIndex, exact: ExactIndex) -> dict[str, Any]:
     faiss.omp_set_num_threads(1)
     flat = faiss.IndexFlatIP(world.vectors.shape[1])
     flat.add(world.vectors)
@@ -193,10 +193,10 @@ def _beside(world: World, lists: IvfIndex, exact: ExactIndex) -> dict[str, Any]:
 
 
 def _pair(
-    world: World,
+    world: VectorSet,
     lists: VectorIndex,
     exact: VectorIndex,
-    where: Where,
+    where: AttributeFilter,
     *,
     seen: int = 0,
     peer: Callable[[Floats], object] | None = None,
@@ -231,14 +231,14 @@ def _pair(
     return report | ({"peer_ms": milliseconds(times["peer"])["p50_ms"]} if peer else {})
 
 
-def _some_topics(world: World) -> tuple[tuple[int, ...], float]:
+def _some_topics(world: VectorSet) -> tuple[tuple[int, ...], float]:
     """Authors of whole topics, from a middling one on, that hold more than a tenth of the items."""
     sizes = np.bincount(world.topic, minlength=_TOPICS)[3:]
     many = int(np.searchsorted(np.cumsum(sizes), len(world.topic) * 0.2)) + 1
     return tuple(range(4, 4 + many)), float(sizes[:many].sum() / len(world.topic))
 
 
-def _visible(world: World, lists: IvfIndex, extent: Extent) -> dict[str, Any]:
+def _visible(world: VectorSet, lists: IvfIndex, extent: RetrievalExtent) -> dict[str, Any]:
     """Inserts of one item each, while others search and the lists are built anew."""
 
     def search_until(done: threading.Event) -> list[int]:
@@ -279,7 +279,7 @@ def _visible(world: World, lists: IvfIndex, extent: Extent) -> dict[str, Any]:
     }
 
 
-def _writes(world: World, lists: IvfIndex, attributes: Attributes) -> dict[str, float]:
+def _writes(world: VectorSet, lists: IvfIndex, attributes: Attributes) -> dict[str, float]:
     """Items deleted and put in again, in batches and one by one."""
     figures = {}
     for name, size, rows in (("", _BATCH, min(20 * _BATCH, len(world.vectors))), ("_single", 1, _SINGLE)):
@@ -335,7 +335,7 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
 @tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
-    defaults = Extent()
+    defaults = RetrievalExtent()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.retrieval", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -346,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of vectors and attributes [%(default)s]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
-    extent = Extent(items=options.items, width=options.width, queries=options.queries, seed=options.seed)
+    extent = RetrievalExtent(items=options.items, width=options.width, queries=options.queries, seed=options.seed)
     with stages(target.console) as tell:
         report = measure(extent, tell)
     target.write(report)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
-from benchmarks.timed import Timed, milliseconds
-from cloud.stores.base import EmbeddingStore
-from cloud.stores.opening import open_store
-from sdk_demo.cli.output import JsonTarget, print_report
+from benchmarks.latency.timed import Timed, milliseconds
+from pocketrank.cloud.stores.base import EmbeddingStore
+from pocketrank.cloud.stores.opening import open_store
+from pocketrank.sdk_demo.cli.output import JsonTarget, print_report
 from tests.valkey import valkey_cluster, valkey_server
 
 __all__ = ["StoreRepetitions", "main", "measure_stores"]

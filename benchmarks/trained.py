@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 
 from benchmarks.errors import BenchmarkError
-from cloud.training.run import Run
-from cloud.training.train import TrainConfig, train
-from export.bundle import export_bundle
-from sdk_demo.emulator.figures import figures
-from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.world import World, WorldConfig
+from pocketrank.cloud.training.run import Run
+from pocketrank.cloud.training.train import TrainConfig, train
+from pocketrank.export.bundle import export_bundle
+from pocketrank.sdk_demo.emulator.figures import figures
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.world import World, WorldConfig
 
 __all__ = ["PLAYED_BY", "Tell", "code", "digest", "refuse_fallbacks", "trained"]
 

@@ -1,6 +1,7 @@
 """The SDK that runs in the user's hand: takes pages, learns from each swipe, reorders what is left, asks for more.
 
-The names below are all that an app needs; each is imported when it is first used, so that `import device` stays light.
+The names below are all that an app needs; each is imported when it is first used, so that `import pocketrank.device` stays
+light.
 
 >>> bundle = CloudClient("http://localhost:8080").download_bundle(Path("bundle"))       # doctest: +SKIP
 >>> session = FeedSession(Ranker.open(bundle), user_id=7, session_id="s1")              # doctest: +SKIP
@@ -12,30 +13,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from device.aio import AsyncCloudClient, AsyncFeedSession
-    from device.bundle import Bundle, BundleError
-    from device.contract import ContractError, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
-    from device.counters import Counters
-    from device.impression import DeviceState, Impression
-    from device.network.client import ClientError, CloudClient
-    from device.offline.store import DeviceStore
-    from device.offline.upload import Uploader
-    from device.paging import FixedPaging, PageDecision, Paging, PagingState, ThresholdPaging, UpliftPaging
-    from device.personal import PersonalLayer
-    from device.privacy import PrivacyPolicy
-    from device.ranker import Ranker
-    from device.refill import Refill
-    from device.runtimes.base import ModelRuntimeError
-    from device.session import FeedSession, SessionConfig
-    from device.signing import TrustedKeys
-    from device.strategies import Arranger
-    from device.telemetry import TelemetryConfig
-    from device.tiers import Tier
-    from device.trace import Tracer
-    from device.updates import BundleStore, Updates
-    from device.watchdog import WatchdogConfig
-
-__version__ = "0.1.0"
+    from pocketrank.device.aio import AsyncCloudClient, AsyncFeedSession
+    from pocketrank.device.bundle.bundle import Bundle, BundleError
+    from pocketrank.device.bundle.signing import TrustedKeys
+    from pocketrank.device.contract import ContractError, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
+    from pocketrank.device.feedback.impression import DeviceState, Impression
+    from pocketrank.device.feedback.privacy import PrivacyPolicy
+    from pocketrank.device.model.personal import PersonalLayer
+    from pocketrank.device.network.client import ClientError, CloudClient
+    from pocketrank.device.offline.store import DeviceStore
+    from pocketrank.device.offline.upload import Uploader
+    from pocketrank.device.paging import FixedPaging, PageDecision, Paging, PagingState, ThresholdPaging, UpliftPaging
+    from pocketrank.device.ranking.ranker import Ranker
+    from pocketrank.device.ranking.tiers import Tier
+    from pocketrank.device.ranking.watchdog import WatchdogConfig
+    from pocketrank.device.reports.telemetry import TelemetryConfig
+    from pocketrank.device.reports.trace import Tracer
+    from pocketrank.device.runtimes.base import ModelRuntimeError
+    from pocketrank.device.session.counters import Counters
+    from pocketrank.device.session.refill import Refill
+    from pocketrank.device.session.session import FeedSession, SessionConfig
+    from pocketrank.device.strategies import Arranger
+    from pocketrank.device.updates import BundleStore, Updates
 
 __all__ = [
     "Arranger",
@@ -81,35 +80,35 @@ __all__ = [
 
 _FROM = {
     "aio": ("AsyncCloudClient", "AsyncFeedSession"),
-    "bundle": ("Bundle", "BundleError"),
+    "bundle.bundle": ("Bundle", "BundleError"),
     "network.client": ("ClientError", "CloudClient"),
     "contract": ("ContractError", "Ended", "FeedbackEvent", "Network", "Orientation", "Page", "PageRequest"),
-    "counters": ("Counters",),
-    "impression": ("DeviceState", "Impression"),
+    "session.counters": ("Counters",),
+    "feedback.impression": ("DeviceState", "Impression"),
     "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState", "ThresholdPaging", "UpliftPaging"),
-    "personal": ("PersonalLayer",),
-    "privacy": ("PrivacyPolicy",),
-    "ranker": ("Ranker",),
-    "refill": ("Refill",),
+    "model.personal": ("PersonalLayer",),
+    "feedback.privacy": ("PrivacyPolicy",),
+    "ranking.ranker": ("Ranker",),
+    "session.refill": ("Refill",),
     "runtimes.base": ("ModelRuntimeError",),
-    "session": ("FeedSession", "SessionConfig"),
-    "signing": ("TrustedKeys",),
+    "session.session": ("FeedSession", "SessionConfig"),
+    "bundle.signing": ("TrustedKeys",),
     "offline.store": ("DeviceStore",),
     "strategies": ("Arranger",),
-    "telemetry": ("TelemetryConfig",),
-    "tiers": ("Tier",),
-    "trace": ("Tracer",),
+    "reports.telemetry": ("TelemetryConfig",),
+    "ranking.tiers": ("Tier",),
+    "reports.trace": ("Tracer",),
     "updates": ("BundleStore", "Updates"),
     "offline.upload": ("Uploader",),
-    "watchdog": ("WatchdogConfig",),
+    "ranking.watchdog": ("WatchdogConfig",),
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module `device` has no `{name}`")
-    return getattr(importlib.import_module(f"device.{_HOME[name]}"), name)
+        raise AttributeError(f"module `pocketrank.device` has no `{name}`")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -22,9 +22,9 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from device.network.client import CloudClient
-from device.refill import Refill
-from device.session import FeedSession
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.session.refill import Refill
+from pocketrank.device.session.session import FeedSession
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device.contract import Block, BlockError, Dtype
+from pocketrank.device.contract import Block, BlockError, Dtype
 
 __all__ = ["MAX_ELEMENTS", "from_block", "shorten", "to_block"]
 

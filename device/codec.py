@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from device.blocks import MAX_ELEMENTS, from_block, shorten, to_block
-from device.contract import (
+from pocketrank.device.blocks import MAX_ELEMENTS, from_block, shorten, to_block
+from pocketrank.device.contract import (
     WIRE_VERSION,
     Block,
     BlockError,

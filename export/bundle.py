@@ -1,6 +1,6 @@
 """From a run to a bundle: convert, check, weigh, time, and only then put it in place.
 
-ONNX and LiteRT have the whole model and its stages (`device.contract.FeatureSpec`), Core ML the whole model.
+ONNX and LiteRT have the whole model and its stages (`pocketrank.device.contract.FeatureSpec`), Core ML the whole model.
 
 Formats are converted side by side, each in a process of its own (`worker`). Everything is written to a folder beside `out` that
 takes its name at the end, so there is never half a bundle.
@@ -34,16 +34,16 @@ from typing import Any, get_args
 import msgspec
 from nacl.signing import SigningKey
 
-from cloud.training.run import Run
-from device.bundle import MANIFEST, Bundle, BundleError, write_manifest
-from device.contract import Form, Format, ModelEntry, PagingModel, Precision, Stage
-from export.errors import BudgetError, OutputError, UnsupportedError
-from export.gate import GateRows, passes
-from export.golden import write_golden
-from export.parity import draw_inputs
-from export.parity_stages import measure_stages
-from export.signing import sign_manifest
-from export.worker import Checked, Job, model_path, run_job
+from pocketrank.cloud.training.run import Run
+from pocketrank.device.bundle.bundle import MANIFEST, Bundle, BundleError, write_manifest
+from pocketrank.device.contract import Form, Format, ModelEntry, PagingModel, Precision, Stage
+from pocketrank.export.errors import BudgetError, ExportOutputError, UnsupportedError
+from pocketrank.export.gate import GateRows, passes
+from pocketrank.export.golden import write_golden
+from pocketrank.export.parity import draw_inputs
+from pocketrank.export.parity_stages import measure_stages
+from pocketrank.export.signing import sign_manifest
+from pocketrank.export.worker import Checked, ExportJob, model_path, run_job
 
 __all__ = ["REPORT", "Budget", "export_bundle", "next_serial"]
 
@@ -118,7 +118,7 @@ def export_bundle(
             Bundle.open(folder, now_ms=0)
             _put(folder, out, Path(scratch) / "replaced")
     except OSError as error:
-        raise OutputError(str(out), "a place for the bundle", error.strerror or str(error)) from error
+        raise ExportOutputError(str(out), "a place for the bundle", error.strerror or str(error)) from error
     return report
 
 
@@ -141,7 +141,9 @@ def _check_place(out: Path) -> None:
     if out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir())):
         return
     if out.exists():
-        raise OutputError(str(out), "nothing, or a bundle to replace", "a folder of other things" if out.is_dir() else "a file")
+        raise ExportOutputError(
+            str(out), "nothing, or a bundle to replace", "a folder of other things" if out.is_dir() else "a file"
+        )
 
 
 def _put(folder: Path, out: Path, replaced: Path) -> None:
@@ -173,7 +175,7 @@ def _convert(
     def work(format: Format) -> None:
         if stop.is_set():
             return
-        job = Job(run=str(run.folder.resolve()), folder=str(folder), format=format, precisions=tuple(precisions))
+        job = ExportJob(run=str(run.folder.resolve()), folder=str(folder), format=format, precisions=tuple(precisions))
         for model in run_job(job, folder.parent / f"{format}.log", processes.append):
             with lock:
                 checked.append(model)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from device.contract import Precision, Stage
-from export.errors import ConversionError, UnsupportedError
-from export.graphs import OUTPUT, Graph
+from pocketrank.device.contract import Precision, Stage
+from pocketrank.export.errors import ConversionError, UnsupportedError
+from pocketrank.export.graphs import OUTPUT, Graph
 
 __all__ = ["convert"]
 

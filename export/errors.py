@@ -9,7 +9,7 @@ Errors::
     ├── GateError              the rows that reduced precisions are gated on are missing or malformed
     ├── BudgetError            a model is larger or slower than its budget
     ├── SigningKeyError        a private key that is missing, malformed, readable by others, or already there
-    └── OutputError            the place for the bundle holds something else, or cannot be written
+    └── ExportOutputError            the place for the bundle holds something else, or cannot be written
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = [
     "ConversionError",
     "ExportError",
     "GateError",
-    "OutputError",
+    "ExportOutputError",
     "ParityError",
     "SigningKeyError",
     "UnsupportedError",
@@ -58,5 +58,5 @@ class SigningKeyError(ExportError):
     """A private key that is missing, malformed, readable by others, or already there."""
 
 
-class OutputError(ExportError):
+class ExportOutputError(ExportError):
     """The place for the bundle holds something else, or cannot be written."""

@@ -23,12 +23,12 @@ import onnxruntime
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from device.bundle import Bundle
-from device.contract import Form, Format, Precision
-from device.runtimes import ModelRuntimeError
-from export.errors import ExportError
-from export.graphs import Inputs, input_shapes
-from export.parity import open_scorer
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.contract import Form, Format, Precision
+from pocketrank.device.runtimes import ModelRuntimeError
+from pocketrank.export.errors import ExportError
+from pocketrank.export.graphs import Inputs, input_shapes
+from pocketrank.export.parity import open_scorer
 
 __all__ = ["ExplainError", "Explanation", "attention_over", "explain"]
 

@@ -19,10 +19,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.training.run import Run
-from export.errors import GateError
-from export.graphs import Graph, input_shapes
-from export.parity import Scorer
+from pocketrank.cloud.training.run import Run
+from pocketrank.export.errors import GateError
+from pocketrank.export.graphs import Graph, input_shapes
+from pocketrank.export.parity import Scorer
 
 __all__ = ["AGREEMENT_MIN", "AUC_LOSS_MAX", "GATE_FILE", "LABELS_MIN", "GateRows", "auc_by_task", "passes", "ranking_loss"]
 

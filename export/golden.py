@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from cloud.training.run import Run
-from device.bundle import GOLDEN
-from device.codec import to_block, to_msgpack
-from device.contract import Form, Golden, GoldenCase, GoldenTolerance, ScoreRange
-from export.gate import GATE_FILE, GateRows
-from export.graphs import Graph, Inputs
-from export.parity import draw_inputs
+from pocketrank.cloud.training.run import Run
+from pocketrank.device.bundle.bundle import GOLDEN
+from pocketrank.device.codec import to_block, to_msgpack
+from pocketrank.device.contract import Form, Golden, GoldenCase, GoldenTolerance, ScoreRange
+from pocketrank.export.gate import GATE_FILE, GateRows
+from pocketrank.export.graphs import Graph, Inputs
+from pocketrank.export.parity import draw_inputs
 
 __all__ = ["write_golden"]
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from cloud.models.reranker import UpperHalf
-from cloud.training.run import Run
-from device.contract import FeatureSpec, Form, Stage
-from device.runtimes import INPUT_NAMES, OUTPUT_NAMES, STAGES, stage_inputs
-from export.errors import ConversionError, UnsupportedError
-from export.search_graph import ListSearch
+from pocketrank.cloud.models.reranker import UpperHalf
+from pocketrank.cloud.training.run import Run
+from pocketrank.device.contract import FeatureSpec, Form, Stage
+from pocketrank.device.runtimes import INPUT_NAMES, OUTPUT_NAMES, STAGES, stage_inputs
+from pocketrank.export.errors import ConversionError, UnsupportedError
+from pocketrank.export.search_graph import ListSearch
 
 __all__ = ["FIRST", "FREE", "GOING", "HANDED", "NEXT", "OUTPUT", "RAW", "Graph", "Inputs", "Stages", "input_shapes", "made"]
 
@@ -142,7 +142,7 @@ class Graph:
 
     @classmethod
     def of(cls, run: Run, form: Form) -> Graph:
-        """The trained upper half of `run`. Raises `cloud.training.run.RunError`."""
+        """The trained upper half of `run`. Raises `pocketrank.cloud.training.run.RunError`."""
         return cls(form, run.spec, run.upper(form))
 
     @cached_property

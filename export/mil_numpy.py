@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.errors import ConversionError, UnsupportedError
-from export.graphs import OUTPUT
+from pocketrank.export.errors import ConversionError, UnsupportedError
+from pocketrank.export.graphs import OUTPUT
 
 __all__ = ["OPERATIONS", "MilProgram"]
 

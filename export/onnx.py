@@ -19,11 +19,11 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from device.contract import Precision, Stage
-from device.runtimes import OUTPUT_NAMES, stage_inputs
-from export.cut import Operations
-from export.errors import ConversionError
-from export.graphs import FIRST, FREE, GOING, HANDED, NEXT, OUTPUT, RAW, Graph, made
+from pocketrank.device.contract import Precision, Stage
+from pocketrank.device.runtimes import OUTPUT_NAMES, stage_inputs
+from pocketrank.export.cut import Operations
+from pocketrank.export.errors import ConversionError
+from pocketrank.export.graphs import FIRST, FREE, GOING, HANDED, NEXT, OUTPUT, RAW, Graph, made
 
 __all__ = ["OPSET", "convert"]
 

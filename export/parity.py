@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device.contract import FeatureSpec, FloatFeature, Form, Format, Precision
-from device.runtimes import ModelRuntimeError, Runtime, open_runtime
-from export.errors import ParityError
-from export.graphs import FREE, RAW, Graph, Inputs, input_shapes
+from pocketrank.device.contract import FeatureSpec, FloatFeature, Form, Format, Precision
+from pocketrank.device.runtimes import ModelRuntimeError, Runtime, open_runtime
+from pocketrank.export.errors import ParityError
+from pocketrank.export.graphs import FREE, RAW, Graph, Inputs, input_shapes
 
 __all__ = [
     "TOLERANCE",
@@ -126,11 +126,11 @@ def resize(inputs: Inputs, candidates: int, events: int) -> dict[str, NDArray[An
 def open_scorer(path: Path, format: Format) -> tuple[Scorer, str]:
     """The model at `path`, read from disk, as a function of the contract's inputs, and what runs it.
 
-    Lists are padded to the sizes that the model was compiled for. Raises `device.runtimes.ModelRuntimeError`,
+    Lists are padded to the sizes that the model was compiled for. Raises `pocketrank.device.runtimes.ModelRuntimeError`,
     `UnsupportedError` for a Core ML operation that is not known here.
     """
     if format == "coreml":
-        from export.mil_numpy import MilProgram
+        from pocketrank.export.mil_numpy import MilProgram
 
         return MilProgram(path).run, OPERATION_LEVEL
     runtime = open_runtime(path, format)

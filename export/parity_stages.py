@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
 
-from device.contract import FeatureSpec, Format, Stage
-from device.runtimes import OUTPUT_NAMES, ModelRuntimeError, Runtime, open_stages
-from export.errors import ParityError
-from export.graphs import FREE, OUTPUT, Graph, Inputs
-from export.parity import counts, draw_inputs, fitting, measure_ms, parity_cases
+from pocketrank.device.contract import FeatureSpec, Format, Stage
+from pocketrank.device.runtimes import OUTPUT_NAMES, ModelRuntimeError, Runtime, open_stages
+from pocketrank.export.errors import ParityError
+from pocketrank.export.graphs import FREE, OUTPUT, Graph, Inputs
+from pocketrank.export.parity import counts, draw_inputs, fitting, measure_ms, parity_cases
 
 __all__ = [
     "REWARD_TOLERANCE",
@@ -60,7 +60,7 @@ class StageParity:
 def open_answers(paths: Mapping[Stage, Path], format: Format) -> dict[Stage, Answer]:
     """The stages at `paths`, read from disk. Lists are padded to the sizes that a stage was compiled for.
 
-    Raises `device.runtimes.ModelRuntimeError`.
+    Raises `pocketrank.device.runtimes.ModelRuntimeError`.
     """
     return {stage: partial(_answer, stage, runtime) for stage, runtime in open_stages(paths, format).items()}
 
@@ -77,7 +77,7 @@ def measure_stages(
 ) -> dict[Stage, dict[str, Any]]:
     """`p50_ms` of each stage and the whole model (`parity.measure_ms`), and the `state_width` of what a stage hands on.
 
-    `paths` are in the order in which stages run. Raises `device.runtimes.ModelRuntimeError`.
+    `paths` are in the order in which stages run. Raises `pocketrank.device.runtimes.ModelRuntimeError`.
     """
     known = {**inputs, **draw_lists(spec, inputs["candidate_mask"].shape[1], seed=0)}
     found: dict[Stage, dict[str, Any]] = {}

@@ -1,4 +1,5 @@
-"""The list search of `device.search` in operations that every runtime has, for graphs that do all of it themselves.
+"""The list search of `pocketrank.device.model.search` in operations that every runtime has, for graphs that do all of it
+themselves.
 
 A loop cannot be traced. It is traced as two pieces, what makes the first state and what makes a state from the one before, and
 each format's writer closes it (`cut`): a search that is over computes no further step. With B = beam, N candidates and
@@ -8,8 +9,9 @@ L = `steps_max`, a state is ::
     reward  f32 [B]      of each list, best first; `NEVER` where the beam has no more lists
     alive   f32 [B]      the chance that the user gets past the list; only with a survival task
 
-Rounding, ties and end are those of `device.search`. What follows from a choice is looked up by top-k's answer in tables of all
-choices: to divide that answer by N would do, but converters make it a product with 1 / N, which can miss by one.
+Rounding, ties and end are those of `pocketrank.device.model.search`. What follows from a choice is looked up by top-k's answer
+in tables of all choices: to divide that answer by N would do, but converters make it a product with 1 / N, which can miss by
+one.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from device.contract import FeatureSpec, SearchSpec
-from export.errors import UnsupportedError
+from pocketrank.device.contract import FeatureSpec, SearchSpec
+from pocketrank.export.errors import UnsupportedError
 
 __all__ = ["BARRED", "WEIGHT_MAX", "ListSearch"]
 

@@ -1,4 +1,4 @@
-"""Signs bundles and releases with Ed25519 (PyNaCl, libsodium), as `device.signing` verifies them.
+"""Signs bundles and releases with Ed25519 (PyNaCl, libsodium), as `pocketrank.device.bundle.signing` verifies them.
 
 A private key is a file of its seed in hex that only its owner may read. It never comes near a bundle.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 from nacl.signing import SigningKey
 
-from device.bundle import MANIFEST, RELEASE, SIGNATURES, replace_file
-from device.codec import from_json, to_json
-from device.contract import (
+from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES, replace_file
+from pocketrank.device.codec import from_json, to_json
+from pocketrank.device.contract import (
     BundleManifest,
     BundleRef,
     ContractError,
@@ -27,7 +27,7 @@ from device.contract import (
     key_id,
     signed_bytes,
 )
-from export.errors import OutputError, SigningKeyError
+from pocketrank.export.errors import ExportOutputError, SigningKeyError
 
 __all__ = ["generate_key", "last_release", "public_key", "read_key", "sign", "sign_manifest", "write_release"]
 
@@ -64,7 +64,7 @@ def read_key(path: Path) -> SigningKey:
 
 
 def public_key(key: SigningKey) -> str:
-    """The public half in hex, as `device.signing.TrustedKeys` takes it."""
+    """The public half in hex, as `pocketrank.device.bundle.signing.TrustedKeys` takes it."""
     return bytes(key.verify_key).hex()
 
 
@@ -81,13 +81,13 @@ def sign_manifest(folder: Path, keys: Sequence[SigningKey]) -> None:
 
 
 def last_release(folder: Path) -> Release | None:
-    """The release that is in `folder`, whoever signed it; None without one. Raises `OutputError` if it cannot be read."""
+    """The release that is in `folder`, whoever signed it; None without one. Raises `ExportOutputError` if it cannot be read."""
     if not (folder / RELEASE).is_file():
         return None
     try:
         return from_json(from_json((folder / RELEASE).read_bytes(), Signed).payload, Release)
     except (OSError, ContractError) as error:
-        raise OutputError(str(folder / RELEASE), "a release to follow up", str(error)) from error
+        raise ExportOutputError(str(folder / RELEASE), "a release to follow up", str(error)) from error
 
 
 def write_release(
@@ -103,7 +103,7 @@ def write_release(
     """Sign a release of the bundle in `folder` and put it there, in place of the last one.
 
     Its serial is the time in seconds, or the last one's and 1 if that is more: it grows even when the last one was lost. What
-    the last one revoked stays revoked. Raises `OutputError`.
+    the last one revoked stays revoked. Raises `ExportOutputError`.
     """
     last = last_release(folder)
     try:
@@ -125,5 +125,5 @@ def write_release(
         payload = to_json(release)
         replace_file(folder / RELEASE, to_json(Signed(payload=payload, signatures=sign("release", payload, keys))))
     except (OSError, ValueError) as error:  # the contract's errors are ValueErrors
-        raise OutputError(str(folder), "a bundle to release", str(error)) from error
+        raise ExportOutputError(str(folder), "a bundle to release", str(error)) from error
     return release

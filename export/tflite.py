@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 
-from device.contract import Precision, Stage
-from device.runtimes import stage_inputs
-from export.errors import ConversionError, UnsupportedError
-from export.graphs import Graph, made
-from export.tflite_cut import cut_stages
+from pocketrank.device.contract import Precision, Stage
+from pocketrank.device.runtimes import stage_inputs
+from pocketrank.export.errors import ConversionError, UnsupportedError
+from pocketrank.export.graphs import Graph, made
+from pocketrank.export.tflite_cut import cut_stages
 
 __all__ = ["convert"]
 

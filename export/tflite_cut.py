@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any
 
-from device.contract import Stage
-from device.runtimes import OUTPUT_NAMES, stage_inputs
-from export.cut import Operations
-from export.graphs import FIRST, GOING, HANDED, NEXT, Graph, made
+from pocketrank.device.contract import Stage
+from pocketrank.device.runtimes import OUTPUT_NAMES, stage_inputs
+from pocketrank.export.cut import Operations
+from pocketrank.export.graphs import FIRST, GOING, HANDED, NEXT, Graph, made
 
 __all__ = ["cut_stages"]
 

@@ -1,7 +1,8 @@
 """One format of a run in a process of its own: convert, open again from disk, hold to torch, gate.
 
-`python -m export.worker JOB` with a `Job` in JSON. Converters fill both output streams with notes from Python and C++ alike;
-here they go to a log file whose end is shown when a conversion fails. Standard output carries one message per line.
+`python -m pocketrank.export.worker JOB` with a `ExportJob` in JSON. Converters fill both output streams with notes from Python
+and C++ alike; here they go to a log file whose end is shown when a conversion fails. Standard output carries one message per
+line.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from typing import Any, get_args
 
 import msgspec
 
-from device.contract import Form, Format, Precision, Stage
-from export import errors
-from export.errors import ConversionError, ExportError
+from pocketrank.device.contract import Form, Format, Precision, Stage
+from pocketrank.export import errors
+from pocketrank.export.errors import ConversionError, ExportError
 
-__all__ = ["Checked", "Job", "model_path", "run_job"]
+__all__ = ["Checked", "ExportJob", "model_path", "run_job"]
 
 SUFFIX: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "coreml": "mlpackage"}
 LOG_TAIL = 2000
 """Characters of a converter's log that go into an error."""
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class ExportJob(msgspec.Struct, frozen=True, kw_only=True):
     """What to convert: every form of the run in `run` to `format`, into `folder`."""
 
     run: str
@@ -67,16 +68,16 @@ def model_path(form: Form, format: Format, precision: Precision, stage: Stage = 
     return f"models/{form}.{name}.{SUFFIX[format]}"
 
 
-def run_job(job: Job, log: Path, started: Callable[[subprocess.Popen[bytes]], None]) -> Iterator[Checked]:
+def run_job(job: ExportJob, log: Path, started: Callable[[subprocess.Popen[bytes]], None]) -> Iterator[Checked]:
     """Run `job` in a new process and yield each model as it is done. `started` gets the process, to end it early.
 
     Raises `ExportError`, whatever the process raised.
     """
     environment = dict(os.environ, OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
     # wherever the caller found this package
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "export.worker", msgspec.json.encode(job).decode()]
+    command = [sys.executable, "-m", "pocketrank.export.worker", msgspec.json.encode(job).decode()]
     with (
         log.open("wb") as errors_to,
         subprocess.Popen(
@@ -97,15 +98,15 @@ def run_job(job: Job, log: Path, started: Callable[[subprocess.Popen[bytes]], No
         raise ConversionError(f"format {job.format}", "a finished conversion", f"exit code {process.returncode}\n{tail}")
 
 
-def _checked(job: Job) -> Iterator[Checked]:
+def _checked(job: ExportJob) -> Iterator[Checked]:
     """Convert and check every form."""
     import torch
 
-    from cloud.training.run import Run
-    from export.gate import GateRows, ranking_loss
-    from export.graphs import Graph
-    from export.parity import TOLERANCE, compare, open_scorer
-    from export.parity_stages import StageParity, compare_stages, open_answers
+    from pocketrank.cloud.training.run import Run
+    from pocketrank.export.gate import GateRows, ranking_loss
+    from pocketrank.export.graphs import Graph
+    from pocketrank.export.parity import TOLERANCE, compare, open_scorer
+    from pocketrank.export.parity_stages import StageParity, compare_stages, open_answers
 
     torch.set_num_threads(1)
     run, folder, format = Run.open(Path(job.run)), Path(job.folder), job.format
@@ -114,7 +115,7 @@ def _checked(job: Job) -> Iterator[Checked]:
         graph = Graph.of(run, form)
         stages: tuple[Stage, ...] = ("whole",) if format == "coreml" else graph.stages
         targets = {p: {s: folder / model_path(form, format, p, s) for s in stages} for p in job.precisions}
-        import_module(f"export.{format}").convert(graph, targets)
+        import_module(f"pocketrank.export.{format}").convert(graph, targets)
         for precision, paths in targets.items():
             path, tolerance = paths.pop("whole"), TOLERANCE.get((format, precision))
             score, runtime = open_scorer(path, format)
@@ -145,7 +146,7 @@ def _main() -> int:
             messages.flush()
 
         try:
-            for checked in _checked(msgspec.convert(json.loads(sys.argv[1]), Job)):
+            for checked in _checked(msgspec.convert(json.loads(sys.argv[1]), ExportJob)):
                 say(checked)
         except ExportError as error:
             say(_Failed(kind=type(error).__name__, where=error.where, expected=error.expected, got=error.got))

@@ -21,15 +21,15 @@ from typing import Any
 import msgspec
 import pyarrow.compute as pc
 
-from cloud.data.schema import LABELS, ImpressionLog
-from cloud.training.evaluate import evaluate
-from cloud.training.train import WORLD_CONFIG, TrainConfig, train
-from device.contract import Format
-from export.bundle import export_bundle
-from sdk_demo.emulator import emulate
-from sdk_demo.report import write_report
-from sdk_demo.server import running_server
-from sdk_demo.world import World, WorldConfig
+from pocketrank.cloud.data.schema import LABELS, ImpressionLog
+from pocketrank.cloud.training.evaluate import evaluate
+from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig, train
+from pocketrank.device.contract import Format
+from pocketrank.export.bundle import export_bundle
+from pocketrank.sdk_demo.emulator import emulate
+from pocketrank.sdk_demo.report import write_report
+from pocketrank.sdk_demo.server import running_server
+from pocketrank.sdk_demo.world import World, WorldConfig
 
 __all__ = ["DemoConfig", "DemoError", "PlaceError", "run_demo"]
 

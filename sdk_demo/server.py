@@ -1,7 +1,7 @@
 """A page server in a process of its own, for as long as a `with` block lasts.
 
-`python -m sdk_demo.server RUN BUNDLE DB PRICE` is that process. It serves until its standard input ends, which happens when the
-process that started it ends, however that came about: no server outlives a demo that was killed.
+`python -m pocketrank.sdk_demo.server RUN BUNDLE DB PRICE` is that process. It serves until its standard input ends, which
+happens when the process that started it ends, however that came about: no server outlives a demo that was killed.
 
 Errors::
 
@@ -39,7 +39,7 @@ def running_server(run: Path, bundle: Path, *, feedback_db: Path, said: Path, pr
     the file `said`. Raises `ServerError` when it ends, or is not ready within a minute. The process is stopped and gone when
     the block ends.
     """
-    command = [sys.executable, "-m", "sdk_demo.server", str(run), str(bundle), str(feedback_db), str(price)]
+    command = [sys.executable, "-m", "pocketrank.sdk_demo.server", str(run), str(bundle), str(feedback_db), str(price)]
     with said.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
     too_long = Timer(_READY_S, process.kill)  # a server that never gets ready ends the wait below
@@ -76,14 +76,14 @@ def _end(said: Path) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Serve RUN with BUNDLE, feedback in DB, pages at PRICE, on a free port, until standard input ends or SIGTERM comes."""
-    from cloud.pipeline.config import BudgetConfig, PipelineConfig
-    from cloud.serving.config import ServingConfig
-    from cloud.serving.price import PriceConfig
-    from cloud.serving.serve import serve
-    from cloud.training.run import Run
+    from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
+    from pocketrank.cloud.serving.config import ServingConfig
+    from pocketrank.cloud.serving.load.price import PriceConfig
+    from pocketrank.cloud.serving.process.serve import serve
+    from pocketrank.cloud.training.run import Run
 
     run, bundle, feedback_db = (Path(argument) for argument in argv[:3])
-    price = PriceConfig(least=float(argv[3]), most=float(argv[3]))
+    price = PriceConfig(price_min=float(argv[3]), price_max=float(argv[3]))
     Thread(target=_end_with_input, daemon=True).start()
     # Nothing is left out of a page however busy the machine is: equal seeds bring equal sessions.
     pipeline = PipelineConfig(limits=BudgetConfig(page_ms=_NEVER_MS, queue_ms=_NEVER_MS))

@@ -1,4 +1,5 @@
-"""Uploads a bundle to a server: asks which files are missing, sends those, and asks again (`cloud.serving.uploads`).
+"""Uploads a bundle to a server: asks which files are missing, sends those, and asks again
+(`pocketrank.cloud.serving.routes.uploads`).
 
 Errors::
 
@@ -17,13 +18,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cloud.serving.access import is_loopback
-from cloud.serving.bundle_publish import BundlePublish, BundleReceipt
-from device.bundle import MANIFEST, RELEASE, SIGNATURES
-from device.codec import from_json, to_json
-from device.contract import BundleManifest, ContractError
+from pocketrank.cloud.serving.access.access import is_loopback
+from pocketrank.cloud.serving.bundles.publish import BundlePublish, BundleReceipt
+from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES
+from pocketrank.device.codec import from_json, to_json
+from pocketrank.device.contract import BundleManifest, ContractError
 
-__all__ = ["UploadError", "Uploaded", "Uploader", "read_token"]
+__all__ = ["UploadError", "Uploaded", "BundleUploader", "read_token"]
 
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
@@ -57,7 +58,7 @@ def read_token(path: Path) -> str:
     return text
 
 
-class Uploader:
+class BundleUploader:
     """A line to one server. `timeout_s` bounds each wait. Raises `UploadError`."""
 
     def __init__(self, server: str, token: str, timeout_s: float = 60.0) -> None:
@@ -76,7 +77,7 @@ class Uploader:
             base_url=server, headers=headers, timeout=timeout_s, follow_redirects=False, trust_env=False
         )
 
-    def __enter__(self) -> Uploader:
+    def __enter__(self) -> BundleUploader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -11,7 +11,7 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """The type checker. An int passes for a float, as PEP 484 and mypy have it."""
 
 # Before any test module imports them; modules that were imported earlier stay unchecked.
-install_import_hook(["cloud", "export"], f"{__name__}.checked")
+install_import_hook(["pocketrank.cloud", "pocketrank.export"], f"{__name__}.checked")
 
 # A deadline would be a timing assertion, and the machine is shared.
 settings.register_profile("pocketrank", deadline=None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from cloud.training.stream import masked_log_loss
+from pocketrank.cloud.training.ranker import masked_log_loss
 
 
 def test_shapes_are_checked_at_each_call() -> None:

@@ -13,12 +13,12 @@ import yaml
 from fastapi.routing import APIRoute
 from typer.main import get_command
 
-from cloud.pipeline.config import PipelineConfig
-from cloud.serving.health import Health, health_router
-from cloud.serving.server import ServerConfig
-from cloud.serving.token_file import decode_tokens
-from cloud.serving.workers import WorkersConfig
-from sdk_demo.cli.app import app
+from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.cloud.serving.access.token_file import decode_tokens
+from pocketrank.cloud.serving.process.server import ServerConfig
+from pocketrank.cloud.serving.process.workers import WorkersConfig
+from pocketrank.cloud.serving.routes.health import Health, health_router
+from pocketrank.sdk_demo.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -184,11 +184,12 @@ def test_what_serving_imports_is_in_the_image() -> None:
     code = """
 import importlib, pkgutil, sys
 from importlib.metadata import packages_distributions
-import cloud.serving, cloud.streams, cloud.stores, cloud.retrieval, cloud.pipeline
-for package in (cloud.serving, cloud.streams, cloud.stores, cloud.retrieval, cloud.pipeline):
+from pocketrank.cloud import pages, pipeline, published, ranking, reranking, retrieval, serving, stores, streams, vectors
+for package in (pages, pipeline, published, ranking, reranking, retrieval, serving, stores, streams, vectors):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
-import sdk_demo.cli.app, sdk_demo.cli.serve, device.session, device.signing
+import pocketrank.sdk_demo.cli.app, pocketrank.sdk_demo.cli.serve
+import pocketrank.device.session.session, pocketrank.device.bundle.signing
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)

@@ -11,8 +11,8 @@ import pytest
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from cloud.pipeline.config import PipelineConfig
-from sdk_demo.cli.app import app
+from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.sdk_demo.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

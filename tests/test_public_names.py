@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+SRC = Path(__file__).parent.parent / "src"
 PACKAGES = ("device", "cloud", "export", "sdk_demo")
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -16,8 +16,8 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 def _modules() -> Iterator[str]:
     for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
+        for path in sorted((SRC / "pocketrank" / package).rglob("*.py")):
+            parts = path.relative_to(SRC).with_suffix("").parts
             # `__main__` is a script, and a file with a docstring at most has nothing to list.
             if parts[-1] != "__main__" and any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body):
                 yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -64,7 +64,7 @@ def unlisted(source: str, listed: list[str]) -> list[str]:
 
 
 def _source(module: str) -> str:
-    path = ROOT.joinpath(*module.split("."))
+    path = SRC.joinpath(*module.split("."))
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
 
 

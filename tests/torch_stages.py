@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from cloud.models.reranker import UpperHalf
-from device.contract import Form, Stage
-from device.runtimes import Runtime, stage_inputs
+from pocketrank.cloud.models.reranker import UpperHalf
+from pocketrank.device.contract import Form, Stage
+from pocketrank.device.runtimes import Runtime, stage_inputs
 
 
 class TorchStage(Runtime):

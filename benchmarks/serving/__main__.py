@@ -20,9 +20,9 @@ from benchmarks.serving.host import cores, on_core
 from benchmarks.serving.load import Load
 from benchmarks.serving.parts import measure_growth, measure_http, measure_page, measure_peers
 from benchmarks.serving.published import WorldSize, publish_small, publish_world
-from benchmarks.serving.rounds import Bench, Extent
-from cloud.training.run import Run
-from sdk_demo.cli.output import JsonTarget, progress
+from benchmarks.serving.rounds import Bench, ServingExtent
+from pocketrank.cloud.training.run import Run
+from pocketrank.sdk_demo.cli.output import JsonTarget, progress
 
 __all__ = ["PARTS", "main", "measure_serving", "print_report"]
 
@@ -47,7 +47,7 @@ PARTS = {
 @tells_wrong_input
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
-    defaults = Extent()
+    defaults = ServingExtent()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sizes", type=int, nargs="+", default=defaults.sizes, metavar="ITEMS", help="catalogues of growth, smallest first"
     )
     options = parser.parse_args(arguments)
-    extent = Extent(
+    extent = ServingExtent(
         seconds=options.seconds,
         rounds=options.rounds,
         connections=options.connections,
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_serving(
-    parts: Sequence[str], extent: Extent, work: Path, console: Console, small: Run | None = None
+    parts: Sequence[str], extent: ServingExtent, work: Path, console: Console, small: Run | None = None
 ) -> dict[str, Any]:
     """Measure `parts` of `PARTS` with `work` for scratch; the report. Raises `BenchmarkError` where figures would mean nothing.
 
@@ -124,7 +124,7 @@ def measure_serving(
     return {**report, "setup": setup}
 
 
-def _check(extent: Extent) -> None:
+def _check(extent: ServingExtent) -> None:
     if not 0 < extent.seconds <= 600:
         raise BenchmarkError("--seconds", "above 0, up to 600", str(extent.seconds))
     for name in ("rounds", "connections"):

@@ -8,11 +8,11 @@ from uuid import UUID
 import numpy as np
 
 from benchmarks.serving.load import http_request
-from cloud.ranking.published import Published, PublishedRecord
-from device.codec import to_json, to_msgpack
-from device.contract import FeedbackEvent, PageRequest
+from pocketrank.cloud.published.published import Published, PublishedRecord
+from pocketrank.device.codec import to_json, to_msgpack
+from pocketrank.device.contract import FeedbackEvent, PageRequest
 
-__all__ = ["NOW_MS", "Asking", "AskingConfig"]
+__all__ = ["NOW_MS", "PageRequests", "PageRequestsConfig"]
 
 NOW_MS = 1_700_000_000_000
 """When all requests are sent."""
@@ -20,7 +20,7 @@ _MSGPACK, _JSON = "application/msgpack", "application/json"
 
 
 @dataclass(frozen=True)
-class AskingConfig:
+class PageRequestsConfig:
     """What a request has."""
 
     size: int = 30
@@ -31,13 +31,13 @@ class AskingConfig:
     """Feedback events in a request that has some: what was seen since the last page."""
 
 
-class Asking:
+class PageRequests:
     """Requests of users drawn at random from a published run; all have vectors. `seed` makes others."""
 
     def __init__(
-        self, published: Published, record: PublishedRecord, seed: int = 0, config: AskingConfig | None = None
+        self, published: Published, record: PublishedRecord, seed: int = 0, config: PageRequestsConfig | None = None
     ) -> None:
-        self.config, self._rng = config or AskingConfig(), np.random.default_rng(seed)
+        self.config, self._rng = config or PageRequestsConfig(), np.random.default_rng(seed)
         self._users, self._items = np.asarray(published.user_id)[1:], np.asarray(published.item_id)[1:]
         self._split = record.split_version
 

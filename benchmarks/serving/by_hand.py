@@ -19,9 +19,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.serving.model import CANDIDATES, Model
-from cloud.reranking.spread import SpreadConfig
-from device.codec import to_block
-from device.contract import Candidates, Columns, Page, PageRequest
+from pocketrank.cloud.reranking.spread import SpreadConfig
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import Candidates, Columns, Page, PageRequest
 
 __all__ = ["ByHand"]
 
@@ -31,7 +31,7 @@ _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _RECALL, _QUERIES, _DEPTH = 0.98, 64, 600
 """Lists are read until so much of the best so many is found, for so many vectors of items. The product's lists ask for the
 same."""
-_OF_CATEGORY = SpreadConfig().most
+_OF_CATEGORY = SpreadConfig().max_per_category
 
 
 class ByHand:

@@ -7,10 +7,10 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.serving.by_hand import ByHand
-from cloud.serving.server import listen, run_server
-from cloud.serving.wire import MSGPACK
-from device.codec import to_msgpack
-from device.contract import PageRequest
+from pocketrank.cloud.serving.http.wire import MSGPACK
+from pocketrank.cloud.serving.process.server import listen, run_server
+from pocketrank.device.codec import to_msgpack
+from pocketrank.device.contract import PageRequest
 
 __all__ = ["serve_constant"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.processes import own_environment
 
 __all__ = ["Cores", "Host", "children", "cores", "cpu_s", "hosted", "memory_bytes", "on_core"]
 
-_ROOT = Path(__file__).resolve().parents[2]
 _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.05
@@ -93,8 +93,7 @@ def hosted(name: str, called: str, arguments: Sequence[str], core: int, probe: b
     """
     port, said = _free_port(), work / f"{called}.log"
     command = [sys.executable, "-m", "benchmarks.serving.subjects", str(core), str(port), *arguments]
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = own_environment(OMP_NUM_THREADS="1")
     with said.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=work, env=environment)
     host = Host(name, process, port, core)

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.processes import own_environment
 
 __all__ = ["Load", "LoadOrder", "LoadResult", "http_request"]
 
@@ -84,7 +85,7 @@ class Load:
     def __init__(self, core: int, work: Path) -> None:
         self._work, self._files = work, itertools.count()
         command = [sys.executable, "-m", "benchmarks.serving.load", str(core)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environment())
 
     def file(self, requests: Sequence[bytes]) -> str:
         """A file of requests."""
@@ -116,9 +117,6 @@ class Load:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Connection:

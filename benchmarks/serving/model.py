@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.serving.whole import WHOLE_GRAPH, WHOLE_ROWS
-from cloud.ranking.published import Published
+from pocketrank.cloud.published.published import Published
 
 __all__ = ["CANDIDATES", "Model", "ModelTimer"]
 

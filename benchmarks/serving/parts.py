@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.asked import Asking
+from benchmarks.serving.asked import PageRequests
 from benchmarks.serving.host import Host, hosted, on_core
 from benchmarks.serving.model import CANDIDATES, Model, ModelTimer
 from benchmarks.serving.published import WorldSize, publish_world
-from benchmarks.serving.rounds import Bench, Subject
+from benchmarks.serving.rounds import Bench, ServerSubject
 from benchmarks.serving.subjects import PATHS
-from cloud.ranking.published import Published
-from cloud.training.run import Run
+from pocketrank.cloud.published.published import Published
+from pocketrank.cloud.training.run import Run
 
 __all__ = ["PEERS", "measure_growth", "measure_http", "measure_page", "measure_peers"]
 
@@ -118,8 +118,8 @@ def measure_growth(bench: Bench, small: Run, size: WorldSize, tell: Tell) -> dic
     }
 
 
-def _asking(run: Run) -> Asking:
-    return Asking(*Published.open(run.published))
+def _asking(run: Run) -> PageRequests:
+    return PageRequests(*Published.open(run.published))
 
 
 def _host(bench: Bench, stack: ExitStack, name: str, run: Run, called: str | None = None) -> Host:
@@ -128,16 +128,16 @@ def _host(bench: Bench, stack: ExitStack, name: str, run: Run, called: str | Non
     return stack.enter_context(hosted(name, called or name, arguments, bench.cores.server, probe, bench.work))
 
 
-def _subject(bench: Bench, asking: Asking, host: Host) -> Subject:
+def _subject(bench: Bench, asking: PageRequests, host: Host) -> ServerSubject:
     requests = bench.fixed(_requests(host.name, asking, bench.extent.requests))
-    return Subject(host=host, requests=requests, connections=bench.extent.connections)
+    return ServerSubject(host=host, requests=requests, connections=bench.extent.connections)
 
 
-def _requests(name: str, asking: Asking, count: int) -> list[bytes]:
+def _requests(name: str, asking: PageRequests, count: int) -> list[bytes]:
     return (asking.json if name in _TAKE_JSON else asking.msgpack)(count, PATHS[name])
 
 
-def _once(bench: Bench, asking: Asking, like: Subject) -> Callable[[], str]:
+def _once(bench: Bench, asking: PageRequests, like: ServerSubject) -> Callable[[], str]:
     """Requests with feedback for one round, as many as will do when they are answered as fast as those of `like`; a round ends
     early when they do not.
     """

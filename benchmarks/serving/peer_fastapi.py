@@ -14,13 +14,13 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from benchmarks.serving.by_hand import ByHand
-from device.codec import from_msgpack, to_msgpack
-from device.contract import PageRequest
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import PageRequest
 
 __all__ = ["serve_fastapi"]
 
 
-class Asked(BaseModel):
+class PeerRequest(BaseModel):
     """What a page needs of a request; the rest is ignored."""
 
     request_id: str
@@ -30,7 +30,7 @@ class Asked(BaseModel):
     exclude: list[int]
 
 
-class Answered(BaseModel):
+class PeerPage(BaseModel):
     """A page as lists."""
 
     page_id: str
@@ -61,7 +61,7 @@ def serve_fastapi(run: Path, port: int, *, msgpack: bool) -> None:
     else:
 
         @app.post("/page")
-        def page(asked: Asked) -> Answered:
-            return Answered(**pages.columns(asked.request_id, asked.user_id, asked.exclude, asked.now_ms, asked.size))
+        def page(asked: PeerRequest) -> PeerPage:
+            return PeerPage(**pages.columns(asked.request_id, asked.user_id, asked.exclude, asked.now_ms, asked.size))
 
     uvicorn.run(app, host="127.0.0.1", port=port, access_log=False, log_level="warning")

@@ -14,8 +14,8 @@ import msgspec
 from fastapi import Response
 
 from benchmarks.serving.by_hand import ByHand
-from device.codec import to_msgpack
-from device.contract import Page, PageRequest
+from pocketrank.device.codec import to_msgpack
+from pocketrank.device.contract import Page, PageRequest
 
 __all__ = ["PageApi", "serve_litserve"]
 

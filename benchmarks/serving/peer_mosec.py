@@ -13,8 +13,8 @@ from typing import Any
 from mosec import Server, Worker
 
 from benchmarks.serving.by_hand import ByHand
-from device.codec import from_msgpack, to_msgpack
-from device.contract import Page, PageRequest
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import Page, PageRequest
 
 __all__ = ["PageWorker", "serve_mosec"]
 

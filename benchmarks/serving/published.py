@@ -1,10 +1,10 @@
 """A published run of any size with the architecture that is trained, made in seconds and without training.
 
-The graphs are those of a small simulated world, exported by `cloud.training.publish` from models of default widths with
-random weights: a graph takes rows, so it does not know how many items there are, and weights do not change how long it runs.
-The tables are then drawn anew: rows of the small world with noise on them, vectors in clusters as those of items of a kind
-lie, users whose past lies in a few of the clusters, and a user tower that points where the past lies, so that an index meets
-the queries it is made for.
+The graphs are those of a small simulated world, exported by `pocketrank.cloud.training.publish` from models of default widths
+with random weights: a graph takes rows, so it does not know how many items there are, and weights do not change how long it
+runs. The tables are then drawn anew: rows of the small world with noise on them, vectors in clusters as those of items of a
+kind lie, users whose past lies in a few of the clusters, and a user tower that points where the past lies, so that an index
+meets the queries it is made for.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.serving.whole import WHOLE_ROWS, save_whole, sides_of
-from cloud.data.rates import ItemStatistics
-from cloud.data.samples import SampleConfig, build_samples
-from cloud.models.ranker import Ranker, RankerConfig
-from cloud.models.towers import LowerHalf, TowerConfig
-from cloud.ranking.published import Published
-from cloud.training.joint import DeviceModel, JointConfig, device_spec
-from cloud.training.publish import publish
-from cloud.training.run import Run, RunRecord
-from sdk_demo.world import World, WorldConfig
+from pocketrank.cloud.data.rates import ItemStatistics
+from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
+from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
+from pocketrank.cloud.published.published import Published
+from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, device_spec
+from pocketrank.cloud.training.publish import publish
+from pocketrank.cloud.training.run import Run, RunRecord
+from pocketrank.sdk_demo.world import World, WorldConfig
 
 __all__ = ["WorldSize", "publish_small", "publish_world"]
 
@@ -81,7 +81,7 @@ def publish_small(folder: Path, size: WorldSize) -> Run:
     log = World(config).simulate_log(seed=size.seed)
     samples = build_samples(log, SampleConfig(tasks=_TASKS, history_max=size.history_max))
     statistics = ItemStatistics(samples)
-    ranker = Ranker(RankerConfig(), samples, statistics.width).eval()
+    ranker = FullRanker(FullRankerConfig(), samples, statistics.width).eval()
     joint = JointConfig(lower=TowerConfig(vector_width=size.vector_width))
     weights = dict.fromkeys(_TASKS, 1.0)
     spec = device_spec(samples, joint, weights)

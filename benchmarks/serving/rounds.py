@@ -13,13 +13,13 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.serving.host import Cores, Host
 from benchmarks.serving.load import Load, LoadOrder, LoadResult
 
-__all__ = ["Bench", "Extent", "Subject"]
+__all__ = ["Bench", "ServingExtent", "ServerSubject"]
 
 Tell = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class Extent:
+class ServingExtent:
     """How long everything is measured, and on how much."""
 
     seconds: float = 4.0
@@ -39,7 +39,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ServerSubject:
     """One thing that is asked under load."""
 
     host: Host
@@ -97,7 +97,7 @@ class Subject:
 class Bench:
     """What all parts share."""
 
-    extent: Extent
+    extent: ServingExtent
     cores: Cores
     load: Load
     work: Path
@@ -108,7 +108,9 @@ class Bench:
         file = self.load.file(requests)
         return lambda: file
 
-    def measure(self, subjects: Mapping[str, Subject], tell: Tell, between: Callable[[float], None] | None = None) -> None:
+    def measure(
+        self, subjects: Mapping[str, ServerSubject], tell: Tell, between: Callable[[float], None] | None = None
+    ) -> None:
         """All rounds. `between` is run after each with the seconds of a round."""
         extent = self.extent
         for done in range(extent.rounds + 1):

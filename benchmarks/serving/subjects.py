@@ -48,9 +48,9 @@ def _main() -> None:
 
 def _serve_ours(run: Path, port: int) -> None:
     """The product as `pocketrank serve` starts it, without a bundle to download. Its feedback log is beside the run."""
-    from cloud.serving.config import ServingConfig
-    from cloud.serving.serve import serve
-    from cloud.training.run import Run
+    from pocketrank.cloud.serving.config import ServingConfig
+    from pocketrank.cloud.serving.process.serve import serve
+    from pocketrank.cloud.training.run import Run
 
     serve(Run.open(run), None, port=port, feedback_db=run / f"feedback-{os.getpid()}.db", config=ServingConfig())
 

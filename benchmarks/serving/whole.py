@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cloud.models.ranker import Ranker
-from cloud.training.publish import to_onnx
+from pocketrank.cloud.models.full_ranker import FullRanker
+from pocketrank.cloud.training.publish import to_onnx
 
 __all__ = ["WHOLE_GRAPH", "WHOLE_ROWS", "save_whole", "sides_of"]
 
@@ -25,7 +25,7 @@ _PART = 100_000
 
 
 class _Scores(nn.Module):
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, ranker: FullRanker) -> None:
         super().__init__()
         self.ranker = ranker
 
@@ -43,7 +43,7 @@ class _Scores(nn.Module):
 
 
 class _Side(nn.Module):
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, ranker: FullRanker) -> None:
         super().__init__()
         self.ranker = ranker
 
@@ -52,7 +52,7 @@ class _Side(nn.Module):
 
 
 def save_whole(
-    ranker: Ranker, user_row: Float[Tensor, "u v"], item_row: Float[Tensor, "i e"], feedback_width: int, folder: Path
+    ranker: FullRanker, user_row: Float[Tensor, "u v"], item_row: Float[Tensor, "i e"], feedback_width: int, folder: Path
 ) -> None:
     """The graphs and the rows [I, E] of all items, and examples of users' rows, beside the published half in `folder`."""
     codes, rows = torch.zeros(1, 1, dtype=torch.long), item_row[None, :5]

@@ -23,7 +23,7 @@ from typing import NoReturn
 import numpy as np
 import polars as pl
 
-from cloud.data.schema import DataError
+from pocketrank.cloud.data.schema import DataError
 
 __all__ = ["Column", "Kind", "read_chunks"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from device.contract import FloatFeature
+from pocketrank.device.contract import FloatFeature
 
 __all__ = ["EFFECTIVE_VIEW_S", "FEEDBACK_FLOATS", "HISTORY_FEEDBACK"]
 

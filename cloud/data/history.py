@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from cloud.data.schema import HISTORY, DataError
+from pocketrank.cloud.data.schema import HISTORY, DataError
 
 __all__ = ["load_history", "mark_subsequence"]
 

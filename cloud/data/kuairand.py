@@ -23,9 +23,9 @@ from pathlib import Path
 
 import polars as pl
 
-from cloud.data.csv_chunks import Column, read_chunks
-from cloud.data.history import load_history
-from cloud.data.kuairand_tables import (
+from pocketrank.cloud.data.csv_chunks import Column, read_chunks
+from pocketrank.cloud.data.history import load_history
+from pocketrank.cloud.data.kuairand_tables import (
     LOG_COLUMNS,
     USER_COLUMNS,
     VIDEO_COLUMNS,
@@ -34,9 +34,9 @@ from cloud.data.kuairand_tables import (
     items_table,
     users_table,
 )
-from cloud.data.schema import HISTORY, DataError, ImpressionLog
-from cloud.data.split import KUAIRAND_UTC_OFFSET_H, empty_days
-from cloud.data.validate import validate
+from pocketrank.cloud.data.schema import HISTORY, DataError, ImpressionLog
+from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, empty_days
+from pocketrank.cloud.data.validate import validate
 
 __all__ = ["KuaiRandFiles", "Progress", "find_kuairand", "load_kuairand"]
 

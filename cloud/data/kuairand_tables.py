@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cloud.data.csv_chunks import Column, Kind
-from cloud.data.schema import IMPRESSIONS, ITEMS, USERS
-from cloud.data.split import KUAIRAND_UTC_OFFSET_H
-from cloud.data.validate import TIMES_MS
+from pocketrank.cloud.data.csv_chunks import Column, Kind
+from pocketrank.cloud.data.schema import IMPRESSIONS, ITEMS, USERS
+from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H
+from pocketrank.cloud.data.validate import TIMES_MS
 
 __all__ = [
     "LOG_COLUMNS",

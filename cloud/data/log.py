@@ -8,8 +8,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cloud.data.schema import SAVED_KEY, DataError, ImpressionLog, Saved
-from cloud.data.validate import validate
+from pocketrank.cloud.data.schema import SAVED_KEY, DataError, ImpressionLog, Saved
+from pocketrank.cloud.data.validate import validate
 
 __all__ = ["open_log"]
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.data.samples import Samples
+from pocketrank.cloud.data.samples import Samples
 
 __all__ = ["ItemStatistics"]
 

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cloud.data.feedback import EFFECTIVE_VIEW_S, FEEDBACK_FLOATS
-from cloud.data.schema import LABELS, DataError, ImpressionLog
-from device.contract import FloatFeature
+from pocketrank.cloud.data.feedback import EFFECTIVE_VIEW_S, FEEDBACK_FLOATS
+from pocketrank.cloud.data.schema import LABELS, DataError, ImpressionLog
+from pocketrank.device.contract import FloatFeature
 
 __all__ = ["SampleConfig", "Samples", "build_samples"]
 

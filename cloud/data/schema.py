@@ -2,8 +2,8 @@
 
 A log is four Arrow tables: `impressions` (one row per shown item, the labels and, where a device reported them, the signals
 only a device sees), `items`, `users`, and `pages` (what each page offered, where that is known). Columns that a source does
-not have are null. The names of an impression's columns are the fields of `device.contract.FeedbackEvent`, so a feature is
-computed from a log row exactly as a device computes it from an event.
+not have are null. The names of an impression's columns are the fields of `pocketrank.device.contract.FeedbackEvent`, so a
+feature is computed from a log row exactly as a device computes it from an event.
 
 Errors::
 
@@ -54,7 +54,7 @@ IMPRESSIONS = pa.schema(
         pa.field("page_id", pa.int64()),
         pa.field("position", pa.int32()),  # in the session, from 0
         pa.field("scene", pa.int32()),
-        pa.field("ended", pa.int8()),  # device.contract.Ended
+        pa.field("ended", pa.int8()),  # pocketrank.device.contract.Ended
         *[pa.field(label, pa.bool_()) for label in LABELS],
         pa.field("volume", pa.float32()),
         pa.field("volume_change", pa.float32()),
@@ -152,7 +152,7 @@ class ImpressionLog:
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write one Parquet file per table into `folder` (made when missing); `cloud.data.log.open_log` reads them.
+        """Write one Parquet file per table into `folder` (made when missing); `pocketrank.cloud.data.log.open_log` reads them.
 
         A log that is there already is replaced. `impressions.parquet` carries the name and `simulated`; it goes first and
         comes last, so that a folder whose writing was cut short is refused, not read as a mixture.

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.data.schema import DataError, ImpressionLog
 
 __all__ = ["KUAIRAND_UTC_OFFSET_H", "day_of", "days", "empty_days", "split_by_time"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloud.data.schema import HISTORY, IMPRESSIONS, ITEMS, PAGES, USERS, DataError, ImpressionLog
-from device.contract import Ended, Network, Orientation
+from pocketrank.cloud.data.schema import HISTORY, IMPRESSIONS, ITEMS, PAGES, USERS, DataError, ImpressionLog
+from pocketrank.device.contract import Ended, Network, Orientation
 
 __all__ = ["TIMES_MS", "validate"]
 

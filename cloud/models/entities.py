@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.data.samples import Samples
-from cloud.models.layers import Embedding
+from pocketrank.cloud.data.samples import Samples
+from pocketrank.cloud.models.layers import Embedding
 
 __all__ = ["ItemIdentity", "UserAttributes"]
 

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.models.layers import Embedding, MultiGate, SoftBins, join_heads, penalty, split_heads
-from cloud.models.presets import UpperConfig
-from device.contract import FeatureSpec, FloatFeature
+from pocketrank.cloud.models.layers import Embedding, MultiGate, SoftBins, join_heads, penalty, split_heads
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.device.contract import FeatureSpec, FloatFeature
 
 __all__ = ["Normalise", "UpperHalf", "logit"]
 
@@ -88,7 +88,7 @@ class Normalise(nn.Module):
 
 
 class UpperHalf(nn.Module):
-    """Probabilities of every task for the candidates of a list; inputs as in `device.contract.FeatureSpec`."""
+    """Probabilities of every task for the candidates of a list; inputs as in `pocketrank.device.contract.FeatureSpec`."""
 
     def __init__(self, config: UpperConfig, spec: FeatureSpec, *, split: bool) -> None:
         super().__init__()

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.data.feedback import HISTORY_FEEDBACK
-from cloud.data.samples import Samples
-from cloud.models.entities import ItemIdentity, UserAttributes
-from cloud.models.layers import mlp
+from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
+from pocketrank.cloud.data.samples import Samples
+from pocketrank.cloud.models.entities import ItemIdentity, UserAttributes
+from pocketrank.cloud.models.layers import mlp
 
 __all__ = ["LowerHalf", "TowerConfig"]
 

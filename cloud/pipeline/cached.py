@@ -9,7 +9,7 @@ from time import monotonic
 import msgspec
 import numpy as np
 
-from cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.pipeline.candidates import CandidateSet
 
 __all__ = ["CacheConfig", "RankingCache"]
 

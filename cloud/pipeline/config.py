@@ -23,14 +23,14 @@ from typing import Any
 
 import msgspec
 
-from cloud.pipeline.cached import CacheConfig
-from cloud.pipeline.filters import FiltersConfig
-from cloud.retrieval.opening import IndexConfig
+from pocketrank.cloud.pipeline.cached import CacheConfig
+from pocketrank.cloud.pipeline.filters import FiltersConfig
+from pocketrank.cloud.vectors.opening import IndexConfig
 
 __all__ = ["BudgetConfig", "PageConfig", "PipelineConfig", "PipelineError", "SplitConfig", "StoreConfig", "default_stages"]
 
 
-_LIFE_DAYS_MAX = 36_500
+_TTL_DAYS_MAX = 36_500
 
 
 class PipelineError(ValueError):
@@ -86,13 +86,15 @@ class StoreConfig(_Table, frozen=True, kw_only=True):
     """Where the vectors of split versions are."""
 
     url: str | None = None
-    """As `cloud.stores.open_store` takes it, such as `valkey://host:6379/0`. None: memory-mapped, in the run's folder."""
-    life_days: float | None = None
+    """As `pocketrank.cloud.stores.open_store` takes it, such as `valkey://host:6379/0`. None: memory-mapped, in the run's
+    folder.
+    """
+    ttl_days: float | None = None
     """A version that no server has named for so long goes; None: it stays."""
 
     def __post_init__(self) -> None:
-        if self.life_days is not None and not 0 < self.life_days <= _LIFE_DAYS_MAX:
-            raise ValueError(f"expected life_days above 0, up to {_LIFE_DAYS_MAX}, got {self.life_days}")
+        if self.ttl_days is not None and not 0 < self.ttl_days <= _TTL_DAYS_MAX:
+            raise ValueError(f"expected ttl_days above 0, up to {_TTL_DAYS_MAX}, got {self.ttl_days}")
 
 
 class SplitConfig(_Table, frozen=True, kw_only=True):

@@ -15,14 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.pipeline.catalogue import Catalogue
-from cloud.retrieval.index import Where
+from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.vectors.index import AttributeFilter
 
 __all__ = ["AllowedOrder", "Filters", "FiltersConfig"]
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
-LOOK_S = 0.5
+CHECK_S = 0.5
 """The file of removed items is looked at no more often."""
 
 _logger = logging.getLogger(__name__)
@@ -61,14 +61,14 @@ class Filters:
         self._stamp: tuple[int, int, int] | None = None
         self._looked = -np.inf
         self._removed = np.zeros(0, np.int64)
-        self._where, self._mask = Where(), np.zeros(0, np.bool_)
+        self._where, self._mask = AttributeFilter(), np.zeros(0, np.bool_)
         self._made: tuple[int, object] | None = None
         if self._path is not None:
             self._read(self._path)
         self._refresh()
 
     @property
-    def where(self) -> Where:
+    def where(self) -> AttributeFilter:
         """What an index may find."""
         self._refresh()
         return self._where
@@ -82,7 +82,7 @@ class Filters:
     @property
     def removed(self) -> NDArray[np.int64]:
         """[r] positions of removed items."""
-        if self._path is not None and monotonic() - self._looked > LOOK_S:
+        if self._path is not None and monotonic() - self._looked > CHECK_S:
             try:
                 self._read(self._path)
             except (OSError, ValueError) as error:  # what was removed stays so
@@ -108,7 +108,7 @@ class Filters:
         if self._made is not None and self._made[0] == hour and self._made[1] is removed:
             return
         since = None if config.age_max_days is None else hour * _HOUR_MS - round(config.age_max_days * _DAY_MS)
-        self._where = Where(
+        self._where = AttributeFilter(
             categories=config.categories,
             categories_not=config.categories_not,
             authors=config.authors,

@@ -16,12 +16,12 @@ from time import perf_counter
 
 import numpy as np
 
-from cloud.pipeline.cached import RankingCache
-from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.config import PipelineConfig, PipelineError, default_stages
-from cloud.pipeline.filters import AllowedOrder
-from cloud.pipeline.plugin import PluginError, Plugins
-from cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage
+from pocketrank.cloud.pipeline.cached import RankingCache
+from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError, default_stages
+from pocketrank.cloud.pipeline.filters import AllowedOrder
+from pocketrank.cloud.pipeline.plugin import PluginError, Plugins
+from pocketrank.cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage
 
 __all__ = ["Pipeline"]
 
@@ -29,10 +29,10 @@ _STAGES = Plugins(
     "stage",
     Stage,
     {
-        "retrieve": "cloud.retrieval.retrieve.Retrieve",
-        "rank": "cloud.ranking.rank.Rank",
-        "fuse": "cloud.ranking.fuse.Fuse",
-        "spread": "cloud.reranking.spread.Spread",
+        "retrieve": "pocketrank.cloud.retrieval.retrieve.Retrieve",
+        "rank": "pocketrank.cloud.ranking.rank.Rank",
+        "fuse": "pocketrank.cloud.ranking.fuse.Fuse",
+        "spread": "pocketrank.cloud.reranking.spread.Spread",
     },
 )
 

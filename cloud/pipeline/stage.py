@@ -34,14 +34,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.catalogue import Catalogue
-from cloud.ranking.ranker import History, OnnxRanker
-from device.contract import PageRequest
+from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.published.onnx_ranker import History, OnnxRanker
+from pocketrank.device.contract import PageRequest
 
 if TYPE_CHECKING:
-    from cloud.pipeline.filters import Filters
-    from cloud.retrieval.index import VectorIndex
+    from pocketrank.cloud.pipeline.filters import Filters
+    from pocketrank.cloud.vectors.index import VectorIndex
 
 __all__ = ["Deadline", "OutOfTimeError", "Query", "Resources", "Stage", "StageConfig"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.stage import Query, Resources, Stage, StageConfig
-from cloud.ranking.formula import Formula
+from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.pipeline.stage import Query, Resources, Stage, StageConfig
+from pocketrank.cloud.ranking.formula import Formula
 
 __all__ = ["Fuse", "FuseConfig"]
 
@@ -15,7 +15,7 @@ class FuseConfig(StageConfig, frozen=True, kw_only=True):
     """How scores are fused."""
 
     formula: str
-    """An expression over the run's tasks (`cloud.ranking.formula`), such as `long_view + 3 * like`."""
+    """An expression over the run's tasks (`pocketrank.cloud.ranking.formula`), such as `long_view + 3 * like`."""
 
 
 class Fuse(Stage):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage, StageConfig
+from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage, StageConfig
 
 __all__ = ["Rank", "RankConfig"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.stage import Query, Resources, Stage, StageConfig
+from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.pipeline.stage import Query, Resources, Stage, StageConfig
 
 __all__ = ["Spread", "SpreadConfig", "spread_categories"]
 
@@ -18,14 +18,14 @@ __all__ = ["Spread", "SpreadConfig", "spread_categories"]
 class SpreadConfig(StageConfig, frozen=True, kw_only=True):
     """How far a page is spread."""
 
-    most: int = 3
+    max_per_category: int = 3
     """Candidates of one category that may come before every category had its share."""
     column: str = "category"
     """Which of the run's categorical columns."""
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise ValueError(f"expected most of 1 or more, got {self.most}")
+        if self.max_per_category < 1:
+            raise ValueError(f"expected max_per_category of 1 or more, got {self.max_per_category}")
 
 
 class Spread(Stage):
@@ -43,14 +43,14 @@ class Spread(Stage):
         """See `Stage`."""
         if self._codes is None:
             return candidates
-        return candidates.take(spread_categories(self._codes.take(candidates.item), self.config.most))
+        return candidates.take(spread_categories(self._codes.take(candidates.item), self.config.max_per_category))
 
 
-def spread_categories(category: NDArray[np.integer], most: int) -> NDArray[np.int64]:
+def spread_categories(category: NDArray[np.integer], max_per_category: int) -> NDArray[np.int64]:
     """The new order of candidates [n] that stand in ranked order with these categories [n].
 
-    First go the best `most` of each category, then the next `most` of each, and so on, each round in ranked order. Nothing is
-    dropped. A category is any code, unknown (0) included.
+    First go the best `max_per_category` of each category, then the next `max_per_category` of each, and so on, each round in
+    ranked order. Nothing is dropped. A category is any code, unknown (0) included.
     """
     n = len(category)
     by_category = np.argsort(category, kind="stable")
@@ -60,7 +60,7 @@ def spread_categories(category: NDArray[np.integer], most: int) -> NDArray[np.in
     np.multiply(place[1:], codes[1:] != codes[:-1], out=first[1:])
     np.maximum.accumulate(first, out=first)
     turn = np.empty(n, np.int16 if n < 1 << 15 else np.int64)
-    turn[by_category] = (place - first) // most
+    turn[by_category] = (place - first) // max_per_category
     return np.argsort(turn, kind="stable")
 
 

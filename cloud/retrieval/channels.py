@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.pipeline.filters import AllowedOrder
-from cloud.pipeline.stage import Query, Resources
-from cloud.retrieval.index import RetrievalError
+from pocketrank.cloud.pipeline.filters import AllowedOrder
+from pocketrank.cloud.pipeline.stage import Query, Resources
+from pocketrank.cloud.vectors.index import RetrievalError
 
 __all__ = ["Channel", "ChannelConfig", "Fresh", "Popular", "TwoTower", "TwoTowerConfig"]
 

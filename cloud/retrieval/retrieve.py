@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.pipeline.candidates import CandidateSet
-from cloud.pipeline.plugin import Plugins
-from cloud.pipeline.stage import Query, Resources, Stage, StageConfig
-from cloud.retrieval.channels import Channel
+from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.pipeline.plugin import Plugins
+from pocketrank.cloud.pipeline.stage import Query, Resources, Stage, StageConfig
+from pocketrank.cloud.retrieval.channels import Channel
 
 __all__ = ["Retrieve", "RetrieveConfig", "merged"]
 
@@ -20,9 +20,9 @@ _CHANNELS = Plugins(
     "channel",
     Channel,
     {
-        "two_tower": "cloud.retrieval.channels.TwoTower",
-        "popular": "cloud.retrieval.channels.Popular",
-        "fresh": "cloud.retrieval.channels.Fresh",
+        "two_tower": "pocketrank.cloud.retrieval.channels.TwoTower",
+        "popular": "pocketrank.cloud.retrieval.channels.Popular",
+        "fresh": "pocketrank.cloud.retrieval.channels.Fresh",
     },
 )
 _DEFAULT = ({"use": "popular", "quota_cold": 250}, {"use": "two_tower", "quota": 500})

@@ -29,31 +29,31 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from cloud.serving.access import Access
-from cloud.serving.body import BodyReader
-from cloud.serving.bundle_files import BundleFiles
-from cloud.serving.bundle_routes import CurrentBundle, bundle_routes
-from cloud.serving.bundle_store import BundleStore
-from cloud.serving.config import ServingConfig
-from cloud.serving.cors import with_cors
-from cloud.serving.feedback_line import FeedbackLine
-from cloud.serving.health import Health, health_router
-from cloud.serving.hot import HotRoute, HotRoutes
-from cloud.serving.intake import FeedbackIntake
-from cloud.serving.line import BusyError, PageLine
-from cloud.serving.logs import AccessLog
-from cloud.serving.metrics import ServingMetrics
-from cloud.serving.observe import ObserveRequests
-from cloud.serving.openapi import complete, errors
-from cloud.serving.page import PageMaker
-from cloud.serving.price import ComputePrice
-from cloud.serving.telemetry import DeviceTelemetry, with_any_telemetry
-from cloud.serving.tracing import Tracer, make_tracer
-from cloud.serving.uploads import upload_routes
-from cloud.serving.wire import WireError, error_response
-from cloud.serving.world import World
-from cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
-from device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
+from pocketrank.cloud.pages.engine import PageEngine
+from pocketrank.cloud.pages.intake import FeedbackIntake
+from pocketrank.cloud.pages.maker import PageMaker
+from pocketrank.cloud.serving.access.access import Access
+from pocketrank.cloud.serving.bundles.files import BundleFiles
+from pocketrank.cloud.serving.bundles.store import BundleRepository
+from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.serving.http.body import BodyReader
+from pocketrank.cloud.serving.http.cors import with_cors
+from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
+from pocketrank.cloud.serving.http.observe import ObserveRequests
+from pocketrank.cloud.serving.http.openapi import complete, errors
+from pocketrank.cloud.serving.http.wire import WireError, error_response
+from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
+from pocketrank.cloud.serving.load.page_queue import BusyError, PageQueue
+from pocketrank.cloud.serving.load.price import ComputePrice
+from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes
+from pocketrank.cloud.serving.routes.health import Health, health_router
+from pocketrank.cloud.serving.routes.uploads import upload_routes
+from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry, with_any_telemetry
+from pocketrank.cloud.serving.telemetry.logs import AccessLog
+from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
+from pocketrank.cloud.serving.telemetry.tracing import RequestTracer, make_tracer
+from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
+from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
 
 __all__ = ["create_app"]
 
@@ -98,7 +98,7 @@ class _App(FastAPI):
 class _TracedMetrics(ServingMetrics):
     """Metrics, and spans of the stages."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: RequestTracer) -> None:
         super().__init__()
         self._tracer = tracer
 
@@ -109,7 +109,7 @@ class _TracedMetrics(ServingMetrics):
 
 
 def create_app(
-    world: World,
+    world: PageEngine,
     bundle: Path | None,
     log: FeedbackLog,
     config: ServingConfig,
@@ -124,7 +124,7 @@ def create_app(
     """
     record, budget = world.record, config.pipeline.limits
     files = BundleFiles(bundle, record.split_version) if bundle else None
-    store = BundleStore(uploads, lambda: world.splits.versions) if uploads else None
+    store = BundleRepository(uploads, lambda: world.splits.versions) if uploads else None
     current = CurrentBundle(files, store)
     tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
     metrics = _TracedMetrics(tracer) if tracer.enabled else ServingMetrics()
@@ -133,7 +133,7 @@ def create_app(
     metrics.add(telemetry)
     intake = FeedbackIntake(log, world.states)
     maker = PageMaker(world, config.pipeline, observer=metrics, price=price)
-    keep = FeedbackLine(intake, config.feedback_waiting)
+    keep = FeedbackQueue(intake, config.feedback_waiting)
 
     def make(request: PageRequest, since: float) -> Page:
         try:
@@ -144,7 +144,7 @@ def create_app(
         metrics.load(made.compute_price, len(line))
         return made
 
-    line = PageLine(make, budget.queue_ms / 1e3, price)
+    line = PageQueue(make, budget.queue_ms / 1e3, price)
 
     def enter() -> None:
         try:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloud.pipeline.config import PipelineConfig
-from cloud.serving.cors import CorsConfig
-from cloud.serving.health import HealthConfig
-from cloud.serving.limits import LimitsConfig
-from cloud.serving.logs import LogConfig
-from cloud.serving.price import PriceConfig
-from cloud.serving.server import ServerConfig
-from cloud.serving.state import StateConfig
-from cloud.serving.telemetry import DeviceTelemetryConfig
-from cloud.serving.tracing import TracingConfig
-from cloud.serving.uploads import UploadsConfig
-from cloud.streams.sqlite import SqliteLogConfig
+from pocketrank.cloud.pages.user_state import StateConfig
+from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.cloud.serving.access.limits import LimitsConfig
+from pocketrank.cloud.serving.http.cors import CorsConfig
+from pocketrank.cloud.serving.load.price import PriceConfig
+from pocketrank.cloud.serving.process.server import ServerConfig
+from pocketrank.cloud.serving.routes.health import HealthConfig
+from pocketrank.cloud.serving.routes.uploads import UploadsConfig
+from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
+from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
+from pocketrank.cloud.serving.telemetry.tracing import TracingConfig
+from pocketrank.cloud.streams.sqlite import SqliteLogConfig
 
 __all__ = ["ServingConfig"]
 
@@ -41,7 +41,7 @@ class ServingConfig:
     """Web pages that may call from a browser."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """TLS, and how a process ends."""
-    logs: LogConfig = field(default_factory=LogConfig)
+    logs: LoggingConfig = field(default_factory=LoggingConfig)
     """What is said, and how."""
     tracing: TracingConfig = field(default_factory=TracingConfig)
     """Where traces go, if anywhere."""

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "EmbeddingStore",
-    "Rows",
+    "StoredRows",
     "SnapshotError",
     "StoreConfigError",
     "StoreError",
@@ -68,7 +68,7 @@ class StoreInputError(StoreError):
 
 
 class StoreWriteError(StoreError):
-    """Rows were not kept: the disk is full, or another process writes. Rows kept before stay whole."""
+    """Rows were not kept: the disk is full, or another process writes. StoredRows kept before stay whole."""
 
 
 class SnapshotError(StoreError):
@@ -79,7 +79,7 @@ class StoreConfigError(StoreError):
     """The URL names no store."""
 
 
-class Rows(NamedTuple):
+class StoredRows(NamedTuple):
     """Rows in the order of the ids asked for, n of them, D wide."""
 
     vectors: NDArray[np.float16]
@@ -106,10 +106,10 @@ class EmbeddingStore(ABC):
     """
 
     @abstractmethod
-    def create(self, version: str, width: int, *, life_s: float | None = None) -> None:
+    def create(self, version: str, width: int, *, ttl_s: float | None = None) -> None:
         """Make sure that there is a table `width` values wide. One that is there keeps its rows.
 
-        The version's life starts anew: it is gone `life_s` seconds from now, or never with None.
+        The version's life starts anew: it is gone `ttl_s` seconds from now, or never with None.
         Raises `StoreInputError` for a table of another width, or a name or width that no table takes.
         """
 
@@ -118,7 +118,7 @@ class EmbeddingStore(ABC):
         """The tables of all versions whose life is not over."""
 
     @abstractmethod
-    def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> Rows:
+    def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> StoredRows:
         """The rows of `ids` [n], repeats allowed.
 
         A remote store answers within `deadline_s` seconds from the call or raises `StoreUnavailableError`; with None, each of

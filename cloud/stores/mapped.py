@@ -3,11 +3,12 @@
 ::
 
     FOLDER/writer.lock             held by the process that writes
-    FOLDER/v-VERSION/00000001.rows a table, see `cloud.stores.table`; the highest number counts
+    FOLDER/v-VERSION/00000001.rows a table, see `pocketrank.cloud.stores.table`; the highest number counts
 
 A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the
 old one is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens,
-with each row whole. A machine that loses its power may leave anything: load the last snapshot (`cloud.stores.snapshot`) then.
+with each row whole. A machine that loses its power may leave anything: load the last snapshot
+(`pocketrank.cloud.stores.snapshot`) then.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, is_version
-from cloud.stores.table import Layout, Table, TableConfig
-from cloud.stores.tables import TableStore
+from pocketrank.cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, is_version
+from pocketrank.cloud.stores.table import Layout, Table, TableConfig
+from pocketrank.cloud.stores.tables import TableStore
 
 __all__ = ["MappedStore"]
 

@@ -6,9 +6,9 @@ import mmap
 import time
 from collections.abc import Callable
 
-from cloud.stores.base import StoreWriteError
-from cloud.stores.table import Layout, Table, TableConfig
-from cloud.stores.tables import TableStore
+from pocketrank.cloud.stores.base import StoreWriteError
+from pocketrank.cloud.stores.table import Layout, Table, TableConfig
+from pocketrank.cloud.stores.tables import TableStore
 
 __all__ = ["MemoryStore"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from cloud.stores.base import EmbeddingStore, StoreConfigError
-from cloud.stores.mapped import MappedStore
-from cloud.stores.memory import MemoryStore
+from pocketrank.cloud.stores.base import EmbeddingStore, StoreConfigError
+from pocketrank.cloud.stores.mapped import MappedStore
+from pocketrank.cloud.stores.memory import MemoryStore
 
 __all__ = ["open_store"]
 
@@ -38,8 +38,8 @@ def open_store(url: str) -> EmbeddingStore:
 
 def _valkey(scheme: str, rest: str) -> EmbeddingStore:
     # Here, so that a store on this machine needs no client library.
-    from cloud.stores.valkey import ValkeyStore
-    from cloud.stores.valkey_link import Address, LinkConfig
+    from pocketrank.cloud.stores.valkey import ValkeyStore
+    from pocketrank.cloud.stores.valkey_link import Address, LinkConfig
 
     cluster = scheme.endswith("-cluster")
     netloc, _, path = rest[2:].partition("/")

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.stores.base import EmbeddingStore, SnapshotError, StoreInputError, UnknownVersionError
+from pocketrank.cloud.stores.base import EmbeddingStore, SnapshotError, StoreInputError, UnknownVersionError
 
 __all__ = ["SnapshotInfo", "load_snapshot", "save_snapshot"]
 
@@ -84,8 +84,8 @@ def save_snapshot(store: EmbeddingStore, version: str, path: Path) -> SnapshotIn
     return info
 
 
-def load_snapshot(store: EmbeddingStore, path: Path, *, life_s: float | None = None, replace: bool = False) -> SnapshotInfo:
-    """Put a snapshot's rows into the store, as a new version that lives for `life_s` seconds, or for ever.
+def load_snapshot(store: EmbeddingStore, path: Path, *, ttl_s: float | None = None, replace: bool = False) -> SnapshotInfo:
+    """Put a snapshot's rows into the store, as a new version that lives for `ttl_s` seconds, or for ever.
 
     The whole file is checked before the store is touched: `SnapshotError` leaves it as it was. A version that is there already
     is refused with `StoreInputError`, or dropped first with `replace`. When the store fails in between, the version is dropped.
@@ -98,7 +98,7 @@ def load_snapshot(store: EmbeddingStore, path: Path, *, life_s: float | None = N
                     raise StoreInputError(str(path), "a version that the store does not have", repr(info.version))
                 store.drop(info.version)
             try:
-                store.create(info.version, info.width, life_s=life_s)
+                store.create(info.version, info.width, ttl_s=ttl_s)
                 for ids, vectors in _rows(file, info):
                     store.put(info.version, ids, vectors)
             except BaseException:

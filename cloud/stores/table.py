@@ -3,7 +3,7 @@
 ::
 
     header   4096 bytes: int64 fields, magic, width, P, R, grace, state, rows freed so far, live rows, end of life (float64)
-    entries  int64 [P, 16]     `cloud.stores.ids`
+    entries  int64 [P, 16]     `pocketrank.cloud.stores.ids`
     rows     float16 [R, D]    row 0 is zeros and stands for every unknown id
 
 An update writes a row that nobody refers to, then flips the id's position in the index. Rows are written again in the order
@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.stores.base import Rows, StoreError, TableInfo
-from cloud.stores.ids import BUCKET, IdIndex, buckets_for
+from pocketrank.cloud.stores.base import StoredRows, StoreError, TableInfo
+from pocketrank.cloud.stores.ids import BUCKET, IdIndex, buckets_for
 
 __all__ = ["Layout", "Table", "TableConfig"]
 
@@ -138,7 +138,7 @@ class Table:
         expires_s = self.expires_s
         return TableInfo(self.layout.width, self._fields[_FIELD_LIVE], None if expires_s == inf else expires_s)
 
-    def get(self, ids: Int) -> Rows:
+    def get(self, ids: Int) -> StoredRows:
         """The rows of `ids` [n]."""
         if len(ids) <= self._config.chunk_rows:
             fields, grace = self._fields, self.layout.grace
@@ -147,9 +147,9 @@ class Table:
                 positions = self._index(ids)
                 vectors = self._rows.take(positions, axis=0)
                 if fields[_FIELD_FREED] - freed <= grace:
-                    return Rows(vectors, positions.astype(np.bool_))
+                    return StoredRows(vectors, positions.astype(np.bool_))
         parts = [self.get(ids[i : i + self._config.chunk_rows]) for i in range(0, len(ids), self._config.chunk_rows)]
-        return Rows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
+        return StoredRows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
 
     def scan(self) -> Iterator[tuple[Int, Half]]:
         """All rows, some hundreds at a time."""

@@ -11,9 +11,9 @@ from threading import RLock
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.stores.base import (
+from pocketrank.cloud.stores.base import (
     EmbeddingStore,
-    Rows,
+    StoredRows,
     StoreError,
     StoreInputError,
     TableInfo,
@@ -22,7 +22,7 @@ from cloud.stores.base import (
     as_rows,
     checked_table,
 )
-from cloud.stores.table import Layout, Table, TableConfig
+from pocketrank.cloud.stores.table import Layout, Table, TableConfig
 
 __all__ = ["TableStore"]
 
@@ -77,13 +77,13 @@ class TableStore(EmbeddingStore):
     def _unknown(self, version: str) -> UnknownVersionError:
         return UnknownVersionError(self._where, "a version with a table", repr(version[:200]))
 
-    def create(self, version: str, width: int, *, life_s: float | None = None) -> None:
+    def create(self, version: str, width: int, *, ttl_s: float | None = None) -> None:
         """Make or keep the table of a version; its life starts anew. Raises `StoreInputError` and `StoreWriteError`."""
         checked_table(self._where, version, width)
         with self._lock:
             self._write()
             self._purge()
-            table, expires_s = self._current(version), inf if life_s is None else self._clock() + life_s
+            table, expires_s = self._current(version), inf if ttl_s is None else self._clock() + ttl_s
             if table is None:
                 self._tables[version] = self._make(version, Layout.for_rows(width, 0, self._config), expires_s, None)
             elif table.layout.width != width:
@@ -108,7 +108,7 @@ class TableStore(EmbeddingStore):
         now = self._clock()
         return {version: table.info for version, table in self._all() if table.expires_s > now}
 
-    def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> Rows:
+    def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> StoredRows:
         """The rows of `ids`; no deadline is ever missed. Raises `UnknownVersionError`."""
         return self._table(version).get(as_ids(self._where, ids))
 

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from valkey.crc import key_slot
 
-from cloud.stores.base import (
+from pocketrank.cloud.stores.base import (
     EmbeddingStore,
-    Rows,
+    StoredRows,
     StoreError,
     StoreInputError,
     TableInfo,
@@ -37,8 +37,8 @@ from cloud.stores.base import (
     checked_table,
     is_version,
 )
-from cloud.stores.valkey_link import Command, Link, LinkConfig, Node, Wire, open_socket, pack
-from cloud.stores.valkey_rows import UnusualReplyError, fields, fields_and_rows, read_rows
+from pocketrank.cloud.stores.valkey_link import ClientConnection, Command, Link, LinkConfig, Node, open_socket, pack
+from pocketrank.cloud.stores.valkey_rows import UnusualReplyError, fields, fields_and_rows, read_rows
 
 __all__ = ["ValkeyConfig", "ValkeyStore"]
 
@@ -144,11 +144,11 @@ class ValkeyStore(EmbeddingStore):
                 tables.append(_Table(version, width, buckets, expires_ms, now))
         return tables
 
-    def create(self, version: str, width: int, *, life_s: float | None = None) -> None:
+    def create(self, version: str, width: int, *, ttl_s: float | None = None) -> None:
         """Make or keep the table of a version; its life starts anew. Raises as the seam says."""
         checked_table(self._where, version, width)
         end, key = self._end(), _meta_key(version)
-        expires_ms = 0 if life_s is None else round((time.time() + life_s) * 1000)
+        expires_ms = 0 if ttl_s is None else round((time.time() + ttl_s) * 1000)
         buckets = self._config.buckets if self._link.config.cluster else 1
         old = self._ask([version], end)[0]
         if old is not None and old.width != width:
@@ -183,7 +183,7 @@ class ValkeyStore(EmbeddingStore):
                 found[name] = TableInfo(table.width, sum(lengths), table.expires_s)
         return found
 
-    def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> Rows:
+    def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> StoredRows:
         """The rows of `ids`, within `deadline_s` seconds. Raises `UnknownVersionError` and `StoreUnavailableError`."""
         end, keys = self._end(deadline_s), as_ids(self._where, ids)
         table = self._table(version, end)
@@ -196,27 +196,27 @@ class ValkeyStore(EmbeddingStore):
                 raise StoreError(self._where, f"rows of {table.width} values", "others")
         return rows
 
-    def _get(self, table: _Table, ids: Int, deadline_s: float | None, end: float) -> Rows | None:
+    def _get(self, table: _Table, ids: Int, deadline_s: float | None, end: float) -> StoredRows | None:
         """None when there are rows of another width."""
         step = self._step(table)
         if len(ids) <= step:
             return self._get_batch(table, ids, end)
-        parts: list[Rows] = []
+        parts: list[StoredRows] = []
         for start in range(0, len(ids), step):
             # Without a deadline the whole may take its time, as long as each batch comes.
             part = self._get_batch(table, ids[start : start + step], self._end() if deadline_s is None else end)
             if part is None:
                 return None
             parts.append(part)
-        return Rows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
+        return StoredRows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
 
     def _step(self, table: _Table) -> int:
         """Rows in one exchange."""
         return max(1, min(self._config.batch_rows, self._config.batch_bytes // (2 * table.width)))
 
-    def _get_batch(self, table: _Table, ids: Int, end: float) -> Rows | None:
+    def _get_batch(self, table: _Table, ids: Int, end: float) -> StoredRows | None:
         if not len(ids):
-            return Rows(np.zeros((0, table.width), np.float16), np.zeros(0, np.bool_))
+            return StoredRows(np.zeros((0, table.width), np.float16), np.zeros(0, np.bool_))
         route = self._route(table, end)
         order: Int | None = None
         if table.buckets == 1:
@@ -240,7 +240,7 @@ class ValkeyStore(EmbeddingStore):
                 pieces[-1] += (_hmget(table, bucket, after - first), blob[first * size : after * size])
             packed = [b"".join(part) for part in pieces]
 
-        def use(connections: list[Wire]) -> list[tuple[Half, NDArray[np.bool_]]]:
+        def use(connections: list[ClientConnection]) -> list[tuple[Half, NDArray[np.bool_]]]:
             socks = [open_socket(connection, end) for connection in connections]
             for sock, data in zip(socks, packed, strict=True):
                 sock.sendall(data)
@@ -251,13 +251,13 @@ class ValkeyStore(EmbeddingStore):
         except UnusualReplyError:
             return self._get_slowly(table, ids, end)
         if order is None:
-            return Rows(*parts[0])
+            return StoredRows(*parts[0])
         vectors, found = np.empty((len(ids), table.width), np.float16), np.empty(len(ids), np.bool_)
         vectors[order] = np.concatenate([part[0] for part in parts])
         found[order] = np.concatenate([part[1] for part in parts])
-        return Rows(vectors, found)
+        return StoredRows(vectors, found)
 
-    def _get_slowly(self, table: _Table, ids: Int, end: float) -> Rows | None:
+    def _get_slowly(self, table: _Table, ids: Int, end: float) -> StoredRows | None:
         """The same by the client library's reader, which knows errors, and follows slots that have moved."""
         commands, picked = [], []
         for bucket, mine in _split(ids, table.buckets):
@@ -271,7 +271,7 @@ class ValkeyStore(EmbeddingStore):
                     if len(value) != 2 * table.width:
                         return None
                     vectors[i], found[i] = np.frombuffer(value, "<f2"), True
-        return Rows(vectors, found)
+        return StoredRows(vectors, found)
 
     def _route(self, table: _Table, end: float) -> _Route:
         of_slot = self._link.nodes(end)

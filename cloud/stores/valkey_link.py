@@ -24,9 +24,9 @@ from valkey.exceptions import ConnectionError as ValkeyConnectionError
 from valkey.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, ResponseError, ValkeyError
 from valkey.exceptions import TimeoutError as ValkeyTimeoutError
 
-from cloud.stores.base import StoreError, StoreUnavailableError, StoreWriteError
+from pocketrank.cloud.stores.base import StoreError, StoreUnavailableError, StoreWriteError
 
-__all__ = ["Address", "Command", "Link", "LinkConfig", "Node", "Wire", "open_socket", "pack"]
+__all__ = ["Address", "Command", "Link", "LinkConfig", "Node", "ClientConnection", "open_socket", "pack"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ _LOST = (ValkeyError, OSError)
 
 
 @runtime_checkable
-class Wire(Protocol):
+class ClientConnection(Protocol):
     """What is used of the client library's connections, which have no types."""
 
     _sock: socket.socket | None
@@ -110,10 +110,10 @@ class Node:
     def __init__(self, address: Address, config: LinkConfig) -> None:
         self.address = address
         self._config = config
-        self._idle: deque[Wire] = deque()
+        self._idle: deque[ClientConnection] = deque()
         self._pid = os.getpid()
 
-    def take(self, end: float) -> tuple[Wire, bool]:
+    def take(self, end: float) -> tuple[ClientConnection, bool]:
         """A connection, and whether it is a used one, which may have broken since."""
         if self._pid != os.getpid():  # a fork must not share its parent's
             self._idle, self._pid = deque(), os.getpid()
@@ -122,17 +122,17 @@ class Node:
         except IndexError:
             return self._connect(end), False
 
-    def give(self, connection: Wire) -> None:
+    def give(self, connection: ClientConnection) -> None:
         """Take back a connection on which nothing is left to read."""
         self._idle.append(connection)
 
-    def _connect(self, end: float) -> Wire:
+    def _connect(self, end: float) -> ClientConnection:
         config, left = self._config, _left(end)
         options: dict[str, Any] = {"host": self.address.host, "port": self.address.port, "db": config.db}
         options |= {"username": config.username, "password": config.password, "lib_name": None, "lib_version": None}
         options |= {"socket_timeout": left, "socket_connect_timeout": left}
         kind: Any = partial(SSLConnection, ssl_check_hostname=True) if config.tls else Connection
-        connection: Wire = kind(**options)
+        connection: ClientConnection = kind(**options)
         connection.connect()
         return connection
 
@@ -150,7 +150,7 @@ def _left(end: float) -> float:
     return left
 
 
-def open_socket(connection: Wire, end: float) -> socket.socket:
+def open_socket(connection: ClientConnection, end: float) -> socket.socket:
     """The connection's socket, which waits no longer than to `end`. Raises the library's errors."""
     sock = connection._sock  # the library has no public name for it
     if sock is None:
@@ -215,13 +215,13 @@ class Link:
     def _node(self, address: Address) -> Node:
         return self._nodes.setdefault(address, Node(address, self.config))
 
-    def with_connections(self, nodes: Sequence[Node], end: float, use: Callable[[list[Wire]], T]) -> T:
+    def with_connections(self, nodes: Sequence[Node], end: float, use: Callable[[list[ClientConnection]], T]) -> T:
         """`use` with a connection of each node; once more with new ones when a used one had broken.
 
         Raises `StoreUnavailableError`; the connections are closed then.
         """
         while True:
-            held: list[tuple[Wire, bool]] = []
+            held: list[tuple[ClientConnection, bool]] = []
             try:
                 for node in nodes:
                     held.append(node.take(end))
@@ -252,7 +252,7 @@ class Link:
     def exchange(self, node: Node, packed: Sequence[bytes], end: float) -> list[Any]:
         """The replies of one node, errors among them. Raises `StoreUnavailableError`."""
 
-        def use(connections: list[Wire]) -> list[Any]:
+        def use(connections: list[ClientConnection]) -> list[Any]:
             open_socket(connections[0], end).sendall(b"".join(packed))
             return [_reply(connections[0], end) for _ in packed]
 
@@ -285,7 +285,7 @@ class Link:
         raise StoreUnavailableError(self.where, "a node that has the slot", str(replies[waiting[0]]) if waiting else "none")
 
     def _send(self, by_node: dict[Node, list[int]], commands: Sequence[Command], replies: list[Any], end: float) -> None:
-        def use(connections: list[Wire]) -> None:
+        def use(connections: list[ClientConnection]) -> None:
             for connection, mine in zip(connections, by_node.values(), strict=True):
                 open_socket(connection, end).sendall(b"".join([commands[i].packed for i in mine]))
             for connection, mine in zip(connections, by_node.values(), strict=True):
@@ -314,7 +314,7 @@ def _is_rerouted(reply: object) -> bool:
     return isinstance(reply, ResponseError) and str(reply).startswith(_REROUTED)
 
 
-def _reply(connection: Wire, end: float) -> Any:
+def _reply(connection: ClientConnection, end: float) -> Any:
     open_socket(connection, end)
     try:
         return connection.read_response(disable_decoding=True, disconnect_on_error=False)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from device.contract import FeedbackEvent
+from pocketrank.device.contract import FeedbackEvent
 
 __all__ = ["Appended", "FeedbackLog", "FeedbackLogError", "LogBusyError", "LogOpenError", "LogWriteError"]
 
@@ -66,7 +66,7 @@ class FeedbackLog(ABC):
         """
 
     @abstractmethod
-    def news(self) -> Sequence[FeedbackEvent]:
+    def poll(self) -> Sequence[FeedbackEvent]:
         """What others accepted since the last call, or since the last whole replay, or since the log was opened.
 
         In the order of acceptance; each event is told to one caller. Costs microseconds when there is nothing new, and never

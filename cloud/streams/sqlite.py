@@ -21,9 +21,9 @@ from random import Random
 from threading import Lock
 from time import monotonic, sleep
 
-from cloud.streams.feedback_log import Appended, FeedbackLog, LogBusyError, LogOpenError, LogWriteError
-from device.codec import from_msgpack, to_msgpack
-from device.contract import ContractError, FeedbackEvent
+from pocketrank.cloud.streams.feedback_log import Appended, FeedbackLog, LogBusyError, LogOpenError, LogWriteError
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import ContractError, FeedbackEvent
 
 __all__ = ["SqliteFeedbackLog", "SqliteLogConfig"]
 
@@ -196,7 +196,7 @@ class SqliteFeedbackLog(FeedbackLog):
         with self._read_lock:
             self._told = max(self._told, place)
 
-    def news(self) -> Sequence[FeedbackEvent]:
+    def poll(self) -> Sequence[FeedbackEvent]:
         """What other opened logs of the same file wrote since the last call. Raises `LogOpenError`."""
         with self._read_lock:
             db = self._open_for_reading()

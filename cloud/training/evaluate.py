@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.training.metrics import MetricError, over_seeds, ranking_metrics
-from cloud.training.run import Run, RunError
+from pocketrank.cloud.training.metrics import MetricError, over_seeds, ranking_metrics
+from pocketrank.cloud.training.run import Run, RunError
 
 __all__ = ["MODELS", "evaluate"]
 
@@ -20,9 +20,9 @@ MODELS = ("server_score", "no_feedback", "self_contained", "split")
 def evaluate(folder: Path) -> dict[str, Any]:
     """Metrics of a run's models on its test rows, as mean and spread (standard deviation, n - 1) over seeds.
 
-    `models.<model>.<task>` holds what `cloud.training.metrics.over_seeds` gives: `{auc,gauc,ndcg,logloss}`, each with its
-    `_std`, `ece` and `predicted_over_observed`; null is what the test days do not say, such as the AUC of a task with one label
-    only. All predict the same rows, right after they were trained. Raises `RunError`.
+    `models.<model>.<task>` holds what `pocketrank.cloud.training.metrics.over_seeds` gives: `{auc,gauc,ndcg,logloss}`, each
+    with its `_std`, `ece` and `predicted_over_observed`; null is what the test days do not say, such as the AUC of a task with
+    one label only. All predict the same rows, right after they were trained. Raises `RunError`.
     """
     run = Run.open(folder)
     tasks = run.record.spec.tasks

@@ -1,4 +1,6 @@
-"""From a trained seed to the cloud half that serving reads (`cloud.ranking.published`), and the rows that export gates on."""
+"""From a trained seed to the cloud half that serving reads (`pocketrank.cloud.published.published`), and the rows that export
+gates on.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 
-from cloud.data.rates import ItemStatistics
-from cloud.models.ranker import Ranker
-from cloud.models.towers import LowerHalf
-from cloud.ranking.published import Published, PublishedRecord
-from cloud.training.joint import DeviceModel
+from pocketrank.cloud.data.rates import ItemStatistics
+from pocketrank.cloud.models.full_ranker import FullRanker
+from pocketrank.cloud.models.towers import LowerHalf
+from pocketrank.cloud.published.published import Published, PublishedRecord
+from pocketrank.cloud.training.device_model import DeviceModel
 
 __all__ = ["GATE_ROWS", "publish", "split_version", "to_onnx"]
 
@@ -28,7 +30,7 @@ GATE_ROWS = 2000
 class _Scores(nn.Module):
     """The ranker with the published rows of items for inputs and probabilities for outputs."""
 
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, ranker: FullRanker) -> None:
         super().__init__()
         self.ranker = ranker
 
@@ -72,7 +74,7 @@ def split_version(lower: nn.Module) -> str:
 
 
 def publish(
-    ranker: Ranker, model: DeviceModel, statistics: ItemStatistics, test: np.ndarray, out: Path, *, simulated: bool
+    ranker: FullRanker, model: DeviceModel, statistics: ItemStatistics, test: np.ndarray, out: Path, *, simulated: bool
 ) -> str:
     """Write the cloud half as of the end of the log, and the gate rows, into `out`. Returns the split version."""
     assert model.lower is not None

@@ -5,9 +5,9 @@
     RUN/run.json                     what was trained on what and how; written last: a run without it is unfinished
     RUN/seed-<n>/<stage>.safetensors weights of each finished stage; a killed training goes on after the last one
     RUN/seed-<n>/<model>.npy         predictions on the test rows; their `labels.npy`, `users.npy` and `lists.npy` beside them
-    RUN/metrics.json                 what `cloud.training.evaluate` makes of them
-    RUN/published/                   the cloud half, ready to serve (`cloud.ranking.published`), from the first seed
-    RUN/tensorboard/                 training curves
+    RUN/metrics.json                 what `pocketrank.cloud.training.evaluate` makes of them
+    RUN/published/                   the cloud half, ready to serve (`pocketrank.cloud.published.published`), from the first
+    seed RUN/tensorboard/                 training curves
 
 Weights are safetensors, never pickles.
 
@@ -25,20 +25,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloud.models.presets import UpperConfig
-from device.contract import FeatureSpec, Form
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.cloud.training.errors import RunError
+from pocketrank.device.contract import FeatureSpec, Form
 
 if TYPE_CHECKING:
-    from cloud.models.reranker import UpperHalf
+    from pocketrank.cloud.models.reranker import UpperHalf
 
 __all__ = ["Run", "RunError", "RunRecord", "write_atomically"]
 
 RUN_FORMAT = 2
 """1 had whole rows of items and another order of columns in the ranker."""
-
-
-class RunError(ValueError):
-    """No run, an unfinished one, or one of another format."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,8 +103,8 @@ class Run:
 
     def upper(self, form: Form, seed: int | None = None) -> UpperHalf:
         """The trained upper half in one form, in evaluation mode."""
-        from cloud.models.reranker import UpperHalf  # with torch, which a server does not need
-        from cloud.training.weights import load_weights
+        from pocketrank.cloud.models.reranker import UpperHalf  # with torch, which a server does not need
+        from pocketrank.cloud.training.weights import load_weights  # torch: a server opens runs without it
 
         model = UpperHalf(self.record.upper, self.spec, split=form == "split")
         load_weights(model, self.seed_folder(seed) / f"{form}.safetensors", prefix="upper.")

@@ -17,20 +17,20 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from cloud.data.rates import ItemStatistics
-from cloud.data.samples import SampleConfig, Samples, build_samples
-from cloud.data.schema import DataError, ImpressionLog
-from cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
-from cloud.models.presets import UpperConfig
-from cloud.models.ranker import Ranker, RankerConfig
-from cloud.models.towers import TowerConfig
-from cloud.training.evaluate import evaluate
-from cloud.training.joint import DeviceModel, JointConfig, device_spec, predict, train_device_model
-from cloud.training.publish import publish
-from cloud.training.run import Run, RunError, RunRecord, write_atomically
-from cloud.training.stream import StreamConfig, stream
-from cloud.training.weights import load_weights, save_weights
-from device.contract import FeatureSpec, SearchSpec
+from pocketrank.cloud.data.rates import ItemStatistics
+from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
+from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.cloud.models.towers import TowerConfig
+from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, device_spec, predict, train_device_model
+from pocketrank.cloud.training.evaluate import evaluate
+from pocketrank.cloud.training.publish import publish
+from pocketrank.cloud.training.ranker import StreamConfig, stream
+from pocketrank.cloud.training.run import Run, RunError, RunRecord, write_atomically
+from pocketrank.cloud.training.weights import load_weights, save_weights
+from pocketrank.device.contract import FeatureSpec, SearchSpec
 
 __all__ = ["REAL_TASKS", "REAL_WEIGHTS", "WORLD_CONFIG", "WORLD_TASKS", "WORLD_WEIGHTS", "TrainConfig", "train"]
 
@@ -71,7 +71,7 @@ WORLD_TASKS = ("effective_view", "like", "follow", "has_next")
 WORLD_WEIGHTS = {"effective_view": 1.0, "like": 0.0, "follow": 0.0, "has_next": 0.0}
 _WORLD_TOWERS = TowerConfig(item_width=4, side_width=4)
 WORLD_CONFIG = TrainConfig(
-    stream=StreamConfig(ranker=RankerConfig(item_width=4, user_width=4)),
+    stream=StreamConfig(ranker=FullRankerConfig(item_width=4, user_width=4)),
     device=JointConfig(lower=_WORLD_TOWERS, epochs=4, learning_rate=8e-3),
     joint=JointConfig(lower=_WORLD_TOWERS, epochs=1, learning_rate=2e-3),
     search=SearchSpec(),
@@ -267,7 +267,7 @@ def _publish(
     *,
     simulated: bool,
 ) -> str:
-    ranker = _loaded(Ranker(config.stream.ranker, samples, statistics.width), folder / "ranker.safetensors")
+    ranker = _loaded(FullRanker(config.stream.ranker, samples, statistics.width), folder / "ranker.safetensors")
     model = DeviceModel(samples, statistics, np.load(folder / "pxtr.npy"), spec, config.joint, split=True)
     if out.exists():
         shutil.rmtree(out)

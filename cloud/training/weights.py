@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cloud.training.run import RunError
+from pocketrank.cloud.training.errors import RunError
 
 __all__ = ["load_weights", "save_weights"]
 

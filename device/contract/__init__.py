@@ -7,7 +7,7 @@ Units: times in milliseconds since the epoch (`*_ms` instants) or milliseconds (
 scroll speed in screens per second. Errors are in `errors`.
 """
 
-from device.contract.bundle import (
+from pocketrank.device.contract.bundle import (
     BundleManifest,
     FileEntry,
     Form,
@@ -20,15 +20,15 @@ from device.contract.bundle import (
     Stage,
     TaskPrior,
 )
-from device.contract.errors import BlockError, ContractError, DecodeError, VersionError
-from device.contract.feedback import Ended, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Network, Orientation
-from device.contract.golden import Golden, GoldenCase, GoldenTolerance, ScoreRange
-from device.contract.page import Candidates, Page, PageRequest
-from device.contract.paging import PagePlan, PagingModel, PagingTerm
-from device.contract.release import BundleRef, Release, Role, Signature, Signed, in_rollout, key_id, signed_bytes
-from device.contract.spec import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
-from device.contract.telemetry import TelemetryReport, Timing
-from device.contract.wire import WIRE_VERSION, Block, Columns, Dtype
+from pocketrank.device.contract.errors import BlockError, ContractError, DecodeError, VersionError
+from pocketrank.device.contract.feedback import Ended, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Network, Orientation
+from pocketrank.device.contract.golden import Golden, GoldenCase, GoldenTolerance, ScoreRange
+from pocketrank.device.contract.page import Candidates, Page, PageRequest
+from pocketrank.device.contract.paging import PagePlan, PagingModel, PagingTerm
+from pocketrank.device.contract.release import BundleRef, Release, Role, Signature, Signed, in_rollout, key_id, signed_bytes
+from pocketrank.device.contract.spec import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
+from pocketrank.device.contract.telemetry import TelemetryReport, Timing
+from pocketrank.device.contract.wire import WIRE_VERSION, Block, Columns, Dtype
 
 __all__ = [
     "WIRE_VERSION",

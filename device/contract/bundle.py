@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from device.contract.paging import PagingModel
-from device.contract.wire import Versioned, Wire
+from pocketrank.device.contract.paging import PagingModel
+from pocketrank.device.contract.wire import Versioned, Wire
 
 __all__ = [
     "BundleManifest",
@@ -86,8 +86,8 @@ class TaskPrior(Wire, frozen=True, kw_only=True):
 
 
 class PersonalConfig(Wire, frozen=True, kw_only=True):
-    """What of a user's own last layer (`device.personal`) adapts, and how far. The default adapts nothing. Raises ValueError
-    for numbers out of range.
+    """What of a user's own last layer (`pocketrank.device.model.personal`) adapts, and how far. The default adapts nothing.
+    Raises ValueError for numbers out of range.
     """
 
     tasks: dict[str, TaskPrior] = msgspec.field(default_factory=dict)

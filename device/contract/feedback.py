@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from device.contract.telemetry import TelemetryReport
-from device.contract.wire import Versioned
+from pocketrank.device.contract.telemetry import TelemetryReport
+from pocketrank.device.contract.wire import Versioned
 
 __all__ = ["Ended", "FeedbackBatch", "FeedbackEvent", "FeedbackReceipt", "Network", "Orientation"]
 

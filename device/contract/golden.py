@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from device.contract.bundle import Form, Format, Group, Precision
-from device.contract.wire import Block, Versioned, Wire
+from pocketrank.device.contract.bundle import Form, Format, Group, Precision
+from pocketrank.device.contract.wire import Block, Versioned, Wire
 
 __all__ = ["Golden", "GoldenCase", "GoldenTolerance", "ScoreRange"]
 

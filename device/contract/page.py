@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from device.contract.feedback import FeedbackEvent
-from device.contract.telemetry import TelemetryReport
-from device.contract.wire import Block, Columns, Versioned, Wire
+from pocketrank.device.contract.feedback import FeedbackEvent
+from pocketrank.device.contract.telemetry import TelemetryReport
+from pocketrank.device.contract.wire import Block, Columns, Versioned, Wire
 
 __all__ = ["Candidates", "Page", "PageRequest"]
 

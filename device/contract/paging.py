@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from device.contract.wire import Wire
+from pocketrank.device.contract.wire import Wire
 
 __all__ = ["PagePlan", "PagingModel", "PagingTerm"]
 
@@ -23,7 +23,7 @@ class PagePlan(Wire, frozen=True, kw_only=True):
 
 
 class PagingTerm(Wire, frozen=True, kw_only=True):
-    """`weight` times a feature of the state (`device.paging.uplift`), or times how far it is below `knot`."""
+    """`weight` times a feature of the state (`pocketrank.device.paging.uplift`), or times how far it is below `knot`."""
 
     feature: str
     weight: float
@@ -31,7 +31,7 @@ class PagingTerm(Wire, frozen=True, kw_only=True):
 
 
 class PagingModel(Wire, frozen=True, kw_only=True):
-    """What asking now wins, learned from devices that asked at random (`cloud.paging.uplift`).
+    """What asking now wins, learned from devices that asked at random (`pocketrank.cloud.training.paging`).
 
     The gain of the next impression, in effective views, is `bias` plus the sum of `terms`. Against it stands what the best of
     `plans` pays per impression for fresh pages at the price of now. Plans are in order of falling `drop` and must not fall in

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-from device.contract.wire import WIRE_VERSION, Versioned, Wire
+from pocketrank.device.contract.wire import WIRE_VERSION, Versioned, Wire
 
 __all__ = ["BundleRef", "Release", "Role", "Signature", "Signed", "in_rollout", "key_id", "signed_bytes"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from device.contract.wire import Versioned, Wire
+from pocketrank.device.contract.wire import Versioned, Wire
 
 __all__ = ["CategoryFeature", "FeatureSpec", "FloatFeature", "SearchSpec"]
 
@@ -25,8 +25,8 @@ class CategoryFeature(Wire, frozen=True, kw_only=True):
 
 
 class SearchSpec(Wire, frozen=True, kw_only=True):
-    """How far and how wide to look for the list that is shown next (`device.search`). The defaults are those of Gong et al.
-    (CIKM 2022). Raises ValueError for numbers out of range.
+    """How far and how wide to look for the list that is shown next (`pocketrank.device.model.search`). The defaults are those
+    of Gong et al. (CIKM 2022). Raises ValueError for numbers out of range.
 
     `beam` lists are kept at each step. The search ends after `steps_max` steps; or earlier, once lists have the `list_size`
     that becomes visible with the next swipe (1 is a full-screen feed) and the worst list kept has at least `stability` of the

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from device.contract.wire import Versioned, Wire
+from pocketrank.device.contract.wire import Versioned, Wire
 
 __all__ = ["BUCKETS_MAX", "COUNT_MAX", "NAMES_MAX", "NAME_PATTERN", "SUM_MAX", "TEXT_MAX", "TelemetryReport", "Timing"]
 

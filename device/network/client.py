@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from device.bundle import Bundle
-from device.bundle_files import (
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import (
     MANIFEST,
     SIGNATURES,
     TEXT_MAX,
@@ -30,8 +30,8 @@ from device.bundle_files import (
     check_paths,
     on_disk,
 )
-from device.codec import from_json, from_msgpack, to_msgpack
-from device.contract import (
+from pocketrank.device.codec import from_json, from_msgpack, to_msgpack
+from pocketrank.device.contract import (
     BundleManifest,
     ContractError,
     FeedbackBatch,
@@ -42,18 +42,11 @@ from device.contract import (
     PageRequest,
     TelemetryReport,
 )
-from device.network.transport import (
-    BadAnswerError,
-    BadStatusError,
-    BadUrlError,
-    ClientError,
-    Transport,
-    UnreachableError,
-    beginning,
-)
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, ClientError, UnreachableError
+from pocketrank.device.network.transport import Transport, beginning
 
 if TYPE_CHECKING:
-    from device.signing import TrustedKeys
+    from pocketrank.device.bundle.signing import TrustedKeys
 
 __all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "CloudClient", "UnreachableError"]
 
@@ -110,9 +103,9 @@ class CloudClient:
     def download_bundle(self, folder: Path, keys: TrustedKeys | None = None) -> Bundle:
         """The server's bundle, installed as `folder`: all of it, checked, or what was there before.
 
-        For a first start and for development; an app that is in use goes through `device.updates`. Without `keys` the server is
-        trusted. Nothing but the manifest is fetched when `folder` already holds the same bundle. Raises `ClientError`,
-        `BundleError`.
+        For a first start and for development; an app that is in use goes through `pocketrank.device.updates`. Without `keys`
+        the server is trusted. Nothing but the manifest is fetched when `folder` already holds the same bundle. Raises
+        `ClientError`, `BundleError`.
         """
         text = self.fetch(f"/v1/bundle/{MANIFEST}", TEXT_MAX)
         with contextlib.suppress(OSError, BundleError):
@@ -167,9 +160,9 @@ class CloudClient:
                         raise CorruptBundleError(str(target), f"SHA-256 {entry.sha256[:64]}", "another")
                 os.fsync(file.fileno())
 
-    def fetch(self, path: str, most: int = _ANSWER_MAX) -> bytes:
-        """The body of a GET, of at most `most` bytes. Raises `ClientError`."""
-        return self._line.call("GET", path, most)
+    def fetch(self, path: str, bytes_max: int = _ANSWER_MAX) -> bytes:
+        """The body of a GET, of at most `bytes_max` bytes. Raises `ClientError`."""
+        return self._line.call("GET", path, bytes_max)
 
     def _continue(self, entry: FileEntry, file: io.BufferedRandom) -> bool:
         """Append what is missing. False when the file then has another digest."""

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
-from device.bundle_files import BundleError
-from device.network.transport import BadAnswerError, ClientError, UnreachableError
+from pocketrank.device.bundle.files import BundleError
+from pocketrank.device.network.errors import BadAnswerError, ClientError, UnreachableError
 
 __all__ = ["Connection"]
 
@@ -58,11 +58,11 @@ class Connection:
         line.request(method, path, body, headers)
         return line.getresponse()
 
-    def parts(self, response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
-        """The body as it comes, or its first bytes beyond `most`."""
+    def parts(self, response: http.client.HTTPResponse, bytes_max: int) -> Iterator[bytes]:
+        """The body as it comes, or its first bytes beyond `bytes_max`."""
         size = 0
-        while size <= most:
-            part = response.read1(min(_CHUNK, most + 1 - size))
+        while size <= bytes_max:
+            part = response.read1(min(_CHUNK, bytes_max + 1 - size))
             if not part:
                 # `read1` ends quietly when the server hangs up early.
                 if response.length:

@@ -1,14 +1,6 @@
 """HTTP as the device speaks it: standard library only, one kept-alive connection, every answer bounded in time and size.
 
 A call is bounded as a whole: a server that drips byte after byte, in its headers or its body, ends like one that is silent.
-
-Errors::
-
-    ClientError                a call that did not bring an answer; names the method and URL
-    ├── BadUrlError            a base URL that no call can be made to
-    ├── UnreachableError       no server, no such host, a connection that broke, or no answer in time
-    ├── BadStatusError         an answer other than 200; carries `status` and the beginning of the text
-    └── BadAnswerError         200 with something that is not what was asked for, or more than is allowed
 """
 
 from __future__ import annotations
@@ -20,44 +12,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError
+
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-    from device.network.connection import Connection
+    from pocketrank.device.network.connection import Connection
 
-__all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "Transport", "UnreachableError", "beginning"]
+__all__ = ["Transport", "beginning"]
 
 _TEXT_SHOWN = 300  # bytes of an answer's text in an error
-
-
-class ClientError(RuntimeError):
-    """A call that did not bring an answer. `call` is the method and URL."""
-
-    def __init__(self, call: str, message: str) -> None:
-        super().__init__(f"{call}: {message}")
-        self.call = call
-
-
-class BadUrlError(ClientError):
-    """A base URL that no call can be made to."""
-
-
-class UnreachableError(ClientError):
-    """No server, no such host, a connection that broke, or no answer in time."""
-
-
-class BadStatusError(ClientError):
-    """An answer other than 200."""
-
-    def __init__(self, call: str, status: int, text: str, retry_after_s: float | None = None) -> None:
-        super().__init__(call, f"expected status 200, got {status}: {text}")
-        self.status, self.text = status, text
-        self.retry_after_s = retry_after_s
-        """How long the server asks to be left alone, where it says so in seconds."""
-
-
-class BadAnswerError(ClientError):
-    """200 with something that is not what was asked for, or more than is allowed."""
 
 
 class Transport:
@@ -94,15 +58,15 @@ class Transport:
         """What a call is called in errors."""
         return f"{method} {self._base}{path}"
 
-    def call(self, method: str, path: str, most: int, body: bytes | None = None, content_type: str = "") -> bytes:
-        """The body of a 200 of at most `most` bytes. Raises `ClientError`."""
+    def call(self, method: str, path: str, bytes_max: int, body: bytes | None = None, content_type: str = "") -> bytes:
+        """The body of a 200 of at most `bytes_max` bytes. Raises `ClientError`."""
         with self.exchange(method, path, {"Content-Type": content_type} if content_type else {}, body) as response:
-            data = self.read(response, most)
+            data = self.read(response, bytes_max)
         name = self.name(method, path)
         if response.status != 200:
             raise BadStatusError(name, response.status, beginning(data), _seconds(response.getheader("Retry-After")))
-        if len(data) > most:
-            raise BadAnswerError(name, f"expected at most {most} bytes, got more")
+        if len(data) > bytes_max:
+            raise BadAnswerError(name, f"expected at most {bytes_max} bytes, got more")
         return data
 
     @contextlib.contextmanager
@@ -127,17 +91,19 @@ class Transport:
                 connection.close()  # an answer half read would be taken for the next one's
                 raise
 
-    def read(self, response: HTTPResponse, most: int) -> bytes:
-        """The body, or its first bytes beyond `most`; the connection is closed when some of it was left."""
-        return b"".join(self.parts(response, most))
+    def read(self, response: HTTPResponse, bytes_max: int) -> bytes:
+        """The body, or its first bytes beyond `bytes_max`; the connection is closed when some of it was left."""
+        return b"".join(self.parts(response, bytes_max))
 
-    def parts(self, response: HTTPResponse, most: int) -> Iterator[bytes]:
-        """The body as it comes, or its first bytes beyond `most`."""
-        return self._connected().parts(response, most)
+    def parts(self, response: HTTPResponse, bytes_max: int) -> Iterator[bytes]:
+        """The body as it comes, or its first bytes beyond `bytes_max`."""
+        return self._connected().parts(response, bytes_max)
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            from device.network.connection import Connection  # what it imports takes longer than an app's whole session
+            from pocketrank.device.network.connection import (
+                Connection,  # what it imports takes longer than an app's whole session
+            )
 
             with self._lock:
                 self._connection = self._connection or Connection(*self._server, self._timeout_s)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
 
-from device.codec import from_msgpack, to_msgpack
-from device.contract import FeedbackEvent
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import FeedbackEvent
 
 __all__ = ["Held", "MemoryOutbox", "Outbox", "OutboxConfig"]
 
@@ -51,7 +51,7 @@ class Outbox(ABC):
         """Queue `event`; False when its id was there before, sent or not. On the path of a swipe."""
 
     @abstractmethod
-    def take(self, most: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
+    def take(self, events_max: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
         """The oldest waiting events, at most so many and so large together (one is given whatever its size), now in flight."""
 
     @abstractmethod
@@ -107,12 +107,12 @@ class MemoryOutbox(Outbox):
             self._trim()
         return True
 
-    def take(self, most: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
+    def take(self, events_max: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
         """The oldest waiting events, now in flight."""
         taken: list[bytes] = []
         size = 0
         with self._lock:
-            while self._waiting and (most is None or len(taken) < most):
+            while self._waiting and (events_max is None or len(taken) < events_max):
                 held = next(iter(self._waiting.values()))
                 size += len(held.body)
                 if bytes_max is not None and size > bytes_max and taken:

@@ -1,6 +1,6 @@
 """What a device keeps between two starts of the app: unsent feedback, pages, what was watched, and small named things.
 
-One file (`device.offline.database`, whose errors are this module's too). Every row carries a checksum; one that
+One file (`pocketrank.device.offline.database`, whose errors are this module's too). Every row carries a checksum; one that
 does not fit is left out and counted. Everything is bounded, oldest let go first.
 """
 
@@ -16,10 +16,16 @@ from threading import Lock
 from types import TracebackType
 from typing import NamedTuple
 
-from device.codec import from_msgpack, to_msgpack
-from device.contract import ContractError, DecodeError, FeedbackEvent, Page
-from device.offline.database import Database, DatabaseError, DatabaseHeldError, DatabaseOpenError, ForeignDatabaseError
-from device.offline.outbox import Held, MemoryOutbox, OutboxConfig
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import ContractError, DecodeError, FeedbackEvent, Page
+from pocketrank.device.offline.database import (
+    Database,
+    DatabaseError,
+    DatabaseHeldError,
+    DatabaseOpenError,
+    ForeignDatabaseError,
+)
+from pocketrank.device.offline.outbox import Held, MemoryOutbox, OutboxConfig
 
 __all__ = [
     "DatabaseError",
@@ -28,7 +34,7 @@ __all__ = [
     "DeviceStore",
     "ForeignDatabaseError",
     "KeptPage",
-    "StoreConfig",
+    "DeviceStoreConfig",
     "StoredOutbox",
 ]
 
@@ -46,7 +52,7 @@ _SAVE_CHUNK = 64  # rows saved late under one lock, so that a swipe meanwhile wa
 
 
 @dataclass(frozen=True)
-class StoreConfig:
+class DeviceStoreConfig:
     """How much is kept. With the defaults the file stays below 10 MB, its write-ahead file as well."""
 
     outbox: OutboxConfig = field(default_factory=OutboxConfig)
@@ -167,8 +173,8 @@ class DeviceStore:
     No method raises for what the disk does: `save_page` and `set_state` answer whether it was kept.
     """
 
-    def __init__(self, path: Path, config: StoreConfig | None = None) -> None:
-        self._config = config or StoreConfig()
+    def __init__(self, path: Path, config: DeviceStoreConfig | None = None) -> None:
+        self._config = config or DeviceStoreConfig()
         self._database = Database(path, _SCHEMA, self._config.wal_bytes)
         self._outbox = StoredOutbox(self._database, self._config.outbox)
         self._lock = Lock()

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from types import TracebackType
 
-from device.contract import FeedbackEvent, FeedbackReceipt
-from device.network.client import BadStatusError, ClientError
-from device.offline.outbox import Outbox
+from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
+from pocketrank.device.network.client import BadStatusError, ClientError
+from pocketrank.device.offline.outbox import Outbox
 
 __all__ = ["UploadConfig", "UploadCounters", "Uploader"]
 

@@ -4,11 +4,11 @@
 page is predicted to win more than it costs. `moment` remembers what of a session they look at.
 """
 
-from device.paging.base import PageDecision, Paging, PagingState, must_ask
-from device.paging.fixed import FixedPaging
-from device.paging.moment import PagingMoment
-from device.paging.threshold import ThresholdPaging
-from device.paging.uplift import FEATURES, PagingModelError, UpliftPaging, features, paging_of
+from pocketrank.device.paging.base import PageDecision, Paging, PagingState, must_ask
+from pocketrank.device.paging.fixed import FixedPaging
+from pocketrank.device.paging.moment import PagingMoment
+from pocketrank.device.paging.threshold import ThresholdPaging
+from pocketrank.device.paging.uplift import FEATURES, PagingModelError, UpliftPaging, features, paging_of
 
 __all__ = [
     "FEATURES",

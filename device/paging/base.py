@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
-from device.contract import Network
+from pocketrank.device.contract import Network
 
 __all__ = ["PageDecision", "Paging", "PagingState", "must_ask"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from device.paging.base import PageDecision, Paging, PagingState, must_ask
+from pocketrank.device.paging.base import PageDecision, Paging, PagingState, must_ask
 
 __all__ = ["FixedPaging"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from device.contract import FeedbackEvent
-from device.paging.base import PagingState
+from pocketrank.device.contract import FeedbackEvent
+from pocketrank.device.paging.base import PagingState
 
 __all__ = ["TOP", "PagingMoment"]
 

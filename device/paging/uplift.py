@@ -18,9 +18,9 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from device.contract import Network, PagePlan, PagingModel
-from device.paging.base import PageDecision, Paging, PagingState, must_ask
-from device.paging.fixed import FixedPaging
+from pocketrank.device.contract import Network, PagePlan, PagingModel
+from pocketrank.device.paging.base import PageDecision, Paging, PagingState, must_ask
+from pocketrank.device.paging.fixed import FixedPaging
 
 __all__ = ["FEATURES", "PRICE_MAX", "PagingModelError", "UpliftPaging", "features", "paging_of"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from device.contract import Format, Stage
-from device.runtimes.base import (
+from pocketrank.device.contract import Format, Stage
+from pocketrank.device.runtimes.base import (
     INPUT_NAMES,
     OUTPUT_NAMES,
     STAGES,
@@ -43,11 +43,11 @@ def open_stages(paths: Mapping[Stage, Path], format: Format, threads: int = 1) -
     here (Core ML runs on Apple's systems only).
     """
     if format == "onnx":
-        from device.runtimes.onnx import OnnxRuntime
+        from pocketrank.device.runtimes.onnx import OnnxRuntime
 
         return {stage: OnnxRuntime(path, stage, threads) for stage, path in paths.items()}
     if format == "tflite":
-        from device.runtimes.litert import LiteRtFile, LiteRtRuntime
+        from pocketrank.device.runtimes.litert import LiteRtFile, LiteRtRuntime
 
         files = {path: LiteRtFile(path, threads) for path in set(paths.values())}
         return {stage: LiteRtRuntime(files[path], stage) for stage, path in paths.items()}

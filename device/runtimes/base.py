@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device.contract import Form, Stage
+from pocketrank.device.contract import Form, Stage
 
 __all__ = [
     "INPUT_NAMES",

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from device.contract import Form, Stage
-from device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
+from pocketrank.device.contract import Form, Stage
+from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
 
 __all__ = ["LiteRtFile", "LiteRtRuntime"]
 

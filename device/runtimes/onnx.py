@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from numpy.typing import NDArray
 
-from device.contract import Stage
-from device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
+from pocketrank.device.contract import Stage
+from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at the import: what runs here is nobody's business
 import onnxruntime

@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-from device.strategies.ads import AdSlots
-from device.strategies.arranger import Arranger, Conflict
-from device.strategies.base import Bonus, Clash, Preference, Rule, Strategy, Test
-from device.strategies.buffer import KeepBuffered
-from device.strategies.diversity import DPP, MMR
-from device.strategies.facts import Facts, Value
-from device.strategies.freshness import Freshness
-from device.strategies.pins import PagePins, Pin
-from device.strategies.slate import Decision, Slate, StrategyCounters
-from device.strategies.spacing import Cap, MinGap
+from pocketrank.device.strategies.ads import AdSlots
+from pocketrank.device.strategies.arranger import Arranger, Conflict
+from pocketrank.device.strategies.base import Bonus, Clash, Preference, Rule, Strategy, Test
+from pocketrank.device.strategies.buffer import KeepBuffered
+from pocketrank.device.strategies.diversity import DPP, MMR
+from pocketrank.device.strategies.facts import Facts, Value
+from pocketrank.device.strategies.freshness import Freshness
+from pocketrank.device.strategies.pins import PagePins, Pin
+from pocketrank.device.strategies.slate import Slate, SlateDecision, StrategyCounters
+from pocketrank.device.strategies.spacing import Cap, MinGap
 
 __all__ = [
     "AdSlots",
@@ -27,7 +27,7 @@ __all__ = [
     "Clash",
     "Conflict",
     "DPP",
-    "Decision",
+    "SlateDecision",
     "Facts",
     "Freshness",
     "KeepBuffered",

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-from device.strategies.base import Clash, Rule, Test, need
-from device.strategies.facts import Facts
-from device.strategies.spacing import Cap, MinGap
+from pocketrank.device.strategies.base import Clash, Rule, Test, need
+from pocketrank.device.strategies.facts import Facts
+from pocketrank.device.strategies.spacing import Cap, MinGap
 
 __all__ = ["AdSlots"]
 
@@ -78,13 +78,13 @@ class AdSlots(Rule):
         if isinstance(other, MinGap | Cap) and other.column == self.column:
             if isinstance(other, Cap) and other.value is not None and not self._is_ad(other.value):
                 return None
-            most, within = (other.most, other.within) if isinstance(other, Cap) else (1, other.gap)
+            max_items, within = (other.max_items, other.within) if isinstance(other, Cap) else (1, other.gap)
             span = self.last - self.first
-            # most + 1 ads are this far from first to last, at least and at most
-            nearest, farthest = most * self.every - span + 1, most * self.every + span + 1
+            # max_items + 1 ads are this far from first to last, at least and at most
+            nearest, farthest = max_items * self.every - span + 1, max_items * self.every + span + 1
             if isinstance(within, int) and within < max(1, nearest):
                 return None
-            certain = most == 0 or within == "session" or (isinstance(within, int) and within >= farthest)
+            certain = max_items == 0 or within == "session" or (isinstance(within, int) and within >= farthest)
             # each code by itself: ads of different ones may take turns
             same = self.code is not None or (isinstance(other, Cap) and other.value is not None)
             return Clash(certain and same, f"{self.name} demands more ads than {other.name} allows")

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from device.strategies.base import Clash, Preference, Rule
-from device.strategies.slate import Slate
+from pocketrank.device.strategies.base import Clash, Preference, Rule
+from pocketrank.device.strategies.slate import Slate
 
 __all__ = ["Arranger", "Conflict"]
 

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from device.strategies.facts import Facts
+from pocketrank.device.strategies.facts import Facts
 
 __all__ = ["Bonus", "Clash", "Preference", "Rule", "Strategy", "Test", "need"]
 

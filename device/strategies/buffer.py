@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from device.strategies.base import Clash, Rule, Test
-from device.strategies.facts import Facts
+from pocketrank.device.strategies.base import Clash, Rule, Test
+from pocketrank.device.strategies.facts import Facts
 
 __all__ = ["KeepBuffered"]
 

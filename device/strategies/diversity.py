@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from device.strategies.base import Bonus, Preference, need
-from device.strategies.facts import RECENT_MAX, Facts
+from pocketrank.device.strategies.base import Bonus, Preference, need
+from pocketrank.device.strategies.facts import RECENT_MAX, Facts
 
 __all__ = ["DPP", "MMR"]
 

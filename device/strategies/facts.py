@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from device.codec import from_block, from_columns
-from device.contract import BlockError, Page
+from pocketrank.device.codec import from_block, from_columns
+from pocketrank.device.contract import BlockError, Page
 
 __all__ = ["RECENT_MAX", "Facts", "Mark", "Value"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from device.strategies.base import Bonus, Preference, need
-from device.strategies.facts import Facts
+from pocketrank.device.strategies.base import Bonus, Preference, need
+from pocketrank.device.strategies.facts import Facts
 
 __all__ = ["Freshness"]
 

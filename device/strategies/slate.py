@@ -16,16 +16,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from device.contract import Page
-from device.strategies.base import Bonus, Preference, Rule, Test
-from device.strategies.facts import Facts
+from pocketrank.device.contract import Page
+from pocketrank.device.strategies.base import Bonus, Preference, Rule, Test
+from pocketrank.device.strategies.facts import Facts
 
-__all__ = ["Decision", "Slate", "StrategyCounters"]
+__all__ = ["SlateDecision", "Slate", "StrategyCounters"]
 
 T = TypeVar("T")
 
 
-class Decision(NamedTuple):
+class SlateDecision(NamedTuple):
     """Why an item was chosen for a position."""
 
     position: int
@@ -121,12 +121,12 @@ class Slate:
         return self._facts.position
 
     @property
-    def decision(self) -> Decision | None:
+    def decision(self) -> SlateDecision | None:
         """The last one that `first` made; None before it made one."""
         if self._choice is None:
             return None
         position, items, row, model_row, preferred, broken, passed = self._choice
-        return Decision(
+        return SlateDecision(
             position,
             items[row],
             items[model_row],

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from device.strategies.base import Rule, Test, need
-from device.strategies.facts import Facts
+from pocketrank.device.strategies.base import Rule, Test, need
+from pocketrank.device.strategies.facts import Facts
 
 __all__ = ["Cap", "MinGap"]
 
@@ -33,11 +33,11 @@ class MinGap(Rule):
 
 @dataclass(frozen=True)
 class Cap(Rule):
-    """At most so many items of one value in any so many positions, of a page, or of the session. Raises ValueError."""
+    """At max_items so many items of one value in any so many positions, of a page, or of the session. Raises ValueError."""
 
     column: str
     """attribute: `author`, `source`, `category`, .."""
-    most: int
+    max_items: int
     """items of one value"""
     within: int | Literal["page", "session"] = "page"
     """Consecutive positions that are looked at; `page` are those since the page was taken. The page is the default since that
@@ -46,17 +46,17 @@ class Cap(Rule):
     """The only code that is capped; None caps each."""
 
     def __post_init__(self) -> None:
-        need(self.most >= 0, "a cap from 0", self.most)
+        need(self.max_items >= 0, "a cap from 0", self.max_items)
         known = self.within >= 1 if isinstance(self.within, int) else self.within in ("page", "session")
         need(known, "positions from 1, `page` or `session`", self.within)
 
     def test(self, facts: Facts) -> Test | None:
         """See `Rule`."""
-        return _at_most(facts, self.column, self.most, self.within, self.value)
+        return _at_most(facts, self.column, self.max_items, self.within, self.value)
 
 
 def _at_most(
-    facts: Facts, column: str, most: int, within: int | Literal["page", "session"], only: int | None = None
+    facts: Facts, column: str, max_items: int, within: int | Literal["page", "session"], only: int | None = None
 ) -> Test | None:
     values, shown = facts.values(column), facts.shown(column)
     if values is None:
@@ -65,8 +65,10 @@ def _at_most(
         values = [value if value == only else None for value in values]
     if within == "session":
         counts = facts.counts(column)
-        return lambda row, position: values[row] is None or counts[values[row]] < most
+        return lambda row, position: values[row] is None or counts[values[row]] < max_items
     if within == "page":
         start = facts.position
-        return lambda row, position: (value := values[row]) is None or shown[start:].count(value) < most
-    return lambda row, position: (value := values[row]) is None or shown[max(0, position + 1 - within) :].count(value) < most
+        return lambda row, position: (value := values[row]) is None or shown[start:].count(value) < max_items
+    return lambda row, position: (
+        (value := values[row]) is None or shown[max(0, position + 1 - within) :].count(value) < max_items
+    )

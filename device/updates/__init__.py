@@ -12,13 +12,14 @@ keys that stay offline, and a short-lived release, signed every few days, that s
 | endless data, slow retrieval | sizes are known before a download begins; every call has a deadline |
 | wrong software | `probe` tries the models on this device, a `Trial` watches them in use; the previous bundle is kept |
 
-`Updates` is the whole of it; an app's feed asks it for a ranker between two pages. Errors are in `device.bundle_files`.
+`Updates` is the whole of it; an app's feed asks it for a ranker between two pages. Errors are in
+`pocketrank.device.bundle.files`.
 """
 
-from device.updates.probe import ProbeConfig, probe
-from device.updates.store import BundleStore, StoreState
-from device.updates.trial import Trial, TrialConfig, Verdict
-from device.updates.updates import Current, Outcome, UpdateConfig, Updates
+from pocketrank.device.updates.probe import ProbeConfig, probe
+from pocketrank.device.updates.store import BundleStore, StoreState
+from pocketrank.device.updates.trial import Trial, TrialConfig, Verdict
+from pocketrank.device.updates.updates import Current, Outcome, UpdateConfig, Updates
 
 __all__ = [
     "BundleStore",

@@ -14,15 +14,15 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from device.bundle import Bundle
-from device.bundle_files import CorruptBundleError, ProbeError
-from device.codec import from_block
-from device.contract import BlockError, FeatureSpec, FloatFeature, Form, Format, Golden, GoldenCase, Group, Precision
-from device.features import PageArrays
-from device.feedback import GAP_POSITIONS_MAX, GAP_SECONDS_MAX, EventHistory
-from device.ranker import Ranker
-from device.remaining import Remaining
-from device.runtimes.base import RuntimeRunError
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import CorruptBundleError, ProbeError
+from pocketrank.device.codec import from_block
+from pocketrank.device.contract import BlockError, FeatureSpec, FloatFeature, Form, Format, Golden, GoldenCase, Group, Precision
+from pocketrank.device.model.features import PageArrays
+from pocketrank.device.model.history import GAP_POSITIONS_MAX, GAP_SECONDS_MAX, EventHistory
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes.base import RuntimeRunError
 
 __all__ = ["ProbeConfig", "probe"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from device.bundle_files import (
+from pocketrank.device.bundle.files import (
     MANIFEST,
     RELEASE,
     SIGNATURES,
@@ -15,9 +15,9 @@ from device.bundle_files import (
     decode_json,
     on_disk,
 )
-from device.contract import BundleManifest, BundleRef, Release
-from device.network.client import CloudClient
-from device.signing import TrustedKeys
+from pocketrank.device.bundle.signing import TrustedKeys
+from pocketrank.device.contract import BundleManifest, BundleRef, Release
+from pocketrank.device.network.client import CloudClient
 
 __all__ = ["download", "fetch_release", "follow"]
 

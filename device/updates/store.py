@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from device.bundle import Bundle
-from device.bundle_files import (
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import (
     MANIFEST,
     SIGNATURES,
     BundleError,
@@ -33,11 +33,11 @@ from device.bundle_files import (
     replace_file,
     sync,
 )
-from device.clock import wall_clock
-from device.codec import to_json
-from device.contract import Release
-from device.signing import TrustedKeys
-from device.updates.trial import Figures
+from pocketrank.device.bundle.signing import TrustedKeys
+from pocketrank.device.clock import wall_clock
+from pocketrank.device.codec import to_json
+from pocketrank.device.contract import Release
+from pocketrank.device.updates.trial import Figures
 
 __all__ = ["BundleStore", "StoreState"]
 

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from device.contract import Form, ScoreRange, Stage
-from device.ranker import Ranker
-from device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeRunError
+from pocketrank.device.contract import Form, ScoreRange, Stage
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeRunError
 
 __all__ = ["Figures", "Trial", "TrialConfig", "Verdict", "unwatch", "watch"]
 

@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from device.bundle import Bundle
-from device.bundle_files import (
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import (
     BundleError,
+    BundleStorageError,
     BundleVersionError,
     CorruptBundleError,
     ExpiredBundleError,
     NoSuchModelError,
     ProbeError,
-    StoreError,
 )
-from device.contract import ContractError, Format, Group, Precision, in_rollout
-from device.network.client import ClientError, CloudClient
-from device.ranker import Ranker
-from device.runtimes.base import ModelRuntimeError
-from device.updates.probe import ProbeConfig, probe
-from device.updates.release import download, fetch_release, follow
-from device.updates.store import BundleStore
-from device.updates.trial import Trial, TrialConfig, unwatch, watch
+from pocketrank.device.contract import ContractError, Format, Group, Precision, in_rollout
+from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes.base import ModelRuntimeError
+from pocketrank.device.updates.probe import ProbeConfig, probe
+from pocketrank.device.updates.release import download, fetch_release, follow
+from pocketrank.device.updates.store import BundleStore
+from pocketrank.device.updates.trial import Trial, TrialConfig, unwatch, watch
 
 __all__ = ["Current", "Outcome", "UpdateConfig", "Updates"]
 
@@ -81,13 +81,13 @@ class Updates:
         self._thread: threading.Thread | None = None
         self._current = Current(None, None, "none")
         self._expires_ms: int | None = None
-        with suppress(StoreError):  # a full disk is no reason to rank worse
+        with suppress(BundleStorageError):  # a full disk is no reason to rank worse
             if store.state.trial is not None:
                 if store.state.starts >= self._config.tries:
                     self._leave("the process ended before a run")
                 else:
                     store.change(starts=store.state.starts + 1)
-        with suppress(StoreError):
+        with suppress(BundleStorageError):
             self._install()
             self._open_staged()
 
@@ -96,7 +96,7 @@ class Updates:
         comes into use, and when one that did badly is left. Never raises.
         """
         with self._lock:
-            with suppress(StoreError):  # a full disk leaves everything as it is
+            with suppress(BundleStorageError):  # a full disk leaves everything as it is
                 self._judge()
                 if self._ready is not None:
                     self.store.activate()
@@ -157,7 +157,7 @@ class Updates:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=1.0)
-        with suppress(StoreError):
+        with suppress(BundleStorageError):
             self.keep()
 
     def add(self, folder: Path) -> Outcome:
@@ -173,7 +173,7 @@ class Updates:
             return "staged"
 
     def keep(self) -> None:
-        """Write down how far a trial came, for the next start. `check` and `close` do. Raises `StoreError`."""
+        """Write down how far a trial came, for the next start. `check` and `close` do. Raises `BundleStorageError`."""
         with self._lock:
             if self._trial is not None:
                 self.store.change(trial=self._trial.figures)
@@ -195,7 +195,7 @@ class Updates:
             store.change(probes=store.state.probes + 1)
             ranker = self._open(bundle)
             probe(bundle, ranker, config.format, config.precision, config.group, config.probe)
-        except (StoreError, ExpiredBundleError, BundleVersionError, CorruptBundleError):
+        except (BundleStorageError, ExpiredBundleError, BundleVersionError, CorruptBundleError):
             raise  # the disk's, the time's, this SDK's or the way's fault, all of which may pass
         except (BundleError, ModelRuntimeError, ContractError) as err:
             store.reject(serial, str(err))

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ours keeps its traceback.
     """
     try:
-        from sdk_demo.cli.app import run
+        from pocketrank.sdk_demo.cli.app import run
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

@@ -13,18 +13,18 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from sdk_demo.cli.demo import demo
-from sdk_demo.cli.emulate import emulate
-from sdk_demo.cli.errors import exit_on_domain_error
-from sdk_demo.cli.evaluate import evaluate
-from sdk_demo.cli.export import export
-from sdk_demo.cli.inspect import inspect
-from sdk_demo.cli.keygen import keygen
-from sdk_demo.cli.release import release
-from sdk_demo.cli.serve import serve
-from sdk_demo.cli.token import token
-from sdk_demo.cli.train import train
-from sdk_demo.cli.upload import upload
+from pocketrank.sdk_demo.cli.demo import demo
+from pocketrank.sdk_demo.cli.emulate import emulate
+from pocketrank.sdk_demo.cli.errors import exit_on_domain_error
+from pocketrank.sdk_demo.cli.evaluate import evaluate
+from pocketrank.sdk_demo.cli.export import export
+from pocketrank.sdk_demo.cli.inspect import inspect
+from pocketrank.sdk_demo.cli.keygen import keygen
+from pocketrank.sdk_demo.cli.release import release
+from pocketrank.sdk_demo.cli.serve import serve
+from pocketrank.sdk_demo.cli.token import token
+from pocketrank.sdk_demo.cli.train import train
+from pocketrank.sdk_demo.cli.upload import upload
 
 __all__ = ["app", "run"]
 
@@ -96,6 +96,6 @@ def _pocketrank(
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Run one command line and exit with its code; see `sdk_demo.cli.main`."""
+    """Run one command line and exit with its code; see `pocketrank.sdk_demo.cli.main`."""
     with exit_on_domain_error():
         get_command(app)(args=None if argv is None else list(argv), prog_name="pocketrank")

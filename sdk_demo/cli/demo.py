@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sdk_demo.cli.emulation import print_emulation
-from sdk_demo.cli.stages import stages
+from pocketrank.sdk_demo.cli.emulation import print_emulation
+from pocketrank.sdk_demo.cli.stages import stages
 
 __all__ = ["demo"]
 
@@ -26,7 +26,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
     Writes into --out: `report.html` (plots), `report.json` (every figure), the run and the bundle. An earlier demo there is
     replaced.
     """
-    from sdk_demo.demo import run_demo
+    from pocketrank.sdk_demo.demo import run_demo
 
     console = Console()
     with stages(console) as tell:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sdk_demo.cli.emulation import print_emulation
-from sdk_demo.cli.options import POLICIES, parse_list
-from sdk_demo.cli.output import JsonTarget, progress
+from pocketrank.sdk_demo.cli.emulation import print_emulation
+from pocketrank.sdk_demo.cli.options import POLICIES, parse_list
+from pocketrank.sdk_demo.cli.output import JsonTarget, progress
 
 __all__ = ["ALL_POLICIES", "emulate"]
 
@@ -51,7 +51,7 @@ def emulate(
     policies = parse_list(policy, ALL_POLICIES, "--policy")
     target = JsonTarget(json)
 
-    from sdk_demo.emulator import emulate as emulate_clients
+    from pocketrank.sdk_demo.emulator import emulate as emulate_clients
 
     with progress(target.console, "emulating phones") as told:
         report = emulate_clients(

@@ -23,7 +23,7 @@ _NO_FALLBACK = frozenset({"pages", "reranks", "events"})
 
 
 def print_emulation(console: Console, report: Mapping[str, Any], latency: Mapping[str, Any]) -> None:
-    """Print the report of `sdk_demo.emulator.emulate`, whose latencies are given apart."""
+    """Print the report of `pocketrank.sdk_demo.emulator.emulate`, whose latencies are given apart."""
     table = Table(
         title=f"simulated users, per session ({report['sessions']} for each policy)", title_justify="left", box=SIMPLE_HEAD
     )

@@ -17,7 +17,6 @@ import typer
 
 __all__ = ["CliError", "OptionError", "OutputError", "exit_on_domain_error", "is_domain_error"]
 
-_PACKAGES = frozenset({"cloud", "device", "export", "sdk_demo"})
 _WRONG_INPUT = 2
 
 
@@ -38,8 +37,8 @@ class OutputError(CliError):
 
 
 def is_domain_error(error: BaseException) -> bool:
-    """Whether `error` is of a class, or of a subclass of one, that our packages define."""
-    return any(kind.__module__.partition(".")[0] in _PACKAGES for kind in type(error).__mro__)
+    """Whether `error` is of a class, or of a subclass of one, that Pocketrank defines."""
+    return any(kind.__module__.partition(".")[0] == "pocketrank" for kind in type(error).__mro__)
 
 
 @contextmanager

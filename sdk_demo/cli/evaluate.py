@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.output import JsonTarget
 
 __all__ = ["evaluate"]
 
@@ -47,7 +47,7 @@ def evaluate(
     """
     target = JsonTarget(json)
 
-    from cloud.training.evaluate import evaluate as evaluate_run
+    from pocketrank.cloud.training.evaluate import evaluate as evaluate_run
 
     report = evaluate_run(run)
     target.write(report)

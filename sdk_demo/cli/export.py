@@ -11,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from device.codec import from_json
-from device.contract import Format, PagingModel, Precision
-from sdk_demo.cli.options import parse_list
-from sdk_demo.cli.output import progress
+from pocketrank.device.codec import from_json
+from pocketrank.device.contract import Format, PagingModel, Precision
+from pocketrank.sdk_demo.cli.options import parse_list
+from pocketrank.sdk_demo.cli.output import progress
 
 __all__ = ["export"]
 
@@ -60,9 +60,9 @@ def export(
     wanted_formats: tuple[Format, ...] = parse_list(formats, get_args(Format), "--formats")
     wanted_precisions: tuple[Precision, ...] = parse_list(precision, get_args(Precision), "--precision")
 
-    from cloud.training.run import Run
-    from export.bundle import Budget, export_bundle, next_serial
-    from export.signing import read_key
+    from pocketrank.cloud.training.run import Run
+    from pocketrank.export.bundle import Budget, export_bundle, next_serial
+    from pocketrank.export.signing import read_key
 
     keys = [read_key(path) for path in key or ()]
     console = Console()

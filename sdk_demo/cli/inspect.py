@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sdk_demo.cli.errors import OptionError
-from sdk_demo.cli.inspection import print_bundle, print_decisions, print_why
-from sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.inspection import print_bundle, print_decisions, print_why
+from pocketrank.sdk_demo.cli.output import JsonTarget
 
 __all__ = ["inspect"]
 
@@ -58,7 +58,7 @@ def _bundle(path: Path, target: JsonTarget, not_for_bundles: dict[str, object]) 
         if value is not None:
             raise OptionError(option, "a session's trace as PATH", str(path))
 
-    from sdk_demo.inspection import inspect_bundle
+    from pocketrank.sdk_demo.inspection import inspect_bundle
 
     report = inspect_bundle(path)
     target.write(report)
@@ -68,9 +68,9 @@ def _bundle(path: Path, target: JsonTarget, not_for_bundles: dict[str, object]) 
 
 
 def _session(path: Path, bundle: Path | None, position: int | None, top: int, target: JsonTarget) -> None:
-    from device.bundle import Bundle
-    from device.trace import NotATraceError
-    from sdk_demo.inspection import inspect_session, why
+    from pocketrank.device.bundle.bundle import Bundle
+    from pocketrank.device.reports.trace import NotATraceError
+    from pocketrank.sdk_demo.inspection import inspect_session, why
 
     try:
         report, decisions = inspect_session(path)

@@ -17,7 +17,7 @@ _STAGES = ("whole", "page", "event", "watch", "choose", "search")
 
 
 def print_bundle(console: Console, report: Mapping[str, Any]) -> None:
-    """Print the report of `sdk_demo.inspection.inspect_bundle`."""
+    """Print the report of `pocketrank.sdk_demo.inspection.inspect_bundle`."""
     if "name" in report:
         expires = "never" if report["expires_ms"] is None else _date(report["expires_ms"])
         _line(console, f"{report['name']}/{report['serial']}: split version {report['split_version']}")
@@ -83,7 +83,7 @@ def _print_spec(console: Console, spec: Mapping[str, Any]) -> None:
 
 
 def print_decisions(console: Console, report: Mapping[str, Any]) -> None:
-    """Print a session of `sdk_demo.inspection.inspect_session`."""
+    """Print a session of `pocketrank.sdk_demo.inspection.inspect_session`."""
     table = _table()
     for column, left in (
         ("", False), ("item", False), ("ordered by", True), ("cloud rank\n→ rank", False), ("score", False),
@@ -113,7 +113,7 @@ def print_decisions(console: Console, report: Mapping[str, Any]) -> None:
 
 
 def print_why(console: Console, why: Mapping[str, Any], top: int) -> None:
-    """Print what `sdk_demo.inspection.why` found, `top` candidates and events of it."""
+    """Print what `pocketrank.sdk_demo.inspection.why` found, `top` candidates and events of it."""
     row, explained = why["decision"], why["explained"]
     moved = "" if row["cloud_rank"] is None else f", which the cloud had at {row['cloud_rank']} of {row['held']}"
     _line(console, f"position {row['position']} showed item {row['shown']}{moved}")

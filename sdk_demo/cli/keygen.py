@@ -30,7 +30,7 @@ def keygen(
     \b
     TrustedKeys(manifest=(BUNDLE_PUB,), release=(RELEASE_PUB,))
     """
-    from export.signing import generate_key
+    from pocketrank.export.signing import generate_key
 
     public = generate_key(out)
     typer.echo(f"private key: {out}")

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.errors import OptionError
 
 __all__ = ["POLICIES", "PRESET_NAMES", "DataSource", "parse_date", "parse_list", "parse_source"]
 
@@ -19,7 +19,7 @@ POLICIES = ("cloud_order", "on_device", "oracle")
 """What can decide the order on an emulated phone: the floor, ours, and the ceiling that knows the user's state."""
 
 PRESET_NAMES = ("tiny", "full", "paper")
-"""Those of `cloud.models.presets`, known here without torch."""
+"""Those of `pocketrank.cloud.models.presets`, known here without torch."""
 
 _Value = TypeVar("_Value", bound=str)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sdk_demo.cli.errors import OutputError
+from pocketrank.sdk_demo.cli.errors import OutputError
 
 __all__ = ["JsonTarget", "flatten", "print_report", "progress"]
 

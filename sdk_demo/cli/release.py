@@ -40,7 +40,7 @@ def release(
 
     Writes release.json into the bundle's folder; a running `pocketrank serve --bundle` sends it from then on.
     """
-    from export.signing import read_key, write_release
+    from pocketrank.export.signing import read_key, write_release
 
     made = write_release(
         bundle,

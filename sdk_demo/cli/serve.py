@@ -50,23 +50,23 @@ def serve(
 
     Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz and GET /metrics (Prometheus).
     """
-    from cloud.pipeline.config import PipelineConfig
-    from cloud.serving.config import ServingConfig
-    from cloud.serving.cors import CorsConfig
-    from cloud.serving.logs import LogConfig
-    from cloud.serving.serve import serve as serve_run
-    from cloud.serving.server import ServerConfig
-    from cloud.serving.telemetry import DeviceTelemetryConfig
-    from cloud.serving.tls import TlsConfig
-    from cloud.training.run import Run
-    from device.session import telemetry_names
+    from pocketrank.cloud.pipeline.config import PipelineConfig
+    from pocketrank.cloud.serving.config import ServingConfig
+    from pocketrank.cloud.serving.http.cors import CorsConfig
+    from pocketrank.cloud.serving.process.serve import serve as serve_run
+    from pocketrank.cloud.serving.process.server import ServerConfig
+    from pocketrank.cloud.serving.process.tls import TlsConfig
+    from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
+    from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
+    from pocketrank.cloud.training.run import Run
+    from pocketrank.device.session.session import telemetry_names
 
     config = ServingConfig(
         pipeline=PipelineConfig.open(pipeline) if pipeline else PipelineConfig(),
         folder=pipeline.resolve().parent if pipeline else Path(),
         workers=workers,
         tokens=tokens,
-        logs=LogConfig(format=log_format),
+        logs=LoggingConfig(format=log_format),
         cors=CorsConfig(tuple(cors or ())),
         server=ServerConfig(TlsConfig.of(tls_cert, tls_key)),
         telemetry=DeviceTelemetryConfig(names_known=telemetry_names()),

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sdk_demo.cli.errors import OptionError
-from sdk_demo.cli.options import DataSource
-from sdk_demo.cli.output import progress
+from pocketrank.sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.options import DataSource
+from pocketrank.sdk_demo.cli.output import progress
 
 if TYPE_CHECKING:
-    from cloud.data.schema import ImpressionLog
+    from pocketrank.cloud.data.schema import ImpressionLog
 
 __all__ = ["load_log"]
 
@@ -24,7 +24,7 @@ def load_log(console: Console, source: DataSource, *, world: Path | None, seed: 
     `WorldError` for a world that makes no sense.
     """
     if source.folder is None:
-        from sdk_demo.world import World, WorldConfig
+        from pocketrank.sdk_demo.world import World, WorldConfig
 
         config = WorldConfig.load(world)
         with progress(console, "simulating the log") as report:
@@ -32,7 +32,7 @@ def load_log(console: Console, source: DataSource, *, world: Path | None, seed: 
     if world is not None:
         raise OptionError("--world", "`--data world` beside it", f"--data {source.kind}:{source.folder}")
 
-    from cloud.data.kuairand import load_kuairand
+    from pocketrank.cloud.data.kuairand import load_kuairand
 
     with progress(console, "loading the log") as report:
         return load_kuairand(source.folder, progress=lambda _file, share: report(share))

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.errors import OptionError
 
 if TYPE_CHECKING:
-    from cloud.serving.token_file import TokenRecord
+    from pocketrank.cloud.serving.access.token_file import TokenRecord
 
 __all__ = ["Scope", "create", "list_all", "revoke", "token"]
 
@@ -79,9 +79,9 @@ def create(
 
     Writes the file of tokens, and makes it when there is none.
     """
-    from cloud.serving.limits import RateLimit
-    from cloud.serving.token_file import issue_token
-    from sdk_demo.cli.output import JsonTarget
+    from pocketrank.cloud.serving.access.limits import RateLimit
+    from pocketrank.cloud.serving.access.token_file import issue_token
+    from pocketrank.sdk_demo.cli.output import JsonTarget
 
     if burst is not None and rate is None:
         raise OptionError("--burst", "`--rate` beside it", str(burst))
@@ -122,8 +122,8 @@ def list_all(tokens: TokensFile, json: Json = None) -> None:
     """
     from rich.table import Table
 
-    from cloud.serving.token_file import list_tokens
-    from sdk_demo.cli.output import JsonTarget
+    from pocketrank.cloud.serving.access.token_file import list_tokens
+    from pocketrank.sdk_demo.cli.output import JsonTarget
 
     target, now_ms = JsonTarget(json), _now_ms()
     reports = [_report(record, now_ms) for record in list_tokens(tokens)]
@@ -146,8 +146,8 @@ def revoke(
 
     Writes the file of tokens; a running server follows within a second.
     """
-    from cloud.serving.token_file import revoke_token
-    from sdk_demo.cli.output import JsonTarget
+    from pocketrank.cloud.serving.access.token_file import revoke_token
+    from pocketrank.sdk_demo.cli.output import JsonTarget
 
     target = JsonTarget(json)
     record = revoke_token(tokens, id, now_ms=_now_ms())

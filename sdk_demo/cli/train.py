@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sdk_demo.cli.errors import OptionError
-from sdk_demo.cli.options import PRESET_NAMES, parse_date, parse_source
-from sdk_demo.cli.source import load_log
-from sdk_demo.cli.stages import stages
+from pocketrank.sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.options import PRESET_NAMES, parse_date, parse_source
+from pocketrank.sdk_demo.cli.source import load_log
+from pocketrank.sdk_demo.cli.stages import stages
 
 __all__ = ["train"]
 
@@ -53,9 +53,9 @@ def train(
     console = Console()
     log = load_log(console, source, world=world, seed=seed)
 
-    from cloud.models.presets import PRESETS
-    from cloud.training.train import WORLD_CONFIG, TrainConfig
-    from cloud.training.train import train as train_run
+    from pocketrank.cloud.models.presets import PRESETS
+    from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
+    from pocketrank.cloud.training.train import train as train_run
 
     config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
     with stages(console) as tell:

@@ -31,10 +31,10 @@ def upload(
 
     Writes nothing here. The server wants `--tokens`.
     """
-    from sdk_demo.cli.errors import OptionError
-    from sdk_demo.uploader import Uploader, read_token
+    from pocketrank.sdk_demo.cli.errors import OptionError
+    from pocketrank.sdk_demo.uploader import BundleUploader, read_token
 
-    with Uploader(server, read_token(token_file), timeout_s) as uploader:
+    with BundleUploader(server, read_token(token_file), timeout_s) as uploader:
         if not (allow_http or uploader.is_private):
             raise OptionError("--server", "an https:// URL, or `--allow-http`", server)
         done = uploader(bundle, lambda path, size: typer.echo(f"sent {path}, {size} bytes", err=True))

@@ -4,8 +4,8 @@ Start at `run.play`; `run.emulate` adds the report. `policies` is who decides wh
 phone, `fleet` runs many at the same time, `figures` turns what happened into numbers with intervals.
 """
 
-from sdk_demo.emulator.errors import EmulatorError, PolicyError, WrongWorldError
-from sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES
-from sdk_demo.emulator.run import Played, emulate, play
+from pocketrank.sdk_demo.emulator.errors import EmulatorError, PolicyError, WrongWorldError
+from pocketrank.sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES
+from pocketrank.sdk_demo.emulator.run import Played, emulate, play
 
 __all__ = ["DEFAULT_POLICIES", "POLICIES", "EmulatorError", "Played", "PolicyError", "WrongWorldError", "emulate", "play"]

@@ -5,23 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud.paging.uplift import UpliftLog
-from device import Bundle, PageDecision, Paging, PagingState
-from device.paging import FEATURES, features, must_ask
-from sdk_demo.emulator.policies import OnDevice
-from sdk_demo.world import UserSession
+from pocketrank.cloud.training.paging import UpliftLog
+from pocketrank.device import Bundle, PageDecision, Paging, PagingState
+from pocketrank.device.paging import FEATURES, features, must_ask
+from pocketrank.sdk_demo.emulator.policies import OnDevice
+from pocketrank.sdk_demo.emulator.records import RandomDecision, SessionRecord
+from pocketrank.sdk_demo.world import UserSession
 
-if TYPE_CHECKING:
-    from sdk_demo.emulator.phone import SessionRecord
-
-__all__ = ["Asking", "Decision", "RandomAsking", "RandomConfig", "RandomPaging", "uplift_log"]
+__all__ = ["OnDeviceWithPaging", "RandomAsking", "RandomConfig", "RandomPaging", "uplift_log"]
 
 
-class Asking(OnDevice):
+class OnDeviceWithPaging(OnDevice):
     """The product with a paging policy of its own."""
 
     def __init__(self, bundle: Bundle | None, name: str, paging: Paging) -> None:
@@ -39,17 +36,6 @@ class RandomConfig:
     """Page sizes, each as likely, at every request."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What a randomised policy decided before an impression."""
-
-    state: PagingState
-    asked: bool
-    size: int
-    probability: float
-    """of asking, in this state; 1 where every policy asks"""
-
-
 class RandomPaging(Paging):
     """Asks at random for one session, and remembers what it saw and did in `decisions`."""
 
@@ -58,14 +44,14 @@ class RandomPaging(Paging):
     def __init__(self, rng: np.random.Generator, config: RandomConfig) -> None:
         self._rng, self._sizes = rng, config.sizes
         self._rate = float(rng.choice(config.rates))
-        self.decisions: list[Decision] = []
+        self.decisions: list[RandomDecision] = []
 
     def __call__(self, state: PagingState) -> PageDecision:
         """See `Paging`."""
         forced = must_ask(state)
         asked = bool(self._rng.random() < self._rate) or forced is not None
         size = int(self._rng.choice(self._sizes))
-        self.decisions.append(Decision(state, asked, size, self._rate if forced is None else 1.0))
+        self.decisions.append(RandomDecision(state, asked, size, self._rate if forced is None else 1.0))
         return PageDecision(asked, size, forced or ("random" if asked else "continue"))
 
 

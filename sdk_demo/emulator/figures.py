@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdk_demo.emulator.phone import SessionRecord
+from pocketrank.sdk_demo.emulator.records import SessionRecord
 
 __all__ = ["FIGURES", "FigureConfig", "figures", "resampled"]
 

@@ -13,10 +13,11 @@ from threading import Event, Lock
 
 import numpy as np
 
-from device import CloudClient
-from sdk_demo.emulator.phone import Phone, SessionRecord
-from sdk_demo.emulator.policies import Policy
-from sdk_demo.world import UserSession, World
+from pocketrank.device import CloudClient
+from pocketrank.sdk_demo.emulator.phone import Phone
+from pocketrank.sdk_demo.emulator.policies import Policy
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.world import UserSession, World
 
 __all__ = ["Visit", "plan", "run_fleet"]
 

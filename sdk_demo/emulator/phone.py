@@ -7,7 +7,6 @@ held when the session ends is sent then, hours before the user's next one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from threading import Event, Lock
@@ -15,45 +14,13 @@ from time import perf_counter
 
 from msgspec.structs import replace
 
-from device import ClientError, CloudClient, Counters, FeedbackEvent, FeedSession, Tracer
-from sdk_demo.emulator.asking import Decision, RandomPaging
-from sdk_demo.emulator.policies import Policy
-from sdk_demo.world import UserSession
+from pocketrank.device import ClientError, CloudClient, FeedbackEvent, FeedSession, Tracer
+from pocketrank.sdk_demo.emulator.asking import RandomPaging
+from pocketrank.sdk_demo.emulator.policies import Policy
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.world import UserSession
 
-__all__ = ["Phone", "SessionRecord", "due"]
-
-
-@dataclass
-class SessionRecord:
-    """What happened in one session."""
-
-    policy: str
-    user_id: int
-    training: int = 0
-    """which of several trainings the phone's models and the server's came from"""
-    effective: list[bool] = field(default_factory=list)
-    """by position, whether the view was effective"""
-    likes: int = 0
-    follows: int = 0
-    watch_ms: int = 0
-    requests: int = 0
-    """pages asked for"""
-    candidates: int = 0
-    """on the pages that came"""
-    pages_missing: int = 0
-    """pages asked for that did not come; the session went on with what it held"""
-    uploads_missing: int = 0
-    """batches of feedback at the end of a session that were not acknowledged"""
-    starved: bool = False
-    """the session ended because the server had nothing new to show, not because the user left"""
-    decisions: list[Decision] = field(default_factory=list)
-    """what a policy that asks at random decided, by position"""
-    counters: Counters = field(default_factory=Counters)
-    """those of the SDK's session"""
-    rerank_ms: list[float] = field(default_factory=list)
-    """time in the SDK of each `next` that ran the model"""
-    page_ms: list[float] = field(default_factory=list)
-    """time of each page, from the request to the decoded answer"""
+__all__ = ["Phone", "due"]
 
 
 class Phone:

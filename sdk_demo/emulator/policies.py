@@ -12,11 +12,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from device import Bundle, FeedSession, FixedPaging, Paging, Ranker
-from device.contract import SearchSpec
-from device.search import GREEDY
-from sdk_demo.emulator.errors import PolicyError
-from sdk_demo.world import UserSession
+from pocketrank.device import Bundle, FeedSession, FixedPaging, Paging, Ranker
+from pocketrank.device.contract import SearchSpec
+from pocketrank.device.model.search import GREEDY
+from pocketrank.sdk_demo.emulator.errors import PolicyError
+from pocketrank.sdk_demo.world import UserSession
 
 __all__ = [
     "DEFAULT_POLICIES",
@@ -125,7 +125,9 @@ class Beam(OnDevice):
 
 
 class Informed(Policy):
-    """What a device would show next if the cloud's knowledge of items and users were perfect (`sdk_demo.world.belief`)."""
+    """What a device would show next if the cloud's knowledge of items and users were perfect
+    (`pocketrank.sdk_demo.world.belief`).
+    """
 
     name = "informed"
 

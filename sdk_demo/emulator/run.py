@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from device import Bundle, CloudClient
-from sdk_demo.emulator.errors import EmulatorError, PolicyError, WrongWorldError
-from sdk_demo.emulator.figures import figures
-from sdk_demo.emulator.fleet import plan, run_fleet
-from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES, Policy
-from sdk_demo.world import World, WorldConfig
+from pocketrank.device import Bundle, CloudClient
+from pocketrank.sdk_demo.emulator.errors import EmulatorError, PolicyError, WrongWorldError
+from pocketrank.sdk_demo.emulator.figures import figures
+from pocketrank.sdk_demo.emulator.fleet import plan, run_fleet
+from pocketrank.sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES, Policy
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.world import World, WorldConfig
 
 __all__ = ["Played", "emulate", "play"]
 

@@ -14,15 +14,25 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from device.bundle import MANIFEST, Bundle, BundleError, check_path
-from device.codec import from_json
-from device.contract import BundleManifest, ContractError, FeatureSpec, FloatFeature, Form, Format, Group, ModelEntry, Precision
-from device.features import PageArrays, check_spec
-from device.feedback import EventHistory
-from device.ranker import Ranker
-from device.remaining import Remaining
-from device.runtimes import ModelRuntimeError
-from export.bundle import REPORT
+from pocketrank.device.bundle.bundle import MANIFEST, Bundle, BundleError, check_path
+from pocketrank.device.codec import from_json
+from pocketrank.device.contract import (
+    BundleManifest,
+    ContractError,
+    FeatureSpec,
+    FloatFeature,
+    Form,
+    Format,
+    Group,
+    ModelEntry,
+    Precision,
+)
+from pocketrank.device.model.features import PageArrays, check_spec
+from pocketrank.device.model.history import EventHistory
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes import ModelRuntimeError
+from pocketrank.export.bundle import REPORT
 
 __all__ = ["RUNS", "inspect_bundle"]
 
@@ -46,7 +56,7 @@ class _Measured(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    """The part of `export.bundle`'s report that is told."""
+    """The part of `pocketrank.export.bundle`'s report that is told."""
 
     models: dict[str, _Measured]
 

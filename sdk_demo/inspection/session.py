@@ -16,12 +16,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from device.bundle import Bundle, BundleError
-from device.contract import CategoryFeature, Ended, FeatureSpec, Form, Network, Orientation
-from device.trace import CorruptTraceError, CutTraceError, Decision, read_trace
+from pocketrank.device.bundle.bundle import Bundle, BundleError
+from pocketrank.device.contract import CategoryFeature, Ended, FeatureSpec, Form, Network, Orientation
+from pocketrank.device.reports.trace import CorruptTraceError, CutTraceError, TracedDecision, read_trace
 
 if TYPE_CHECKING:
-    from export.explain import Explanation
+    from pocketrank.export.explain import Explanation
 
 __all__ = ["ForeignBundleError", "did", "inspect_session", "why"]
 
@@ -34,13 +34,13 @@ class ForeignBundleError(BundleError):
     """The bundle is not the one that the session ran."""
 
 
-def inspect_session(path: Path) -> tuple[dict[str, Any], list[Decision]]:
+def inspect_session(path: Path) -> tuple[dict[str, Any], list[TracedDecision]]:
     """What the session whose trace is at `path` decided, and the decisions that `why` takes.
 
     `damage` says where the trace ends before its end; `cut` that this is what a killed process leaves. Raises `TraceError` for
     another file.
     """
-    decisions: list[Decision] = []
+    decisions: list[TracedDecision] = []
     report: dict[str, Any] = {"kind": "session", "path": str(path), "damage": None, "cut": False}
     try:
         decisions.extend(read_trace(path))
@@ -49,7 +49,7 @@ def inspect_session(path: Path) -> tuple[dict[str, Any], list[Decision]]:
     return report | {"decisions": [_told(decision) for decision in decisions]}, decisions
 
 
-def _told(decision: Decision) -> dict[str, Any]:
+def _told(decision: TracedDecision) -> dict[str, Any]:
     """One row. Ranks count from 1; `cloud_rank` is that of the item shown in cloud order, `rank` its own in the order made."""
     place = np.flatnonzero(decision.held == decision.shown)
     at = int(place[0]) if len(place) else None
@@ -81,7 +81,7 @@ def _told(decision: Decision) -> dict[str, Any]:
     }
 
 
-def why(decision: Decision, bundle: Bundle | None = None) -> dict[str, Any]:
+def why(decision: TracedDecision, bundle: Bundle | None = None) -> dict[str, Any]:
     """Why a decision was made: its candidates as they were ordered, its events newest first.
 
     With the `bundle` of the session its model is run again. Events then have the `attention` of the item shown by head, and
@@ -89,7 +89,7 @@ def why(decision: Decision, bundle: Bundle | None = None) -> dict[str, Any]:
     averaged, influence as that on the sum; and `unwatched`, their rank had there been no event. `explained` says which model
     was run, how far its scores are from those recorded (`differs`), and the attention to the null key by head.
 
-    Raises `ForeignBundleError`, `export.explain.ExplainError`.
+    Raises `ForeignBundleError`, `pocketrank.export.explain.ExplainError`.
     """
     report: dict[str, Any] = {"decision": _told(decision), "explained": None}
     spec, inputs = decision.spec, decision.inputs
@@ -118,8 +118,8 @@ def why(decision: Decision, bundle: Bundle | None = None) -> dict[str, Any]:
     return report
 
 
-def _explained(decision: Decision, form: Form, bundle: Bundle) -> Explanation:
-    from export.explain import explain  # only now: it needs torch
+def _explained(decision: TracedDecision, form: Form, bundle: Bundle) -> Explanation:
+    from pocketrank.export.explain import explain  # only now: it needs torch
 
     name = f"{bundle.manifest.name}/{bundle.manifest.serial}"
     if decision.split_version != bundle.split_version or decision.bundle not in (None, name):
@@ -128,14 +128,14 @@ def _explained(decision: Decision, form: Form, bundle: Bundle) -> Explanation:
     return explain(bundle, form, decision.inputs)
 
 
-def _newest_first(decision: Decision) -> list[int]:
+def _newest_first(decision: TracedDecision) -> list[int]:
     """Rows of the events, not of padding."""
     rows: list[int] = np.flatnonzero(decision.inputs["event_mask"][0])[::-1].tolist()
     return rows
 
 
 def _candidates(
-    decision: Decision, spec: FeatureSpec, scores: NDArray[np.float32] | None, explained: Explanation | None
+    decision: TracedDecision, spec: FeatureSpec, scores: NDArray[np.float32] | None, explained: Explanation | None
 ) -> list[dict[str, Any]]:
     events, weights = _newest_first(decision), _weights(spec)
     categories = decision.inputs["candidate_category"][0]
@@ -156,7 +156,7 @@ def _candidates(
     return rows
 
 
-def _events(decision: Decision, spec: FeatureSpec, at: int | None, explained: Explanation | None) -> list[dict[str, Any]]:
+def _events(decision: TracedDecision, spec: FeatureSpec, at: int | None, explained: Explanation | None) -> list[dict[str, Any]]:
     inputs, weights, rows = decision.inputs, _weights(spec), []
     for t in _newest_first(decision):
         seconds, positions = inputs["event_gap"][0, t, :2].tolist()

@@ -3,7 +3,7 @@
 `files` writes both, `page` is the HTML, `plots` draws.
 """
 
-from sdk_demo.report.files import write_report
-from sdk_demo.report.page import html_page
+from pocketrank.sdk_demo.report.files import write_report
+from pocketrank.sdk_demo.report.page import html_page
 
 __all__ = ["html_page", "write_report"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sdk_demo.report.page import html_page
+from pocketrank.sdk_demo.report.page import html_page
 
 __all__ = ["HTML", "JSON", "write_report"]
 

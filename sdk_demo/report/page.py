@@ -7,7 +7,7 @@ from html import escape
 from string import Template
 from typing import Any
 
-from sdk_demo.report import plots
+from pocketrank.sdk_demo.report import plots
 
 __all__ = ["html_page"]
 
@@ -82,7 +82,7 @@ _FIGURES = {
 
 
 def html_page(report: Mapping[str, Any]) -> str:
-    """The page for a report of `sdk_demo.demo.run_demo`."""
+    """The page for a report of `pocketrank.sdk_demo.demo.run_demo`."""
     emulation, latency = report["emulation"], report["latency_ms"]
     return _PAGE.substitute(
         headline=_headline(emulation),

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdk_demo.world.config import WorldConfig
-from sdk_demo.world.response import ResponseModel
-from sdk_demo.world.state import State
+from pocketrank.sdk_demo.world.config import WorldConfig
+from pocketrank.sdk_demo.world.response import ResponseModel
+from pocketrank.sdk_demo.world.state import State
 
 __all__ = ["FocusBelief"]
 

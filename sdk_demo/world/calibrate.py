@@ -1,6 +1,6 @@
 """Sets the intercepts so that a log under the logging policy has the rates of `[targets]`.
 
-    python -m sdk_demo.world.calibrate [--world FILE] [--write]
+    python -m pocketrank.sdk_demo.world.calibrate [--world FILE] [--write]
 
 Every calibrated value moves one rate monotonically: a location or a logit intercept, the scale of the watch noise (a wider
 one brings long views closer to effective views), the hazard's intercept. Each round simulates a log and moves all of them by
@@ -21,10 +21,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloud.data.schema import ImpressionLog
-from sdk_demo.world.config import DEFAULT_WORLD, WorldConfig
-from sdk_demo.world.errors import WorldConfigError
-from sdk_demo.world.world import World
+from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.sdk_demo.world.config import DEFAULT_WORLD, WorldConfig
+from pocketrank.sdk_demo.world.errors import WorldConfigError
+from pocketrank.sdk_demo.world.world import World
 
 __all__ = ["calibrate", "main", "measure", "write_calibrated"]
 
@@ -108,7 +108,7 @@ def _logit(rate: float) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m sdk_demo.world.calibrate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pocketrank.sdk_demo.world.calibrate", description=__doc__.splitlines()[0])
     parser.add_argument("--world", type=Path, default=DEFAULT_WORLD, help="world file (default: the built-in one)")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float32, Int32, Int64
 
-from cloud.data import schema
-from sdk_demo.world.config import WorldConfig
+from pocketrank.cloud.data import schema
+from pocketrank.sdk_demo.world.config import WorldConfig
 
 __all__ = ["DAY_MS", "Items", "make_items", "unit_rows"]
 
@@ -38,7 +38,7 @@ class Items:
         return len(self.item_id)
 
     def table(self) -> pa.Table:
-        """The log's item table (`cloud.data.schema.ITEMS`)."""
+        """The log's item table (`pocketrank.cloud.data.schema.ITEMS`)."""
         return pa.table(
             {
                 "item_id": self.item_id,

@@ -14,18 +14,18 @@ from typing import Any
 
 import msgspec
 
-from sdk_demo.world.errors import WorldConfigError
-from sdk_demo.world.parameters import (
+from pocketrank.sdk_demo.world.errors import WorldConfigError
+from pocketrank.sdk_demo.world.parameters import (
     ActionConfig,
     CatalogueConfig,
     ExitConfig,
-    LogConfig,
     PolicyConfig,
     Section,
-    SessionConfig,
     SignalConfig,
+    SimulatedLogConfig,
     TargetConfig,
     UserConfig,
+    UserSessionConfig,
     UtilityConfig,
     WatchConfig,
     Whole,
@@ -46,7 +46,7 @@ class WorldConfig(Section, frozen=True, kw_only=True):
     """The items."""
     users: UserConfig
     """The users."""
-    session: SessionConfig
+    session: UserSessionConfig
     """The hidden state of a session."""
     utility: UtilityConfig
     """What makes an item worth watching."""
@@ -60,7 +60,7 @@ class WorldConfig(Section, frozen=True, kw_only=True):
     """Device signals."""
     policy: PolicyConfig
     """The logging policy."""
-    log: LogConfig
+    log: SimulatedLogConfig
     """The log."""
     targets: TargetConfig
     """Rates aimed at."""

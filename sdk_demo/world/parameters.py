@@ -1,7 +1,7 @@
 """The parameters of the simulated world, one class for each section of its TOML file.
 
 Unless a docstring says otherwise, a number is a choice of ours that shapes the simulated world, not a measurement. Values
-marked *calibrated* are written by `python -m sdk_demo.world.calibrate` so that the rates under `[targets]` are met.
+marked *calibrated* are written by `python -m pocketrank.sdk_demo.world.calibrate` so that the rates under `[targets]` are met.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ __all__ = [
     "ActionConfig",
     "CatalogueConfig",
     "ExitConfig",
-    "LogConfig",
+    "SimulatedLogConfig",
     "PolicyConfig",
-    "SessionConfig",
+    "UserSessionConfig",
     "Section",
     "SignalConfig",
     "TargetConfig",
@@ -107,7 +107,7 @@ class UserConfig(Section, frozen=True, kw_only=True):
     """Standard deviation of that share between users."""
 
 
-class SessionConfig(Section, frozen=True, kw_only=True):
+class UserSessionConfig(Section, frozen=True, kw_only=True):
     """The hidden state of a session that no action of ours moves, and satiation."""
 
     taste_weight: NonNegative
@@ -308,7 +308,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     """Share of a page's slots filled with any unseen item."""
 
 
-class LogConfig(Section, frozen=True, kw_only=True):
+class SimulatedLogConfig(Section, frozen=True, kw_only=True):
     """How much is logged, and when."""
 
     start_ms: Whole

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from sdk_demo.world.catalogue import Items
-from sdk_demo.world.parameters import PolicyConfig
-from sdk_demo.world.users import Users
+from pocketrank.sdk_demo.world.catalogue import Items
+from pocketrank.sdk_demo.world.parameters import PolicyConfig
+from pocketrank.sdk_demo.world.users import Users
 
 __all__ = ["LoggingPolicy"]
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from device.contract import Ended
-from sdk_demo.world import luck
-from sdk_demo.world.catalogue import Items
-from sdk_demo.world.config import WorldConfig
-from sdk_demo.world.signals import SIGNAL_UNIFORMS, DeviceSignals, Shown, Signals
-from sdk_demo.world.state import SessionPath, State
-from sdk_demo.world.users import MOODS, Users
+from pocketrank.device.contract import Ended
+from pocketrank.sdk_demo.world import luck
+from pocketrank.sdk_demo.world.catalogue import Items
+from pocketrank.sdk_demo.world.config import WorldConfig
+from pocketrank.sdk_demo.world.signals import SIGNAL_UNIFORMS, DeviceSignals, Signals, Viewing
+from pocketrank.sdk_demo.world.state import SessionPath, State
+from pocketrank.sdk_demo.world.users import MOODS, Users
 
 __all__ = ["TASKS", "Outcomes", "Response", "ResponseModel", "sigmoid"]
 
@@ -167,7 +167,7 @@ class ResponseModel:
             np.where(has_next, np.where(watch_ms >= duration_ms, int(Ended.COMPLETE), int(Ended.SWIPE)), int(Ended.EXIT)),
         )
         duration, music = self._packed[items, _DURATION], self._packed[items, _MUSIC]
-        shown = Shown(utility, watch_ms, response.buffering_s[:, 0], duration, music, background)
+        shown = Viewing(utility, watch_ms, response.buffering_s[:, 0], duration, music, background)
         signals = self._device.read(state, shown, noise[:, 6:])
         outcomes = Outcomes(
             state.user,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from device.contract import Ended, FeedbackEvent, Network, Orientation
-from sdk_demo.world.belief import FocusBelief
-from sdk_demo.world.config import WorldConfig
-from sdk_demo.world.errors import SessionOverError, UnknownIdError
-from sdk_demo.world.response import ResponseModel
-from sdk_demo.world.state import State
+from pocketrank.device.contract import Ended, FeedbackEvent, Network, Orientation
+from pocketrank.sdk_demo.world.belief import FocusBelief
+from pocketrank.sdk_demo.world.config import WorldConfig
+from pocketrank.sdk_demo.world.errors import SessionOverError, UnknownIdError
+from pocketrank.sdk_demo.world.response import ResponseModel
+from pocketrank.sdk_demo.world.state import State
 
 __all__ = ["SESSION_TAG", "Outcome", "UserSession"]
 
@@ -22,7 +22,7 @@ SESSION_TAG = 2
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Outcome:
-    """What happened to one impression. Names and units as in `device.contract.FeedbackEvent`.
+    """What happened to one impression. Names and units as in `pocketrank.device.contract.FeedbackEvent`.
 
     `effective_view`, `long_view` and `has_next` are the labels; a device does not report them.
     """
@@ -93,7 +93,7 @@ class UserSession:
         return int(self._state.now_ms[0])
 
     def probabilities(self, item_ids: Int[np.ndarray, " n"]) -> dict[str, Float[np.ndarray, " n"]]:
-        """True probability, for showing each item now, of `sdk_demo.world.TASKS`.
+        """True probability, for showing each item now, of `pocketrank.sdk_demo.world.TASKS`.
 
         Closed form: the noise of watch time, actions and leaving is integrated out; nothing is drawn and nothing moves.
         Raises `UnknownIdError`.

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from device.contract import Network, Orientation
-from sdk_demo.world import luck
-from sdk_demo.world.parameters import SignalConfig
-from sdk_demo.world.state import State
-from sdk_demo.world.users import MOODS
+from pocketrank.device.contract import Network, Orientation
+from pocketrank.sdk_demo.world import luck
+from pocketrank.sdk_demo.world.parameters import SignalConfig
+from pocketrank.sdk_demo.world.state import State
+from pocketrank.sdk_demo.world.users import MOODS
 
-__all__ = ["SIGNAL_UNIFORMS", "DeviceSignals", "Shown", "Signals"]
+__all__ = ["SIGNAL_UNIFORMS", "DeviceSignals", "Viewing", "Signals"]
 
 SIGNAL_UNIFORMS = 9
 """Uniform numbers that one reading uses: 4 for normal noise, 5 as they are."""
@@ -29,7 +29,7 @@ _SOUND, _PATIENCE, _IMPATIENCE = (MOODS.index(m) for m in ("sound", "patience", 
 
 @dataclass(slots=True, frozen=True)
 class Signals:
-    """Device readings of one impression of each session, named and scaled as in `device.contract.FeedbackEvent`."""
+    """Device readings of one impression of each session, named and scaled as in `pocketrank.device.contract.FeedbackEvent`."""
 
     volume: Float[np.ndarray, " batch"]
     volume_change: Float[np.ndarray, " batch"]
@@ -46,7 +46,7 @@ class Signals:
 
 
 @dataclass(slots=True, frozen=True)
-class Shown:
+class Viewing:
     """What the readings of one impression of each session depend on besides the state.
 
     `duration` is in standard deviations of ln duration, `music` is 1 on music topics and 0 elsewhere, less its mean.
@@ -83,7 +83,7 @@ class DeviceSignals:
         log_s = c.buffering_log + c.buffering_network * quality[:, None] + c.buffering_duration * duration
         return np.minimum(np.exp(np.minimum(log_s, 20.0)), c.buffering_max_s)
 
-    def read(self, state: State, shown: Shown, noise: Float[np.ndarray, "batch uniforms"]) -> Signals:
+    def read(self, state: State, shown: Viewing, noise: Float[np.ndarray, "batch uniforms"]) -> Signals:
         """The readings of one impression; `noise` holds `SIGNAL_UNIFORMS` uniform numbers a session."""
         c = self._config
         feeling = state.feeling

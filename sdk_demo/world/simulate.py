@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int64
 
-from cloud.data import schema
-from cloud.data.schema import ImpressionLog
-from sdk_demo.world import luck
-from sdk_demo.world.catalogue import DAY_MS, Items
-from sdk_demo.world.config import WorldConfig
-from sdk_demo.world.policy import LoggingPolicy
-from sdk_demo.world.response import Outcomes, ResponseModel
-from sdk_demo.world.signals import Signals
-from sdk_demo.world.users import Users
+from pocketrank.cloud.data import schema
+from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.sdk_demo.world import luck
+from pocketrank.sdk_demo.world.catalogue import DAY_MS, Items
+from pocketrank.sdk_demo.world.config import WorldConfig
+from pocketrank.sdk_demo.world.policy import LoggingPolicy
+from pocketrank.sdk_demo.world.response import Outcomes, ResponseModel
+from pocketrank.sdk_demo.world.signals import Signals
+from pocketrank.sdk_demo.world.users import Users
 
 __all__ = ["LOG_TAG", "simulate_log"]
 

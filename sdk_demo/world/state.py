@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt64
 
-from sdk_demo.world import luck
-from sdk_demo.world.catalogue import Items
-from sdk_demo.world.config import WorldConfig
-from sdk_demo.world.users import MOODS, Users
+from pocketrank.sdk_demo.world import luck
+from pocketrank.sdk_demo.world.catalogue import Items
+from pocketrank.sdk_demo.world.config import WorldConfig
+from pocketrank.sdk_demo.world.users import MOODS, Users
 
 __all__ = ["SessionPath", "State"]
 

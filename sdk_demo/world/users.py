@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float32, Int32, Int64
 
-from cloud.data import schema
-from sdk_demo.world.catalogue import Items, unit_rows
-from sdk_demo.world.config import WorldConfig
+from pocketrank.cloud.data import schema
+from pocketrank.sdk_demo.world.catalogue import Items, unit_rows
+from pocketrank.sdk_demo.world.config import WorldConfig
 
 __all__ = ["MOODS", "Users", "make_users"]
 
@@ -43,7 +43,7 @@ class Users:
         return len(self.user_id)
 
     def table(self) -> pa.Table:
-        """The log's user table (`cloud.data.schema.USERS`)."""
+        """The log's user table (`pocketrank.cloud.data.schema.USERS`)."""
         return pa.table(
             {"user_id": self.user_id, "categories": list(self.categories), "floats": list(self.floats)},
             schema=schema.USERS,

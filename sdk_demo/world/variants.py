@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sdk_demo.world.config import WorldConfig
+from pocketrank.sdk_demo.world.config import WorldConfig
 
 __all__ = ["VARIANTS", "Variant"]
 
@@ -26,7 +26,7 @@ class Variant:
     changes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Section → key → its value here; everything else stays."""
     feedback_delay_s: float = 0.0
-    """How long a phone of this world holds feedback back; see `sdk_demo.emulator.phone`."""
+    """How long a phone of this world holds feedback back; see `pocketrank.sdk_demo.emulator.phone`."""
 
     def __call__(self, config: WorldConfig) -> WorldConfig:
         """The changed world. Raises `WorldConfigError` for a key or value that no world has."""

@@ -7,16 +7,16 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from cloud.data.schema import ImpressionLog
-from sdk_demo.world import luck
-from sdk_demo.world.catalogue import DAY_MS, Items, make_items
-from sdk_demo.world.config import WorldConfig
-from sdk_demo.world.errors import UnknownIdError, WorldError
-from sdk_demo.world.policy import LoggingPolicy
-from sdk_demo.world.response import ResponseModel
-from sdk_demo.world.session import SESSION_TAG, UserSession
-from sdk_demo.world.simulate import simulate_log
-from sdk_demo.world.users import Users, make_users
+from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.sdk_demo.world import luck
+from pocketrank.sdk_demo.world.catalogue import DAY_MS, Items, make_items
+from pocketrank.sdk_demo.world.config import WorldConfig
+from pocketrank.sdk_demo.world.errors import UnknownIdError, WorldError
+from pocketrank.sdk_demo.world.policy import LoggingPolicy
+from pocketrank.sdk_demo.world.response import ResponseModel
+from pocketrank.sdk_demo.world.session import SESSION_TAG, UserSession
+from pocketrank.sdk_demo.world.simulate import simulate_log
+from pocketrank.sdk_demo.world.users import Users, make_users
 
 __all__ = ["World"]
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from benchmarks.emulation import PLAYERS, main
-from sdk_demo.emulator.figures import FIGURES
-from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.world import VARIANTS
+from pocketrank.sdk_demo.emulator.figures import FIGURES
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.world import VARIANTS
 from tests.benchmarks.tiny_world import tiny_world
 
 WORLDS = ("default", "longer_feedback_delay")

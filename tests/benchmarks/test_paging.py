@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.paging import BASELINE, POLICIES, judge, main
-from device.contract import PagingModel
-from device.paging import UpliftPaging
-from sdk_demo.emulator.figures import FIGURES
-from sdk_demo.emulator.phone import SessionRecord
+from pocketrank.device.contract import PagingModel
+from pocketrank.device.paging import UpliftPaging
+from pocketrank.sdk_demo.emulator.figures import FIGURES
+from pocketrank.sdk_demo.emulator.records import SessionRecord
 from tests.benchmarks.tiny_world import SEED, tiny_world
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.personal import Rows, main, measure, replay
-from cloud.data.kuairand import load_kuairand
-from cloud.training.run import Run
-from device.personal import PersonalConfig, PersonalLayer, TaskPrior
+from benchmarks.personal import ReplayRows, main, measure, replay
+from pocketrank.cloud.data.kuairand import load_kuairand
+from pocketrank.cloud.training.run import Run
+from pocketrank.device.model.personal import PersonalConfig, PersonalLayer, TaskPrior
 from tests.cloud.data.folders import DAY, NOON, Row, impression, user, video, write_folder
 from tests.export.small_run import small_run
 
@@ -18,7 +18,7 @@ TASKS = ("long_view", "like")
 USERS, EACH, LISTS = 50, 50, 10
 
 
-def simulated(tastes: float, seed: int = 0) -> Rows:
+def simulated(tastes: float, seed: int = 0) -> ReplayRows:
     """Users whose long views differ from what was shipped by category, `tastes` log-odds wide; likes are as shipped."""
     rng = np.random.default_rng(seed)
     number = USERS * EACH
@@ -30,7 +30,7 @@ def simulated(tastes: float, seed: int = 0) -> Rows:
     labels = (rng.random((number, 2)) < odds / (1 + odds)).astype(np.float32)
     labels[rng.random((number, 2)) < 0.05] = np.nan
     place = np.tile(np.arange(EACH), USERS)
-    return Rows(
+    return ReplayRows(
         tasks=TASKS,
         weights=np.array([1, 0], np.float32),
         labels=labels,
@@ -125,7 +125,7 @@ def run(folder: Path, tmp_path: Path) -> Run:
 
 
 def test_the_rows_of_a_run_are_its_users_in_order(folder: Path, run: Run) -> None:
-    rows = Rows.of(run, load_kuairand(folder), "self_contained")
+    rows = ReplayRows.of(run, load_kuairand(folder), "self_contained")
     assert len(rows.user) == 3 * 2 * 6
     assert np.array_equal(np.lexsort((rows.ms, rows.user)), np.arange(len(rows.user)))
     assert rows.before.reshape(3, 12).tolist() == [list(range(12, 24))] * 3

@@ -10,24 +10,24 @@ from rich.console import Console
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.__main__ import main, measure_serving, print_report
-from benchmarks.serving.asked import Asking
+from benchmarks.serving.asked import PageRequests
 from benchmarks.serving.by_hand import ByHand
 from benchmarks.serving.host import cores, hosted
 from benchmarks.serving.load import Load, LoadOrder
 from benchmarks.serving.model import Model
 from benchmarks.serving.parts import PEERS
 from benchmarks.serving.published import WorldSize, publish_small, publish_world
-from benchmarks.serving.rounds import Extent
-from cloud.pipeline.config import PipelineConfig
-from cloud.ranking.published import Published
-from cloud.ranking.tower import UserTower
-from cloud.training.run import Run
-from device.codec import read_page
+from benchmarks.serving.rounds import ServingExtent
+from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.cloud.published.published import Published
+from pocketrank.cloud.published.tower import UserTower
+from pocketrank.cloud.training.run import Run
+from pocketrank.device.codec import read_page
 from tests.cloud.serving.pages import pages
 from tests.shared import made_once
 
 SIZE = WorldSize(1_200, users=50, items_per_cluster=100)
-EXTENT = Extent(seconds=0.2, rounds=1, connections=2, http_connections=2, items=1_200, sizes=(1_000, 3_000), requests=40)
+EXTENT = ServingExtent(seconds=0.2, rounds=1, connections=2, http_connections=2, items=1_200, sizes=(1_000, 3_000), requests=40)
 FIGURES = {"rps", "p50_ms", "p99_ms", "bytes", "cpu_ms", "answers", "others_share", "load_busy"}
 
 
@@ -118,7 +118,7 @@ def test_a_world_has_the_sizes_asked_for_and_queries_that_meet_their_kind(run: R
 
 def test_peers_make_the_page_that_the_product_makes(run: Run, tmp_path: Path) -> None:
     """With the whole model and lists of their own, which miss some other items of the nearest."""
-    by_hand, asking = ByHand(run.published), Asking(*Published.open(run.published))
+    by_hand, asking = ByHand(run.published), PageRequests(*Published.open(run.published))
     with pages(run.folder, tmp_path / "feedback.db", PipelineConfig()) as make_page:
         for request in asking.requests(5, feedback=False):
             ours, theirs = make_page(request), by_hand.page(request)
@@ -147,7 +147,7 @@ def test_the_served_model_scores_as_the_whole_one(run: Run) -> None:
 
 
 def test_an_answer_that_is_none_is_counted(run: Run, tmp_path: Path) -> None:
-    where, asking = cores(), Asking(*Published.open(run.published))
+    where, asking = cores(), PageRequests(*Published.open(run.published))
     probe = asking.msgpack(1)[0]
     with (
         Load(where.load, tmp_path) as load,

@@ -6,9 +6,9 @@ from shutil import copytree
 
 import pytest
 
-from benchmarks.paging import Extent
+from benchmarks.paging import PagingExtent
 from benchmarks.trained import trained
-from sdk_demo.world import DEFAULT_WORLD, WorldConfig
+from pocketrank.sdk_demo.world import DEFAULT_WORLD, WorldConfig
 from tests.shared import made_once
 
 __all__ = ["SEED", "tiny_world"]
@@ -29,4 +29,4 @@ def _make(folder: Path) -> None:
     for name, value in _SIZES.items():
         text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, count=1, flags=re.MULTILINE)
     (folder / "world.toml").write_text(text)
-    trained(WorldConfig.load(folder / "world.toml"), Extent().train, SEED, folder / "work", lambda what, share: None)
+    trained(WorldConfig.load(folder / "world.toml"), PagingExtent().train, SEED, folder / "work", lambda what, share: None)

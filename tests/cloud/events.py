@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import uuid4
 
-from device.contract import FeedbackEvent
+from pocketrank.device.contract import FeedbackEvent
 
 
 def event(user_id: int = 1, item_id: int = 1000, *, ms: int = 1_700_000_000_000, **more: Any) -> FeedbackEvent:

@@ -9,12 +9,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-from cloud.data.feedback import HISTORY_FEEDBACK
-from cloud.models.presets import UpperConfig
-from cloud.ranking.published import Published, PublishedRecord
-from cloud.ranking.ranker import History
-from cloud.training.run import RUN_FORMAT, RunRecord
-from device.contract import FeatureSpec, FloatFeature
+from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.cloud.published.onnx_ranker import History
+from pocketrank.cloud.published.published import Published, PublishedRecord
+from pocketrank.cloud.training.run import RUN_FORMAT, RunRecord
+from pocketrank.device.contract import FeatureSpec, FloatFeature
 
 TASKS = ("long_view", "like")
 SPLIT_VERSION = "5m4ll"

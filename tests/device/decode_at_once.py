@@ -5,7 +5,7 @@ import threading
 
 import msgspec
 
-from device.codec import from_msgpack, to_msgpack
+from pocketrank.device.codec import from_msgpack, to_msgpack
 
 THREADS = 8
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from device.aio import AsyncCloudClient, AsyncFeedSession
-from device.contract import PageRequest
-from device.network.client import ClientError, CloudClient
-from device.ranker import Ranker
-from device.session import FeedSession
+from pocketrank.device.aio import AsyncCloudClient, AsyncFeedSession
+from pocketrank.device.contract import PageRequest
+from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.session.session import FeedSession
 from tests.device.network.test_client import Cloud, serving
 from tests.device.tap import requests, tapped
 from tests.device.worlds import Clock, make_bundle, make_event, make_page

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from device.blocks import MAX_ELEMENTS, from_block, shorten, to_block
-from device.contract import Block, BlockError, Dtype
+from pocketrank.device.blocks import MAX_ELEMENTS, from_block, shorten, to_block
+from pocketrank.device.contract import Block, BlockError, Dtype
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "blocks.json").read_text())
 SHAPES = npst.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5)

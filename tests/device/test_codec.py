@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device.codec import check_page, from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
-from device.contract import (
+from pocketrank.device.codec import check_page, from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
+from pocketrank.device.contract import (
     BlockError,
     Columns,
     ContractError,

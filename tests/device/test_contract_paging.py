@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from device.contract import PagePlan, PagingModel, PagingTerm
+from pocketrank.device.contract import PagePlan, PagingModel, PagingTerm
 
 PLAN = {"size": 30, "consume": 10, "level": 0.0, "drop": 0.05}
 

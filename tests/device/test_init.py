@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-import device
+from pocketrank import device
 
 HEAVY = (
     "torch",
@@ -15,27 +15,28 @@ HEAVY = (
     "ai_edge_litert",
     "tensorflow",
     "nacl",
-    "cloud",
-    "export",
-    "sdk_demo",
 )
+
+OURS = ("pocketrank.cloud", "pocketrank.export", "pocketrank.sdk_demo")
 
 
 def _imported(code: str) -> set[str]:
-    """Top-level names of what a fresh Python has imported after `code`."""
-    report = "import sys; print(*{name.split('.')[0] for name in sys.modules})"
+    """What a fresh Python has imported after `code`: top-level names, and whole names of ours."""
+    report = "import sys; print(*{n if n.startswith('pocketrank') else n.split('.')[0] for n in sys.modules})"
     run = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
     return set(run.stdout.split())
 
 
 def test_import_device_is_light() -> None:
-    assert not _imported("import device") & {*HEAVY, "numpy", "msgspec", "onnxruntime"}
+    assert not _imported("import pocketrank.device") & {*HEAVY, *OURS, "numpy", "msgspec", "onnxruntime"}
 
 
 def test_a_session_needs_numpy_msgspec_and_onnxruntime_only() -> None:
-    imported = _imported("import device; [getattr(device, name) for name in device.__all__]; import device.runtimes.onnx")
+    imported = _imported(
+        "import device; [getattr(device, name) for name in device.__all__]; import pocketrank.device.runtimes.onnx"
+    )
     assert {"numpy", "msgspec", "onnxruntime"} <= imported
-    assert not imported & set(HEAVY)
+    assert not imported & {*HEAVY, *OURS}
 
 
 def test_a_missing_litert_says_what_to_install() -> None:
@@ -43,7 +44,7 @@ def test_a_missing_litert_says_what_to_install() -> None:
 import sys
 sys.modules["ai_edge_litert"] = None
 from pathlib import Path
-from device.runtimes import RuntimeLoadError, open_runtime
+from pocketrank.device.runtimes import RuntimeLoadError, open_runtime
 try:
     open_runtime(Path("model.tflite"), "tflite")
 except RuntimeLoadError as err:
@@ -51,7 +52,7 @@ except RuntimeLoadError as err:
 else:
     raise SystemExit("opened")
 """
-    assert "device" in _imported(code)
+    assert "pocketrank.device" in _imported(code)
 
 
 @pytest.mark.parametrize("name", device.__all__)
@@ -61,5 +62,5 @@ def test_every_name_is_there(name: str) -> None:
 
 
 def test_other_names_are_not() -> None:
-    with pytest.raises(AttributeError, match="`device` has no `Nothing`"):
+    with pytest.raises(AttributeError, match=r"`pocketrank\.device` has no `Nothing`"):
         device.Nothing  # noqa: B018

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from device.blocks import MAX_ELEMENTS
-from device.bundle import write_manifest
-from device.contract import BundleManifest, FeatureSpec, FeedbackEvent, FloatFeature, ModelEntry, PageRequest
-from device.feedback import GAP_POSITIONS_MAX, GAP_SECONDS_MAX
+from pocketrank.device.blocks import MAX_ELEMENTS
+from pocketrank.device.bundle.bundle import write_manifest
+from pocketrank.device.contract import BundleManifest, FeatureSpec, FeedbackEvent, FloatFeature, ModelEntry, PageRequest
+from pocketrank.device.model.history import GAP_POSITIONS_MAX, GAP_SECONDS_MAX
 from tests.device.worlds import SPEC, SPLIT, T0
 from tests.vectors.generate import COMMAND, FOLDER, files, written
 

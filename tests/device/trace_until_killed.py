@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from device.bundle import Bundle
-from device.ranker import Ranker
-from device.trace import Tracer
-from tests.device.test_trace import Moment
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.reports.trace import Tracer
+from tests.device.reports.test_trace import Moment
 
 if __name__ == "__main__":
     moment, ranker, tracer = Moment(), Ranker.open(Bundle.open(Path(sys.argv[1]))), Tracer(Path(sys.argv[2]))

@@ -8,9 +8,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from device.bundle import Bundle, write_manifest
-from device.codec import to_block
-from device.contract import (
+from pocketrank.device.bundle.bundle import Bundle, write_manifest
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import (
     Candidates,
     CategoryFeature,
     Columns,
@@ -21,7 +21,7 @@ from device.contract import (
     ModelEntry,
     Page,
 )
-from device.runtimes import INPUT_NAMES
+from pocketrank.device.runtimes import INPUT_NAMES
 
 T0 = 1_700_000_000_000
 """The tests' beginning of time: 2023-11-14 22:13:20 UTC."""

@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import torch
 
-from device.bundle import Bundle, write_manifest
-from device.contract import ModelEntry
-from export.graphs import OUTPUT, Graph
-from export.onnx import OPSET
+from pocketrank.device.bundle.bundle import Bundle, write_manifest
+from pocketrank.device.contract import ModelEntry
+from pocketrank.export.graphs import OUTPUT, Graph
+from pocketrank.export.onnx import OPSET
 from tests.export.small_run import FULL, SPEC, random_upper
 
 GRAPH = Graph("split", SPEC, random_upper(split=True, config=FULL))

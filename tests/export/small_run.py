@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 
-from cloud.models.presets import UpperConfig
-from cloud.models.reranker import UpperHalf
-from cloud.training.run import Run, RunRecord
-from cloud.training.weights import save_weights
-from device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
-from export.gate import GATE_FILE
-from export.parity import draw_inputs
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.cloud.models.reranker import UpperHalf
+from pocketrank.cloud.training.run import Run, RunRecord
+from pocketrank.cloud.training.weights import save_weights
+from pocketrank.device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
+from pocketrank.export.gate import GATE_FILE
+from pocketrank.export.parity import draw_inputs
 
 TASKS = ("effective_view", "like")
 

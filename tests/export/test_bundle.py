@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from device.bundle import Bundle
-from device.contract import FeatureSpec
-from device.ranker import Ranker
-from device.signing import TrustedKeys
-from device.updates import probe
-from export.bundle import REPORT, Budget, export_bundle, next_serial
-from export.errors import BudgetError, GateError, OutputError, UnsupportedError
-from export.parity import TOLERANCE
-from export.parity_stages import STATE_FACTOR
-from export.signing import public_key
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.signing import TrustedKeys
+from pocketrank.device.contract import FeatureSpec
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.updates import probe
+from pocketrank.export.bundle import REPORT, Budget, export_bundle, next_serial
+from pocketrank.export.errors import BudgetError, ExportOutputError, GateError, UnsupportedError
+from pocketrank.export.parity import TOLERANCE
+from pocketrank.export.parity_stages import STATE_FACTOR
+from pocketrank.export.signing import public_key
 from tests.export.small_run import small_run
 from tests.export.whole_export import FORMATS, KEY, PRECISIONS, whole_export
 
@@ -165,9 +165,9 @@ def test_unknown_formats_and_precisions_are_refused(tmp_path: Path, formats: Any
 
 def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
-    with pytest.raises(OutputError, match="a folder of other things"):
+    with pytest.raises(ExportOutputError, match="a folder of other things"):
         export_bundle(run, run.folder, formats=("onnx",))
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(OutputError, match="a file"):
+    with pytest.raises(ExportOutputError, match="a file"):
         export_bundle(run, tmp_path / "file", formats=("onnx",))
     assert (tmp_path / "file").read_text() == "kept"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from export.cut import Operations
+from pocketrank.export.cut import Operations
 
 # two stages, a → s and s' b → r, where s' stands for s; and a loop with the state n, from r and the constant k
 GRAPH = ["a > s", "tb > r", "r > f", "k > w", "r > m", "nmw > x", "x > y", "y > g", "n > o", "f > h", "q > z"]

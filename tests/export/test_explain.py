@@ -6,9 +6,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from device.bundle import Bundle
-from export.explain import ExplainError, attention_over, explain
-from export.parity import draw_inputs
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.export.explain import ExplainError, attention_over, explain
+from pocketrank.export.parity import draw_inputs
 from tests.device import worlds
 from tests.export.explained import GRAPH, explained_bundle, softmaxes
 from tests.export.small_run import FULL, SPEC

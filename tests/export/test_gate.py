@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import GateError
-from export.gate import GATE_FILE, GateRows, auc_by_task, passes, ranking_loss
-from export.graphs import Graph
+from pocketrank.export.errors import GateError
+from pocketrank.export.gate import GATE_FILE, GateRows, auc_by_task, passes, ranking_loss
+from pocketrank.export.graphs import Graph
 from tests.export.small_run import TASKS, small_run, write_gate
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from device.contract import Form, SearchSpec
-from device.runtimes import OUTPUT_NAMES, STAGES
-from export.errors import UnsupportedError
-from export.graphs import FIRST, GOING, HANDED, NEXT, Graph, input_shapes, made
-from export.parity import draw_inputs
+from pocketrank.device.contract import Form, SearchSpec
+from pocketrank.device.runtimes import OUTPUT_NAMES, STAGES
+from pocketrank.export.errors import UnsupportedError
+from pocketrank.export.graphs import FIRST, GOING, HANDED, NEXT, Graph, input_shapes, made
+from pocketrank.export.parity import draw_inputs
 from tests.export.small_run import FULL, LIST_SPEC, SPEC, random_upper, small_run
 
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import ConversionError, UnsupportedError
-from export.mil_numpy import OPERATIONS, MilProgram
+from pocketrank.export.errors import ConversionError, UnsupportedError
+from pocketrank.export.mil_numpy import OPERATIONS, MilProgram
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 3, 4)).astype(np.float32)

@@ -10,13 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from device.contract import Stage
-from device.runtimes import OUTPUT_NAMES, STAGES, open_stages, stage_inputs
-from export.explain import attention_over
-from export.graphs import Graph
-from export.onnx import OPSET, convert
-from export.parity import draw_inputs
-from export.parity_stages import compare_stages, draw_lists, open_answers
+from pocketrank.device.contract import Stage
+from pocketrank.device.runtimes import OUTPUT_NAMES, STAGES, open_stages, stage_inputs
+from pocketrank.export.explain import attention_over
+from pocketrank.export.graphs import Graph
+from pocketrank.export.onnx import OPSET, convert
+from pocketrank.export.parity import draw_inputs
+from pocketrank.export.parity_stages import compare_stages, draw_lists, open_answers
 from tests.export.explained import softmaxes
 from tests.export.small_run import CONFIG, LIST_SPEC, random_upper
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device.contract import Form
-from export.errors import ParityError
-from export.graphs import Graph, input_shapes
-from export.parity import compare, draw_inputs, parity_cases, resize
+from pocketrank.device.contract import Form
+from pocketrank.export.errors import ParityError
+from pocketrank.export.graphs import Graph, input_shapes
+from pocketrank.export.parity import compare, draw_inputs, parity_cases, resize
 from tests.export.small_run import SPEC, random_upper
 
 GRAPH = Graph("split", SPEC, random_upper(split=True))

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from device.contract import Stage
-from device.runtimes import RuntimeRunError
-from export.errors import ParityError
-from export.graphs import Graph, Inputs
-from export.parity import draw_inputs
-from export.parity_stages import Answer, compare_stages, draw_lists, list_reward
+from pocketrank.device.contract import Stage
+from pocketrank.device.runtimes import RuntimeRunError
+from pocketrank.export.errors import ParityError
+from pocketrank.export.graphs import Graph, Inputs
+from pocketrank.export.parity import draw_inputs
+from pocketrank.export.parity_stages import Answer, compare_stages, draw_lists, list_reward
 from tests.export.small_run import LIST_SPEC, SPEC, random_upper
 
 GRAPH = Graph("split", LIST_SPEC, random_upper(split=True))

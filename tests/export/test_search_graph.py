@@ -1,4 +1,4 @@
-"""The search in a graph finds what `device.search` finds: piece by piece, and as ONNX and LiteRT run it."""
+"""The search in a graph finds what `pocketrank.device.model.search` finds: piece by piece, and as ONNX and LiteRT run it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from device.contract import FeatureSpec, Form, Format, SearchSpec
-from device.runtimes import STAGES, open_stages
-from device.search import Reward, SearchResult, search
-from export import onnx as to_onnx
-from export import tflite as to_tflite
-from export.errors import UnsupportedError
-from export.graphs import Graph
-from export.parity import draw_inputs
-from export.search_graph import ListSearch
+from pocketrank.device.contract import FeatureSpec, Form, Format, SearchSpec
+from pocketrank.device.model.search import Reward, SearchResult, search
+from pocketrank.device.runtimes import STAGES, open_stages
+from pocketrank.export import onnx as to_onnx
+from pocketrank.export import tflite as to_tflite
+from pocketrank.export.errors import UnsupportedError
+from pocketrank.export.graphs import Graph
+from pocketrank.export.parity import draw_inputs
+from pocketrank.export.search_graph import ListSearch
 from tests.export.small_run import CONFIG, FULL, SPEC, random_upper
 
 TASKS = ("has_next", "like", "share")
@@ -110,7 +110,7 @@ CASES = 1100
 
 
 class Case(NamedTuple):
-    """Inputs of the stage `search`, and what `device.search` finds for them."""
+    """Inputs of the stage `search`, and what `pocketrank.device.model.search` finds for them."""
 
     inputs: dict[str, NDArray[Any]]
     real: NDArray[np.int64]

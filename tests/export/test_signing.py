@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.released import KEYS, NOW_MS, RELEASE_KEY, make_bundle
-from device.bundle import MANIFEST, RELEASE
-from device.codec import from_json
-from device.contract import Release
-from export.errors import OutputError, SigningKeyError
-from export.signing import generate_key, last_release, public_key, read_key, write_release
+from benchmarks.reliability.released import KEYS, NOW_MS, RELEASE_KEY, make_bundle
+from pocketrank.device.bundle.bundle import MANIFEST, RELEASE
+from pocketrank.device.codec import from_json
+from pocketrank.device.contract import Release
+from pocketrank.export.errors import ExportOutputError, SigningKeyError
+from pocketrank.export.signing import generate_key, last_release, public_key, read_key, write_release
 
 DAY_MS = 86_400_000
 
@@ -82,7 +82,7 @@ def test_what_was_revoked_stays_so_and_a_kill_does_not(tmp_path: Path) -> None:
 def test_no_bundle_or_a_release_that_cannot_be_read(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     make_bundle(tmp_path, 8)
     spoil(tmp_path)
-    with pytest.raises(OutputError):
+    with pytest.raises(ExportOutputError):
         _release(tmp_path)
 
 
@@ -90,6 +90,6 @@ def test_numbers_out_of_range_leave_the_last_release(tmp_path: Path) -> None:
     make_bundle(tmp_path, 8)
     _release(tmp_path)
     before = (tmp_path / RELEASE).read_bytes()
-    with pytest.raises(OutputError, match="rollout"):
+    with pytest.raises(ExportOutputError, match="rollout"):
         _release(tmp_path, rollout=101)
     assert (tmp_path / RELEASE).read_bytes() == before

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from device.contract import Stage
-from device.runtimes import OUTPUT_NAMES, open_stages
-from export.errors import UnsupportedError
-from export.graphs import Graph
-from export.parity_stages import compare_stages, open_answers
-from export.tflite import convert
+from pocketrank.device.contract import Stage
+from pocketrank.device.runtimes import OUTPUT_NAMES, open_stages
+from pocketrank.export.errors import UnsupportedError
+from pocketrank.export.graphs import Graph
+from pocketrank.export.parity_stages import compare_stages, open_answers
+from pocketrank.export.tflite import convert
 from tests.export.small_run import LIST_SPEC, SPEC, random_upper
 
 GRAPH = Graph("self_contained", LIST_SPEC, random_upper(split=False))

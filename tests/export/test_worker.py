@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import ConversionError, GateError
-from export.worker import Job, model_path, run_job
+from pocketrank.export.errors import ConversionError, GateError
+from pocketrank.export.worker import ExportJob, model_path, run_job
 from tests.export.small_run import small_run
 
 
 def test_an_error_of_the_process_is_raised_here(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
-    job = Job(run=str(run.folder), folder=str(tmp_path), format="onnx", precisions=("int8",))
+    job = ExportJob(run=str(run.folder), folder=str(tmp_path), format="onnx", precisions=("int8",))
     with pytest.raises(GateError, match=r"gate\.npz: expected test rows"):
         list(run_job(job, tmp_path / "log", lambda process: None))
 
 
 def test_a_process_that_dies_is_a_conversion_error_with_the_end_of_its_log(tmp_path: Path) -> None:
-    job = Job(run=str(tmp_path / "none"), folder=str(tmp_path), format="onnx", precisions=("fp32",))
+    job = ExportJob(run=str(tmp_path / "none"), folder=str(tmp_path), format="onnx", precisions=("fp32",))
     started: list[subprocess.Popen[bytes]] = []
     with pytest.raises(ConversionError, match="RunError: Expected a finished run"):
         list(run_job(job, tmp_path / "log", started.append))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from nacl.signing import SigningKey
 
-from export.bundle import export_bundle
+from pocketrank.export.bundle import export_bundle
 from tests.export.small_run import LIST_SPEC, small_run, write_gate
 from tests.shared import made_once
 

@@ -19,10 +19,11 @@ import msgspec
 import numpy as np
 from nacl.signing import SigningKey
 
-from device.bundle import GOLDEN, MANIFEST, SPEC, Bundle, BundleError
-from device.bundle_files import decode_json
-from device.codec import from_block, from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
-from device.contract import (
+from pocketrank.device.bundle.bundle import GOLDEN, MANIFEST, SPEC, Bundle, BundleError
+from pocketrank.device.bundle.files import decode_json
+from pocketrank.device.bundle.signing import TrustedKeys
+from pocketrank.device.codec import from_block, from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
+from pocketrank.device.contract import (
     Block,
     BundleRef,
     ContractError,
@@ -44,21 +45,20 @@ from device.contract import (
     key_id,
     signed_bytes,
 )
-from device.contract.wire import Versioned
-from device.features import FeatureBuilder
-from device.feedback import EventHistory
-from device.offline.store import DatabaseError, DeviceStore
-from device.paging import PageDecision
-from device.personal import PersonalError, PersonalLayer
-from device.privacy import PrivacyPolicy
-from device.ranker import Ranker
-from device.remaining import Remaining
-from device.session import FeedSession
-from device.signing import TrustedKeys
-from device.trace import MAGIC, TraceError, Tracer, read_trace
-from device.updates.probe import ProbeConfig, probe
-from device.updates.store import BundleStore, StoreState
-from device.updates.updates import Updates
+from pocketrank.device.contract.wire import Versioned
+from pocketrank.device.feedback.privacy import PrivacyPolicy
+from pocketrank.device.model.features import FeatureBuilder
+from pocketrank.device.model.history import EventHistory
+from pocketrank.device.model.personal import PersonalError, PersonalLayer
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.offline.store import DatabaseError, DeviceStore
+from pocketrank.device.paging import PageDecision
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.reports.trace import MAGIC, TraceError, Tracer, read_trace
+from pocketrank.device.session.session import FeedSession
+from pocketrank.device.updates.probe import ProbeConfig, probe
+from pocketrank.device.updates.store import BundleStore, StoreState
+from pocketrank.device.updates.updates import Updates
 from tests.device import worlds
 from tests.vectors.generate import FOLDER, valid
 
@@ -88,7 +88,7 @@ def _vectors(pattern: str) -> tuple[bytes, ...]:
 def _kinds(base: type[msgspec.Struct] = Versioned) -> Iterable[type[msgspec.Struct]]:
     """Every struct of the contract that says its version: a new one is a target by itself."""
     for kind in base.__subclasses__():
-        if kind.__module__.startswith("device.contract."):
+        if kind.__module__.startswith("pocketrank.device.contract."):
             yield kind
         yield from _kinds(kind)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cloud.training.train import TrainConfig
-from device.contract import SearchSpec
-from sdk_demo.demo import DemoConfig, run_demo
-from sdk_demo.world import DEFAULT_WORLD
+from pocketrank.cloud.training.train import TrainConfig
+from pocketrank.device.contract import SearchSpec
+from pocketrank.sdk_demo.demo import DemoConfig, run_demo
+from pocketrank.sdk_demo.world import DEFAULT_WORLD
 from tests.shared import made_once
 
 SIZES = {"items": "400", "count": "40", "days": "4.0", "sessions_per_user": "3.0"}

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud.data.schema import LABELS
-from cloud.training.run import Run
-from device import Bundle
-from sdk_demo.demo import DemoConfig, PlaceError, run_demo
-from sdk_demo.world import WorldConfigError
+from pocketrank.cloud.data.schema import LABELS
+from pocketrank.cloud.training.run import Run
+from pocketrank.device import Bundle
+from pocketrank.sdk_demo.demo import DemoConfig, PlaceError, run_demo
+from pocketrank.sdk_demo.world import WorldConfigError
 from tests.sdk_demo.conftest import SmallDemo
 
 FIGURES = (

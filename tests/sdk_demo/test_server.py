@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdk_demo.server import ServerError, running_server
+from pocketrank.sdk_demo.server import ServerError, running_server
 from tests.cloud.serving.live import write_bundle
 from tests.cloud.small_published import small_run
 
@@ -31,7 +31,15 @@ def test_it_serves_for_the_block_and_is_gone_after_it(tmp_path: Path) -> None:
 def test_it_ends_when_its_starter_does(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     bundle = write_bundle(tmp_path / "bundle", {"spec.json": b"{}"})
-    command = [sys.executable, "-m", "sdk_demo.server", str(run.folder), str(bundle), str(tmp_path / "feedback.db"), "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "pocketrank.sdk_demo.server",
+        str(run.folder),
+        str(bundle),
+        str(tmp_path / "feedback.db"),
+        "1",
+    ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdin is not None

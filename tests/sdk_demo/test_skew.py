@@ -13,24 +13,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cloud.data.feedback import EFFECTIVE_VIEW_S
-from cloud.data.rates import ItemStatistics
-from cloud.data.samples import SampleConfig, Samples, build_samples
-from cloud.data.schema import ImpressionLog
-from cloud.models.ranker import Ranker as CloudRanker
-from cloud.models.ranker import RankerConfig
-from cloud.pipeline.config import PipelineConfig
-from cloud.ranking.published import Published
-from cloud.serving.state import StateConfig
-from cloud.training.joint import DeviceModel, JointConfig, device_spec
-from cloud.training.publish import publish
-from cloud.training.stream import RankerInputs
-from cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
-from device import FeedSession, Ranker
-from device.codec import read_page, to_block
-from device.contract import Candidates, Columns, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
-from device.runtimes import INPUT_NAMES, Runtime
-from sdk_demo.world import World
+from pocketrank.cloud.data.feedback import EFFECTIVE_VIEW_S
+from pocketrank.cloud.data.rates import ItemStatistics
+from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.cloud.models.full_ranker import FullRanker as CloudRanker
+from pocketrank.cloud.models.full_ranker import FullRankerConfig
+from pocketrank.cloud.pages.user_state import StateConfig
+from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.cloud.published.published import Published
+from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, device_spec
+from pocketrank.cloud.training.publish import publish
+from pocketrank.cloud.training.ranker import RankerInputs
+from pocketrank.cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
+from pocketrank.device import FeedSession, Ranker
+from pocketrank.device.codec import read_page, to_block
+from pocketrank.device.contract import Candidates, Columns, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
+from pocketrank.device.runtimes import INPUT_NAMES, Runtime
+from pocketrank.sdk_demo.world import World
 from tests.cloud.serving.pages import pages, stages
 from tests.cloud.small_published import small_run
 from tests.sdk_demo.world.worlds import small
@@ -224,7 +224,7 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     before = build_samples(replace(log, impressions=log.impressions.filter(pa.array(ms < cut))), samples.config)
     statistics = ItemStatistics(before)
     torch.manual_seed(1)
-    ranker = CloudRanker(RankerConfig(), before, statistics.width).eval()
+    ranker = CloudRanker(FullRankerConfig(), before, statistics.width).eval()
     pxtr = np.full(before.list_labels.shape, 0.5, np.float32)
     spec = device_spec(before, JointConfig(), WORLD_WEIGHTS)
     model = DeviceModel(before, statistics, pxtr, spec, JointConfig(), split=True).eval()

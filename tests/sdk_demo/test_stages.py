@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.models.presets import UpperConfig
-from device import FeedSession, Ranker
-from device.codec import to_block
-from device.contract import (
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.device import FeedSession, Ranker
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import (
     Candidates,
     Columns,
     FeedbackEvent,
@@ -26,9 +26,9 @@ from device.contract import (
     Stage,
     TaskPrior,
 )
-from device.personal import PersonalLayer
-from device.runtimes import STAGES, RuntimeLoadError, RuntimeRunError
-from device.search import Reward, search
+from pocketrank.device.model.personal import PersonalLayer
+from pocketrank.device.model.search import Reward, search
+from pocketrank.device.runtimes import STAGES, RuntimeLoadError, RuntimeRunError
 from tests.export.small_run import SPEC, random_upper
 from tests.torch_stages import TorchStage
 

@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from device.codec import to_msgpack
-from device.contract import Form, Stage
-from device.paging import FixedPaging
-from device.ranker import Ranker
-from device.runtimes import Runtime, RuntimeRunError, stage_inputs
-from device.session import FeedSession
+from pocketrank.device.codec import to_msgpack
+from pocketrank.device.contract import Form, Stage
+from pocketrank.device.paging import FixedPaging
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes import Runtime, RuntimeRunError, stage_inputs
+from pocketrank.device.session.session import FeedSession
 from tests.vectors.features import SIZES, SPEC, SPECS, SPLIT, T0, array, lines, make_event, pages
 
 CONSUME, SIZE = 6, 9

@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from device.codec import to_block, to_json, to_msgpack
-from device.contract import (
+from pocketrank.device.codec import to_block, to_json, to_msgpack
+from pocketrank.device.contract import (
     BlockError,
     Candidates,
     CategoryFeature,
@@ -32,7 +32,7 @@ from device.contract import (
     Page,
     SearchSpec,
 )
-from device.features import FeatureBuilder
+from pocketrank.device.model.features import FeatureBuilder
 
 T0 = 1_700_000_000_000  # 2023-11-14 22:13:20 UTC
 SPLIT = "a1b2"

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from device.codec import to_block, to_json, to_msgpack
-from device.contract import (
+from pocketrank.device.codec import to_block, to_json, to_msgpack
+from pocketrank.device.contract import (
     Block,
     BundleManifest,
     Candidates,

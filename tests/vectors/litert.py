@@ -10,8 +10,8 @@ from typing import Any
 import litert_torch
 import torch
 
-from device.contract import FeatureSpec, Form
-from device.runtimes import INPUT_NAMES
+from pocketrank.device.contract import FeatureSpec, Form
+from pocketrank.device.runtimes import INPUT_NAMES
 from tests.device.worlds import SPEC, weights, widths
 
 FOLDER = Path(__file__).parent

@@ -1,7 +1,7 @@
 """Deep listwise context model (Ai et al., SIGIR 2018, section 4): a recurrent network encodes the list, a local product scores.
 
 It knows the list and no feedback. The paper reads the ranked list from its end, so that the best come last and weigh most; here
-the candidate comes last (`cloud.models.peers.peer`).
+the candidate comes last (`pocketrank.cloud.models.peers.peer`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cloud.models.peers.peer import Peer, PeerConfig, real_first
-from device.contract import FeatureSpec
+from pocketrank.cloud.models.peers.peer import Peer, PeerConfig, real_first
+from pocketrank.device.contract import FeatureSpec
 
 __all__ = ["Dlcm"]
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cloud.models.layers import MASKED
-from cloud.models.peers.peer import Peer, PeerConfig, real_first
-from device.contract import FeatureSpec
+from pocketrank.cloud.models.layers import MASKED
+from pocketrank.cloud.models.peers.peer import Peer, PeerConfig, real_first
+from pocketrank.device.contract import FeatureSpec
 
 __all__ = ["EdgeRec"]
 

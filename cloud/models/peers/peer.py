@@ -1,10 +1,10 @@
 """What all peers share: their inputs, their heads, and that a peer is the way it reads the list that was shown before.
 
-A peer takes the device model's inputs (`device.contract.FeatureSpec`, self-contained form) and gives logits. It sees the same
-features: pXTRs, duration and category of candidates and of watched items, feedback, gaps, context. It ends in the same heads, a
-multi-gate mixture with a tower per task, as Gong et al. (CIKM 2022, section 6.1) gave EdgeRec, and has the same residual of the
-pXTRs: untrained, it orders nearly as the cloud does. It trains pointwise, with the log loss of each task: list losses need one
-label of worth, and these logs have several.
+A peer takes the device model's inputs (`pocketrank.device.contract.FeatureSpec`, self-contained form) and gives logits. It
+sees the same features: pXTRs, duration and category of candidates and of watched items, feedback, gaps, context. It ends in
+the same heads, a multi-gate mixture with a tower per task, as Gong et al. (CIKM 2022, section 6.1) gave EdgeRec, and has the
+same residual of the pXTRs: untrained, it orders nearly as the cloud does. It trains pointwise, with the log loss of each task:
+list losses need one label of worth, and these logs have several.
 
 The published list models rerank candidates that stand beside one another. A log of impressions knows only what was shown one
 after the other, and the rest of such a list is what came later and would tell the answer. So their list is what was shown
@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cloud.models.layers import Embedding, MultiGate
-from cloud.models.reranker import Normalise, logit
-from device.contract import FeatureSpec
+from pocketrank.cloud.models.layers import Embedding, MultiGate
+from pocketrank.cloud.models.reranker import Normalise, logit
+from pocketrank.device.contract import FeatureSpec
 
 __all__ = ["Peer", "PeerConfig", "real_first", "with_shown"]
 

@@ -1,8 +1,8 @@
 """Personalised reranking model (Pei et al., RecSys 2019, section 4): a transformer encoder over the list.
 
-It knows the list and no feedback (`cloud.models.peers.peer` says which list). The paper's personalised vector is the last
-hidden layer of a click model that was trained before on the user's history; what such a model, here the full ranker, says of
-user and item are its pXTRs.
+It knows the list and no feedback (`pocketrank.cloud.models.peers.peer` says which list). The paper's personalised vector is
+the last hidden layer of a click model that was trained before on the user's history; what such a model, here the full ranker,
+says of user and item are its pXTRs.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cloud.models.layers import Embedding
-from cloud.models.peers.peer import Peer, PeerConfig, with_shown
-from device.contract import FeatureSpec
+from pocketrank.cloud.models.layers import Embedding
+from pocketrank.cloud.models.peers.peer import Peer, PeerConfig, with_shown
+from pocketrank.device.contract import FeatureSpec
 
 __all__ = ["Prm"]
 

@@ -1,7 +1,7 @@
 """SetRank (Pang et al., SIGIR 2020, section 3): self-attention blocks over the list as a set.
 
-It knows the list and no feedback (`cloud.models.peers.peer` says which list). Without the paper's optional ordinal embedding
-the order of what was shown does not matter. Its induced blocks are for lists longer than these.
+It knows the list and no feedback (`pocketrank.cloud.models.peers.peer` says which list). Without the paper's optional ordinal
+embedding the order of what was shown does not matter. Its induced blocks are for lists longer than these.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cloud.models.peers.peer import Peer, PeerConfig, with_shown
-from device.contract import FeatureSpec
+from pocketrank.cloud.models.peers.peer import Peer, PeerConfig, with_shown
+from pocketrank.device.contract import FeatureSpec
 
 __all__ = ["SetRank"]
 

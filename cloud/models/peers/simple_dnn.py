@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cloud.models.peers.peer import Peer, PeerConfig
-from device.contract import FeatureSpec
+from pocketrank.cloud.models.peers.peer import Peer, PeerConfig
+from pocketrank.device.contract import FeatureSpec
 
 __all__ = ["SimpleDnn"]
 

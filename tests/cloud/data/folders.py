@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cloud.data.kuairand_tables import USER_CATEGORIES, USER_FLOATS
+from pocketrank.cloud.data.kuairand_tables import USER_CATEGORIES, USER_FLOATS
 
 LOG = [
     "user_id", "video_id", "date", "hourmin", "time_ms", "is_click", "is_like", "is_follow", "is_comment", "is_forward",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cloud.data.schema import HISTORY, IMPRESSIONS, ITEMS, PAGES, USERS, ImpressionLog
+from pocketrank.cloud.data.schema import HISTORY, IMPRESSIONS, ITEMS, PAGES, USERS, ImpressionLog
 
 
 def columns(schema: pa.Schema, rows: int, **given: Sequence[Any]) -> pa.Table:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.data.csv_chunks import Column, Kind, read_chunks
-from cloud.data.schema import DataError
+from pocketrank.cloud.data.csv_chunks import Column, Kind, read_chunks
+from pocketrank.cloud.data.schema import DataError
 
 COLUMNS = {
     "id": Column(Kind.INTEGER, low=0),

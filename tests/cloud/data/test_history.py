@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.data.history import load_history, mark_subsequence
-from cloud.data.schema import HISTORY, DataError
+from pocketrank.cloud.data.history import load_history, mark_subsequence
+from pocketrank.cloud.data.schema import HISTORY, DataError
 from tests.cloud.data.folders import write_sequences
 from tests.data import kuairand_folder
 

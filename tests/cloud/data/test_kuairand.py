@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.data.kuairand import find_kuairand, load_kuairand
-from cloud.data.schema import IMPRESSIONS, LABELS, DataError, ImpressionLog
+from pocketrank.cloud.data.kuairand import find_kuairand, load_kuairand
+from pocketrank.cloud.data.schema import IMPRESSIONS, LABELS, DataError, ImpressionLog
 from tests.cloud.data.folders import (
     DAY,
     LOG,

@@ -4,8 +4,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cloud.data.log import open_log
-from cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.data.log import open_log
+from pocketrank.cloud.data.schema import DataError, ImpressionLog
 from tests.cloud.data.folders import NOON
 from tests.cloud.data.logs import small_log
 

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cloud.data.feedback import HISTORY_FEEDBACK
-from cloud.data.rates import ItemStatistics
-from cloud.data.samples import SampleConfig, Samples, build_samples
-from cloud.data.schema import HISTORY, ITEMS, PAGES, USERS, DataError, ImpressionLog
+from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
+from pocketrank.cloud.data.rates import ItemStatistics
+from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.schema import HISTORY, ITEMS, PAGES, USERS, DataError, ImpressionLog
 from tests.cloud.data.logs import columns, small_log
 from tests.sdk_demo.world.worlds import small
 
@@ -122,7 +122,7 @@ def test_rates_know_nothing_of_their_day_nor_of_later_ones() -> None:
 
 
 def test_the_simulated_world_is_cut_into_its_pages() -> None:
-    from sdk_demo.world import World
+    from pocketrank.sdk_demo.world import World
 
     log = World(small(users=40, items=300)).simulate_log(seed=1)
     s = build_samples(log, SampleConfig(tasks=("effective_view", "like", "follow", "has_next")))

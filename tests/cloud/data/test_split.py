@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.data.schema import PAGES, DataError
-from cloud.data.split import day_of, days, empty_days, split_by_time
-from cloud.data.validate import validate
+from pocketrank.cloud.data.schema import PAGES, DataError
+from pocketrank.cloud.data.split import day_of, days, empty_days, split_by_time
+from pocketrank.cloud.data.validate import validate
 from tests.cloud.data.folders import DAY, NOON
 from tests.cloud.data.logs import small_log
 

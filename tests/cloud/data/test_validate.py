@@ -5,8 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cloud.data.schema import PAGES, DataError, ImpressionLog
-from cloud.data.validate import TIMES_MS, validate
+from pocketrank.cloud.data.schema import PAGES, DataError, ImpressionLog
+from pocketrank.cloud.data.validate import TIMES_MS, validate
 from tests.cloud.data.folders import NOON
 from tests.cloud.data.logs import small_log
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.models.presets import PRESETS, UpperConfig
-from cloud.models.reranker import UpperHalf
-from export.parity import draw_inputs
+from pocketrank.cloud.models.presets import PRESETS, UpperConfig
+from pocketrank.cloud.models.reranker import UpperHalf
+from pocketrank.export.parity import draw_inputs
 from tests.export.small_run import CONFIG, SPEC, random_upper
 
 Inputs = dict[str, torch.Tensor]

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud.pipeline.config import PipelineConfig, PipelineError, default_stages
-from cloud.ranking.formula import Formula
+from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError, default_stages
+from pocketrank.cloud.ranking.formula import Formula
 from tests.cloud.serving.pages import pages
 from tests.cloud.small_published import small_run
 
@@ -64,7 +64,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ("[[stage]]\ncandidates = 3", "$.stage[0].use", "Expected the name of a stage, got None"),
         ("[[stage]]\nuse = 'retreive'", "$.stage[0].use", "Expected one of retrieve, rank, fuse, spread or a dotted name"),
         ("[[stage]]\nuse = 'no.such.Stage'", "$.stage[0].use", "No module named 'no'"),
-        ("[[stage]]\nuse = 'json.JSONDecoder'", "$.stage[0].use", "Expected a subclass of cloud.pipeline.stage.Stage"),
+        (
+            "[[stage]]\nuse = 'json.JSONDecoder'",
+            "$.stage[0].use",
+            "Expected a subclass of pocketrank.cloud.pipeline.stage.Stage",
+        ),
         ("[[stage]]\nuse = 'broken.Stage'", "$.stage[0].use", "ZeroDivisionError"),
         ("[[stage]]\nuse = 'retrieve'\ncandidates = '9'", "$.stage[0].candidates", "Expected `int`, got `str`"),
         ("[[stage]]\nuse = 'retrieve'\ncandidate = 9", "$.stage[0]", "unknown field `candidate`"),
@@ -77,7 +81,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
             "expected the name of an index (items), got videos",
         ),
         ("[[stage]]\nuse = 'retrieve'\n[[stage]]\nuse='fuse'\nformula='share'", "$.stage[1]", "got `share`"),
-        ("[[stage]]\nuse = 'spread'\nmost = 0", "$.stage[0]", "most of 1 or more"),
+        ("[[stage]]\nuse = 'spread'\nmax_per_category = 0", "$.stage[0]", "max_per_category of 1 or more"),
         ("[filters]\nremoved = 'gone.txt'", "$.filters.removed", "No such file"),
         ("[filters]\nremoved = 'pipeline.toml'", "$.filters.removed", "Expected item ids, one a line"),
     ],

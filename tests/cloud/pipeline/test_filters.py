@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud.pipeline.catalogue import Catalogue
-from cloud.pipeline.filters import AllowedOrder, Filters, FiltersConfig
-from cloud.retrieval.exact import ExactIndex
-from cloud.retrieval.index import AGE_UNKNOWN, NONE
+from pocketrank.cloud.pipeline.filters import AllowedOrder, Filters, FiltersConfig
+from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.vectors.exact import ExactIndex
+from pocketrank.cloud.vectors.index import AGE_UNKNOWN, NONE
 from tests.cloud.small_published import small_run
 
 _HOUR_MS = 3_600_000

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud.pipeline.cached import CacheConfig
-from cloud.pipeline.config import BudgetConfig, PipelineConfig
-from cloud.pipeline.filters import FiltersConfig
-from cloud.serving.page import PageObserver
-from device.codec import check_page, read_page
-from device.contract import Page
+from pocketrank.cloud.pages.maker import PageObserver
+from pocketrank.cloud.pipeline.cached import CacheConfig
+from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
+from pocketrank.cloud.pipeline.filters import FiltersConfig
+from pocketrank.device.codec import check_page, read_page
+from pocketrank.device.contract import Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
 from tests.cloud.serving.pages import Pages, pages, stages
@@ -28,7 +28,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloud.pipeline.stage import OutOfTimeError, Stage, StageConfig
+from pocketrank.cloud.pipeline.stage import OutOfTimeError, Stage, StageConfig
 
 
 class BoostConfig(StageConfig, frozen=True, kw_only=True):
@@ -193,7 +193,7 @@ def test_with_little_time_fewer_are_ranked_and_those_are_the_first(make: Make) -
 
 
 def test_a_rule_holds_on_every_step_and_one_that_fails_is_left_out(make: Make) -> None:
-    spread = {"use": "spread", "most": 1}
+    spread = {"use": "spread", "max_per_category": 1}
     made = make(spread, {"use": "ours.FailsFor", "how": "time"}, cache=CacheConfig(users=0))
     codes = read_page(made(request(6, 6, scene=1))).categories[:, 0]
     assert len(np.unique(codes)) == 6
@@ -232,7 +232,7 @@ def test_what_was_seen_comes_back_only_when_the_file_says_so(make: Make) -> None
 
 
 def test_a_take_down_needs_no_restart(run: SmallRun, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloud.pipeline.filters.LOOK_S", -1.0)
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", -1.0)
     removed = run.folder / "removed.txt"
     removed.write_text("")
     made = make({"use": "ours.FailsFor", "how": "time"}, filters=FiltersConfig(removed="removed.txt"))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.ranking.formula import Formula, FormulaError
+from pocketrank.cloud.ranking.formula import Formula, FormulaError
 
 NAMES = ("long_view", "like")
 PXTR = np.array([[0.5, 0.1], [0.2, 0.9], [0.0, 0.0]], np.float32)

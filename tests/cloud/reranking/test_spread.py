@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.reranking.spread import spread_categories
+from pocketrank.cloud.reranking.spread import spread_categories
 
 
 def test_each_category_gets_its_share_before_the_next_round() -> None:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.pipeline.config import PipelineConfig
-from cloud.retrieval.retrieve import merged
-from device.codec import read_page
+from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.cloud.retrieval.retrieve import merged
+from pocketrank.device.codec import read_page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
 from tests.cloud.serving.pages import pages, stages
@@ -70,7 +70,7 @@ def test_the_nearest_are_those_of_the_users_vector(run: SmallRun, tmp_path: Path
 
 
 def test_two_indexes_by_configuration(run: SmallRun, tmp_path: Path) -> None:
-    from cloud.retrieval.opening import IndexConfig
+    from pocketrank.cloud.vectors.opening import IndexConfig
 
     stage = {
         "use": "retrieve",
@@ -88,7 +88,7 @@ def test_a_channel_of_ones_own(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     (run.folder / "channels_of_ours.py").write_text(
         "import numpy as np\n"
-        "from cloud.retrieval.channels import Channel\n\n"
+        "from pocketrank.cloud.retrieval.channels import Channel\n\n"
         "class Editors(Channel):\n"
         "    def __call__(self, query, k):\n"
         "        picked = np.array([7, 5, 3])\n"

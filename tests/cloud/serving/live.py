@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from cloud.pipeline.config import PipelineConfig
-from cloud.serving.config import ServingConfig
-from cloud.streams.sqlite import SqliteLogConfig
-from device.codec import to_json
-from device.contract import BundleManifest, FileEntry, PageRequest
+from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.streams.sqlite import SqliteLogConfig
+from pocketrank.device.codec import to_json
+from pocketrank.device.contract import BundleManifest, FileEntry, PageRequest
 from tests.cloud.serving.running import MSGPACK, Answer, Live, started, until
 from tests.cloud.small_published import SPLIT_VERSION
 
@@ -26,8 +26,8 @@ __all__ = [
 _SCRIPT = """
 import pickle, resource, sys
 from pathlib import Path
-from cloud.serving.serve import serve
-from cloud.training.run import Run
+from pocketrank.cloud.serving.process.serve import serve
+from pocketrank.cloud.training.run import Run
 if __name__ == "__main__":
     run, bundle, db, port, file_bytes_max, config = sys.argv[1:]
     if int(file_bytes_max):

@@ -7,22 +7,22 @@ from typing import Any
 
 import msgspec
 
-from cloud.pipeline.config import BudgetConfig, PipelineConfig
-from cloud.serving.config import ServingConfig
-from cloud.serving.intake import FeedbackIntake
-from cloud.serving.page import PageMaker, PageObserver
-from cloud.serving.state import StateConfig
-from cloud.serving.world import World, fill_stores, open_world
-from cloud.streams.sqlite import SqliteFeedbackLog
-from cloud.training.run import Run
-from device.contract import Page, PageRequest
+from pocketrank.cloud.pages.engine import PageEngine, fill_stores, open_engine
+from pocketrank.cloud.pages.intake import FeedbackIntake
+from pocketrank.cloud.pages.maker import PageMaker, PageObserver
+from pocketrank.cloud.pages.user_state import StateConfig
+from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
+from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+from pocketrank.cloud.training.run import Run
+from pocketrank.device.contract import Page, PageRequest
 
 
 class Pages:
     """Feedback in, then the page."""
 
     def __init__(
-        self, world: World, config: PipelineConfig, log: SqliteFeedbackLog, observer: PageObserver | None = None
+        self, world: PageEngine, config: PipelineConfig, log: SqliteFeedbackLog, observer: PageObserver | None = None
     ) -> None:
         self.world = world
         self._intake = FeedbackIntake(log, world.states)
@@ -38,7 +38,7 @@ def stages(
     candidates: int = 20, formula: str = "long_view + like", most: int | None = None, **rank: Any
 ) -> tuple[dict[str, Any], ...]:
     """The stages of a pipeline over a small run."""
-    rules = () if most is None else ({"use": "spread", "most": most},)
+    rules = () if most is None else ({"use": "spread", "max_per_category": most},)
     return (
         {"use": "retrieve", "candidates": candidates},
         {"use": "rank", **rank},
@@ -63,7 +63,7 @@ def pages(
     serving = ServingConfig(pipeline=config, folder=run, state=state or StateConfig())
     opened = Run.open(run)
     fill_stores(opened, serving)
-    world, log = open_world(opened, serving), SqliteFeedbackLog(db)
+    world, log = open_engine(opened, serving), SqliteFeedbackLog(db)
     try:
         yield Pages(world, config, log, observer)
     finally:

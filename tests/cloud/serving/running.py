@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from device.codec import from_msgpack, to_msgpack
+from pocketrank.device.codec import from_msgpack, to_msgpack
 
 _START_S = 60
 _PAUSE_S = 0.01

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from cloud.serving.server import ServerConfig, listen, run_server
-from cloud.serving.workers import WorkersConfig, WorkersError, run_workers
+from pocketrank.cloud.serving.process.server import ServerConfig, listen, run_server
+from pocketrank.cloud.serving.process.workers import WorkersConfig, WorkersError, run_workers
 
 
 async def _pid(_: Request) -> Response:

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud.streams.sqlite import SqliteFeedbackLog
-from device.codec import check_page, from_json, from_msgpack, read_page, to_json, to_msgpack
-from device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest, TelemetryReport
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+from pocketrank.device.codec import check_page, from_json, from_msgpack, read_page, to_json, to_msgpack
+from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest, TelemetryReport
 from tests.cloud.events import event
 from tests.cloud.serving.live import JSON, MSGPACK, Live, command, live, request, write_bundle
 from tests.cloud.small_published import SPLIT_VERSION, small_run
@@ -323,5 +323,8 @@ def test_a_port_in_use_is_a_typed_error(server: Live, tmp_path: Path) -> None:
     args = command(tmp_path / "run", tmp_path / "feedback.db", port=server.port)
     result = subprocess.run(args, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
-    assert f"cloud.serving.server.PortError: Expected a free port to listen on, got 127.0.0.1:{server.port}" in result.stderr
+    assert (
+        f"pocketrank.cloud.serving.process.server.PortError: Expected a free port to listen on, got 127.0.0.1:{server.port}"
+        in result.stderr
+    )
     assert not (tmp_path / "feedback.db").exists()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cloud.stores.base import EmbeddingStore, StoreInputError, TableInfo, UnknownVersionError
+from pocketrank.cloud.stores.base import EmbeddingStore, StoreInputError, TableInfo, UnknownVersionError
 
 __all__ = ["StoreConformance", "constant_rows", "scanned"]
 
@@ -50,7 +50,7 @@ def scanned(store: EmbeddingStore, version: str) -> dict[int, bytes]:
 
 
 class StoreConformance:
-    LIFE_S = 60.0
+    TTL_S = 60.0
     """Life of a version in the tests of it."""
 
     @pytest.fixture
@@ -203,9 +203,9 @@ class StoreConformance:
         assert store.versions() == {version: TableInfo(WIDTH, 0, None)}
 
     def test_a_version_whose_life_is_over_is_gone(self, store: EmbeddingStore, pass_life: Callable[[], None]) -> None:
-        store.create("short", WIDTH, life_s=self.LIFE_S)
-        store.create("long", WIDTH, life_s=1000 * self.LIFE_S)
-        store.create("renewed", WIDTH, life_s=self.LIFE_S)
+        store.create("short", WIDTH, ttl_s=self.TTL_S)
+        store.create("long", WIDTH, ttl_s=1000 * self.TTL_S)
+        store.create("renewed", WIDTH, ttl_s=self.TTL_S)
         for name in ("short", "long", "renewed"):
             store.put(name, ints(1, 2), rows(2))
         store.create("renewed", WIDTH)
@@ -213,7 +213,7 @@ class StoreConformance:
         assert lives["renewed"] is None
         assert lives["short"] is not None
         assert lives["long"] is not None
-        assert lives["long"] - lives["short"] == pytest.approx(999 * self.LIFE_S, abs=60)
+        assert lives["long"] - lives["short"] == pytest.approx(999 * self.TTL_S, abs=60)
         assert store.get("short", ints(1)).found.all()
         pass_life()
         assert list(store.versions()) == ["long", "renewed"]

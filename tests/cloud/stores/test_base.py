@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloud.stores.base import StoreError, StoreInputError, UnknownVersionError, as_ids, as_rows
+from pocketrank.cloud.stores.base import StoreError, StoreInputError, UnknownVersionError, as_ids, as_rows
 
 
 @pytest.mark.parametrize("ids", [[1, 2], np.array([1, 2], np.int32), np.array([1, 2], np.uint64), range(1, 3)])

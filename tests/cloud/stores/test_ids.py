@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cloud.stores.ids import BUCKET, IdIndex, buckets_for
+from pocketrank.cloud.stores.ids import BUCKET, IdIndex, buckets_for
 
 
 def index(room: int) -> IdIndex:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, UnknownVersionError
-from cloud.stores.mapped import MappedStore
-from cloud.stores.table import TableConfig
+from pocketrank.cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, UnknownVersionError
+from pocketrank.cloud.stores.mapped import MappedStore
+from pocketrank.cloud.stores.table import TableConfig
 from tests.cloud.stores.conformance import StoreConformance, constant_rows, scanned
 from tests.cloud.stores.test_memory import Clock
 
@@ -24,8 +24,8 @@ _COMMON = """
 import sys
 from pathlib import Path
 import numpy as np
-from cloud.stores.mapped import MappedStore
-from cloud.stores.table import TableConfig
+from pocketrank.cloud.stores.mapped import MappedStore
+from pocketrank.cloud.stores.table import TableConfig
 store = MappedStore(Path(sys.argv[1]), TableConfig(grace_rows=512, chunk_rows=128, rows_min=8))
 def constant(values):
     return np.repeat(np.asarray(values, np.float16)[:, None], 16, axis=1)
@@ -63,7 +63,7 @@ while True:
 
 
 def python(script: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
@@ -82,7 +82,7 @@ class TestMappedStore(StoreConformance):
     @pytest.fixture
     def pass_life(self, clock: Clock) -> Callable[[], None]:
         def passes() -> None:
-            clock.now += self.LIFE_S + 1
+            clock.now += self.TTL_S + 1
 
         return passes
 
@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
 def test_tables_are_there_again_after_closing(folder: Path) -> None:
     store = MappedStore(folder, TIGHT)
     ids = np.arange(3000) * 7919
-    store.create("v", 16, life_s=1e6)
+    store.create("v", 16, ttl_s=1e6)
     store.put("v", ids, constant_rows(ids % 1999))
     store.delete("v", ids[::3])
     before, kept = store.versions(), scanned(store, "v")

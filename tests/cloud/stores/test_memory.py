@@ -2,8 +2,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cloud.stores.memory import MemoryStore
-from cloud.stores.table import TableConfig
+from pocketrank.cloud.stores.memory import MemoryStore
+from pocketrank.cloud.stores.table import TableConfig
 from tests.cloud.stores.conformance import StoreConformance
 
 
@@ -33,7 +33,7 @@ class TestMemoryStore(StoreConformance):
     @pytest.fixture
     def pass_life(self, clock: Clock) -> Callable[[], None]:
         def passes() -> None:
-            clock.now += self.LIFE_S + 1
+            clock.now += self.TTL_S + 1
 
         return passes
 

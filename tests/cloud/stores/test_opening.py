@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud.stores.base import StoreConfigError
-from cloud.stores.mapped import MappedStore
-from cloud.stores.memory import MemoryStore
-from cloud.stores.opening import open_store
-from cloud.stores.valkey import ValkeyStore
+from pocketrank.cloud.stores.base import StoreConfigError
+from pocketrank.cloud.stores.mapped import MappedStore
+from pocketrank.cloud.stores.memory import MemoryStore
+from pocketrank.cloud.stores.opening import open_store
+from pocketrank.cloud.stores.valkey import ValkeyStore
 
 
 def test_a_url_names_a_store(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud.stores.base import SnapshotError, StoreError, StoreInputError, StoreWriteError, UnknownVersionError
-from cloud.stores.mapped import MappedStore
-from cloud.stores.memory import MemoryStore
-from cloud.stores.opening import open_store
-from cloud.stores.snapshot import SnapshotInfo, load_snapshot, save_snapshot
+from pocketrank.cloud.stores.base import SnapshotError, StoreError, StoreInputError, StoreWriteError, UnknownVersionError
+from pocketrank.cloud.stores.mapped import MappedStore
+from pocketrank.cloud.stores.memory import MemoryStore
+from pocketrank.cloud.stores.opening import open_store
+from pocketrank.cloud.stores.snapshot import SnapshotInfo, load_snapshot, save_snapshot
 from tests.cloud.stores.conformance import constant_rows, scanned
 from tests.cloud.stores.test_mapped import python
 from tests.valkey import valkey_server
@@ -40,7 +40,7 @@ def test_a_snapshot_goes_from_store_to_store(store: MemoryStore, path: Path, tmp
     with valkey_server() as server:
         remote = open_store(server.url)
         save_snapshot(mapped, "v", path)
-        load_snapshot(remote, path, life_s=1000)
+        load_snapshot(remote, path, ttl_s=1000)
         assert scanned(remote, "v") == whole
         assert remote.versions()["v"].expires_s is not None
         save_snapshot(remote, "v", path)
@@ -126,9 +126,9 @@ _FULL = """
 import sys, resource
 from pathlib import Path
 import numpy as np
-from cloud.stores.memory import MemoryStore
-from cloud.stores.mapped import MappedStore
-from cloud.stores.snapshot import load_snapshot, save_snapshot
+from pocketrank.cloud.stores.memory import MemoryStore
+from pocketrank.cloud.stores.mapped import MappedStore
+from pocketrank.cloud.stores.snapshot import load_snapshot, save_snapshot
 folder = Path(sys.argv[1])
 memory, mapped = MemoryStore(), MappedStore(folder / "tables")
 load_snapshot(memory, folder / "v.snapshot")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from valkey.crc import key_slot
 
-from cloud.stores.base import EmbeddingStore, StoreError, StoreUnavailableError, StoreWriteError, UnknownVersionError
-from cloud.stores.opening import open_store
-from cloud.stores.valkey import ValkeyStore
+from pocketrank.cloud.stores.base import EmbeddingStore, StoreError, StoreUnavailableError, StoreWriteError, UnknownVersionError
+from pocketrank.cloud.stores.opening import open_store
+from pocketrank.cloud.stores.valkey import ValkeyStore
 from tests.cloud.stores.conformance import StoreConformance, constant_rows, scanned
 from tests.valkey import ValkeyCluster, ValkeyServer, valkey_cluster, valkey_server, wait_until
 
@@ -44,7 +44,7 @@ def keys(*servers: ValkeyServer) -> set[bytes]:
 
 
 class Remote(StoreConformance):
-    LIFE_S = 2.0
+    TTL_S = 2.0
 
     @pytest.fixture
     def pass_life(self, store: EmbeddingStore) -> Callable[[], None]:
@@ -60,7 +60,7 @@ class TestValkeyStore(Remote):
         opened.close()
 
     def test_a_version_leaves_no_keys_behind(self, server: ValkeyServer, store: EmbeddingStore) -> None:
-        store.create("v", 16, life_s=0.2)
+        store.create("v", 16, ttl_s=0.2)
         store.put("v", IDS, ROWS)
         assert len(keys(server)) == 3
         wait_until(lambda: keys(server) == {b"pr:versions"}, "the end of all keys")
@@ -81,7 +81,7 @@ class TestValkeyClusterStore(Remote):
         opened.close()
 
     def test_rows_are_on_all_nodes_and_leave_no_keys_behind(self, cluster: ValkeyCluster, store: EmbeddingStore) -> None:
-        store.create("v", 16, life_s=0.5)
+        store.create("v", 16, ttl_s=0.5)
         store.put("v", np.arange(2000), constant_rows(np.arange(2000)))
         counts = [len(keys(node)) for node in cluster.nodes]
         assert min(counts) >= 4

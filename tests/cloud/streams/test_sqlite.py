@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.streams.feedback_log import LogBusyError, LogOpenError, LogWriteError
-from cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
-from device.codec import to_msgpack
+from pocketrank.cloud.streams.feedback_log import LogBusyError, LogOpenError, LogWriteError
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+from pocketrank.device.codec import to_msgpack
 from tests.cloud.events import event
 
 
@@ -94,8 +94,8 @@ def test_a_file_system_without_room_is_a_typed_error_and_loses_nothing(tmp_path:
     code = f"""
 import resource, signal
 from pathlib import Path
-from cloud.streams.feedback_log import LogWriteError
-from cloud.streams.sqlite import SqliteFeedbackLog
+from pocketrank.cloud.streams.feedback_log import LogWriteError
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from tests.cloud.events import event
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 log = SqliteFeedbackLog(Path({str(path)!r}))
@@ -117,13 +117,13 @@ def test_news_is_what_others_wrote_each_once(log: SqliteFeedbackLog, tmp_path: P
     path = tmp_path / "new folder" / "feedback.db"
     log.append([event(item_id=1)])
     other = SqliteFeedbackLog(path)
-    assert other.news() == ()  # from before it was opened: that is what a replay is for
+    assert other.poll() == ()  # from before it was opened: that is what a replay is for
     log.append([event(item_id=2), event(item_id=3)])
     other.append([event(item_id=4)])
     log.append([event(item_id=5)])
-    assert [e.item_id for e in other.news()] == [2, 3, 5]
-    assert [e.item_id for e in log.news()] == [4]
-    assert list(log.news()) == list(other.news()) == []
+    assert [e.item_id for e in other.poll()] == [2, 3, 5]
+    assert [e.item_id for e in log.poll()] == [4]
+    assert list(log.poll()) == list(other.news()) == []
     other.close()
 
 
@@ -134,9 +134,9 @@ def test_what_a_replay_told_is_no_news(log: SqliteFeedbackLog, tmp_path: Path) -
     next(replay)
     log.append([event(item_id=5)])
     assert [e.item_id for e in replay] == [1, 2, 3, 4, 5]
-    assert list(other.news()) == []
+    assert list(other.poll()) == []
     log.append([event(item_id=6)])
-    assert [e.item_id for e in other.news()] == [6]
+    assert [e.item_id for e in other.poll()] == [6]
     other.close()
 
 
@@ -150,9 +150,9 @@ def test_own_and_news_together_are_the_log(
     for who, name, listens in moves:
         known[who] += [e.event_id for e in logs[who].append([event(event_id=name)]).accepted]
         if listens:
-            known[who] += [e.event_id for e in logs[who].news()]
+            known[who] += [e.event_id for e in logs[who].poll()]
     for heard, log in zip(known, logs, strict=True):
-        heard += [e.event_id for e in log.news()]
+        heard += [e.event_id for e in log.poll()]
         assert sorted(heard) == sorted({name for _, name, _ in moves})
         log.close()
 
@@ -160,7 +160,7 @@ def test_own_and_news_together_are_the_log(
 _WRITER = """
 import sys
 from pathlib import Path
-from cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
 from tests.cloud.events import event
 log = SqliteFeedbackLog(Path(sys.argv[1]), SqliteLogConfig(busy_s=60))
 for start in map(int, sys.stdin):
@@ -203,7 +203,7 @@ def test_processes_that_write_the_same_events_and_are_killed_lose_none_and_keep_
             assert pipe is not None
             pipe.close()
         writer.wait(30)
-    heard = Counter(e.event_id for e in reader.news())
+    heard = Counter(e.event_id for e in reader.poll())
     assert set(heard.values()) == {1}
     assert set(accepted.values()) == {1}
     assert acknowledged <= set(heard)
@@ -228,7 +228,7 @@ def test_a_writer_that_keeps_the_log_to_itself_is_waited_for_so_long_and_blocks_
         with pytest.raises(LogBusyError):
             log.check()
         assert list(log.replay()) == kept
-        assert list(log.news()) == []
+        assert list(log.poll()) == []
         holder.execute("ROLLBACK")
     holder.close()
     assert log.append([refused]).accepted == (refused,)
@@ -253,7 +253,7 @@ def test_one_batch_without_room_fails_no_other_that_waits_with_it(tmp_path: Path
 def test_a_check_writes_and_tells_of_a_log_that_would_refuse(log: SqliteFeedbackLog, tmp_path: Path) -> None:
     other = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
     log.check()
-    assert list(other.news()) == []
+    assert list(other.poll()) == []
     other.close()
     log.close()
     with pytest.raises(LogWriteError, match="closed"):
@@ -296,7 +296,7 @@ def test_a_closed_log_says_so(log: SqliteFeedbackLog) -> None:
     with pytest.raises(LogOpenError, match="closed"):
         next(log.replay())
     with pytest.raises(LogOpenError, match="closed"):
-        log.news()
+        log.poll()
 
 
 def test_what_is_no_log_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -336,11 +336,11 @@ def test_a_damaged_event_among_the_news_is_named_once_and_those_around_it_are_to
     with sqlite3.connect(path) as db:
         db.execute("UPDATE event SET body = x'c1' WHERE place IN (3, 4)")
     db.close()
-    assert [e.item_id for e in log.news()] == [0, 1]
+    assert [e.item_id for e in log.poll()] == [0, 1]
     for place in (3, 4):
         with pytest.raises(LogOpenError, match=f"place {place}"):
-            log.news()
-    assert [e.item_id for e in log.news()] == [4]
-    assert list(log.news()) == []
+            log.poll()
+    assert [e.item_id for e in log.poll()] == [4]
+    assert list(log.poll()) == []
     log.close()
     other.close()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cloud.models.presets import UpperConfig
-from cloud.training.evaluate import MODELS, evaluate
-from cloud.training.metrics import over_seeds, ranking_metrics
-from cloud.training.run import Run, RunError, RunRecord
-from device.contract import FeatureSpec
-from sdk_demo.cli import main
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.cloud.training.evaluate import MODELS, evaluate
+from pocketrank.cloud.training.metrics import over_seeds, ranking_metrics
+from pocketrank.cloud.training.run import Run, RunError, RunRecord
+from pocketrank.device.contract import FeatureSpec
+from pocketrank.sdk_demo.cli import main
 
 ROWS = 400
 SEEDS = (3, 4)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from cloud.training.metrics import (
+from pocketrank.cloud.training.metrics import (
     METRICS,
     MetricError,
     auc,

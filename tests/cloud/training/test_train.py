@@ -14,19 +14,19 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from cloud.data.log import open_log
-from cloud.data.rates import ItemStatistics
-from cloud.data.samples import SampleConfig, build_samples
-from cloud.data.schema import DataError, ImpressionLog
-from cloud.models.ranker import Ranker
-from cloud.ranking.published import Published
-from cloud.training.evaluate import MODELS, evaluate
-from cloud.training.joint import JointConfig
-from cloud.training.run import Run, RunError
-from cloud.training.stream import RankerInputs, StreamConfig, stream
-from cloud.training.train import WORLD_TASKS, TrainConfig, train
-from cloud.training.weights import load_weights
-from sdk_demo.world import World
+from pocketrank.cloud.data.log import open_log
+from pocketrank.cloud.data.rates import ItemStatistics
+from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.models.full_ranker import FullRanker
+from pocketrank.cloud.published.published import Published
+from pocketrank.cloud.training.device_model import JointConfig
+from pocketrank.cloud.training.evaluate import MODELS, evaluate
+from pocketrank.cloud.training.ranker import RankerInputs, StreamConfig, stream
+from pocketrank.cloud.training.run import Run, RunError
+from pocketrank.cloud.training.train import WORLD_TASKS, TrainConfig, train
+from pocketrank.cloud.training.weights import load_weights
+from pocketrank.sdk_demo.world import World
 from tests.data import kuairand_folder
 from tests.sdk_demo.world.worlds import small
 
@@ -77,7 +77,7 @@ def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLo
     published, record = Published.open(run.published)
     samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS, test_from=date.fromisoformat(run.record.test_from)))
     statistics = ItemStatistics(samples)
-    ranker = Ranker(QUICK.stream.ranker, samples, statistics.width)
+    ranker = FullRanker(QUICK.stream.ranker, samples, statistics.width)
     load_weights(ranker, run.seed_folder() / "ranker.safetensors")
     last = int(np.flatnonzero(samples.list_event == samples.list_event.max())[0])
     lists = torch.tensor([last])
@@ -203,7 +203,7 @@ def test_a_damaged_run_is_refused(run: Run, tmp_path: Path, text: bytes) -> None
 
 
 def test_two_real_days_are_enough_to_order_a_third(tmp_path: Path) -> None:
-    from cloud.data.kuairand import load_kuairand
+    from pocketrank.cloud.data.kuairand import load_kuairand
 
     log = load_kuairand(kuairand_folder(), days=(date(2022, 4, 25), date(2022, 4, 27)))
     history = log.history.slice(0, 4000)

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from cloud.data.log import open_log
-from cloud.training.train import train
+from pocketrank.cloud.data.log import open_log
+from pocketrank.cloud.training.train import train
 from tests.cloud.training.test_train import QUICK
 
 if __name__ == "__main__":

@@ -12,12 +12,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.released import KEYS, Answer, make_files, serve
-from device.bundle import MANIFEST, SIGNATURES, BundleError, CorruptBundleError, SignatureError, UnsafePathError
-from device.bundle_files import StoreError
-from device.codec import from_msgpack, to_msgpack
-from device.contract import FeedbackBatch, FeedbackReceipt, FileEntry, PageRequest
-from device.network.client import BadAnswerError, BadStatusError, BadUrlError, CloudClient, UnreachableError
+from benchmarks.reliability.released import KEYS, Answer, make_files, serve
+from pocketrank.device.bundle.bundle import (
+    MANIFEST,
+    SIGNATURES,
+    BundleError,
+    CorruptBundleError,
+    SignatureError,
+    UnsafePathError,
+)
+from pocketrank.device.bundle.files import BundleStorageError
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, FileEntry, PageRequest
+from pocketrank.device.network.client import BadAnswerError, BadStatusError, BadUrlError, CloudClient, UnreachableError
 from tests.device.worlds import make_bundle, make_event, make_page
 
 REQUEST = PageRequest(request_id="r", user_id=7, session_id="s", now_ms=0, size=3)
@@ -438,7 +445,7 @@ def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
     (tmp_path / "models").write_bytes(b"a file where a folder should be")
     with serve() as server, CloudClient(server.url) as client:
         server.files = {PATH: DATA}
-        with pytest.raises(StoreError):
+        with pytest.raises(BundleStorageError):
             client.fetch_file(ENTRY, tmp_path)
 
 

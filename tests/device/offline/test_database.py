@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.full_disk import full_disk
-from device.offline.database import Database
+from benchmarks.reliability.full_disk import full_disk
+from pocketrank.device.offline.database import Database
 
 SCHEMA = ("CREATE TABLE thing (name TEXT PRIMARY KEY, size INTEGER NOT NULL) STRICT",)
 PUT = "REPLACE INTO thing VALUES (?, ?)"

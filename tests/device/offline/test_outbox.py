@@ -10,15 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device.codec import to_msgpack
-from device.offline.outbox import MemoryOutbox, Outbox, OutboxConfig
-from device.offline.store import DeviceStore, StoreConfig
+from pocketrank.device.codec import to_msgpack
+from pocketrank.device.offline.outbox import MemoryOutbox, Outbox, OutboxConfig
+from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
 from tests.device.worlds import make_event
 
 
-def ids(outbox: Outbox, most: int | None = None) -> list[int]:
+def ids(outbox: Outbox, events_max: int | None = None) -> list[int]:
     """What `take` gives, as item ids."""
-    return [event.item_id for event in outbox.take(most)]
+    return [event.item_id for event in outbox.take(events_max)]
 
 
 class Conformance(ABC):
@@ -132,5 +132,5 @@ class TestMemoryOutbox(Conformance):
 class TestStoredOutbox(Conformance):
     @contextmanager
     def opened(self, config: OutboxConfig) -> Iterator[Outbox]:
-        with TemporaryDirectory() as folder, DeviceStore(Path(folder) / "store.db", StoreConfig(outbox=config)) as store:
+        with TemporaryDirectory() as folder, DeviceStore(Path(folder) / "store.db", DeviceStoreConfig(outbox=config)) as store:
             yield store.outbox

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.full_disk import full_disk
-from device.contract import Page
-from device.offline.outbox import OutboxConfig
-from device.offline.store import (
+from benchmarks.reliability.full_disk import full_disk
+from pocketrank.device.contract import Page
+from pocketrank.device.offline.outbox import OutboxConfig
+from pocketrank.device.offline.store import (
     DatabaseError,
     DatabaseHeldError,
     DatabaseOpenError,
     DeviceStore,
+    DeviceStoreConfig,
     ForeignDatabaseError,
-    StoreConfig,
 )
 from tests.device.worlds import T0, make_event, make_page
 
@@ -25,7 +25,7 @@ ADD_FOR_EVER = """
 import sys
 from itertools import count
 from pathlib import Path
-from device.offline.store import DeviceStore
+from pocketrank.device.offline.store import DeviceStore
 from tests.device.worlds import make_event
 store = DeviceStore(Path(sys.argv[1]))
 for item in count():
@@ -83,7 +83,7 @@ def test_a_smaller_bound_holds_at_the_next_start(path: Path) -> None:
     with DeviceStore(path) as store:
         for item in range(5):
             store.outbox.add(make_event(item))
-    with DeviceStore(path, StoreConfig(outbox=OutboxConfig(waiting_max=2))) as store:
+    with DeviceStore(path, DeviceStoreConfig(outbox=OutboxConfig(waiting_max=2))) as store:
         assert store.outbox.dropped == 3
     with DeviceStore(path) as store:
         assert waiting(store) == [3, 4]
@@ -110,12 +110,12 @@ def test_pages_newest_first_as_long_as_they_live(path: Path) -> None:
 
 
 def test_pages_are_bounded_and_the_oldest_go(path: Path) -> None:
-    with DeviceStore(path, StoreConfig(pages_max=2)) as store:
+    with DeviceStore(path, DeviceStoreConfig(pages_max=2)) as store:
         for n in range(4):
             assert store.save_page(make_page([n], n), T0)
         assert [kept.page.page_id for kept in store.pages(T0)] == ["page-3", "page-2"]
         assert store.pages_dropped == 2
-    with DeviceStore(path, StoreConfig(pages_bytes_max=1000)) as store:
+    with DeviceStore(path, DeviceStoreConfig(pages_bytes_max=1000)) as store:
         assert not store.save_page(make_page(list(range(100)), 8), T0)
         assert store.save_page(make_page([9], 9, split=None), T0)
         assert store.pages_dropped > 1
@@ -123,7 +123,7 @@ def test_pages_are_bounded_and_the_oldest_go(path: Path) -> None:
 
 
 def test_the_last_items_shown_are_those_of_the_last_events_sent_or_not(path: Path) -> None:
-    config = StoreConfig(shown_max=4)
+    config = DeviceStoreConfig(shown_max=4)
     with DeviceStore(path, config) as store:
         assert store.shown_items() == []
         for n, item in enumerate((5, 6, 7, -8, 6)):
@@ -138,7 +138,7 @@ def test_the_last_items_shown_are_those_of_the_last_events_sent_or_not(path: Pat
 
 
 def test_named_things(path: Path) -> None:
-    with DeviceStore(path, StoreConfig(state_bytes_max=5)) as store:
+    with DeviceStore(path, DeviceStoreConfig(state_bytes_max=5)) as store:
         assert store.state("personal") is None
         assert store.set_state("personal", b"one")
         assert not store.set_state("personal", b"longer")
@@ -309,7 +309,7 @@ def test_what_left_while_the_disk_was_full_is_known_at_the_next_start(path: Path
 
 def test_the_write_ahead_file_is_folded_in(path: Path) -> None:
     wal = path.with_name("store.db-wal")
-    with DeviceStore(path, StoreConfig(wal_bytes=100_000)) as store:
+    with DeviceStore(path, DeviceStoreConfig(wal_bytes=100_000)) as store:
         for item in range(300):
             store.outbox.add(make_event(item))
         assert wal.stat().st_size > 100_000

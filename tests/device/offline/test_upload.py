@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.faulty_cloud import FAULTS, Fault, FaultyCloud
-from device.contract import FeedbackEvent, FeedbackReceipt
-from device.network.client import BadStatusError, CloudClient
-from device.offline.outbox import MemoryOutbox
-from device.offline.upload import UploadConfig, Uploader
+from benchmarks.reliability.faulty_cloud import FAULTS, Fault, FaultyCloud
+from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
+from pocketrank.device.network.client import BadStatusError, CloudClient
+from pocketrank.device.offline.outbox import MemoryOutbox
+from pocketrank.device.offline.upload import UploadConfig, Uploader
 from tests.device.worlds import make_event, make_page
 
 TIMEOUT_S = 0.1

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from device.paging import PagingState
+from pocketrank.device.paging import PagingState
 
 
 def state(**changes: Any) -> PagingState:

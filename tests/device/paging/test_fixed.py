@@ -1,6 +1,6 @@
 import pytest
 
-from device.paging import FixedPaging, PagingState
+from pocketrank.device.paging import FixedPaging, PagingState
 from tests.device.paging.states import state
 
 

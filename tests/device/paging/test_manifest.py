@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from device.bundle import MANIFEST, Bundle, CorruptBundleError, write_manifest
-from device.contract import PagePlan, PagingModel, PagingTerm
-from device.paging import FixedPaging, UpliftPaging, paging_of
-from device.ranker import Ranker
-from device.session import FeedSession
+from pocketrank.device.bundle.bundle import MANIFEST, Bundle, CorruptBundleError, write_manifest
+from pocketrank.device.contract import PagePlan, PagingModel, PagingTerm
+from pocketrank.device.paging import FixedPaging, UpliftPaging, paging_of
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.session.session import FeedSession
 from tests.device.worlds import SPEC, SPLIT, T0, Clock, make_bundle, make_page
 
 MODEL = PagingModel(

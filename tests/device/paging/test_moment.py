@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from device.contract import FeedbackEvent, Network
-from device.paging import PagingMoment
+from pocketrank.device.contract import FeedbackEvent, Network
+from pocketrank.device.paging import PagingMoment
 
 
 def _event(**more: object) -> FeedbackEvent:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from device.paging import PagingState, ThresholdPaging
+from pocketrank.device.paging import PagingState, ThresholdPaging
 from tests.device.paging.states import state
 
 

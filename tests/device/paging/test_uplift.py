@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device.contract import Network, PagePlan, PagingModel, PagingTerm
-from device.paging import FEATURES, PagingModelError, PagingState, UpliftPaging, features
+from pocketrank.device.contract import Network, PagePlan, PagingModel, PagingTerm
+from pocketrank.device.paging import FEATURES, PagingModelError, PagingState, UpliftPaging, features
 from tests.device.paging.states import state
 
 MODEL = PagingModel(

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from device.contract import Form
-from device.runtimes import INPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, open_runtime
+from pocketrank.device.contract import Form
+from pocketrank.device.runtimes import INPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, open_runtime
 from tests.device.worlds import SPEC, onnx_model, reference, widths
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"

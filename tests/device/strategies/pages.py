@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from device.codec import to_block
-from device.contract import Columns, Page
-from device.strategies import Slate
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import Columns, Page
+from pocketrank.device.strategies import Slate
 from tests.device.worlds import make_page
 
 

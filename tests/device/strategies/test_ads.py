@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device.strategies import AdSlots, Arranger, MinGap, PagePins, Pin
+from pocketrank.device.strategies import AdSlots, Arranger, MinGap, PagePins, Pin
 from tests.device.strategies.pages import cloud_order, page_of, show_all
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from device.strategies import AdSlots, Arranger, Cap, Conflict, Freshness, KeepBuffered, MinGap, PagePins, Pin, Rule
+from pocketrank.device.strategies import AdSlots, Arranger, Cap, Conflict, Freshness, KeepBuffered, MinGap, PagePins, Pin, Rule
 from tests.device.strategies.pages import page_of, show_all
 
 

@@ -1,4 +1,4 @@
-from device.strategies import AdSlots, Arranger, KeepBuffered, MinGap, Pin, Slate
+from pocketrank.device.strategies import AdSlots, Arranger, KeepBuffered, MinGap, Pin, Slate
 from tests.device.strategies.pages import cloud_order, page_of, show_all
 
 ITEMS = [1, 2, 3, 4]

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from device.strategies import DPP, MMR, Arranger, Slate
+from pocketrank.device.strategies import DPP, MMR, Arranger, Slate
 from tests.device.strategies.pages import cloud_order, page_of, show_all
 
 TOLERANCE = 1e-3  # f32 sums, and vectors that crossed the wire as f16

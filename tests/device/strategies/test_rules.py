@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device.strategies import Arranger, Cap, Freshness, MinGap, PagePins, Pin
+from pocketrank.device.strategies import Arranger, Cap, Freshness, MinGap, PagePins, Pin
 from tests.device.strategies.pages import cloud_order, page_of, show_all
 
 

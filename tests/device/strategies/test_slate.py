@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device.codec import to_block
-from device.contract import Columns
-from device.features import FeatureBuilder
-from device.remaining import Remaining
-from device.strategies import (
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import Columns
+from pocketrank.device.model.features import FeatureBuilder
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.strategies import (
     DPP,
     MMR,
     AdSlots,
@@ -90,7 +90,7 @@ def breaks(rule: Rule, item: int, session: Session, above: Sequence[Rule]) -> bo
         since = {"page": session.start, "session": 0}.get(str(rule.within))
         if since is None:
             since = max(0, position + 1 - int(rule.within))
-        return code != 0 and rule.value in (None, code) and sum(c == code for c in codes[since:]) >= rule.most
+        return code != 0 and rule.value in (None, code) and sum(c == code for c in codes[since:]) >= rule.max_items
     return ads_break(rule, code, codes, session, above)
 
 

@@ -5,13 +5,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.released import MODEL, SPEC, golden, make_bundle, model, weights
-from device.bundle import GOLDEN, Bundle
-from device.bundle_files import ProbeError
-from device.codec import to_block, to_msgpack
-from device.contract import CategoryFeature
-from device.ranker import Ranker
-from device.updates import ProbeConfig, probe
+from benchmarks.reliability.released import MODEL, SPEC, golden, make_bundle, model, weights
+from pocketrank.device.bundle.bundle import GOLDEN, Bundle
+from pocketrank.device.bundle.files import ProbeError
+from pocketrank.device.codec import to_block, to_msgpack
+from pocketrank.device.contract import CategoryFeature
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.updates import ProbeConfig, probe
 from tests.device.worlds import make_bundle as make_world
 
 WHOLE = golden(weights())

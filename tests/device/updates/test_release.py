@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.released import NOW_MS, release_of
-from device.bundle_files import ReleaseError
-from device.contract import Release, in_rollout
-from device.updates.release import follow
+from benchmarks.reliability.released import NOW_MS, release_of
+from pocketrank.device.bundle.files import ReleaseError
+from pocketrank.device.contract import Release, in_rollout
+from pocketrank.device.updates.release import follow
 
 LAST = release_of(b"m", 5, number=9)
 

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.released import KEYS, MODEL, NOW_MS, make_bundle, release_of
-from device.bundle import Bundle, CorruptBundleError
-from device.bundle_files import ExpiredBundleError, StoreError
-from device.updates import BundleStore, StoreState
-from device.updates.trial import Figures
+from benchmarks.reliability.released import KEYS, MODEL, NOW_MS, make_bundle, release_of
+from pocketrank.device.bundle.bundle import Bundle, CorruptBundleError
+from pocketrank.device.bundle.files import BundleStorageError, ExpiredBundleError
+from pocketrank.device.updates import BundleStore, StoreState
+from pocketrank.device.updates.trial import Figures
 
 
 def _open(root: Path, now_ms: int = NOW_MS) -> BundleStore:
@@ -126,7 +126,7 @@ def test_a_disk_that_takes_nothing_leaves_everything(store: BundleStore) -> None
     before = store.state
     (store.root / "state.json.tmp").mkdir()  # nothing can be written over a folder
     for step in (lambda: store.reject(2, "slow"), lambda: store.change(probes=1), lambda: store.settle(Figures())):
-        with pytest.raises(StoreError, match=r"state\.json"):
+        with pytest.raises(BundleStorageError, match=r"state\.json"):
             step()
     assert store.state == before
     (store.root / "state.json.tmp").rmdir()
@@ -136,5 +136,5 @@ def test_a_disk_that_takes_nothing_leaves_everything(store: BundleStore) -> None
 
 def test_no_place_for_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError):
+    with pytest.raises(BundleStorageError):
         _open(tmp_path / "file" / "store")

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from device.codec import from_json, to_json
-from device.contract import ScoreRange
-from device.ranker import Ranker
-from device.runtimes.base import RuntimeRunError
-from device.updates import Trial, TrialConfig, Verdict
-from device.updates.trial import Figures, unwatch, watch
+from pocketrank.device.codec import from_json, to_json
+from pocketrank.device.contract import ScoreRange
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes.base import RuntimeRunError
+from pocketrank.device.updates import Trial, TrialConfig, Verdict
+from pocketrank.device.updates.trial import Figures, unwatch, watch
 from tests.device.worlds import SPEC, make_bundle, widths
 
 CONFIG = TrialConfig(runs=10, failures=3, failure_share=0.2, ms_max=20, slower=2, ms_free=1, samples=4)

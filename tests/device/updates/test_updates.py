@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.released import (
+from benchmarks.reliability.released import (
     KEYS,
     MODEL,
     NOW_MS,
@@ -21,11 +21,11 @@ from benchmarks.released import (
     use,
     weights,
 )
-from device.bundle import MANIFEST, BundleError, SignatureError
-from device.bundle_files import ProbeError, ReleaseError, StoreError
-from device.network.client import BadStatusError, ClientError, CloudClient
-from device.ranker import Ranker
-from device.updates import BundleStore, Outcome, TrialConfig, UpdateConfig, Updates
+from pocketrank.device.bundle.bundle import MANIFEST, BundleError, SignatureError
+from pocketrank.device.bundle.files import BundleStorageError, ProbeError, ReleaseError
+from pocketrank.device.network.client import BadStatusError, ClientError, CloudClient
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.updates import BundleStore, Outcome, TrialConfig, UpdateConfig, Updates
 
 CONFIG = UpdateConfig(trial=TrialConfig(runs=4, failures=2, ms_max=1e6, slower=1e6), tries=2)
 
@@ -242,10 +242,10 @@ def test_a_full_disk_leaves_what_is_active(world: World) -> None:
     (world.device.store.root / "state.json.tmp").mkdir()  # nothing can be written over a folder
     assert world.device.current().serial == 1
     world.release(3)
-    with pytest.raises(StoreError):
+    with pytest.raises(BundleStorageError):
         world.device.check(world.client)
     world.release(3, kill=True)
-    with pytest.raises(StoreError):
+    with pytest.raises(BundleStorageError):
         world.device.check(world.client)
     assert world.device.current().why == "killed"  # until the app ends; a later check brings it again
     assert world.start().current().serial == 1

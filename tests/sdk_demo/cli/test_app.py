@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from sdk_demo.cli import main
-from sdk_demo.cli.app import app
+from pocketrank.sdk_demo.cli import main
+from pocketrank.sdk_demo.cli.app import app
 
 COMMANDS = ("train", "evaluate", "keygen", "export", "release", "inspect", "token", "serve", "upload", "emulate", "demo")
 
@@ -97,7 +97,7 @@ def test_a_run_that_is_not_there_is_a_typed_error(tmp_path: Path, capsys: pytest
 
 
 def test_without_typer_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None; from sdk_demo.cli import main; main(['--help'])"
+    code = "import sys; sys.modules['typer'] = None; from pocketrank.sdk_demo.cli import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "error: the command line needs `typer`, which is not installed: pip install 'pocketrank[demo]'\n"
@@ -105,7 +105,7 @@ def test_without_typer_it_says_what_to_install() -> None:
 
 def test_help_imports_no_library() -> None:
     code = (
-        "import sys\nfrom sdk_demo.cli import main\n"
+        "import sys\nfrom pocketrank.sdk_demo.cli import main\n"
         "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'polars', 'onnxruntime', 'fastapi')))"
     )

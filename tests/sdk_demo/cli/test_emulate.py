@@ -1,7 +1,7 @@
-from sdk_demo.cli.emulate import ALL_POLICIES
-from sdk_demo.cli.options import POLICIES
-from sdk_demo.emulator import DEFAULT_POLICIES
-from sdk_demo.emulator import POLICIES as KNOWN
+from pocketrank.sdk_demo.cli.emulate import ALL_POLICIES
+from pocketrank.sdk_demo.cli.options import POLICIES
+from pocketrank.sdk_demo.emulator import DEFAULT_POLICIES
+from pocketrank.sdk_demo.emulator import POLICIES as KNOWN
 
 
 def test_the_command_names_the_policies_that_there_are() -> None:

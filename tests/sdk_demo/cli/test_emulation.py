@@ -2,9 +2,9 @@ import io
 
 from rich.console import Console
 
-from sdk_demo.cli.emulation import print_emulation
-from sdk_demo.emulator.figures import figures
-from sdk_demo.emulator.phone import SessionRecord
+from pocketrank.sdk_demo.cli.emulation import print_emulation
+from pocketrank.sdk_demo.emulator.figures import figures
+from pocketrank.sdk_demo.emulator.records import SessionRecord
 
 
 def _text(*policies: str) -> str:

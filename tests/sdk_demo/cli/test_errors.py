@@ -1,7 +1,7 @@
 import pytest
 
-from device.contract import BlockError
-from sdk_demo.cli.errors import OptionError, exit_on_domain_error, is_domain_error
+from pocketrank.device.contract import BlockError
+from pocketrank.sdk_demo.cli.errors import OptionError, exit_on_domain_error, is_domain_error
 
 
 class _DerivedError(BlockError):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from device.bundle import Bundle
-from sdk_demo.cli import main
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.sdk_demo.cli import main
 from tests.device import worlds
 from tests.export.explained import explained_bundle
 from tests.sdk_demo.inspection.traces import trace_session

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdk_demo.cli.errors import OptionError
-from sdk_demo.cli.options import DataSource, parse_date, parse_list, parse_source
+from pocketrank.sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.options import DataSource, parse_date, parse_list, parse_source
 
 ALLOWED = ("onnx", "tflite", "coreml")
 

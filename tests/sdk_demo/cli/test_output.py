@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sdk_demo.cli.errors import OutputError
-from sdk_demo.cli.output import JsonTarget, flatten, print_report, progress
+from pocketrank.sdk_demo.cli.errors import OutputError
+from pocketrank.sdk_demo.cli.output import JsonTarget, flatten, print_report, progress
 
 TREES = st.recursive(st.integers(), lambda child: st.dictionaries(st.text("abc", min_size=1), child, min_size=1), max_leaves=8)
 

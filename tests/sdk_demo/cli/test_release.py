@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.released import make_bundle, serve
-from device.bundle import RELEASE
-from device.network.client import CloudClient
-from device.signing import TrustedKeys
-from device.updates.release import fetch_release, follow
-from export.signing import read_key, sign_manifest
-from sdk_demo.cli import main
+from benchmarks.reliability.released import make_bundle, serve
+from pocketrank.device.bundle.bundle import RELEASE
+from pocketrank.device.bundle.signing import TrustedKeys
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.updates.release import fetch_release, follow
+from pocketrank.export.signing import read_key, sign_manifest
+from pocketrank.sdk_demo.cli import main
 
 
 def _run(*argv: str) -> int:

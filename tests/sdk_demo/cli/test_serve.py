@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sdk_demo.cli import main
+from pocketrank.sdk_demo.cli import main
 
 
 @pytest.mark.parametrize("option", ["--tls-cert", "--tls-key"])

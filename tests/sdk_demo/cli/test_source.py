@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cloud.data.kuairand_tables import LOG_COLUMNS, USER_COLUMNS, VIDEO_COLUMNS
-from sdk_demo.cli.errors import OptionError
-from sdk_demo.cli.options import DataSource
-from sdk_demo.cli.source import load_log
-from sdk_demo.world import DEFAULT_WORLD
+from pocketrank.cloud.data.kuairand_tables import LOG_COLUMNS, USER_COLUMNS, VIDEO_COLUMNS
+from pocketrank.sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.options import DataSource
+from pocketrank.sdk_demo.cli.source import load_log
+from pocketrank.sdk_demo.world import DEFAULT_WORLD
 
 
 def _console() -> Console:

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from sdk_demo.cli.stages import stages
+from pocketrank.sdk_demo.cli.stages import stages
 
 
 def _told(*, terminal: bool) -> str:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cloud.serving.limits import RateLimit
-from cloud.serving.token_file import list_tokens
-from cloud.serving.tokens import AuthError, TokenFile
-from sdk_demo.cli import main
+from pocketrank.cloud.serving.access.limits import RateLimit
+from pocketrank.cloud.serving.access.token_file import list_tokens
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
+from pocketrank.sdk_demo.cli import main
 
 DAY_MS = 86_400_000
 

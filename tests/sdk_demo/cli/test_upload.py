@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.released import make_bundle
-from cloud.serving.config import ServingConfig
-from cloud.serving.token_file import issue_token
-from sdk_demo.cli import main
-from sdk_demo.uploader import Uploader
+from benchmarks.reliability.released import make_bundle
+from pocketrank.cloud.serving.access.token_file import issue_token
+from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.sdk_demo.cli import main
+from pocketrank.sdk_demo.uploader import BundleUploader
 from tests.cloud.serving.live import Live, live, write_bundle
 from tests.cloud.small_published import small_run
 
@@ -97,5 +97,5 @@ def test_what_the_server_refuses_is_told_in_one_line(site: Site, tmp_path: Path,
      ("http://a.example", False), ("http://10.0.0.1", False), ("http://localhost.example", False)],
 )  # fmt: skip
 def test_a_token_is_not_sent_where_others_see_it(server: str, private: bool) -> None:
-    with Uploader(server, "prk_x") as uploader:
+    with BundleUploader(server, "prk_x") as uploader:
         assert uploader.is_private is private

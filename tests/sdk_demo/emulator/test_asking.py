@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from device.paging import FEATURES, PagingState
-from sdk_demo.emulator.asking import Decision, RandomAsking, RandomConfig, RandomPaging, uplift_log
-from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.world import World
+from pocketrank.device.paging import FEATURES, PagingState
+from pocketrank.sdk_demo.emulator.asking import RandomAsking, RandomConfig, RandomPaging, uplift_log
+from pocketrank.sdk_demo.emulator.records import RandomDecision, SessionRecord
+from pocketrank.sdk_demo.world import World
 from tests.sdk_demo.world.worlds import small
 
 HELD = PagingState(9, 1, 0, 600_000, 1.0, 0.5, 0.4, 0.6, 1, 1.0)
@@ -36,7 +36,7 @@ def test_what_every_policy_asks_for_is_no_chance() -> None:
 def test_a_session_has_its_own_luck_each_time_it_is_played() -> None:
     policy, world = RandomAsking(None), World(small())
 
-    def played(user: int, seed: int) -> list[Decision]:
+    def played(user: int, seed: int) -> list[RandomDecision]:
         paging = policy.asks(world.session(user, seed=seed))
         for _ in range(50):
             paging(HELD)
@@ -47,17 +47,17 @@ def test_a_session_has_its_own_luck_each_time_it_is_played() -> None:
 
 
 def test_a_log_has_each_impression_with_the_page_that_it_is_from() -> None:
-    went_on = Decision(HELD, False, 60, 0.06)
+    went_on = RandomDecision(HELD, False, 60, 0.06)
     record = SessionRecord(
         "random_asking",
         user_id=1,
         effective=[True, False, True, False],
         decisions=[
-            Decision(NOTHING, True, 9, 1.0),
+            RandomDecision(NOTHING, True, 9, 1.0),
             went_on,
-            Decision(HELD, True, 30, 0.06),
+            RandomDecision(HELD, True, 30, 0.06),
             went_on,
-            Decision(HELD, True, 30, 0.06),  # the server had nothing new: nothing was shown behind it
+            RandomDecision(HELD, True, 30, 0.06),  # the server had nothing new: nothing was shown behind it
         ],
     )
     log = uplift_log([record, record])

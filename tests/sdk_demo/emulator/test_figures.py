@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdk_demo.emulator.figures import FIGURES, FigureConfig, figures
-from sdk_demo.emulator.phone import SessionRecord
+from pocketrank.sdk_demo.emulator.figures import FIGURES, FigureConfig, figures
+from pocketrank.sdk_demo.emulator.records import SessionRecord
 
 ALL = ("cloud_order", "on_device", "oracle")
 FEW = FigureConfig(resamples=200)

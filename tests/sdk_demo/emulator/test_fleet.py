@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdk_demo.emulator.fleet import plan
+from pocketrank.sdk_demo.emulator.fleet import plan
 
 
 @given(users=st.integers(1, 200), sessions=st.integers(1, 1000), seed=st.integers(0, 9))

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device import FeedbackEvent
-from sdk_demo.emulator.phone import due
+from pocketrank.device import FeedbackEvent
+from pocketrank.sdk_demo.emulator.phone import due
 
 steps = st.lists(st.tuples(st.integers(0, 60_000), st.integers(0, 5_000)), max_size=20)
 

@@ -4,13 +4,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from device import Bundle, FeedSession
-from device.codec import to_block
-from device.contract import Candidates, Columns, Page, SearchSpec
-from device.paging import PagingState
-from device.search import GREEDY
-from sdk_demo.emulator.errors import PolicyError
-from sdk_demo.emulator.policies import (
+from pocketrank.device import Bundle, FeedSession
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import Candidates, Columns, Page, SearchSpec
+from pocketrank.device.model.search import GREEDY
+from pocketrank.device.paging import PagingState
+from pocketrank.sdk_demo.emulator.errors import PolicyError
+from pocketrank.sdk_demo.emulator.policies import (
     DEFAULT_POLICIES,
     POLICIES,
     Beam,
@@ -21,7 +21,7 @@ from sdk_demo.emulator.policies import (
     Policy,
     Refreshed,
 )
-from sdk_demo.world import UserSession, World
+from pocketrank.sdk_demo.world import UserSession, World
 from tests.sdk_demo.conftest import SmallDemo
 from tests.sdk_demo.world.worlds import small
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from device import Bundle, BundleError, ClientError
-from device.network.client import BadUrlError, UnreachableError
-from device.trace import TracePlaceError, read_trace
-from sdk_demo.emulator import POLICIES, EmulatorError, PolicyError, WrongWorldError, emulate, play
-from sdk_demo.emulator.phone import SessionRecord
-from sdk_demo.world import WorldConfig
+from pocketrank.device import Bundle, BundleError, ClientError
+from pocketrank.device.network.client import BadUrlError, UnreachableError
+from pocketrank.device.reports.trace import TracePlaceError, read_trace
+from pocketrank.sdk_demo.emulator import POLICIES, EmulatorError, PolicyError, WrongWorldError, emulate, play
+from pocketrank.sdk_demo.emulator.records import SessionRecord
+from pocketrank.sdk_demo.world import WorldConfig
 from tests.cloud.serving.live import Live, live
 from tests.cloud.small_published import small_run
 from tests.sdk_demo.conftest import SmallDemo
@@ -176,7 +176,14 @@ def test_a_server_without_a_bundle_is_a_typed_error(small_demo: SmallDemo, tmp_p
 def test_a_server_that_dies_half_way_leaves_an_error_and_no_report(small_demo: SmallDemo, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     with live(small_demo.out / "run", tmp_path / "feedback.db", small_demo.out / "bundle") as server:
-        command = [sys.executable, "-c", "from sdk_demo.cli import main; main()", "emulate", "--server", _url(server)]
+        command = [
+            sys.executable,
+            "-c",
+            "from pocketrank.sdk_demo.cli import main; main()",
+            "emulate",
+            "--server",
+            _url(server),
+        ]
         options = ["--world", str(small_demo.world), "--sessions", "100000", "--clients", "3", "--json", str(report)]
         phones = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:

@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from device.bundle import MANIFEST, SPEC, write_manifest
-from device.contract import GroupRule, ModelEntry, PersonalConfig, TaskPrior
-from export.bundle import REPORT
-from sdk_demo.inspection import inspect_bundle
+from pocketrank.device.bundle.bundle import MANIFEST, SPEC, write_manifest
+from pocketrank.device.contract import GroupRule, ModelEntry, PersonalConfig, TaskPrior
+from pocketrank.export.bundle import REPORT
+from pocketrank.sdk_demo.inspection import inspect_bundle
 from tests.device import worlds
 
 MODELS = [

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from device.bundle import Bundle
-from device.trace import NotATraceError, read_trace
-from export.explain import explain
-from sdk_demo.inspection import inspect_session, why
-from sdk_demo.inspection.session import ForeignBundleError, did
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.reports.trace import NotATraceError, read_trace
+from pocketrank.export.explain import explain
+from pocketrank.sdk_demo.inspection import inspect_session, why
+from pocketrank.sdk_demo.inspection.session import ForeignBundleError, did
 from tests.device import worlds
 from tests.export.explained import explained_bundle
 from tests.sdk_demo.inspection.traces import FIRST_ITEM, trace_session

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from device.bundle import Bundle
-from device.contract import Ended
-from device.features import PageArrays
-from device.feedback import EventHistory
-from device.paging import PageDecision
-from device.ranker import Ranker
-from device.remaining import Remaining
-from device.trace import Tracer
-from export.parity import draw_inputs
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.contract import Ended
+from pocketrank.device.model.features import PageArrays
+from pocketrank.device.model.history import EventHistory
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.paging import PageDecision
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.reports.trace import Tracer
+from pocketrank.export.parity import draw_inputs
 from tests.device.worlds import T0, make_event
 
 FIRST_ITEM = 100

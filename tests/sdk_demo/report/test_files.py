@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sdk_demo.report import html_page, write_report
+from pocketrank.sdk_demo.report import html_page, write_report
 from tests.sdk_demo.conftest import SmallDemo
 
 

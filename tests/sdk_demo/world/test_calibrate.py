@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sdk_demo.world import DEFAULT_WORLD, World, WorldConfig, WorldConfigError
-from sdk_demo.world.calibrate import calibrate, measure, write_calibrated
+from pocketrank.sdk_demo.world import DEFAULT_WORLD, World, WorldConfig, WorldConfigError
+from pocketrank.sdk_demo.world.calibrate import calibrate, measure, write_calibrated
 from tests.sdk_demo.world.worlds import small
 
 

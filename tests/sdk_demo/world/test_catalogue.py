@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdk_demo.world import World, WorldConfig
+from pocketrank.sdk_demo.world import World, WorldConfig
 
 WORLD = World(WorldConfig.load())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sdk_demo.world import DEFAULT_WORLD, WorldConfig, WorldConfigError, WorldError
+from pocketrank.sdk_demo.world import DEFAULT_WORLD, WorldConfig, WorldConfigError, WorldError
 
 
 def written(folder: Path, pattern: str, replacement: str) -> Path:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdk_demo.world import luck
+from pocketrank.sdk_demo.world import luck
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(1, 64))

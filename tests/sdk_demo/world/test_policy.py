@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from sdk_demo.world import LoggingPolicy, World
+from pocketrank.sdk_demo.world import LoggingPolicy, World
 from tests.sdk_demo.world.worlds import small
 
 WORLD = World(small())

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdk_demo.world import TASKS, World
-from sdk_demo.world.luck import keys_from, step_keys
-from sdk_demo.world.response import ResponseModel
-from sdk_demo.world.state import State
+from pocketrank.sdk_demo.world import TASKS, World
+from pocketrank.sdk_demo.world.luck import keys_from, step_keys
+from pocketrank.sdk_demo.world.response import ResponseModel
+from pocketrank.sdk_demo.world.state import State
 from tests.sdk_demo.world.worlds import small
 
 WORLD = World(small())

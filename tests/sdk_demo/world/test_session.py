@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from device.contract import Ended, FeedbackEvent
-from sdk_demo.world import TASKS, Outcome, SessionOverError, UnknownIdError, UserSession, World, WorldError
+from pocketrank.device.contract import Ended, FeedbackEvent
+from pocketrank.sdk_demo.world import TASKS, Outcome, SessionOverError, UnknownIdError, UserSession, World, WorldError
 from tests.sdk_demo.world.worlds import small
 
 WORLD = World(small())

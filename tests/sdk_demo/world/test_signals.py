@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from device.contract import Network, Orientation
-from sdk_demo.world import World
-from sdk_demo.world.luck import keys_from, step_keys
-from sdk_demo.world.response import Outcomes, ResponseModel
-from sdk_demo.world.state import State
+from pocketrank.device.contract import Network, Orientation
+from pocketrank.sdk_demo.world import World
+from pocketrank.sdk_demo.world.luck import keys_from, step_keys
+from pocketrank.sdk_demo.world.response import Outcomes, ResponseModel
+from pocketrank.sdk_demo.world.state import State
 from tests.sdk_demo.world.worlds import small
 
 WORLD = World(small())

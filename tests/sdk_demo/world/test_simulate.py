@@ -4,11 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud.data import schema
-from cloud.data.schema import ImpressionLog
-from device.contract import Ended
-from sdk_demo.world import World, WorldConfig
-from sdk_demo.world.calibrate import measure
+from pocketrank.cloud.data import schema
+from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.device.contract import Ended
+from pocketrank.sdk_demo.world import World, WorldConfig
+from pocketrank.sdk_demo.world.calibrate import measure
 from tests.sdk_demo.world.worlds import small
 
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdk_demo.world import World
-from sdk_demo.world.luck import keys_from, step_keys
-from sdk_demo.world.response import ResponseModel
-from sdk_demo.world.state import SessionPath, State
+from pocketrank.sdk_demo.world import World
+from pocketrank.sdk_demo.world.luck import keys_from, step_keys
+from pocketrank.sdk_demo.world.response import ResponseModel
+from pocketrank.sdk_demo.world.state import SessionPath, State
 from tests.sdk_demo.world.worlds import small
 
 WORLD = World(small())

@@ -4,8 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from sdk_demo.world import VARIANTS, Variant, World, WorldConfig, WorldConfigError
-from sdk_demo.world.calibrate import measure
+from pocketrank.sdk_demo.world import VARIANTS, Variant, World, WorldConfig, WorldConfigError
+from pocketrank.sdk_demo.world.calibrate import measure
 from tests.sdk_demo.world.worlds import small
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdk_demo.world import World, WorldConfig, WorldError
+from pocketrank.sdk_demo.world import World, WorldConfig, WorldError
 
 WORLD = World(WorldConfig.load())
 

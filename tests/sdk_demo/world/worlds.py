@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sdk_demo.world import WorldConfig
+from pocketrank.sdk_demo.world import WorldConfig
 
 
 def small(users: int = 150, items: int = 800) -> WorldConfig:

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloud.models.peers.dlcm import Dlcm
-from cloud.models.peers.edgerec import EdgeRec
-from cloud.models.peers.peer import Peer, PeerConfig
-from cloud.models.peers.prm import Prm
-from cloud.models.peers.setrank import SetRank
-from cloud.models.peers.simple_dnn import SimpleDnn
-from device.contract import CategoryFeature, FeatureSpec, FloatFeature
+from pocketrank.cloud.models.peers.dlcm import Dlcm
+from pocketrank.cloud.models.peers.edgerec import EdgeRec
+from pocketrank.cloud.models.peers.peer import Peer, PeerConfig
+from pocketrank.cloud.models.peers.prm import Prm
+from pocketrank.cloud.models.peers.setrank import SetRank
+from pocketrank.cloud.models.peers.simple_dnn import SimpleDnn
+from pocketrank.device.contract import CategoryFeature, FeatureSpec, FloatFeature
 
 SPEC = FeatureSpec(
     tasks=("long_view", "like"),

@@ -1,0 +1,47 @@
+"""A device process with one session, alone, for its memory: `python -m benchmarks.latency.device_process BUNDLE FORMAT SWIPES`.
+
+Prints the peak of its resident memory in bytes. With no arguments it only imports what every such process has anyway: numpy and
+onnxruntime.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import numpy  # noqa: F401 - a bare process has it
+import onnxruntime  # noqa: F401 - likewise
+
+__all__ = ["main", "peak_bytes"]
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: after a fork and exec its maximum also covers the parent.
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the module says."""
+    if arguments:
+        from benchmarks.latency.swipe import SwipeBench
+        from pocketrank.device.bundle.bundle import Bundle
+        from pocketrank.device.contract import Format
+
+        folder, name, swipes = arguments
+        bundle = Bundle.open(Path(folder), now_ms=0)
+        format: Format = "tflite" if name == "tflite" else "onnx"
+        searches = "search" in bundle.stages("split", format)
+        bench = SwipeBench(bundle, "split", format, "search" if searches else "stages")
+        for _ in range(int(swipes)):
+            bench.step()
+    print(peak_bytes())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,241 @@
+"""How well the device model orders what is shown next, beside the server, published peers and the model with parts left out.
+
+`python -m benchmarks.quality --data kuairand:DIR --train-to DATE --test-from DATE --json FILE`. All models learn from the rows
+up to `--train-to`, score the rows from `--test-from` on, each right before it was shown, and have the scores that one full
+ranker made before it learned the row. The report::
+
+    models.NAME.TASK         auc, gauc, ndcg, logloss, each with its _std over seeds; ece, predicted_over_observed
+    paired.NAME.TASK         mean, std over seeds of the AUC above that of `server_score_refreshed`
+    aims.TASK                what the split form was to reach; split, met
+    curves.events_since_request.BIN      rows; over_server_score, over_server_score_refreshed: the split form's gain, by task
+    curves.events_known.BIN  the same by the number of events that the device knows
+    curves.fresh_feedback.BIN            rows; over_boosted_trees@request: what boosted trees gain by events since the request
+    curves.training_share.FORM.SHARE     auc, auc_std by task, after training on a share of the users
+    data, seeds, fewer_seeds, seconds    what was asked for, which models have fewer seeds, and how long it took
+
+With `--tune` instead: `tuned.NAME`, the settings tried and the AUC by task of each on the last training days.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from datetime import date
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.command import tells_wrong_input
+from benchmarks.errors import BenchmarkError
+from benchmarks.quality.models import MODELS, TUNABLE, Data, Quality, TrainingJob, jobs
+from benchmarks.quality.report import AIMS, REFERENCE, report
+from pocketrank.cloud.data.kuairand import load_kuairand
+from pocketrank.sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.options import parse_date, parse_list, parse_source
+from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.stages import stages
+
+__all__ = ["main", "print_table"]
+
+_HELP = """\
+Train and compare the device model, the server's score, published peers and ablations on a log in the KuaiRand layout.
+
+  python -m benchmarks.quality --data kuairand:DIR --train-to 2022-05-03 --test-from 2022-05-04 --json runs/bench/quality.json
+  python -m benchmarks.quality --data kuairand:DIR --train-to 2022-05-03 --test-from 2022-05-04 --models split,edgerec --seeds 2
+
+Rows between the two days are used by nobody. With --work, predictions that are finished are kept there: an interrupted
+benchmark goes on. A change of data, dates or numbers makes anew what it touches; after a change of our code choose another
+--work.
+"""
+JOBS = min(2, os.cpu_count() or 1)
+"""Trainings side by side, one thread each: more would take each other's memory bandwidth."""
+
+Tell = Callable[[str, float], None]
+
+
+@tells_wrong_input
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark as the command line says; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, metavar="kuairand:DIR", help="folder in the public KuaiRand layout")
+    parser.add_argument("--train-to", required=True, metavar="DATE", help="last training day")
+    parser.add_argument("--test-from", required=True, metavar="DATE", help="first test day")
+    parser.add_argument("--seeds", type=_count, default=5, help="how many times to train [%(default)s]")
+    parser.add_argument("--models", default=",".join(MODELS), help="comma list [all]")
+    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is finished [a temporary one]")
+    parser.add_argument("--jobs", type=_count, default=JOBS, help="trainings side by side [%(default)s]")
+    parser.add_argument("--tune", action="store_true", help="try settings on the last training days instead")
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    target = JsonTarget(options.json)
+    source = parse_source(options.data)
+    if source.folder is None:
+        raise OptionError("--data", "`kuairand:DIR`", options.data)
+    train_to, test_from = parse_date(options.train_to, "--train-to"), parse_date(options.test_from, "--test-from")
+    if test_from <= train_to:
+        raise OptionError("--test-from", f"a day after --train-to {train_to}", options.test_from)
+    models = parse_list(options.models, MODELS, "--models")
+    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
+        bench = partial(_open, source.folder, train_to, test_from, options.work or Path(scratch))
+        tell("loading the log", 0.0)
+        quality = bench()
+        result: dict[str, Any]
+        if options.tune:
+            result = {"tuned": _tune(quality, [name for name in models if name in TUNABLE], tell)}
+        else:
+            seeds = list(range(options.seeds))
+            _train(quality, bench, models, seeds, options.jobs, tell)
+            result = report(quality, models, seeds)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    target.write(result)
+    if options.tune:
+        _print_settings(target.console, result["tuned"])
+    else:
+        print_table(target.console, result)
+    return 0
+
+
+def _open(folder: Path, train_to: date, test_from: date, work: Path) -> Quality:
+    torch.set_num_threads(1)
+    return Quality(Data.of(load_kuairand(folder), train_to, test_from), work)
+
+
+_of_process: Quality | None = None
+"""In a process of the pool: its own copy of the data."""
+
+
+def _begin(bench: Callable[[], Quality]) -> None:
+    global _of_process
+    _of_process = bench()
+
+
+def _do(task: int | TrainingJob) -> None:
+    assert _of_process is not None
+    _one(_of_process, task)
+
+
+def _one(quality: Quality, task: int | TrainingJob) -> None:
+    """A seed's ranker, or a job."""
+    if isinstance(task, TrainingJob):
+        quality.train(task)
+    else:
+        quality.rank(task)
+
+
+def _train(
+    quality: Quality, bench: Callable[[], Quality], models: Sequence[str], seeds: Sequence[int], processes: int, tell: Tell
+) -> None:
+    """Train all that is missing, rankers first, in this process or in several."""
+    todo = [job for job in jobs(models, seeds) if not quality.done(job)]
+    rankers = [seed for seed in seeds if quality.scores(seed, REFERENCE) is None]
+    stages_of: tuple[tuple[str, Sequence[int | TrainingJob]], ...] = (("rankers", rankers), ("models", todo))
+    if processes == 1 or len(todo) + len(rankers) < 2:
+        for stage, tasks in stages_of:
+            for i, task in enumerate(tasks):
+                tell(stage, i / len(tasks))
+                _one(quality, task)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
+    with ProcessPoolExecutor(processes, context, _begin, (bench,)) as pool:
+        try:
+            for stage, tasks in stages_of:
+                tell(stage, 0.0)
+                futures = [pool.submit(_do, task) for task in tasks]
+                for i, future in enumerate(as_completed(futures)):
+                    tell(stage, i / len(tasks))
+                    future.result()
+        except BrokenProcessPool:
+            expected = "every training to end by itself"
+            raise BenchmarkError(f"--jobs {processes}", expected, "a process that was killed; is the memory enough?") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _tune(quality: Quality, models: Sequence[str], tell: Tell) -> dict[str, list[dict[str, Any]]]:
+    """Each model's settings with the first seed, and their AUC by task on the last training days."""
+    tell("ranker", 0.0)
+    quality.rank(0)
+    tasks = quality.data.samples.config.tasks
+    tuned: dict[str, list[dict[str, Any]]] = {}
+    for name in models:
+        tell(name, 0.0)
+        tuned[name] = [
+            {"learning_rate": setting.learning_rate, "rounds": setting.rounds, "auc": dict(zip(tasks, figures, strict=True))}
+            for setting, figures in quality.tune(name, 0)
+        ]
+    return tuned
+
+
+def print_table(console: Console, report: Mapping[str, Any]) -> None:
+    """The report for people: the tasks with an aim."""
+    for task in AIMS:
+        data = report["data"]
+        title = f"{task}: {data['test_rows']} rows from {data['test_from']} on, {len(report['seeds'])} seeds"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("model", no_wrap=True)
+        for column in ("AUC", "above refreshed", "GAUC", "nDCG", "log loss"):
+            table.add_column(column, justify="right")
+        for name, row in report["models"].items():
+            figures, gain = row[task], report.get("paired", {}).get(name, {}).get(task, {})
+            table.add_row(
+                name, _pm(figures["auc"], figures["auc_std"]), _pm(gain.get("mean"), gain.get("std"), "+"),
+                _pm(figures["gauc"]), _pm(figures["ndcg"]), _pm(figures["logloss"]),
+            )  # fmt: skip
+        console.print(table)
+        if aim := report.get("aims", {}).get(task):
+            above = aim[f"above_{REFERENCE}"]
+            missed = [name for name, gain in aim["above_peers"].items() if not gain["met"]]
+            _line(
+                console,
+                f"split: AUC {_pm(aim['auc']['split'])}, aim {aim['auc']['aim']}; "
+                f"{_pm(above['split'], sign='+')} above refreshed, aim {above['aim']:+}; "
+                + (f"not clear of {', '.join(missed)}" if missed else "clear of every peer")
+                + "\n",
+            )
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _pm(mean: float | None, std: float | None = None, sign: str = "") -> str:
+    if mean is None:
+        return ""
+    return f"{mean:{sign}.4f}" + ("" if std is None else f" ± {std:.4f}")
+
+
+def _print_settings(console: Console, tuned: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    table = Table(title="settings on the last training days, AUC", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("model", "learning rate", "rounds", *AIMS):
+        table.add_column(column)
+    for name, tried in tuned.items():
+        for row in tried:
+            figures = [f"{row['auc'][task]:.4f}" for task in AIMS]
+            table.add_row(name, f"{row['learning_rate']:g}", str(row["rounds"]), *figures)
+    console.print(table)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""What a device or the cloud loses, applies twice or refuses when it is killed, overloaded, attacked, or cut off.
+
+`python -m benchmarks.reliability --device --json FILE`, or `--cloud`. A benchmark tells and does not judge: the exit code is 0
+whatever the figures. The report has one key, `device` (`benchmarks.reliability.device`) or `cloud`
+(`benchmarks.reliability.cloud`). With `--only` it has what those parts tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks.command import tells_wrong_input
+from benchmarks.errors import BenchmarkError
+from benchmarks.reliability import cloud as reliability_cloud
+from benchmarks.reliability import device as reliability_device
+from pocketrank.sdk_demo.cli.output import JsonTarget
+
+__all__ = ["main"]
+
+_HELP = """\
+Kill devices with -9, attack them, and take the cloud away from them; count what is lost.
+
+  python -m benchmarks.reliability --device --json report.json     all of it: some ten minutes on two cores
+  python -m benchmarks.reliability --device --kills 60             a taste of it
+  python -m benchmarks.reliability --device --only faults          one part of it
+
+Ask the cloud for twice the pages that it can make, kill it with -9, kill its store, fill its disk; count what is lost.
+
+  python -m benchmarks.reliability --cloud --json report.json      all of it: some sixteen minutes on two cores
+  python -m benchmarks.reliability --cloud --minutes 1 --kills 20  a taste of it
+  python -m benchmarks.reliability --cloud --only store            one part of it
+"""
+
+
+@tells_wrong_input
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark as the command line says; the exit code."""
+    device, cloud = reliability_device, reliability_cloud
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reliability", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    side = parser.add_mutually_exclusive_group(required=True)
+    side.add_argument("--device", action="store_true", help="measure the device")
+    side.add_argument("--cloud", action="store_true", help="measure the cloud")
+    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser.add_argument("--kills", type=int, help=f"processes to kill, from 2 [device {device.KILLS}, cloud {cloud.KILLS}]")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, the load and the attacks [%(default)s]")
+    parser.add_argument("--minutes", type=float, default=cloud.MINUTES, help="of overload of the cloud [%(default)s]")
+    parser.add_argument("--items", type=int, default=cloud.ITEMS, help="in the cloud's catalogue [%(default)s]")
+    parts = f"device: {', '.join(device.PARTS)}; cloud: {', '.join(cloud.PARTS)}"
+    parser.add_argument("--only", metavar="PART", action="append", help=f"a part to measure; may be repeated [all]. {parts}")
+    options = parser.parse_args(arguments)
+    known = device.PARTS if options.device else cloud.PARTS
+    for part in options.only or ():
+        if part not in known:
+            raise BenchmarkError("--only", f"one of {', '.join(known)}", part)
+    kills = options.kills if options.kills is not None else device.KILLS if options.device else cloud.KILLS
+    if kills < 2:
+        raise BenchmarkError("--kills", "2 or more", str(kills))
+    if not options.minutes > 0 or options.items < 1:
+        raise BenchmarkError("--minutes and --items", "numbers above 0", f"{options.minutes} and {options.items}")
+    target = JsonTarget(options.json)
+    only = options.only or tuple(known)
+    if options.device:
+        report = device.measure_device(only, kills, options.seed, target.console)
+        target.write({"device": report})
+        device.print_device(target.console, report)
+    else:
+        extent = cloud.CloudExtent(minutes=options.minutes, kills=kills, items=options.items, seed=options.seed)
+        report = cloud.measure_cloud(only, extent, target.console)
+        target.write({"cloud": report})
+        cloud.print_cloud(target.console, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

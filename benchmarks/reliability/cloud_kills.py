@@ -1,0 +1,206 @@
+"""Kills the server with -9 under feedback load, and counts what its log then holds and what its users' states show.
+
+Lives of the server follow each other on one log; each ends at a random moment, some while it still starts. In some lives two
+workers serve, and single ones of them are killed while the other goes on. Devices (`benchmarks.reliability.cloud_devices`)
+send again what was not acknowledged. After some lives the log is read and a new one begun: every acknowledged event must be in
+it, once; the server that replays it must count each once; and what a server knew of a user whose batch was sent again must be
+what one batch makes.
+
+The run is a tiny one, so that a start is short; the server, its log and its syncs of the disk are those of `pocketrank serve`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.reliability.cloud_devices import Devices, DevicesConfig, Effect
+from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
+from pocketrank.cloud.pages.user_state import UserStates
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+from tests.cloud.small_published import SmallRun, small_run
+
+__all__ = ["CloudKillConfig", "kept", "kill_servers", "read_log", "wrong_effect"]
+
+
+@dataclass(frozen=True)
+class CloudKillConfig:
+    """When to kill."""
+
+    lives: int = 25
+    """On one log."""
+    serving_max_s: float = 0.3
+    """A server is killed up to so long after it was ready; a batch takes some milliseconds."""
+    starting_share: float = 0.1
+    """Of the lives, those that end in their start."""
+    workers_every: int = 12
+    """Every so many lives two workers serve."""
+    worker_kills: int = 3
+    """Of single workers in such a life; their supervisor gives up after five deaths of one in a row."""
+    worker_s: float = 60.0
+    """Longest wait for a killed worker to be replaced."""
+    tolerance: float = 0.02
+    """Of a user's vector, which comes as fp16 and is some units long; an event more or less moves it by tenths and more."""
+    devices: DevicesConfig = DevicesConfig()
+
+
+def kill_servers(
+    work: Path, kills: int, seed: int, tell: Callable[[float], None], config: CloudKillConfig | None = None
+) -> dict[str, Any]:
+    """Kill so many servers and workers, with files in the folder `work`; what came of it."""
+    config, rng = config or CloudKillConfig(), random.Random(seed)
+    run = small_run(work / "run")
+    counts: Counter[str] = Counter()
+    killed: Counter[str] = Counter()
+    with CloudServer(work / "said.log", ahead=True) as server:
+        for era in itertools.count():
+            killer = _Killer(server, run, work / f"log-{era}.db", rng, config, killed)
+            done = killed.total()
+            counts.update(killer.era(min(config.lives, kills - done), kills, lambda: tell(killed.total() / kills)))
+            if killed.total() >= kills:
+                break
+    return {
+        "kills": killed.total(),
+        **{name: counts[name] for name in ("events_acknowledged", "events_lost", "events_twice")},
+        **{name: counts[name] for name in ("events_in_log_twice", "events_replayed_wrongly", "effects_seen", "effects_wrong")},
+        **{name: counts[name] for name in ("batches", "resent", "broken", "malformed", "unexpected_5xx")},
+        "killed": {name: killed[name] for name in ("serving", "starting", "workers")},
+    }
+
+
+class _Killer:
+    """The lives on one log."""
+
+    def __init__(
+        self, server: CloudServer, run: SmallRun, log: Path, rng: random.Random, config: CloudKillConfig, killed: Counter[str]
+    ) -> None:
+        self._server, self._run, self._log = server, run, log
+        self._rng, self._config, self._killed = rng, config, killed
+        self._order = ServeOrder(run=str(run.folder), log=str(log))
+        self._never, self._start_s = Event(), 0.5
+
+    def era(self, lives: int, kills: int, tell: Callable[[], None]) -> Counter[str]:
+        """Live and be killed until there are `kills` in all or `lives` are over; then look what is left."""
+        server, config, devices = self._server, self._config, None
+        for _ in range(lives):
+            if self._killed.total() >= kills:
+                break
+            life = self._killed.total()
+            if devices is not None and self._rng.random() < config.starting_share:
+                self._kill_starting()
+            elif life % config.workers_every == config.workers_every - 1:
+                server.start(msgspec.structs.replace(self._order, workers=2))
+                devices = devices or self._devices()
+                for _ in range(min(config.worker_kills, kills - life - 1)):
+                    self._kill_worker()
+                self._kill_serving()
+            else:
+                started = monotonic()
+                server.start(self._order)
+                self._start_s = monotonic() - started
+                devices = devices or self._devices()
+                self._kill_serving()
+            tell()
+        server.start(self._order)
+        if devices is None:
+            raise BenchmarkError("--kills", "some", "none")
+        devices.finish()
+        server.kill()  # the last: what was acknowledged just now must be there as well
+        return self._look(devices)
+
+    def _devices(self) -> Devices:
+        ids = np.asarray(self._run.published.item_id)[1:]
+        seed = self._rng.randrange(1 << 30)
+        devices = Devices(self._server.port, ids, self._run.record.split_version, seed, self._config.devices)
+        devices.start()
+        return devices
+
+    def _kill_starting(self) -> None:
+        self._server.begin(self._order)
+        self._never.wait(self._rng.uniform(0, self._start_s))
+        self._server.kill()
+        self._killed["starting"] += 1
+
+    def _kill_serving(self) -> None:
+        self._never.wait(self._rng.uniform(0, self._config.serving_max_s))
+        self._server.kill()
+        self._killed["serving"] += 1
+
+    def _kill_worker(self) -> None:
+        before = self._server.workers
+        self._never.wait(self._rng.uniform(0, self._config.serving_max_s))
+        self._server.kill_worker(self._rng.choice(before))
+        self._killed["workers"] += 1
+        until = monotonic() + self._config.worker_s
+        while len(self._server.workers) < len(before):
+            if monotonic() > until:
+                raise BenchmarkError("a killed worker", f"another within {self._config.worker_s:g} s", "none")
+            self._never.wait(0.01)
+
+    def _look(self, devices: Devices) -> Counter[str]:
+        logged = read_log(self._log)
+        self._server.start(self._order)
+        replayed = _replayed(self._server.port)
+        self._server.kill()
+        found = Counter(events_replayed_wrongly=abs(replayed - len(logged)))
+        found.update(kept(self._run, devices, logged, self._config.tolerance))
+        found["events_twice"] += found["events_replayed_wrongly"]
+        found["unexpected_5xx"] = sum(n for name, n in devices.counts.items() if name.startswith("status_5"))
+        found["unexpected_5xx"] += found["malformed"]
+        return found
+
+
+def read_log(file: Path) -> Counter[str]:
+    """How often each event id is in a log."""
+    log = SqliteFeedbackLog(file)
+    try:
+        return Counter(event.event_id for event in log.replay())
+    finally:
+        log.close()
+
+
+def kept(run: SmallRun, devices: Devices, logged: Counter[str], tolerance: float) -> dict[str, int]:
+    """What the log, and the states of those who sent a batch again, hold of what `devices` know to be acknowledged."""
+    acknowledged = set(devices.acknowledged)
+    twice = logged.total() - len(logged)
+    wrong = sum(wrong_effect(run, effect, tolerance) for effect in devices.effects)
+    return {
+        "events_acknowledged": len(acknowledged),
+        "events_lost": len(acknowledged - set(logged)),
+        "events_twice": twice + wrong,
+        "events_in_log_twice": twice,
+        "effects_seen": len(devices.effects),
+        "effects_wrong": wrong,
+        **{name: devices.counts[name] for name in ("batches", "resent", "broken", "malformed")},
+    }
+
+
+def wrong_effect(run: SmallRun, effect: Effect, tolerance: float, times: int = 1) -> bool:
+    """Whether the vector is another than the batch makes that has been applied so many `times`."""
+    states = UserStates(run.published, run.record)
+    for _ in range(times):
+        states.apply(effect.events)
+    expected = run.expected_vector(0, states(effect.events[0].user_id).history)
+    return not np.allclose(expected, effect.vector.astype(np.float32), atol=tolerance)
+
+
+def _replayed(port: int) -> int:
+    connection = HTTPConnection("127.0.0.1", port)
+    try:
+        connection.request("GET", "/healthz")
+        return int(json.loads(connection.getresponse().read())["feedback_replayed"])
+    finally:
+        connection.close()

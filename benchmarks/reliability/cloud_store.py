@@ -1,0 +1,105 @@
+"""A server whose vectors are in a Valkey that is killed with -9 and comes back empty, under a steady load of pages.
+
+An open loop sends the pages. Pages must go on without a failed answer: while the store is away they come without vectors and
+say so, and some time after it is back they have them again, because the server fills it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reliability.cloud_answers import answers, pages, unexpected
+from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
+from benchmarks.reliability.open_loop import OpenLoad, OpenPhase, OpenResult
+from benchmarks.serving.asked import PageRequests
+from benchmarks.serving.published import WorldSize, publish_world
+from pocketrank.cloud.published.published import Published
+from pocketrank.cloud.training.run import Run
+from tests.valkey import valkey_server
+
+__all__ = ["StoreKillConfig", "kill_store"]
+
+
+@dataclass(frozen=True)
+class StoreKillConfig:
+    """When the store is killed, and for how long."""
+
+    items: int = 100_000
+    """Whose vectors are in the store, 64 wide."""
+    rps: float = 100.0
+    """Pages asked for a second."""
+    kills: int = 3
+    """Of the store, one after the other."""
+    before_s: float = 4.0
+    """Before each kill."""
+    away_s: float = 5.0
+    """Between a kill and the restart."""
+    back_s: float = 12.0
+    """After a restart: longer than filling takes."""
+    requests: int = 4_000
+    """Different ones; they are sent again when they run out."""
+
+
+def kill_store(
+    work: Path, seed: int, tell: Callable[[float], None], config: StoreKillConfig | None = None, run: Run | None = None
+) -> dict[str, Any]:
+    """Kill the store under a server over `run`, or over one that is drawn; the report. Raises `BenchmarkError`."""
+    config = config or StoreKillConfig()
+    run = run or publish_world(work / "run", WorldSize(config.items))
+    asking = PageRequests(*Published.open(run.published), seed)
+    requests = asking.requests(config.requests, feedback=False)
+    never, kills, backs = Event(), list[float](), list[float]()
+    total = config.kills * (config.before_s + config.away_s + config.back_s)
+    with valkey_server() as valkey, CloudServer(work / "store.log") as server:
+        order = ServeOrder(run=str(run.folder), log=str(work / "store.db"), store=valkey.url)
+        server.start(order)
+        with OpenLoad(work) as load:
+            load.begin(server.port, requests, (OpenPhase(config.rps, total),), seed=seed)
+            began = monotonic()
+            for number in range(config.kills):
+                never.wait(config.before_s)
+                kills.append(monotonic() - began)
+                valkey.kill()
+                never.wait(config.away_s)
+                valkey.restart()
+                backs.append(monotonic() - began)
+                tell((number + 0.5) / config.kills)
+                never.wait(config.back_s)
+            result = load.wait()
+        server.stop()
+    return _report(result, kills, backs)
+
+
+def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[str, Any]:
+    away = np.zeros(len(result.at), np.bool_)
+    after, vectors = away.copy(), list[float | None]()
+    for killed, back, end in zip(kills, backs, [*kills[1:], np.inf], strict=True):
+        away |= result.between(killed, back)
+        vectors.append(_vectors_s(result, back, end))
+        after |= result.between(back + (vectors[-1] or 0.0), end)
+    found = unexpected(result)
+    return {
+        "kills": len(kills),
+        "unexpected_5xx": found["unexpected_5xx"],
+        "unexpected": found,
+        "first_error": result.first_error,
+        "vectors_s": None if None in vectors else max(v for v in vectors if v is not None),
+        "vectors_s_each": vectors,
+        "answers": answers(result, np.ones(len(result.at), np.bool_)),
+        "before": pages(result, result.between(0, kills[0])),
+        "away": pages(result, away),
+        "after": pages(result, after),
+    }
+
+
+def _vectors_s(result: OpenResult, back: float, end: float) -> float | None:
+    """Seconds after `back` at which the first page with vectors was asked for; None when there was none."""
+    at = result.at[result.between(back, end) & (result.vectors == 1)]
+    return float(at[0] - back) if len(at) else None

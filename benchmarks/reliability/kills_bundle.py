@@ -1,0 +1,176 @@
+"""A device process killed with -9 at random moments of its updates; after each kill, exactly one valid bundle is active.
+
+The device is forked from a process that has imported everything, so that a kill costs no start of Python. It asks a server, in
+a process of its own, that releases the next bundle at every other question and sends files in small pieces. Some bundles fail
+in use, and the device then goes back to the one before.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from benchmarks.reliability.released import (
+    BUNDLE_KEY,
+    KEYS,
+    NOW_MS,
+    make_bundle,
+    make_files,
+    release_of,
+    serve,
+    signed_release,
+    use,
+)
+from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES
+from pocketrank.device.bundle.files import BundleError
+from pocketrank.device.codec import from_json, to_json
+from pocketrank.device.contract import BundleManifest, Signed
+from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.updates import BundleStore, TrialConfig, UpdateConfig, Updates
+from pocketrank.export.signing import sign
+
+__all__ = ["kill_switches", "main"]
+
+LIFE = 3.0
+"""Longest life of a device, in whole updates as long as the first one took on this machine."""
+PAUSE_S = 0.0003
+"""Between two pieces of a file: time enough for a kill to fall into."""
+RUNS = 5
+"""Runs after which a trial is over."""
+FAILS_EVERY = 3
+"""Every so many bundles one fails in use."""
+STEPS = ("start", "check", "activate", "use", "judge")
+"""What a device was at when it was killed."""
+
+Progress = Callable[[float], None]
+
+
+def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict[str, Any]:
+    """Kill so many devices; `kills`, `invalid_bundles_active`, and how often a kill fell into which step (`at`), what was left
+    on the disk (`pending`, `staged`), and how many bundles came into use and were left again (`activated`, `rejected`).
+
+    `work` is an empty folder.
+    """
+    rng, at, seen = random.Random(seed), Counter[str](), Counter[str]()
+    invalid, root = 0, work / "device"
+    _first(root, make_bundle(work / "first", 1))
+    floor, activated, rejected = 0, set[int](), set[int]()
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.reliability.kills_bundle"], stdout=subprocess.PIPE, text=True)
+    step = mmap.mmap(-1, 1)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with CloudClient(url) as client:
+            started = time.perf_counter()
+            _updates(root).check(client)
+            longest = LIFE * (time.perf_counter() - started)
+        for i in range(kills):
+            step[0] = 0
+            child = os.fork()
+            if child == 0:
+                _device(root, url, step)
+            time.sleep(rng.uniform(0, longest))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            at[STEPS[step[0]]] += 1
+            # as the next start would find it
+            store = BundleStore(root, KEYS, clock=lambda: NOW_MS)
+            state = store.state
+            seen.update(name for name in ("pending", "staged") if getattr(state, name) is not None)
+            activated.add(state.active or 0)
+            rejected.update(state.rejected)
+            followed = 0 if state.release is None else state.release.serial
+            invalid += not _valid(store) or followed < floor or state.active in state.rejected
+            floor = followed
+            progress((i + 1) / kills)
+    finally:
+        server.kill()
+        server.wait()
+    return {
+        "kills": kills,
+        "invalid_bundles_active": invalid,
+        "at": dict(at),
+        "left": dict(seen),
+        "activated": len(activated),
+        "rejected": len(rejected),
+    }
+
+
+def _first(root: Path, folder: Path) -> None:
+    """A device that trusts what it has."""
+    updates = _updates(root)
+    updates.add(folder)
+    current = updates.current()
+    assert current.ranker is not None
+    use(current.ranker, RUNS)
+    updates.current()
+
+
+def _updates(root: Path) -> Updates:
+    config = UpdateConfig(trial=TrialConfig(runs=RUNS, failures=RUNS))
+    return Updates(BundleStore(root, KEYS, clock=lambda: NOW_MS), device_id="device", config=config)
+
+
+def _valid(store: BundleStore) -> bool:
+    """Whether there is one active bundle, signed, whole, and with a model that opens."""
+    serial = store.state.active
+    if serial is None:
+        return False
+    try:
+        return bool(Ranker.open(store.open(serial)).runtimes)
+    except BundleError:
+        return False
+
+
+def _device(root: Path, url: str, step: mmap.mmap) -> NoReturn:
+    """Update, use and judge bundles until killed."""
+    updates, client = _updates(root), CloudClient(url)
+    while True:
+        step[0] = STEPS.index("check")
+        with suppress(ClientError, BundleError):
+            updates.check(client)
+        step[0] = STEPS.index("activate")
+        current = updates.current()
+        step[0] = STEPS.index("use")
+        if current.ranker is not None and current.serial is not None:
+            use(current.ranker, RUNS, fails=current.serial % FAILS_EVERY == 0)
+        step[0] = STEPS.index("judge")
+        updates.current()
+
+
+def main() -> None:
+    """Serve bundle after bundle until killed: the same files under ever higher serials. Prints the URL."""
+    files, asked = make_files(1), 0
+    manifest = from_json(files[MANIFEST], BundleManifest)
+
+    def before(path: str) -> None:
+        nonlocal asked
+        if path != RELEASE:
+            return
+        serial, asked = 2 + asked // 2, asked + 1
+        text = to_json(msgspec.structs.replace(manifest, serial=serial))
+        signatures = to_json(Signed(signatures=sign("manifest", text, [BUNDLE_KEY])))
+        release = signed_release(release_of(text, serial, number=10 + serial))
+        server.files = {**files, MANIFEST: text, SIGNATURES: signatures, **release}
+
+    with serve() as server:
+        server.before, server.pause_s = before, PAUSE_S
+        print(server.url, flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

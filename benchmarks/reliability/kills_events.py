@@ -1,0 +1,175 @@
+"""Kills a device with -9 while it keeps and uploads feedback, and counts what the cloud then has of it.
+
+Devices live one after the other on one store (`benchmarks.reliability.kills_device`). Each is killed a random time after a
+random event of its life, or after its start; what it was in just then is read from its marks. Every other device has an
+uploader at work, and now and then the server (`benchmarks.reliability.log_server`) is killed first. After some lives all that
+waits is sent, and a new store begun. At the end the log is read: every event that a device took must be in it, once.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.reliability.kills_device import MARKS, Life
+from benchmarks.reliability.log_server import LogServer
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+from pocketrank.device.contract import FeedbackEvent
+
+__all__ = ["KillConfig", "kill_devices", "twice"]
+
+
+@dataclass(frozen=True)
+class KillConfig:
+    """When to kill."""
+
+    events_max: int = 60
+    """A device is killed after 0 to so many events of its life."""
+    delay_max_s: float = 4e-3
+    """And up to so much later: longer than an event, a request or the opening of a store takes."""
+    lives: int = 20
+    """On one store."""
+    server_share: float = 0.1
+    """Of the devices with an uploader, those whose server is killed first."""
+    known_max: int = 20
+    """Latest events that the next device tries to give once more."""
+
+
+@dataclass
+class _Life:
+    """What is known of a device that has lived."""
+
+    taken: list[str] = field(default_factory=list)
+    during: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    empty: bool = False
+    killed: bool = False
+
+
+class _Devices:
+    """The process that forks them."""
+
+    def __init__(self, marks: Path) -> None:
+        self._marks = marks
+        marks.write_bytes(bytes(len(MARKS)))
+        command, pipe = [sys.executable, "-m", "benchmarks.reliability.kills_device"], subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+
+    def close(self) -> None:
+        self._process.kill()  # a device that still lives ends when nobody listens
+        self._process.communicate()
+
+    def live(self, life: Life, events: int | None = None, kill: Callable[[], None] = lambda: None) -> _Life:
+        """Let one live; after `events` events call `kill`, then kill it. None leaves it to its own end."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(life).decode() + "\n")
+        lived = _Life()
+        pid = 0
+        with self._marks.open("r+b") as file, mmap.mmap(file.fileno(), len(MARKS)) as marks:
+            marks[:] = bytes(len(MARKS))
+            for line in self._process.stdout:
+                what, _, value = line.rstrip("\n").partition(" ")
+                match what:
+                    case "pid":
+                        pid = int(value)
+                    case "+":
+                        lived.taken.append(value)
+                    case "again" | "damaged" | "resent":
+                        lived.counts[what] += int(value)
+                    case "empty":
+                        lived.empty = True
+                    case "end":
+                        lived.during = [name for name, on in zip(MARKS, marks[:], strict=True) if on]
+                        self._check(int(value), lived.killed)
+                        return lived
+                if events is not None and not lived.killed and len(lived.taken) >= events:
+                    kill()
+                    os.kill(pid, signal.SIGKILL)
+                    lived.killed = True
+        raise BenchmarkError("the devices", "their last word", "nothing more")
+
+    def _check(self, code: int, killed: bool) -> None:
+        expected = -signal.SIGKILL if killed else 0
+        if code != expected:
+            raise BenchmarkError("a device", f"an end by {expected}", f"one by {code}")
+
+
+def twice(applied: Iterable[FeedbackEvent]) -> int:
+    """Events that a cloud applied though it had applied the same impression: two under one id, or one under two."""
+    return sum(times - 1 for times in Counter((event.session_id, event.position) for event in applied).values())
+
+
+def kill_devices(
+    work: Path, kills: int, seed: int, progress: Callable[[float], None], config: KillConfig | None = None
+) -> dict[str, Any]:
+    """Kill so many devices, with files in the folder `work`; what came of it."""
+    config, rng = config or KillConfig(), random.Random(seed)
+    server, devices = LogServer(work / "log.db"), _Devices(work / "marks")
+    taken: list[str] = []
+    begun = 0  # how many were taken by earlier stores
+    counts: Counter[str] = Counter()
+    during: Counter[str] = Counter()
+
+    def life(number: int, name: str, *, uploads: bool = False, empties: bool = False) -> Life:
+        store, marks, known = work / f"store-{number // config.lives}.db", work / "marks", taken[begun:][-config.known_max :]
+        return Life(str(store), str(marks), server.url, name, uploads, empties, tuple(known))
+
+    def wait(kills_server: bool) -> None:
+        if kills_server:
+            server.kill()
+        until = time.perf_counter() + rng.uniform(0, config.delay_max_s)
+        while time.perf_counter() < until:  # a sleep would be longer than asked for
+            pass
+
+    try:
+        for number in range(kills):
+            server.start()
+            uploads = number % 2 == 1
+            kills_server = uploads and rng.random() < config.server_share
+            events = 0 if number % 4 == 0 else rng.randint(1, config.events_max)
+            lived = devices.live(life(number, f"life-{number}", uploads=uploads), events, partial(wait, kills_server))
+            taken += lived.taken
+            counts["writing_and_uploading" if uploads else "writing"] += 1
+            counts["servers"] += kills_server
+            during.update(lived.during or ["nothing"])
+            counts.update(lived.counts)
+            if number == kills - 1 or (number + 1) % config.lives == 0:
+                server.start()
+                done = devices.live(life(number, f"last-{number}", empties=True))
+                counts.update(done.counts)
+                counts["not_emptied"] += not done.empty
+                begun = len(taken)
+            progress((number + 1) / kills)
+    finally:
+        server.kill()
+        devices.close()
+    log = SqliteFeedbackLog(work / "log.db")
+    applied = list(log.replay())
+    log.close()
+    return {
+        "kills": kills,
+        "events_taken": len(taken),
+        "events_lost": len(set(taken) - {event.event_id for event in applied}),
+        "events_twice": twice(applied),
+        "events_resent": counts["resent"],
+        "repeats_taken": counts["again"],
+        "damaged": counts["damaged"],
+        "not_emptied": counts["not_emptied"],
+        "killed": {name: counts[name] for name in ("writing", "writing_and_uploading", "servers")},
+        "during": {name: during[name] for name in (*MARKS, "nothing")},
+    }

@@ -1,0 +1,63 @@
+"""A server of feedback in a process of its own, to be killed: `python -m benchmarks.reliability.log_server FILE PORT`.
+
+The log is that of `pocketrank.cloud.serving`, behind a plain HTTP server: the whole serving application takes seconds to
+start, and this one is started again many times. It does not sync the disk: no power is cut here.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.reliability.faulty_cloud import FaultyCloud
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+
+__all__ = ["LogServer", "main"]
+
+
+class LogServer:
+    """The process. It starts again on the same port."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._port = log, 0
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start it if it does not run, and wait until it serves."""
+        if self._process is not None:
+            return
+        command = [sys.executable, "-m", "benchmarks.reliability.log_server", str(self._log), str(self._port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith("http"):
+            raise BenchmarkError("the server of the log", "its URL", repr(line))
+        self._port = int(line.rsplit(":", 1)[1])
+
+    def kill(self) -> None:
+        """With -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+
+
+def main(log: str, port: str) -> None:
+    """Serve until killed."""
+    kept = SqliteFeedbackLog(Path(log), SqliteLogConfig(full_sync=False))
+    with FaultyCloud(log=kept).serving(int(port)) as url:
+        print(url, flush=True)
+        Event().wait()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

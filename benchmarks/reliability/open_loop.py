@@ -1,0 +1,144 @@
+"""An open loop of page requests from a process of its own: they come when they come, whether or not the server has answered.
+
+Arrivals are a Poisson process whose rate changes by phase. Each takes a free connection, and one that finds none, because as
+many requests are under way as there may be, is never sent and counted as such. What is told of each is kept by arrival, and
+latencies count from it, so that a server that stalls does not hide what it made others wait.
+`benchmarks.reliability.open_sender` is the process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.processes import own_environment
+from pocketrank.device.contract import PageRequest
+
+__all__ = ["DROPPED", "MALFORMED", "UNSENT", "OpenDone", "OpenLoad", "OpenOrder", "OpenPhase", "OpenResult"]
+
+UNSENT, DROPPED, MALFORMED = 0, 1, 2
+"""What stands for a status: never sent, for want of a connection; no whole answer came; an answer that is none."""
+
+
+class OpenPhase(msgspec.Struct, frozen=True):
+    """A time of one rate."""
+
+    rps: float
+    """Arrivals a second, on average."""
+    seconds: float
+
+
+class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What to send."""
+
+    port: int
+    """On loopback."""
+    requests: str
+    """File of a MessagePack list of `PageRequest`, sent in turn; feedback gets new event ids each time."""
+    phases: tuple[OpenPhase, ...]
+    """One after the other, without a pause."""
+    result: str
+    """File for what came back."""
+    connections: int = 512
+    """Most requests under way."""
+    patience_s: float = 10.0
+    """A request that is not answered by then is dropped."""
+    seed: int = 0
+    """Of the arrivals, and the beginning of event ids."""
+
+
+class OpenDone(msgspec.Struct, frozen=True, kw_only=True):
+    """The process's word that it is done; `OpenResult` says what the fields mean."""
+
+    reasons: tuple[tuple[str, ...], ...]
+    first_error: str | None
+    busy: float
+    late_p99_ms: float
+
+
+@dataclass(frozen=True)
+class OpenResult:
+    """What came back, n requests by their arrival."""
+
+    at: NDArray[np.float64]
+    """[n] seconds after the start at which it arrived"""
+    status: NDArray[np.int16]
+    """[n] of HTTP, or `UNSENT`, `DROPPED`, `MALFORMED`"""
+    ms: NDArray[np.float32]
+    """[n] from the arrival to the whole answer; NaN where none came"""
+    price: NDArray[np.float32]
+    """[n] the page's compute price; NaN where there is no page"""
+    reason: NDArray[np.int16]
+    """[n] place in `reasons`; -1 where there is no page"""
+    vectors: NDArray[np.int8]
+    """[n] 1 where the page has vectors"""
+    retry_after: NDArray[np.int8]
+    """[n] 1 where the answer says when to come again"""
+    reasons: tuple[tuple[str, ...], ...]
+    """What pages said of themselves in `degraded`."""
+    first_error: str | None
+    """The beginning of the first answer that was neither 200 nor 429."""
+    busy: float
+    """Share of the time that the process computed: well below 1, or it was the bottleneck."""
+    late_p99_ms: float
+    """How late requests were sent."""
+
+    @property
+    def whole(self) -> NDArray[np.bool_]:
+        """[n] pages that nothing was left out of."""
+        whole = [place for place, reasons in enumerate(self.reasons) if not reasons]
+        found: NDArray[np.bool_] = (self.status == 200) & np.isin(self.reason, whole)
+        return found
+
+    def between(self, since: float, until: float) -> NDArray[np.bool_]:
+        """[n] those that arrived in this time."""
+        return (self.at >= since) & (self.at < until)
+
+
+class OpenLoad:
+    """The process. A context. `core` None leaves it to the system."""
+
+    def __init__(self, work: Path, core: int | None = None) -> None:
+        self._work = work
+        command = [sys.executable, "-m", "benchmarks.reliability.open_sender", *([] if core is None else [str(core)])]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=own_environment())
+
+    def begin(self, port: int, requests: Sequence[PageRequest], phases: Sequence[OpenPhase], **more: Any) -> None:
+        """Begin to send; `more` are fields of `OpenOrder`."""
+        assert self._process.stdin is not None
+        file = self._work / "open-requests.msgpack"
+        file.write_bytes(msgspec.msgpack.encode(list(requests)))
+        result = str(self._work / "open-result.npz")
+        order = OpenOrder(port=port, requests=str(file), phases=tuple(phases), result=result, **more)
+        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+        self._process.stdin.flush()
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != b"begun\n":
+            raise BenchmarkError("the open loop", "a process that sends", f"exit code {self._process.wait()}")
+
+    def wait(self) -> OpenResult:
+        """What came back, once all phases are over. Raises `BenchmarkError` when the process dies."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchmarkError("the open loop", "a process that answers", f"exit code {self._process.wait()}")
+        done = msgspec.json.decode(line, type=OpenDone)
+        with np.load(self._work / "open-result.npz") as columns:
+            return OpenResult(**dict(columns), **msgspec.structs.asdict(done))
+
+    def __enter__(self) -> OpenLoad:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()

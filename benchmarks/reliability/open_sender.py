@@ -1,0 +1,226 @@
+"""The process of an open loop: `python -m benchmarks.reliability.open_sender [CORE]`.
+
+It reads one `OpenOrder` a line and answers each with `begun` and, when it is done, an `OpenDone`. Raw sockets under one epoll;
+pages are decoded in full, so that one that is not whole is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import selectors
+import socket
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter, process_time
+
+import msgspec
+import numpy as np
+
+from benchmarks.reliability.open_loop import DROPPED, MALFORMED, UNSENT, OpenDone, OpenOrder
+from benchmarks.serving.load import http_request
+from pocketrank.device.codec import from_msgpack, read_page, to_msgpack
+from pocketrank.device.contract import ContractError, Page, PageRequest
+
+__all__ = ["main"]
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_RETRY_AFTER = re.compile(rb"\r\nretry-after: *\d+\r\n", re.IGNORECASE)
+_RECEIVE = 1 << 18
+_IDLE_S = 2.0  # uvicorn closes after 5 s what does not ask; who asks just then would have to ask again
+
+
+class _Connection:
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.got, self.number, self.request_id, self.since = b"", -1, "", 0.0
+
+    def receive(self) -> tuple[bytes, bytes] | None:
+        """Head and body, once they are whole. Raises OSError when they never will be."""
+        chunk = self.socket.recv(_RECEIVE)
+        if not chunk:
+            raise ConnectionError("closed")
+        self.got += chunk
+        end = self.got.find(_HEAD_END)
+        if end < 0:
+            return None
+        head, body = self.got[: end + 2], self.got[end + len(_HEAD_END) :]
+        length = _LENGTH.search(head)
+        if length is None:
+            raise ConnectionError("an answer without its length")
+        return (head, body) if len(body) >= int(length[1]) else None
+
+
+class _Loop:
+    def __init__(self, order: OpenOrder) -> None:
+        self._order, self._rng = order, random.Random(order.seed)
+        self._requests = msgspec.msgpack.decode(Path(order.requests).read_bytes(), type=list[PageRequest])
+        self._bodies = [None if request.feedback else _http(request) for request in self._requests]
+        self._selector = selectors.DefaultSelector()
+        self._free: list[_Connection] = []
+        self._busy: dict[int, _Connection] = {}
+        self._reasons: dict[tuple[str, ...], int] = {(): 0}
+        self._first_error: str | None = None
+        self._at, self._late = array("d"), array("f")
+        self._status, self._reason = array("h"), array("h")
+        self._ms, self._price = array("f"), array("f")
+        self._vectors, self._retry_after = array("b"), array("b")
+
+    def run(self) -> OpenDone:
+        busy, self._began = process_time(), perf_counter()
+        arrivals = self._arrivals()
+        due: float | None = next(arrivals, None)
+        while due is not None or self._busy:
+            now = perf_counter() - self._began
+            while due is not None and due <= now:
+                self._arrive(due)
+                due = next(arrivals, None)
+                now = perf_counter() - self._began
+            for key, _ in self._selector.select(1.0 if due is None else max(0.0, due - now)):
+                self._readable(key.data)
+            self._tidy()
+        seconds, busy = perf_counter() - self._began, process_time() - busy
+        for connection in self._free:
+            connection.socket.close()
+        np.savez(
+            self._order.result,
+            at=np.array(self._at),
+            status=np.array(self._status),
+            ms=np.array(self._ms),
+            price=np.array(self._price),
+            reason=np.array(self._reason),
+            vectors=np.array(self._vectors),
+            retry_after=np.array(self._retry_after),
+        )
+        late = 1e3 * float(np.percentile(self._late, 99)) if self._late else 0.0
+        return OpenDone(reasons=tuple(self._reasons), first_error=self._first_error, busy=busy / seconds, late_p99_ms=late)
+
+    def _arrivals(self) -> Iterator[float]:
+        start = 0.0
+        for phase in self._order.phases:
+            at = start
+            while phase.rps > 0 and (at := at + self._rng.expovariate(phase.rps)) < start + phase.seconds:
+                yield at
+            start += phase.seconds
+
+    def _arrive(self, at: float) -> None:
+        number = len(self._at)
+        self._at.append(at)
+        for column, value in ((self._status, UNSENT), (self._reason, -1), (self._vectors, 0), (self._retry_after, 0)):
+            column.append(value)
+        for floats in (self._ms, self._price):
+            floats.append(float("nan"))
+        if len(self._busy) >= self._order.connections:
+            return
+        place = number % len(self._requests)
+        request, data = self._requests[place], self._bodies[place]
+        if data is None:
+            ids = (f"{self._order.seed}-{number}/{i}" for i in range(len(request.feedback)))
+            events = tuple(msgspec.structs.replace(e, event_id=id_) for e, id_ in zip(request.feedback, ids, strict=True))
+            data = _http(msgspec.structs.replace(request, feedback=events))
+        try:
+            if self._free:
+                connection = self._free.pop()
+            else:
+                connection = _Connection(self._order.port)
+                self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+            connection.got, connection.number, connection.request_id = b"", number, request.request_id
+            connection.since = perf_counter()
+            self._late.append(connection.since - self._began - at)
+            self._busy[number] = connection
+            connection.socket.sendall(data)
+        except OSError as error:
+            self._status[number] = DROPPED
+            self._err(str(error))
+            if number in self._busy:
+                self._close(self._busy.pop(number))
+
+    def _readable(self, connection: _Connection) -> None:
+        number = connection.number
+        try:
+            answer = connection.receive()
+        except OSError as error:
+            if number >= 0:  # one at rest may be closed
+                self._status[number] = DROPPED
+                self._err(str(error))
+                del self._busy[number]
+            else:
+                self._free.remove(connection)
+            self._close(connection)
+            return
+        if answer is None or number < 0:
+            return
+        now = perf_counter()
+        del self._busy[number]
+        connection.number, connection.since = -1, now
+        self._free.append(connection)
+        self._ms[number] = 1e3 * (now - self._began - self._at[number])
+        self._status[number] = self._read(number, connection.request_id, *answer)
+
+    def _read(self, number: int, request_id: str, head: bytes, body: bytes) -> int:
+        try:
+            status = int(head.split(b" ", 2)[1])
+        except (IndexError, ValueError):
+            status = MALFORMED
+        if status == 200:
+            try:
+                page = from_msgpack(body, Page)
+                columns = read_page(page)
+            except ContractError as error:
+                self._err(str(error))
+                return MALFORMED
+            if page.request_id != request_id or not len(columns.item_id):
+                self._err("another's page, or an empty one")
+                return MALFORMED
+            self._price[number], self._vectors[number] = page.compute_price, page.split_version is not None
+            self._reason[number] = self._reasons.setdefault(page.degraded, len(self._reasons))
+        else:
+            self._retry_after[number] = _RETRY_AFTER.search(head) is not None
+            if status != 429:
+                self._err((head + body)[:300].decode(errors="replace"))
+        return status
+
+    def _err(self, what: str) -> None:
+        self._first_error = self._first_error or what
+
+    def _tidy(self) -> None:
+        now = perf_counter()
+        while self._free and now - self._free[0].since > _IDLE_S:
+            self._close(self._free.pop(0))
+        for number, connection in list(self._busy.items())[:1]:  # the oldest is first
+            if now - connection.since > self._order.patience_s:
+                self._err(f"no answer within {self._order.patience_s:g} s")
+                self._status[number] = DROPPED
+                del self._busy[number]
+                self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(connection.socket)
+        connection.socket.close()
+
+
+def _http(request: PageRequest) -> bytes:
+    return http_request("/v1/page", to_msgpack(request), "application/msgpack")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Send what standard input says, one order after the other."""
+    if arguments:
+        os.sched_setaffinity(0, {int(arguments[0])})
+    for line in sys.stdin.buffer:
+        loop = _Loop(msgspec.json.decode(line, type=OpenOrder))
+        sys.stdout.buffer.write(b"begun\n")
+        sys.stdout.buffer.flush()
+        sys.stdout.buffer.write(msgspec.json.encode(loop.run()) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,151 @@
+"""All that pages are made from: the published run, its indexes, the pipeline, and the split versions that still live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic, sleep
+
+import numpy as np
+
+from pocketrank.cloud.pages.renewal import Renewal
+from pocketrank.cloud.pages.splits import Split, Splits
+from pocketrank.cloud.pages.user_state import UserStates
+from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError
+from pocketrank.cloud.pipeline.filters import Filters
+from pocketrank.cloud.pipeline.pipeline import Pipeline
+from pocketrank.cloud.pipeline.stage import Resources
+from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.published.onnx_ranker import OnnxRanker, OnnxRankerConfig
+from pocketrank.cloud.published.published import Published, PublishedRecord
+from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.stores.base import EmbeddingStore, StoreWriteError
+from pocketrank.cloud.stores.filling import fill_store
+from pocketrank.cloud.stores.mapped import MappedStore
+from pocketrank.cloud.stores.opening import open_store
+from pocketrank.cloud.training.run import Run
+from pocketrank.cloud.vectors.index import VectorIndex
+from pocketrank.cloud.vectors.ivf import IvfIndex
+from pocketrank.cloud.vectors.opening import IndexConfig, open_index
+
+__all__ = ["PageEngine", "fill_stores", "open_engine"]
+
+_DAY_S = 86_400.0
+OTHER_S = 60.0
+"""Longest wait for another process that fills the same files."""
+CHECK_S = 0.1
+
+
+@dataclass(frozen=True)
+class PageEngine:
+    """What a process serves."""
+
+    published: Published
+    record: PublishedRecord
+    catalogue: Catalogue
+    ranker: OnnxRanker
+    filters: Filters
+    pipeline: Pipeline
+    splits: Splits
+    states: UserStates
+    closing: ExitStack
+
+    def close(self) -> None:
+        """Let go of indexes, stages and the store."""
+        self.closing.close()
+
+
+def open_engine(run: Run, config: ServingConfig) -> PageEngine:
+    """The world of `run`, whose vectors `fill_stores` has put in place.
+
+    Raises `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError` or `RunError`, whichever part cannot be had.
+    """
+    pipeline = config.pipeline
+    published, record = Published.open(run.published)
+    catalogue = Catalogue(published, record)
+    with ExitStack() as stack:
+        ranker = OnnxRanker(run.published, published, record, OnnxRankerConfig(processes=config.workers))
+        filters = _filters(pipeline, catalogue, config.folder)
+        indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
+        for index in indexes.values():
+            stack.callback(index.close)
+        resources = Resources(catalogue, ranker, indexes, filters, config.folder)
+        stages = Pipeline(pipeline, resources, run.spec.task_weights)
+        stack.callback(stages.close)
+        store = open_store(_url(run, config))
+        stack.callback(store.close)
+        runs = [run, *_older(config)]
+        halves = [(published, record), *(Published.open(old.published) for old in runs[1:])]
+        # Files are filled before they are served, by one process alone.
+        refill = None if isinstance(store, MappedStore) else partial(_fill, store, halves, config)
+        of_runs = [Split.of(one.published, *half) for one, half in zip(runs, halves, strict=True)]
+        splits = Splits(of_runs, store, refill=refill)
+        stack.callback(splits.close)
+        if (ttl_s := _ttl_s(config)) is not None:
+            stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
+        states = UserStates(published, record, config.state)
+        return PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, closing=stack.pop_all())
+
+
+def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = OTHER_S) -> None:
+    """Put the vectors of all versions that will be served where every process finds them. Raises `StoreError`, `RunError`.
+
+    Waits so long for another server that is filling the same files; what that one put is there.
+    """
+    _put(run, [Published.open(one.published) for one in (run, *_older(config))], config, wait_s)
+
+
+def _put(run: Run, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig, wait_s: float) -> None:
+    until = monotonic() + wait_s
+    while True:
+        store = open_store(_url(run, config))
+        try:
+            _fill(store, halves, config)
+            return
+        except StoreWriteError:
+            if not isinstance(store, MappedStore) or monotonic() > until:
+                raise
+        finally:
+            store.close()
+        sleep(CHECK_S)
+
+
+def _fill(store: EmbeddingStore, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig) -> None:
+    for published, record in halves:
+        fill_store(store, published, record, _ttl_s(config))
+
+
+def _ttl_s(config: ServingConfig) -> float | None:
+    days = config.pipeline.store.ttl_days
+    return None if days is None else days * _DAY_S
+
+
+def _url(run: Run, config: ServingConfig) -> str:
+    return config.pipeline.store.url or f"mmap:{run.folder / 'vectors'}"
+
+
+def _older(config: ServingConfig) -> list[Run]:
+    return [Run.open(config.folder / split.run) for split in config.pipeline.split]
+
+
+def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path) -> Filters:
+    try:
+        return Filters(pipeline.filters, catalogue, folder)
+    except OSError as error:
+        raise PipelineError("$.filters.removed", f"Expected a file of item ids, got: {error}") from error
+    except ValueError as error:
+        raise PipelineError("$.filters.removed", str(error)) from error
+
+
+def _index(name: str, config: IndexConfig, catalogue: Catalogue, published: Published, record: PublishedRecord) -> VectorIndex:
+    index = open_index(config, name=f"{name}-{record.split_version}")
+    items = np.arange(1, len(catalogue))
+    if len(index) == len(items):  # another server has put them into an index that they share
+        return index
+    index.upsert(items, np.asarray(published.item_vector)[1:], catalogue.attributes.take(items))
+    if isinstance(index, IvfIndex):
+        index.wait()  # a server that is ready is as fast as it will be
+    return index

@@ -1,0 +1,249 @@
+"""One page: who asks, then the pipeline, then the top of what it found as columns in cloud order with their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import urandom
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.cloud.pages.engine import PageEngine
+from pocketrank.cloud.pages.intake import check_experiment
+from pocketrank.cloud.pages.splits import VectorsUnavailableError
+from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError
+from pocketrank.cloud.pipeline.stage import Deadline, Query
+from pocketrank.cloud.published.ids import IdLookup
+from pocketrank.cloud.published.published import PublishedRecord
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import Block, Candidates, Columns, ContractError, FeedbackReceipt, Page, PageRequest
+
+__all__ = ["PageMaker", "PageObserver"]
+
+_DAY_MS = 86_400_000
+_UNKNOWN = np.iinfo(np.int64).min
+_ROW_0 = np.zeros(1, np.int64)
+
+
+class PageObserver:
+    """Told what happens on the way to a page. This one does not listen; metrics do
+    (`pocketrank.cloud.serving.telemetry.metrics`).
+    """
+
+    def stage(self, name: str, seconds: float) -> None:
+        """A stage took so long: `state`, `tower`, one of the pipeline's, `assemble`."""
+
+    def feedback(self, receipt: FeedbackReceipt) -> None:
+        """The request's feedback was taken in."""
+
+    def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
+        """A page is made; `without_vectors` is `unknown`, `not_asked` or `unavailable` when it has none."""
+
+    def degraded(self, reason: str) -> None:
+        """A page lacks something, or something of it was replaced."""
+
+
+_Columns = list[int] | slice
+"""A slice where all are sent, which copies nothing."""
+
+
+class _Sent(NamedTuple):
+    """What is sent of a candidate, as columns of the tables."""
+
+    tasks: _Columns
+    task_count: int
+    floats: _Columns
+    age: bool
+    float_names: tuple[str, ...]
+    categories: _Columns
+    category_names: tuple[str, ...]
+
+
+class PageMaker:
+    """Makes pages of a published run. Raises `PipelineError` for a config that does not fit it. Called from one thread at a
+    time.
+
+    What it does at the edges: an unknown user gets popular items and those near the vector of nobody in particular;
+    exclusions of unknown items have no effect; a user who has seen almost everything, or an empty catalogue, gets a shorter
+    page, down to no candidates; a store that is away makes a page without vectors.
+    """
+
+    def __init__(
+        self,
+        world: PageEngine,
+        config: PipelineConfig,
+        *,
+        observer: PageObserver | None = None,
+        price: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        """`price` tells what one more page costs now (`pocketrank.cloud.serving.load.price`)."""
+        self._config, self._budget, self._record = config.page, config.limits, world.record
+        self._pipeline, self._catalogue, self._filters = world.pipeline, world.catalogue, world.filters
+        self._splits, self._states, self._users = world.splits, world.states, IdLookup(world.published.user_id)
+        self._observer, self._price = observer or PageObserver(), price
+        self._sent = _sent(world.record, config.page.features)
+        upload_ms = world.catalogue.upload_ms
+        self._upload_day = np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)  # [I]
+
+    def check(self, request: PageRequest) -> None:
+        """Raises `ContractError` for a size out of range or an unusable experiment. To be asked before feedback is taken."""
+        if not 1 <= request.size <= self._config.size_max:
+            raise ContractError("$.size", f"1 to {self._config.size_max} candidates", str(request.size))
+        check_experiment(request.experiment, "$.experiment")
+
+    def __call__(self, request: PageRequest, since: float | None = None) -> Page:
+        """The page that `request` asks for. `since` is when it came, by `time.perf_counter`; now when None."""
+        deadline = Deadline(self._budget.page_ms / 1e3, since)
+        lap = _Laps(self._observer.stage)
+        query = self._query(request, deadline)
+        lap("state")
+        vector = self._user_vectors(query, request.split_version)
+        lap("tower")
+        candidates = self._pipeline(query, self._observer.stage)
+        query.deadline = deadline
+        lap.skip()
+        page = self._page(query, candidates.take(slice(request.size)), vector)
+        lap("assemble")
+        without = None
+        if page.split_version is None:
+            asked = request.split_version
+            without = "not_asked" if asked is None else "unavailable" if asked in self._splits else "unknown"
+        self._observer.page(len(candidates), len(page.candidates.item_id.data) // 8, without)
+        for reason in query.degraded:
+            self._observer.degraded(reason)
+        return page
+
+    def _query(self, request: PageRequest, deadline: Deadline) -> Query:
+        state = self._states(request.user_id, request.experiment)
+        exclude = [_ROW_0, self._filters.removed, self._catalogue.positions(request.exclude)]
+        if self._filters.config.seen:
+            exclude.append(state.seen)
+        return Query(
+            request=request,
+            user=self._users.one(request.user_id),
+            history=state.history,
+            exclude=np.concatenate(exclude),
+            hour=(request.now_ms // 3_600_000 + self._record.utc_offset_h) % 24,
+            deadline=deadline,
+        )
+
+    def _user_vectors(self, query: Query, asked: str | None) -> NDArray[np.float32] | None:
+        """The user's vector of the version that is `asked` for; sets the query's, which is that of the served run."""
+        ids, feedback = self._catalogue.item_id[query.history.item], query.history.feedback
+        served, user_id, vector = self._record.split_version, query.request.user_id, None
+        deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
+        try:
+            query.vector = self._splits.user(served, user_id, ids, feedback, deadline)
+            if asked == served:
+                vector = query.vector
+            elif asked is not None and asked in self._splits:
+                vector = self._splits.user(asked, user_id, ids, feedback, deadline)
+        except VectorsUnavailableError:
+            query.degraded.append("no_user_vector")
+        return vector
+
+    def _page(self, query: Query, candidates: CandidateSet, vector: NDArray[np.float32] | None) -> Page:
+        request, catalogue, items = query.request, self._catalogue, candidates.item
+        ids = catalogue.item_id.take(items)
+        vectors = None if vector is None else self._vectors(query, ids)
+        split = request.split_version if vectors is not None else None
+        sent = self._sent
+        return Page(
+            page_id=urandom(16).hex(),
+            request_id=request.request_id,
+            # The device judges staleness, so the page is dated by the device's clock.
+            created_ms=request.now_ms,
+            ttl_ms=self._config.ttl_ms,
+            candidates=Candidates(
+                item_id=to_block(ids, "i8"),
+                floats=Columns(names=sent.float_names, values=to_block(self._floats(request, candidates), "f4")),
+                categories=Columns(
+                    names=sent.category_names, values=to_block(catalogue.categories.take(items, 0)[:, sent.categories], "i4")
+                ),
+                vector=vectors,
+            ),
+            compute_price=self._price(),
+            user_vector=None if vectors is None or vector is None else to_block(vector, "f2"),
+            split_version=split,
+            split_reason=None if split else self._reason(request.split_version),
+            degraded=tuple(query.degraded),
+        )
+
+    def _floats(self, request: PageRequest, candidates: CandidateSet) -> NDArray[np.float32]:
+        sent, catalogue = self._sent, self._catalogue
+        floats = np.empty((len(candidates), len(sent.float_names)), np.float32)
+        k, f = sent.task_count, len(sent.float_names) - sent.age
+        if candidates.pxtr is None:
+            floats[:, :k] = np.nan
+        else:
+            floats[:, :k] = candidates.pxtr[:, sent.tasks]
+        floats[:, k:f] = catalogue.floats.take(candidates.item, 0)[:, sent.floats]
+        if sent.age:
+            floats[:, -1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
+        return floats
+
+    def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:
+        """Vectors [n, D] of the asked version; an item that it does not know has its vector of an unknown item."""
+        version = query.request.split_version
+        assert version is not None
+        deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
+        try:
+            vectors, found = self._splits.items(version, ids, deadline)
+            if np.count_nonzero(found) < len(ids):
+                unknown = self._splits.items(version, np.array([_UNKNOWN]), deadline)
+                vectors = np.where(found[:, None], vectors, unknown.vectors)
+        except VectorsUnavailableError:
+            query.degraded.append("no_vectors")
+            return None
+        return to_block(vectors, "f2")
+
+    def _reason(self, version: str | None) -> str:
+        if version is None:
+            return "not asked for"
+        if version in self._splits:
+            return "the vectors cannot be had just now"
+        return f"unknown split version {version[:64]}"  # cut short: it is the sender's text, and a digest has 64 characters
+
+
+class _Laps:
+    """Tells how long each stage took since the last."""
+
+    def __init__(self, tell: Callable[[str, float], None]) -> None:
+        self._tell, self._since = tell, perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        now = perf_counter()
+        self._tell(stage, now - self._since)
+        self._since = now
+
+    def skip(self) -> None:
+        self._since = perf_counter()
+
+
+def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
+    pxtr = [f"pxtr_{task}" for task in record.tasks]
+    known = {*pxtr, *record.float_names, "age", *record.category_names}
+    if features is not None and (unknown := set(features) - known):
+        what = f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
+        raise PipelineError("$.page.features", what)
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        return [name for name in names if features is None or name in features]
+
+    def columns(sent: list[str], names: Sequence[str]) -> _Columns:
+        return slice(None) if len(sent) == len(names) else [names.index(name) for name in sent]
+
+    tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
+    age = ["age"] if "age" not in record.float_names and (features is None or "age" in features) else []
+    return _Sent(
+        columns(tasks, pxtr),
+        len(tasks),
+        columns(floats, record.float_names),
+        bool(age),
+        (*tasks, *floats, *age),
+        columns(categories, record.category_names),
+        tuple(categories),
+    )

@@ -1,0 +1,136 @@
+"""What serving knows of each user: the published history and every accepted feedback event since.
+
+A user's events are kept in the order in which they happened (impression time, then position), whatever the order in which
+they arrived, so live updates, late batches and a replay of the log all end in the same state. Published events have no times
+and count as older than all others.
+
+Events of an experiment make a state of their own beside the user's: it starts from the published history, and neither the
+user's other events nor another experiment's reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.cloud.data.feedback import EFFECTIVE_VIEW_S, HISTORY_FEEDBACK
+from pocketrank.cloud.published.ids import IdLookup
+from pocketrank.cloud.published.onnx_ranker import History
+from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
+from pocketrank.device.contract import FeedbackEvent
+
+__all__ = ["StateConfig", "UserState", "UserStates"]
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StateConfig:
+    """What is kept of a user, and from when on a watch counts."""
+
+    seen_max: int = 2000
+    """Latest events kept; an item whose last event falls out may be shown again. At least the run's `history_max` are kept."""
+    long_view_ms: int = 18_000
+    """A watch of this, or of the whole item if that is shorter, is a long view (KuaiRand's definition)."""
+    effective_view_ms: int = round(1000 * EFFECTIVE_VIEW_S)
+    """A watch of this, or of the whole item if that is shorter, is an effective view."""
+
+
+class UserState(NamedTuple):
+    """A snapshot: later feedback makes a new one."""
+
+    history: History
+    """The last `history_max` events, oldest first."""
+    seen: Int
+    """Item positions of all events kept, repeats possible."""
+
+
+class _Window(NamedTuple):
+    """Events of one user, oldest first, e of them."""
+
+    item: Int  # [e]
+    feedback: Float  # [e, F]
+    ms: Int  # [e]
+    position: Int  # [e]
+
+    def with_rows(self, other: _Window, rows: list[int], keep: int) -> _Window:
+        """These events and the `rows` of `other`, in order, the last `keep` of them."""
+        item, feedback = np.concatenate([self.item, other.item[rows]]), np.concatenate([self.feedback, other.feedback[rows]])
+        ms, position = np.concatenate([self.ms, other.ms[rows]]), np.concatenate([self.position, other.position[rows]])
+        latest = np.lexsort((position, ms))[-keep:]
+        return _Window(item[latest], feedback[latest], ms[latest], position[latest])
+
+
+class UserStates:
+    """States of all users. Safe to call from several threads: a window is replaced, never written to."""
+
+    def __init__(self, published: Published, record: PublishedRecord, config: StateConfig | None = None) -> None:
+        self._config = config or StateConfig()
+        self._history_max = record.history_max
+        self._keep = max(self._config.seen_max, self._history_max)
+        self._items, self._users = IdLookup(published.item_id), IdLookup(published.user_id)
+        self._history_item = np.asarray(published.history_item)
+        self._history_feedback = np.asarray(published.history_feedback, np.float32)
+        self._history_count = (self._history_item > 0).sum(1)  # padding is at the front
+        self._history_count[0] = 0  # the row for the unknown is nobody's past
+        if "duration_ms" not in record.float_names:
+            raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
+        if published.history_feedback.shape[2] != len(HISTORY_FEEDBACK):
+            got = published.history_feedback.shape[2]
+            raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} values of feedback a history event, got {got}")
+        duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
+        self._duration_ms = np.where(duration > 0, duration, np.inf)  # unknown ones leave the fixed bounds
+        self._windows: dict[tuple[int, str | None], _Window] = {}  # user and experiment
+        self._lock = Lock()
+
+    def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
+        """The state of a user in an experiment or outside of any; that of an unknown user has no events."""
+        window = self._windows.get((user_id, experiment))
+        if window is None:
+            item, feedback = self._before(user_id)
+            return UserState(History(item, feedback), item)
+        return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
+
+    def apply(self, events: Sequence[FeedbackEvent]) -> None:
+        """Take in events that the log has just accepted. One of an item that is not published changes nothing."""
+        new = self._window(events)
+        of_user: dict[tuple[int, str | None], list[int]] = {}
+        for i, event in enumerate(events):
+            if new.item[i]:
+                of_user.setdefault((event.user_id, event.experiment), []).append(i)
+        with self._lock:
+            for key, rows in of_user.items():
+                old = self._windows.get(key) or self._published(key[0])
+                self._windows[key] = old.with_rows(new, rows, self._keep)
+
+    def _window(self, events: Sequence[FeedbackEvent]) -> _Window:
+        item = self._items([e.item_id for e in events])
+        watch = np.array([max(0, e.watch_ms) for e in events], np.float64)
+        duration = self._duration_ms[item]
+        effective = watch >= np.minimum(duration, self._config.effective_view_ms)
+        columns: dict[str, Float | NDArray[np.float64] | NDArray[np.bool_]] = {
+            "long_view": watch >= np.minimum(duration, self._config.long_view_ms),
+            "like": np.array([e.like for e in events], np.bool_),
+            "watch_log": np.log1p(watch / 1000),
+            "engaged": np.array([e.click for e in events], np.bool_) | effective,
+            "logged": np.ones(len(events)),
+        }
+        feedback = np.stack([columns[name].astype(np.float32) for name in HISTORY_FEEDBACK], 1)
+        ms = np.array([e.impression_ms for e in events], np.int64)
+        return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
+
+    def _published(self, user_id: int) -> _Window:
+        item, feedback = self._before(user_id)
+        return _Window(item, feedback, np.full(len(item), np.iinfo(np.int64).min), np.arange(len(item)))
+
+    def _before(self, user_id: int) -> tuple[Int, Float]:
+        """The published events of a user."""
+        at = self._users.one(user_id)
+        first = self._history_max - int(self._history_count[at])
+        return self._history_item[at, first:].astype(np.int64), self._history_feedback[at, first:]

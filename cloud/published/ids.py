@@ -1,0 +1,38 @@
+"""From ids to positions in published tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["IdLookup"]
+
+_NONE = np.zeros(0, np.int64)
+_NONE.flags.writeable = False
+
+
+class IdLookup:
+    """Positions of `ids` [n], ascending and unique; an id that is not among them is at position 0, the row for the unknown."""
+
+    def __init__(self, ids: NDArray[np.int64]) -> None:
+        self._ids = np.asarray(ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __call__(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Positions [m] of `ids` [m]."""
+        if not len(ids):
+            return _NONE
+        wanted = np.fromiter(ids, np.int64, len(ids))
+        at = self._ids.searchsorted(wanted)
+        at[at == len(self._ids)] = 0
+        at[self._ids[at] != wanted] = 0
+        return at
+
+    def one(self, id: int) -> int:
+        """Position of one id."""
+        at = int(self._ids.searchsorted(id))
+        return at if at < len(self._ids) and self._ids[at] == id else 0

@@ -1,0 +1,107 @@
+"""Runs the multi-task ranker, which makes the pXTRs, in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.cloud.published.graphs import first, measured_threads, open_graph
+from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
+
+__all__ = ["History", "OnnxRanker", "OnnxRankerConfig"]
+
+_INPUTS = ("user_row", "history_row", "history_feedback", "item_row", "scene", "hour")
+
+
+@dataclass(frozen=True)
+class OnnxRankerConfig:
+    """How onnxruntime runs the graph."""
+
+    threads: int | None = None
+    """Threads of one run. None: as many as measuring finds worth it (`pocketrank.cloud.published.graphs.measured_threads`)."""
+    processes: int = 1
+    """Processes that share the machine's cores."""
+    candidates: int = 500
+    """What is measured with."""
+
+
+class History(NamedTuple):
+    """What is known of a user's past, oldest first, e events."""
+
+    item: NDArray[np.int64]
+    """[e] positions in the item tables."""
+    feedback: NDArray[np.float32]
+    """[e, F] in the order of `pocketrank.cloud.data.feedback.HISTORY_FEEDBACK`."""
+
+
+class OnnxRanker:
+    """The ranker in `folder` over the rows of `published`. Raises `PublishedError`. Safe to call from several threads."""
+
+    def __init__(
+        self, folder: Path, published: Published, record: PublishedRecord, config: OnnxRankerConfig | None = None
+    ) -> None:
+        config = config or OnnxRankerConfig()
+        # Plain arrays over the same mapped bytes: indexing a memmap costs several times as much.
+        self._user_row = np.asarray(published.user_row)
+        self._item_row, self._item_identity = np.asarray(published.item_row), np.asarray(published.item_identity)
+        self._tasks, self._feedback_width = len(record.tasks), published.history_feedback.shape[2]
+        self._scenes = [np.array([[code]], np.int64) for code in range(record.scenes)]
+        self._hours = [np.array([[hour + 1]], np.int64) for hour in range(24)]
+        self._path = folder / "ranker.onnx"
+        self._graph = open_graph(self._path, _INPUTS, "pxtr")
+        self._try_out()
+        self.threads = config.threads or self._measured(record.history_max, config)
+        """of one run"""
+        if self.threads > 1:
+            self._graph = open_graph(self._path, _INPUTS, "pxtr", self.threads)
+
+    @property
+    def nothing(self) -> NDArray[np.float32]:
+        """The pXTRs [0, K] of no items."""
+        return np.zeros((0, self._tasks), np.float32)
+
+    def pxtr(self, user: int, history: History, items: NDArray[np.int64], *, scene: int, hour: int) -> NDArray[np.float32]:
+        """Probabilities [n, K] of every task for the items at positions `items` [n].
+
+        `user` is a position in the user tables, 0 = unknown. `scene` is a request's scene from 0, one that the run does not
+        know counts as unknown; `hour` is 0..23.
+        """
+        if not len(items):
+            return self.nothing
+        return first(self._graph, "pxtr", self._inputs(user, history, items, scene, hour))
+
+    def _inputs(self, user: int, history: History, items: NDArray[np.int64], scene: int, hour: int) -> dict[str, NDArray[Any]]:
+        return {
+            "user_row": self._user_row[user : user + 1],
+            "history_row": self._item_identity.take(history.item, 0)[None],
+            "history_feedback": history.feedback[None],
+            "item_row": self._item_row.take(items, 0)[None],
+            "scene": self._scenes[scene + 1 if 0 <= scene < len(self._scenes) - 1 else 0],
+            "hour": self._hours[hour],
+        }
+
+    def _measured(self, events: int, config: OnnxRankerConfig) -> int:
+        inputs = self._inputs(0, self._past(events), np.zeros(config.candidates, np.int64), 0, 0)
+
+        def run(threads: int) -> Callable[[], object]:
+            graph = open_graph(self._path, _INPUTS, "pxtr", threads)
+            return lambda: graph.run(["pxtr"], inputs)
+
+        return measured_threads(run, config.processes)
+
+    def _past(self, events: int) -> History:
+        return History(np.zeros(events, np.int64), np.zeros((events, self._feedback_width), np.float32))
+
+    def _try_out(self) -> None:
+        """One run, so that tables and a graph which do not fit fail here and not under a user."""
+        try:
+            pxtr = self.pxtr(0, self._past(0), np.zeros(1, np.int64), scene=0, hour=0)
+        except Exception as error:
+            raise PublishedError(f"Expected graphs that take the published rows, got: {error} - at {self._path}") from error
+        if pxtr.shape != (1, self._tasks):
+            raise PublishedError(f"Expected pXTRs of shape {(1, self._tasks)}, got {pxtr.shape} - at {self._path}")

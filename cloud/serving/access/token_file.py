@@ -1,0 +1,191 @@
+"""The file of bearer tokens: who may do what, until when. It holds no token, only their digests.
+
+A token is `prk_<id>_<secret>`: 48 bits in hex that name it and 256 random bits in hex. The file has the SHA-256 of the whole
+text. A plain hash is right here and a password hash is not: nobody can go through 2^256 secrets however fast the hash is, and
+every request would pay for a slow one.
+
+::
+
+    {"version": 1, "tokens": [{"id": "9f…", "sha256": "…", "scopes": ["device"], "created_ms": …, "expires_ms": …}]}
+
+Errors::
+
+    TokenFileError             not a file of tokens, not there, not readable, or open to others; says which file
+    └── NoSuchTokenError       no token has this id
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+from filelock import FileLock, Timeout
+from msgspec import Meta
+
+from pocketrank.cloud.serving.access.limits import SCOPES, RateLimit, TokenScope
+from pocketrank.cloud.serving.bundles.disk import replace_file
+
+__all__ = [
+    "IssuedToken",
+    "NoSuchTokenError",
+    "TokenFileError",
+    "TokenRecord",
+    "decode_tokens",
+    "issue_token",
+    "list_tokens",
+    "read_token_file",
+    "revoke_token",
+]
+
+_ID_BYTES, _SECRET_BYTES = 6, 32
+_OWNER_ONLY = 0o600
+_OTHERS = stat.S_IWGRP | stat.S_IRWXO  # a secret that Kubernetes mounts is readable by the pod's group
+_BYTES_MAX = 64 << 20
+_LOCK_S = 10.0
+
+
+class TokenFileError(ValueError):
+    """Not a file of tokens, not there, not readable, or open to others. The message names the file and never a secret."""
+
+    def __init__(self, where: Path, expected: str, got: str) -> None:
+        super().__init__(f"Expected {expected}, got {got} - at {where}")
+        self.where, self.expected, self.got = where, expected, got
+
+
+class NoSuchTokenError(TokenFileError):
+    """No token of the file has this id."""
+
+
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What is kept of a token. Unknown fields are refused: a mistyped `revoked_ms` must not leave a token in force."""
+
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]
+    """Its public name, for logs and to revoke it."""
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    """The digest of the whole token in hex."""
+    scopes: Annotated[tuple[TokenScope, ...], Meta(min_length=1)]
+    """All that it may do. None implies another: what scrapes metrics must not be able to change every device's models."""
+    created_ms: int
+    """When it was made, in Unix milliseconds."""
+    expires_ms: int
+    """From when on it is no longer let in."""
+    revoked_ms: int | None = None
+    """When it was revoked, None of one in force. A revoked token stays in the file, for logs to be understood."""
+    note: Annotated[str, Meta(max_length=200)] = ""
+    """Whose it is."""
+    rate: RateLimit | None = None
+    """Its own rate limit instead of that of its scope."""
+
+
+class _Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    version: Literal[1] = 1
+    tokens: tuple[TokenRecord, ...] = ()
+
+
+class IssuedToken(NamedTuple):
+    """A new token."""
+
+    token: str
+    """The secret text, which nobody can have a second time."""
+    record: TokenRecord
+    """What the file keeps."""
+
+
+_decode = msgspec.json.Decoder(_Tokens).decode
+
+
+def decode_tokens(data: bytes, where: Path) -> tuple[TokenRecord, ...]:
+    """The records in a file's bytes. Raises `TokenFileError`."""
+    try:
+        tokens = _decode(data).tokens
+    except (msgspec.DecodeError, RecursionError) as error:  # UnicodeDecodeError is a DecodeError of msgspec's
+        raise TokenFileError(where, "a file of tokens", str(error)) from error
+    if len({record.id for record in tokens}) < len(tokens):
+        raise TokenFileError(where, "each token listed once", "two of one id")
+    return tokens
+
+
+def read_token_file(path: Path) -> tuple[bytes, os.stat_result]:
+    """The file's bytes and what is known of it then. Raises `TokenFileError`, also when others may change or read it."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if os.name == "posix" and status.st_mode & _OTHERS:
+                raise TokenFileError(path, "a file that only its owner may read and write (chmod 600)", "one that others may")
+            data = file.read(_BYTES_MAX + 1)
+    except OSError as error:
+        raise TokenFileError(path, "a file of tokens", error.strerror or type(error).__name__) from error
+    if len(data) > _BYTES_MAX:
+        raise TokenFileError(path, f"at most {_BYTES_MAX} bytes", "more")
+    return data, status
+
+
+def list_tokens(path: Path) -> tuple[TokenRecord, ...]:
+    """The tokens of the file in the order they were made. Raises `TokenFileError`."""
+    return decode_tokens(read_token_file(path)[0], path)
+
+
+def issue_token(
+    path: Path,
+    scopes: Sequence[TokenScope],
+    *,
+    now_ms: int,
+    lasts_ms: int,
+    note: str = "",
+    rate: RateLimit | None = None,
+) -> IssuedToken:
+    """Make a token, and the file when there is none. Raises `TokenFileError`; then the file is as it was."""
+    name = secrets.token_hex(_ID_BYTES)
+    token = f"prk_{name}_{secrets.token_hex(_SECRET_BYTES)}"
+    record = TokenRecord(
+        id=name,
+        sha256=hashlib.sha256(token.encode()).hexdigest(),
+        scopes=tuple(scope for scope in SCOPES if scope in scopes),
+        created_ms=now_ms,
+        expires_ms=now_ms + lasts_ms,
+        note=note,
+        rate=rate,
+    )
+    _edit(path, lambda tokens: (*tokens, record), make=True)
+    return IssuedToken(token, record)
+
+
+def revoke_token(path: Path, id: str, *, now_ms: int) -> TokenRecord:
+    """Revoke the token `id`; one that is stays as it is. Raises `NoSuchTokenError`, `TokenFileError`."""
+
+    def revoke(tokens: tuple[TokenRecord, ...]) -> tuple[TokenRecord, ...]:
+        if all(record.id != id for record in tokens):
+            raise NoSuchTokenError(path, "the id of a token", f"`{id[:64]}`")
+        return tuple(
+            msgspec.structs.replace(record, revoked_ms=now_ms) if record.id == id and record.revoked_ms is None else record
+            for record in tokens
+        )
+
+    return next(record for record in _edit(path, revoke) if record.id == id)
+
+
+def _edit(
+    path: Path, change: Callable[[tuple[TokenRecord, ...]], tuple[TokenRecord, ...]], *, make: bool = False
+) -> tuple[TokenRecord, ...]:
+    path = path.resolve()  # a link stays one
+    try:
+        if make:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock"), timeout=_LOCK_S, mode=_OWNER_ONLY):
+            old = () if make and not path.exists() else list_tokens(path)
+            new = change(old)
+            data = msgspec.json.format(msgspec.json.encode(_Tokens(tokens=new)), indent=2) + b"\n"
+            decode_tokens(data, path)  # what would not be read is not written
+            if new != old:
+                replace_file(path, data, _OWNER_ONLY)
+    except Timeout as error:
+        raise TokenFileError(path, f"the file's lock within {_LOCK_S:g} s", "another process that holds it") from error
+    except OSError as error:
+        raise TokenFileError(path, "a file of tokens that can be written", error.strerror or type(error).__name__) from error
+    return new

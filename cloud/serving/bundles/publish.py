@@ -1,0 +1,184 @@
+"""What is published: the record of a bundle, and whether a device could use it.
+
+Signatures are for devices to check; this keeps out what none would install.
+
+Errors::
+
+    WireError
+    └── BundleStoreError       a bundle that is not taken; what was served still is
+        ├── BadBundleError     400: a manifest that is not one, or a file that is not as it was announced
+        ├── StaleBundleError   409: for a split version that is not served, or no newer than what is
+        ├── MissingFilesError  409: files that have to be uploaded first; knows their digests
+        ├── StoreFullError     507: no room, on the disk or in what the store may take
+        └── BundleWriteError         503: the disk is read-only or broken
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+import msgspec
+
+from pocketrank.cloud.serving.http.wire import WireError
+from pocketrank.device.codec import from_json
+from pocketrank.device.contract import BundleManifest, ContractError, Release, Signed
+
+__all__ = [
+    "BadBundleError",
+    "BundlePublish",
+    "BundleReceipt",
+    "BundleStoreError",
+    "MissingFilesError",
+    "PUBLISH_MAX",
+    "StaleBundleError",
+    "BundleWriteError",
+    "StoreFullError",
+    "check_newer",
+    "check_publish",
+    "is_digest",
+]
+
+_MANIFEST_MAX = 4 << 20
+"""Bytes of a manifest: devices take no more."""
+_SIGNED_MAX = 64 << 10
+"""Likewise of signatures and of a release."""
+PUBLISH_MAX = (_MANIFEST_MAX + 2 * _SIGNED_MAX) * 4 // 3 + 4096
+"""Bytes of a whole record in base64, with its frame."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class BundleStoreError(WireError):
+    """A bundle that is not taken. What was served still is."""
+
+
+class BadBundleError(BundleStoreError):
+    """A manifest that is not one, or a file that is not as it was announced."""
+
+    def __init__(self, path: str, expected: str, got: str) -> None:
+        super().__init__(400, path, expected, got)
+
+
+class StaleBundleError(BundleStoreError):
+    """A bundle for a split version that is not served, or no newer than the one that is."""
+
+    def __init__(self, path: str, expected: str, got: str) -> None:
+        super().__init__(409, path, expected, got)
+
+
+class MissingFilesError(BundleStoreError):
+    """Files of the manifest that have to be uploaded first: `missing` are their digests."""
+
+    def __init__(self, missing: tuple[str, ...]) -> None:
+        super().__init__(409, "$.manifest.files", "files that were uploaded", f"{len(missing)} that were not")
+        self.missing = missing
+
+
+class StoreFullError(BundleStoreError):
+    """No room for a file or a record. Nothing of it was kept."""
+
+    def __init__(self, got: str) -> None:
+        super().__init__(507, "$", "room for the upload", got, {"Retry-After": "60"})
+
+
+class BundleWriteError(BundleStoreError):
+    """The disk could not do what was asked. Nothing of it was kept."""
+
+    def __init__(self, got: str) -> None:
+        super().__init__(503, "$", "a disk that takes the upload", got, {"Retry-After": "5"})
+
+
+class BundlePublish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bundle to serve from now on: the bytes of its `manifest.json`, and of `manifest.sig` and `release.json` where there
+    are some (base64 in JSON).
+    """
+
+    manifest: bytes
+    signatures: bytes | None = None
+    release: bytes | None = None
+
+
+class BundleReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """The bundle that is served now."""
+
+    serial: int
+    manifest_sha256: str
+    files: int
+    bytes: int
+    """Of all files together."""
+
+
+def is_digest(text: str) -> bool:
+    """Whether this is a SHA-256 in lower-case hex, which is the only name from outside that a file gets."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def check_publish(publish: BundlePublish, split_versions: Collection[str], bundle_bytes_max: int) -> BundleManifest:
+    """The manifest, when devices of the `split_versions` that are served could use it and all files together have at most
+    `bundle_bytes_max`. Raises `BadBundleError`, `StaleBundleError`.
+    """
+    for name, data, most in (
+        ("manifest", publish.manifest, _MANIFEST_MAX),
+        ("signatures", publish.signatures, _SIGNED_MAX),
+        ("release", publish.release, _SIGNED_MAX),
+    ):
+        if data is not None and len(data) > most:
+            raise BadBundleError(f"$.{name}", f"at most {most} bytes", f"{len(data)}")
+    manifest = _decode(publish.manifest, BundleManifest, "$.manifest")
+    _check_manifest(manifest)
+    if (total := sum(entry.bytes for entry in manifest.files)) > bundle_bytes_max:
+        raise BadBundleError("$.manifest.files", f"at most {bundle_bytes_max} bytes", f"{total}")
+    if publish.signatures is not None:
+        _decode(publish.signatures, Signed, "$.signatures")
+    if publish.release is not None:
+        release = _decode(_decode(publish.release, Signed, "$.release").payload, Release, "$.release.payload")
+        if release.bundle.manifest_sha256 != hashlib.sha256(publish.manifest).hexdigest():
+            raise BadBundleError("$.release", "a release of this manifest", "one of another")
+    if manifest.split_version not in split_versions:
+        expected = f"a split version that is served: {', '.join(sorted(split_versions))}"
+        raise StaleBundleError("$.manifest.split_version", expected, f"`{manifest.split_version[:64]}`")
+    return manifest
+
+
+def check_newer(manifest: BundleManifest, publish: BundlePublish, before: BundlePublish) -> None:
+    """Raise `StaleBundleError` unless `publish`, with this manifest, may follow what is served."""
+    if publish.manifest != before.manifest:
+        served = from_json(before.manifest, BundleManifest).serial
+        if manifest.serial <= served:
+            raise StaleBundleError("$.manifest.serial", f"a serial past {served}, which is served", f"{manifest.serial}")
+    elif publish.release is not None and before.release is not None:
+        new, old = (from_json(from_json(data, Signed).payload, Release).serial for data in (publish.release, before.release))
+        if new < old:
+            raise StaleBundleError("$.release.payload.serial", f"a serial from {old}, which is served", f"{new}")
+
+
+def _decode(data: bytes, struct: type[S], where: str) -> S:
+    try:
+        return from_json(data, struct)
+    except ContractError as error:
+        raise BadBundleError(where + error.path.removeprefix("$"), error.expected, error.got) from error
+
+
+def _check_manifest(manifest: BundleManifest) -> None:
+    paths = [entry.path for entry in manifest.files]
+    for i, entry in enumerate(manifest.files):
+        where, parts = f"$.manifest.files[{i}]", entry.path.split("/")
+        # No path comes near a disk of ours; this is what no device would install.
+        if not entry.path.isascii() or not entry.path.isprintable() or "\\" in entry.path or {"", ".", ".."} & {*parts}:
+            raise BadBundleError(f"{where}.path", "a relative path of plain names", ascii(entry.path[:200]))
+        if entry.bytes < 0 or not _DIGEST.fullmatch(entry.sha256):
+            raise BadBundleError(where, "a size and a SHA-256 in hex", f"{entry.bytes} and `{entry.sha256[:80]}`")
+    if len({path.lower() for path in paths}) < len(paths):
+        raise BadBundleError("$.manifest.files", "each file listed once", "two of one path")
+    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+    for i, model in enumerate(manifest.models):
+        if model.path not in paths and model.path not in folders:
+            raise BadBundleError(f"$.manifest.models[{i}].path", "a file of the manifest", ascii(model.path[:200]))
+    if manifest.spec not in paths:
+        raise BadBundleError("$.manifest.spec", "a file of the manifest", ascii(manifest.spec[:200]))

@@ -1,0 +1,81 @@
+"""Bodies of requests: read with a limit of size and time, decompressed with the same limit while they come.
+
+A compressed body is never held in full before it is known to be small enough: at most one byte more than the limit is ever
+made of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from pocketrank.cloud.serving.http.wire import WireError
+
+__all__ = ["ENCODINGS", "BodyReader"]
+
+ENCODINGS = ("identity", "gzip", "deflate")
+"""Content codings that are taken (RFC 9110, 8.4.1)."""
+
+_WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+
+class BodyReader:
+    """Reads bodies of up to `most` bytes, which may take `seconds` to come."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+
+    async def __call__(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        """The body, decompressed.
+
+        Raises `WireError`: 413 too large, before it is read when it says so itself; 415 another encoding; 400 no such encoding
+        after all; 408 too slow. Raises starlette's `ClientDisconnect`.
+        """
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+        if encoding not in ENCODINGS:
+            raise WireError(415, "content-encoding", f"one of {', '.join(ENCODINGS)}", f"`{encoding[:64]}`")
+        said = headers.get(b"content-length", b"0")
+        if said.isdigit() and int(said) > self._most:
+            raise WireError(413, "content-length", f"at most {self._most} bytes", f"{said.decode()[:20]} bytes")
+        message = await receive()  # most bodies come whole with their head
+        if encoding == "identity" and message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message.get("body", b"")
+            self._check(len(body))
+            return body
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._rest(message, receive, encoding)
+        except TimeoutError:
+            raise WireError(408, "$", f"a body within {self._seconds:g} s", "a part of it") from None
+
+    async def _rest(self, message: Mapping[str, object], receive: Receive, encoding: str) -> bytes:
+        body, unpack = bytearray(), None if encoding == "identity" else zlib.decompressobj(_WINDOW[encoding])
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk = message.get("body", b"")
+            assert isinstance(chunk, bytes)
+            if unpack is None:
+                body += chunk
+            else:
+                try:
+                    body += unpack.decompress(chunk, self._most + 1 - len(body))
+                except zlib.error as error:
+                    raise WireError(400, "$", f"a body in {encoding}", str(error)) from None
+                if unpack.unused_data:
+                    raise WireError(400, "$", f"one {encoding} stream", "more after its end")
+            self._check(len(body))
+            if not message.get("more_body", False):
+                break
+            message = await receive()
+        if unpack is not None and not unpack.eof:
+            raise WireError(400, "$", f"a whole body in {encoding}", "a part of it")
+        return bytes(body)
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise WireError(413, "$", f"at most {self._most} bytes", "more")

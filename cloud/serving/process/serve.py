@@ -1,0 +1,83 @@
+"""Serves a run: one process, or a supervisor and its workers."""
+
+from __future__ import annotations
+
+import gc
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from pocketrank.cloud.serving.access.access import check_host
+from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.serving.process.server import listen
+from pocketrank.cloud.training.run import Run
+
+__all__ = ["serve", "serve_on"]
+
+
+def serve(
+    run: Run,
+    bundle: Path | None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    feedback_db: Path | None = None,
+    config: ServingConfig | None = None,
+    anybody: bool = False,
+) -> None:
+    """Serve `run` until SIGINT or SIGTERM; answers what is under way before it goes. Prints the URL when ready.
+
+    `port` 0 takes a free one. `feedback_db` is the file of the feedback log, `RUN/feedback.db` by default. Without tokens only
+    this machine is served, unless `anybody` says that another sees to who comes (`OpenServerError`). Raises
+    `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError`, `BundleFilesError`, `LogOpenError`, `TokenFileError`, and
+    `PortError` when the address cannot be had.
+    """
+    config = config or ServingConfig()
+    check_host(host, has_tokens=config.tokens is not None, is_open=anybody)
+    db = feedback_db or run.folder / "feedback.db"
+    with listen(host, port) as sock:  # first, so that a port in use is known before anything is loaded
+        from pocketrank.cloud.pages.engine import fill_stores
+
+        fill_stores(run, config)
+        if config.workers == 1:
+            serve_on(sock, None, run.folder, bundle, db, config)
+            return
+        from pocketrank.cloud.serving.process.workers import run_workers
+        from pocketrank.cloud.serving.telemetry.shared_metrics import shared_metrics
+
+        target, args = "pocketrank.cloud.serving.process.serve:serve_on", (run.folder, bundle, db, config)
+        tls = config.server.tls is not None
+        with shared_metrics() as shared:
+            run_workers(target, args, sock, config.workers, tls=tls, environment=shared.environment, died=shared.died)
+
+
+def serve_on(
+    sock: socket.socket, ready: Callable[[], None] | None, folder: Path, bundle: Path | None, db: Path, config: ServingConfig
+) -> None:
+    """Serve the run in `folder` on a listening socket, in this process. `ready` is called when it is; without it the URL is
+    printed.
+    """
+    from pocketrank.cloud.pages.engine import open_engine
+    from pocketrank.cloud.serving.access.access import Access
+    from pocketrank.cloud.serving.access.limits import RequestLimits
+    from pocketrank.cloud.serving.access.tokens import TokenFile
+    from pocketrank.cloud.serving.app import create_app
+    from pocketrank.cloud.serving.process.server import run_server
+    from pocketrank.cloud.serving.routes.health import Health
+    from pocketrank.cloud.serving.telemetry.logs import configure_logs
+    from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+
+    configure_logs(config.logs)
+    run, health = Run.open(folder), Health(config.health)
+    access = Access(TokenFile(config.tokens) if config.tokens else None, RequestLimits(config.limits))
+    with ExitStack() as stack:
+        world = open_engine(run, config)
+        stack.callback(world.close)
+        log = SqliteFeedbackLog(db, config.log)
+        stack.callback(log.close)
+        uploads = folder / "bundles" if config.tokens else None
+        app = create_app(world, bundle, log, config, access=access, health=health, uploads=uploads)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: a collection of what requests left need not look through it
+        run_server(app, sock, config.server, ready=ready, draining=health.draining)

@@ -1,0 +1,210 @@
+"""Runs an application on a port until it is told to stop.
+
+Errors::
+
+    PortError                  the address cannot be had: in use, not this machine's, not allowed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from pocketrank.cloud.serving.process.tls import TlsConfig
+
+__all__ = ["PortError", "ServerConfig", "listen", "run_server", "say_serving", "url_of"]
+
+_logger = logging.getLogger(__name__)
+
+
+class PortError(OSError):
+    """The address cannot be had: in use, not this machine's, or not allowed."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How one process serves a socket."""
+
+    tls: TlsConfig | None = None
+    """What https shows; None serves without TLS. Read once, when the process starts. Raises `TlsError`."""
+    drain_s: float = 0.0
+    """How long after SIGTERM the server still accepts, unready, so that balancers turn away before it closes. 0 where whoever
+    stops it has seen to that, as a Kubernetes `preStop` does."""
+    grace_s: float = 10.0
+    """How long requests have to end, once nothing is accepted any more."""
+    accept_pause_s: float = 0.001
+    """Pause of a process after each connection that it accepts from a socket that others share, so that they come to theirs: of
+    32 connections made at once to two processes, each had 15 to 17 with it, and 4 to 12 and the rest without. 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.tls is not None:
+            self.tls.check()  # before anything is loaded
+
+
+_BACKLOG = 2048
+_SCARCE_S = 1.0
+"""Pause when the process is out of file descriptors, as asyncio's own servers make."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; `port` 0 takes a free one. Raises `PortError`."""
+    if not 0 <= port <= 65535:  # the resolver would take it modulo 65,536
+        raise PortError(f"Expected a port of 0 to 65535, got {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise PortError(f"Expected an address to listen on, got {host}:{port}: {error}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)  # only this refuses a second server, as both may bind
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise PortError(f"Expected a free port to listen on, got {host}:{port}: {error}") from error
+    return sock
+
+
+def url_of(sock: socket.socket, *, tls: bool = False) -> str:
+    """The URL of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http{'s' if tls else ''}://[{host}]:{port}" if ":" in host else f"http{'s' if tls else ''}://{host}:{port}"
+
+
+def say_serving(url: str) -> None:
+    """Print the line by which whoever started the server knows that it is ready."""
+    _logger.info("serving on %s", url)
+    print(f"Serving on {url}", flush=True)
+
+
+def run_server(
+    app: ASGIApp,
+    sock: socket.socket,
+    config: ServerConfig | None = None,
+    *,
+    ready: Callable[[], None] | None = None,
+    draining: Callable[[], None] | None = None,
+) -> None:
+    """Serve `app` on a listening socket until SIGINT or SIGTERM, and return when what was accepted is answered.
+
+    `ready` is called when requests are accepted, and means that other processes share the socket
+    (`pocketrank.cloud.serving.process.workers`); without it the URL is printed. `draining` is called at the signal, while
+    requests are still accepted for `drain_s`.
+    """
+    config = config or ServerConfig()
+    with suppress(KeyboardInterrupt):  # a second Ctrl-C; the first is how one stops a server
+        _Server(app, config, ready, draining).run(sockets=[sock])
+
+
+class _Server(uvicorn.Server):
+    def __init__(
+        self, app: ASGIApp, config: ServerConfig, ready: Callable[[], None] | None, draining: Callable[[], None] | None
+    ) -> None:
+        files: dict[str, Any] = {} if config.tls is None else {**config.tls.uvicorn()}
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_config=None,
+                log_level="warning",
+                timeout_graceful_shutdown=round(config.grace_s),
+                lifespan="on",
+                **files,
+            )
+        )
+        self._ours, self._ready, self._draining = config, ready, draining
+        self._accept_until: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        sockets = sockets or []
+        if self._ready is None:
+            await super().startup(sockets)
+            for sock in sockets:
+                say_serving(url_of(sock, tls=self.config.ssl is not None))
+            return
+        await super().startup([])
+        for sock in sockets:
+            self.servers.append(_Sharing(sock, self._protocol, self.config.ssl, self._ours.accept_pause_s))  # type: ignore[arg-type]
+        self._ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    async def on_tick(self, counter: int) -> bool:
+        if not await super().on_tick(counter):
+            return False
+        if self._accept_until is None:
+            self._accept_until = monotonic() + self._ours.drain_s
+            if self._draining is not None:
+                self._draining()
+        return self.force_exit or monotonic() >= self._accept_until
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._captured_signals.clear()  # it has ended in order: the process need not die of the signal
+
+
+class _Sharing:
+    """Accepts from a socket that other processes accept from, one connection at a time.
+
+    asyncio's own server takes all that wait at once, so that one process had whole bursts to itself. `SO_REUSEPORT` deals by
+    chance, and what was dealt to a process that died waits until it is back.
+    """
+
+    def __init__(
+        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None, pause_s: float
+    ) -> None:
+        self._sock, self._protocol, self._tls, self._pause_s = sock, protocol, tls, pause_s
+        self._loop, self._tasks = asyncio.get_running_loop(), set[asyncio.Task[object]]()
+        self._closed = False
+        sock.setblocking(False)
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        pause = self._pause_s
+        try:
+            connection, _ = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another process was first
+        except OSError:
+            _logger.exception("cannot accept a connection")
+            pause = _SCARCE_S
+        else:
+            connection.setblocking(False)
+            task = self._loop.create_task(self._connect(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if pause:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.call_later(pause, self._resume)
+
+    async def _connect(self, connection: socket.socket) -> None:
+        with suppress(OSError, asyncio.TimeoutError):  # a handshake that failed is the client's business
+            _, protocol = await self._loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
+            if self._closed:  # the server has told all its connections by now, but not this one
+                protocol.shutdown()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._sock.fileno())
+
+    async def wait_closed(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)

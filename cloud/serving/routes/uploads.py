@@ -1,0 +1,170 @@
+"""How a bundle gets to a running server.
+
+::
+
+    PUT /v1/bundle                 BundlePublish -> BundleReceipt; 409 names the files that are missing
+    PUT /v1/bundle/blobs/{sha256}  one of them, as its raw bytes
+
+The client asks first, uploads what is missing, and asks again: files that the last bundle had are not sent twice, and an upload
+that broke off goes on where it was. Only the last request changes what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pocketrank.cloud.serving.access.access import REFUSALS, Access
+from pocketrank.cloud.serving.bundles.publish import PUBLISH_MAX, BundlePublish, BundleReceipt, MissingFilesError
+from pocketrank.cloud.serving.bundles.store import BundleRepository
+from pocketrank.cloud.serving.http.body import BodyReader
+from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, ErrorBody, WireError, content_type, decode
+
+__all__ = ["UPLOAD_STRUCTS", "MissingFilesBody", "UploadsConfig", "upload_routes"]
+
+_BYTES = "application/octet-stream"
+_DISK_BATCH = 1 << 20  # bytes that go to the disk in one turn of a thread
+
+
+class MissingFilesBody(ErrorBody, frozen=True, kw_only=True, omit_defaults=True):
+    """Body of a 409: `missing` are the SHA-256 of files to upload; none when the manifest itself is what is refused."""
+
+    missing: tuple[str, ...] = ()
+
+
+UPLOAD_STRUCTS = (BundlePublish, BundleReceipt, MissingFilesBody, ErrorBody)
+"""The structs that the OpenAPI text of these routes refers to; they belong into its components."""
+
+
+@dataclass(frozen=True)
+class UploadsConfig:
+    """How uploads are taken."""
+
+    stall_s: float = 30.0
+    """Longest wait for the next bytes of a file."""
+
+
+def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig | None = None) -> APIRouter:
+    """The routes over `store`, for tokens with the scope `publish`. Their errors are `WireError`s."""
+    config = config or UploadsConfig()
+    router = APIRouter(dependencies=[access.requires("publish")])
+    limits = access.limits.config
+    read = BodyReader(PUBLISH_MAX, config.stall_s)
+
+    @router.put(
+        "/v1/bundle",
+        response_class=Response,
+        responses=_responses(BundleReceipt, 400, 401, 403, 408, 409, 413, 415, 429, 503, 507),
+        openapi_extra={"requestBody": {"required": True, "content": {JSON: _of(BundlePublish), MSGPACK: _of(BundlePublish)}}},
+    )
+    async def publish_bundle(request: Request) -> Response:
+        """Serve this bundle from now on. 409 when files of its manifest have to be uploaded first, or when it is no newer."""
+        headers = dict(request.scope["headers"])
+        kind = content_type(headers.get(b"content-type"))
+        publish = decode(kind, await read(headers, request.receive), BundlePublish)
+        try:
+            receipt = await run_in_threadpool(store.commit, publish)
+        except MissingFilesError as error:
+            body = MissingFilesBody(
+                error=str(error), path=error.path, expected=error.expected, got=error.got, missing=error.missing
+            )
+            return Response(msgspec.json.encode(body), error.status, media_type=JSON)
+        return Response(msgspec.json.encode(receipt), media_type=JSON)
+
+    @router.put(
+        "/v1/bundle/blobs/{sha256}",
+        response_class=Response,
+        status_code=204,
+        responses=_responses(None, 400, 401, 403, 408, 411, 413, 415, 429, 503, 507),
+        openapi_extra={
+            "requestBody": {"required": True, "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}
+        },
+    )
+    async def upload_file(request: Request, sha256: str) -> Response:
+        """A file of a bundle under its digest. It is not served before a manifest names it."""
+        size = _said(request, min(limits.publish_bytes, store.config.bundle_bytes_max))
+        if not await run_in_threadpool(store.has, sha256):
+            await _receive(request, store, sha256, size, config.stall_s)
+        return Response(status_code=204)
+
+    return router
+
+
+def _said(request: Request, most: int) -> int:
+    kind = request.headers.get("content-type", _BYTES)
+    if kind.partition(";")[0].strip().lower() != _BYTES or request.headers.get("content-encoding", "identity") != "identity":
+        raise WireError(415, "content-type", f"`{_BYTES}`, not encoded", f"`{kind[:64]}`")
+    said = request.headers.get("content-length", "")
+    if not (said.isascii() and said.isdecimal() and len(said) < 20):
+        raise WireError(411, "content-length", "the file's size in bytes", f"`{said[:64]}`")
+    if int(said) > most:
+        raise WireError(413, "content-length", f"at most {most} bytes", f"{said[:32]} bytes")
+    return int(said)
+
+
+async def _receive(request: Request, store: BundleRepository, sha256: str, size: int, stall_s: float) -> None:
+    arriving = store.incoming(sha256, size)
+    new = await run_in_threadpool(arriving.__enter__)
+    try:
+        batch, chunks = bytearray(), request.stream().__aiter__()
+        while chunk := await _next(chunks, stall_s):
+            batch += chunk
+            if len(batch) >= _DISK_BATCH:
+                await run_in_threadpool(new.write, bytes(batch))
+                batch.clear()
+        await run_in_threadpool(new.write, bytes(batch))
+    except BaseException as error:
+        # Also when the server stops. Not in a thread, for which a cancelled task cannot wait.
+        arriving.__exit__(type(error), error, error.__traceback__)
+        raise
+    await run_in_threadpool(arriving.__exit__, None, None, None)
+
+
+async def _next(chunks: Any, stall_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(stall_s):
+            async for chunk in chunks:
+                if chunk:
+                    return bytes(chunk)
+    except TimeoutError:
+        raise WireError(408, "$", f"more bytes within {stall_s:g} s", "none") from None
+    return b""
+
+
+_MEANS = {
+    400: "A manifest that is not one, or a file that is not as it was announced.",
+    **REFUSALS,
+    408: "The body stopped coming.",
+    409: "Files are missing, the split version is not served, or the bundle is no newer than the one that is.",
+    411: "No Content-Length.",
+    413: "Too large.",
+    415: "Another content type, or compressed.",
+    503: "The disk took nothing; what was served still is.",
+    507: "No room; what was served still is.",
+}
+
+
+def _responses(gives: type[msgspec.Struct] | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    found: dict[int | str, dict[str, Any]] = {
+        status: {
+            "description": _MEANS[status],
+            "content": {JSON: _of(MissingFilesBody if status == 409 else ErrorBody)},
+        }
+        for status in statuses
+    }
+    if gives is not None:
+        found[200] = {"description": "Served from now on.", "content": {JSON: _of(gives)}}
+    else:
+        found[204] = {"description": "Kept."}
+    return found
+
+
+def _of(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"schema": {"$ref": f"#/components/schemas/{struct.__name__}"}}

@@ -1,0 +1,190 @@
+"""What a server says: one line an event to stderr, as JSON or as text, each with the id of the request it belongs to.
+
+A line holds what is named here and nothing else: no header, no body and no token is ever logged, and what looks like a
+credential in a message or a traceback is blanked. In JSON::
+
+    {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "logger": "pocketrank.access", "message": "answered",
+     "worker": 0, "request_id": "…", "method": "POST", "route": "/v1/page", "status": 503, "ms": 1.25, "error": "LogBusyError"}
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from random import Random
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from pocketrank.cloud.serving.telemetry.shared_metrics import PLACE
+
+__all__ = ["AccessLog", "LoggingConfig", "RequestInfo", "configure_logs", "current_request", "note_error", "request_id_of"]
+
+_ID = re.compile(rb"[!-~]{1,64}")
+_FIELDS = ("method", "route", "status", "ms", "error", "suppressed")
+_NAMES = r"authorization|token|password|secret|api[_-]?key"
+_SECRETS = (
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]+"), r"\1 ***"),
+    (re.compile(rf"(?i)\b({_NAMES})(['\"]?\s*[:=]\s*)(?!['\"]?(?:bearer|basic) )['\"]?[^\s'\",;]+"), r"\1\2***"),
+    (re.compile(r"://[^/\s@]+@"), "://***@"),
+)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """How much is said, and in which form."""
+
+    format: str = "text"
+    """`json` for machines, `text` for a terminal."""
+    level: str = "INFO"
+    """Least level that is said: DEBUG, INFO, WARNING or ERROR."""
+    success_share: float = 0.0
+    """Share of the successful requests that have a line; errors always do. A line takes some 90 µs."""
+    lines_max: int = 100
+    """Most lines about requests in a second; how many there would have been more is said with the next. An overload must not
+    become one of the log."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no form, level or share."""
+        if self.format not in ("json", "text") or self.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError(f"Expected json or text, and a level of DEBUG, INFO, WARNING or ERROR, got {self}")
+        if not 0 <= self.success_share <= 1 or self.lines_max < 1:
+            raise ValueError(f"Expected a success_share in 0..1 and lines_max >= 1, got {self}")
+
+
+class RequestInfo:
+    """A request that is under way."""
+
+    __slots__ = ("error", "id")
+
+    def __init__(self, request_id: str) -> None:
+        self.id = request_id
+        self.error: str | None = None
+        """Name of the class of what went wrong."""
+
+
+current_request: ContextVar[RequestInfo | None] = ContextVar("current_request", default=None)
+"""The request that the code at hand works for. A thread has it when it was started by `asyncio.to_thread`, or in a copied
+context."""
+
+_prefix = secrets.token_hex(6)
+_numbers = count()
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id that a request brings as `X-Request-Id`, if that is 1 to 64 printable ASCII characters without spaces; else a new
+    one.
+    """
+    for name, value in headers:
+        if name == b"x-request-id" and _ID.fullmatch(value):
+            return value.decode("ascii")
+    return f"{_prefix}-{next(_numbers):x}"
+
+
+def note_error(error: BaseException) -> None:
+    """Have the line about the current request name the class of `error`."""
+    if (request := current_request.get()) is not None:
+        request.error = type(error).__name__
+
+
+class AccessLog:
+    """Says how requests were answered: 5xx as warnings, 4xx as information, successes as often as configured."""
+
+    def __init__(self, config: LoggingConfig | None = None, seed: int = 0) -> None:
+        self._config, self._logger, self._random = (
+            config or LoggingConfig(),
+            logging.getLogger("pocketrank.access"),
+            Random(seed),
+        )
+        self._since, self._lines, self._suppressed = monotonic(), 0, 0
+
+    def __call__(self, method: str, route: str, status: int, seconds: float, error: str | None = None) -> None:
+        """A request is answered. `method` and `route` are of a few, not what came."""
+        if status < 400 and (not self._config.success_share or self._random.random() >= self._config.success_share):
+            return
+        now = monotonic()
+        if now - self._since >= 1.0:
+            self._since, self._lines = now, 0
+        self._lines += 1
+        if self._lines > self._config.lines_max:
+            self._suppressed += 1
+            return
+        fields: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 3)}
+        if error is not None:
+            fields["error"] = error
+        if self._suppressed:
+            fields["suppressed"], self._suppressed = self._suppressed, 0
+        self._logger.log(logging.WARNING if status >= 500 else logging.INFO, "answered", extra=fields)
+
+
+def configure_logs(config: LoggingConfig | None = None) -> None:
+    """Have everything that logs in this process, uvicorn too, log to stderr in this form. Replaces what was configured."""
+    config = config or LoggingConfig()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(config.format))
+    logging.basicConfig(handlers=[handler], level=config.level, force=True)
+    logging.captureWarnings(True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+class _Lines(logging.Formatter):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._json, self._worker = form == "json", os.environ.get(PLACE)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = self._fields(record)
+        if self._json:
+            return msgspec.json.encode(line).decode()
+        trace = line.pop("traceback", None)
+        start = " ".join((line.pop("time"), line.pop("level").upper(), line.pop("logger"), _one_line(line.pop("message"))))
+        rest = "".join(f" {name}={value}" for name, value in line.items())
+        return start + rest if trace is None else f"{start}{rest}\n{trace}"
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        time = datetime.fromtimestamp(record.created, UTC)
+        line: dict[str, Any] = {
+            "time": f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _clean(_message(record)),
+        }
+        if self._worker is not None:
+            line["worker"] = int(self._worker)
+        if (request := current_request.get()) is not None:
+            line["request_id"] = request.id
+        line.update((name, value) for name in _FIELDS if (value := getattr(record, name, None)) is not None)
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+            line["traceback"] = _clean(self.formatException(record.exc_info))
+        return line
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError):  # a mistake in a call of the log must not lose the line
+        return str(record.msg)
+
+
+def _clean(text: str) -> str:
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _one_line(text: str) -> str:
+    # Nobody forges a line by what they send.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

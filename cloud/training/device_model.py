@@ -1,0 +1,296 @@
+"""Trains the device model: lower and upper half together, or the upper half alone in the self-contained form.
+
+One sample is one logged impression: the events the device had seen by then, the item that was shown, and its labels. A list
+search asks further ahead than that, for an item at a place whose items before it are chosen and not yet watched. So a share of
+the samples is taken as it will see them: the last few impressions before the row are moved from the watched list, with their
+feedback, to the list of chosen candidates, without it. The published system takes all watched items for chosen ones instead
+(Gong et al., CIKM 2022, section 4), which it never meets when it ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pocketrank.cloud.data.rates import ItemStatistics
+from pocketrank.cloud.data.samples import Samples
+from pocketrank.cloud.models.presets import UpperConfig
+from pocketrank.cloud.models.reranker import UpperHalf
+from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
+from pocketrank.cloud.training.ranker import RankerInputs, masked_log_loss
+from pocketrank.device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
+
+__all__ = ["DeviceModel", "JointConfig", "device_spec", "predict", "train_device_model"]
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """How the device model learns."""
+
+    upper: UpperConfig = UpperConfig()
+    """The device's half."""
+    lower: TowerConfig = TowerConfig()
+    """The cloud's half."""
+    batch: int = 512
+    """Rows of a step."""
+    neighbours: int = 16
+    """Rows of a user, in the order of time, that go into a step together; they share most of their events."""
+    learning_rate: float = 3e-3
+    """Of Adam, falling to a tenth along a cosine."""
+    weight_decay: float = 1e-4
+    """Decoupled (Loshchilov & Hutter 2019)."""
+    epochs: int = 2
+    """Passes over the training rows."""
+    ahead_share: float = 0.3
+    """Of the samples, how many look ahead of what was watched."""
+    ahead_max: int = 4
+    """How far they look, in items; each length is as likely."""
+    loss_weights: tuple[tuple[str, float], ...] = ()
+    """Tasks that weigh more or less than 1 in the loss."""
+    match_weight: float = 0.3
+    """Weight of the towers' own loss, which makes their vectors fit for retrieval."""
+    warm_up_days: int = 1
+    """First days of a log without history whose scores are too raw to learn from."""
+
+
+SURVIVAL_TASK = "has_next"
+"""The label that says whether a user stayed for another item."""
+
+
+def device_spec(
+    samples: Samples, config: JointConfig, task_weights: dict[str, float], search: SearchSpec | None = None
+) -> FeatureSpec:
+    """The feature spec of a device model trained on `samples`."""
+    pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=0.5) for t in samples.config.tasks]
+    return FeatureSpec(
+        tasks=samples.config.tasks,
+        task_weights=task_weights,
+        candidates_max=samples.config.list_max,
+        events_max=samples.config.events_max,
+        vector_width=config.lower.vector_width,
+        list_sizes=(10, samples.config.list_max),
+        candidate_floats=(*pxtr, FloatFeature(name="duration_ms", scale=1e-3, min=0, max=1800, default=15)),
+        candidate_categories=(CategoryFeature(name="category", size=int(samples.item_category.max()) + 1),),
+        feedback_floats=samples.feedback_floats,
+        context_floats=(
+            FloatFeature(name="position", min=0, max=1000),
+            FloatFeature(name="hour", min=0, max=24, default=12),
+        ),
+        survival_task=SURVIVAL_TASK if SURVIVAL_TASK in samples.config.tasks else None,
+        search=search,
+    )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Of rows, the events that a device knows of and those after them, which it has chosen."""
+
+    now: Int[Tensor, " b"]  # first event that nothing is known of
+    index: Int[Tensor, "b t"]
+    seen: Float[Tensor, "b t"]
+    chosen: Int[Tensor, "b i"]
+    chosen_mask: Float[Tensor, "b i"]
+
+
+def _only(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: inputs[name] for name in names if name in inputs}
+
+
+class DeviceModel(nn.Module):
+    """Both halves, and the assembly of their inputs from samples. Without a lower half it is self-contained."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        statistics: ItemStatistics,
+        pxtr: Float[NDArray[np.float32], "l n k"],
+        spec: FeatureSpec,
+        config: JointConfig,
+        *,
+        split: bool,
+        feedback: bool = True,
+    ) -> None:
+        super().__init__()
+        self.spec, self.config, self.split, self.feedback = spec, config, split, feedback
+        self.upper = UpperHalf(config.upper, spec, split=split)
+        self.lower = LowerHalf(config.lower, samples, statistics.width) if split else None
+        self.samples, self.inputs = samples, RankerInputs(samples, statistics)
+        days = range(-1, int(samples.list_day.max()) + 1)
+        # day + 1; on test days those that the full ranker has too, so that neither learns from test rows
+        self.statistics = torch.from_numpy(np.stack([statistics.as_of(min(d, samples.learn_until)) for d in days]))
+        self.pxtr = torch.from_numpy(pxtr)
+        s = samples
+        self.row = {n: torch.as_tensor(getattr(s, f"row_{n}")) for n in ("event", "list", "slot", "events_from", "position")}
+        self.row_of_event = torch.zeros(len(s.event_item), dtype=torch.long)
+        self.row_of_event[self.row["event"]] = torch.arange(len(s.row_event))
+        self.event = {n: torch.as_tensor(getattr(s, f"event_{n}")) for n in ("item", "ms", "position", "feedback", "labels")}
+        self.day = torch.as_tensor(s.list_day)
+        self.duration, self.category = torch.as_tensor(s.item_duration_s), torch.as_tensor(s.item_category)
+        shown = torch.arange(len(s.row_event))[:: max(1, len(s.row_event) // 50_000)]
+        self.upper.item_floats.fit(self._floats(self.row["list"][shown], self.row["slot"][shown]))
+        self.upper.feedback_floats.fit(self.event["feedback"][self.row["event"][shown]])
+        self.upper.context_floats.fit(self._context(shown))
+
+    def _floats(self, lists: Tensor, slot: Tensor) -> Float[Tensor, "*b f"]:
+        """`spec.candidate_floats` of list slots."""
+        duration = self.duration[self.inputs.list_item[lists, slot]][..., None]
+        feature = self.spec.candidate_floats[-1]
+        duration = torch.where(duration > 0, duration, feature.default).clamp(feature.min, feature.max)  # 0 is unknown
+        return torch.cat([self.pxtr[lists, slot], duration], -1)
+
+    def _context(self, rows: Tensor) -> Float[Tensor, "b f"]:
+        hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, for a device knows no other
+        columns = torch.stack([self.row["position"][rows], hour], -1).float()
+        features = self.spec.context_floats
+        return columns.clamp(torch.tensor([f.min for f in features]), torch.tensor([f.max for f in features]))
+
+    def arguments(self, rows: Int[Tensor, " b"]) -> dict[str, Tensor]:
+        """The upper half's inputs for the items that `rows` showed, as lists of one."""
+        window = self._window(rows, torch.zeros_like(rows))
+        inputs = self._candidates(rows) | self._events(window.index, self._day(rows)[:, None].expand_as(window.index))
+        return inputs | self._moment(rows, window) | {"candidate_mask": torch.ones(len(rows), 1)}
+
+    def logits(
+        self, rows: Int[Tensor, " b"], ahead: Int[Tensor, " b"] | None = None
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, " b"] | None]:
+        """Logits of the items that `rows` showed, looking `ahead` so many items, and their match logits in the split form."""
+        window = self._window(rows, torch.zeros_like(rows) if ahead is None else ahead)
+        upper, inputs = self.upper, self._candidates(rows)
+        moment = self._moment(rows, window)
+        candidates = upper.encode_candidates(**inputs)
+        # rows of a batch are neighbours in time, so that most events are in many windows: each is encoded once
+        day, events = self._day(rows)[:, None], len(self.event["item"])
+        unique, inverse = torch.unique(window.index + day * events, return_inverse=True)
+        encoded = upper.encode_events(**self._events((unique % events)[None], (unique // events)[None]))
+        ready = upper.watch(candidates, encoded[0][inverse], user_vector=inputs.get("user_vector"), **moment)
+        chosen = None
+        if window.chosen.shape[1]:
+            chosen = upper.encode_candidates(**self._items(window.chosen, day), **_only(inputs, "user_vector"))
+        match = None
+        if self.lower is not None:
+            match = self.lower.match(inputs["user_vector"], inputs["candidate_vector"][:, 0])
+        return upper.choose(ready, candidates, chosen, window.chosen_mask)[:, 0], match
+
+    def _day(self, rows: Tensor) -> Int[Tensor, " b"]:
+        """Place in `statistics` of the day that a row's list is of."""
+        return self.day[self.row["list"][rows]] + 1
+
+    def _window(self, rows: Tensor, ahead: Tensor) -> _Window:
+        end, first = self.row["event"][rows], self.row["events_from"][rows]
+        now = torch.maximum(end - ahead, first)
+        t, i = max(1, int((now - first).max())), int((end - now).max())
+        index, chosen = now[:, None] - t + torch.arange(t), end[:, None] - i + torch.arange(i)
+        seen = (index >= first[:, None]).float() * float(self.feedback)
+        return _Window(now, index.clamp(min=0), seen, chosen.clamp(min=0), (chosen >= now[:, None]).float())
+
+    def _candidates(self, rows: Tensor) -> dict[str, Tensor]:
+        """The items that rows showed, and the user vectors of the rows' lists."""
+        inputs = self._items(self.row["event"][rows][:, None], self._day(rows)[:, None])
+        if self.lower is not None:
+            lists = self.row["list"][rows]
+            user = self.inputs.list_user[lists]
+            window, known = self.inputs.window(user, self.inputs.list_event[lists], self.config.lower.history_max)
+            past = self._vectors(self.event["item"][window], self._day(rows)[:, None])
+            inputs["user_vector"] = self.lower.users(self.lower.user(user), past, self.inputs.feedback[window], known)
+        return inputs
+
+    def _items(self, event: Int[Tensor, "b t"], day: Int[Tensor, "#b #t"]) -> dict[str, Tensor]:
+        """What was shown at events, as candidates."""
+        row, item = self.row_of_event[event], self.event["item"][event]
+        inputs = {
+            "candidate_float": self._floats(self.row["list"][row], self.row["slot"][row]),
+            "candidate_category": self.category[item][..., None],
+        }
+        return inputs if self.lower is None else inputs | {"candidate_vector": self._vectors(item, day)}
+
+    def _events(self, event: Int[Tensor, "b t"], day: Int[Tensor, "b t"]) -> dict[str, Tensor]:
+        items = {name.replace("candidate", "event"): value for name, value in self._items(event, day).items()}
+        return items | {"event_feedback": self.event["feedback"][event]}
+
+    def _moment(self, rows: Tensor, window: _Window) -> dict[str, Tensor]:
+        """What only the moment of a ranking tells."""
+        seconds = (self.event["ms"][window.now][:, None] - self.event["ms"][window.index]).float() / 1000
+        places = (self.event["position"][window.now][:, None] - self.event["position"][window.index]).float()
+        gap = torch.stack([seconds.clamp(0, 604_800), places.clamp(0, 10_000)], -1)
+        return {"event_gap": gap, "event_mask": window.seen, "context": self._context(rows)}
+
+    def _vectors(self, item: Int[Tensor, "b m"], day: Int[Tensor, "#b #m"]) -> Float[Tensor, "b m d"]:
+        """Item vectors with the statistics of a day; each pair of item and day is computed once."""
+        assert self.lower is not None
+        days, items = self.statistics.shape[:2]
+        unique, inverse = torch.unique(item + day * items, return_inverse=True)
+        return self.lower.items(unique % items, self.statistics.view(days * items, -1)[unique])[inverse]
+
+
+def train_device_model(
+    model: DeviceModel,
+    rows: NDArray[np.int64],
+    *,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+    log: Callable[[str, float, int], None] | None = None,
+) -> None:
+    """Fit `model` to the labels of `rows`, in place."""
+    config, rng = model.config, np.random.default_rng(seed)
+    labels = model.event["labels"][model.row["event"]]
+    weights = torch.tensor([dict(config.loss_weights).get(task, 1.0) for task in model.spec.tasks])
+    length = model.samples.row_event - model.samples.row_events_from
+    steps = config.epochs * -(-len(rows) // (config.batch // config.neighbours * config.neighbours))
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, config.learning_rate / 10)
+    step = 0
+    model.train()
+    for _ in range(config.epochs):
+        for chunk in _batches(rng, rows, config, length):
+            far = torch.randint(1, config.ahead_max + 1, chunk.shape)
+            logits, match = model.logits(chunk, far * (torch.rand(chunk.shape) < config.ahead_share))
+            loss = masked_log_loss(logits, labels[chunk], weights)
+            total = loss
+            if match is not None:
+                total = loss + config.match_weight * masked_log_loss(match[:, None], labels[chunk, :1])
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if log and step % 20 == 0:
+                log("device/loss", float(loss.detach()), step)
+            if progress:
+                progress(step / steps)
+    model.eval()
+
+
+def predict(model: DeviceModel, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Probabilities [rows, K] of the items that were shown."""
+    model.eval()
+    out = np.empty((len(rows), len(model.spec.tasks)), np.float32)
+    length = model.samples.row_event - model.samples.row_events_from
+    by_length = np.argsort(length[rows], kind="stable")
+    with torch.no_grad():
+        for i in range(0, len(rows), 512):
+            at = by_length[i : i + 512]
+            out[at] = torch.sigmoid(model.logits(torch.as_tensor(rows[at]))[0]).numpy()
+    return out
+
+
+def _batches(
+    rng: np.random.Generator, rows: NDArray[np.int64], config: JointConfig, length: NDArray[np.int64]
+) -> Iterator[Tensor]:
+    """Random batches of runs of `neighbours` rows, runs with about as many events together, so that little is padding."""
+    size, run = config.batch, config.neighbours
+    runs = [rows[i : i + run] for i in range(0, len(rows), run)]
+    order = rng.permutation(len(runs))
+    last = np.array([length[r].max() for r in runs])
+    per_batch = max(1, size // run)
+    pool = per_batch * 32
+    for i in range(0, len(order), pool):
+        part = order[i : i + pool]
+        part = part[np.argsort(last[part], kind="stable")]
+        for j in rng.permutation(np.arange(0, len(part), per_batch)):
+            yield torch.as_tensor(np.concatenate([runs[k] for k in part[j : j + per_batch]]))

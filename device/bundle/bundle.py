@@ -1,0 +1,263 @@
+"""What a device installs: a folder with models, their feature spec, and a manifest that vouches for every file.
+
+Format. The folder MUST hold `manifest.json` (`BundleManifest`), which MUST list every file that a reader uses, with its size
+and SHA-256. A path MUST be relative, of plain ASCII names parted by `/`, and stay inside the folder without `..` or symbolic
+links. The spec MUST be one of the listed files; a model is one (or, for Core ML, a folder of them). `personal` MUST adapt tasks
+of the spec only. A reader MUST check all of that before it opens a model, and MAY ignore files that are not listed. A writer
+MUST write `manifest.json` last. Graphs of one form, format and precision are a model of their own for each `group`: a reader
+MUST NOT mix them.
+
+A signed bundle also has `manifest.sig` (`Signed`, without payload), the signatures over the bytes of `manifest.json`. A reader
+that was given keys MUST check them before it reads the manifest. Errors are in `bundle_files`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pocketrank.device.bundle.files import (
+    GOLDEN,
+    MANIFEST,
+    RELEASE,
+    SIGNATURES,
+    SPEC,
+    BundleError,
+    BundleVersionError,
+    CorruptBundleError,
+    ExpiredBundleError,
+    NoSuchModelError,
+    SignatureError,
+    UnsafePathError,
+    check_file,
+    check_path,
+    check_paths,
+    decode_json,
+    read_bytes,
+    replace_file,
+    sha256,
+)
+from pocketrank.device.codec import from_msgpack, to_json
+from pocketrank.device.contract import (
+    BundleManifest,
+    ContractError,
+    FeatureSpec,
+    FileEntry,
+    Form,
+    Format,
+    Golden,
+    Group,
+    GroupRule,
+    ModelEntry,
+    PagingModel,
+    PersonalConfig,
+    Precision,
+    Stage,
+)
+from pocketrank.device.model.features import check_spec
+from pocketrank.device.model.personal import PersonalError, PersonalLayer, group
+
+if TYPE_CHECKING:
+    from pocketrank.device.bundle.signing import TrustedKeys
+
+__all__ = [
+    "GOLDEN",
+    "MANIFEST",
+    "RELEASE",
+    "SIGNATURES",
+    "SPEC",
+    "Bundle",
+    "BundleError",
+    "BundleVersionError",
+    "CorruptBundleError",
+    "ExpiredBundleError",
+    "NoSuchModelError",
+    "SignatureError",
+    "UnsafePathError",
+    "check_path",
+    "replace_file",
+    "write_manifest",
+]
+
+_GOLDEN_MAX = 16 << 20  # bytes; a few cases of a page have hundreds of thousands
+_UNLISTED = (MANIFEST, SIGNATURES, RELEASE)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every file was found as its manifest says."""
+
+    folder: Path
+    manifest: BundleManifest
+    spec: FeatureSpec
+
+    @classmethod
+    def open(cls, folder: Path, *, keys: TrustedKeys | None = None, now_ms: int | None = None) -> Bundle:
+        """Read and check the bundle in `folder`. `now_ms` is the time to hold its expiry to (default: this machine's).
+
+        With `keys` it must be signed by them; without, whatever lies there is trusted: for development. Raises `BundleError`;
+        nothing of a bundle that fails is used.
+        """
+        text = read_bytes(folder / MANIFEST)
+        if keys is not None:
+            keys.verify_beside("manifest", text, folder / SIGNATURES)
+        manifest = decode_json(text, BundleManifest, str(folder / MANIFEST))
+        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        if manifest.expires_ms is not None and now_ms >= manifest.expires_ms:
+            raise ExpiredBundleError(str(folder), f"a time before {manifest.expires_ms} ms", f"{now_ms} ms")
+        listed = {entry.path for entry in manifest.files}
+        check_paths((entry.path for entry in manifest.files), str(folder / MANIFEST))
+        for entry in manifest.files:
+            check_file(folder, entry)
+        if manifest.spec not in listed:
+            raise CorruptBundleError(str(folder / MANIFEST), "a listed file as the spec", f"`{manifest.spec}`")
+        for model in manifest.models:
+            size = sum(e.bytes for e in manifest.files if e.path == model.path or e.path.startswith(model.path + "/"))
+            if size == 0 or size != model.bytes:
+                raise CorruptBundleError(str(folder / model.path), f"{model.bytes} bytes of listed files", f"{size}")
+        spec = decode_json(read_bytes(folder / manifest.spec), FeatureSpec, str(folder / manifest.spec))
+        try:
+            check_spec(spec)
+        except ContractError as err:
+            raise CorruptBundleError(str(folder / manifest.spec), "a spec that a device can follow", str(err)) from err
+        _check_personal(folder, manifest.personal, spec)
+        return cls(folder, manifest, spec)
+
+    @property
+    def split_version(self) -> str:
+        """That of the pages whose vectors the split models accept."""
+        return self.manifest.split_version
+
+    def golden(self) -> Golden | None:
+        """What its models answer; None in a bundle that does not tell. Raises `CorruptBundleError`."""
+        if all(entry.path != GOLDEN for entry in self.manifest.files):
+            return None
+        try:
+            return from_msgpack(read_bytes(self.folder / GOLDEN, _GOLDEN_MAX), Golden)
+        except ContractError as err:
+            raise CorruptBundleError(str(self.folder / GOLDEN), f"{err.expected} at `{err.path}`", err.got) from err
+
+    def group(self, events_seen: int) -> Group | None:
+        """The group, by the manifest's rule, of a user of whom the app remembers `events_seen` events; None without a rule."""
+        return None if self.manifest.groups is None else group(events_seen, self.manifest.groups)
+
+    def personal(self, user_id: int, state: bytes = b"") -> PersonalLayer | None:
+        """The user's own last layer over this bundle's models, None where the manifest has nothing adapt.
+
+        It knows what it was when it gave `state`. Where that cannot be used (none yet, damaged, another user's or bundle's)
+        the layer is a new one, which has learned from 0 `events` and is the shipped model.
+        """
+        config = self.manifest.personal
+        if config is None or not config.tasks:
+            return None
+        name = f"{self.manifest.name}/{self.manifest.serial}"
+        try:
+            return PersonalLayer.restore(state, self.spec.tasks, bundle=name, user_id=user_id, config=config)
+        except PersonalError:
+            return PersonalLayer(self.spec.tasks, bundle=name, user_id=user_id, config=config)
+
+    def forms(self, format: Format, precision: Precision = "fp32", group: Group | None = None) -> tuple[Form, ...]:
+        """The forms there is a whole model of."""
+        forms = dict.fromkeys(m.form for m in self.manifest.models)
+        return tuple(form for form in forms if "whole" in self.stages(form, format, precision, group))
+
+    def stages(
+        self, form: Form, format: Format, precision: Precision = "fp32", group: Group | None = None
+    ) -> dict[Stage, Path]:
+        """The paths of all graphs of a form, the whole model's and its stages': a group's own where there is any of them, else
+        those for all."""
+        key = form, format, precision
+        found = [m for m in self.manifest.models if (m.form, m.format, m.precision) == key]
+        served = [m for m in found if m.group == group] or [m for m in found if m.group is None]
+        return {m.stage: self.folder / m.path for m in served}
+
+    def model(
+        self,
+        form: Form,
+        format: Format,
+        precision: Precision = "fp32",
+        stage: Stage = "whole",
+        group: Group | None = None,
+    ) -> Path:
+        """The path of a model or of a stage of it, as `stages` has it. Raises `NoSuchModelError`."""
+        if (path := self.stages(form, format, precision, group).get(stage)) is not None:
+            return path
+        have = ", ".join(_called(m.form, m.format, m.precision, m.stage, m.group) for m in self.manifest.models) or "none"
+        raise NoSuchModelError(str(self.folder), f"a model {_called(form, format, precision, stage, group)}", have)
+
+
+def _called(form: Form, format: Format, precision: Precision, stage: Stage, group: Group | None) -> str:
+    return " ".join([form, format, precision, *([] if stage == "whole" else [stage]), *([] if group is None else [group])])
+
+
+def _check_personal(folder: Path, config: PersonalConfig | None, spec: FeatureSpec) -> None:
+    if config is not None and (unknown := config.tasks.keys() - set(spec.tasks)):
+        raise CorruptBundleError(str(folder / MANIFEST), f"`personal` tasks among {list(spec.tasks)}", str(sorted(unknown)))
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    serial: int,
+    split_version: str,
+    spec: FeatureSpec,
+    models: Iterable[ModelEntry],
+    created_ms: int,
+    expires_ms: int | None = None,
+    personal: PersonalConfig | None = None,
+    groups: GroupRule | None = None,
+    paging: PagingModel | None = None,
+) -> BundleManifest:
+    """Make the files in `folder` a bundle: write `spec.json`, then the manifest over all files, each at once or not at all.
+
+    The models' `bytes` are counted here, whatever the entries say. Raises `BundleError` for a model that is not there, a
+    symbolic link, or a spec or a `personal` that a device cannot follow; an earlier manifest then stays as it was.
+    """
+    try:
+        check_spec(spec)
+    except ContractError as err:
+        raise CorruptBundleError(str(folder / SPEC), "a spec that a device can follow", str(err)) from err
+    _check_personal(folder, personal, spec)
+    replace_file(folder / SPEC, to_json(spec))
+    files = tuple(_entry(folder, path) for path in sorted(_walk(folder)))
+    counted = []
+    for model in models:
+        size = sum(f.bytes for f in files if f.path == model.path or f.path.startswith(model.path + "/"))
+        if size == 0:
+            raise CorruptBundleError(str(folder / model.path), "a model's file or folder", "nothing")
+        counted.append(msgspec.structs.replace(model, bytes=size))
+    manifest = BundleManifest(
+        name=name,
+        serial=serial,
+        created_ms=created_ms,
+        expires_ms=expires_ms,
+        split_version=split_version,
+        spec=SPEC,
+        files=files,
+        models=tuple(counted),
+        personal=personal,
+        groups=groups,
+        paging=paging,
+    )
+    replace_file(folder / MANIFEST, msgspec.json.format(to_json(manifest), indent=2))
+    return manifest
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise UnsafePathError(str(path), "a file or folder", "a symbolic link")
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in _UNLISTED and not name.endswith(".tmp"):
+            yield name
+
+
+def _entry(folder: Path, path: str) -> FileEntry:
+    check_path(path)
+    return FileEntry(path=path, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))

@@ -1,0 +1,220 @@
+"""From the wire to the model's inputs, once per page, per event and per swipe, as the feature spec says.
+
+A page becomes arrays when it arrives; a swipe only slices them. Columns are found by name, never by place: a page may carry
+more than the model wants, in any order, and a column that it lacks takes the feature's default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.device.codec import from_block, from_columns
+from pocketrank.device.contract import BlockError, DecodeError, FeatureSpec, FeedbackEvent, FloatFeature, Page
+
+__all__ = ["CONTEXT_FLOATS", "FeatureBuilder", "PageArrays", "check_spec"]
+
+CONTEXT_FLOATS = ("position", "hour")
+"""Context features a device can compute: impressions so far in the session, and the whole hour of the day in UTC, 0..23."""
+
+_NUMERIC_FEEDBACK = frozenset(FeedbackEvent.__struct_fields__) - {
+    "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms",
+}  # fmt: skip
+_LARGEST = 1e30  # a product below f4's largest value, above every feature's
+
+
+def check_spec(spec: FeatureSpec) -> None:
+    """Raise `DecodeError` (with the path) unless a device can build every input that `spec` asks for."""
+
+    def need(holds: bool, path: str, expected: str, got: object) -> None:
+        if not holds:
+            raise DecodeError(path, expected, repr(got))
+
+    need(len(set(spec.tasks)) == len(spec.tasks) > 0, "$.tasks", "unique names, at least one", spec.tasks)
+    for task, weight in spec.task_weights.items():
+        known_task = task in spec.tasks and abs(weight) <= _LARGEST
+        need(known_task, f"$.task_weights.{task}", "a finite weight of a known task", weight)
+    survival = spec.survival_task
+    need(survival is None or survival in spec.tasks, "$.survival_task", "a known task", survival)
+    need(1 <= spec.candidates_max <= 10_000, "$.candidates_max", "1..10000", spec.candidates_max)
+    need(1 <= spec.events_max <= 10_000, "$.events_max", "1..10000", spec.events_max)
+    need(0 <= spec.vector_width <= 4096, "$.vector_width", "0..4096", spec.vector_width)
+    sizes = spec.list_sizes
+    need(all(1 <= s <= 10_000 for s in sizes) and list(sizes) == sorted(set(sizes)), "$.list_sizes", "ascending sizes", sizes)
+    known: dict[str, frozenset[str] | None] = {
+        "candidate_floats": None,
+        "feedback_floats": _NUMERIC_FEEDBACK,
+        "context_floats": frozenset(CONTEXT_FLOATS),
+    }
+    for group, names in known.items():
+        features: tuple[FloatFeature, ...] = getattr(spec, group)
+        need(len({f.name for f in features}) == len(features), f"$.{group}", "unique names", [f.name for f in features])
+        for i, f in enumerate(features):
+            need(names is None or f.name in names, f"$.{group}[{i}].name", "a feature that a device knows", f.name)
+            limits = (f.min, f.default, f.max)
+            need(-_LARGEST <= f.min <= f.default <= f.max <= _LARGEST, f"$.{group}[{i}]", "min <= default <= max", limits)
+            need(math.isfinite(f.scale), f"$.{group}[{i}].scale", "a finite number", f.scale)
+    categories = spec.candidate_categories
+    need(len({f.name for f in categories}) == len(categories), "$.candidate_categories", "unique names", categories)
+    for i, c in enumerate(categories):
+        need(1 <= c.size <= 2**31 - 1, f"$.candidate_categories[{i}].size", "1..2147483647", c.size)
+
+
+@dataclass(frozen=True, slots=True)
+class PageArrays:
+    """A page as the model sees it: n candidates in cloud order without repeats.
+
+    `problem` is the first thing that kept features from being read; the feature arrays then hold defaults and the page can
+    only be shown in cloud order. `vector_problem` likewise says why `vector` and `user_vector` are None.
+    """
+
+    item_id: NDArray[np.int64]
+    """[n]"""
+    floats: NDArray[np.float32]
+    """[n, Fc], scaled, clipped, defaults filled in"""
+    categories: NDArray[np.int32]
+    """[n, C], 0 unknown"""
+    vector: NDArray[np.float32] | None
+    """[n, D], 0 where the wire had no finite number"""
+    user_vector: NDArray[np.float32] | None
+    """[1, D]"""
+    problem: str | None = None
+    vector_problem: str | None = None
+    duplicates: int = 0
+    """candidates dropped because an earlier one had their item id"""
+    missing_columns: int = 0
+    """features of the spec that the page did not carry"""
+
+    def select(self, rows: NDArray[np.intp]) -> PageArrays:
+        """The same page with these rows only."""
+        vector = None if self.vector is None else self.vector[rows]
+        return replace(
+            self, item_id=self.item_id[rows], floats=self.floats[rows], categories=self.categories[rows], vector=vector
+        )
+
+    def without_vectors(self) -> PageArrays:
+        """The same page for the self-contained form, or for a history that must not mix split versions."""
+        return replace(self, vector=None, user_vector=None)
+
+
+class _Scaler:
+    """Raw values [..., F] to inputs, for one group of float features."""
+
+    def __init__(self, features: tuple[FloatFeature, ...]) -> None:
+        self.scale = np.array([f.scale for f in features], np.float64)
+        self.min = np.array([f.min for f in features], np.float64)
+        self.max = np.array([f.max for f in features], np.float64)
+        self.default = np.array([f.default for f in features], np.float64)
+
+    def __call__(self, raw: NDArray[np.float64], out: NDArray[np.float32]) -> None:
+        """`raw` is changed. Infinities end at the limits, whatever is not a number at the default."""
+        np.multiply(raw, self.scale, out=raw)
+        missing = np.isnan(raw)
+        np.maximum(raw, self.min, out=raw)
+        np.minimum(raw, self.max, out=raw)
+        np.copyto(raw, self.default, where=missing)
+        np.copyto(out, raw, casting="same_kind")
+
+
+class FeatureBuilder:
+    """Builds inputs as one `FeatureSpec` says. Stateless, shared by all sessions. Raises `DecodeError` for a bad spec."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        check_spec(spec)
+        self.spec = spec
+        self._candidate = _Scaler(spec.candidate_floats)
+        self._feedback = _limits(spec.feedback_floats)
+        self._context = _limits(spec.context_floats)
+        self._sizes = np.array([f.size for f in spec.candidate_categories], np.int32)
+        names = [f.name for f in spec.feedback_floats]
+        self._read = _reader(names)
+
+    def page(self, page: Page) -> PageArrays:
+        """All of a page's arrays. Raises `BlockError` when not even the item ids can be read; see `PageArrays` otherwise."""
+        spec, c = self.spec, page.candidates
+        item_id: NDArray[np.int64] = from_block(c.item_id, "$.candidates.item_id", dtype="i8", ndim=1)
+        rows = len(item_id)
+        raw = np.full((rows, len(spec.candidate_floats)), np.nan)
+        categories = np.zeros((rows, len(spec.candidate_categories)), np.int32)
+        problem, missing = None, 0
+        try:
+            values = from_columns(c.floats, "$.candidates.floats", dtype="f4", rows=rows)
+            codes = from_columns(c.categories, "$.candidates.categories", dtype="i4", rows=rows)
+        except BlockError as err:
+            problem = str(err)
+        else:
+            missing += _gather(values, c.floats.names, [f.name for f in spec.candidate_floats], raw)
+            missing += _gather(codes, c.categories.names, [f.name for f in spec.candidate_categories], categories)
+            categories[(categories < 0) | (categories >= self._sizes)] = 0
+        floats = np.empty(raw.shape, np.float32)
+        with np.errstate(invalid="ignore"):  # infinity times a scale of 0
+            self._candidate(raw, floats)
+        vector, user, vector_problem = self._vectors(page, rows)
+        first = np.sort(np.unique(item_id, return_index=True)[1])
+        repeats = rows - len(first)
+        arrays = PageArrays(item_id, floats, categories, vector, user, problem, vector_problem, repeats, missing)
+        return arrays.select(first) if repeats else arrays
+
+    def _vectors(self, page: Page, rows: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, str | None]:
+        block, user_block = page.candidates.vector, page.user_vector
+        if block is None or user_block is None:
+            return None, None, page.split_reason or "the page carries no vectors"
+        width = self.spec.vector_width
+        try:
+            vector = from_block(block, "$.candidates.vector", dtype="f2", ndim=2)
+            user = from_block(user_block, "$.user_vector", dtype="f2", ndim=1)
+            if vector.shape != (rows, width):
+                raise BlockError("$.candidates.vector.shape", f"[{rows}, {width}]", str(list(vector.shape)))
+            if user.shape != (width,):
+                raise BlockError("$.user_vector.shape", f"[{width}]", str(list(user.shape)))
+        except BlockError as err:
+            return None, None, str(err)
+        return _finite(vector), _finite(user[None, :]), None
+
+    def feedback(self, event: FeedbackEvent, out: NDArray[np.float32]) -> None:
+        """Write the event's `feedback_floats` into `out` [Fb]. Raises TypeError or ValueError for a field that is no number."""
+        out[:] = _scaled(self._read(event), self._feedback)
+
+    def context(self, position: int, now_ms: int, out: NDArray[np.float32]) -> None:
+        """Write the `context_floats` into `out` [Fx]."""
+        values = {"position": position, "hour": now_ms // 3_600_000 % 24}
+        out[:] = _scaled([values[f.name] for f in self.spec.context_floats], self._context)
+
+
+def _limits(features: tuple[FloatFeature, ...]) -> list[tuple[float, float, float, float]]:
+    return [(f.scale, f.min, f.max, f.default) for f in features]
+
+
+def _scaled(values: Iterable[Any], limits: list[tuple[float, float, float, float]]) -> list[float]:
+    """What `_Scaler` does, for one row: a score of numbers takes plain Python half as long as numpy. None is missing too."""
+    scaled = []
+    for value, (scale, least, most, default) in zip(values, limits, strict=True):
+        x = math.nan if value is None else value * scale
+        scaled.append(least if x < least else most if x > most else x if x == x else default)
+    return scaled
+
+
+def _reader(names: list[str]) -> Callable[[FeedbackEvent], tuple[Any, ...]]:
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda event: tuple(getattr(event, name) for name in names)
+
+
+def _gather(values: NDArray[Any], have: tuple[str, ...], want: list[str], out: NDArray[Any]) -> int:
+    """Copy the wanted columns into `out`; the number of those that are missing."""
+    place = {name: i for i, name in enumerate(have)}
+    found = [(i, place[name]) for i, name in enumerate(want) if name in place]
+    if found:
+        to, source = zip(*found, strict=True)
+        out[:, to] = values[:, source]
+    return len(want) - len(found)
+
+
+def _finite(vector: NDArray[np.float16]) -> NDArray[np.float32]:
+    return np.nan_to_num(vector.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,354 @@
+"""What a session decided and from what, written down on the device for developers to look into (`pocketrank inspect`).
+
+A trace holds what the user was shown and what they did, in the clear. It is off unless the app makes a `Tracer`, stays on the
+device's disk, and nothing here sends it anywhere: leave it out of what a shop's customers run, or ask them.
+
+Format. A file MUST begin with `MAGIC`. Frames follow: the payload's length and its CRC-32, both unsigned 32 bits and
+little-endian, then the payload, a `TracedDecision` in MessagePack whose arrays are blocks. Frames are only ever added, each by
+one write, so a process that is killed leaves whole frames and at most the beginning of one. A reader MUST refuse a payload
+above `FRAME_MAX` before it reads it, and one whose CRC-32 is another.
+
+Errors::
+
+    TraceError                 a trace that cannot be written or read; says expected, got, and where
+    ├── TracePlaceError        there is a file already, or none can be made
+    ├── NotATraceError         a file of something else
+    ├── CutTraceError          it ends within a frame; all frames before it are good
+    └── CorruptTraceError      a frame that was changed, or that no session writes; all frames before it are good
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from bisect import insort
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.device.blocks import from_block, to_block
+from pocketrank.device.contract import WIRE_VERSION, Block, Dtype, FeatureSpec, FeedbackEvent, Form
+from pocketrank.device.contract.wire import Versioned
+from pocketrank.device.model.features import check_spec
+from pocketrank.device.model.history import EventHistory
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.paging import PageDecision
+from pocketrank.device.runtimes import INPUT_NAMES
+
+if TYPE_CHECKING:
+    from pocketrank.device.ranking.ranker import Ranker
+
+__all__ = [
+    "BYTES_MAX",
+    "FRAME_MAX",
+    "MAGIC",
+    "CorruptTraceError",
+    "CutTraceError",
+    "TracedDecision",
+    "NotATraceError",
+    "TraceError",
+    "TracePlaceError",
+    "Tracer",
+    "read_trace",
+    "whole_inputs",
+]
+
+MAGIC = b"prtrace1"
+"""The first bytes of a trace."""
+BYTES_MAX = 64 << 20
+"""Where a trace ends by default. A decision of the demo's model among 30 candidates after 50 events takes 15 kB, so this is
+four thousand of them: hours of swiping."""
+FRAME_MAX = 16 << 20
+"""Largest payload of a frame, hundreds of times a usual one."""
+
+_HEAD = struct.Struct("<II")
+_EVENTS_MAX = 10_000  # that of any spec
+_CODES: dict[str, Dtype] = {"float32": "f4", "float16": "f2", "int32": "i4", "int64": "i8"}
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class TraceError(ValueError):
+    """A trace that cannot be written or read. `where` is its path, `expected` and `got` say what."""
+
+    def __init__(self, where: str, expected: str, got: str) -> None:
+        super().__init__(f"{where}: expected {expected}, got {got}")
+        self.where, self.expected, self.got = where, expected, got
+
+
+class TracePlaceError(TraceError):
+    """There is a file already, or none can be made."""
+
+
+class NotATraceError(TraceError):
+    """A file of something else."""
+
+
+class CutTraceError(TraceError):
+    """It ends within a frame, as a full disk or a lost battery leaves it; all frames before that are good."""
+
+
+class CorruptTraceError(TraceError):
+    """A frame that was changed, or that no session writes; all frames before it are good."""
+
+
+class TracedDecision(Versioned, frozen=True, kw_only=True, eq=False):
+    """One choice of what to show, with all that it was made from: n candidates held, T events, K tasks."""
+
+    now_ms: int
+    """when the order was made: what gaps to the events are counted from"""
+    position: int
+    """impressions before this one"""
+    held: Array
+    """i8 [n] item ids in cloud order"""
+    order: Array
+    """i4 [n] places in `held`, best first"""
+    shown: int
+    """the item that was chosen"""
+    inputs: dict[str, Array]
+    """the whole model's inputs by the contract's names (`whole_inputs`), empty without a model"""
+    event_items: Array
+    """i8 [T] which item each event was of; 0 where the trace began later"""
+    page_id: str | None = None
+    bundle: str | None = None
+    """`name/serial`"""
+    split_version: str | None = None
+    """the bundle's"""
+    form: Form | None = None
+    """of the model that was to order this page; None is cloud order"""
+    fallback: str | None = None
+    """why it was not the form wanted, or not the model that made the order: the name of the counter
+    (`pocketrank.device.session.counters`)
+    """
+    spec: FeatureSpec | None = None
+    """how the model's inputs and outputs are to be read; None without a model"""
+    scores: Array | None = None
+    """f4 [m, K] of the first m held, what the order was made from; None where no model ordered"""
+    personal: bool = False
+    """whether a personal layer made `scores` of the model's"""
+    strategies: tuple[str, ...] = ()
+    """those that changed the order, and those that had to give way, in words"""
+    paging: PageDecision | None = None
+    """what the paging policy last said"""
+    spent_ms: float = 0.0
+    """in the SDK, from being asked to the answer"""
+
+    @property
+    def total(self) -> NDArray[np.float32] | None:
+        """[m] by what the order is made: the weighted sum of the scores."""
+        if self.scores is None or self.spec is None:
+            return None
+        weights = [self.spec.task_weights.get(task, 0.0) for task in self.spec.tasks]
+        return cast("NDArray[np.float32]", self.scores @ np.array(weights, np.float32))
+
+
+def whole_inputs(
+    form: Form,
+    held: Remaining,
+    history: EventHistory,
+    context: NDArray[np.float32],
+    now_ms: int,
+    position: int,
+    candidates_max: int,
+) -> dict[str, NDArray[Any]]:
+    """The inputs of the whole model of `form` at a moment, also where a ranker works in stages: views, of no padding.
+
+    `context` is f32 [1, Fx]. No more than the first `candidates_max` are taken in; an empty history is one masked row.
+    """
+    rows = slice(min(held.count, candidates_max))
+    inputs: dict[str, NDArray[Any] | None] = {
+        "candidate_float": held.floats[:, rows],
+        "candidate_category": held.categories[:, rows],
+        "candidate_vector": None if held.vector is None else held.vector[:, rows],
+        "candidate_mask": np.ones((1, rows.stop), np.float32),
+        **history.inputs(max(1, history.count), now_ms, position),
+        "context": context,
+        "user_vector": held.page.user_vector,
+    }
+    return {name: value for name in INPUT_NAMES[form] if (value := inputs[name]) is not None}
+
+
+class Tracer:
+    """Writes the decisions of one session to a new file. Nothing is raised after it was opened: what cannot be written is
+    `missed`, and `stopped` says why. Not for use from several threads at once.
+    """
+
+    def __init__(self, path: Path, bytes_max: int = BYTES_MAX) -> None:
+        """Raises `TracePlaceError`."""
+        self.bytes_max = bytes_max
+        self.written = self.missed = 0
+        """decisions"""
+        self.stopped: str | None = None
+        """why nothing more is written"""
+        self._events: list[tuple[int, int]] = []  # (impression_ms, item id), in the order of an `EventHistory`
+        try:
+            self._file = path.open("xb", buffering=0)
+            self._bytes = self._file.write(MAGIC) or 0
+        except OSError as err:
+            raise TracePlaceError(str(path), "a new file", err.strerror or type(err).__name__) from err
+
+    def feedback(self, event: FeedbackEvent) -> None:
+        """Tell of an event that the session's history has taken in."""
+        insort(self._events, (event.impression_ms, event.item_id), key=lambda known: known[0])
+        del self._events[:-_EVENTS_MAX]
+
+    def decision(
+        self,
+        ranker: Ranker | None,
+        held: Remaining,
+        history: EventHistory,
+        context: NDArray[np.float32],
+        *,
+        form: Form | None,
+        now_ms: int,
+        position: int,
+        order: NDArray[np.integer],
+        shown: int,
+        scores: NDArray[np.float32] | None = None,
+        page_id: str | None = None,
+        bundle: str | None = None,
+        fallback: str | None = None,
+        personal: bool = False,
+        strategies: tuple[str, ...] = (),
+        paging: PageDecision | None = None,
+        spent_ms: float = 0.0,
+    ) -> None:
+        """Write what is shown next, before it is taken from `held`; see `TracedDecision`."""
+        if self.stopped is not None:
+            self.missed += 1
+            return
+        inputs, count = {}, history.count
+        if ranker is not None and form is not None:
+            views = whole_inputs(form, held, history, context, now_ms, position, ranker.spec.candidates_max)
+            # as they came over the wire
+            inputs = {k: v.astype(np.float16) if k.endswith("_vector") else v for k, v in views.items()}
+        items = [item for _, item in self._events[-count:]] if count else []
+        decision = TracedDecision(
+            now_ms=now_ms,
+            position=position,
+            held=held.item_id[: held.count],
+            order=order.astype(np.int32),
+            shown=shown,
+            page_id=page_id,
+            bundle=bundle,
+            split_version=None if ranker is None else ranker.split_version,
+            form=form,
+            fallback=fallback,
+            spec=None if ranker is None else ranker.spec,
+            scores=scores,
+            personal=personal,
+            strategies=strategies,
+            paging=paging,
+            spent_ms=spent_ms,
+            inputs=inputs,
+            event_items=np.array([0] * (count - len(items)) + items, np.int64),
+        )
+        try:
+            self._write(_ENCODER.encode(decision))
+        except (OSError, OverflowError, TypeError, ValueError) as err:
+            self._stop(str(err))
+
+    def _write(self, payload: bytes) -> None:
+        frame = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        if self._bytes + len(frame) > self.bytes_max or len(payload) > FRAME_MAX:
+            self._stop(f"a frame of {len(frame)} bytes beyond the limit")
+        elif (done := self._file.write(frame)) != len(frame):
+            self._file.truncate(self._bytes)
+            self._stop(f"{done} of {len(frame)} bytes were taken")
+        else:
+            self._bytes += len(frame)
+            self.written += 1
+
+    def _stop(self, why: str) -> None:
+        self.stopped = why
+        self.missed += 1
+
+    def close(self) -> None:
+        """Let go of the file. What was written is there without it."""
+        self.stopped = self.stopped or "closed"
+        self._file.close()
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_trace(path: Path) -> Iterator[TracedDecision]:
+    """The decisions of a trace, oldest first; those before a bad place come before the error of it. Vectors are f32 again.
+
+    Raises `TraceError`.
+    """
+    where = str(path)
+    try:
+        with path.open("rb") as file:
+            if (start := file.read(len(MAGIC))) != MAGIC:
+                raise NotATraceError(where, f"a file that begins with {MAGIC!r}", repr(start))
+            while head := file.read(_HEAD.size):
+                at = f"{where}, byte {file.tell() - len(head)}"
+                if len(head) < _HEAD.size:
+                    raise CutTraceError(at, f"the {_HEAD.size} bytes before a frame", str(len(head)))
+                length, crc = _HEAD.unpack(head)
+                if length > FRAME_MAX:
+                    raise CorruptTraceError(at, f"a frame of at most {FRAME_MAX} bytes", f"{length}")
+                if len(payload := file.read(length)) < length:
+                    raise CutTraceError(at, f"a frame of {length} bytes", str(len(payload)))
+                if zlib.crc32(payload) != crc:
+                    raise CorruptTraceError(at, "a frame as it was written", "another")
+                yield _decode(payload, at)
+    except OSError as err:
+        raise NotATraceError(where, "a readable file", err.strerror or type(err).__name__) from err
+
+
+def _decode(payload: bytes, at: str) -> TracedDecision:
+    try:
+        decision = _DECODER.decode(payload)
+        if decision.spec is not None:
+            check_spec(decision.spec)
+    except (ValueError, RecursionError) as err:  # msgspec's own errors are ValueErrors; so are ours and bad UTF-8
+        raise CorruptTraceError(at, "a decision", str(err)) from err
+    held, order, spec, scores = decision.held, decision.order, decision.spec, decision.scores
+    kinds = [(array.dtype.name, array.ndim) for array in (held, order, decision.event_items)]
+    if decision.version != WIRE_VERSION or kinds != [("int64", 1), ("int32", 1), ("int64", 1)]:
+        raise CorruptTraceError(at, f"version {WIRE_VERSION}, and items and places in lists", f"{decision.version}, {kinds}")
+    if not np.array_equal(np.sort(order), np.arange(len(held))):
+        raise CorruptTraceError(at, f"an order of {len(held)} items", f"one of {len(order)}")
+    if scores is not None and (spec is None or scores.shape[1:] != (len(spec.tasks),) or len(scores) > len(held)):
+        raise CorruptTraceError(at, "scores of the spec's tasks", str(list(scores.shape)))
+    if decision.inputs and not (spec and decision.form and _plausible(decision, spec, decision.form)):
+        raise CorruptTraceError(at, "a model's inputs", str({name: x.shape for name, x in decision.inputs.items()}))
+    return decision
+
+
+def _plausible(decision: TracedDecision, spec: FeatureSpec, form: Form) -> bool:
+    """Whether there is an array for each input, with the axes and the rows that it must have."""
+    rows = {"candidate": min(len(decision.held), spec.candidates_max), "event": max(1, len(decision.event_items))}
+
+    def begins(name: str) -> tuple[int, ...]:
+        kind = name.partition("_")[0]
+        return (1, rows[kind]) if kind in rows else (1,)
+
+    return tuple(decision.inputs) == INPUT_NAMES[form] and all(
+        x.shape[:-1] == begins(name) if not name.endswith("_mask") else x.shape == begins(name)
+        for name, x in decision.inputs.items()
+    )
+
+
+def _to_wire(array: object) -> Block:
+    if not isinstance(array, np.ndarray) or str(array.dtype) not in _CODES:
+        raise TypeError(f"expected an array of {', '.join(_CODES)}, got {type(array).__name__}")
+    return to_block(array, _CODES[str(array.dtype)])
+
+
+def _from_wire(_: type, value: Any) -> NDArray[Any]:
+    array = from_block(msgspec.convert(value, Block))
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_to_wire)
+_DECODER = msgspec.msgpack.Decoder(TracedDecision, dec_hook=_from_wire)

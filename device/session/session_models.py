@@ -1,0 +1,161 @@
+"""The models that a session orders with, and what they remember of it.
+
+All that depends on the installed bundle is here, so that a session can go on with another one: it makes a new `SessionModels`
+and tells it again what was shown and how that was watched.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.device.contract import FeatureSpec, FeedbackEvent, Form, Page, SearchSpec
+from pocketrank.device.feedback.privacy import PrivacyPolicy
+from pocketrank.device.model.features import FeatureBuilder, PageArrays
+from pocketrank.device.model.history import EventHistory
+from pocketrank.device.model.personal import PersonalLayer, labels
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.paging import Paging, paging_of
+from pocketrank.device.ranking.ranker import Adjust, Ranker, Ranking
+
+__all__ = ["SessionModels", "ShownItem"]
+
+_NO_FEATURES = FeatureSpec(
+    tasks=("none",), task_weights={}, candidates_max=1, events_max=1, vector_width=0, list_sizes=(),
+    candidate_floats=(), candidate_categories=(), feedback_floats=(), context_floats=(),
+)  # fmt: skip
+
+
+class ShownItem(NamedTuple):
+    """An item that was shown."""
+
+    page: Page
+    """the page it came from"""
+    arrays: PageArrays
+    """that page as the models read it"""
+    row: int
+    """the item's, in `arrays`"""
+    shipped: NDArray[np.float32] | None
+    """[K] the shipped model's probabilities when it was shown, as long as they can teach the user's own layer"""
+
+
+class SessionModels:
+    """A ranker (None: cloud order), the user's own layer over it, and the events of one session as they read them.
+
+    Raises ValueError for a layer over other tasks than the ranker's.
+    """
+
+    def __init__(self, ranker: Ranker | None, personal: PersonalLayer | None = None) -> None:
+        if personal is not None and ranker is not None and personal.tasks != ranker.spec.tasks:
+            raise ValueError(f"expected a personal layer over {ranker.spec.tasks}, got one over {personal.tasks}")
+        self.ranker, self.personal = ranker, personal
+        self._builder = FeatureBuilder(_NO_FEATURES) if ranker is None else ranker.builder
+        spec = self._builder.spec
+        self.events_max = spec.events_max
+        self.history = EventHistory(spec)
+        self.context = np.zeros((1, len(spec.context_floats)), np.float32)
+        """[1, Fx] of the last order"""
+        self._feedback = np.zeros(len(spec.feedback_floats), np.float32)
+        self._category = {c.name: i for i, c in enumerate(spec.candidate_categories)}.get("category")
+        scales = {f.name: (i, f.scale) for i, f in enumerate(spec.candidate_floats) if f.scale > 0}
+        self._duration = scales.get("duration_ms")
+
+    @property
+    def name(self) -> str | None:
+        """That of the bundle."""
+        return None if self.ranker is None else self.ranker.name
+
+    @property
+    def paging(self) -> Paging:
+        """When a device asks where the app does not say: as the bundle says, else by fixed counts."""
+        return paging_of(None if self.ranker is None else self.ranker.paging)
+
+    @property
+    def privacy(self) -> PrivacyPolicy:
+        """What may leave where the app does not say: what training these models needs."""
+        return PrivacyPolicy() if self.ranker is None else PrivacyPolicy.for_spec(self.ranker.spec)
+
+    @property
+    def split_version(self) -> str | None:
+        """That of the pages whose vectors these models can use; None when they use none."""
+        return self.ranker.split_version if self.ranker is not None and "split" in self.ranker.runtimes else None
+
+    def read(self, page: Page) -> tuple[PageArrays, Form | None, tuple[str, ...]]:
+        """The page's arrays, the form that can order it (None: cloud order), and the fallbacks taken (names of `Counters`).
+
+        Vectors that the form does not take are left out: they must not reach a split model later, as features of shown items.
+        Raises `BlockError` when not even the item ids can be read.
+        """
+        arrays = self._builder.page(page)
+        form, fallbacks = (None, ()) if self.ranker is None else self._form(self.ranker, page, arrays)
+        return arrays if form == "split" else arrays.without_vectors(), form, fallbacks
+
+    @staticmethod
+    def _form(ranker: Ranker, page: Page, arrays: PageArrays) -> tuple[Form | None, tuple[str, ...]]:
+        if arrays.problem is not None:
+            return None, ("features_bad",)
+        taken: tuple[str, ...] = ()
+        if "split" in ranker.runtimes:
+            if page.candidates.vector is None or page.user_vector is None:
+                taken = ("vectors_absent",)
+            elif page.split_version != ranker.split_version:
+                taken = ("split_mismatch",)
+            elif arrays.vector is None:
+                taken = ("vectors_bad",)
+            else:
+                return "split", ()
+        return ("self_contained", taken) if "self_contained" in ranker.runtimes else (None, (*taken, "no_model"))
+
+    def hold(self, arrays: PageArrays, form: Form | None) -> Remaining:
+        """What a session holds of a page, with the work done that depends on the page alone. Raises `RuntimeRunError`."""
+        held = Remaining(arrays, 0 if self.ranker is None else self.ranker.rows)
+        if self.ranker is not None and form is not None:
+            self.ranker.prepare(form, held)
+        return held
+
+    def fork(self) -> None:
+        """Go on with memory of our own: what was used so far is left to a run that is late."""
+        self.history, self.context = self.history.copy(), self.context.copy()
+
+    def remember(self, event: FeedbackEvent, shown: ShownItem) -> bool:
+        """Take in how an item was watched. False when the event is older than all that the models remember."""
+        if self.personal is not None and shown.shipped is not None:
+            category = 0 if self._category is None else int(shown.arrays.categories[shown.row, self._category])
+            told = labels(event, self.personal.tasks, self._duration_ms(shown))
+            self.personal.learn(shown.shipped, told, category)
+        self._builder.feedback(event, self._feedback)
+        return self.history.append(event.impression_ms, event.position, self._feedback, shown.arrays, shown.row)
+
+    def effective(self, event: FeedbackEvent, shown: ShownItem) -> float:
+        """Whether it was an effective view: 1 or 0, NaN where that is not known."""
+        return float(labels(event, ("effective_view",), self._duration_ms(shown))[0])
+
+    def _duration_ms(self, shown: ShownItem) -> float | None:
+        at = self._duration
+        return None if at is None else float(shown.arrays.floats[shown.row, at[0]]) / at[1]
+
+    def rank(
+        self, form: Form, held: Remaining, now_ms: int, position: int, search: SearchSpec | None = None
+    ) -> tuple[Ranking | None, NDArray[np.float32] | None]:
+        """The order of what is held, None when a score is no number; and with a personal layer the shipped probabilities
+        [n, K] behind it. `search` replaces the ranker's. Raises `RuntimeRunError`.
+        """
+        assert self.ranker is not None
+        self._builder.context(position, now_ms, self.context[0])
+        shipped: list[NDArray[np.float32]] = []
+        adjust = None if self.personal is None else self._adjust(self.personal, held, shipped)
+        ranking = self.ranker.order(form, held, self.history, self.context, now_ms, position, adjust, search)
+        return ranking, shipped[0] if shipped else None
+
+    def _adjust(self, personal: PersonalLayer, held: Remaining, first: list[NDArray[np.float32]]) -> Adjust:
+        """The layer's answers for what is held; the first probabilities it is asked for are kept in `first`."""
+        codes = None if self._category is None else held.categories[0, :, self._category]
+
+        def adjust(shipped: NDArray[np.float32]) -> NDArray[np.float32]:
+            if not first:
+                first.append(shipped.copy())
+            return personal.adjust(shipped, None if codes is None else codes[: len(shipped)])
+
+        return adjust

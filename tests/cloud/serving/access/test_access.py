@@ -1,0 +1,234 @@
+"""The door, and a table of what it takes to come through it: every route of the OpenAPI text has a row here."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pocketrank.cloud.serving.access.access import ANONYMOUS, SECURITY_SCHEME, Access, OpenServerError, check_host
+from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TokenScope, TooManyError
+from pocketrank.cloud.serving.access.token_file import issue_token, revoke_token
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
+from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.device.codec import to_json
+from pocketrank.device.contract import FeedbackBatch, PageRequest
+from tests.cloud.serving.bundle_samples import FILES, publish_of
+from tests.cloud.serving.live import Live, live, until, write_bundle
+from tests.cloud.small_published import small_run
+
+HOUR_MS = 3_600_000
+
+
+class Row(NamedTuple):
+    """What a route takes."""
+
+    scope: TokenScope | None
+    """The scope of a token that is let in; None: whoever comes."""
+    path: str
+    """The route with something for its parameters."""
+    body: bytes | None = None
+    kind: str = "application/json"
+
+
+PAGE = PageRequest(request_id="r", user_id=1, session_id="s", now_ms=1, size=5, split_version=None)
+
+ROWS = {
+    "POST /v1/page": Row("device", "/v1/page", to_json(PAGE)),
+    "POST /v1/feedback": Row("device", "/v1/feedback", to_json(FeedbackBatch(events=()))),
+    "GET /v1/bundle/manifest.json": Row("device", "/v1/bundle/manifest.json"),
+    "GET /v1/bundle/manifest.sig": Row("device", "/v1/bundle/manifest.sig"),
+    "GET /v1/bundle/release.json": Row("device", "/v1/bundle/release.json"),
+    "GET /v1/bundle/files/{path}": Row("device", "/v1/bundle/files/spec.json"),
+    "PUT /v1/bundle": Row("publish", "/v1/bundle", to_json(publish_of(FILES))),
+    "PUT /v1/bundle/blobs/{sha256}": Row("publish", "/v1/bundle/blobs/" + "0" * 64, b"x", "application/octet-stream"),
+    "GET /metrics": Row("admin", "/metrics"),
+    "GET /healthz": Row(None, "/healthz"),
+    "GET /livez": Row(None, "/livez"),
+    "GET /readyz": Row(None, "/readyz"),
+}
+"""What each route takes. Probes carry no token, and say nothing that needs one."""
+
+
+class Keys:
+    """A file of tokens, made before a server reads it: one for each scope, and those that nobody is let in with."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.good = {scope: self._issue(scope) for scope in SCOPES}
+        self.all_but = {scope: self._issue(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
+        self.expired, self.revoked = self._issue(*SCOPES, lasts_ms=-1), self._issue(*SCOPES)
+
+    def _issue(self, *scopes: TokenScope, lasts_ms: int = HOUR_MS) -> str:
+        return issue_token(self.file, scopes, now_ms=time.time_ns() // 1_000_000, lasts_ms=lasts_ms).token
+
+    def bad(self, scope: TokenScope) -> dict[str, tuple[int, list[str]]]:
+        """By what is wrong with them: the answer that is due, and the `Authorization` headers."""
+        good = self.good[scope]
+        name, secret = good.split("_")[1:]
+        others = [self.good[other] for other in SCOPES if other != scope]
+        return {
+            "no token": (401, []),
+            "wrong": (401, [f"Bearer prk_{name}_{secret[::-1]}", f"Bearer prk_{name[::-1]}_{secret}", f"Bearer {good[:-1]}"]),
+            "malformed": (
+                401,
+                ["", "Bearer", good, f"Basic {good}", f"Bearer {good} {good}", f"Bearer  {good}", f"Bearer {name}"],
+            ),
+            "expired": (401, [f"Bearer {self.expired}"]),
+            "revoked": (401, [f"Bearer {self.revoked}"]),
+            "wrong scope": (403, [f"Bearer {token}" for token in (*others, self.all_but[scope])]),
+        }
+
+
+class Doors:
+    """A server with tokens. One of them is revoked while it runs."""
+
+    def __init__(self, server: Live, keys: Keys) -> None:
+        self.server, self.keys = server, keys
+        told = server.send("GET", "/openapi.json").json()["paths"]
+        self.routes = [f"{method.upper()} {path}" for path, methods in told.items() for method in methods]
+        self.security = {
+            f"{method.upper()} {path}": operation.get("security", [])
+            for path, methods in told.items()
+            for method, operation in methods.items()
+        }
+
+        def lets_in_revoked() -> bool:
+            return _send(server, ROWS["GET /metrics"], f"Bearer {keys.revoked}", "GET")[0] == 200
+
+        assert lets_in_revoked()
+        revoke_token(keys.file, keys.revoked.split("_")[1], now_ms=1)
+        until(lambda: not lets_in_revoked(), "the revocation")
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    folder = tmp_path_factory.mktemp("doors")
+    keys = Keys(folder / "tokens.json")
+    config = ServingConfig(tokens=keys.file, limits=LimitsConfig(device=None, publish=None, admin=None))
+    bundle = write_bundle(folder / "bundle", FILES)
+    with live(small_run(folder / "run").folder, folder / "feedback.db", bundle, config=config) as server:
+        yield Doors(server, keys)
+
+
+def _send(server: Live, row: Row, authorization: str | None, method: str) -> tuple[int, dict[str, str]]:
+    headers = {"Content-Type": row.kind} if row.body is not None else {}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    answer = server.send(method, row.path, row.body, headers)
+    return answer.status, answer.headers
+
+
+def test_every_route_has_a_row(doors: Doors) -> None:
+    assert set(doors.routes) == set(ROWS), "a new route needs a row: who may use it?"
+
+
+@pytest.mark.parametrize("kind", ["no token", "wrong", "malformed", "expired", "revoked", "wrong scope"])
+def test_nobody_is_let_in_who_may_not(doors: Doors, kind: str) -> None:
+    tried = 0
+    for route, row in ROWS.items():
+        if row.scope is None:
+            continue
+        status, headers = doors.keys.bad(row.scope)[kind]
+        for authorization in headers or [None]:
+            got, told = _send(doors.server, row, authorization, route.split()[0])
+            assert got == status, f"{route} with {kind}"
+            assert told["www-authenticate"].startswith('Bearer realm="pocketrank"')
+            tried += 1
+    assert tried >= sum(row.scope is not None for row in ROWS.values())
+
+
+def test_who_may_is_let_in_and_the_text_says_so(doors: Doors) -> None:
+    for route in doors.routes:
+        row, method = ROWS[route], route.split()[0]
+        if row.scope is None:
+            assert _send(doors.server, row, None, method)[0] == 200
+            assert doors.security[route] == []
+        else:
+            assert _send(doors.server, row, f"Bearer {doors.keys.good[row.scope]}", method)[0] not in (401, 403, 429)
+            assert doors.security[route] == [{SECURITY_SCHEME: [row.scope]}]
+
+
+def test_no_other_method_or_spelling_is_a_way_around(doors: Doors) -> None:
+    for route in doors.routes:
+        row = ROWS[route]
+        if row.scope is None:
+            continue
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            assert _send(doors.server, row, None, method)[0] in (401, 404, 405), f"{method} {row.path}"
+        for path in (
+            row.path + "/", "/" + row.path, row.path.upper(), row.path + "?token=x", row.path.replace("/v1/", "/v1//"),
+            row.path.replace("/", "/./", 1), row.path + "%00", row.path.replace("e", "%65", 1), row.path + ";x",
+            "/openapi.json/.." + row.path,
+        ):  # fmt: skip
+            status, _ = _send(doors.server, row._replace(path=path), None, route.split()[0])
+            assert status in (307, 401, 404, 405), f"{route} as {path}"
+
+
+def test_what_anybody_may_read_is_the_text_alone(doors: Doors) -> None:
+    assert doors.server.send("GET", "/openapi.json").status == 200
+    for path in ("/docs", "/redoc", "/docs/oauth2-redirect"):  # they would load scripts from elsewhere
+        assert doors.server.send("GET", path).status == 404
+
+
+def _scope(*authorizations: bytes, client: tuple[str, int] | None = ("192.0.2.1", 1)) -> dict[str, object]:
+    headers = [(b"host", b"x"), *((b"authorization", value) for value in authorizations)]
+    return {"type": "http", "headers": headers, "client": client}
+
+
+def test_two_headers_are_none(tmp_path: Path) -> None:
+    token = issue_token(tmp_path / "t", ["device"], now_ms=0, lasts_ms=1 << 42).token
+    access, header = Access(TokenFile(tmp_path / "t")), b"Bearer " + token.encode()
+    assert access(_scope(header), "device").id in token
+    with pytest.raises(AuthError, match="one `Authorization`, got several"):
+        access(_scope(header, header), "device")
+
+
+def test_each_token_and_scope_has_a_rate(tmp_path: Path) -> None:
+    made = {
+        name: issue_token(tmp_path / "t", scopes, now_ms=0, lasts_ms=1 << 42, rate=rate).token
+        for name, scopes, rate in (
+            ("one", ["device", "admin"], None), ("other", ["device"], None), ("own", ["device"], RateLimit(0.001, 7)),
+        )
+    }  # fmt: skip
+    config = LimitsConfig(device=RateLimit(0.001, 3), admin=None)
+    access = Access(TokenFile(tmp_path / "t"), RequestLimits(config))
+
+    def let_in(name: str, scope: TokenScope) -> int:
+        for count in range(20):
+            try:
+                access.admit(b"Bearer " + made[name].encode(), scope, None)
+            except TooManyError:
+                return count
+        return 20
+
+    assert [let_in(name, "device") for name in made] == [3, 3, 7]
+    assert let_in("one", "admin") == 20
+    with pytest.raises(AuthError):  # whoever is not let in is told so first
+        access.admit(b"Bearer " + made["one"].encode(), "publish", None)
+
+
+def test_an_open_server_lets_in_anybody_to_all_but_publish() -> None:
+    access = Access(limits=RequestLimits(LimitsConfig(anonymous=RateLimit(0.001, 2))))
+    for address in ("192.0.2.1", "192.0.2.2"):
+        for scope in ("device", "admin"):
+            assert access(_scope(client=(address, 1)), scope) is ANONYMOUS
+        with pytest.raises(TooManyError):
+            access(_scope(client=(address, 2)), "device")
+    with pytest.raises(AuthError, match="a server with tokens for the scope `publish`, got an open one"):
+        access(_scope(), "publish")
+    assert access.openapi_security("device") == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_alone_needs_no_tokens(host: str) -> None:
+    check_host(host, has_tokens=False, is_open=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "localhost.example", "pages.example"])
+def test_an_address_that_others_reach_needs_tokens_or_a_word(host: str) -> None:
+    with pytest.raises(OpenServerError, match="Expected `--tokens FILE`, or `--open`"):
+        check_host(host, has_tokens=False, is_open=False)
+    check_host(host, has_tokens=True, is_open=False)
+    check_host(host, has_tokens=False, is_open=True)

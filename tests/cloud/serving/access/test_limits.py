@@ -1,0 +1,115 @@
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TooManyError, caller
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _taken(limits: RequestLimits, key: object, limit: RateLimit, most: int = 1000) -> int:
+    """Requests that are let through before the first that is not."""
+    for count in range(most):
+        try:
+            limits(key, limit)
+        except TooManyError:
+            return count
+    return most
+
+
+def test_a_burst_then_the_rate() -> None:
+    clock = Clock()
+    limits, limit = RequestLimits(clock=clock), RateLimit(2.0, 5)
+    assert _taken(limits, "a", limit) == 5
+    for _ in range(3):
+        clock.now += 0.5
+        assert _taken(limits, "a", limit) == 1
+    clock.now += 1e9
+    assert _taken(limits, "a", limit) == 5
+
+
+def test_who_is_refused_is_told_when_to_come_again_and_it_costs_nothing() -> None:
+    clock = Clock()
+    limits, limit = RequestLimits(clock=clock), RateLimit(0.25, 1)
+    limits("a", limit)
+    clock.now += 1.5
+    for _ in range(3):
+        with pytest.raises(TooManyError) as caught:
+            limits("a", limit)
+        assert caught.value.retry_after_s == pytest.approx(2.5)
+        assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "3"})
+    clock.now += caught.value.retry_after_s
+    limits("a", limit)
+
+
+def test_callers_do_not_share() -> None:
+    limits, limit = RequestLimits(clock=Clock()), RateLimit(1.0, 3)
+    assert [_taken(limits, key, limit) for key in ("a", "b", ("a", "device"))] == [3, 3, 3]
+
+
+@given(
+    per_s=st.floats(0.1, 1000),
+    burst=st.integers(1, 50),
+    gaps=st.lists(st.floats(0, 3), max_size=200),
+)
+def test_never_more_than_the_burst_and_the_rate(per_s: float, burst: int, gaps: list[float]) -> None:
+    clock = Clock()
+    limits, limit = RequestLimits(clock=clock), RateLimit(per_s, burst)
+    times = []
+    for gap in gaps:
+        clock.now += gap
+        try:
+            limits("a", limit)
+        except TooManyError:
+            continue
+        times.append(clock.now)
+    for first, second in itertools.combinations(range(len(times)), 2):
+        assert second - first + 1 <= burst + (times[second] - times[first]) * per_s + 1e-3
+
+
+def test_memory_is_bounded_and_strangers_let_nobody_off() -> None:
+    clock = Clock()
+    limits, limit = RequestLimits(LimitsConfig(callers_max=10), clock), RateLimit(1.0, 4)
+    assert _taken(limits, "greedy", limit) == 4
+    assert [_taken(limits, n, limit) for n in range(9)] == [4] * 9
+    assert sum(_taken(limits, f"stranger {n}", limit) for n in range(100)) == 4  # of one bucket together
+    assert limits.callers == 11
+    assert _taken(limits, "greedy", limit) == 0
+    clock.now += 4.0  # all are full again, and make room
+    assert [_taken(limits, f"new {n}", limit) for n in range(20)] == [4] * 10 + [4] + [0] * 9  # the eleventh is of all others
+    assert limits.callers <= 11
+
+
+@pytest.mark.parametrize(
+    ("client", "key"),
+    [
+        (("192.0.2.7", 1), "192.0.2.7"),
+        (("2001:db8:1:2:3:4:5:6", 1), "2001:db8:1:2::/64"),
+        (("2001:db8:1:2:ffff::1", 9), "2001:db8:1:2::/64"),
+        (("::ffff:192.0.2.7", 1), "192.0.2.7"),
+        (("fe80::1%eth0", 1), "fe80::/64"),
+        (("no:address", 1), "no:address"),
+        (None, ""),
+    ],
+)
+def test_an_address_is_one_customers(client: tuple[str, int] | None, key: str) -> None:
+    assert caller(client) == key
+
+
+def test_each_scope_has_a_rate() -> None:
+    config = LimitsConfig(device=RateLimit(1, 1), publish=RateLimit(2, 2), admin=None)
+    assert [config.rate(scope) for scope in SCOPES] == [RateLimit(1, 1), RateLimit(2, 2), None]
+
+
+@pytest.mark.parametrize("text", [b"[0,1]", b"[-1,1]", b"[1,0]", b'{"per_s":1,"burst":1,"brust":2}', b'{"per_s":1}'])
+def test_a_limit_that_makes_no_sense_is_refused(text: bytes) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(text, type=RateLimit)

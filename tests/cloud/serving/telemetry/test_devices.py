@@ -1,0 +1,140 @@
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry, DeviceTelemetryConfig, with_any_telemetry
+from pocketrank.device.codec import from_json, from_msgpack, to_json, to_msgpack
+from pocketrank.device.contract import ContractError, FeedbackBatch, PageRequest, TelemetryReport
+from pocketrank.device.contract.telemetry import BUCKETS_MAX
+from pocketrank.device.reports.telemetry import Telemetry
+from tests.cloud.events import event
+from tests.device.reports.test_telemetry import BAD, GOOD
+
+
+def report(report_id: str = "r", counters: dict[str, int] | None = None, **more: Any) -> dict[str, Any]:
+    return {"report_id": report_id, "since_ms": 0, "until_ms": 1, "counters": counters or {}, **more}
+
+
+def samples(telemetry: DeviceTelemetry) -> dict[tuple[str, ...], float]:
+    """By name and values of the labels, read back from the text form."""
+    registry = CollectorRegistry()
+    registry.register(telemetry)
+    text = generate_latest(registry).decode()
+    families = text_string_to_metric_families(text)
+    order = ("result", "sample_rate", "tier", "bundle", "name", "le")
+    return {
+        (s.name.removeprefix("pocketrank_device_"), *(s.labels[label] for label in order if label in s.labels)): s.value
+        for f in families
+        for s in f.samples
+    }
+
+
+def test_what_a_device_counted_is_exposed() -> None:
+    device, telemetry = Telemetry("s", 0, tier="full", bundle="world/3"), DeviceTelemetry()
+    device.count("model_failed", 2)
+    for us in (1, 3, 3, 700, 1 << 40):
+        device.time("rerank", us * 1000)
+    telemetry(device.report(1))
+    device.count("model_failed")
+    telemetry(device.report(2))
+    told = samples(telemetry)
+    assert told["counts_total", "model_failed"] == 3
+    assert told["reports_total", "accepted", "1", "full", "world/3"] == 2
+    buckets = {float(le): told["seconds_bucket", "rerank", le] for n, *_, le in told if n == "seconds_bucket"}
+    assert len(buckets) == BUCKETS_MAX
+    assert [buckets[s] for s in (2e-6, 4e-6, 512e-6, 1024e-6, 4.194304, float("inf"))] == [1, 3, 3, 4, 4, 5]
+    assert told["seconds_count", "rerank"] == 5
+    assert told["seconds_sum", "rerank"] == pytest.approx(707e-6 + (1 << 32) / 1e6)
+
+
+def test_a_report_counts_once_however_often_it_comes() -> None:
+    telemetry = DeviceTelemetry(DeviceTelemetryConfig(ids_max=2))
+    for report_id in ("a", "a", "b", "a", "c", "b"):
+        telemetry(report(report_id, {"n": 1}))
+    told = samples(telemetry)
+    assert (told["counts_total", "n"], told["reports_total", "duplicate", "", "", ""]) == (3, 3)
+    telemetry(report("a", {"n": 1}))  # too long ago: forgotten
+    assert samples(telemetry)["counts_total", "n"] == 4
+
+
+def test_nothing_is_no_report() -> None:
+    telemetry = DeviceTelemetry()
+    telemetry(None)
+    assert set(samples(telemetry).values()) == {0}
+
+
+@pytest.mark.parametrize(("change", "where"), BAD)
+def test_a_bad_report_is_dropped_and_counted(change: dict[str, Any], where: str) -> None:
+    telemetry = DeviceTelemetry()
+    telemetry({**GOOD, **change})
+    told = samples(telemetry)
+    assert told.pop(("reports_total", "bad", "", "", "")) == 1
+    assert set(told.values()) == {0}
+
+
+def test_names_and_fleets_are_bounded_and_known_names_always_have_a_place() -> None:
+    telemetry = DeviceTelemetry(DeviceTelemetryConfig(names_max=3, fleets_max=2, names_known=frozenset(["reranks"])))
+    timing = {"count": 1, "sum_us": 1, "max_us": 1, "buckets": [1]}
+    for i in range(50):
+        telemetry(report(f"r{i}", {f"n{i}": 1}, timings={f"t{i}": timing}, bundle=f'b{i}"\n', sample_rate=1 / (1 + i)))
+    telemetry(report("r", {"reranks": 7}))
+    told = samples(telemetry)
+    assert {key[1:]: value for key, value in told.items() if key[0] == "counts_total"} == {
+        ("n0",): 1, ("n1",): 1, ("n2",): 1, ("other",): 47, ("reranks",): 7,
+    }  # fmt: skip
+    assert {key[1]: value for key, value in told.items() if key[0] == "seconds_count"} == {
+        "t0": 1, "t1": 1, "t2": 1, "other": 47,
+    }  # fmt: skip
+    fleets = {key[2:]: value for key, value in told.items() if key[:2] == ("reports_total", "accepted")}
+    assert fleets[("other",) * 3] == 50
+    assert len(fleets) == 2
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=9,
+)
+
+
+@given(ANYTHING | st.fixed_dictionaries({key: st.just(value) | ANYTHING for key, value in GOOD.items()}))
+def test_no_telemetry_whatever_loses_the_feedback_it_came_with(anything: Any) -> None:
+    telemetry = DeviceTelemetry()
+    body = {"events": [msgspec.to_builtins(event(event_id="e"))], "telemetry": anything}
+    try:
+        batch = from_msgpack(msgspec.msgpack.encode(body), with_any_telemetry(FeedbackBatch))
+    except OverflowError:  # an integer that MessagePack does not have
+        return
+    assert [e.event_id for e in batch.events] == ["e"]
+    telemetry(batch.telemetry)
+    reports = sum(value for key, value in samples(telemetry).items() if key[0] == "reports_total")
+    assert reports == (anything is not None)
+
+
+def test_what_else_is_in_a_request_is_as_strict_as_ever() -> None:
+    request = PageRequest(request_id="r", user_id=1, session_id="s", now_ms=0, size=5)
+    for encode, decode in ((to_msgpack, from_msgpack), (to_json, from_json)):
+        lenient = decode(encode(request), with_any_telemetry(PageRequest))
+        assert isinstance(lenient, PageRequest)
+        assert msgspec.to_builtins(lenient) == msgspec.to_builtins(request)
+    with pytest.raises(ContractError) as caught:
+        from_msgpack(msgspec.msgpack.encode({**msgspec.to_builtins(request), "size": "5"}), with_any_telemetry(PageRequest))
+    assert caught.value.path == "$.size"
+    with pytest.raises(ContractError, match="a PageRequest"):
+        from_msgpack(b"\xc1", with_any_telemetry(PageRequest))
+
+
+def test_many_at_once_add_up() -> None:
+    telemetry = DeviceTelemetry()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: telemetry(report(str(i // 2), {"n": 1})), range(400)))
+    told = samples(telemetry)
+    assert (told["counts_total", "n"], told["reports_total", "duplicate", "", "", ""]) == (200, 200)
+    assert from_msgpack(msgspec.msgpack.encode(report()), TelemetryReport).counters == {}

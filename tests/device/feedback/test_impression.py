@@ -1,0 +1,173 @@
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import Ended, FeedbackEvent, Network, Orientation
+from pocketrank.device.feedback.impression import DeviceState, Impression
+from tests.device.feedback.test_privacy import UNTOLD, told
+from tests.device.worlds import T0, Clock
+
+
+def begin(clock: Clock, **keys: Any) -> Impression:
+    return Impression(11, **{"position": 3, "user_id": 7, "session_id": "s", "clock": clock} | keys)
+
+
+def test_what_nobody_told_is_missing() -> None:
+    assert begin(Clock()).finish() == FeedbackEvent(
+        event_id="s/3", user_id=7, session_id="s", item_id=11, position=3, impression_ms=T0, watch_ms=0
+    )
+
+
+def test_everything_told_is_in_the_event() -> None:
+    clock = Clock()
+    device = DeviceState(volume=0.5, network=Network.WIFI)
+    shown = begin(clock, device=device, page_id="p", experiment="x", event_id="own")
+    shown.buffering()
+    clock.ms += 120
+    shown.buffered()
+    clock.ms += 400
+    shown.paused()
+    clock.ms += 10_000
+    shown.resumed()
+    clock.ms += 300
+    shown.backgrounded()
+    clock.ms += 60_000
+    shown.foregrounded()
+    clock.ms += 7
+    device.volume, device.muted, device.orientation = 0.75, True, Orientation.LANDSCAPE
+    device.network, device.battery_saver = Network.CELLULAR, True
+    for action in ("click", "like", "follow", "comment", "share", "profile_enter", "dislike"):
+        shown.did(action)
+    shown.seeked()
+    shown.seeked()
+    shown.playback_rate(1.5)
+    shown.scrolled(-2.5)
+    event = shown.finish(Ended.COMPLETE)
+    assert event == FeedbackEvent(
+        event_id="own", user_id=7, session_id="s", item_id=11, position=3, impression_ms=T0, watch_ms=707, page_id="p",
+        experiment="x", ended=Ended.COMPLETE, click=True, like=True, follow=True, comment=True, share=True, profile_enter=True,
+        dislike=True, volume=0.75, volume_change=0.25, muted=True, orientation=Orientation.LANDSCAPE, playback_rate=1.5,
+        pauses=1, seeks=2, scroll_speed=2.5, network=Network.CELLULAR, buffering_ms=120, battery_saver=True, backgrounded=True,
+    )  # fmt: skip
+    assert told(event) == UNTOLD.keys()  # a field that the contract gains fails here until a listener can tell it
+
+
+def test_what_a_platform_counts_begins_at_zero() -> None:
+    event = begin(Clock(), device=DeviceState(counted=frozenset({"pauses", "buffering_ms", "backgrounded"}))).finish()
+    assert (event.pauses, event.seeks, event.buffering_ms) == (0, None, 0)
+    assert event.backgrounded is False
+    with pytest.raises(ValueError, match="expected names among"):
+        DeviceState(counted=frozenset({"volume"}))  # type: ignore[arg-type]
+
+
+def test_the_device_carries_over_to_the_next_item() -> None:
+    clock, device = Clock(), DeviceState()
+    first = begin(clock, device=device)
+    device.volume, device.muted = 0.25, True
+    assert first.finish().volume_change is None  # what it was at the beginning nobody told
+    second = begin(clock, device=device, position=4)
+    device.volume = 1.0
+    event = second.finish()
+    assert (event.volume, event.volume_change, event.muted) == (1.0, 0.75, True)
+
+
+def test_an_action_can_be_taken_back_and_another_is_refused() -> None:
+    shown = begin(Clock())
+    shown.did("like")
+    shown.did("like", False)
+    with pytest.raises(ValueError, match="expected one of click"):
+        shown.did("lik")  # type: ignore[arg-type]
+    assert shown.finish().like is False
+
+
+def test_a_second_finish_and_a_late_listener_change_nothing() -> None:
+    clock, device = Clock(), DeviceState(volume=0.5)
+    shown = begin(clock, device=device)
+    clock.ms += 900
+    event = shown.finish(Ended.SWIPE)
+    clock.ms += 50
+    device.volume = 1.0
+    shown.did("like")
+    shown.buffering()
+    shown.seeked()
+    assert shown.finish(Ended.BACKGROUND) == event
+    assert event.watch_ms == 900
+
+
+def test_a_clock_that_goes_back_costs_one_step() -> None:
+    clock = Clock()
+    shown = begin(clock)
+    clock.ms += 500
+    shown.seeked()  # does not look at the clock
+    shown.resumed()
+    clock.ms -= 3_600_000
+    shown.resumed()
+    clock.ms += 250
+    assert shown.finish().watch_ms == 750
+
+
+def test_pauses_are_the_users() -> None:
+    clock = Clock()
+    shown = begin(clock)
+    shown.paused()
+    shown.paused()
+    shown.resumed()
+    shown.backgrounded()
+    shown.paused()  # the player's own
+    clock.ms += 1_000
+    shown.foregrounded()
+    clock.ms += 30
+    event = shown.finish()
+    assert (event.pauses, event.watch_ms) == (1, 30)
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf, None, "loud"])
+def test_what_is_no_number_was_not_told(strange: Any) -> None:
+    shown = begin(Clock(), device=DeviceState(volume=strange))
+    shown.playback_rate(strange)
+    shown.scrolled(strange)
+    event = shown.finish()
+    assert (event.volume, event.volume_change, event.playback_rate, event.scroll_speed) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(("told", "volume"), [(-0.1, 0.0), (7, 1.0), (0, 0.0)])
+def test_a_volume_ends_at_its_ends(told: float, volume: float) -> None:
+    assert begin(Clock(), device=DeviceState(volume=told)).finish().volume == volume
+
+
+@pytest.mark.parametrize("rate", [0, -1.0])
+def test_a_rate_of_nothing_is_no_rate(rate: float) -> None:
+    shown = begin(Clock())
+    shown.playback_rate(1.25)
+    shown.playback_rate(rate)
+    assert shown.finish().playback_rate == 1.25
+
+
+CALLS = ("backgrounded", "buffered", "buffering", "foregrounded", "paused", "resumed")
+
+
+@given(st.lists(st.tuples(st.integers(-5_000, 5_000), st.sampled_from(CALLS)), max_size=30), st.sampled_from(Ended))
+def test_any_order_of_calls_gives_a_whole_event_and_the_same_again(steps: list[tuple[int, str]], ended: Ended) -> None:
+    def play() -> FeedbackEvent:
+        clock = Clock()
+        shown = begin(clock)
+        for ms, call in steps:
+            clock.ms += ms
+            getattr(shown, call)()
+        clock.ms += 1
+        return shown.finish(ended)
+
+    event = play()
+    assert play() == event
+    assert from_msgpack(to_msgpack(event), FeedbackEvent) == event
+    forward = sum(max(0, ms) for ms, _ in steps) + 1
+    names = [name for _, name in steps]
+    assert 0 <= event.watch_ms + (event.buffering_ms or 0) <= forward
+    if not {"paused", "backgrounded"} & set(names):
+        assert event.watch_ms + (event.buffering_ms or 0) == forward
+    assert (event.buffering_ms is not None) == ("buffering" in names)
+    assert (event.backgrounded is True) == ("backgrounded" in names)

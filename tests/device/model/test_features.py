@@ -1,0 +1,157 @@
+import math
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketrank.device.codec import to_block
+from pocketrank.device.contract import BlockError, CategoryFeature, Columns, DecodeError, FeatureSpec, FloatFeature, Page
+from pocketrank.device.model.features import FeatureBuilder, check_spec
+from tests.device.worlds import SPEC, T0, make_event, make_page
+
+BUILD = FeatureBuilder(SPEC)
+
+
+def _with(page: Page, **changes: Any) -> Page:
+    return msgspec.structs.replace(page, candidates=msgspec.structs.replace(page.candidates, **changes))
+
+
+def _floats(names: tuple[str, ...], values: list[list[float]]) -> Columns:
+    return Columns(names=names, values=to_block(np.array(values), "f4"))
+
+
+def test_columns_are_found_by_name_scaled_clipped_and_filled_in() -> None:
+    rows = [[3.0, 9.0, 30_000.0], [math.nan, 9.0, -1.0], [math.inf, 9.0, math.nan], [-math.inf, 9.0, 1e38]]
+    page = _with(make_page([1, 2, 3, 4]), floats=_floats(("age", "unheard_of", "duration_ms"), rows))
+    arrays = BUILD.page(page)
+    # pxtr_like is missing: its default everywhere
+    expected = [[0.5, 30.0, 3.0], [0.5, 0.0, 0.0], [0.5, 15.0, 5.0], [0.5, 1800.0, -5.0]]
+    np.testing.assert_allclose(arrays.floats, expected, rtol=1e-6)
+    assert arrays.floats.dtype == np.float32
+    assert (arrays.missing_columns, arrays.problem, arrays.vector_problem) == (1, None, None)
+
+
+def test_categories_out_of_range_are_unknown() -> None:
+    codes = Columns(names=("author", "category"), values=to_block(np.array([[99, 9], [100, 10], [-1, -(2**31)]]), "i4"))
+    arrays = BUILD.page(_with(make_page([1, 2, 3]), categories=codes))
+    assert arrays.categories.tolist() == [[9, 99], [0, 0], [0, 0]]
+
+
+def test_repeats_go_with_their_features_the_first_stays() -> None:
+    page = make_page([5, 6, 5, 7, 6])
+    arrays, whole = BUILD.page(page), BUILD.page(make_page([1, 2, 3, 4, 5]))
+    assert arrays.item_id.tolist() == [5, 6, 7]
+    assert arrays.duplicates == 2
+    np.testing.assert_array_equal(arrays.floats, whole.floats[[0, 1, 3]])
+    assert arrays.vector is not None
+    assert whole.vector is not None
+    np.testing.assert_array_equal(arrays.vector, whole.vector[[0, 1, 3]])
+
+
+def test_vectors_become_f4_and_what_is_not_finite_becomes_zero() -> None:
+    vector = to_block(np.array([[1.0, math.nan, math.inf, -2.0]]), "f2")
+    arrays = BUILD.page(_with(make_page([1]), vector=vector))
+    assert arrays.vector is not None
+    assert arrays.vector.dtype == np.float32
+    assert arrays.vector.tolist() == [[1.0, 0.0, 0.0, -2.0]]
+    assert arrays.user_vector is not None
+    assert arrays.user_vector.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        (make_page([1, 2], split=None), "no vectors"),
+        (_with(make_page([1, 2]), vector=to_block(np.zeros((2, 5)), "f2")), r"Expected \[2, 4\], got \[2, 5\]"),
+        (_with(make_page([1, 2]), vector=to_block(np.zeros((3, 4)), "f2")), r"Expected \[2, 4\], got \[3, 4\]"),
+        (msgspec.structs.replace(make_page([1, 2]), user_vector=to_block(np.zeros(3), "f2")), r"Expected \[4\], got \[3\]"),
+    ],
+)
+def test_without_usable_vectors_the_rest_of_the_page_is_read(page: Page, problem: str) -> None:
+    arrays = BUILD.page(page)
+    assert arrays.vector is None
+    assert arrays.user_vector is None
+    assert arrays.problem is None
+    assert re.search(problem, str(arrays.vector_problem))
+
+
+def test_features_that_cannot_be_read_leave_items_and_a_problem() -> None:
+    arrays = BUILD.page(_with(make_page([1, 2]), floats=_floats(("age",), [[1.0]])))
+    assert arrays.item_id.tolist() == [1, 2]
+    assert arrays.problem is not None
+    assert "$.candidates.floats" in arrays.problem
+    assert np.isfinite(arrays.floats).all()
+
+
+def test_items_that_cannot_be_read_are_an_error() -> None:
+    with pytest.raises(BlockError):
+        BUILD.page(_with(make_page([1]), item_id=to_block(np.zeros((1, 1), int), "i8")))
+
+
+@given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_whatever_comes_the_inputs_stay_within_their_limits(rows: list[list[float]]) -> None:
+    names = tuple(f.name for f in SPEC.candidate_floats)
+    floats = BUILD.page(_with(make_page(list(range(len(rows)))), floats=_floats(names, rows))).floats
+    low, high = (np.array([getattr(f, side) for f in SPEC.candidate_floats], np.float32) for side in ("min", "max"))
+    assert ((floats >= low) & (floats <= high)).all()
+
+
+def test_feedback_is_read_by_name_with_defaults_for_what_is_not_told() -> None:
+    out = np.zeros(5, np.float32)
+    BUILD.feedback(make_event(1, watch_ms=2_500, like=True), out)
+    assert out.tolist() == [2.5, 1.0, 0.5, 2.0, 0.0]
+    BUILD.feedback(make_event(1, watch_ms=-5, volume=7.0, network=0, ended=2), out)
+    assert out.tolist() == [0.0, 0.0, 1.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("names", [(), ("pauses",)])
+def test_specs_with_few_feedback_features(names: tuple[str, ...]) -> None:
+    features = tuple(FloatFeature(name=name, min=0, max=9, default=4) for name in names)
+    out = np.zeros(len(names), np.float32)
+    FeatureBuilder(msgspec.structs.replace(SPEC, feedback_floats=features)).feedback(make_event(1), out)
+    assert out.tolist() == [4.0] * len(names)
+
+
+def test_context_is_position_and_whole_hour() -> None:
+    out = np.zeros(2, np.float32)
+    BUILD.context(12, T0, out)
+    assert out.tolist() == [12.0, 22.0]
+    BUILD.context(5_000, T0 + 2 * 3_600_000, out)
+    assert out.tolist() == [1000.0, 0.0]
+
+
+def _spec(**changes: Any) -> FeatureSpec:
+    return msgspec.structs.replace(SPEC, **changes)
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        (_spec(tasks=()), "$.tasks"),
+        (_spec(tasks=("like", "like")), "$.tasks"),
+        (_spec(task_weights={"share": 1.0}), "$.task_weights.share"),
+        (_spec(task_weights={"like": math.nan}), "$.task_weights.like"),
+        (_spec(candidates_max=0), "$.candidates_max"),
+        (_spec(events_max=0), "$.events_max"),
+        (_spec(vector_width=-1), "$.vector_width"),
+        (_spec(list_sizes=(8, 4)), "$.list_sizes"),
+        (_spec(list_sizes=(0,)), "$.list_sizes"),
+        (_spec(context_floats=(FloatFeature(name="moon", min=0, max=1),)), "$.context_floats[0].name"),
+        (_spec(feedback_floats=(FloatFeature(name="event_id", min=0, max=1),)), "$.feedback_floats[0].name"),
+        (_spec(feedback_floats=(FloatFeature(name="__class__", min=0, max=1),)), "$.feedback_floats[0].name"),
+        (_spec(candidate_floats=(FloatFeature(name="a", min=1, max=0),)), "$.candidate_floats[0]"),
+        (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=1, default=2),)), "$.candidate_floats[0]"),
+        (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=math.inf),)), "$.candidate_floats[0]"),
+        (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=1, scale=math.nan),)), "$.candidate_floats[0].scale"),
+        (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=1),) * 2), "$.candidate_floats"),
+        (_spec(candidate_categories=(CategoryFeature(name="a", size=0),)), "$.candidate_categories[0].size"),
+    ],
+)
+def test_specs_that_a_device_cannot_follow_name_the_path(spec: FeatureSpec, path: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        check_spec(spec)
+    assert caught.value.path == path
