@@ -1,37 +1,51 @@
-# One command per verb. Each does its own set-up; all it needs is Python 3.11 and make.
+# One command per verb. Each does its own set-up; all it needs is make and Python 3.11, 3.12 or 3.13.
 
 ifndef PYTHON
-# Run each candidate rather than look for its name: a version manager's shim exists even where its Python does not.
-PYTHON := $(firstword $(foreach python,python3.11 python3 python,$(shell \
-  $(python) -c 'import sys; sys.version_info[:2] == (3, 11) and print("$(python)")' 2>/dev/null)))
+# Run each candidate instead of looking for its name: a version manager's shim exists even where its Python does not.
+PYTHON := $(firstword $(foreach python,python3.11 python3.12 python3.13 python3 python,$(shell \
+  $(python) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) and print("$(python)")' 2>/dev/null)))
 endif
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 VENV  := .venv
 BIN   := $(VENV)/bin
-STAMP := $(VENV)/.installed
+DEMO  := $(VENV)/.installed-demo-$(VERSION)
+STAMP := $(VENV)/.installed-dev-$(VERSION)
 RUNS  ?= runs
 BENCHES ?= latency retrieval stores serving
+
+# The address of an index that serves smaller builds of torch, such as those for the CPU alone.
+TORCH_INDEX ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test samples check audit bench docs
+.PHONY: help setup demo test samples lowest mutants check audit bench docs
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## create .venv and install everything into it
+setup: $(STAMP) ## create .venv and install what tests, checks, docs and benchmarks need
 
-# One pip command: the converters' pins only resolve together. A changed pyproject.toml installs again.
-$(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: Pocketrank needs Python 3.11; install it or say where: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@"$(BIN)/python" -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || "$(PYTHON)" -m venv --clear "$(VENV)"
-	@echo "installing into $(VENV): some minutes, about 3 GB"
-	@"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+# One pip command for each extra, because the converters' pins only resolve together. A changed pyproject.toml or constraints.txt
+# installs again, and another PYTHON makes the environment again.
+define install
+	@test -n "$(VERSION)" || { echo "error: Expected Python 3.11, 3.12 or 3.13, got none. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(BIN)/python" -c 'import pip, sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null || "$(PYTHON)" -m venv --clear "$(VENV)"
+	@echo "installing pocketrank[$(1)] into $(VENV) (Python $(VERSION)): some minutes; $(2) GB on disk, 5 of them torch's CUDA build on Linux, less with TORCH_INDEX"
+	@"$(BIN)/python" -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --editable '.[$(1)]'
+endef
+
+$(DEMO): pyproject.toml constraints.txt
+	$(call install,demo,7)
 	@touch "$@"
 
-demo: $(STAMP) ## world, training, export, serving and emulated phones; writes runs/demo/report.html
+$(STAMP): pyproject.toml constraints.txt
+	$(call install,dev,8)
+	@touch "$(DEMO)" "$@"
+
+demo: $(DEMO) ## world, training, export, serving and emulated phones; writes runs/demo/report.html
 	"$(BIN)/pocketrank" demo --out "$(RUNS)/demo"
 
 # One thread: several small models run side by side, and a fixed hash seed leaves no run to chance.
