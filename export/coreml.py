@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pocketrank.device.contract import Precision, Stage
-from pocketrank.export.errors import ConversionError, UnsupportedError
+from pocketrank.export.errors import ConversionError
 from pocketrank.export.graphs import OUTPUT, Graph
 
 __all__ = ["convert"]
@@ -25,12 +25,10 @@ WEIGHTS_MIN = 256
 def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> None:
     """Write the whole model to its path in each precision of `targets`, a .mlpackage folder.
 
-    Raises `ConversionError`, `UnsupportedError`.
+    Raises `ConversionError`.
     """
-    try:
-        import coremltools
-    except ImportError as error:
-        raise UnsupportedError("format coreml", "pip install 'pocketrank[coreml]'", str(error)) from error
+    import coremltools
+
     program = graph.traced().run_decompositions({})
     full: Any = None
     for precision, paths in targets.items():

@@ -1,15 +1,16 @@
-"""What an export can fail with.
+"""Errors of an export.
 
 Errors::
 
-    ExportError                an export that cannot be; `where` is a file, an extra or a model, `expected` and `got` say what
-    ├── UnsupportedError       a converter that is not installed, no such format or precision, an unknown operation
-    ├── ConversionError        a converter failed; carries the end of what it said
-    ├── ParityError            an exported model answers differently from torch
-    ├── GateError              the rows that reduced precisions are gated on are missing or malformed
-    ├── BudgetError            a model is larger or slower than its budget
-    ├── SigningKeyError        a private key that is missing, malformed, readable by others, or already there
-    └── ExportOutputError            the place for the bundle holds something else, or cannot be written
+    MismatchError              an expectation that was not met; also the base of the world's and the emulator's errors
+    └── ExportError            an export that failed; `where` is a file, a package or a model
+        ├── UnsupportedError   a missing package, an unknown format, precision or operation
+        ├── ConversionError    a converter failed; carries the end of its log
+        ├── ParityError        the scores of an exported model differ from torch's
+        ├── GateError          the rows that gate reduced precisions are missing or malformed
+        ├── BudgetError        a model is larger or slower than its budget
+        ├── SigningKeyError    a private key that is missing, malformed, readable by others, or already there
+        └── ExportOutputError  the output folder holds other files, or cannot be written
 """
 
 from __future__ import annotations
@@ -18,24 +19,29 @@ __all__ = [
     "BudgetError",
     "ConversionError",
     "ExportError",
-    "GateError",
     "ExportOutputError",
+    "GateError",
+    "MismatchError",
     "ParityError",
     "SigningKeyError",
     "UnsupportedError",
 ]
 
 
-class ExportError(RuntimeError):
-    """An export that cannot be. `where` is a file, an extra or a model, `expected` and `got` say what."""
+class MismatchError(Exception):
+    """An expectation that was not met: what was `expected`, what it `got`, and `where`."""
 
     def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}")
+        super().__init__(f"Expected {expected}, got {got} - at {where}")
         self.where, self.expected, self.got = where, expected, got
 
 
+class ExportError(MismatchError, RuntimeError):
+    """An export that failed. `where` is a file, a package or a model."""
+
+
 class UnsupportedError(ExportError):
-    """A converter that is not installed, a format or precision that does not exist, or an unknown operation."""
+    """A missing package, an unknown format, precision or operation."""
 
 
 class ConversionError(ExportError):
@@ -43,11 +49,11 @@ class ConversionError(ExportError):
 
 
 class ParityError(ExportError):
-    """An exported model answers differently from torch."""
+    """The scores of an exported model differ from torch's."""
 
 
 class GateError(ExportError):
-    """The rows that reduced precisions are gated on are missing or malformed."""
+    """The rows that gate reduced precisions are missing or malformed."""
 
 
 class BudgetError(ExportError):
@@ -59,4 +65,4 @@ class SigningKeyError(ExportError):
 
 
 class ExportOutputError(ExportError):
-    """The place for the bundle holds something else, or cannot be written."""
+    """The output folder holds other files, or cannot be written."""

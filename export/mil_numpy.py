@@ -156,11 +156,9 @@ class MilProgram:
 
     def __init__(self, path: Path) -> None:
         """Read program and weights. Raises `UnsupportedError` for an operation that is not known here, `ConversionError`."""
-        try:
-            import coremltools
-            from coremltools.converters.mil.frontend.milproto.load import load
-        except ImportError as error:
-            raise UnsupportedError("format coreml", "pip install 'pocketrank[coreml]'", str(error)) from error
+        import coremltools
+        from coremltools.converters.mil.frontend.milproto.load import load
+
         try:
             model = coremltools.models.MLModel(str(path), skip_model_load=True)
             spec = model.get_spec()
@@ -172,7 +170,7 @@ class MilProgram:
         self._operations = list(function.operations)
         for op in self._operations:
             if op.op_type != "const" and op.op_type not in OPERATIONS:
-                raise UnsupportedError(f"{path}, `{op.name}`", "an operation known here", f"`{op.op_type}`")
+                raise UnsupportedError(f"{path}, `{op.name}`", "a known operation", f"`{op.op_type}`")
 
     def run(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
         """Scores f32 [1, N, tasks] of the contract's inputs. Raises `ConversionError` for an operation that fails."""

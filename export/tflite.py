@@ -68,10 +68,8 @@ def _signatures(graph: Graph) -> dict[str, tuple[str, Stage]]:
 
 def _convert(graph: Graph, path: Path) -> None:
     """All stages side by side, for each list size."""
-    try:
-        import litert_torch
-    except ImportError as error:
-        raise UnsupportedError("format tflite", "pip install 'pocketrank[tflite]'", str(error)) from error
+    import litert_torch
+
     spec = graph.spec
     sizes = spec.list_sizes
     if not sizes or sizes[-1] < spec.candidates_max:

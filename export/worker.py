@@ -7,7 +7,6 @@ line.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,11 +19,13 @@ import msgspec
 
 from pocketrank.device.contract import Form, Format, Precision, Stage
 from pocketrank.export import errors
-from pocketrank.export.errors import ConversionError, ExportError
+from pocketrank.export.errors import ConversionError, ExportError, UnsupportedError
 
 __all__ = ["Checked", "ExportJob", "model_path", "run_job"]
 
 SUFFIX: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "coreml": "mlpackage"}
+EXTRA: dict[Format, str] = {"onnx": "export", "tflite": "tflite", "coreml": "coreml"}
+"""Extra of the package that brings the converter of a format."""
 LOG_TAIL = 2000
 """Characters of a converter's log that go into an error."""
 
@@ -137,19 +138,24 @@ def _checked(job: ExportJob) -> Iterator[Checked]:
 
 
 def _main() -> int:
+    job = msgspec.json.decode(sys.argv[1], type=ExportJob)
     # Messages keep the real standard output; whatever else is printed goes where errors go.
     with os.fdopen(os.dup(1), "wb") as messages:
         os.dup2(2, 1)
 
-        def say(message: Checked | _Failed) -> None:
+        def send(message: Checked | _Failed) -> None:
             messages.write(msgspec.json.encode(message) + b"\n")
             messages.flush()
 
         try:
-            for checked in _checked(msgspec.convert(json.loads(sys.argv[1]), ExportJob)):
-                say(checked)
+            for checked in _checked(job):
+                send(checked)
         except ExportError as error:
-            say(_Failed(kind=type(error).__name__, where=error.where, expected=error.expected, got=error.got))
+            send(_Failed(kind=type(error).__name__, where=error.where, expected=error.expected, got=error.got))
+            return 1
+        except ModuleNotFoundError as error:
+            expected = f"{error.name} (pip install 'pocketrank[{EXTRA[job.format]}]')"
+            send(_Failed(kind=UnsupportedError.__name__, where=f"format {job.format}", expected=expected, got="no such module"))
             return 1
     return 0
 

@@ -1,7 +1,7 @@
-"""The console command `pocketrank`: train, evaluate, export, inspect, serve, emulate, demo.
+"""The console command `pocketrank`: one file for each of its commands, and what they share.
 
-One file per command. A command parses its options, calls the library and prints what came back. Importing this package is
-free: typer and the libraries are imported when a command runs.
+A command parses its options, calls the library and prints the result; it computes nothing itself. Importing this package is
+cheap: typer is imported when `main` runs, the libraries of a command when that command runs.
 """
 
 from __future__ import annotations
@@ -9,23 +9,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from pocketrank.sdk_demo.cli.extras import install_hint
+
 __all__ = ["main"]
+
+_WRONG_INPUT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line `argv` (default: the process's own) and exit.
+    """Run the command line `argv` (default: that of the process) and exit.
 
-    Exit codes: 0 done, 1 something is not installed, 2 wrong input (one line `error: …` on stderr). An error that is none of
-    ours keeps its traceback.
+    The exit code is 0 when the command is done, and 2 for wrong input, a library that is not installed, or any other error that
+    Pocketrank defines: one line `error: …` on stderr. Any other exception keeps its traceback.
     """
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         from pocketrank.sdk_demo.cli.app import run
+
+        run(arguments)
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        hint = install_hint(next(iter(arguments), None), error)
+        if hint is None:
             raise
-        print(
-            f"error: the command line needs `{error.name}`, which is not installed: pip install 'pocketrank[demo]'",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
-    run(argv)
+        print(f"error: {hint}", file=sys.stderr)
+        raise SystemExit(_WRONG_INPUT) from None

@@ -5,7 +5,7 @@ Peer habit: typer keeps the parsing, the help and the completion; ours is only w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -95,7 +95,7 @@ def _pocketrank(
     """
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(arguments: list[str]) -> None:
     """Run one command line and exit with its code; see `pocketrank.sdk_demo.cli.main`."""
     with exit_on_domain_error():
-        get_command(app)(args=None if argv is None else list(argv), prog_name="pocketrank")
+        get_command(app)(args=arguments, prog_name="pocketrank")

@@ -1,6 +1,6 @@
-"""What a command leaves behind: a JSON report, a table, a progress bar.
+"""The output of a command: a JSON report, a table, a progress bar.
 
-Tables and progress go to stderr when the report itself goes to stdout, so that `--json -` can be piped.
+Tables and progress go to stderr when the report goes to stdout, so that the output of `--json -` can be piped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from pocketrank.sdk_demo.cli.errors import OutputError
 
-__all__ = ["JsonTarget", "flatten", "print_report", "progress"]
+__all__ = ["JsonTarget", "flatten", "print_line", "print_report", "progress"]
 
 
 def _plain(value: object) -> object:
@@ -28,14 +28,14 @@ def _plain(value: object) -> object:
         return value.tolist()
     if isinstance(value, Path):
         return value.as_posix()
-    raise TypeError(f"a report holds plain values, got {type(value).__name__}")
+    raise TypeError(f"Expected a plain value, got {type(value).__name__} - at the report")
 
 
 class JsonTarget:
-    """Where `--json` points: a file, `-` for stdout, or nowhere (None).
+    """The destination of `--json`: a file, stdout (`-`), or nothing (None).
 
-    The place is checked when the target is made, so that a long command fails before its work and not after it.
-    Raises `OutputError`.
+    The destination is checked on construction, so that a long command fails before its work and not after it. Raises
+    `OutputError`.
     """
 
     def __init__(self, text: str | None) -> None:
@@ -51,11 +51,11 @@ class JsonTarget:
 
     @property
     def console(self) -> Console:
-        """The console for everything that is not the report."""
+        """The console for everything except the report."""
         return Console(stderr=self.to_stdout)
 
     def write(self, report: Mapping[str, Any]) -> None:
-        """Write `report` as indented JSON, NaN as null; a file appears whole or not at all. Raises `OutputError`."""
+        """Write `report` as indented JSON, with NaN as null. The file is written whole or not at all. Raises `OutputError`."""
         text = msgspec.json.format(msgspec.json.encode(report, enc_hook=_plain), indent=2) + b"\n"
         if self.to_stdout:
             sys.stdout.write(text.decode())
@@ -70,7 +70,7 @@ class JsonTarget:
 
 
 def flatten(report: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings under dotted names: `{"like": {"auc": .8}}` becomes `{"like.auc": .8}`."""
+    """Return the leaves of nested mappings under dotted names: `{"like": {"auc": .8}}` becomes `{"like.auc": .8}`."""
     leaves: dict[str, Any] = {}
     for name, value in report.items():
         if isinstance(value, Mapping):
@@ -88,10 +88,15 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def print_report(console: Console, report: Mapping[str, Any], *, rows: str, title: str) -> None:
-    """Print `report[rows]`, a mapping from a row's name to its figures, as a table, and the other leaves below it.
+def print_line(console: Console, text: str) -> None:
+    """Print `text` as it is: rich neither interprets nor colours nor wraps it."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    Without an entry `rows` there is no table, only leaves.
+
+def print_report(console: Console, report: Mapping[str, Any], *, rows: str, title: str) -> None:
+    """Print `report[rows]`, which maps a row's name to its figures, as a table, and the other leaves below it.
+
+    A report without the entry `rows` is printed as leaves only.
     """
     body: Mapping[str, Any] = report.get(rows, {})
     flat = {name: flatten(row) for name, row in body.items()}
@@ -105,12 +110,12 @@ def print_report(console: Console, report: Mapping[str, Any], *, rows: str, titl
             table.add_row(name, *(_cell(row.get(column)) for column in columns))
         console.print(table)
     for name, value in flatten({key: value for key, value in report.items() if key != rows}).items():
-        console.print(f"{name}: {_cell(value)}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"{name}: {_cell(value)}")
 
 
 @contextmanager
 def progress(console: Console, description: str) -> Iterator[Callable[[float], None]]:
-    """Show a bar while the block runs; the value is a function that takes the share done, 0..1."""
+    """Show a progress bar while the block runs. The value is a function that takes the share done, 0..1."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(description, total=1.0)

@@ -50,13 +50,13 @@ def train(
     if preset not in PRESET_NAMES:
         raise OptionError("--preset", f"one of {', '.join(PRESET_NAMES)}", preset)
     first_test_day = None if test_from is None else parse_date(test_from, "--test-from")
-    console = Console()
-    log = load_log(console, source, world=world, seed=seed)
 
     from pocketrank.cloud.models.presets import PRESETS
     from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
     from pocketrank.cloud.training.train import train as train_run
 
+    console = Console()
+    log = load_log(console, source, world=world, seed=seed)
     config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
     with stages(console) as tell:
         train_run(log, out=out, config=config, test_from=first_test_day, seeds=seeds, seed=seed, progress=tell)

@@ -1,27 +1,26 @@
-"""What an emulation can fail with, besides what the device SDK and the world raise.
+"""Errors of an emulation, besides those of the device SDK and of the world.
 
 Errors::
 
-    EmulatorError              an emulation that cannot be; `where`, `expected` and `got` say what
-    ├── PolicyError            no such policy, or none at all
-    └── WrongWorldError        the server does not serve the catalogue of the world that the users live in
+    MismatchError (export.errors)
+    └── EmulatorError          arguments that no emulation can run with
+        ├── PolicyError        an unknown policy, no policy, or one that the bundle does not suit
+        └── WrongWorldError    the server does not serve the catalogue of the world that the users live in
 """
 
 from __future__ import annotations
 
+from pocketrank.export.errors import MismatchError
+
 __all__ = ["EmulatorError", "PolicyError", "WrongWorldError"]
 
 
-class EmulatorError(ValueError):
-    """An emulation that cannot be."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}")
-        self.where, self.expected, self.got = where, expected, got
+class EmulatorError(MismatchError, ValueError):
+    """Arguments that no emulation can run with."""
 
 
 class PolicyError(EmulatorError):
-    """No such policy, or none at all."""
+    """An unknown policy, no policy, or one that the bundle does not suit."""
 
 
 class WrongWorldError(EmulatorError):

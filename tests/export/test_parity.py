@@ -54,7 +54,7 @@ def test_torch_itself_passes() -> None:
 
 def test_a_difference_a_wrong_shape_and_nan_are_parity_errors() -> None:
     with pytest.raises(
-        ParityError, match=r"model, case full: expected torch's scores within 1e-05, got a difference of 0\.001"
+        ParityError, match=r"Expected torch's scores within 1e-05, got a difference of 0\.001 - at model, case full"
     ):
         compare(GRAPH, lambda inputs: GRAPH.scores(inputs) + np.float32(1e-3), where="model", tolerance=1e-5)
     with pytest.raises(ParityError, match=r"scores \[1, 12, 2\], got \[1, 12, 1\]"):

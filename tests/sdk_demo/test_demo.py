@@ -47,12 +47,12 @@ def test_an_earlier_demo_is_replaced_and_nothing_else(small_demo: SmallDemo) -> 
     assert not list(small_demo.out.rglob("*.part"))
 
 
-def test_every_step_is_told(small_demo: SmallDemo) -> None:
-    steps = list(dict.fromkeys(step for step, _ in small_demo.told))
+def test_the_progress_of_every_step_is_reported(small_demo: SmallDemo) -> None:
+    steps = list(dict.fromkeys(step for step, _ in small_demo.progress))
     assert steps[0] == "simulate the log"
     assert steps[-3:] == ["export and compare with torch", "emulate phones", "write the report"]
-    assert all(0 <= share <= 1 for _, share in small_demo.told)
-    assert {step for step, share in small_demo.told if share == 1} >= set(steps[-3:])
+    assert all(0 <= share <= 1 for _, share in small_demo.progress)
+    assert {step for step, share in small_demo.progress if share == 1} >= set(steps[-3:])
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:

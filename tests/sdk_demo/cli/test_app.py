@@ -96,13 +96,6 @@ def test_a_run_that_is_not_there_is_a_typed_error(tmp_path: Path, capsys: pytest
     assert "nowhere" in error
 
 
-def test_without_typer_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None; from pocketrank.sdk_demo.cli import main; main(['--help'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "error: the command line needs `typer`, which is not installed: pip install 'pocketrank[demo]'\n"
-
-
 def test_help_imports_no_library() -> None:
     code = (
         "import sys\nfrom pocketrank.sdk_demo.cli import main\n"

@@ -34,7 +34,7 @@ def test_a_report_is_written_whole_with_nan_as_null(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_encoded_leaves_the_old_one(tmp_path: Path) -> None:
     target = JsonTarget(str(tmp_path / "report.json"))
     target.write({"auc": 0.5})
-    with pytest.raises(TypeError, match="a report holds plain values, got object"):
+    with pytest.raises(TypeError, match="Expected a plain value, got object"):
         target.write({"auc": object()})
     assert json.loads((tmp_path / "report.json").read_text()) == {"auc": 0.5}
 

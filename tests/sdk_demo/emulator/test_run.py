@@ -143,10 +143,10 @@ def test_a_session_leaves_a_trace_of_why(server: Live, small_demo: SmallDemo, tm
             "some of cloud_order, refreshed, greedy, beam, on_device, informed, oracle, got best",
         ),
         ({"policies": ()}, PolicyError, "got none"),
-        ({"sessions": 0}, EmulatorError, "sessions: expected at least 1, got 0"),
-        ({"clients": 0}, EmulatorError, "clients: expected at least 1, got 0"),
-        ({"seed": -1}, EmulatorError, "seed: expected at least 0, got -1"),
-        ({"feedback_delay_s": float("nan")}, EmulatorError, "feedback_delay_s: expected at least 0, got nan"),
+        ({"sessions": 0}, EmulatorError, "Expected at least 1, got 0 - at sessions"),
+        ({"clients": 0}, EmulatorError, "Expected at least 1, got 0 - at clients"),
+        ({"seed": -1}, EmulatorError, "Expected at least 0, got -1 - at seed"),
+        ({"feedback_delay_s": float("nan")}, EmulatorError, "Expected at least 0, got nan - at feedback_delay_s"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_call(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -55,7 +55,7 @@ def test_bad_value_is_refused_with_its_path(
     file = written(tmp_path, pattern, replacement)
     with pytest.raises(WorldConfigError) as caught:
         WorldConfig.load(file)
-    assert caught.value.path == f"{file}: {path}"
+    assert caught.value.where == f"{file}: {path}"
     assert expected in caught.value.expected
     assert caught.value.got == got
     assert path in str(caught.value)
@@ -81,4 +81,4 @@ def test_section_of_the_wrong_kind(tmp_path: Path) -> None:
     file.write_text("seed = 1\ncatalogue = 3\n", encoding="utf-8")
     with pytest.raises(WorldConfigError) as caught:
         WorldConfig.load(file)
-    assert caught.value.path.endswith("$.catalogue")
+    assert caught.value.where.endswith("$.catalogue")
