@@ -96,7 +96,7 @@ def measure(extent: EmulationExtent, work: Path, tell: Tell) -> dict[str, Any]:
         records = {seed: bench.played(seed) for seed in seeds}
         everything = [record for seed in seeds for record in records[seed]]
         worlds[name] = {
-            "says": variant.says,
+            "says": variant.description,
             "changes": variant.changes,
             "feedback_delay_s": variant.feedback_delay_s,
             **_by_policy(everything, extent.seed),

@@ -156,7 +156,7 @@ def measure(extent: PagingExtent, work: Path, tell: Tell) -> dict[str, Any]:
     return {
         "simulated": True,
         "model": {**msgspec.to_builtins(model), "learned_from": impressions, "consulted_us": _consulted_us(model)},
-        "worlds": {name: judge(bench.played(name, model), extent.seed, VARIANTS[name].says) for name in extent.worlds},
+        "worlds": {name: judge(bench.played(name, model), extent.seed, VARIANTS[name].description) for name in extent.worlds},
         "sessions": extent.sessions,
         "seed": extent.seed,
     }

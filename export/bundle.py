@@ -1,20 +1,21 @@
-"""From a run to a bundle: convert, check, weigh, time, and only then put it in place.
+"""Export of a run to a bundle: convert, compare with torch, measure sizes and times, and only then put the bundle in place.
 
-ONNX and LiteRT have the whole model and its stages (`pocketrank.device.contract.FeatureSpec`), Core ML the whole model.
+ONNX and LiteRT files hold the whole model and its stages (`pocketrank.device.contract.FeatureSpec`), Core ML the whole model.
 
-Formats are converted side by side, each in a process of its own (`worker`). Everything is written to a folder beside `out` that
-takes its name at the end, so there is never half a bundle.
+Formats are converted in parallel, each in a process of its own (`worker`). Everything is written to a temporary folder next to
+`out`, which is renamed to `out` at the end, so that a bundle is there whole or not at all.
 
-`report.json`, a file of the bundle and what `export_bundle` returns::
+`report.json`, a file of the bundle and the return value of `export_bundle`::
 
-    models      "<form>.<precision>.<format>" → of the whole model form, format, precision, path, bytes, max_abs_diff, cases,
-                runtime, p50_ms; stages, searches, others; gate
+    models      "<form>.<precision>.<format>" → form, format, precision, path, bytes, max_abs_diff, cases, runtime and p50_ms of
+                the whole model; stages, searches, others; gate
     rejected    the same for reduced precisions that rank too differently and are not in the bundle
     onnx, tflite, coreml         bytes and max_abs_diff of the split model in fp32
-    seconds     how long the export took
+    seconds     duration of the export
 
-`stages` has for each stage path, bytes, max_diff, p50_ms and, of what it hands on, state_width; `bytes_all` counts every file
-of a model once. Of `searches` lists `others` are not torch's (as max_diff in `parity_stages.StageParity`).
+`stages` maps each stage to its path, bytes, max_diff, p50_ms and the state_width of its output for the next stage; `bytes_all`
+counts every file of a model once. `searches` is the number of lists that were searched for, `others` that of the lists which
+differ from torch's (`parity_stages.StageParity`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -50,19 +52,19 @@ __all__ = ["REPORT", "Budget", "export_bundle", "next_serial"]
 REPORT = "report.json"
 """The report's path in a bundle."""
 TIMED_RUNS = 200
-"""Runs behind a p50."""
+"""Runs that a p50 is the median of."""
 SLOWEST_FIRST: tuple[Format, ...] = ("tflite", "coreml", "onnx")
-"""Order in which formats are started, so that the longest is not the last."""
+"""Order in which formats are started: the slowest first, so that the export does not wait for it alone at the end."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model and each of its stages may cost. One over it fails the export."""
+    """Limits of a model and of each of its stages. One that exceeds them fails the export."""
 
     bytes_max: int | None = None
-    """Of each file on disk; None is no limit."""
+    """Largest file in bytes; None is no limit."""
     p50_ms_max: float | None = None
-    """Median of a run, with the largest lists, on one thread of this machine; None is no limit."""
+    """Longest median run, with the largest lists, on one thread of this machine; None is no limit."""
 
 
 def export_bundle(
@@ -79,25 +81,25 @@ def export_bundle(
     paging: PagingModel | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Export both forms of `run` to `out`, signed by `keys` if there are any, and return the report. `progress` gets what was
-    done last and the share done.
+    """Export both forms of `run` to the folder `out` and return the report.
 
-    `paging` says when devices ask for a page. A bundle that is already at `out` is replaced; anything else there is refused.
-    Raises `ExportError` (the tree is in `errors`); `out` then is as it was.
+    The manifest is signed by each of `keys`. `paging` is the model that decides when devices request a page. `progress` is
+    called with the model that was finished last and the share done. A bundle at `out` is replaced; other files there are an
+    error. Raises `ExportError` (the tree is in `errors`); `out` is unchanged then.
     """
-    wanted: tuple[Format, ...] = _known(formats, Format, "formats")
-    in_precisions: tuple[Precision, ...] = _known(precisions, Precision, "precisions")
+    wanted: tuple[Format, ...] = _parse(formats, Format, "formats")
+    in_precisions: tuple[Precision, ...] = _parse(precisions, Precision, "precisions")
     if set(in_precisions) != {"fp32"}:
-        GateRows.read(run)  # now rather than after a minute
+        GateRows.read(run)  # fail now rather than after a minute of converting
     out = out.resolve()
-    _check_place(out)
+    _check_output(out)
     started = time.monotonic()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             folder = Path(scratch) / "bundle"
             (folder / "models").mkdir(parents=True)
-            checked = _convert(run, folder, wanted, in_precisions, progress or (lambda what, share: None))
+            checked = _convert(run, folder, wanted, in_precisions, progress or (lambda model, share: None))
             report = _report(run, folder, checked, budget)
             report["seconds"] = round(time.monotonic() - started, 1)
             (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
@@ -116,38 +118,38 @@ def export_bundle(
             if keys:
                 sign_manifest(folder, keys)
             Bundle.open(folder, now_ms=0)
-            _put(folder, out, Path(scratch) / "replaced")
+            _replace(folder, out, Path(scratch) / "replaced")
     except OSError as error:
         raise ExportOutputError(str(out), "a place for the bundle", error.strerror or str(error)) from error
     return report
 
 
 def next_serial(out: Path) -> int:
-    """The serial that follows that of the bundle at `out`; 1 where there is none."""
+    """Return the serial that follows that of the bundle at `out`, or 1 if there is none."""
     try:
         return Bundle.open(out, now_ms=0).manifest.serial + 1
     except BundleError:
         return 1
 
 
-def _known(given: Sequence[str], among: Any, what: str) -> tuple[Any, ...]:
-    known = get_args(among)
+def _parse(given: Sequence[str], literal: Any, what: str) -> tuple[Any, ...]:
+    known = get_args(literal)
     if not given or not set(given) <= set(known):
         raise UnsupportedError(what, f"some of {', '.join(known)}", ", ".join(given) or "none")
     return tuple(dict.fromkeys(given))
 
 
-def _check_place(out: Path) -> None:
+def _check_output(out: Path) -> None:
     if out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir())):
         return
     if out.exists():
         raise ExportOutputError(
-            str(out), "nothing, or a bundle to replace", "a folder of other things" if out.is_dir() else "a file"
+            str(out), "nothing, or a bundle to replace", "a folder with other files" if out.is_dir() else "a file"
         )
 
 
-def _put(folder: Path, out: Path, replaced: Path) -> None:
-    """Give `folder` the name `out`; what was there moves to `replaced`."""
+def _replace(folder: Path, out: Path, replaced: Path) -> None:
+    """Rename `folder` to `out`, and what was there to `replaced`."""
     if out.exists():
         os.rename(out, replaced)
     try:
@@ -165,7 +167,7 @@ def _convert(
     precisions: Sequence[Precision],
     progress: Callable[[str, float], None],
 ) -> list[Checked]:
-    """Every model, converted and held to torch, formats side by side."""
+    """Convert every model and compare it with torch, one process per format."""
     checked: list[Checked] = []
     total = len(formats) * len(precisions) * len(get_args(Form))
     lock = threading.Lock()
@@ -192,23 +194,19 @@ def _convert(
             for process in processes:
                 process.kill()
             raise
-    order = {key: i for i, key in enumerate(_asked(formats, precisions))}
+    # Processes finish in any order; the report has that of the options.
+    order = {key: i for i, key in enumerate(product(get_args(Form), formats, precisions))}
     return sorted(checked, key=lambda m: order[m.form, m.format, m.precision])
 
 
-def _asked(formats: Sequence[Format], precisions: Sequence[Precision]) -> list[tuple[Form, Format, Precision]]:
-    """Form, format and precision of every model that is asked for, in the order of the report."""
-    return [(form, format, precision) for form in get_args(Form) for format in formats for precision in precisions]
-
-
 def _report(run: Run, folder: Path, checked: Sequence[Checked], budget: Budget) -> dict[str, Any]:
-    """Weigh and time every model, drop those that the gate rejects, hold the others to the budget."""
+    """Measure sizes and times of every model, remove those that the gate rejects, and check the others against the budget."""
     spec = run.spec
     report: dict[str, Any] = {"models": {}, "rejected": {}}
     for model in checked:
         stages: tuple[Stage, ...] = ("whole", *model.stages)
         paths = {stage: model_path(model.form, model.format, model.precision, stage) for stage in stages}
-        sizes = {path: _weigh(folder / path) for path in paths.values()}
+        sizes = {path: _size(folder / path) for path in paths.values()}
         row: dict[str, Any] = {
             "form": model.form,
             "format": model.format,
@@ -229,36 +227,38 @@ def _report(run: Run, folder: Path, checked: Sequence[Checked], budget: Budget) 
             "gate": model.gate,
         }
         key = f"{model.form}.{model.precision}.{model.format}"
+        # A reduced precision that ranks too differently is reported, and its files are removed.
         if model.gate and not passes(model.gate):
             report["rejected"][key] = row
             for path in sizes:
                 shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
             continue
+        # Core ML cannot run here, so only the others are timed.
         if model.format != "coreml":
             inputs = draw_inputs(spec, model.form, spec.candidates_max, spec.events_max, seed=0)
-            at = {stage: folder / path for stage, path in paths.items()}
-            for stage, measured in measure_stages(at, model.format, spec, inputs, TIMED_RUNS).items():
+            files = {stage: folder / path for stage, path in paths.items()}
+            for stage, measured in measure_stages(files, model.format, spec, inputs, TIMED_RUNS).items():
                 (row if stage == "whole" else row["stages"][stage]).update(measured)
         for stage, part in {"whole": row, **row["stages"]}.items():
-            _hold(part, key if stage == "whole" else f"{key} {stage}", budget)
+            _check_budget(part, key if stage == "whole" else f"{key} {stage}", budget)
         report["models"][key] = row
         if (model.form, model.precision) == ("split", "fp32"):
             report[model.format] = {"bytes": row["bytes"], "max_abs_diff": row["max_abs_diff"]}
     return report
 
 
-def _weigh(path: Path) -> int:
+def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def _entries(row: dict[str, Any]) -> list[ModelEntry]:
-    """What the manifest says of a model."""
+    """Return the manifest's entries of a model: one for the whole model and one for each stage."""
     parts: dict[Stage, dict[str, Any]] = {"whole": row, **row["stages"]}
     kind = {"form": row["form"], "format": row["format"], "precision": row["precision"]}
     return [ModelEntry(**kind, path=part["path"], bytes=part["bytes"], stage=stage) for stage, part in parts.items()]
 
 
-def _hold(row: dict[str, Any], key: str, budget: Budget) -> None:
+def _check_budget(row: dict[str, Any], key: str, budget: Budget) -> None:
     if budget.bytes_max is not None and row["bytes"] > budget.bytes_max:
         raise BudgetError(key, f"at most {budget.bytes_max} bytes", str(row["bytes"]))
     if budget.p50_ms_max is not None and row["p50_ms"] is not None and row["p50_ms"] > budget.p50_ms_max:

@@ -1,7 +1,7 @@
-"""To Core ML: the whole model as an ML program for iOS 17 and later, with free candidate and event counts.
+"""Conversion to Core ML: the whole model as an ML program for iOS 17 and later, with free candidate and event counts.
 
-fp16 computes in fp16 but for what leads to a logarithm: seconds since an event pass fp16's largest value. int8 is weights only,
-per channel.
+fp16 computes in fp16, except for the inputs of logarithms and quotients: seconds since an event exceed fp16's largest value.
+int8 applies to the weights only, per channel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pocketrank.export.graphs import OUTPUT, Graph
 __all__ = ["convert"]
 
 WEIGHTS_MIN = 256
-"""Tensors with fewer values are not quantised to int8: they weigh nothing."""
+"""Tensors with fewer values are not quantised to int8: they hardly add to the file."""
 
 
 def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> None:
@@ -42,7 +42,7 @@ def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> 
             model.save(str(path))
         except Exception as error:  # converters raise many kinds
             raise ConversionError(f"{graph.form} coreml {precision}", "a model", f"{type(error).__name__} {error}") from error
-        # A debugging aid of the converter; no part of the format.
+        # The converter leaves a debugging file that is not part of the format.
         (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
@@ -70,7 +70,7 @@ def _convert(ct: Any, graph: Graph, program: Any, *, half: bool) -> Any:
 
 
 def _halved(op: Any) -> bool:
-    """Whether fp16 will do for an operation: not for logarithms and quotients, nor for what they are computed from."""
+    """Return whether fp16 is enough for an operation: not for logarithms and quotients, nor for their inputs."""
     if op.op_type in ("log", "real_div"):
         return False
     return all(_halved(user) for output in op.outputs for user in output.child_ops if _elementwise(user))

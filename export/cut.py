@@ -1,10 +1,11 @@
-"""Graphs out of a graph: which operations a stage needs, and which of them are the body of a loop.
+"""Selection of a stage's operations from a graph with all stages, and of the body of its loop.
 
-All stages of a model are traced and converted as one graph (`graphs.Stages`), in which what one stage hands on to the next is
-an output and, once more, an input. A stage is what leads from its inputs to its outputs; where what is handed on is no input,
-stages join. That takes a fraction of the time of tracing each graph by itself, and all of them share their weights.
+All stages of a model are traced and converted as one graph (`graphs.Stages`). In it, a value that one stage passes to the next
+is both an output of the one and an input of the other. A stage consists of the operations between its inputs and its outputs.
+Where a passed value is not given as an input, it stands for the output, so that stages join. This takes a fraction of the time
+of tracing each stage by itself, and all stages share their weights.
 
-An operation is known by its inputs and outputs, which may be any values: names in ONNX, numbers in LiteRT.
+An operation is a pair of its inputs and its outputs. They may be values of any type: names in ONNX, numbers in LiteRT.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Loop(Generic[V]):
-    """Places of the operations before a loop, in its body and after it, in an order in which they can run."""
+    """Indices of the operations before a loop, in its body and after it, in an order in which they can run."""
 
     before: list[int]
     body: list[int]
     after: list[int]
     captured: list[V]
-    """What the body takes beside the state."""
+    """Values that the body takes besides the state."""
 
 
 class Operations(Generic[V]):
     """The operations of a graph, the inputs and outputs of each."""
 
     def __init__(self, operations: Sequence[tuple[Sequence[V], Sequence[V]]], handed: Mapping[V, V]) -> None:
-        """`handed` tells for an input which output it stands for where it is not given."""
+        """`handed` maps an input to the output that it stands for where it is not given."""
         self._operations, self._handed = operations, handed
         self._maker = {value: i for i, (_, outputs) in enumerate(operations) for value in outputs}
 
     def needed(self, wanted: Iterable[V], given: Collection[V]) -> list[int]:
-        """Places of the operations that lead from `given` to `wanted`."""
+        """Return the indices of the operations that compute `wanted` from `given`, in an order in which they can run."""
         found: dict[int, None] = {}
 
         def visit(value: V) -> None:
@@ -53,28 +54,31 @@ class Operations(Generic[V]):
         return list(found)
 
     def loop(self, wanted: Sequence[V], given: Collection[V], state: Mapping[V, tuple[V, V]], go: tuple[V, V]) -> Loop[V]:
-        """The operations that lead from `given` to `wanted` when a loop lies between.
+        """Return the operations that compute `wanted` from `given` through a loop.
 
-        `state` has for each value of the loop's state, which `wanted` are made of, the same before the loop and after a round;
-        `go` is likewise whether there is a round more. What no state changes is computed once, before the loop, unless it comes
-        from constants alone: a runtime prepares for a constant, which a value that is handed to a loop would not be.
+        `state` maps each value of the loop's state, from which `wanted` is computed, to its values before the loop and after
+        one more round; `go` is that pair for the flag whether there is another round. Operations that do not depend on the
+        state run once, before the loop, unless they depend on constants only: those stay in the body, because a runtime
+        prepares constants ahead, but not values that are passed to a loop.
         """
         given = {*given, *state}
+        # `moving` operations depend on the state, `varying` ones on any input: the rest depends on constants only.
         firsts, nexts = zip(*state.values(), go, strict=True)
         every = self.needed([*firsts, *nexts, *wanted], given)
         moving, varying = self._follow(every, state, given), self._follow(every, given, given)
         body = [i for i in self.needed(nexts, given) if i in moving or i not in varying]
+        # The body captures the values that it uses and does not compute.
         inside = {*state, *(value for i in body for value in self._operations[i][1])}
         captured = list(dict.fromkeys(v for i in body for v in self._meant(i, given) if v not in inside))
         before = [i for i in self.needed([*firsts, *wanted, *captured], given) if i not in moving]
         return Loop(before, body, [i for i in self.needed(wanted, given) if i in moving], captured)
 
     def _meant(self, i: int, given: Collection[V]) -> list[V]:
-        """The inputs of an operation, those that are handed on replaced by what they stand for."""
+        """Return the inputs of an operation, each that is not given replaced by the output that it stands for."""
         return [value if value in given else self._handed.get(value, value) for value in self._operations[i][0]]
 
     def _follow(self, order: Iterable[int], values: Iterable[V], given: Collection[V]) -> set[int]:
-        """Those of the operations in `order` that depend on any of `values`."""
+        """Return those of the operations in `order` that depend on any of `values`."""
         reached, found = set(values), set()
         for i in order:
             if not reached.isdisjoint(self._meant(i, given)):

@@ -1,13 +1,13 @@
-"""Why a model scored as it did: what it attended to, and what its scores would be without each event.
+"""Explanation of a model's scores: its attention to each event, and its scores without each event.
 
-Attention is read off the whole ONNX graph, run once more with the shares of its attention as a further output. It says where a
-candidate looked, not what that did to its score: the values looked at may count for nothing, and what two events change may
-cancel out. So beside it is the influence of each event: the scores, less what they are with that event masked.
+Attention is read from the whole ONNX graph, which is run once more with the attention weights as a further output. It shows
+where a candidate looked, not how that changed its score: the attended values may not matter, and the changes by two events may
+cancel out. Therefore an explanation also has the influence of each event: the scores, minus the scores with that event masked.
 
-A graph has many softmaxes: soft bins, gates, attention. That over past events is the first one behind `event_mask`, which
-nothing but attention takes; that over chosen candidates, in the graphs that have it, the first one behind `chosen_mask`. The
-whole model and `watch` have none of the latter: for the next place of a list nothing was chosen, and all attention there is to
-the null key.
+A graph has many softmaxes: in soft bins, gates and attention. The attention over past events is the first one that depends on
+`event_mask`, which only attention uses. The attention over chosen candidates, where a graph has it, is the first one that
+depends on `chosen_mask`. The whole model and `watch` have no such attention: before the next item of a list nothing is chosen,
+and all attention goes to the null key.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ __all__ = ["ExplainError", "Explanation", "attention_over", "explain"]
 
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "coreml")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-"""In this order a bundle's models are looked for: attention is read off ONNX alone."""
+"""Order in which a bundle's models are searched: attention can only be read from ONNX."""
 
 
 class ExplainError(ExportError):
-    """Inputs that are not the model's, no model for them, or one that fails on them."""
+    """Inputs that do not fit the model, a bundle without a model of the form, or a model that fails on the inputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a model says of n candidates after t events, and why. K tasks."""
+    """Scores of n candidates for k tasks after t events, and what they depend on."""
 
     model: Path
     scores: Float[NDArray[np.float32], "n k"]
-    """what the model answers"""
+    """Scores of the model."""
     unwatched: Float[NDArray[np.float32], "n k"]
-    """what it would, had there been no event"""
+    """Scores without any event."""
     influence: Float[NDArray[np.float32], "t n k"]
-    """`scores` less what they are without each event; of a masked event 0"""
+    """`scores` minus the scores without each event; 0 for a masked event."""
     attention: Float[NDArray[np.float32], "h n t1"] | None
-    """shares of each head, to the null key and then to each event; None where there is no ONNX graph with such attention"""
+    """Attention weights of each head, to the null key and then to each event; None without an ONNX graph that has them."""
 
 
 def explain(bundle: Bundle, form: Form, inputs: Inputs) -> Explanation:
-    """Explain what the bundle's whole model of `form` makes of `inputs`, the contract's by name.
+    """Explain the scores that the bundle's whole model of `form` gives to `inputs`, the contract's inputs by name.
 
-    t + 2 runs. Raises `ExplainError`.
+    Runs the model t + 2 times, for t events. Raises `ExplainError`.
     """
     path, format = _model(bundle, form)
     _check(bundle, form, inputs)
@@ -94,12 +94,14 @@ def _check(bundle: Bundle, form: Form, inputs: Inputs) -> None:
 
 
 def attention_over(model: onnx.ModelProto, mask: str) -> str | None:
-    """The value that holds the shares [b, heads, n, 1 + keys] of the attention whose keys have the mask `mask`: that of the
-    first softmax behind it. None when there is not just one.
+    """Return the name of the attention weights [b, heads, n, 1 + keys] over the keys that `mask` masks.
+
+    They are the output of the first softmax that depends on the mask; None when there is not exactly one.
     """
     reached, found = {mask}, []
-    for node in model.graph.node:  # ONNX has them in an order in which they can run
-        if node.op_type != "Shape" and not reached.isdisjoint(node.input):  # how long a list is, is asked of any of its inputs
+    for node in model.graph.node:  # ONNX requires an order in which they can run
+        # `Shape` is skipped: graphs read the length of a list from any of its inputs.
+        if node.op_type != "Shape" and not reached.isdisjoint(node.input):
             if node.op_type == "Softmax":
                 found.append(node.output[0])
             else:

@@ -1,4 +1,4 @@
-"""What a device holds the models of a bundle to before it uses them: inputs, torch's scores, and how close a model comes."""
+"""Golden cases of a bundle: inputs, torch's scores and tolerances, which a device checks before it uses the models."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pocketrank.export.parity import draw_inputs
 __all__ = ["write_golden"]
 
 CASES = 3
-"""Cases of each form: a full page with a full history, then ever smaller ones. Some 40 kB each."""
+"""Cases of each form: a full page with a full history, then smaller ones. About 40 kB each."""
 DIFF_MIN = 1e-4
-"""Smallest difference that is allowed: ten times what is between runtimes of one machine, for the arithmetic of another."""
+"""Smallest tolerance: ten times the difference between runtimes on one machine, since a device's arithmetic differs more."""
 DIFF_FACTOR = 2.0
-"""How many times the difference that was measured here is allowed: reduced precisions differ more."""
+"""Tolerance as a multiple of the difference measured at export, which is larger for reduced precisions."""
 RANGE_ROWS = 500
-"""Test rows whose scores tell a task's mean and deviation."""
+"""Test rows from whose scores the mean and the standard deviation of a task are computed."""
 
 
 def write_golden(run: Run, folder: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `golden.msgpack` into the bundle in `folder`. `models` is the report's entry of that name (`bundle`)."""
+    """Write `golden.msgpack` into the bundle in `folder`. `models` is the entry of that name in the report (`bundle`)."""
     graphs = {form: Graph.of(run, form) for form in get_args(Form)}
     rows = GateRows.read(run) if (run.published / GATE_FILE).is_file() else None
     golden = Golden(
@@ -51,7 +51,7 @@ def write_golden(run: Run, folder: Path, models: Mapping[str, Mapping[str, Any]]
 def _case(graph: Graph, form: Form, seed: int) -> GoldenCase:
     spec = graph.spec
     inputs = draw_inputs(spec, form, -(-spec.candidates_max // (seed + 1)), -(-spec.events_max // (seed + 1)), seed)
-    # Events of a device come in order, at whole milliseconds and positions.
+    # On a device, events are in order and at whole positions.
     inputs["event_gap"] = -np.sort(-inputs["event_gap"].round(), axis=1)
     scores = graph.scores(inputs)[0]
     blocks = {
@@ -63,11 +63,11 @@ def _case(graph: Graph, form: Form, seed: int) -> GoldenCase:
 
 
 def _range(graph: Graph, form: Form, rows: GateRows) -> ScoreRange:
-    """Of the items that were shown, which a device's candidates are like."""
+    """Return mean and deviation of the scores of shown items, which resemble a device's candidates."""
     some = GateRows(rows.inputs, rows.labels[:RANGE_ROWS])
-    scores = some.scores(lambda inputs: graph.scores(_own(inputs, graph))).astype(np.float64)
+    scores = some.scores(lambda inputs: graph.scores(_inputs_of(inputs, graph))).astype(np.float64)
     return ScoreRange(form=form, mean=tuple(scores.mean(0).tolist()), std=tuple(scores.std(0).tolist()))
 
 
-def _own(inputs: Inputs, graph: Graph) -> Inputs:
+def _inputs_of(inputs: Inputs, graph: Graph) -> Inputs:
     return {name: inputs[name] for name in graph.names}

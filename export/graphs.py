@@ -1,4 +1,4 @@
-"""The graph that every format starts from: one form of a run's upper half, whole and in stages, with the contract's names."""
+"""The module that every format converts: one form of a run's upper half, whole and in stages, with the contract's names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pocketrank.export.search_graph import ListSearch
 __all__ = ["FIRST", "FREE", "GOING", "HANDED", "NEXT", "OUTPUT", "RAW", "Graph", "Inputs", "Stages", "input_shapes", "made"]
 
 OUTPUT = "scores"
-"""Name of the whole model's one output."""
+"""Name of the only output of the whole model."""
 FIRST, NEXT = "first.", "next."
-"""Before the names of a search's state: as it is at first, and after one more step."""
+"""Prefixes of the names of a search's state: before the loop, and after one more step."""
 GOING = "going"
-"""Name of whether a search goes on, beside those of its state."""
+"""Name of the flag whether a search goes on, next to those of its state."""
 
 RAW = "raw_"
-"""Before a count of what a page or an event is, where it is told apart from the count of what is made of it."""
+"""Prefix of a count of raw candidates or events, where it is distinguished from the count of their encoded states."""
 FREE: dict[str, dict[int, str]] = {
     name: axes
     for names, axes in (
@@ -43,14 +43,14 @@ FREE: dict[str, dict[int, str]] = {
     )
     for name in names
 }
-"""Free axes of the inputs, and what each counts."""
+"""Free axes of the inputs by name: axis → what it counts."""
 
 Inputs = Mapping[str, NDArray[Any]]
 """The contract's inputs by name, batch 1."""
 
 
 def input_shapes(spec: FeatureSpec, form: Form, candidates: int, events: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the inputs of `form` by name, in the contract's order."""
+    """Return the shapes of the inputs of `form` by name, in the contract's order."""
     rows = {"candidate": (1, candidates), "event": (1, events), "context": (1,), "user": (1,)}
     widths = {
         "float": (len(spec.candidate_floats),),
@@ -65,16 +65,16 @@ def input_shapes(spec: FeatureSpec, form: Form, candidates: int, events: int) ->
 
 
 def made(stage: Stage, name: str) -> str:
-    """What `Stages` calls an output of a stage."""
+    """Return the name in `Stages` of an output of a stage."""
     return f"{'watch' if name == OUTPUT and stage in ('whole', 'search') else stage}.{name}"
 
 
 HANDED = {name: made(stage, name) for stage in STAGES for name in OUTPUT_NAMES[stage]}
-"""Inputs of `Stages` that stages hand on, and the outputs that they stand for."""
+"""Inputs of `Stages` that another stage computes: input → the output that it stands for."""
 
 
 class Stages(nn.Module):
-    """The stages of a model. Raises `UnsupportedError` for a search that the model was not made for."""
+    """The stages of a model. Raises `UnsupportedError` for a search of longer lists than the model was trained for."""
 
     def __init__(self, model: UpperHalf, spec: FeatureSpec) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Stages(nn.Module):
             raise UnsupportedError("search.steps_max", f"at most {longest}, the model's chosen_max", str(spec.search.steps_max))
 
     def run(self, stage: Stage, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs of a stage from its inputs, both by the contract's names."""
+        """Compute the outputs of a stage from its inputs, both by the contract's names."""
         model = self.model
         if stage == "whole":
             return {OUTPUT: model(**x)}
@@ -117,9 +117,9 @@ class Stages(nn.Module):
         return self.search.step(scores, x["candidate_mask"], **state)
 
     def forward(self, **x: Tensor) -> dict[str, Tensor]:
-        """All stages side by side, as one graph to be cut (`cut`): nothing that one stage makes is taken by another.
+        """Compute all stages side by side, as one graph from which `cut` selects each: no stage uses the output of another.
 
-        Inputs are those of all stages, the `scores` of `watch` and a state of the search. Outputs are called `made`.
+        Inputs are those of all stages, the `scores` of `watch` and a state of the search. `made` names the outputs.
         """
         out = {made(stage, name): value for stage in STAGES for name, value in self.run(stage, x).items()}
         if self.search is None:
@@ -134,7 +134,7 @@ class Stages(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """One form of the device model, ready to be converted."""
+    """One form of the device model, ready for conversion."""
 
     form: Form
     spec: FeatureSpec
@@ -142,7 +142,7 @@ class Graph:
 
     @classmethod
     def of(cls, run: Run, form: Form) -> Graph:
-        """The trained upper half of `run`. Raises `pocketrank.cloud.training.run.RunError`."""
+        """Return the graph of the trained upper half of `run`. Raises `pocketrank.cloud.training.run.RunError`."""
         return cls(form, run.spec, run.upper(form))
 
     @cached_property
@@ -152,32 +152,32 @@ class Graph:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Inputs of the whole model in the contract's order."""
+        """Names of the whole model's inputs, in the contract's order."""
         return INPUT_NAMES[self.form]
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What there is a graph of: the whole model, its stages, and with a search those of the search."""
+        """The stages that are exported: the whole model, its parts, and those of the search if there is one."""
         return ("whole", *STAGES, *(() if self.spec.search is None else ("choose", "search")))
 
     def run(self, stage: Stage, inputs: Inputs) -> dict[str, NDArray[Any]]:
-        """What torch answers: the reference of every format."""
+        """Compute the outputs of a stage in torch, the reference for every format."""
         with torch.no_grad():
             tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in stage_inputs(self.form, stage)}
             return {name: value.numpy() for name, value in self.modules.run(stage, tensors).items()}
 
     def scores(self, inputs: Inputs) -> Float[NDArray[np.float32], "b n k"]:
-        """The whole model's answer in torch."""
+        """Compute the scores of the whole model in torch."""
         return self.run("whole", inputs)[OUTPUT]
 
     def example(self, candidates: int | None = None, events: int | None = None) -> dict[str, Tensor]:
-        """Inputs of the whole model to trace with, of the largest size by default."""
+        """Return example inputs of the whole model for tracing, by default of the largest size."""
         spec = self.spec
         shapes = input_shapes(spec, self.form, candidates or spec.candidates_max, events or spec.events_max)
         return {name: _example(name, shape) for name, shape in shapes.items()}
 
     def stages_example(self, candidates: int, events: int, at_least: int = 1) -> dict[str, Tensor]:
-        """Inputs of `Stages` to trace with; lists are as many and as long as those of the search, or `at_least`."""
+        """Return example inputs of `Stages` for tracing. Number and length of lists are those of the search, or `at_least`."""
         x = self.example(candidates, events)
         with torch.no_grad():
             for stage in STAGES:
@@ -189,13 +189,15 @@ class Graph:
             return x | search.start(x[OUTPUT], x["candidate_mask"])
 
     def traced(self) -> torch.export.ExportedProgram:
-        """The whole model with free candidate and event counts. Raises `ConversionError`."""
+        """Trace the whole model with free candidate and event counts. Raises `ConversionError`."""
         spec = self.spec
         example = self.example(max(2, spec.candidates_max), max(2, spec.events_max))
         return self._trace(self.model, example, apart=False)
 
     def traced_stages(self) -> tuple[torch.export.ExportedProgram, list[str], list[str]]:
-        """`Stages` with free counts of candidates and events, and of lists and their items; names of its inputs and outputs.
+        """Trace `Stages` with free counts of candidates, events, lists and items of a list.
+
+        Returns the program and the names of its inputs and outputs.
 
         Raises `ConversionError`, `UnsupportedError`.
         """
@@ -210,6 +212,7 @@ class Graph:
         counts = {"candidates": spec.candidates_max, "events": spec.events_max}
         if spec.search is not None:
             counts |= {"lists": spec.search.beam, "items": spec.search.steps_max}
+        # The example has at least 2 of everything, since torch takes a dimension of size 1 for a constant.
         dims = {
             prefix + name: torch.export.Dim(prefix + name, min=1, max=max(2, count))
             for prefix in ("", RAW)
@@ -230,7 +233,7 @@ def _example(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 class _Named(nn.Module):
-    """A module with its inputs by place."""
+    """Module that takes its inputs by position, as `torch.export` needs them."""
 
     def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
         super().__init__()

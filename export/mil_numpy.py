@@ -1,8 +1,8 @@
-"""A saved Core ML program, operation by operation in numpy.
+"""Evaluation of a saved Core ML program in numpy, operation by operation.
 
-Core ML runs on Apple's systems only. Elsewhere the next best check of a conversion is to read the .mlpackage back from disk,
-program and weights, and to compute what its operations are documented to do (coremltools, "MIL Ops"). That finds a wrong
-weight, axis, mask or rewrite. It says nothing of Apple's kernels, their rounding or their speed.
+Core ML runs on Apple's systems only. Elsewhere the next best check of a conversion is to read program and weights of the
+.mlpackage back from disk and to compute each operation as it is documented (coremltools, "MIL Ops"). That finds a wrong weight,
+axis, mask or rewrite. It does not test Apple's kernels, their rounding or their speed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Operation = Callable[..., Any]
 def _concat(values: list[Array], axis: int, interleave: bool = False) -> Array:
     if interleave:
         raise UnsupportedError("operation concat", "interleave = false", "true")
-    return np.concatenate([np.atleast_1d(value) for value in values], int(axis))  # numbers are concatenated to a list
+    return np.concatenate([np.atleast_1d(value) for value in values], int(axis))  # scalars are concatenated to a list
 
 
 def _split(x: Array, axis: int, split_sizes: Array | None = None, num_splits: int | None = None) -> list[Array]:
@@ -64,7 +64,7 @@ def _gather(x: Array, indices: Array, axis: int = 0, batch_dims: int = 0, valida
 def _pad(x: Array, pad: Array, mode: str = "constant", constant_val: float = 0.0) -> Array:
     if mode != "constant":
         raise UnsupportedError("operation pad", "mode = constant", mode)
-    widths = np.asarray(pad).reshape(-1, 2)  # of the last axes
+    widths = np.asarray(pad).reshape(-1, 2)  # pads apply to the last axes
     return np.pad(x, [(0, 0)] * (x.ndim - len(widths)) + [(int(a), int(b)) for a, b in widths], constant_values=constant_val)
 
 
@@ -84,7 +84,7 @@ def _softmax(x: Array, axis: int = -1) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    # of |x|, so that no exponential overflows
+    # The exponential of -|x| cannot overflow.
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
 
@@ -148,14 +148,14 @@ OPERATIONS: dict[str, Operation] = {
     "sub": lambda x, y: x - y,
     "transpose": lambda x, perm: np.transpose(x, perm),
 }
-"""What each operation computes, by its name and with its documented arguments."""
+"""Function of each operation by its name, with its documented arguments."""
 
 
 class MilProgram:
-    """The main function of the program in a .mlpackage folder."""
+    """Main function of the program in a .mlpackage folder."""
 
     def __init__(self, path: Path) -> None:
-        """Read program and weights. Raises `UnsupportedError` for an operation that is not known here, `ConversionError`."""
+        """Read program and weights. Raises `UnsupportedError` for an unknown operation, `ConversionError` for a bad file."""
         import coremltools
         from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -173,7 +173,7 @@ class MilProgram:
                 raise UnsupportedError(f"{path}, `{op.name}`", "a known operation", f"`{op.op_type}`")
 
     def run(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
-        """Scores f32 [1, N, tasks] of the contract's inputs. Raises `ConversionError` for an operation that fails."""
+        """Compute the scores f32 [1, N, tasks] of the contract's inputs. Raises `ConversionError` when an operation fails."""
         values: dict[str, Any] = {name: inputs[name] for name in self.input_names}
         for op in self._operations:
             if op.op_type == "const":

@@ -1,9 +1,10 @@
-"""To ONNX, opset 18, a file for each stage, with free counts of candidates, events, and lists and their items.
+"""Conversion to ONNX, opset 18: a file for each stage, with free counts of candidates, events, lists and items of a list.
 
-Opset 18 because every runtime in the field reads it and its graphs need no fused attention, which onnxruntime refuses with a
-broadcast mask at opset 23. fp16 is weights only, cast back when a model is loaded: the file is half as large and as fast as
-fp32, where fp16 arithmetic took onnxruntime twice as long on a CPU and seconds since an event overflow it. int8 is
-onnxruntime's dynamic quantisation, weights per channel. The stage `search` is a `Loop`, which ends when the search does.
+Every runtime in the field reads opset 18, and its graphs need no fused attention, which onnxruntime rejects with a broadcast
+mask at opset 23. fp16 applies to the weights only, which are cast back when a model is loaded: the file is half as large and
+the model as fast as fp32. With fp16 arithmetic onnxruntime took twice as long on a CPU, and the seconds since an event overflow
+it. int8 is onnxruntime's dynamic quantisation with weights per channel. The stage `search` is a `Loop` that ends with the
+search.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from pocketrank.export.graphs import FIRST, FREE, GOING, HANDED, NEXT, OUTPUT, R
 __all__ = ["OPSET", "convert"]
 
 OPSET = 18
-"""Of every exported graph."""
+"""ONNX operator set of every exported graph."""
 WEIGHTS_MIN = 256
-"""Tensors with fewer values stay in fp32 in the fp16 variant: they weigh nothing."""
+"""Tensors with fewer values stay in fp32 in the fp16 variant: they hardly add to the file."""
 STEP = "step."
-"""Before the names of a loop's body, which must not be those of the graph around it."""
+"""Prefix of the names in a loop's body, which must differ from those of the graph around it."""
 
 E = TypeVar("E", onnx.NodeProto, onnx.ValueInfoProto)
 
@@ -50,7 +51,7 @@ def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> 
 
 
 def _float_model(graph: Graph) -> onnx.ModelProto:
-    """All stages side by side."""
+    """Return one graph with all stages side by side."""
     program, inputs, outputs = graph.traced_stages()
     try:
         exported = torch.onnx.export(
@@ -67,7 +68,7 @@ def _float_model(graph: Graph) -> onnx.ModelProto:
     if exported is None:
         raise ConversionError(f"{graph.form} onnx", "a model", "none")
     model: onnx.ModelProto = exported.model_proto
-    # Names of source lines and shapes of everything between: a tenth of the file, nothing that a runtime reads.
+    # No runtime reads the source lines and the shapes of intermediate values, which are a tenth of the file.
     del model.graph.value_info[:]
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -78,12 +79,14 @@ def _float_model(graph: Graph) -> onnx.ModelProto:
 
 
 def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
-    """One stage of `model`, which has all of them."""
+    """Return one stage of `model`, which holds all of them."""
     nodes, values = model.graph.node, {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    # Inputs and outputs of the stage, by their names in the contract.
     given, wanted = stage_inputs(graph.form, stage), {made(stage, name): name for name in OUTPUT_NAMES[stage]}
     names = {value: name for name, value in HANDED.items()} | wanted
     operations = Operations([(node.input, node.output) for node in nodes], HANDED)
     if stage == "search":
+        # A search is traced as its first state and one further step (`search_graph`), which become the loop here.
         assert graph.modules.search is not None
         state = graph.modules.search.state
         changes = {name: (FIRST + name, NEXT + name) for name in state}
@@ -104,6 +107,7 @@ def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
         kept = [*before, step, *after]
     else:
         kept = [_renamed(nodes[i], names) for i in operations.needed(wanted, given)]
+    # Keep the inputs and weights that the stage uses, in its nodes or in the loop's body.
     used = {value for node in kept for value in (*node.input, *(v for a in node.attribute for n in a.g.node for v in n.input))}
     cut = helper.make_graph(
         kept,
@@ -112,6 +116,7 @@ def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
         [_renamed(values[value], names) for value in wanted],
         [tensor for tensor in model.graph.initializer if tensor.name in used],
     )
+    # Name the free axes, so that a runtime takes any size of them.
     for value in (*cut.input, *cut.output):
         several = {0: "lists"} if (stage, value.name) == ("choose", OUTPUT) else {}
         for axis, what in {**FREE.get(value.name, {}), **several}.items():
@@ -122,7 +127,7 @@ def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
 
 
 def _renamed(entry: E, names: Mapping[str, str]) -> E:
-    """A copy of a node or a value with other names."""
+    """Return a copy of a node or a value with its names replaced by those of `names`."""
     copy = type(entry)()
     copy.CopyFrom(entry)
     if isinstance(copy, onnx.NodeProto):
@@ -134,6 +139,7 @@ def _renamed(entry: E, names: Mapping[str, str]) -> E:
 
 
 def _half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `model` with large weights in fp16, each followed by a cast to fp32."""
     half = onnx.ModelProto()
     half.CopyFrom(model)
     casts = []
@@ -149,9 +155,10 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `model` with weights in int8."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # onnxruntime has no product of a stack of matrices that are quantised per channel
+    # onnxruntime cannot multiply a stack of matrices that are quantised per channel.
     stacks = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 2}
     excluded = [node.name for node in model.graph.node if node.op_type == "MatMul" and stacks.intersection(node.input)]
     with TemporaryDirectory(prefix="pocketrank-") as folder:

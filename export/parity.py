@@ -38,15 +38,15 @@ TOLERANCE: dict[tuple[Format, Precision], float] = {
     ("tflite", "fp32"): 5e-5,
     ("coreml", "fp32"): 1e-4,
 }
-"""Largest difference of a score to torch. A trained model's terms are larger than a random one's, and processors sum them in
-other orders: one differed by 1.6e-5 on one machine and by 4e-6 on another. Other precisions have none: they are gated on a
-ranking metric (`gate`)."""
+"""Largest allowed difference of a score from torch. The terms of a trained model are larger than those of a random one, and
+processors sum them in different orders: a model differed by 1.6e-5 on one machine and by 4e-6 on another. Reduced precisions
+have no tolerance: they are gated on ranking metrics (`gate`)."""
 
 OPERATION_LEVEL = "operations of the saved program in numpy, not Apple's runtime"
-"""What a report says of Core ML."""
+"""Runtime that a report names for Core ML."""
 
 WIDE = 100.0
-"""A feature that ranges further than this is drawn with many small values and few large ones."""
+"""Range of a feature above which small values are drawn more often than large ones."""
 GAP_MAX = (604_800.0, 1000.0)
 """Largest seconds and positions since an event that are drawn."""
 
@@ -54,7 +54,7 @@ Scorer = Callable[[Inputs], NDArray[np.float32]]
 
 
 def _values(rng: np.random.Generator, features: tuple[FloatFeature, ...], rows: int) -> NDArray[np.float32]:
-    """Values [rows, features] within their ranges; the first row has every smallest value, the second every largest."""
+    """Draw values [rows, features] within their ranges; the first row has all minima, the second all maxima."""
     columns = []
     for f in features:
         share = rng.random(rows) ** (6 if f.max - f.min > WIDE else 1)
@@ -64,7 +64,7 @@ def _values(rng: np.random.Generator, features: tuple[FloatFeature, ...], rows: 
 
 
 def draw_inputs(spec: FeatureSpec, form: Form, candidates: int, events: int, seed: int) -> dict[str, NDArray[Any]]:
-    """Random inputs within the spec's ranges, everything unmasked."""
+    """Draw inputs within the spec's ranges, nothing masked."""
     rng = np.random.default_rng(seed)
     inputs: dict[str, NDArray[Any]] = {}
     for name, shape in input_shapes(spec, form, candidates, events).items():
@@ -80,14 +80,14 @@ def draw_inputs(spec: FeatureSpec, form: Form, candidates: int, events: int, see
             value = (rng.random(shape[1:]) ** 6 * GAP_MAX).astype(np.float32)
         elif name.endswith("mask"):
             value = np.ones(shape[1], np.float32)
-        else:  # vectors travel as fp16
+        else:  # vectors are sent as fp16
             value = rng.normal(size=shape[1:]).astype(np.float16).astype(np.float32)
         inputs[name] = np.ascontiguousarray(value[None])
     return inputs
 
 
 def parity_cases(spec: FeatureSpec, form: Form, seed: int = 0) -> dict[str, dict[str, NDArray[Any]]]:
-    """Inputs of each case by its name. What a mask hides is garbage, so that a leak shows."""
+    """Return the inputs of each case by its name. Masked values are random, so that a leak shows."""
     n, t = spec.candidates_max, spec.events_max
     rng = np.random.default_rng(seed)
     cases = {
@@ -107,13 +107,13 @@ def parity_cases(spec: FeatureSpec, form: Form, seed: int = 0) -> dict[str, dict
 
 
 def counts(inputs: Inputs) -> dict[str, int]:
-    """What the free axes of `inputs` count, and how many there are."""
+    """Return the sizes of the free axes of `inputs` by what they count."""
     free = {name: FREE.get(name, {}) for name in inputs}
     return {what.removeprefix(RAW): inputs[name].shape[axis] for name, axes in free.items() for axis, what in axes.items()}
 
 
 def resize(inputs: Inputs, candidates: int, events: int) -> dict[str, NDArray[Any]]:
-    """`inputs` with lists padded at the back to the given counts, masked."""
+    """Return `inputs` with lists padded at the back to the given counts; the padding is masked."""
     sizes = {"candidates": candidates, "events": events}
     padded = dict(inputs)
     for name, value in inputs.items():
@@ -124,10 +124,10 @@ def resize(inputs: Inputs, candidates: int, events: int) -> dict[str, NDArray[An
 
 
 def open_scorer(path: Path, format: Format) -> tuple[Scorer, str]:
-    """The model at `path`, read from disk, as a function of the contract's inputs, and what runs it.
+    """Open the model at `path` and return it as a function of the contract's inputs, and the name of its runtime.
 
-    Lists are padded to the sizes that the model was compiled for. Raises `pocketrank.device.runtimes.ModelRuntimeError`,
-    `UnsupportedError` for a Core ML operation that is not known here.
+    The function pads lists to the sizes that the model was compiled for. Raises
+    `pocketrank.device.runtimes.ModelRuntimeError`, `UnsupportedError` for an unknown Core ML operation.
     """
     if format == "coreml":
         from pocketrank.export.mil_numpy import MilProgram
@@ -136,7 +136,7 @@ def open_scorer(path: Path, format: Format) -> tuple[Scorer, str]:
     runtime = open_runtime(path, format)
 
     def score(inputs: Inputs) -> NDArray[np.float32]:
-        # a copy, because the answer may be the runtime's own memory
+        # A copy, because the result may be the runtime's own memory.
         return np.array(runtime.run(fitting(runtime, inputs))[:, : inputs["candidate_mask"].shape[1]])
 
     package = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}[format]
@@ -144,7 +144,7 @@ def open_scorer(path: Path, format: Format) -> tuple[Scorer, str]:
 
 
 def compare(graph: Graph, score: Scorer, *, where: str, tolerance: float | None = None, seed: int = 0) -> dict[str, float]:
-    """Largest difference to torch of any real candidate's score, by case.
+    """Return the largest difference from torch of any unmasked candidate's score, by case.
 
     Raises `ParityError` for a difference above `tolerance`, a wrong shape, a score that is not finite, or a failed run.
     """
@@ -170,7 +170,7 @@ def compare(graph: Graph, score: Scorer, *, where: str, tolerance: float | None 
 
 
 def fitting(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
-    """Those of `inputs` that a graph takes, padded to the sizes that it was compiled for."""
+    """Return those of `inputs` that a graph takes, padded to the sizes that it was compiled for."""
     taken = {name: inputs[name] for name in runtime.input_names}
     sizes = {"candidates": 0, "events": 0} | counts(taken)
     if runtime.list_sizes is not None:
@@ -180,7 +180,7 @@ def fitting(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
 
 
 def measure_ms(runtime: Runtime, inputs: Inputs, runs: int) -> float:
-    """Median milliseconds of a run on one thread, after a fifth as many to warm up. Raises `ModelRuntimeError`."""
+    """Return the median milliseconds of `runs` runs, after a fifth as many to warm up. Raises `ModelRuntimeError`."""
     taken = fitting(runtime, inputs)
     times = []
     for i in range(runs + runs // 5):

@@ -1,7 +1,7 @@
-"""Holding the stages of an exported model to torch, one after the other, each on what the exported ones before it made.
+"""Comparison of an exported model's stages with torch, each on the outputs of the exported stages before it.
 
-So what is compared with torch after `page`, `event` and `watch` is a whole ranking, and the scores that come out are those that
-the whole model gives. The list that `search` finds has to be torch's, unless another one is worth the same.
+After `page`, `event` and `watch`, a whole ranking has been compared with torch, and the scores are those of the whole model.
+The list that `search` finds must be torch's, or another one with the same reward.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ __all__ = [
 ]
 
 REWARD_TOLERANCE = 5e-5
-"""Two lists whose rewards differ by less are worth the same: which of them is found is a matter of rounding."""
+"""Difference up to which the rewards of two lists count as equal: rounding decides which of them is found."""
 STATE_FACTOR = 10
-"""States are sums of large terms that may nearly cancel; what is held to the tolerance itself are the scores made of them."""
+"""Tolerance of a state as a multiple of that of a score: states are sums of large terms that may nearly cancel."""
 SEARCHES = 32
-"""Random searches that are compared beside those of the cases."""
+"""Random searches that are compared in addition to those of the cases."""
 
 Answer = Callable[[Inputs], dict[str, NDArray[Any]]]
-"""A stage: its outputs by name from inputs that have at least its own."""
+"""A stage as a function from inputs, at least those it needs, to outputs, both by name."""
 
 
 @dataclass(frozen=True)
 class StageParity:
-    """How stages compare with torch."""
+    """Comparison of stages with torch."""
 
     cases: dict[Stage, dict[str, float]]
-    """Largest difference to torch by stage and case: of scores, and of states relative to 1 + their largest value."""
+    """Largest difference from torch by stage and case; that of states is relative to 1 + their largest value."""
     searches: int
-    """Lists searched for."""
+    """Number of lists that were searched for."""
     others: int
-    """Of them those that are not torch's; at full precision they are worth the same."""
+    """Number of lists that differ from torch's; at full precision their rewards are equal."""
 
 
 def open_answers(paths: Mapping[Stage, Path], format: Format) -> dict[Stage, Answer]:
-    """The stages at `paths`, read from disk. Lists are padded to the sizes that a stage was compiled for.
+    """Open the stages at `paths` as functions, which pad lists to the sizes that a stage was compiled for.
 
     Raises `pocketrank.device.runtimes.ModelRuntimeError`.
     """
@@ -68,14 +68,14 @@ def open_answers(paths: Mapping[Stage, Path], format: Format) -> dict[Stage, Ans
 def _answer(stage: Stage, runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
     sizes = counts({name: inputs[name] for name in runtime.input_names})
     answers = zip(OUTPUT_NAMES[stage], runtime.run_all(fitting(runtime, inputs)), strict=True)
-    # copies, because an answer may be the runtime's own memory
+    # Copies, because an output may be the runtime's own memory.
     return {name: np.array(value[:, : sizes[FREE[name][1]]] if name in FREE else value) for name, value in answers}
 
 
 def measure_stages(
     paths: Mapping[Stage, Path], format: Format, spec: FeatureSpec, inputs: Inputs, runs: int
 ) -> dict[Stage, dict[str, Any]]:
-    """`p50_ms` of each stage and the whole model (`parity.measure_ms`), and the `state_width` of what a stage hands on.
+    """Return `p50_ms` of each stage and of the whole model (`parity.measure_ms`), and the `state_width` of a stage's output.
 
     `paths` are in the order in which stages run. Raises `pocketrank.device.runtimes.ModelRuntimeError`.
     """
@@ -91,7 +91,7 @@ def measure_stages(
 
 
 def draw_lists(spec: FeatureSpec, candidates: int, seed: int) -> dict[str, NDArray[Any]]:
-    """Random lists for the stage `choose`, some of them empty; nothing without a search."""
+    """Draw lists for the stage `choose`, some of them empty; returns no inputs without a search."""
     search = spec.search
     if search is None:
         return {}
@@ -107,16 +107,16 @@ def draw_lists(spec: FeatureSpec, candidates: int, seed: int) -> dict[str, NDArr
 def compare_stages(
     graph: Graph, answers: Mapping[Stage, Answer], *, where: str, tolerance: float | None = None, seed: int = 0
 ) -> StageParity:
-    """How the stages of a model compare with torch, on the whole model's cases and, where there is a search, on random ones.
+    """Compare the stages of a model with torch, on the whole model's cases and, for a search, on random ones as well.
 
-    `answers` are in the order in which stages run. Raises `ParityError` for a wrong shape, an answer that is not finite, a
-    failed run, a list that is none; and with a `tolerance` for a larger difference, of states `STATE_FACTOR` times that, and
-    for a list that is not worth what torch's is.
+    `answers` are in the order in which stages run. Raises `ParityError` for a wrong shape, an output that is not finite, a
+    failed run, or a malformed list; with a `tolerance` also for a larger difference (of states, `STATE_FACTOR` times larger)
+    and for a list with another reward than torch's.
     """
     spec, rng = graph.spec, np.random.default_rng(seed)
     inputs = parity_cases(spec, graph.form, seed)
     for i in range(SEARCHES if "search" in answers else 0):
-        n, t = (int(rng.integers(1, most + 1)) for most in (spec.candidates_max, spec.events_max))
+        n, t = (int(rng.integers(1, largest + 1)) for largest in (spec.candidates_max, spec.events_max))
         inputs[f"search {i}"] = draw_inputs(spec, graph.form, n, t, seed + 100 + i)
     cases: dict[Stage, dict[str, float]] = {stage: {} for stage in answers}
     others = 0
@@ -138,7 +138,10 @@ def compare_stages(
 
 
 def list_reward(graph: Graph, inputs: Inputs, order: Int[NDArray[np.int32], " l"]) -> float:
-    """What a list is worth to torch; `inputs` are those of the stage `search`, with `ready`. It is padded at the back by -1."""
+    """Return the reward of the list `order`, padded at the back by -1, with torch's scores.
+
+    `inputs` are those of the stage `search`, and `ready`.
+    """
     spec, total, alive = graph.spec, 0.0, 1.0
     for i, place in enumerate(order[order >= 0]):
         chosen = {"chosen": order[None, : max(1, i)], "chosen_mask": np.full((1, max(1, i)), float(i > 0), np.float32)}
@@ -163,7 +166,7 @@ def _difference(where: str, name: str, got: NDArray[Any], expected: NDArray[Any]
 def _is_other(
     where: str, graph: Graph, inputs: Inputs, got: NDArray[Any], expected: NDArray[Any], tolerance: float | None
 ) -> bool:
-    """Whether a list is another one than expected."""
+    """Return whether a list differs from the expected one. Raises `ParityError` for a malformed list or another reward."""
     order = got[0]
     places, mask = order[order >= 0], inputs["candidate_mask"][0]
     if (

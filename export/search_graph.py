@@ -1,17 +1,16 @@
-"""The list search of `pocketrank.device.model.search` in operations that every runtime has, for graphs that do all of it
-themselves.
+"""The list search of `pocketrank.device.model.search` as a graph, in operations that every runtime has.
 
-A loop cannot be traced. It is traced as two pieces, what makes the first state and what makes a state from the one before, and
-each format's writer closes it (`cut`): a search that is over computes no further step. With B = beam, N candidates and
-L = `steps_max`, a state is ::
+A loop cannot be traced. The search is traced as two pieces, one that computes the first state and one that computes a state
+from the one before, and the writer of each format makes them a loop (`cut`), which ends with the search. With B = beam, N
+candidates and L = `steps_max`, a state is ::
 
-    lists   f32 [B, L]   places of the chosen, the last one last, padded at the front by -1
-    reward  f32 [B]      of each list, best first; `NEVER` where the beam has no more lists
-    alive   f32 [B]      the chance that the user gets past the list; only with a survival task
+    lists   f32 [B, L]   indices of the chosen candidates, the newest last, padded at the front by -1
+    reward  f32 [B]      reward of each list, best first; `NEVER` where the beam holds fewer lists
+    alive   f32 [B]      probability that the user gets past the list; only with a survival task
 
-Rounding, ties and end are those of `pocketrank.device.model.search`. What follows from a choice is looked up by top-k's answer
-in tables of all choices: to divide that answer by N would do, but converters make it a product with 1 / N, which can miss by
-one.
+Rounding, ties and the end are those of `pocketrank.device.model.search`. Lists and survival after a choice are looked up in
+tables of all choices with the index from top-k. Dividing that index by N would also give the list, but converters turn the
+division into a product with 1 / N, which can be off by one.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from pocketrank.export.errors import UnsupportedError
 __all__ = ["BARRED", "WEIGHT_MAX", "ListSearch"]
 
 NEVER = -1e30
-"""The reward of what must not be chosen: finite, and so large that to add a reward to it changes nothing."""
+"""Reward of a choice that is not allowed: finite, and so large that adding another reward does not change it."""
 BARRED = NEVER / 2
-"""Above it are the rewards of what may be chosen."""
+"""Bound above which the rewards of allowed choices are."""
 WEIGHT_MAX = 1e18
-"""Largest weight of a task, so that no reward comes near `BARRED`."""
+"""Largest weight of a task, which keeps all rewards far from `BARRED`."""
 
 
 class ListSearch(nn.Module):
-    """The pieces of a search for a spec's tasks. Raises `UnsupportedError` for a weight beyond `WEIGHT_MAX`."""
+    """The two pieces of a search for a spec's tasks. Raises `UnsupportedError` for a weight beyond `WEIGHT_MAX`."""
 
     def __init__(self, spec: FeatureSpec, search: SearchSpec) -> None:
         super().__init__()
@@ -49,14 +48,14 @@ class ListSearch(nn.Module):
         self.weights = [(i, weight) for i, weight in weights if weight] or weights[:1]  # adding 0 changes no sum
         self.survival = None if spec.survival_task is None else spec.tasks.index(spec.survival_task)
         self.state = ("lists", "reward") if self.survival is None else ("lists", "reward", "alive")
-        """Names of what a state holds."""
+        """Names of the values of a state."""
         self.register_buffer("empty", torch.tensor([0.0] + [NEVER] * (search.beam - 1)))
         self.register_buffer("places", torch.arange(max(spec.candidates_max, 2 * search.steps_max)).float())
         self.empty: Tensor
         self.places: Tensor
 
     def start(self, probabilities: Float[Tensor, "1 n k"], mask: Float[Tensor, "1 n"]) -> dict[str, Tensor]:
-        """The state after the first step, from the probabilities of what follows the empty list."""
+        """Return the state after the first step, from the probabilities of each candidate after the empty list."""
         beam = self.search.beam
         return self.step(probabilities, mask, torch.full((beam, self.search.steps_max), -1.0), self.empty, torch.ones(beam))
 
@@ -68,16 +67,18 @@ class ListSearch(nn.Module):
         reward: Float[Tensor, " b"],
         alive: Float[Tensor, " b"] | None = None,
     ) -> dict[str, Tensor]:
-        """The state after one more step, from the probabilities of what follows each list of the last one."""
+        """Return the state after one more step, from the probabilities of each candidate after each list."""
         n, beam = mask.shape[1], self.search.beam
         places = self.places[:n]
+        # Worth of each choice: the weighted probabilities, times the probability that the user gets there.
         (i, weight), *others = self.weights
         worth = probabilities[..., i] * weight
         for i, weight in others:
             worth = worth + probabilities[..., i] * weight
         if alive is not None:
             worth = alive[:, None] * worth
-        barred = (lists[..., None] == places).float().amax(1) - mask >= 0  # b n: had already, or masked
+        # The best choices of all lists become the next beam.
+        barred = (lists[..., None] == places).float().amax(1) - mask >= 0  # b n: chosen already, or masked
         reward, best = _largest(torch.where(barred, NEVER, reward[:, None] + worth).flatten(), beam)
         longer = places[:, None].expand(beam, n, 1)
         if self.search.steps_max > 1:
@@ -90,7 +91,7 @@ class ListSearch(nn.Module):
         return state
 
     def going(self, mask: Float[Tensor, "1 n"], state: Mapping[str, Tensor]) -> Bool[Tensor, ""]:
-        """Whether the search goes on: lists may get longer, something is left, and they are not yet stable."""
+        """Return whether the search goes on: lists may grow, candidates are left, and the beam is not yet stable."""
         lists, reward, s = state["lists"], state["reward"], self.search
         high = reward[0]
         low = torch.where(reward > BARRED, reward, high).amin(0)
@@ -101,11 +102,11 @@ class ListSearch(nn.Module):
         return (lists[0, 0] < 0) & left & ~(stable & enough)
 
     def chosen(self, lists: Float[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
-        """A state's lists as the model takes them, and their mask."""
+        """Return a state's lists as the model takes them, and their mask."""
         return lists.clamp(min=0).to(torch.int32), (lists >= 0).float()
 
     def order(self, state: Mapping[str, Tensor]) -> Int[Tensor, "1 l"]:
-        """The best of a state's lists from its first item on, padded at the back by -1."""
+        """Return the best list of a state from its first item on, padded at the back by -1."""
         lists, longest = state["lists"], self.search.steps_max
         best = torch.where(state["reward"][0] > BARRED, lists[0], -1.0)
         first = longest - (lists[0] >= 0).float().sum()
@@ -114,7 +115,7 @@ class ListSearch(nn.Module):
 
 
 def _largest(values: Float[Tensor, " m"], count: int) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
-    """The largest values and their places, of equal ones the first: ONNX and LiteRT promise that of top-k, torch does not."""
+    """Return the largest values and their indices, equal ones in order, as top-k does in ONNX and LiteRT, but not in torch."""
     if torch.compiler.is_exporting():
         best, places = torch.topk(values, count)
     else:

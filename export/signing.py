@@ -1,6 +1,6 @@
-"""Signs bundles and releases with Ed25519 (PyNaCl, libsodium), as `pocketrank.device.bundle.signing` verifies them.
+"""Signatures of bundles and releases with Ed25519 (PyNaCl, libsodium), which `pocketrank.device.bundle.signing` verifies.
 
-A private key is a file of its seed in hex that only its owner may read. It never comes near a bundle.
+A private key is a file with its seed in hex that only its owner may read. It is never part of a bundle.
 """
 
 from __future__ import annotations
@@ -36,40 +36,43 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def generate_key(path: Path) -> str:
-    """Make a private key at `path`, its public half in hex beside it as `.pub`, and return that. Raises `SigningKeyError`."""
+    """Write a new private key to `path` and its public key in hex to `path`.pub, and return the public key.
+
+    Raises `SigningKeyError` when `path` exists or cannot be written.
+    """
     key = SigningKey.generate()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never over another key, and never readable by others, not even for a moment.
+        # O_EXCL never overwrites a key, and the mode at creation leaves no moment in which others can read it.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY), "w") as file:
             file.write(bytes(key).hex() + "\n")
         path.with_name(path.name + ".pub").write_text(public_key(key) + "\n")
     except FileExistsError:
-        raise SigningKeyError(str(path), "no file yet", "one that may be a key in use") from None
+        raise SigningKeyError(str(path), "a new file", "an existing one, which may be a key in use") from None
     except OSError as error:
-        raise SigningKeyError(str(path), "a place for a key", error.strerror or str(error)) from error
+        raise SigningKeyError(str(path), "a file that can be written", error.strerror or str(error)) from error
     return public_key(key)
 
 
 def read_key(path: Path) -> SigningKey:
-    """The private key at `path`. Raises `SigningKeyError`: none, malformed, or readable by others."""
+    """Read the private key at `path`. Raises `SigningKeyError` when it is missing, malformed, or readable by others."""
     try:
         if path.stat().st_mode & _OTHERS and os.name == "posix":
-            raise SigningKeyError(str(path), "a key that only its owner may read (chmod 600)", "one that others may")
+            raise SigningKeyError(str(path), "a key that only its owner may read (chmod 600)", "one that others may read")
         return SigningKey(bytes.fromhex(path.read_text(encoding="ascii")))
     except OSError as error:
         raise SigningKeyError(str(path), "a private key", error.strerror or str(error)) from error
-    except ValueError as error:  # the number of bytes too
-        raise SigningKeyError(str(path), "a private key: 32 bytes in hex", "something else") from error
+    except ValueError as error:  # not ASCII, not hex, or another number of bytes
+        raise SigningKeyError(str(path), "a private key of 32 bytes in hex", "other content") from error
 
 
 def public_key(key: SigningKey) -> str:
-    """The public half in hex, as `pocketrank.device.bundle.signing.TrustedKeys` takes it."""
+    """Return the public key in hex, as `pocketrank.device.bundle.signing.TrustedKeys` takes it."""
     return bytes(key.verify_key).hex()
 
 
 def sign(role: Role, data: bytes, keys: Sequence[SigningKey]) -> tuple[Signature, ...]:
-    """The signature of each key over `data` in `role`."""
+    """Return the signature of each key over `data` in `role`."""
     message = signed_bytes(role, data)
     return tuple(Signature(key_id=key_id(bytes(key.verify_key)), signature=key.sign(message).signature) for key in keys)
 
@@ -81,13 +84,13 @@ def sign_manifest(folder: Path, keys: Sequence[SigningKey]) -> None:
 
 
 def last_release(folder: Path) -> Release | None:
-    """The release that is in `folder`, whoever signed it; None without one. Raises `ExportOutputError` if it cannot be read."""
+    """Return the release in `folder`, unverified; None without one. Raises `ExportOutputError` if it is malformed."""
     if not (folder / RELEASE).is_file():
         return None
     try:
         return from_json(from_json((folder / RELEASE).read_bytes(), Signed).payload, Release)
     except (OSError, ContractError) as error:
-        raise ExportOutputError(str(folder / RELEASE), "a release to follow up", str(error)) from error
+        raise ExportOutputError(str(folder / RELEASE), "a readable release", str(error)) from error
 
 
 def write_release(
@@ -100,10 +103,10 @@ def write_release(
     revoke: Sequence[int] = (),
     kill: bool = False,
 ) -> Release:
-    """Sign a release of the bundle in `folder` and put it there, in place of the last one.
+    """Sign a release of the bundle in `folder` and write it there, over the last one.
 
-    Its serial is the time in seconds, or the last one's and 1 if that is more: it grows even when the last one was lost. What
-    the last one revoked stays revoked. Raises `ExportOutputError`.
+    Its serial is the time in seconds, or one above the last serial if that is higher, so that it grows even when the last
+    release was lost. Bundles that the last release revoked stay revoked. Raises `ExportOutputError`.
     """
     last = last_release(folder)
     try:

@@ -1,9 +1,10 @@
-"""To LiteRT (TFLite): static shapes, one file with all stages, weights shared among them.
+"""Conversion to LiteRT (TFLite): static shapes, one file with all stages, which share their weights.
 
-Signatures are `n<size>` for the whole model per list size of the spec, `<stage>_n<size>` for its stages, and `event_t<size>`
-for a single event and for the most that the spec allows. The stage `search` is a `WHILE`, which ends when the search does.
+Signatures are `n<size>` for the whole model at each list size of the spec, `<stage>_n<size>` for its stages, and
+`event_t<size>` for one event and for `events_max` events. The stage `search` is a `WHILE` that ends with the search.
 
-fp16 and int8 are weights only: XNNPACK computes in fp32 either way, and full static int8 lost a fifth of a score in trials.
+fp16 and int8 apply to the weights only: XNNPACK computes in fp32 either way, and with full static int8 scores were off by a
+fifth in trials.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pocketrank.export.tflite_cut import cut_stages
 __all__ = ["convert"]
 
 ONE_EVENT = "event_t1"
-"""Signature of the stage `event` for what has just happened."""
+"""Signature of the stage `event` for the newest event alone."""
 
 
 def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> None:
@@ -45,7 +46,7 @@ def convert(graph: Graph, targets: Mapping[Precision, Mapping[Stage, Path]]) -> 
 
 
 class _Event(nn.Module):
-    """The stage `event` alone."""
+    """The stage `event` as a module."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class _Event(nn.Module):
 
 
 def _signatures(graph: Graph) -> dict[str, tuple[str, Stage]]:
-    """Signatures of the file: which of those that are converted each is cut from, and its stage."""
+    """Return the signatures of the file: name → the converted signature that it is cut from, and its stage."""
     spec = graph.spec
     found: dict[str, tuple[str, Stage]] = {ONE_EVENT: (ONE_EVENT, "event")}
     for size in spec.list_sizes:
@@ -67,7 +68,7 @@ def _signatures(graph: Graph) -> dict[str, tuple[str, Stage]]:
 
 
 def _convert(graph: Graph, path: Path) -> None:
-    """All stages side by side, for each list size."""
+    """Write a file with all stages side by side, a signature for each list size."""
     import litert_torch
 
     spec = graph.spec

@@ -1,8 +1,8 @@
-"""Stages out of a converted LiteRT file: a signature for each, and a search's loop closed.
+"""Splits a converted LiteRT file into a signature for each stage, and closes the loop of a search.
 
-A converter's file has one signature for all stages side by side (`graphs.Stages`). Here its operations are dealt out to
-subgraphs that share the file's weights, in LiteRT's own schema. What only a reader of the file would need is left out, a fifth
-of a small model: names of tensors, and a buffer for each tensor without data.
+A converter's file has one signature for all stages side by side (`graphs.Stages`). Here its operations are distributed to
+subgraphs that share the file's weights, in LiteRT's own schema. Names of tensors and the empty buffers of tensors without data
+are removed: no runtime reads them, and they are a fifth of a small model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["cut_stages"]
 
 
 def cut_stages(data: bytes, graph: Graph, wanted: Mapping[str, tuple[str, Stage]]) -> bytes:
-    """The file `data` with other signatures: name → the signature of all stages that it is cut from, and its stage."""
+    """Return the file `data` with the signatures `wanted`: name → the signature that it is cut from, and its stage."""
     import flatbuffers  # type: ignore[import-untyped]
     from ai_edge_litert import schema_py_generated as schema
 
@@ -39,7 +39,7 @@ def cut_stages(data: bytes, graph: Graph, wanted: Mapping[str, tuple[str, Stage]
 
 
 class _Part:
-    """A new subgraph of tensors and operations of another. `meant` says for what is handed on what is taken instead."""
+    """New subgraph of tensors and operations of `source`. `meant` maps a tensor that is passed on to the one used instead."""
 
     def __init__(self, schema: Any, source: Any, meant: Mapping[int, int]) -> None:
         self.graph, self.meant, self._source = schema.SubGraphT(), meant, source
@@ -50,12 +50,12 @@ class _Part:
         return tensor in self._at
 
     def add(self, tensor: int) -> int:
-        """Append a tensor like that of the source."""
+        """Append a copy of a tensor of the source and return its index here."""
         self.graph.tensors.append(copy(self._source.tensors[tensor]))
         return len(self.graph.tensors) - 1
 
     def at(self, tensors: Iterable[int]) -> list[int]:
-        """Where tensors of the source are here."""
+        """Return the indices here of tensors of the source, which are added if they are new."""
         found = []
         for tensor in tensors:
             meant = self.meant.get(tensor, tensor)
@@ -65,17 +65,17 @@ class _Part:
         return found
 
     def take(self, operations: Iterable[int]) -> None:
-        """Append operations of the source."""
+        """Append copies of operations of the source."""
         for i in operations:
             operation = copy(self._source.operators[i])
-            places = iter(self.at(_there(operation.inputs)))
+            places = iter(self.at(_present(operation.inputs)))
             operation.inputs = [next(places) if x >= 0 else x for x in operation.inputs]
             operation.outputs = self.at(operation.outputs)
             self.graph.operators.append(operation)
 
 
 class _Source:
-    """All stages side by side."""
+    """Subgraph and signature with all stages side by side."""
 
     def __init__(self, schema: Any, model: Any, source: Any, signature: Any) -> None:
         self._schema, self._model, self._source = schema, model, source
@@ -89,7 +89,7 @@ class _Source:
         given = {n: inputs[n] for n in stage_inputs(graph.form, stage) if n in inputs}
         wanted = {n: outputs[made(stage, n)] for n in OUTPUT_NAMES[stage]}
         meant = {inputs[n]: outputs[output] for n, output in HANDED.items() if n in inputs and n not in given}
-        operations = Operations([(_there(o.inputs), o.outputs) for o in self._source.operators], meant)
+        operations = Operations([(_present(o.inputs), o.outputs) for o in self._source.operators], meant)
         part = _Part(self._schema, self._source, meant)
         index = len(self._model.subgraphs)
         self._model.subgraphs.append(part.graph)
@@ -98,7 +98,7 @@ class _Source:
             self._search(part, operations, given.values(), wanted.values(), graph.modules.search.state)
         else:
             part.take(operations.needed(wanted.values(), given.values()))
-        used = {n: i for n, i in given.items() if i in part}  # a runtime has no place for what nothing reads
+        used = {n: i for n, i in given.items() if i in part}  # a runtime allocates no memory for an unused input
         part.graph.inputs, part.graph.outputs = part.at(used.values()), part.at(wanted.values())
         signature = self._schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = name, index
@@ -108,12 +108,14 @@ class _Source:
     def _search(
         self, part: _Part, operations: Operations[int], given: Iterable[int], wanted: Iterable[int], names: Iterable[str]
     ) -> None:
-        """Fill `part` with a search, and append its loop's condition and body to the model."""
+        """Fill `part` with a search, and append the condition and the body of its loop to the model."""
         inputs, outputs = self._inputs, self._outputs
+        # State and flag, each before the loop and after one more round.
         state = {inputs[n]: (outputs[FIRST + n], outputs[NEXT + n]) for n in names}
         first, after = outputs[FIRST + GOING], outputs[NEXT + GOING]
         loop = operations.loop(list(wanted), list(given), state, (first, after))
         captured = [i for i in loop.captured if self._model.buffers[self._source.tensors[i].buffer].data is None]
+        # Condition and body are subgraphs with the same inputs: flag, state, captured values.
         condition, body = (_Part(self._schema, self._source, part.meant) for _ in range(2))
         condition.graph.inputs = condition.at((first, *state, *captured))
         condition.graph.outputs = condition.graph.inputs[:1]
@@ -124,13 +126,14 @@ class _Source:
         options.condSubgraphIndex = len(self._model.subgraphs)
         options.bodySubgraphIndex = options.condSubgraphIndex + 1
         self._model.subgraphs += [condition.graph, body.graph]
+        # The loop itself, between the operations before and after it.
         part.take(loop.before)
-        whiles = self._schema.OperatorT()
-        whiles.opcodeIndex = self._opcode(self._schema.BuiltinOperator.WHILE)
-        whiles.builtinOptionsType, whiles.builtinOptions = self._schema.BuiltinOptions.WhileOptions, options
-        whiles.inputs = part.at((first, *(i for i, _ in state.values()), *captured))
-        whiles.outputs = [part.add(first), *part.at(state), *(part.add(i) for i in captured)]
-        part.graph.operators.append(whiles)
+        while_operator = self._schema.OperatorT()
+        while_operator.opcodeIndex = self._opcode(self._schema.BuiltinOperator.WHILE)
+        while_operator.builtinOptionsType, while_operator.builtinOptions = self._schema.BuiltinOptions.WhileOptions, options
+        while_operator.inputs = part.at((first, *(i for i, _ in state.values()), *captured))
+        while_operator.outputs = [part.add(first), *part.at(state), *(part.add(i) for i in captured)]
+        part.graph.operators.append(while_operator)
         part.take(loop.after)
 
     def _opcode(self, builtin: int) -> int:
@@ -148,14 +151,14 @@ class _Source:
         return named
 
 
-def _there(inputs: Iterable[int]) -> list[int]:
-    """Inputs that an operation has, not those that it might have."""
+def _present(inputs: Iterable[int]) -> list[int]:
+    """Return the inputs of an operation without optional ones that are absent."""
     return [i for i in inputs if i >= 0]
 
 
 def _strip(model: Any) -> None:
-    """Leave out names, quantisations of what has none, and buffers that are there twice."""
-    kept: dict[bytes | None, int] = {None: 0}  # the first buffer is that of tensors without data
+    """Remove names, empty quantisation parameters and duplicate buffers."""
+    kept: dict[bytes | None, int] = {None: 0}  # buffer 0 is that of tensors without data
     buffers = [model.buffers[0]]
     for entry in (*(tensor for graph in model.subgraphs for tensor in graph.tensors), *(model.metadata or [])):
         data = model.buffers[entry.buffer].data

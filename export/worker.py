@@ -1,8 +1,8 @@
-"""One format of a run in a process of its own: convert, open again from disk, hold to torch, gate.
+"""Exports one format of a run in a process of its own: convert, open again from disk, compare with torch, gate.
 
-`python -m pocketrank.export.worker JOB` with a `ExportJob` in JSON. Converters fill both output streams with notes from Python
-and C++ alike; here they go to a log file whose end is shown when a conversion fails. Standard output carries one message per
-line.
+The process is `python -m pocketrank.export.worker JOB`, with an `ExportJob` in JSON. Converters write notes to both output
+streams, from Python and from C++. Here they go to a log file, whose end is shown when a conversion fails; standard output
+carries one JSON message per line.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SUFFIX: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "coreml": "mlpa
 EXTRA: dict[Format, str] = {"onnx": "export", "tflite": "tflite", "coreml": "coreml"}
 """Extra of the package that brings the converter of a format."""
 LOG_TAIL = 2000
-"""Characters of a converter's log that go into an error."""
+"""Characters of a converter's log that an error carries, from its end."""
 
 
 class ExportJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to convert: every form of the run in `run` to `format`, into `folder`."""
+    """A conversion of every form of the run in the folder `run` to `format`, into `folder`."""
 
     run: str
     folder: str
@@ -40,16 +40,16 @@ class ExportJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A converted model and how it compares with torch. `gate` is None for fp32 (see `gate.ranking_loss`)."""
+    """A converted model and its comparison with torch. `gate` is the result of `gate.ranking_loss`, None for fp32."""
 
     form: Form
     format: Format
     precision: Precision
     runtime: str
     cases: dict[str, float]
-    """Of the whole model."""
+    """Largest difference of the whole model by case."""
     stages: dict[Stage, dict[str, float]]
-    """Of each stage."""
+    """Largest difference of each stage by case."""
     searches: int
     others: int
     """As in `parity_stages.StageParity`."""
@@ -64,18 +64,18 @@ class _Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 def model_path(form: Form, format: Format, precision: Precision, stage: Stage = "whole") -> str:
-    """Where a model, or a stage of it, lies in a bundle. A LiteRT file has all stages."""
+    """Return the path in a bundle of a model or of a stage of it. A LiteRT file holds all stages."""
     name = f"{precision}.{stage}" if format == "onnx" and stage != "whole" else precision
     return f"models/{form}.{name}.{SUFFIX[format]}"
 
 
 def run_job(job: ExportJob, log: Path, started: Callable[[subprocess.Popen[bytes]], None]) -> Iterator[Checked]:
-    """Run `job` in a new process and yield each model as it is done. `started` gets the process, to end it early.
+    """Run `job` in a new process and yield each model when it is done. `started` is called with the process, to kill it early.
 
-    Raises `ExportError`, whatever the process raised.
+    Raises the `ExportError` that the process raised, `ConversionError` when it ended otherwise.
     """
     environment = dict(os.environ, OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
-    # wherever the caller found this package
+    # The process imports the same package as its caller, however that found it.
     root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "pocketrank.export.worker", msgspec.json.encode(job).decode()]
@@ -100,7 +100,7 @@ def run_job(job: ExportJob, log: Path, started: Callable[[subprocess.Popen[bytes
 
 
 def _checked(job: ExportJob) -> Iterator[Checked]:
-    """Convert and check every form."""
+    """Convert and check every form and precision."""
     import torch
 
     from pocketrank.cloud.training.run import Run
@@ -139,7 +139,7 @@ def _checked(job: ExportJob) -> Iterator[Checked]:
 
 def _main() -> int:
     job = msgspec.json.decode(sys.argv[1], type=ExportJob)
-    # Messages keep the real standard output; whatever else is printed goes where errors go.
+    # Messages keep the real standard output; everything else that is printed there goes to standard error.
     with os.fdopen(os.dup(1), "wb") as messages:
         os.dup2(2, 1)
 

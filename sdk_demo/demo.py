@@ -98,9 +98,7 @@ def run_demo(
     seconds: dict[str, float] = {}
 
     with _timed(seconds, "world"):
-        log = World(world).simulate_log(
-            seed=config.seed, progress=lambda share: report_progress("simulate the log", share)
-        )
+        log = World(world).simulate_log(seed=config.seed, progress=lambda share: report_progress("simulate the log", share))
     with _timed(seconds, "train"):
         run = train(log, out=run_folder, seeds=1, seed=config.seed, config=config.train, progress=report_progress)
         models = evaluate(run.folder)["models"]

@@ -1,7 +1,4 @@
-"""The command table: which file serves which verb, and what happens to an error.
-
-Peer habit: typer keeps the parsing, the help and the completion; ours is only what the commands do.
-"""
+"""The application: the table of commands, their order in the help, and the global options."""
 
 from __future__ import annotations
 
@@ -44,11 +41,11 @@ _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
 
 
 class _InOrder(TyperGroup):
-    """Keeps groups of commands among the commands, where typer would put them first."""
+    """Group that lists its commands in the order of `_COMMANDS`, where typer would list subgroups first."""
 
     def __init__(self, **options: Any) -> None:
-        made = options.pop("commands")
-        super().__init__(commands={name: made[name] for name in _COMMANDS}, **options)
+        commands = options.pop("commands")
+        super().__init__(commands={name: commands[name] for name in _COMMANDS}, **options)
 
 
 app = typer.Typer(
@@ -59,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-"""The application. Commands appear in the order of the work: data to run, run to bundle, bundle to phones."""
+"""The application. Its commands are in the order of use: log to run, run to bundle, bundle to phones."""
 
 for name, command in _COMMANDS.items():
     if isinstance(command, typer.Typer):
@@ -82,8 +79,8 @@ def _pocketrank(
 ) -> None:
     """The last ranking stage, in the user's hand.
 
-    Train a ranker and a small device model, export it for phones, serve pages of candidates, and let emulated phones reorder
-    them. `pocketrank COMMAND --help` explains a command; `pocketrank demo` runs them all.
+    Train a ranker and a small device model, export the model for phones, serve pages of candidates, and let emulated phones
+    reorder them. `pocketrank COMMAND --help` explains a command; `pocketrank demo` does all of it.
 
     \b
     pocketrank train --data world --out runs/first

@@ -24,8 +24,8 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything that the 
     pocketrank demo
     pocketrank demo --out runs/second
 
-    Writes into --out: `report.html` (plots), `report.json` (every figure), the run, the bundle, signed and released, and the key
-    that signed it. An earlier demo there is replaced, except its key.
+    Writes into --out: `report.html` (plots), `report.json` (every figure), the run, the signed and released bundle, and its
+    key. An earlier demo there is replaced, except its key.
     """
     from pocketrank.sdk_demo.demo import BUNDLE, KEY, RUN, run_demo
 

@@ -1,4 +1,4 @@
-"""`pocketrank emulate`: many phones of the simulated world against a live server."""
+"""`pocketrank emulate`: phones with simulated users against a live server."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ from pocketrank.sdk_demo.cli.output import JsonTarget, progress
 __all__ = ["ALL_POLICIES", "emulate"]
 
 ALL_POLICIES = (*POLICIES, "refreshed", "greedy", "beam", "informed")
-"""What `--policy` takes. The three that take part by default come first."""
+"""Values of `--policy`. The first three are the default."""
 
 
 def emulate(
     server: Annotated[str, typer.Option(help="Address of a running `pocketrank serve`, such as http://127.0.0.1:8080.")],
     clients: Annotated[int, typer.Option(min=1, help="Phones that swipe at the same time.")] = 8,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions for each policy.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Users, their moods and their luck; the same for each policy.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of users, moods and luck, equal for all policies.")] = 0,
     world: Annotated[
-        Path | None, typer.Option(help="TOML with the parameters of the simulated world; that of the run.")
+        Path | None,
+        typer.Option(help="TOML file of the world that the run was trained in. [default: the default world]"),
     ] = None,
     policy: Annotated[str, typer.Option(help=f"Comma list of {', '.join(ALL_POLICIES)}.")] = ",".join(POLICIES),
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle to install on the phones. [default: download it from the server]")
+        Path | None, typer.Option(help="Bundle to install on the phones. [default: downloaded from the server]")
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Folder for a trace of each session, for `pocketrank inspect`. [default: none]")
+        Path | None, typer.Option(help="Folder for a trace of each session, for `pocketrank inspect`. [default: no traces]")
     ] = None,
     json: Annotated[str | None, typer.Option(help="File for the report; `-` prints it to stdout.")] = None,
 ) -> None:
-    """Let simulated users swipe through pages of a live server.
+    """Let simulated users swipe through the pages of a live server.
 
-    Each phone runs the real device SDK with the exported bundle over HTTP. Every policy meets the same users with the same
-    seeds: `cloud_order` is the floor, `oracle` (it knows the user's state) the ceiling, `on_device` the product. `refreshed`
-    is cloud order that asks for a page after every 6 items; `greedy` and `beam` are the device's two searches. The users are
-    simulated and so is every figure.
+    Each phone runs the real device SDK with the exported bundle over HTTP. Every policy has the same users with the same seeds.
+    `cloud_order` is the lower bound, `oracle`, which knows the user's hidden state, the upper bound, `on_device` the product.
+    `refreshed` is cloud order with a new page after every 6 items; `greedy` and `beam` are the device's two searches;
+    `informed` knows items and users perfectly, but not the state of the session. Every figure is that of simulated users.
 
     \b
     pocketrank emulate --server http://127.0.0.1:8080 --clients 8 --sessions 200 --seed 1 --json report.json
     pocketrank emulate --server http://127.0.0.1:8080 --policy cloud_order,on_device --sessions 50 --json -
     pocketrank emulate --server http://127.0.0.1:8080 --policy on_device --sessions 10 --trace traces
 
-    Writes a table to the terminal and, with --json, `policies.POLICY.*` and what can be told from them together.
+    Writes a table to the terminal and, with --json, `policies.POLICY.*` and comparisons between the policies.
     """
     policies = parse_list(policy, ALL_POLICIES, "--policy")
     target = JsonTarget(json)
 
     from pocketrank.sdk_demo.emulator import emulate as emulate_clients
 
-    with progress(target.console, "emulating phones") as told:
+    with progress(target.console, "emulating phones") as report_progress:
         report = emulate_clients(
             server,
             clients=clients,
@@ -63,7 +64,7 @@ def emulate(
             policies=policies,
             bundle=bundle,
             traces=trace,
-            progress=told,
+            progress=report_progress,
         )
     target.write(report)
     print_emulation(target.console, report, report["latency_ms"])

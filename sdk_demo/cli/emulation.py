@@ -1,4 +1,4 @@
-"""An emulation's report on the terminal: a table of policies with intervals, and what follows from it."""
+"""Prints the report of an emulation: a table of policies with intervals, gains, latencies and fallbacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pocketrank.sdk_demo.cli.output import print_line
+
 __all__ = ["print_emulation"]
 
 _FIGURES = {
@@ -18,12 +20,12 @@ _FIGURES = {
     "items_per_session": 1,
     "requests_per_session": 2,
 }
-"""Figures shown, and their digits."""
-_NO_FALLBACK = frozenset({"pages", "reranks", "events"})
+"""Figures in the table, and their digits."""
+_NOT_FALLBACKS = frozenset({"pages", "reranks", "events"})
 
 
 def print_emulation(console: Console, report: Mapping[str, Any], latency: Mapping[str, Any]) -> None:
-    """Print the report of `pocketrank.sdk_demo.emulator.emulate`, whose latencies are given apart."""
+    """Print `report`, that of `pocketrank.sdk_demo.emulator.emulate`, and its `latency_ms`."""
     table = Table(
         title=f"simulated users, per session ({report['sessions']} for each policy)", title_justify="left", box=SIMPLE_HEAD
     )
@@ -35,33 +37,32 @@ def print_emulation(console: Console, report: Mapping[str, Any], latency: Mappin
     console.print(table)
     for policy, gains in report["gain"].items():
         gain = gains["effective_views_per_session"]
-        _line(console, f"{policy} over cloud_order, effective views: {_between(gain, 2, sign='+')}")
+        print_line(console, f"{policy} over cloud_order, effective views: {_mean_with_interval(gain, 2, sign='+')}")
     if report["uplift_share"] is not None:
-        _line(console, f"share of the oracle's uplift captured on the device: {_between(report['uplift_share'], 2)}")
-    for name, what in (("rerank", "reordering at a swipe"), ("page", "page over HTTP")):
+        print_line(
+            console, f"share of the oracle's uplift captured on the device: {_mean_with_interval(report['uplift_share'], 2)}"
+        )
+    for name, label in (("rerank", "reordering at a swipe"), ("page", "page over HTTP")):
         if latency[f"{name}_p50"] is not None:
-            _line(console, f"{what}: p50 {latency[f'{name}_p50']:.2f} ms, p99 {latency[f'{name}_p99']:.2f} ms")
+            print_line(console, f"{label}: p50 {latency[f'{name}_p50']:.2f} ms, p99 {latency[f'{name}_p99']:.2f} ms")
     for policy, counters in report["counters"].items():
-        taken = {name: count for name, count in counters.items() if count and name not in _NO_FALLBACK}
+        taken = {name: count for name, count in counters.items() if count and name not in _NOT_FALLBACKS}
         if policy == "oracle":
-            taken.pop("shown_elsewhere", None)  # how it shows its choice
+            taken.pop("shown_elsewhere", None)  # the oracle shows every item outside of the feed's order
         if taken:
-            _line(console, f"fallbacks, {policy}: " + ", ".join(f"{name} {count}" for name, count in taken.items()))
+            print_line(console, f"fallbacks, {policy}: " + ", ".join(f"{name} {count}" for name, count in taken.items()))
 
 
 def _with_interval(value: float, ends: Sequence[float] | None, digits: int) -> str:
-    told = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}"
     if ends is not None:
-        fewer = digits - 1 if digits > 1 and abs(ends[1]) >= 10 else digits  # so that the table fits into 80 columns
-        told += f"\n{ends[0]:.{fewer}f}..{ends[1]:.{fewer}f}"
-    return told
+        # One digit fewer where numbers are wide, so that the table fits into 80 columns.
+        fewer = digits - 1 if digits > 1 and abs(ends[1]) >= 10 else digits
+        text += f"\n{ends[0]:.{fewer}f}..{ends[1]:.{fewer}f}"
+    return text
 
 
-def _between(figure: Mapping[str, Any], digits: int, sign: str = "") -> str:
+def _mean_with_interval(figure: Mapping[str, Any], digits: int, sign: str = "") -> str:
     ends = figure["ci95"]
-    told = "" if ends is None else f" (95 % interval {ends[0]:{sign}.{digits}f} to {ends[1]:{sign}.{digits}f})"
-    return f"{figure['mean']:{sign}.{digits}f}{told}"
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    interval = "" if ends is None else f" (95 % interval {ends[0]:{sign}.{digits}f} to {ends[1]:{sign}.{digits}f})"
+    return f"{figure['mean']:{sign}.{digits}f}{interval}"

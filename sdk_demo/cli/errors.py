@@ -1,11 +1,13 @@
-"""What the command line does with an error: one red line for ours, a traceback for everything else.
+"""Errors of the command line, and how a command reports an error.
 
-Every component has its own small tree of errors, and each of them is defined in one of our packages. That is the rule here
-too, so a new tree needs no entry in a list::
+Any error that Pocketrank defines is one red line on stderr; any other exception keeps its traceback. An error is recognised by
+the package of its class, so that a component's new error needs no entry in a list.
 
-    CliError                   the command line itself cannot go on
-    ├── OptionError            the value of an option is not what the command takes
-    └── OutputError            a report cannot be written where it was asked for
+Errors::
+
+    CliError                   wrong input to the command line
+    ├── OptionError            a value that the option does not accept
+    └── OutputError            a report that cannot be written
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ _WRONG_INPUT = 2
 
 
 class CliError(ValueError):
-    """The command line itself cannot go on."""
+    """Wrong input to the command line."""
 
 
 class OptionError(CliError):
-    """The value of an option is not what the command takes; the message says what it takes."""
+    """A value that the option does not accept. The message begins with the option, as is the custom of command lines."""
 
     def __init__(self, option: str, expected: str, got: str) -> None:
         super().__init__(f"{option}: expected {expected}, got `{got}`")
@@ -33,17 +35,17 @@ class OptionError(CliError):
 
 
 class OutputError(CliError):
-    """A report cannot be written where it was asked for; the message says why."""
+    """A report that cannot be written."""
 
 
 def is_domain_error(error: BaseException) -> bool:
-    """Whether `error` is of a class, or of a subclass of one, that Pocketrank defines."""
+    """Return whether Pocketrank defines the class of `error` or one of its bases."""
     return any(kind.__module__.partition(".")[0] == "pocketrank" for kind in type(error).__mro__)
 
 
 @contextmanager
 def exit_on_domain_error() -> Iterator[None]:
-    """Turn an error of ours into one red line `error: …` on stderr and exit code 2; let any other pass."""
+    """Turn an error that Pocketrank defines into one red line `error: …` on stderr and exit code 2."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`pocketrank evaluate`: how well a run orders the rows it never saw."""
+"""`pocketrank evaluate`: metrics of a run's models on the held-out days."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
 
 __all__ = ["evaluate"]
 
@@ -23,20 +23,20 @@ _HEADINGS = {
     "ece": "ECE",
     "predicted_over_observed": "predicted/\nobserved",
 }
-"""What the columns of a table say. With the spread below its mean, a table fits into 80 columns."""
+"""Metrics and their headings. With the spread below its mean, a table fits into 80 columns."""
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `pocketrank train` wrote.")],
     json: Annotated[str | None, typer.Option(help="File for the report; `-` prints it to stdout.")] = None,
 ) -> None:
-    """Measure every model of a run on the days held out.
+    """Measure every model of a run on the held-out days.
 
     All models are measured on the same rows: the server's score alone, the device model without feedback, self-contained, and
-    split. Figures are means over the run's seeds; `*_std` is their spread. GAUC is the AUC within each user, weighted by
-    impressions; nDCG is that of the lists; ECE, the expected calibration error, and predicted/observed say how far the scores
-    can be taken for probabilities. GAUC and nDCG take rows that were scored at different moments for one ordering, which counts
-    against a model that follows the session; the other metrics are free of this.
+    split. Metrics are means over the run's seeds; `*_std` is their standard deviation. GAUC is the AUC within each user,
+    weighted by impressions; nDCG is that of the lists; ECE, the expected calibration error, and predicted/observed show how
+    well the scores are calibrated as probabilities. GAUC and nDCG treat rows that were scored at different moments as one
+    ranking, which penalises a model that follows the session; the other metrics do not.
 
     \b
     pocketrank evaluate runs/world
@@ -58,7 +58,7 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
     data, seeds, models = report["data"], len(report["seeds"]), report["models"]
     simulated = "simulated, " if data["simulated"] else ""
     title = f"{data['test_rows']} held-out rows of {data['name']} ({simulated}from {data['test_from']}), {seeds} seeds"
-    console.print(title, markup=False, highlight=False)
+    print_line(console, title)
     for task in next(iter(models.values())):
         table = Table(title=task.replace("_", " "), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)

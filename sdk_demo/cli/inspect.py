@@ -1,4 +1,4 @@
-"""`pocketrank inspect`: what a bundle holds, and why a session ordered as it did."""
+"""`pocketrank inspect`: the contents of a bundle, or the reasons for the order of a session."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ _DAMAGED = 2
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Folder of a bundle, or file of a session's trace.")],
+    path: Annotated[Path, typer.Argument(help="Folder of a bundle, or trace file of a session.")],
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle that the session ran, for attention and influence. [default: neither]")
+        Path | None, typer.Option(help="Bundle that the session used, for attention and influence. [default: show neither]")
     ] = None,
-    position: Annotated[
-        int | None, typer.Option(min=0, help="The decision to explain, by its position in the session.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Candidates and events shown of a decision.")] = 10,
+    position: Annotated[int | None, typer.Option(min=0, help="Position in the session of the decision to explain.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of candidates and events shown of a decision.")] = 10,
     json: Annotated[str | None, typer.Option(help="File for the report; `-` prints it to stdout.")] = None,
 ) -> None:
-    """Look into a bundle or a session.
+    """Inspect a bundle or the trace of a session.
 
-    Of a bundle: what it is, whether every file is as its manifest says, its models with sizes and parity, whether they run here
-    and how long a swipe's run takes, and its feature spec. A damaged one is told as far as it can be read; the exit code is
-    then 2.
+    For a bundle: name and serial, whether every file matches the manifest, its models with sizes and parity, whether they run
+    here and how long the run at a swipe takes, and its feature spec. Of a damaged bundle, everything that can be read is shown;
+    the exit code is then 2.
 
-    Of a session, from the trace that its phone wrote: a row for each decision; with --position, why it was made. Attention is
-    read off the model's graph and says where the model looked. Influence is what the score loses without an event: the model is
-    run again for each. The two need not agree.
+    For the trace of a session: a row for each decision; with --position, the reasons for that one. Attention is read from the
+    model's graph and shows where the model looked. Influence is what the score loses without an event: the model is run again
+    for each. The two need not agree.
 
     \b
     pocketrank inspect runs/bundle

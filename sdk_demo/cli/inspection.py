@@ -1,4 +1,4 @@
-"""What was found in a bundle or a session, on the terminal."""
+"""Prints the reports of `pocketrank.sdk_demo.inspection` on a terminal."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def print_bundle(console: Console, report: Mapping[str, Any]) -> None:
         _line(console, f"created {_date(report['created_ms'])}, expires {expires}", "EXPIRED" if report["expired"] else "")
         files = report["files"]
         bad = files["listed"] - files["as_listed"]
-        said = f"{files['listed']} files, {files['bytes']:,} bytes: "
-        _line(console, said + ("all as the manifest says" if not bad else f"{bad} are not as the manifest says"))
+        state = f"{bad} do not match the manifest" if bad else "all match the manifest"
+        _line(console, f"{files['listed']} files, {files['bytes']:,} bytes: {state}")
         if files["unlisted"]:
-            _line(console, f"not in the manifest, so no device reads it: {', '.join(files['unlisted'])}")
+            _line(console, f"not in the manifest, so devices ignore: {', '.join(files['unlisted'])}")
         _print_models(console, report["models"])
         for name, value in report["further"].items():
             _line(console, f"{name}: {_plain(value)}")
@@ -46,7 +46,7 @@ def _print_models(console: Console, models: Sequence[Mapping[str, Any]]) -> None
     for row in models:
         name = ".".join(filter(None, (row["form"], row["precision"], row["format"], row["group"])))
         files = {stage: part["path"] for stage, part in row["stages"].items()}
-        first = {path: stage for stage, path in reversed(files.items())}  # a file of several stages is weighed once
+        first = {path: stage for stage, path in reversed(files.items())}  # show the size of a shared file once
         sizes = [
             "" if stage not in files else f"{row['stages'][stage]['bytes']:,}" if first[files[stage]] == stage else "same file"
             for stage in stages
@@ -60,7 +60,7 @@ def _print_spec(console: Console, spec: Mapping[str, Any]) -> None:
     weights = ", ".join(f"{task} {spec['task_weights'].get(task, 0):g}" for task in spec["tasks"])
     _line(console, f"tasks and weights: {weights}")
     if spec["survival_task"]:
-        _line(console, f"whether the user stays: {spec['survival_task']}")
+        _line(console, f"task that predicts whether the user stays: {spec['survival_task']}")
     sizes = f", compiled for {', '.join(map(str, spec['list_sizes']))}" if spec["list_sizes"] else ""
     _line(console, f"up to {spec['candidates_max']} candidates{sizes}; the last {spec['events_max']} events")
     _line(console, f"search: {_plain(spec['search']) if spec['search'] else 'the best next item'}")
@@ -83,7 +83,7 @@ def _print_spec(console: Console, spec: Mapping[str, Any]) -> None:
 
 
 def print_decisions(console: Console, report: Mapping[str, Any]) -> None:
-    """Print a session of `pocketrank.sdk_demo.inspection.inspect_session`."""
+    """Print the decisions of a report of `pocketrank.sdk_demo.inspection.inspect_session`."""
     table = _table()
     for column, left in (
         ("", False), ("item", False), ("ordered by", True), ("cloud rank\n→ rank", False), ("score", False),
@@ -103,48 +103,48 @@ def print_decisions(console: Console, report: Mapping[str, Any]) -> None:
             "\n".join(row["strategies"]),
         )
     if report["decisions"]:
-        _print(console, f"{report['path']}: what was shown, and by what it was ordered", table)
+        _print(console, f"{report['path']}: items shown, and what ordered them", table)
     else:
-        _line(console, f"{report['path']}: no decisions; items that the app chose by itself are not the session's")
+        _line(console, f"{report['path']}: no decisions; items that the app itself chose are not recorded")
     if report["damage"]:
         _line(console, "", report["damage"])
     if report["cut"]:
-        _line(console, "the trace was cut there, as by a process that was killed; all before it is whole")
+        _line(console, "the trace ends there because its process was killed; everything before is intact")
 
 
 def print_why(console: Console, why: Mapping[str, Any], top: int) -> None:
-    """Print what `pocketrank.sdk_demo.inspection.why` found, `top` candidates and events of it."""
+    """Print a report of `pocketrank.sdk_demo.inspection.why`, with its first `top` candidates and events."""
     row, explained = why["decision"], why["explained"]
-    moved = "" if row["cloud_rank"] is None else f", which the cloud had at {row['cloud_rank']} of {row['held']}"
+    moved = "" if row["cloud_rank"] is None else f", cloud rank {row['cloud_rank']} of {row['held']}"
     _line(console, f"position {row['position']} showed item {row['shown']}{moved}")
     page, bundle = (row[name] or "unknown" for name in ("page_id", "bundle"))
     _line(console, f"{_date(row['now_ms'])}, page {page}, bundle {bundle}, events known: {row['events']}")
-    personal = ", and the user's own layer" if row["personal"] else ""
+    personal = " and the personal layer" if row["personal"] else ""
     _line(console, f"ordered by {_ordered_by(row)}{personal} in {row['spent_ms']:.2f} ms")
     for strategy in row["strategies"]:
         _line(console, f"strategy: {strategy}")
     if row["best_other"] is not None and row["best_other"] > row["total"] and why.get("search") and not row["strategies"]:
-        _line(console, "another item has a higher score, but no list that begins with it has: the search is for lists")
+        _line(console, "another item has a higher score, but no list that begins with it does: the search compares lists")
     if row["paging"] is not None:
         _line(console, f"paging: {_paging(row['paging'])}")
     _print_candidates(console, why, top)
     if not why["events"]:
-        _line(console, "no events: nothing that the user did had a part in this")
+        _line(console, "no events: nothing that the user did influenced this decision")
     else:
         _print_events(console, why, top)
     if explained is None:
-        _line(console, "attention and influence: give the session's bundle by --bundle" if why["events"] else "")
+        _line(console, "for attention and influence, name the session's bundle with --bundle" if why["events"] else "")
         return
     if explained["null_attention"]:
         shares = explained["null_attention"]
         _line(console, f"attention to no event: {_mean(shares):.1%} on average, by head {_percents(shares)}")
     elif why["events"]:
-        _line(console, f"no attention: {explained['model']} is no ONNX graph that has it. Influence is all there is")
+        _line(console, f"no attention: {explained['model']} is not an ONNX graph with attention over events")
     differs = explained["differs"]
     if differs is None:
-        _line(console, f"no model's order is recorded; scores are those of {explained['model']}, run now")
+        _line(console, f"no recorded scores: these are the scores of {explained['model']}, run now")
     else:
-        _line(console, f"run again: {explained['model']}, whose scores differ from the recorded ones by {differs:.1e} at most")
+        _line(console, f"run again: {explained['model']}; its scores differ from the recorded ones by at most {differs:.1e}")
 
 
 def _print_candidates(console: Console, why: Mapping[str, Any], top: int) -> None:
@@ -159,55 +159,55 @@ def _print_candidates(console: Console, why: Mapping[str, Any], top: int) -> Non
         shown = "bold" if row["item"] == why["decision"]["shown"] else None
         total = [_number(row.get("total"), ".4f")] if tasks else []
         table.add_row(str(rank), str(row["item"]), *before, *scores, *total, style=shown)
-    _print(console, f"candidates as they were ordered, {min(top, len(rows))} of {len(rows)}", table)
+    _print(console, f"candidates in their order, {min(top, len(rows))} of {len(rows)}", table)
 
 
 def _print_events(console: Console, why: Mapping[str, Any], top: int) -> None:
     events = why["events"]
-    influential = all("influence" in event for event in events)
-    if influential:
+    has_influence = all("influence" in event for event in events)
+    if has_influence:
         events = sorted(events, key=lambda event: -abs(event["influence"]["total"]))
-    attended = any(event.get("attention") for event in events)
-    by = "by influence on the item shown" if influential else "newest first"
+    has_attention = any(event.get("attention") for event in events)
+    sorted_by = "by influence on the item shown" if has_influence else "newest first"
     table = _table()
-    columns = ("item", "s ago", *(["influence"] if influential else []), *(["attention", "by head"] if attended else []))
+    columns = ("item", "s ago", *(["influence"] if has_influence else []), *(["attention", "by head"] if has_attention else []))
     for column in columns:
         table.add_column(column, justify="right")
     table.add_column("what the user did")
     for event in events[:top]:
         cells = [str(event["item"] or "unknown"), f"{event['seconds_ago']:.0f}"]
-        if influential:
+        if has_influence:
             cells.append(f"{event['influence']['total']:+.4f}")
-        if attended:
+        if has_attention:
             cells += [f"{_mean(event['attention']):.1%}", _percents(event["attention"])]
-        table.add_row(*cells, _deeds(event["did"], event["categories"]))
-    _print(console, f"events, {by}, {min(top, len(events))} of {len(events)}", table)
+        table.add_row(*cells, _actions(event["did"], event["categories"]))
+    _print(console, f"events, {sorted_by}, {min(top, len(events))} of {len(events)}", table)
 
 
-def _deeds(did: Mapping[str, Any], categories: Mapping[str, int]) -> str:
-    """What a user did with an item, in words."""
-    told = [f"{name} {code}" for name, code in categories.items()]
+def _actions(did: Mapping[str, Any], categories: Mapping[str, int]) -> str:
+    """Describe in words what a user did with an item."""
+    parts = [f"{name} {code}" for name, code in categories.items()]
     for name, value in did.items():
         if name == "watch_ms":
-            told.append(f"watched {value / 1e3:.1f} s")
+            parts.append(f"watched {value / 1e3:.1f} s")
         elif name == "ended":
-            told.append(f"ended by {value}" if isinstance(value, str) else f"ended {value}")
+            parts.append(f"ended by {value}" if isinstance(value, str) else f"ended {value}")
         elif value is True:
-            told.append(name.replace("_", " "))
+            parts.append(name.replace("_", " "))
         else:
-            told.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}")
-    return ", ".join(told)
+            parts.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}")
+    return ", ".join(parts)
 
 
 def _ordered_by(row: Mapping[str, Any]) -> str:
-    by = row["form"] if row["ordered"] else "cloud order"
-    return f"{by}: {row['fallback']}" if row["fallback"] else by
+    order = row["form"] if row["ordered"] else "cloud order"
+    return f"{order}: {row['fallback']}" if row["fallback"] else order
 
 
 def _paging(decision: Mapping[str, Any] | None) -> str:
     if decision is None:
         return ""
-    return f"ask for {decision['size']}: {decision['reason']}" if decision["request"] else str(decision["reason"])
+    return f"request {decision['size']}: {decision['reason']}" if decision["request"] else str(decision["reason"])
 
 
 def _ranks(row: Mapping[str, Any]) -> str:
@@ -235,7 +235,7 @@ def _plain(value: Any) -> str:
 def _date(ms: int) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ms / 1000))
-    except (OverflowError, OSError, ValueError):  # no year that a calendar has
+    except (OverflowError, OSError, ValueError):  # beyond the years of a calendar
         return f"{ms} ms"
 
 
@@ -244,11 +244,11 @@ def _table() -> Table:
 
 
 def _print(console: Console, title: str, table: Table) -> None:
-    _line(console, title)  # a table would fold its own title at its own width
+    _line(console, title)  # a title of the table would be wrapped at the table's width
     console.print(table)
 
 
-def _line(console: Console, text: str, wrong: str = "") -> None:
-    if text or wrong:
-        told = Text(text).append(" " if text and wrong else "").append(wrong, style="red")
-        console.print(told, soft_wrap=True, highlight=False)
+def _line(console: Console, text: str, warning: str = "") -> None:
+    if text or warning:
+        line = Text(text).append(" " if text and warning else "").append(warning, style="red")
+        console.print(line, soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""`pocketrank keygen`: a key that signs bundles and releases."""
+"""`pocketrank keygen`: a key pair that signs bundles and releases."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["keygen"]
 
 
 def keygen(
-    out: Annotated[Path, typer.Argument(help="File of the private key; the public one goes beside it as `.pub`.")],
+    out: Annotated[Path, typer.Argument(help="New file for the private key; the public key is written to OUT.pub.")],
 ) -> None:
-    """Make an Ed25519 key that signs bundles and releases.
+    """Generate an Ed25519 key pair that signs bundles and releases.
 
-    Devices install nothing that is not signed by a key that the app was built with. One key will do for both; better are two:
-    one for bundles, kept offline, and one for releases, which is used every few days and cannot make a bundle.
+    Devices only install what is signed by a key that the app was built with. One key can sign both; two are safer: one for
+    bundles, kept offline, and one for releases, which is used every few days and cannot sign a bundle.
 
     \b
     pocketrank keygen keys/bundle
@@ -24,10 +24,11 @@ def keygen(
     pocketrank export runs/world --out runs/bundle --key keys/bundle
     pocketrank release runs/bundle --key keys/release
 
-    Writes the private key, which only you may read, and the public one. Who has the private key decides what runs on all
-    devices: keep it out of repositories, bundles and images. The public one goes into the app:
+    Writes the private key, readable by you only, and the public key. Whoever has the private key decides what all devices run:
+    keep it out of repositories, bundles and images. Build the app with the public key, or with both:
 
     \b
+    TrustedKeys.one(PUB)
     TrustedKeys(manifest=(BUNDLE_PUB,), release=(RELEASE_PUB,))
     """
     from pocketrank.export.signing import generate_key

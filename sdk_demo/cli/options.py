@@ -1,6 +1,6 @@
-"""From the text of an option to a typed value, with errors that say what to write instead.
+"""Parsers of option values. Their errors say what to write instead.
 
-Parsing happens in the commands and not in typer's hooks, so that a wrong value ends like any other error of ours.
+Commands call them instead of typer's hooks, so that a wrong value is reported like any other error of Pocketrank.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from pocketrank.sdk_demo.cli.errors import OptionError
 __all__ = ["POLICIES", "PRESET_NAMES", "DataSource", "parse_date", "parse_list", "parse_source"]
 
 POLICIES = ("cloud_order", "on_device", "oracle")
-"""What can decide the order on an emulated phone: the floor, ours, and the ceiling that knows the user's state."""
+"""Default policies of an emulated phone: the lower bound, the product, and the upper bound."""
 
 PRESET_NAMES = ("tiny", "full", "paper")
-"""Those of `pocketrank.cloud.models.presets`, known here without torch."""
+"""Keys of `pocketrank.cloud.models.presets.PRESETS`, repeated here because that module imports torch."""
 
 _Value = TypeVar("_Value", bound=str)
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where impressions come from: the simulated world, or a folder in the public KuaiRand layout."""
+    """Source of impressions: the simulated world, or a folder in the public KuaiRand layout."""
 
     kind: Literal["world", "kuairand"]
     folder: Path | None = None
 
 
 def parse_source(text: str, option: str = "--data") -> DataSource:
-    """Read `world` or `kuairand:DIR`. Raises `OptionError`; whether the folder holds a log is for the loader to say."""
+    """Parse `world` or `kuairand:DIR`. Raises `OptionError`. The loader checks what the folder holds."""
     kind, colon, folder = text.partition(":")
     if kind == "world" and not colon:
         return DataSource("world")
@@ -43,7 +43,7 @@ def parse_source(text: str, option: str = "--data") -> DataSource:
 
 
 def parse_list(text: str, allowed: Sequence[_Value], option: str) -> tuple[_Value, ...]:
-    """Read `a,b,c`: values of `allowed` in the order given, repeats dropped. Raises `OptionError` on any other value."""
+    """Parse `a,b,c` into values of `allowed`, in the given order and without repeats. Raises `OptionError`."""
     names = [name.strip() for name in text.split(",")]
     known = {str(value): value for value in allowed}
     for name in names:
@@ -53,7 +53,7 @@ def parse_list(text: str, allowed: Sequence[_Value], option: str) -> tuple[_Valu
 
 
 def parse_date(text: str, option: str) -> date:
-    """Read a day such as `2022-05-04`. Raises `OptionError`."""
+    """Parse a day such as `2022-05-04`. Raises `OptionError`."""
     try:
         return date.fromisoformat(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`pocketrank serve`: pages, feedback and the bundle over HTTP."""
+"""`pocketrank serve`: serves pages and the bundle over HTTP and takes feedback."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ def serve(
     run: Annotated[Path, typer.Option(help="Folder that `pocketrank train` wrote.")],
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Folder that `pocketrank export` wrote; devices download it. [default: none to download]"),
+        typer.Option(help="Folder that `pocketrank export` wrote; devices download it. [default: no bundle]"),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
     pipeline: Annotated[
-        Path | None, typer.Option(help="TOML file that says how a page is made. [default: retrieve, rank, fuse, spread]")
+        Path | None, typer.Option(help="TOML file that defines how a page is made. [default: retrieve, rank, fuse, spread]")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that serve; about one a core.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes; about one per core.")] = 1,
     feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="File of tokens (`pocketrank token`). [default: whoever reaches the server may use it]")
+        Path | None, typer.Option(help="File of tokens (`pocketrank token`). [default: no authentication]")
     ] = None,
     anybody: Annotated[
-        bool, typer.Option("--open", help="Serve other machines without tokens, behind a gateway that checks them.")
+        bool, typer.Option("--open", help="Serve other machines without tokens; only behind a gateway that authenticates.")
     ] = False,
     cors: Annotated[
         list[str] | None, typer.Option(help="Origin of a web page that may call from a browser; may be repeated.")
     ] = None,
-    log_format: Annotated[Literal["json", "text"], typer.Option(help="Form of the lines on stderr.")] = "text",
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate in PEM; with --tls-key serves https.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM, without a password.")] = None,
+    log_format: Annotated[Literal["json", "text"], typer.Option(help="Format of the log on stderr.")] = "text",
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate in PEM; together with --tls-key serves HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate in PEM, without a password.")] = None,
 ) -> None:
     """Serve pages from a run until interrupted.
 
-    Retrieves from the index of the trained item tower, ranks with the trained ranker, and answers columnar pages with the
-    vectors of the split version that the device asks for.
+    Candidates are retrieved from the index of the trained item tower and ranked by the trained ranker. Pages are columnar and
+    carry the vectors of the split version that the device requests.
 
     \b
     pocketrank serve --run runs/world --bundle runs/bundle --port 8080
     curl http://127.0.0.1:8080/healthz
 
-    With a signed bundle, devices that check signatures follow the release that `pocketrank release` puts beside it. It is read
-    anew for each of them: a roll-out, a revocation or a kill needs no restart. A new bundle does.
+    Devices that verify signatures follow the release that `pocketrank release` writes into the folder of a signed bundle. The
+    file is read at each request, so a roll-out, a revocation or a kill needs no restart. A new bundle does.
 
     Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz and GET /metrics (Prometheus).
     """

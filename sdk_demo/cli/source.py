@@ -1,4 +1,4 @@
-"""From `--data` to an impression log: simulate it or load it, with a progress bar."""
+"""Loads the impression log that `--data` names, with a progress bar."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["load_log"]
 
 
 def load_log(console: Console, source: DataSource, *, world: Path | None, seed: int) -> ImpressionLog:
-    """The log of `source`. `seed` decides the luck of a simulated log, `world` (TOML) its parameters.
+    """Return the log of `source`. `seed` is the seed of a simulated log, `world` the TOML file of its parameters.
 
-    Raises `OptionError` when `world` is given for a log that is not simulated, `DataError` for a log that cannot be trained on,
-    `WorldError` for a world that makes no sense.
+    Raises `OptionError` for a `world` with a log that is not simulated, `DataError` for a log that cannot be trained on,
+    `WorldError` for an invalid world.
     """
     if source.folder is None:
         from pocketrank.sdk_demo.world import World, WorldConfig
 
         config = WorldConfig.load(world)
-        with progress(console, "simulating the log") as report:
-            return World(config).simulate_log(seed=seed, progress=report)
+        with progress(console, "simulating the log") as report_progress:
+            return World(config).simulate_log(seed=seed, progress=report_progress)
     if world is not None:
-        raise OptionError("--world", "`--data world` beside it", f"--data {source.kind}:{source.folder}")
+        raise OptionError("--world", "`--data world` as well", f"--data {source.kind}:{source.folder}")
 
     from pocketrank.cloud.data.kuairand import load_kuairand
 
-    with progress(console, "loading the log") as report:
-        return load_kuairand(source.folder, progress=lambda _file, share: report(share))
+    with progress(console, "loading the log") as report_progress:
+        return load_kuairand(source.folder, progress=lambda _file, share: report_progress(share))

@@ -1,4 +1,4 @@
-"""Progress of work in several stages: a bar for each on a terminal, a line for each in a log file."""
+"""Progress of work in several stages: a bar for each stage on a terminal, a line for each in a log file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from pocketrank.sdk_demo.cli.output import print_line
+
 __all__ = ["stages"]
 
 
 @contextmanager
 def stages(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """Show stages while the block runs; the value is a function that takes a stage's name and the share of it that is done.
+    """Show progress while the block runs. The value is a function that takes the name of a stage and the share of it done.
 
-    A stage begins when its name is first told, and ends when the next one begins or its share is 1.
+    A stage begins with the first call that names it, and ends when another one begins or its share is 1.
     """
     if not console.is_terminal:
         yield _Lines(console)
@@ -24,18 +26,18 @@ def stages(console: Console) -> Iterator[Callable[[str, float], None]]:
     known: dict[str, TaskID] = {}
     with Progress(*columns, console=console) as bars:
 
-        def tell(stage: str, share: float) -> None:
+        def report(stage: str, share: float) -> None:
             if stage not in known:
                 for task in known.values():
                     bars.update(task, completed=1.0)
                 known[stage] = bars.add_task(stage, total=1.0)
             bars.update(known[stage], completed=share)
 
-        yield tell
+        yield report
 
 
 class _Lines:
-    """A line when a stage begins: a log that somebody follows says what goes on, and is not filled with bars."""
+    """Prints a line when a stage begins, so that a log file shows the progress without bars."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._known = console, set[str]()
@@ -43,4 +45,4 @@ class _Lines:
     def __call__(self, stage: str, share: float) -> None:
         if stage not in self._known:
             self._known.add(stage)
-            self._console.print(f"{stage} …", markup=False, highlight=False, soft_wrap=True)
+            print_line(self._console, f"{stage} …")

@@ -1,4 +1,4 @@
-"""`pocketrank token`: who may ask a server for pages, upload bundles and look after it."""
+"""`pocketrank token`: the tokens that authorise requests to a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Report
 
 
 class Scope(StrEnum):
-    """What a token may do."""
+    """Requests that a token authorises."""
 
     device = "device"
     publish = "publish"
@@ -35,15 +35,15 @@ class Scope(StrEnum):
 
 
 token = typer.Typer(name="token", no_args_is_help=True, rich_markup_mode=None)
-"""The commands over a file of tokens."""
+"""The commands that manage a file of tokens."""
 
 
 @token.callback()
 def _token() -> None:
-    """Make, list and revoke the tokens that a server lets in.
+    """Create, list and revoke the tokens that a server accepts.
 
-    A token has scopes, and no scope implies another: `device` asks for pages, sends feedback and downloads the bundle;
-    `publish` uploads one; `admin` reads metrics. A running `pocketrank serve --tokens` follows the file within a second.
+    A token has scopes, and no scope implies another: `device` requests pages, sends feedback and downloads the bundle;
+    `publish` uploads bundles; `admin` reads metrics. A running `pocketrank serve --tokens` applies changes within a second.
 
     \b
     pocketrank token create tokens.json --scope device --note "the app's gateway" --rate 500
@@ -51,50 +51,51 @@ def _token() -> None:
     pocketrank token list tokens.json
     pocketrank token revoke tokens.json 9f2c41d07ab3
 
-    Writes the file, which only you may read; it has the digests of the tokens and none of them.
+    Writes the file, readable by you only. It holds digests of the tokens, not the tokens.
     """
 
 
 @token.command()
 def create(
     tokens: TokensFile,
-    scope: Annotated[list[Scope], typer.Option(help="What it may do; repeat it for several.")],
-    expires_days: Annotated[float, typer.Option(min=0.0001, max=3650, help="Days after which it is no longer let in.")] = 90.0,
-    note: Annotated[str, typer.Option(help="Whose it is.")] = "",
+    scope: Annotated[list[Scope], typer.Option(help="Requests that the token authorises; may be repeated.")],
+    expires_days: Annotated[float, typer.Option(min=0.0001, max=3650, help="Days until the token expires.")] = 90.0,
+    note: Annotated[str, typer.Option(help="Note for readers of the list, such as the owner.")] = "",
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, max=1e6, help="Requests a second that it may make. [default: the server's for the scope]"),
+        typer.Option(min=0.001, max=1e6, help="Limit of requests per second. [default: the server's limit for the scope]"),
     ] = None,
     burst: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000, help="Requests at once. [default: ten seconds of the rate]")
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Largest burst of requests. [default: ten seconds of the rate]"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="New file for the token. [default: it is printed]")] = None,
+    out: Annotated[Path | None, typer.Option(help="New file for the token. [default: print it]")] = None,
     json: Json = None,
 ) -> None:
-    """Make a token and show it this once.
+    """Create a token and show it once.
 
     \b
     pocketrank token create tokens.json --scope device --expires-days 365
     pocketrank token create tokens.json --scope publish --out publish.token
 
-    Writes the file of tokens, and makes it when there is none.
+    Writes the file of tokens; creates it if it does not exist.
     """
     from pocketrank.cloud.serving.access.limits import RateLimit
     from pocketrank.cloud.serving.access.token_file import issue_token
     from pocketrank.sdk_demo.cli.output import JsonTarget
 
     if burst is not None and rate is None:
-        raise OptionError("--burst", "`--rate` beside it", str(burst))
+        raise OptionError("--burst", "`--rate` as well", str(burst))
     if len(note) > 200:
         raise OptionError("--note", "at most 200 characters", note[:20] + "…")
     if json not in (None, "-") and out is None:
         raise OptionError(
-            "--json", "`-`, or `--out` beside it: others may read a report, and it would have the token", str(json)
+            "--json", "`-`, or `--out` as well: the report would hold the token, and others may read it", str(json)
         )
     target = JsonTarget(json)
     limit = None if rate is None else RateLimit(rate, burst or max(1, round(10 * rate)))
-    with _secret_file(out) as keep:
-        made = issue_token(
+    with _secret_file(out) as write_secret:
+        issued = issue_token(
             tokens,
             [item.value for item in scope],
             now_ms=_now_ms(),
@@ -102,23 +103,24 @@ def create(
             note=note,
             rate=limit,
         )
-        keep(made.token)
-    report = _report(made.record, made.record.created_ms)
-    target.write(report if out else {"token": made.token, **report})
+        write_secret(issued.token)
+    report = _report(issued.record, issued.record.created_ms)
+    target.write(report if out else {"token": issued.token, **report})
     if json != "-":
-        typer.echo(f"token: {made.token}" if out is None else f"token {made.record.id}: in {out}")
-        typer.echo(f"{' and '.join(made.record.scopes)}, expires {_date(made.record.expires_ms)}; not shown again", err=True)
+        typer.echo(f"token: {issued.token}" if out is None else f"token {issued.record.id} written to {out}")
+        scopes = " and ".join(issued.record.scopes)
+        typer.echo(f"{scopes}, expires {_date(issued.record.expires_ms)}; the token is not shown again", err=True)
 
 
 @token.command("list")
 def list_all(tokens: TokensFile, json: Json = None) -> None:
-    """List the tokens of a file, in the order they were made.
+    """List the tokens of a file, oldest first.
 
     \b
     pocketrank token list tokens.json
     pocketrank token list tokens.json --json -
 
-    Writes nothing but the report.
+    Writes the report only.
     """
     from rich.table import Table
 
@@ -139,12 +141,12 @@ def list_all(tokens: TokensFile, json: Json = None) -> None:
 def revoke(
     tokens: TokensFile, id: Annotated[str, typer.Argument(help="The token's id, as `list` shows it.")], json: Json = None
 ) -> None:
-    """Let a token in no more. Its line stays, so that logs can be understood.
+    """Revoke a token. The list keeps it, so that its id in a log can be looked up.
 
     \b
     pocketrank token revoke tokens.json 9f2c41d07ab3
 
-    Writes the file of tokens; a running server follows within a second.
+    Writes the file of tokens; a running server applies it within a second.
     """
     from pocketrank.cloud.serving.access.token_file import revoke_token
     from pocketrank.sdk_demo.cli.output import JsonTarget
@@ -172,7 +174,7 @@ def _report(record: TokenRecord, now_ms: int) -> dict[str, Any]:
 
 @contextmanager
 def _secret_file(path: Path | None) -> Iterator[Any]:
-    """Where the token goes: the new file is there, for its owner only, before a token is made that would be lost."""
+    """Yield the function that writes the token. Its file is created first, so that no token is issued that is then lost."""
     if path is None:
         yield lambda _: None
         return

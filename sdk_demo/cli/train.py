@@ -1,4 +1,4 @@
-"""`pocketrank train`: from a log to a run."""
+"""`pocketrank train`: a log to a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pocketrank.sdk_demo.cli.errors import OptionError
 from pocketrank.sdk_demo.cli.options import PRESET_NAMES, parse_date, parse_source
+from pocketrank.sdk_demo.cli.output import print_line
 from pocketrank.sdk_demo.cli.source import load_log
 from pocketrank.sdk_demo.cli.stages import stages
 
@@ -18,26 +19,30 @@ __all__ = ["train"]
 
 def train(
     data: Annotated[str, typer.Option(help="`world` (simulated) or `kuairand:DIR`, a folder in the public KuaiRand layout.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run. A run that was interrupted goes on from where it stopped.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run. An interrupted run resumes after its last finished stage.")],
     test_from: Annotated[
-        str | None, typer.Option(help="First day (YYYY-MM-DD) that is held out for the test. [default: the log's last day]")
+        str | None,
+        typer.Option(
+            help="First test day (YYYY-MM-DD): trained on the days before it, tested on it and the days after. "
+            "[default: the latest day that leaves a tenth of the rows for the test]"
+        ),
     ] = None,
     world: Annotated[
         Path | None, typer.Option(help="TOML with the parameters of the simulated world; only with `--data world`.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many times to train; means and spread are over them.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="First seed; the others follow it.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings; the metrics are means over them.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first training; each further one adds 1.")] = 0,
     preset: Annotated[
         str,
         typer.Option(
-            help="Size of the device model: `tiny`; `full`, with crossings and experts; `paper`, as wide as published."
+            help="Size of the device model: `tiny`; `full`, with feature crossings and experts; `paper`, as wide as published."
         ),
     ] = "tiny",
 ) -> None:
     """Train the cloud's ranker and the device model on a log.
 
-    The log is split by time. The ranker is trained first; its scores for a row come from a state that never saw that row. The
-    device model is trained in both forms, self-contained and split.
+    The log is split by time. The ranker is trained first. It scores each row in a state that has not seen that row, and these
+    scores are inputs of the device model, which is then trained in both forms, self-contained and split.
 
     \b
     pocketrank train --data world --out runs/world
@@ -58,6 +63,6 @@ def train(
     console = Console()
     log = load_log(console, source, world=world, seed=seed)
     config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
-    with stages(console) as tell:
-        train_run(log, out=out, config=config, test_from=first_test_day, seeds=seeds, seed=seed, progress=tell)
-    console.print(f"run written to {out}; next: pocketrank evaluate {out}", markup=False, soft_wrap=True)
+    with stages(console) as report_progress:
+        train_run(log, out=out, config=config, test_from=first_test_day, seeds=seeds, seed=seed, progress=report_progress)
+    print_line(console, f"run written to {out}; next: pocketrank evaluate {out}")

@@ -1,4 +1,4 @@
-"""`pocketrank upload`: a bundle to a running server."""
+"""`pocketrank upload`: sends a bundle to a running server."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ __all__ = ["upload"]
 
 def upload(
     bundle: Annotated[Path, typer.Argument(help="Folder that `pocketrank export` wrote.")],
-    server: Annotated[str, typer.Option(metavar="URL", help="The server, like `https://host:port`.")],
+    server: Annotated[str, typer.Option(metavar="URL", help="Address of the server, such as https://host:port.")],
     token_file: Annotated[
         Path, typer.Option(help="File with a token of scope `publish`, as `pocketrank token create --out` writes it.")
     ],
     allow_http: Annotated[
         bool, typer.Option("--allow-http", help="Send the token unencrypted to another machine; for private networks.")
     ] = False,
-    timeout_s: Annotated[float, typer.Option(min=0.1, max=3600, help="Longest wait for each answer.")] = 60.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=3600, help="Timeout of each request.")] = 60.0,
 ) -> None:
-    """Upload a bundle to a running server, which serves it from then on.
+    """Upload a bundle to a running server, which then serves it.
 
-    Files that the server has are not sent again, so that an upload which broke off goes on where it was, and a new release of
-    the same bundle is one small request. Devices see the old bundle or the new one, never a mix.
+    Files that the server already has are not sent again: an interrupted upload resumes, and a new release of the same bundle is
+    one small request. Devices see the old bundle or the new one, never a mix.
 
     \b
     pocketrank upload runs/bundle --server https://pages.example --token-file publish.token
 
-    Writes nothing here. The server wants `--tokens`.
+    Writes no local files. The server must run with `--tokens`.
     """
     from pocketrank.sdk_demo.cli.errors import OptionError
     from pocketrank.sdk_demo.uploader import BundleUploader, read_token
@@ -37,5 +37,5 @@ def upload(
     with BundleUploader(server, read_token(token_file), timeout_s) as uploader:
         if not (allow_http or uploader.is_private):
             raise OptionError("--server", "an https:// URL, or `--allow-http`", server)
-        done = uploader(bundle, lambda path, size: typer.echo(f"sent {path}, {size} bytes", err=True))
-    typer.echo(f"bundle {done.serial} is served: {done.files} files of {done.bytes} bytes, {done.sent} of them sent")
+        done = uploader(bundle, lambda path, size: typer.echo(f"uploaded {path}, {size} bytes", err=True))
+    typer.echo(f"bundle {done.serial} is served: {done.files} files, {done.bytes} bytes in total, {done.sent} files uploaded")

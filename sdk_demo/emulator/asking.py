@@ -1,4 +1,4 @@
-"""Phones that differ in when they ask for a page, and for how many. All run the device model."""
+"""Policies that differ in when they request a page and of what size. All run the device model."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class OnDeviceWithPaging(OnDevice):
 
 @dataclass(frozen=True)
 class RandomConfig:
-    """How to ask so that what asking does can be learned from it."""
+    """Random page requests, from which the effect of a request can be learned."""
 
     rates: tuple[float, ...] = (0.02, 0.06, 0.2)
-    """Probabilities of asking before a swipe; each session has one of them, so that pages of every depth are seen."""
+    """Probabilities of a request before a swipe. Each session has one of them, so that pages are used to every depth."""
     sizes: tuple[int, ...] = (6, 9, 15, 30, 60, 100)
-    """Page sizes, each as likely, at every request."""
+    """Page sizes; each is equally likely at every request."""
 
 
 class RandomPaging(Paging):
-    """Asks at random for one session, and remembers what it saw and did in `decisions`."""
+    """Requests pages at random for one session, and records states and decisions in `decisions`."""
 
     uses_values = True
 
@@ -56,7 +56,7 @@ class RandomPaging(Paging):
 
 
 class RandomAsking(OnDevice):
-    """The product, asking at random: its sessions are what a model of asking learns from."""
+    """The product with random page requests: its sessions train a paging model."""
 
     name = "random_asking"
 
@@ -64,13 +64,13 @@ class RandomAsking(OnDevice):
         super().__init__(bundle)
         self._config = config
 
-    def asks(self, user: UserSession) -> RandomPaging:
-        """See `Policy`. The session's own luck: users come back, but not at the same time."""
+    def paging_for(self, user: UserSession) -> RandomPaging:
+        """See `Policy`. The seed differs between sessions: users return, but not at the same time."""
         return RandomPaging(np.random.Generator(np.random.PCG64([user.user_id, user.now_ms])), self._config)
 
 
 def uplift_log(records: Sequence[SessionRecord]) -> UpliftLog:
-    """What can be learned from sessions of `RandomAsking`: their impressions, each with the decision before it."""
+    """Return the training log of sessions of `RandomAsking`: their impressions, each with the decision before it."""
     unknown = (math.nan,) * len(FEATURES)
     rows: list[tuple[tuple[float, ...], int, bool, float, int, int, bool]] = []
     for number, record in enumerate(records):

@@ -1,7 +1,7 @@
-"""From what happened on the phones to figures: means per session with intervals, what reordering won, latencies.
+"""Figures of an emulation: means per session with intervals, gains over cloud order, latencies.
 
 Intervals are percentile bootstraps over users (Efron & Tibshirani 1993, chapter 13): a user's sessions stay together, and all
-policies are resampled alike, so a difference between policies is a paired one. Sessions with the models of several trainings
+policies use the same resamples, so that differences between policies are paired. Sessions with the models of several trainings
 are resampled over users and, independently, over trainings (the pigeonhole bootstrap: Owen 2007, arXiv 0712.1111).
 """
 
@@ -29,29 +29,30 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class FigureConfig:
-    """How figures are made."""
+    """Parameters of the figures."""
 
     floor: str = "cloud_order"
-    """The policy that gains are counted from."""
+    """Policy that gains are relative to."""
     resamples: int = 2000
-    """Bootstrap resamples; the ends of a 95 % interval then have fifty beyond them."""
+    """Bootstrap resamples; 50 of them are beyond each end of a 95 % interval."""
     positions: int = 60
-    """Positions told one by one."""
+    """Largest number of positions that are reported one by one."""
     histogram_ms: tuple[float, float, int] = (0.05, 200.0, 48)
-    """First edge, last edge and bins of latency histograms; bins are equal in the logarithm, the ends take what is beyond."""
+    """First edge, last edge and number of a latency histogram's bins, equal in the logarithm; the outer ones are open."""
 
 
 def figures(
     records: Sequence[SessionRecord], policies: Sequence[str], *, seed: int, config: FigureConfig = FigureConfig()
 ) -> dict[str, Any]:
-    """The figures of `records`, which hold the same sessions for each of `policies`.
+    """Return the figures of `records`, which hold the same sessions for each of `policies`.
 
-    `policies.<policy>.<figure>` and `<figure>_ci95`; `gain.<policy>.<figure>` over the floor as `{mean, ci95}`, and there
-    `uplift_share`: the gain in effective views by the oracle's, null where the oracle wins nothing; `uplift_share` again, of
-    `on_device`; `by_position.<policy>`; `latency_ms`; `counters.<policy>`. What needs a policy that did not take part is null.
+    `policies.<policy>.<figure>` and `<figure>_ci95` are means and intervals; `gain.<policy>.<figure>` the gain over
+    `config.floor` as `{mean, ci95}`; `gain.<policy>.uplift_share` the gain in effective views divided by the oracle's, null
+    where the oracle gains nothing; `uplift_share` that of `on_device`. Then come `by_position.<policy>`, `latency_ms` and
+    `counters.<policy>`. Figures that need a policy which did not take part are null.
     """
-    of = {policy: [r for r in records if r.policy == policy] for policy in policies}
-    means, drawn = _resampled(of, seed, config)
+    by_policy = {policy: [r for r in records if r.policy == policy] for policy in policies}
+    means, drawn = _resampled(by_policy, seed, config)
     row: dict[str, Any]
     report: dict[str, Any] = {"policies": {}, "gain": {}}
     for policy in policies:
@@ -61,51 +62,54 @@ def figures(
             row[f"{name}_ci95"] = _interval(drawn[policy][:, i])
     floor = config.floor
     # First the gain itself, then those of the resamples: [1 + resamples, figures].
-    won = {p: np.vstack([means[p] - means[floor], drawn[p] - drawn[floor]]) for p in policies if floor in of and p != floor}
-    for policy, gains in won.items():
-        report["gain"][policy] = row = {name: _told(gains[:, i]) for i, name in enumerate(FIGURES)}
-        most = won["oracle"][:, 0] if "oracle" in won else np.zeros(1)
-        row["uplift_share"] = _told(_ratio(gains[:, 0], most)) if most[0] > 0 else None
+    gains_of = {
+        p: np.vstack([means[p] - means[floor], drawn[p] - drawn[floor]]) for p in policies if floor in by_policy and p != floor
+    }
+    for policy, gains in gains_of.items():
+        report["gain"][policy] = row = {name: _with_interval(gains[:, i]) for i, name in enumerate(FIGURES)}
+        uplift = gains_of["oracle"][:, 0] if "oracle" in gains_of else np.zeros(1)
+        row["uplift_share"] = _with_interval(_ratio(gains[:, 0], uplift)) if uplift[0] > 0 else None
     report["uplift_share"] = report["gain"].get("on_device", {}).get("uplift_share")
-    report["by_position"] = {policy: _by_position(of[policy], config.positions) for policy in policies}
+    report["by_position"] = {policy: _by_position(by_policy[policy], config.positions) for policy in policies}
     report["latency_ms"] = _latencies(records, config)
-    report["counters"] = {policy: _counters(of[policy]) for policy in policies}
+    report["counters"] = {policy: _counters(by_policy[policy]) for policy in policies}
     return report
 
 
 def resampled(
     records: Sequence[SessionRecord], policies: Sequence[str], *, seed: int, config: FigureConfig = FigureConfig()
 ) -> dict[str, Floats]:
-    """`FIGURES` [1 + resamples, figures] of each policy: those of all sessions first, then those of resamples, which are the
-    same for all policies.
+    """Return `FIGURES` [1 + resamples, figures] of each policy, first of all sessions, then of each resample.
+
+    Resamples are the same for all policies.
     """
     means, drawn = _resampled({policy: [r for r in records if r.policy == policy] for policy in policies}, seed, config)
     return {policy: np.vstack([means[policy], drawn[policy]]) for policy in policies}
 
 
 def _resampled(
-    of: dict[str, list[SessionRecord]], seed: int, config: FigureConfig
+    by_policy: dict[str, list[SessionRecord]], seed: int, config: FigureConfig
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Of each policy, the means [figures] and those of resamples [resamples, figures]."""
-    sums, counts = _by_user(of)
+    """Return for each policy the means [figures] of all sessions and those of resamples [resamples, figures]."""
+    sums, counts = _by_user(by_policy)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xB007])))
     of_user, of_training = (
         rng.multinomial(n, np.full(n, 1 / n), size=config.resamples).astype(np.float64) for n in reversed(counts.shape)
     )
 
     def drawn(values: Floats) -> Floats:
-        """Sums [resamples, n] of [trainings, users, n]."""
+        """Return the sums [resamples, n] of `values` [trainings, users, n]."""
         return np.asarray((of_training.T[:, :, None] * (of_user @ values)).sum(0))
 
     sessions = drawn(counts[:, :, None])
-    means = {policy: sums[policy].sum((0, 1)) / counts.sum() for policy in of}
-    return means, {policy: _ratio(drawn(sums[policy]), sessions) for policy in of}
+    means = {policy: sums[policy].sum((0, 1)) / counts.sum() for policy in by_policy}
+    return means, {policy: _ratio(drawn(sums[policy]), sessions) for policy in by_policy}
 
 
-def _by_user(of: dict[str, list[SessionRecord]]) -> tuple[dict[str, Floats], Floats]:
-    """Sums [trainings, users, figures] for each policy, and sessions [trainings, users]; both in ascending order of id."""
+def _by_user(by_policy: dict[str, list[SessionRecord]]) -> tuple[dict[str, Floats], Floats]:
+    """Return sums [trainings, users, figures] of each policy, and sessions [trainings, users], in ascending order of ids."""
     sums, counts = {}, np.zeros((0, 0))
-    for policy, records in of.items():
+    for policy, records in by_policy.items():
         values = np.array(
             [
                 [sum(r.effective), r.likes, r.follows, r.watch_ms / 1000, len(r.effective), r.requests, r.candidates]
@@ -122,12 +126,12 @@ def _by_user(of: dict[str, list[SessionRecord]]) -> tuple[dict[str, Floats], Flo
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """`part` by `whole`, NaN where that is not positive: a resample may draw no session, or an oracle that wins nothing."""
+    """Return `part` / `whole`, NaN where `whole` is not positive, as in a resample without sessions or uplift."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
-def _told(values: Floats) -> dict[str, Any]:
-    """A figure, the first of `values`, with the interval that the others make."""
+def _with_interval(values: Floats) -> dict[str, Any]:
+    """Return the figure of all sessions, the first of `values`, with the interval of those of the resamples."""
     return {"mean": float(values[0]), "ci95": _interval(values[1:])}
 
 
@@ -137,7 +141,7 @@ def _interval(values: Floats) -> list[float] | None:
 
 
 def _by_position(records: Sequence[SessionRecord], positions: int) -> dict[str, list[float | None]]:
-    """By position: share of sessions that came so far, rate of effective views there, effective views per session so far."""
+    """Return by position: the share of sessions that reach it, the rate of effective views, effective views so far."""
     longest = min(positions, max(len(r.effective) for r in records))
     shown = np.array([sum(len(r.effective) > p for r in records) for p in range(longest)])
     effective = np.array([sum(r.effective[p] for r in records if len(r.effective) > p) for p in range(longest)])
@@ -149,7 +153,7 @@ def _by_position(records: Sequence[SessionRecord], positions: int) -> dict[str, 
 
 
 def _latencies(records: Sequence[SessionRecord], config: FigureConfig) -> dict[str, Any]:
-    """Percentiles and histograms of the SDK's `next` with the model, and of pages; null where there were none."""
+    """Return percentiles and histograms of the SDK's `next` with the model and of pages; null where there were none."""
     first, last, bins = config.histogram_ms
     edges = np.geomspace(first, last, bins + 1)
     out: dict[str, Any] = {}
@@ -165,7 +169,7 @@ def _latencies(records: Sequence[SessionRecord], config: FigureConfig) -> dict[s
 
 
 def _counters(records: Sequence[SessionRecord]) -> dict[str, int]:
-    """The SDK's counters and the phones' own, summed."""
+    """Return the sums of the SDK's counters and of the phones' own."""
     totals: dict[str, int] = {}
     for r in records:
         own = {"pages_missing": r.pages_missing, "uploads_missing": r.uploads_missing, "sessions_starved": int(r.starved)}

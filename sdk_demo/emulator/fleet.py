@@ -1,6 +1,6 @@
-"""Many phones at the same time: every user's sessions under every policy.
+"""Runs many phones at the same time: every user's sessions under every policy.
 
-Threads, because a phone mostly waits: on two cores the server is one of them, and one process of phones keeps it busy.
+Phones are threads, because a phone mostly waits: one process of phones keeps a server on one core busy.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pocketrank.sdk_demo.world import UserSession, World
 __all__ = ["Visit", "plan", "run_fleet"]
 
 PATIENCE_S = 30.0
-"""How long a phone waits for a page here: a stall of the machine that phones and server share is no part of the figures."""
+"""Timeout of a page. It is long because phones and server share a machine, whose stalls should not change the figures."""
 
 _DAY_MS = 86_400_000
-_ROUND_SEEDS = 1_000_003  # a prime: seeds of different rounds of nearby emulations do not meet
+_ROUND_SEEDS = 1_000_003  # a prime, so that rounds of emulations with nearby seeds have different seeds
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A user and how many sessions, on consecutive evenings."""
+    """A user and the number of their sessions, on consecutive evenings."""
 
     user_id: int
     sessions: int
 
 
 def plan(users: int, sessions: int, seed: int) -> list[Visit]:
-    """Who comes: `sessions` in all, of users drawn without repetition as long as there are any left."""
+    """Draw users for `sessions` sessions in all: nobody has a further session before everybody had one as well."""
     order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xF1EE7]))).permutation(users) + 1
     rounds, rest = divmod(sessions, users)
     return [Visit(int(user), rounds + (place < rest)) for place, user in enumerate(order) if rounds or place < rest]
@@ -56,10 +56,10 @@ def run_fleet(
     traces: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[SessionRecord]:
-    """All visits under all policies, at most `clients` of them at the same time, in the order of `policies` then `visits`.
+    """Run all visits under all policies, at most `clients` at the same time, and return records by `policies`, then `visits`.
 
-    `run_id` keeps what the server learns in this run out of all others; for `feedback_delay_ms` and `traces` see `phone`.
-    Raises what the first phone raises; the others then stop at their next swipe.
+    `run_id` separates the feedback of this run from that of others at the server; for `feedback_delay_ms` and `traces` see
+    `phone`. Raises what the first phone raises; the others then stop at their next swipe.
     """
     turn, stop = Lock(), Event()
 
@@ -91,7 +91,7 @@ def run_fleet(
 
 
 def _session(world: World, user_id: int, number: int, seed: int) -> UserSession:
-    """A user's session on evening `number` after the log."""
+    """Return a user's session on evening `number` after the log."""
     of_round = seed + number * _ROUND_SEEDS
     session = world.session(user_id, seed=of_round)
     return world.session(user_id, seed=of_round, start_ms=session.now_ms + number * _DAY_MS) if number else session

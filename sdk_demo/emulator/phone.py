@@ -1,8 +1,8 @@
 """One session on one phone: the real SDK between a live server and a simulated user.
 
-A phone may hold feedback back: an impression is sent to the cloud no sooner than `feedback_delay_ms` of the user's time after
-its end. What the cloud lacks it truly lacks, while the session on the phone learns of each impression at once. What is still
-held when the session ends is sent then, hours before the user's next one.
+A phone may delay its feedback: an impression is sent to the cloud no sooner than `feedback_delay_ms` of the user's time after
+its end. The session on the phone knows each impression at once, the cloud only after the delay. Delayed feedback that is left
+when the session ends is sent then, hours before the user's next session.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["Phone", "due"]
 
 
 class Phone:
-    """Plays sessions under one policy. `experiment` is the name under which the server learns from them.
+    """Runs sessions under one policy. `experiment` is the name under which the server keeps their feedback.
 
-    Phones of a process share `turn`: one works at a time, so that waiting for Python's lock is not taken for the SDK's time.
-    Waiting for the network is outside of it. Each session leaves a trace of its decisions in the folder `traces`.
+    Phones of a process share the lock `turn`: one swipes at a time, so that waiting for Python's own lock does not count as the
+    SDK's time. Waiting for the network is outside of it. Each session writes a trace of its decisions into the folder `traces`.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Phone:
     def __call__(self, user: UserSession, session_id: str, stop: Event) -> SessionRecord:
         """Swipe until the user leaves, or `stop` is set.
 
-        Raises `ClientError` when a page does not come and nothing is left to show, `TracePlaceError` where there is a trace of
-        that session already.
+        Raises `ClientError` when a page request fails and nothing is left to show, `TracePlaceError` when a trace of that
+        session exists already.
         """
         if self._traces is None:
-            return self._play(user, session_id, stop, None)
+            return self._run(user, session_id, stop, None)
         with Tracer(self._traces / f"{self._policy.name}-{session_id.rpartition('/')[2]}.trace") as tracer:
-            return self._play(user, session_id, stop, tracer)
+            return self._run(user, session_id, stop, tracer)
 
-    def _play(self, user: UserSession, session_id: str, stop: Event, tracer: Tracer | None) -> SessionRecord:
+    def _run(self, user: UserSession, session_id: str, stop: Event, tracer: Tracer | None) -> SessionRecord:
         record = SessionRecord(self._policy.name, user.user_id)
-        paging = self._policy.asks(user)
+        paging = self._policy.paging_for(user)
         feed = FeedSession(
             self._policy.ranker,
             user_id=user.user_id,
@@ -69,7 +69,7 @@ class Phone:
         while user.alive and not stop.is_set():
             decision = feed.wants_page()
             if decision.request:
-                self._ask(feed, decision.size, record)
+                self._request_page(feed, decision.size, record)
             with self._turn:
                 if not self._swipe(feed, user, record):
                     record.starved = True
@@ -79,7 +79,7 @@ class Phone:
         record.decisions = paging.decisions if isinstance(paging, RandomPaging) else []
         return record
 
-    def _ask(self, feed: FeedSession, size: int, record: SessionRecord) -> None:
+    def _request_page(self, feed: FeedSession, size: int, record: SessionRecord) -> None:
         request = feed.request(size)
         sent = due(request.feedback, request.now_ms - self._feedback_delay_ms)
         feed.put_back(request.feedback[len(sent) :])
@@ -99,7 +99,7 @@ class Phone:
         feed.take(page)
 
     def _swipe(self, feed: FeedSession, user: UserSession, record: SessionRecord) -> bool:
-        """Show one item; False when there is none."""
+        """Show one item and return True, or return False when there is none."""
         reranks, started = feed.counters.reranks, perf_counter()
         item = self._policy.pick(feed, user)
         spent = perf_counter() - started
@@ -130,5 +130,5 @@ class Phone:
 
 
 def due(events: tuple[FeedbackEvent, ...], until_ms: int) -> tuple[FeedbackEvent, ...]:
-    """The first of `events`, which are in order of time: those whose impression ended by `until_ms`."""
+    """Return the first of `events`, which are in order of time, whose impressions ended by `until_ms`."""
     return tuple(takewhile(lambda event: event.impression_ms + event.watch_ms <= until_ms, events))

@@ -1,10 +1,10 @@
-"""Who decides what a phone shows next, and when it asks for the next page. All see pages of the same cloud.
+"""Policies: they decide which item a phone shows next and when it requests a page. All have the same cloud.
 
-`cloud_order` is the floor: the page as it came. `refreshed` is what a cloud alone can do about it: be asked again soon.
-`on_device` is the product as it comes, `greedy` and `beam` are its model with one list search or the other. `oracle` is the
-ceiling of a reordering that looks one item ahead: it knows the user's hidden state. `informed` is a ceiling in between: it
-knows the catalogue and the users, and of the session what was watched. All but `refreshed` ask for pages when the SDK does by
-default.
+`cloud_order`, the lower bound, shows each page as the cloud ranked it. `refreshed` is what a cloud alone can do: it requests a
+page more often. `on_device` is the product with its defaults, `greedy` and `beam` are its model with one list search or the
+other. `oracle`, the upper bound of a reordering that looks one item ahead, knows the user's hidden state. `informed` is an
+upper bound in between: it knows the catalogue and the users, and which items of the session were watched. All but `refreshed`
+request pages by the SDK's default.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "Beam",
     "CloudOrder",
     "Greedy",
-    "Informed",
+    "PerfectCloud",
     "OnDevice",
     "Oracle",
     "Policy",
@@ -33,33 +33,33 @@ __all__ = [
 
 
 class Policy(ABC):
-    """The seam. Keeps nothing of a session, since many share a policy."""
+    """Base class of policies. It keeps no state of a session, since many sessions share one policy."""
 
     name: str
     uses_models: ClassVar[bool] = False
-    """Whether its phones have a bundle's models."""
+    """Whether its phones use the models of a bundle."""
     paging: Paging | None = None
-    """When its phones ask for a page; None is the SDK's default."""
+    """Paging of its phones; None is the SDK's default."""
 
     def __init__(self, bundle: Bundle | None) -> None:
-        """`bundle` is what is installed; a policy that does not use its models leaves them alone.
+        """Take the installed `bundle`, whose models only some policies use.
 
         Raises `BundleError` and `RuntimeLoadError` for models that cannot be used, `PolicyError` for those that do not suit it.
         """
         self.ranker: Ranker | None = None
-        """What the phone's `FeedSession` gets."""
+        """Ranker of the phone's `FeedSession`."""
 
-    def asks(self, user: UserSession) -> Paging | None:
-        """`paging`, or one for this session alone."""
+    def paging_for(self, user: UserSession) -> Paging | None:
+        """Return the paging of one session."""
         return self.paging
 
     @abstractmethod
     def pick(self, feed: FeedSession, user: UserSession) -> int | None:
-        """The item to show now, None when the feed holds nothing."""
+        """Return the item to show now, None when the feed holds no items."""
 
 
 class CloudOrder(Policy):
-    """The page as the cloud sent it."""
+    """The page in the cloud's order."""
 
     name = "cloud_order"
 
@@ -69,9 +69,9 @@ class CloudOrder(Policy):
 
 
 class Refreshed(CloudOrder):
-    """Cloud order of a fresh page after every 6 shown, as the published system has it (Gong et al. 2022, arXiv 2208.09577).
+    """Cloud order with a new page after every 6 items, as in the published system (Gong et al. 2022, arXiv 2208.09577).
 
-    The cloud ranks again, with the feedback that came with the request.
+    The cloud ranks again, with the feedback of the request.
     """
 
     name = "refreshed"
@@ -79,9 +79,9 @@ class Refreshed(CloudOrder):
 
 
 class OnDevice(Policy):
-    """The device model, run after each swipe on what is left of the page, with the search that the bundle asks for.
+    """The device model, run after each swipe on the rest of the page, with the search of the bundle's spec.
 
-    That is greedy where it asks for none.
+    Without a search in the spec it is greedy.
     """
 
     name = "on_device"
@@ -93,7 +93,7 @@ class OnDevice(Policy):
             self.ranker = Ranker.open(bundle, search=self.search(bundle))
 
     def search(self, bundle: Bundle) -> SearchSpec | None:
-        """How its phones look for what comes next; None is as the bundle says."""
+        """Return the search of its phones; None is that of the bundle."""
         return None
 
     def pick(self, feed: FeedSession, user: UserSession) -> int | None:
@@ -102,7 +102,7 @@ class OnDevice(Policy):
 
 
 class Greedy(OnDevice):
-    """The device model; what it scores highest comes next."""
+    """The device model, which shows the item with the highest score next."""
 
     name = "greedy"
 
@@ -112,22 +112,20 @@ class Greedy(OnDevice):
 
 
 class Beam(OnDevice):
-    """The device model with the beam search that the bundle asks for, the published one where it asks for none."""
+    """The device model with the beam search of the bundle's spec, or the published one if the spec has none."""
 
     name = "beam"
 
     def search(self, bundle: Bundle) -> SearchSpec:
-        """See `OnDevice`. Raises `PolicyError` for models that can only score what comes next: that would be greedy again."""
+        """See `OnDevice`. Raises `PolicyError` for models that only score the next item, with which it would be greedy."""
         stages = {stage for form in bundle.forms("onnx", "fp32") for stage in bundle.stages(form, "onnx")}
         if not stages & {"choose", "search"}:
             raise PolicyError("beam", "a bundle with a model for lists", f"one with {', '.join(sorted(stages)) or 'none'}")
         return bundle.spec.search or SearchSpec()
 
 
-class Informed(Policy):
-    """What a device would show next if the cloud's knowledge of items and users were perfect
-    (`pocketrank.sdk_demo.world.belief`).
-    """
+class PerfectCloud(Policy):
+    """The best item for a device whose cloud knows items and users perfectly (`pocketrank.sdk_demo.world.belief`)."""
 
     name = "informed"
 
@@ -138,9 +136,9 @@ class Informed(Policy):
 
 
 class Oracle(Policy):
-    """What has, of all that is left of the page, the highest true probability of an effective view now.
+    """The item with the highest true probability of an effective view now, of the rest of the page.
 
-    The feed hears of its choice when the feedback comes, as of an item that the app showed by itself.
+    The feed learns of the choice from the feedback, as for an item that the app itself chose.
     """
 
     name = "oracle"
@@ -152,8 +150,8 @@ class Oracle(Policy):
 
 
 POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy for policy in (CloudOrder, Refreshed, Greedy, Beam, OnDevice, Informed, Oracle)
+    policy.name: policy for policy in (CloudOrder, Refreshed, Greedy, Beam, OnDevice, PerfectCloud, Oracle)
 }  # fmt: skip
 """Every policy by its name."""
 DEFAULT_POLICIES = (CloudOrder.name, OnDevice.name, Oracle.name)
-"""Who takes part where nobody says: the floor, the product and the ceiling."""
+"""The default: lower bound, product and upper bound."""

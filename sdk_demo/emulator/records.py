@@ -1,4 +1,4 @@
-"""What an emulated session leaves behind."""
+"""Records of emulated sessions."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ __all__ = ["RandomDecision", "SessionRecord"]
 
 @dataclass(frozen=True)
 class RandomDecision:
-    """What a randomised policy decided before an impression."""
+    """Decision of a random policy before an impression."""
 
     state: PagingState
     asked: bool
     size: int
     probability: float
-    """of asking, in this state; 1 where every policy asks"""
+    """Probability of a request in this state; 1 where every policy must request."""
 
 
 @dataclass
 class SessionRecord:
-    """What happened in one session."""
+    """Record of one session."""
 
     policy: str
     user_id: int
     training: int = 0
-    """which of several trainings the phone's models and the server's came from"""
+    """Number of the training that the models of phone and server came from, where there are several."""
     effective: list[bool] = field(default_factory=list)
-    """by position, whether the view was effective"""
+    """Whether the view was effective, by position."""
     likes: int = 0
     follows: int = 0
     watch_ms: int = 0
     requests: int = 0
-    """pages asked for"""
+    """Page requests."""
     candidates: int = 0
-    """on the pages that came"""
+    """Candidates on all pages."""
     pages_missing: int = 0
-    """pages asked for that did not come; the session went on with what it held"""
+    """Page requests that failed; the session continued with the items it held."""
     uploads_missing: int = 0
-    """batches of feedback at the end of a session that were not acknowledged"""
+    """Batches of feedback at the end of a session that were not acknowledged."""
     starved: bool = False
-    """the session ended because the server had nothing new to show, not because the user left"""
+    """Whether the session ended because the server had no new items, not because the user left."""
     decisions: list[RandomDecision] = field(default_factory=list)
-    """what a policy that asks at random decided, by position"""
+    """Decisions of a random policy, by position."""
     counters: Counters = field(default_factory=Counters)
-    """those of the SDK's session"""
+    """Counters of the SDK's session."""
     rerank_ms: list[float] = field(default_factory=list)
-    """time in the SDK of each `next` that ran the model"""
+    """Time in the SDK of each `next` that ran the model."""
     page_ms: list[float] = field(default_factory=list)
-    """time of each page, from the request to the decoded answer"""
+    """Time of each page, from the request to the decoded response."""

@@ -1,4 +1,4 @@
-"""An emulation, from the address of a server to what happened, and to a report of it."""
+"""Runs an emulation against a server, and makes a report of it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pocketrank.sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES, Po
 from pocketrank.sdk_demo.emulator.records import SessionRecord
 from pocketrank.sdk_demo.world import World, WorldConfig
 
-__all__ = ["Played", "emulate", "play"]
+__all__ = ["EmulationResult", "emulate", "play"]
 
 
 @dataclass(frozen=True)
-class Played:
-    """What happened."""
+class EmulationResult:
+    """Records of an emulation."""
 
     records: list[SessionRecord]
     """Every session of every policy."""
     users: int
-    """Users that came."""
+    """Number of different users."""
     split_version: dict[str, str | None]
-    """That of the `server`, and that of the `phones`, None where no policy had models."""
+    """Split version of the `server` and of the `phones`; None where no policy had models."""
 
 
 def play(
@@ -46,56 +46,56 @@ def play(
     feedback_delay_s: float = 0.0,
     traces: Path | None = None,
     progress: Callable[[float], None] | None = None,
-) -> Played:
-    """Let `clients` phones at a time play `sessions` sessions under each policy against `server`.
+) -> EmulationResult:
+    """Run `sessions` sessions under each policy against `server`, on `clients` phones at a time.
 
-    Each policy meets the same users with the same seeds, and has an experiment of its own at the server: what it learns of a
-    user there is known to nobody else, so equal seeds bring equal results however often a server is used. A policy that
-    `POLICIES` has not is given as what makes it of a bundle. `world` is the one that the server's run was trained in, or its
-    TOML (None: the default), `bundle` the folder to install on the phones (None: downloaded from the server). Phones hold
-    feedback back for `feedback_delay_s` of the user's time, and write a trace of each session into the folder `traces`.
-    `progress` gets the share done.
+    All policies have the same users with the same seeds. Each has an experiment of its own at the server, whose feedback no
+    other experiment sees, so that equal seeds give equal results however often a server is used. A policy is a name in
+    `POLICIES`, or a function that makes one from a bundle. `world` is the world that the server's run was trained in, or its
+    TOML file (None: the default world), `bundle` the folder to install on the phones (None: downloaded from the server). Phones
+    delay their feedback by `feedback_delay_s` of the user's time and write a trace of each session into the folder `traces`.
+    `progress` is called with the share done.
 
-    Raises `ClientError` (no server, or one that stays away for longer than a page lasts), `BundleError`, `RuntimeLoadError`,
+    Raises `ClientError` when the server is unavailable for longer than a page lasts, `BundleError`, `RuntimeLoadError`,
     `WorldError`, `TraceError`, and `EmulatorError` (the tree is in `errors`).
     """
     unknown = [name for name in policies if isinstance(name, str) and name not in POLICIES]
     if unknown or not policies:
         raise PolicyError("policies", f"some of {', '.join(POLICIES)}", ", ".join(unknown) or "none")
-    for name, value, least in (
+    for name, value, minimum in (
         ("clients", clients, 1),
         ("sessions", sessions, 1),
         ("seed", seed, 0),
         ("feedback_delay_s", feedback_delay_s, 0),
     ):
-        if not value >= least:
-            raise EmulatorError(name, f"at least {least}", str(value))
+        if not value >= minimum:
+            raise EmulatorError(name, f"at least {minimum}", str(value))
     if traces is not None:
         try:
             traces.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EmulatorError(str(traces), "a folder for traces", error.strerror or str(error)) from error
-    kinds = [POLICIES[kind] if isinstance(kind, str) else kind for kind in dict.fromkeys(policies)]
+    factories = [POLICIES[policy] if isinstance(policy, str) else policy for policy in dict.fromkeys(policies)]
     with ExitStack() as stack:
         client = stack.enter_context(CloudClient(server))
         health = client.health()
-        place = World(world if isinstance(world, WorldConfig) else WorldConfig.load(world))
-        _same_world(server, health, place)
+        users_world = World(world if isinstance(world, WorldConfig) else WorldConfig.load(world))
+        _check_world(server, health, users_world)
         opened = None
-        if any(not isinstance(kind, str) or POLICIES[kind].uses_models for kind in policies):
+        if any(not isinstance(policy, str) or POLICIES[policy].uses_models for policy in policies):
             if bundle is None:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="pocketrank-")))
                 opened = client.download_bundle(folder / "bundle")
             else:
                 opened = Bundle.open(bundle)
-        playing = [kind(opened) for kind in kinds]
-        client.close()  # the phones have lines of their own
-        visits = plan(len(place.users), sessions, seed)
+        made = [factory(opened) for factory in factories]
+        client.close()  # each phone has a connection of its own
+        visits = plan(len(users_world.users), sessions, seed)
         records = run_fleet(
             server,
-            place,
+            users_world,
             visits,
-            playing,
+            made,
             clients=clients,
             seed=seed,
             run_id=uuid4().hex,
@@ -104,7 +104,7 @@ def play(
             progress=progress,
         )
     versions = {"server": health.get("split_version"), "phones": opened.split_version if opened else None}
-    return Played(records, len(visits), versions)
+    return EmulationResult(records, len(visits), versions)
 
 
 def emulate(
@@ -119,9 +119,9 @@ def emulate(
     traces: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """`play`, and the report of it: that of `figures.figures` with what was asked for, all plain values, `simulated` true."""
+    """Run `play` and return its report of plain values: that of `figures.figures`, the arguments, and `simulated` true."""
     started = time.monotonic()
-    played = play(
+    result = play(
         server,
         clients=clients,
         sessions=sessions,
@@ -135,23 +135,23 @@ def emulate(
     return {
         "simulated": True,
         "sessions": sessions,
-        "users": played.users,
+        "users": result.users,
         "clients": clients,
         "seed": seed,
-        "split_version": played.split_version,
-        **figures(played.records, tuple(dict.fromkeys(policies)), seed=seed),
+        "split_version": result.split_version,
+        **figures(result.records, tuple(dict.fromkeys(policies)), seed=seed),
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
-def _same_world(server: str, health: dict[str, Any], world: World) -> None:
-    """A catalogue of another size is another world; users would be shown what they cannot know."""
+def _check_world(server: str, health: dict[str, Any], world: World) -> None:
+    """Raise `WrongWorldError` for a catalogue of another size, which belongs to another world with other items."""
     expected = {"simulated": True, "items": len(world.items), "users": len(world.users)}
     got = {name: health.get(name) for name in expected}
     if got != expected:
-        raise WrongWorldError(server, _told(expected), _told(got))
+        raise WrongWorldError(server, _describe(expected), _describe(got))
 
 
-def _told(facts: dict[str, Any]) -> str:
-    kind = "a simulated world" if facts["simulated"] else "no simulated world"
+def _describe(facts: dict[str, Any]) -> str:
+    kind = "a simulated world" if facts["simulated"] else "a log that is not simulated"
     return f"a run of {kind} with {facts['items']} items and {facts['users']} users"

@@ -1,4 +1,4 @@
-"""A bundle as far as it can be looked into: damage is a `problem` in the report, and everything else is still told."""
+"""Inspection of a bundle. Damage is a `problem` in the report, which still holds everything that can be read."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from pocketrank.export.bundle import REPORT
 __all__ = ["RUNS", "inspect_bundle"]
 
 RUNS = 50
-"""Reranks behind a median."""
+"""Reranks that a median is computed from."""
 _RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
-_TOLD = frozenset({"version", "name", "serial", "created_ms", "expires_ms", "split_version", "spec", "files", "models"})
+_REPORTED = frozenset({"version", "name", "serial", "created_ms", "expires_ms", "split_version", "spec", "files", "models"})
 
 S = TypeVar("S", bound=msgspec.Struct)
 _Kind = tuple[Form, Format, Precision, Group | None]
@@ -56,18 +56,18 @@ class _Measured(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    """The part of `pocketrank.export.bundle`'s report that is told."""
+    """The part of `pocketrank.export.bundle`'s report that is read here."""
 
     models: dict[str, _Measured]
 
 
 def inspect_bundle(folder: Path) -> dict[str, Any]:
-    """What the bundle in `folder` holds.
+    """Return a report of the bundle in `folder`.
 
-    `problems` are the reasons why no device should take it, none for a good one. `models` have path and bytes of each stage,
-    what the export's report says of them (`max_abs_diff` to torch; `auc_lost` and `same_best` of a reduced precision), and
-    `rerank_ms`, the median of a swipe's model run here among as many candidates and after as many events as the spec allows; or
-    `refused`, why there was no run. `further` is what else the manifest says.
+    `problems` are the reasons why devices would reject it. `models` holds for each model the path and bytes of its stages; from
+    the export's report `max_abs_diff`, the difference from torch, and `auc_lost` and `same_best` of a reduced precision; and
+    `rerank_ms`, the median time of the model's run at a swipe on this machine, with the spec's largest numbers of candidates
+    and events, or `refused`, the reason why it was not run. `further` holds the remaining fields of the manifest.
     """
     report: dict[str, Any] = {"kind": "bundle", "path": str(folder), "problems": []}
     problems: list[str] = report["problems"]
@@ -78,7 +78,7 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
     fields = msgspec.structs.asdict(manifest)
     report |= {name: fields[name] for name in ("name", "serial", "split_version", "created_ms", "expires_ms")}
     report["expired"] = manifest.expires_ms is not None and now_ms >= manifest.expires_ms
-    report["further"] = {k: msgspec.to_builtins(v) for k, v in fields.items() if k not in _TOLD and v is not None}
+    report["further"] = {k: msgspec.to_builtins(v) for k, v in fields.items() if k not in _REPORTED and v is not None}
     bad = dict(_bad_files(folder, manifest))
     problems += bad.values()
     listed = {file.path for file in manifest.files}
@@ -95,7 +95,7 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
         _model(kind, entries, folder, manifest, spec, set(bad), measured, problems)
         for kind, entries in _kinds(manifest).items()
     ]
-    if not problems:  # what only a device's own reading of all of it together finds
+    if not problems:  # a device's own checks compare the files with each other
         try:
             Bundle.open(folder, now_ms=0)
         except BundleError as err:
@@ -127,7 +127,7 @@ def _spec(folder: Path, manifest: BundleManifest, problems: list[str]) -> Featur
 
 
 def _bad_files(folder: Path, manifest: BundleManifest) -> Iterator[tuple[str, str]]:
-    """Files that are not as the manifest says, and what is wrong with them."""
+    """Yield the files that do not match the manifest, each with its problem."""
     for file in manifest.files:
         path = folder / file.path
         try:
@@ -147,7 +147,7 @@ def _bad_files(folder: Path, manifest: BundleManifest) -> Iterator[tuple[str, st
 
 
 def _measured(path: Path) -> dict[str, _Measured]:
-    """What the export's report says by model, nothing where it is another file."""
+    """Return the measurements in the export's report by model, or none if the file is no such report."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Report).models
     except (OSError, ValueError, RecursionError):
@@ -172,16 +172,16 @@ def _model(
     problems: list[str],
 ) -> dict[str, Any]:
     form, format, precision, group = kind
-    said = (measured.get(f"{form}.{precision}.{format}") if group is None else None) or _Measured()
+    figures = (measured.get(f"{form}.{precision}.{format}") if group is None else None) or _Measured()
     row: dict[str, Any] = {
         "form": form,
         "format": format,
         "precision": precision,
         "group": group,
         "stages": {entry.stage: {"path": entry.path, "bytes": entry.bytes} for entry in entries},
-        "max_abs_diff": said.max_abs_diff,
-        "auc_lost": None if said.gate is None else said.gate.loss,
-        "same_best": None if said.gate is None else said.gate.order_agreement,
+        "max_abs_diff": figures.max_abs_diff,
+        "auc_lost": None if figures.gate is None else figures.gate.loss,
+        "same_best": None if figures.gate is None else figures.gate.order_agreement,
         "rerank_ms": None,
         "refused": None,
     }
@@ -202,7 +202,7 @@ def _model(
 
 
 def _rerank_ms(ranker: Ranker, form: Form) -> float:
-    """Median of what the model does at a swipe, one event and an order, with full lists of random features."""
+    """Return the median time of a swipe, one event and one order, with full lists of random features."""
     spec, rng = ranker.spec, np.random.default_rng(0)
     n = min(ranker.rows, spec.candidates_max) if ranker.rows > 1 else spec.candidates_max
 

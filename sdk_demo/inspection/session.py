@@ -1,8 +1,8 @@
-"""A session's trace as a list of decisions, and one decision with all that speaks for it.
+"""Inspection of a session's trace: its decisions, and the reasons for one of them.
 
 Errors::
 
-    ForeignBundleError         the bundle is not the one that the session ran
+    ForeignBundleError         the bundle is not the one that the session used
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["ForeignBundleError", "did", "inspect_session", "why"]
 
 _CODES: dict[str, type[IntEnum]] = {"ended": Ended, "network": Network, "orientation": Orientation}
-_NEAR = 1e-6  # of a float32 to what it was written as
+_NEAR = 1e-6  # relative rounding of a float32
 _DIGITS = 3
 
 
 class ForeignBundleError(BundleError):
-    """The bundle is not the one that the session ran."""
+    """The bundle is not the one that the session used."""
 
 
 def inspect_session(path: Path) -> tuple[dict[str, Any], list[TracedDecision]]:
-    """What the session whose trace is at `path` decided, and the decisions that `why` takes.
+    """Return a report of the session whose trace is at `path`, and its decisions as `why` takes them.
 
-    `damage` says where the trace ends before its end; `cut` that this is what a killed process leaves. Raises `TraceError` for
-    another file.
+    `damage` is the error at which reading stopped early, and `cut` whether a killed process leaves such a trace. Raises
+    `TraceError` for a file that is no trace.
     """
     decisions: list[TracedDecision] = []
     report: dict[str, Any] = {"kind": "session", "path": str(path), "damage": None, "cut": False}
@@ -46,17 +46,17 @@ def inspect_session(path: Path) -> tuple[dict[str, Any], list[TracedDecision]]:
         decisions.extend(read_trace(path))
     except (CutTraceError, CorruptTraceError) as err:
         report |= {"damage": str(err), "cut": isinstance(err, CutTraceError)}
-    return report | {"decisions": [_told(decision) for decision in decisions]}, decisions
+    return report | {"decisions": [_row(decision) for decision in decisions]}, decisions
 
 
-def _told(decision: TracedDecision) -> dict[str, Any]:
-    """One row. Ranks count from 1; `cloud_rank` is that of the item shown in cloud order, `rank` its own in the order made."""
+def _row(decision: TracedDecision) -> dict[str, Any]:
+    """Return one decision as plain values. Ranks count from 1: the shown item's `cloud_rank`, and its `rank` as ordered."""
     place = np.flatnonzero(decision.held == decision.shown)
     at = int(place[0]) if len(place) else None
     total = decision.total
-    mine = best_other = None
+    shown_total = best_other = None
     if total is not None and at is not None and at < len(total):
-        mine = float(total[at])
+        shown_total = float(total[at])
         best_other = float(np.delete(total, at).max()) if len(total) > 1 else None
     return {
         "position": decision.position,
@@ -73,7 +73,7 @@ def _told(decision: TracedDecision) -> dict[str, Any]:
         "events": len(decision.event_items),
         "cloud_rank": None if at is None else at + 1,
         "rank": None if at is None else int(np.flatnonzero(decision.order == at)[0]) + 1,
-        "total": mine,
+        "total": shown_total,
         "best_other": best_other,
         "strategies": list(decision.strategies),
         "paging": None if decision.paging is None else decision.paging._asdict(),
@@ -82,16 +82,17 @@ def _told(decision: TracedDecision) -> dict[str, Any]:
 
 
 def why(decision: TracedDecision, bundle: Bundle | None = None) -> dict[str, Any]:
-    """Why a decision was made: its candidates as they were ordered, its events newest first.
+    """Return the reasons for a decision: its candidates in their order, and its events newest first.
 
-    With the `bundle` of the session its model is run again. Events then have the `attention` of the item shown by head, and
-    their `influence` on its scores and on their weighted sum, `total`. Candidates have both for each event, newest first, heads
-    averaged, influence as that on the sum; and `unwatched`, their rank had there been no event. `explained` says which model
-    was run, how far its scores are from those recorded (`differs`), and the attention to the null key by head.
+    With the `bundle` of the session its model is run again. Events then have the shown item's `attention` by head, and their
+    `influence` on its scores and on their weighted sum, `total`. Candidates have attention and influence for each event, newest
+    first, attention averaged over heads and influence on the weighted sum; and `unwatched`, their rank without any event.
+    `explained` holds the model that was run, the largest difference of its scores from the recorded ones (`differs`), and the
+    attention to the null key by head.
 
     Raises `ForeignBundleError`, `pocketrank.export.explain.ExplainError`.
     """
-    report: dict[str, Any] = {"decision": _told(decision), "explained": None}
+    report: dict[str, Any] = {"decision": _row(decision), "explained": None}
     spec, inputs = decision.spec, decision.inputs
     if spec is None or decision.form is None or not inputs:
         candidates = [{"item": int(decision.held[i]), "cloud_rank": i + 1} for i in decision.order.tolist()]
@@ -119,7 +120,7 @@ def why(decision: TracedDecision, bundle: Bundle | None = None) -> dict[str, Any
 
 
 def _explained(decision: TracedDecision, form: Form, bundle: Bundle) -> Explanation:
-    from pocketrank.export.explain import explain  # only now: it needs torch
+    from pocketrank.export.explain import explain  # imported late: it needs torch
 
     name = f"{bundle.manifest.name}/{bundle.manifest.serial}"
     if decision.split_version != bundle.split_version or decision.bundle not in (None, name):
@@ -129,7 +130,7 @@ def _explained(decision: TracedDecision, form: Form, bundle: Bundle) -> Explanat
 
 
 def _newest_first(decision: TracedDecision) -> list[int]:
-    """Rows of the events, not of padding."""
+    """Return the rows of the events without padding, newest first."""
     rows: list[int] = np.flatnonzero(decision.inputs["event_mask"][0])[::-1].tolist()
     return rows
 
@@ -176,8 +177,10 @@ def _events(decision: TracedDecision, spec: FeatureSpec, at: int | None, explain
 
 
 def did(spec: FeatureSpec, feedback: NDArray[np.float32]) -> dict[str, float | str]:
-    """What the model was told that a user did, in the units of a `FeedbackEvent`: how long they watched, and what else is not
-    as it is by default. What was beyond a feature's limits is at the limit. A flag is True.
+    """Return the feedback that the model received for an event, in the units of a `FeedbackEvent`.
+
+    It holds the watch time and every feature that differs from its default. Values were clipped to a feature's limits. A flag
+    is True.
     """
     found: dict[str, float | str] = {}
     for feature, value in zip(spec.feedback_floats, feedback.tolist(), strict=False):

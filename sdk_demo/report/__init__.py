@@ -1,6 +1,7 @@
-"""What a demo leaves to read: `report.html`, one file that needs nothing else, and `report.json`, every figure.
+"""Report of a demo: `report.html`, one file without external resources, and `report.json` with every figure.
 
-`files` writes both, `page` is the HTML, `plots` draws.
+`files` writes both, `page` is the HTML, `plots` draws the plots. What belongs here: presentation of figures that were computed
+elsewhere.
 """
 
 from pocketrank.sdk_demo.report.files import write_report

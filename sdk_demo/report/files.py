@@ -1,4 +1,4 @@
-"""The two files of a report, whole or not at all."""
+"""Writes the two files of a report."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pocketrank.sdk_demo.report.page import html_page
 __all__ = ["HTML", "JSON", "write_report"]
 
 HTML = "report.html"
-"""Name of the page."""
+"""File name of the page."""
 JSON = "report.json"
-"""Name of the figures."""
+"""File name of the figures."""
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write `report.html`, then `report.json`: where the second is, the first belongs to it.
+    """Write `report.html`, then `report.json`, so that a folder with the second also has the first.
 
-    `report` holds plain values; NaN becomes null.
+    `report` holds plain values; NaN is written as null.
     """
     figures = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     _write(folder / HTML, html_page(report).encode())

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, no font, no image from anywhere else."""
+"""The report as one HTML file without scripts and without external fonts or images."""
 
 from __future__ import annotations
 
@@ -27,49 +27,23 @@ section.head, figure, table { background: #fff; border: 1px solid #e5e7eb; borde
 section.head { padding: 1.5rem; }
 .label { background: #fef3c7; border: 1px solid #f59e0b; border-radius: 999px; padding: .1rem .7rem; font-size: .85rem;
   font-weight: 600; }
-.share { font-size: 3.2rem; font-weight: 700; color: #1d4ed8; line-height: 1.1; margin: 1rem 0 0; }
-.note { color: #4b5563; margin: .25rem 0; max-width: 100ch; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 1rem; }
-figure { margin: 0; padding: 1rem; }
-figure svg { width: 100%; height: auto; }
-figcaption { font-weight: 600; margin-bottom: .5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: separate; border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .75rem; text-align: right; border-bottom: 1px solid #e5e7eb; vertical-align: top; }
-th:first-child, td:first-child, table.facts td { text-align: left; }
-tr:last-child td { border-bottom: 0; }
-thead th { font-size: .85rem; color: #4b5563; }
-small { color: #6b7280; white-space: nowrap; }
-</style>
-</head>
-<body>
-<main>
-<section class="head">
-<h1>Pocketrank: the demo</h1>
-<p><span class="label">simulated users</span></p>
-$headline
-</section>
-<h2>Per session</h2>
-<div class="wide">$policies</div>
-<p class="note">Mean and 95&nbsp;% interval (bootstrap over users, $resampled). Every policy met the same users with the
-same luck. <em>Cloud order</em> shows pages as they came, the <em>oracle</em> knows each user's hidden state and shows what is
-most likely to be viewed effectively now.</p>
-<h2>Along the session</h2>
-<div class="plots">$along</div>
-<h2>Latency</h2>
-<div class="plots">$latency</div>
-<p class="note">Phones and server shared this machine, so these times say more about it than about a phone.</p>
-<h2>Models</h2>
-<div class="plots">$models</div>
-<h2>Export</h2>
-<div class="wide">$export</div>
-<p class="note">Largest difference from torch over full, padded, empty-feedback and one-candidate inputs. Core ML cannot run on
-Linux: its saved program was evaluated operation by operation, which is not Apple's runtime.</p>
-<h2>Data and run</h2>
-<div class="wide">$data</div>
-</main>
-</body>
-</html>
+.share { font-size: 3.2rem; font-weight: 700; color: #1d4ed8; line-height: 1.1; margin: 1rem 0 0; } .note { color: #4b5563;
+margin: .25rem 0; max-width: 100ch; } .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px),
+1fr)); gap: 1rem; } figure { margin: 0; padding: 1rem; } figure svg { width: 100%; height: auto; } figcaption { font-weight:
+600; margin-bottom: .5rem; } .wide { overflow-x: auto; } table { border-collapse: separate; border-spacing: 0; width: 100%;
+font-variant-numeric: tabular-nums; } th, td { padding: .5rem .75rem; text-align: right; border-bottom: 1px solid #e5e7eb;
+vertical-align: top; } th:first-child, td:first-child, table.facts td { text-align: left; } tr:last-child td { border-bottom: 0;
+} thead th { font-size: .85rem; color: #4b5563; } small { color: #6b7280; white-space: nowrap; } </style> </head> <body> <main>
+<section class="head"> <h1>Pocketrank: the demo</h1> <p><span class="label">simulated users</span></p> $headline </section>
+<h2>Per session</h2> <div class="wide">$policies</div> <p class="note">Mean and 95&nbsp;% interval (bootstrap over users,
+$resampled). All policies had the same users with the same random numbers. <em>Cloud order</em> shows each page as the cloud
+ranked it. <em>On device</em> reorders the rest of the page after every swipe. The <em>oracle</em> knows each user's hidden
+state and shows the item that is most likely to be an effective view now: an upper bound.</p> <h2>By position in the
+session</h2> <div class="plots">$along</div> <h2>Latency</h2> <div class="plots">$latency</div> <p class="note">Phones and
+server shared this machine. A phone's times will differ.</p> <h2>Models</h2> <div class="plots">$models</div> <h2>Export</h2>
+<div class="wide">$export</div> <p class="note">Largest difference from torch's scores on full, padded, empty-feedback and
+one-candidate inputs. Core ML cannot run on Linux: its saved program was evaluated operation by operation in numpy, which does
+not test Apple's runtime.</p> <h2>Data and run</h2> <div class="wide">$data</div> </main> </body> </html>
 """)
 
 _FIGURES = {
@@ -82,18 +56,18 @@ _FIGURES = {
 
 
 def html_page(report: Mapping[str, Any]) -> str:
-    """The page for a report of `pocketrank.sdk_demo.demo.run_demo`."""
+    """Return the page for a report of `pocketrank.sdk_demo.demo.run_demo`."""
     emulation, latency = report["emulation"], report["latency_ms"]
     return _PAGE.substitute(
         headline=_headline(emulation),
         policies=_policies(emulation["policies"]),
         resampled=f"{emulation['sessions']:,} sessions of {emulation['users']:,} users for each policy",
         along=_figure("Effective views by position", plots.effective_views(emulation))
-        + _figure("Sessions kept alive", plots.alive(emulation)),
-        latency=_figure("Reordering at a swipe, in the SDK", plots.histogram(latency, "rerank", "time of a swipe's reordering"))
-        + _figure("A page over HTTP", plots.histogram(latency, "page", "time of a page")),
+        + _figure("Sessions that reach each position", plots.alive(emulation)),
+        latency=_figure("Reordering at a swipe, in the SDK", plots.histogram(latency, "rerank", "reordering at a swipe"))
+        + _figure("A page over HTTP", plots.histogram(latency, "page", "page request")),
         models="".join(
-            _figure(f"How well each model orders: {task.replace('_', ' ')}", plots.model_auc(report["models"], task))
+            _figure(f"AUC of each model: {task.replace('_', ' ')}", plots.model_auc(report["models"], task))
             for task in ("effective_view", "like")
         ),
         export=_export(report["export"]["models"]),
@@ -105,21 +79,21 @@ def _headline(emulation: Mapping[str, Any]) -> str:
     share, gain = emulation["uplift_share"], emulation["gain"]["on_device"]["effective_views_per_session"]
     floor = emulation["policies"]["cloud_order"]["effective_views_per_session"]
     low, high = gain["ci95"]
-    verdict = "clear of zero" if low > 0 or high < 0 else "not clear of zero"
+    verdict = "which excludes zero" if low > 0 or high < 0 else "which includes zero"
     gained = (
         f"Effective views per session: {gain['mean']:+.2f} over cloud order ({100 * gain['mean'] / floor:+.0f}&nbsp;%), "
         f"95&nbsp;% interval {low:+.2f} to {high:+.2f}, {verdict}."
     )
     if share is None:
-        return f'<p class="note">The oracle won nothing over cloud order, so there is no share to tell.</p><p>{gained}</p>'
+        return f'<p class="note">The oracle gained nothing over cloud order: there is no uplift to capture.</p><p>{gained}</p>'
     low, high = share["ci95"]
     return (
         f'<p class="share">{100 * share["mean"]:.0f}&nbsp;%</p>'
         "<p><strong>of the oracle's uplift over cloud order is captured on the device</strong> "
         f"(95&nbsp;% interval {100 * low:.0f} to {100 * high:.0f}&nbsp;%).</p>"
         f'<p class="note">{gained}</p>'
-        '<p class="note">The users are a model made by us. They can show that the system works and compare policies on equal '
-        "terms; they cannot say what an app would gain.</p>"
+        '<p class="note">The users are simulated by a model of ours. They show that the system works, and compare policies on '
+        "equal terms. They do not predict what an app would gain.</p>"
     )
 
 

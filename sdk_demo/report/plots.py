@@ -1,4 +1,4 @@
-"""The plots of a report as SVG text that stands inside an HTML page."""
+"""Plots of a report, as SVG text to embed in an HTML page."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from matplotlib.figure import Figure
 __all__ = ["COLORS", "LABELS", "alive", "effective_views", "histogram", "model_auc"]
 
 COLORS = {"cloud_order": "#6b7280", "on_device": "#2563eb", "oracle": "#d97706"}
-"""One colour for a policy everywhere."""
+"""Colour of each policy in all plots."""
 LABELS = {"cloud_order": "cloud order", "on_device": "on device", "oracle": "oracle"}
-"""What a reader calls a policy."""
+"""Name of each policy for readers."""
 
-_STYLES = {"cloud_order": "--", "on_device": "-", "oracle": ":"}  # told apart without colour, too
+_STYLES = {"cloud_order": "--", "on_device": "-", "oracle": ":"}  # distinct without colour as well
 _INK = "#374151"
-_MODELS = {"server_score": "cloud's score", "no_feedback": "no feedback", "self_contained": "self-contained", "split": "split"}
+_MODELS = {"server_score": "server's score", "no_feedback": "no feedback", "self_contained": "self-contained", "split": "split"}
 
 
 def effective_views(emulation: Mapping[str, Any]) -> str:
-    """Effective views per session up to each position, one line for each policy."""
+    """Plot the effective views per session up to each position, a line for each policy."""
 
     def draw(axes: Axes) -> None:
         _lines(axes, emulation, "effective_views_so_far")
@@ -34,18 +34,18 @@ def effective_views(emulation: Mapping[str, Any]) -> str:
 
 
 def alive(emulation: Mapping[str, Any]) -> str:
-    """Share of the sessions that reach each position, one line for each policy."""
+    """Plot the share of sessions that reach each position, a line for each policy."""
 
     def draw(axes: Axes) -> None:
         _lines(axes, emulation, "alive", percent=True)
-        axes.set(xlabel="position in the session", ylabel="sessions still alive, %")
+        axes.set(xlabel="position in the session", ylabel="sessions that reach it, %")
         axes.set_ylim(0, 102)
 
-    return _svg(draw, "Sessions kept alive by position")
+    return _svg(draw, "Sessions that reach each position")
 
 
 def histogram(latency: Mapping[str, Any], name: str, what: str) -> str:
-    """Times of `name` (`rerank`, `page`), equal bins of the logarithm, with median and 99th percentile marked."""
+    """Plot the histogram of the times of `name` (`rerank`, `page`), with median and 99th percentile marked."""
     edges, counts = latency[f"{name}_histogram"]["edges"], latency[f"{name}_histogram"]["counts"]
 
     def draw(axes: Axes) -> None:
@@ -54,7 +54,7 @@ def histogram(latency: Mapping[str, Any], name: str, what: str) -> str:
         filled = [i for i, count in enumerate(counts) if count] or [0, len(counts) - 1]
         axes.set_xlim(edges[max(0, filled[0] - 2)], edges[min(len(edges) - 1, filled[-1] + 3)])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set(xlabel=f"{what}, ms", ylabel="times")
+        axes.set(xlabel=f"{what}, ms", ylabel="number")
         for percent, style in ((50, "-"), (99, "--")):
             if (at := latency[f"{name}_p{percent}"]) is not None:
                 axes.axvline(at, color=_INK, linestyle=style, linewidth=1.2, label=f"p{percent}: {at:.2f} ms")
@@ -65,7 +65,7 @@ def histogram(latency: Mapping[str, Any], name: str, what: str) -> str:
 
 
 def model_auc(models: Mapping[str, Any], task: str) -> str:
-    """AUC of each model for one task on the held-out days."""
+    """Plot the AUC of each model for one task on the held-out days."""
     known = [name for name in models if models[name].get(task, {}).get("auc") is not None]
 
     def draw(axes: Axes) -> None:
@@ -97,7 +97,7 @@ def _svg(draw: Callable[[Axes], None], title: str) -> str:
     axes.grid(axis="both", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     text = io.StringIO()
-    # Without a date, and with ids that follow from the title, the same figures make the same file.
+    # No date, and ids derived from the title, so that the same figures give the same file.
     with rc_context({"svg.hashsalt": title}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
     svg = text.getvalue()

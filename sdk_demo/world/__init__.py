@@ -1,7 +1,9 @@
-"""The simulated world: users with a hidden, drifting state, a catalogue, logs, live sessions and the oracle's knowledge.
+"""The simulated world: a catalogue, users with a hidden, drifting state, logs of their impressions, and live sessions.
 
-Nothing in here is a real user. `World.simulate_log` writes the schema that models train on; `World.session` is one user to
-be driven impression by impression; `UserSession.probabilities` is what only an oracle knows.
+`World.simulate_log` returns a log in the schema that models train on; `World.session` is one user who watches impression by
+impression; `UserSession.probabilities` are true probabilities, which only an oracle knows.
+
+What belongs here: everything that users do. Servers, models and phones see only logs and events.
 """
 
 from pocketrank.sdk_demo.world.catalogue import Items

@@ -1,9 +1,9 @@
-"""What could be known of a session without looking into the user's head.
+"""Bayes filter of a session's hidden state, for an observer who knows items and users perfectly.
 
-A Bayes filter for somebody who knows the catalogue and each user's lasting taste, interests and moods, and sees whether items
-were watched. Of the moment's hidden state it follows the focus, exactly; drift and the moods' swings stay at their means, and
-satiation is known because it follows from what was watched. So it tells about what a device could win if the cloud's knowledge
-were perfect; how long items were watched and the device's signals, which it does not use, could add to that.
+The observer knows the catalogue and each user's lasting taste, interests and mean moods, and sees whether items were watched
+effectively. Of the session's hidden state, the filter infers the focus exactly; drift and the deviations of moods stay at their
+means, and satiation is known because it follows from the watched items. Ranking by it is roughly what a device could gain if
+the cloud's knowledge were perfect; watch times and device signals, which the filter does not use, could add to that.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ class FocusBelief:
         self.focus: Float[np.ndarray, " topics"] = self._prior
 
     def rates(self, state: State, items: Int[np.ndarray, " n"]) -> Float[np.ndarray, "topics n"]:
-        """P(effective view) of `items` (row numbers) now, under each focus."""
+        """Return P(effective view) of `items` (row numbers) now, for each possible focus."""
         topics = len(self.focus)
         guess = state.take(np.zeros(topics, dtype=np.int64))
         guess.intent, guess.feeling = self._path.expected(self._user)
         return self._model.probabilities(guess, np.repeat(items[None], topics, 0))["effective_view"]
 
     def learn(self, rates: Float[np.ndarray, " topics"], effective: bool) -> None:
-        """Take in how the item with these `rates` was watched; then the focus may jump."""
+        """Update the belief with whether the item with these `rates` was watched effectively; then the focus may jump."""
+        # Bayes' rule, then the transition: with probability `jump` the focus is drawn again.
         posterior = self.focus * (rates if effective else 1.0 - rates)
         self.focus = (1.0 - self._jump) * posterior / posterior.sum() + self._jump * self._prior

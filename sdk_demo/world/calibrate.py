@@ -1,11 +1,11 @@
-"""Sets the intercepts so that a log under the logging policy has the rates of `[targets]`.
+"""Calibrates a world so that a log under the logging policy has the rates of `[targets]`.
 
     python -m pocketrank.sdk_demo.world.calibrate [--world FILE] [--write]
 
-Every calibrated value moves one rate monotonically: a location or a logit intercept, the scale of the watch noise (a wider
-one brings long views closer to effective views), the hazard's intercept. Each round simulates a log and moves all of them by
-what is missing in logits, damped where one leans on another; a few rounds settle within the log's own noise. `--write` puts
-the values into the file, leaving all other text as it is.
+Each calibrated value changes one rate monotonically: a location or a logit intercept, the scale of the watch noise (a larger
+one brings the rate of long views closer to that of effective views), the intercept of the hazard. Each round simulates a log
+and changes all values by the missing logits, damped because they depend on each other; a few rounds reach the log's own noise.
+`--write` writes the values into the file and keeps all other text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DAMPING = 0.8
 
 
 def measure(log: ImpressionLog) -> dict[str, float]:
-    """The realised value of each of `[targets]` in a log."""
+    """Return the value in a log of each key of `[targets]`."""
     rows = log.impressions
     labels = ("effective_view", "long_view", "like", "follow", "dislike")
     rates = {label: float(pc.mean(rows[label].cast(pa.float64())).as_py()) for label in labels}
@@ -48,18 +48,18 @@ def measure(log: ImpressionLog) -> dict[str, float]:
 def calibrate(
     config: WorldConfig, *, seed: int = 1, rounds: int = 8, report: Callable[[str], None] | None = None
 ) -> WorldConfig:
-    """The same world with its calibrated values set. `report` receives one line a round."""
+    """Return the same world with calibrated values. `report` is called with a line for each round."""
     target = msgspec.structs.asdict(config.targets)
     for number in range(rounds):
         got = measure(World(config).simulate_log(seed=seed))
         if report is not None:
             report(f"round {number}: " + "  ".join(f"{name} {value:.4f}" for name, value in got.items()))
-        config = _moved(config, got, target)
+        config = _step(config, got, target)
     return config
 
 
 def write_calibrated(config: WorldConfig, file: Path) -> None:
-    """Put the calibrated values into a world file in place, all other text unchanged; written whole or not at all."""
+    """Replace the calibrated values in a world file and keep all other text. The file is written whole or not at all."""
     text = file.read_text(encoding="utf-8")
     for section, keys in _CALIBRATED.items():
         for key in keys:
@@ -73,8 +73,8 @@ def write_calibrated(config: WorldConfig, file: Path) -> None:
     draft.replace(file)
 
 
-def _moved(config: WorldConfig, got: dict[str, float], target: dict[str, float]) -> WorldConfig:
-    """One step towards the targets."""
+def _step(config: WorldConfig, got: dict[str, float], target: dict[str, float]) -> WorldConfig:
+    """Return the world after one step towards the targets."""
 
     def missing(name: str) -> float:
         return _DAMPING * (_logit(target[name]) - _logit(got[name]))
@@ -101,13 +101,13 @@ def _moved(config: WorldConfig, got: dict[str, float], target: dict[str, float])
 
 
 def _logit(rate: float) -> float:
-    # A rate of 0 or 1 can be measured in a small log; half a row in 10,000 stands for it.
+    # A small log may have a rate of 0 or 1, whose logit is infinite; half a row in 10,000 replaces it.
     rate = min(max(rate, 5e-5), 1 - 5e-5)
     return math.log(rate / (1 - rate))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m pocketrank.sdk_demo.world.calibrate", description=__doc__.splitlines()[0])
     parser.add_argument("--world", type=Path, default=DEFAULT_WORLD, help="world file (default: the built-in one)")
     parser.add_argument("--rounds", type=int, default=8)

@@ -21,7 +21,7 @@ DAY_MS = 86_400_000
 class Items:
     """The catalogue, columnar; row i is the item with id i + 1, in order of upload.
 
-    `quality` and `centres` are hidden: they are in no log. All else is written to the log's item table.
+    `quality` and `centres` are hidden: no log holds them. All other columns are in the log's item table.
     """
 
     item_id: Int64[np.ndarray, " items"]
@@ -38,7 +38,7 @@ class Items:
         return len(self.item_id)
 
     def table(self) -> pa.Table:
-        """The log's item table (`pocketrank.cloud.data.schema.ITEMS`)."""
+        """Return the log's item table (`pocketrank.cloud.data.schema.ITEMS`)."""
         return pa.table(
             {
                 "item_id": self.item_id,
@@ -54,7 +54,7 @@ class Items:
 
 
 def unit_rows(x: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows d"]:
-    """Rows scaled to length 1."""
+    """Return the rows scaled to length 1."""
     unit: Float[np.ndarray, "rows d"] = x / np.linalg.norm(x, axis=1, keepdims=True)
     return unit
 
@@ -65,30 +65,33 @@ def make_items(config: WorldConfig, rng: np.random.Generator) -> Items:
     d = c.vector_width
     centres = unit_rows(rng.standard_normal((c.topics, d)))
 
+    # Authors have a home topic, a style and a quality; an item varies around its author.
     home = rng.integers(0, c.topics, c.authors)
     style = unit_rows(rng.standard_normal((c.authors, d))) * c.author_spread
     author_quality = rng.normal(0.0, c.author_quality, c.authors)
-    # A few authors upload much, most of them little.
+    # A few authors upload many items, most of them few.
     output = rng.pareto(c.author_tail, c.authors) + 0.2
     author = rng.choice(c.authors, c.items, p=output / output.sum())
-    # The first items cover all topics, so that no topic is empty however few the authors; the rest stay at home.
+    # The first items cover all topics, so that no topic is empty with few authors; the others are of the home topic.
     topic = np.where(np.arange(c.items) < c.topics, np.arange(c.items) % c.topics, home[author])
     own = unit_rows(rng.standard_normal((c.items, d))) * c.item_spread
     vector = unit_rows(centres[topic] + style[author] + own).astype(np.float32)
     quality = author_quality[author] + rng.normal(0.0, c.item_quality, c.items)
 
+    # Durations are log-normal within a topic.
     is_long = np.arange(c.topics) >= c.topics - c.long_topics
     topic_log = rng.normal(0.0, c.duration_topic_sigma, c.topics) + np.where(is_long, np.log(c.duration_long_factor), 0.0)
     log_s = np.log(c.duration_median_s) + topic_log[topic] + rng.normal(0.0, c.duration_sigma, c.items)
     duration_s = np.clip(np.exp(log_s), c.duration_min_s, c.duration_max_s)
 
+    # Items of music topics share popular tracks; the square favours the first ones.
     popular = max(1, c.music_tracks // 2)
     track = np.where(
         topic < c.music_topics,
         (popular * rng.random(c.items) ** 2).astype(np.int64),
         rng.integers(0, c.music_tracks, c.items),
     )
-    # Upload times are sorted while topics are not, so ids follow time and say nothing else.
+    # Upload times are sorted and topics are not, so that ids follow time and reveal nothing else.
     order = rng.permutation(c.items)
     online = round(c.items * c.initial_share)
     before = rng.random(online) * c.initial_days

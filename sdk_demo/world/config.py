@@ -1,8 +1,8 @@
 """The whole description of a simulated world, read from one TOML file and checked.
 
-`default.toml` beside this file holds a value for every field; a file given with `--world` replaces it whole, so that a
-world is always described by exactly one file. Unknown keys, missing keys, wrong types and values out of range are a
-`WorldConfigError` that names the key. What each key means stands in `parameters`.
+`default.toml` in this folder has a value for every field; a file given with `--world` replaces all of it, so that exactly one
+file describes a world. Unknown keys, missing keys, wrong types and values out of range raise a `WorldConfigError` that names
+the key. `parameters` documents each key.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from pocketrank.sdk_demo.world.parameters import (
 __all__ = ["DEFAULT_WORLD", "WorldConfig"]
 
 DEFAULT_WORLD = Path(__file__).with_name("default.toml")
-"""The world that is used when no file is named."""
+"""File of the world that is used when no file is named."""
 
 
 class WorldConfig(Section, frozen=True, kw_only=True):
     """A whole simulated world."""
 
     seed: Whole
-    """Seed of catalogue, users and, mixed with a run's own seed, of everything that happens."""
+    """Seed of catalogue and users and, combined with a run's own seed, of all events."""
     catalogue: CatalogueConfig
     """The items."""
     users: UserConfig
@@ -49,13 +49,13 @@ class WorldConfig(Section, frozen=True, kw_only=True):
     session: UserSessionConfig
     """The hidden state of a session."""
     utility: UtilityConfig
-    """What makes an item worth watching."""
+    """The utility of an item."""
     watch: WatchConfig
     """Watch time."""
     actions: ActionConfig
     """Like, follow, dislike."""
     exit: ExitConfig
-    """Leaving."""
+    """When users leave."""
     signals: SignalConfig
     """Device signals."""
     policy: PolicyConfig
@@ -63,13 +63,13 @@ class WorldConfig(Section, frozen=True, kw_only=True):
     log: SimulatedLogConfig
     """The log."""
     targets: TargetConfig
-    """Rates aimed at."""
+    """Rates that calibration aims at."""
 
     @classmethod
     def load(cls, path: Path | None = None) -> WorldConfig:
         """Read a world from a TOML file, `DEFAULT_WORLD` when `path` is None.
 
-        Raises `WorldConfigError` for a file that cannot be read, is no TOML, or has a wrong, missing or unknown key.
+        Raises `WorldConfigError` for a file that cannot be read, is not TOML, or has a wrong, missing or unknown key.
         """
         file = DEFAULT_WORLD if path is None else path
         try:
@@ -84,8 +84,8 @@ class WorldConfig(Section, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, raw: dict[str, Any], *, file: str = "world") -> WorldConfig:
-        """Check a decoded TOML document; `file` is the name that errors carry. Raises `WorldConfigError`."""
-        _refuse_infinite(raw, "$", file)
+        """Check a decoded TOML document; errors name `file`. Raises `WorldConfigError`."""
+        _reject_infinite(raw, "$", file)
         try:
             config = msgspec.convert(raw, cls)
         except msgspec.ValidationError as error:
@@ -95,7 +95,7 @@ class WorldConfig(Section, frozen=True, kw_only=True):
 
 
 def _config_error(message: str, raw: dict[str, Any], file: str) -> WorldConfigError:
-    """Turn msgspec's "what - at `where`" into ours, and add the value when the path leads to one."""
+    """Turn msgspec's "what - at `where`" into a `WorldConfigError`, with the value if the path leads to one."""
     what, _, tail = message.partition(" - at `")
     where = tail.rstrip("`") or "$"
     if what.startswith("Object missing required field"):
@@ -108,17 +108,17 @@ def _config_error(message: str, raw: dict[str, Any], file: str) -> WorldConfigEr
     return WorldConfigError(f"{file}: {where}", what.removeprefix("Expected ").partition(", got ")[0], repr(node))
 
 
-def _refuse_infinite(node: Any, where: str, file: str) -> None:
-    """TOML knows nan and inf; no parameter may be either, bounded or not."""
+def _reject_infinite(node: Any, where: str, file: str) -> None:
+    """Raise for nan and inf, which TOML allows and no parameter may be."""
     if isinstance(node, dict):
         for key, value in node.items():
-            _refuse_infinite(value, f"{where}.{key}", file)
+            _reject_infinite(value, f"{where}.{key}", file)
     elif isinstance(node, float) and not math.isfinite(node):
         raise WorldConfigError(f"{file}: {where}", "a finite number", repr(node))
 
 
 def _check(config: WorldConfig, file: str) -> None:
-    """Relations between keys."""
+    """Check relations between keys."""
 
     def need(ok: bool, path: str, expected: str, got: object) -> None:
         if not ok:

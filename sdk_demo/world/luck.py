@@ -1,9 +1,9 @@
-"""Luck that depends on where it is used, not on what was drawn before.
+"""Random numbers that depend on the key where they are used, not on earlier draws.
 
-Policies are compared on equal luck: a session's hidden path must not change with what is shown, and the outcome of an item
-at a position must not depend on what came before. So every number is a hash of its key (SplitMix64: Steele, Lea and Flood,
-"Fast splittable pseudorandom number generators", 2014), computed for whole batches at once; `numpy.random.Generator` would
-have to be built anew for each key, which costs more than a whole simulated impression.
+Policies are compared on equal random numbers, their luck: a session's hidden path must not depend on the items shown, nor the
+outcome of an item at a position on the items before it. Therefore every number is a hash of its key (SplitMix64: Steele, Lea
+and Flood, "Fast splittable pseudorandom number generators", 2014), computed for whole batches at once. A
+`numpy.random.Generator` would have to be constructed for each key, which costs more than a whole simulated impression.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TWO_PI = 2.0 * np.pi
 
 
 def _mix(z: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    """SplitMix64's finaliser, in place."""
+    """Apply SplitMix64's finaliser in place."""
     z ^= z >> _S30
     z *= _MIX_1
     z ^= z >> _S27
@@ -34,7 +34,7 @@ def _mix(z: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
 
 
 def keys_from(*parts: int, batch: int = 1) -> UInt64[np.ndarray, " batch"]:
-    """One key, repeated `batch` times, from non-negative integers."""
+    """Return one key, repeated `batch` times, from non-negative integers."""
     keys = np.zeros(batch, dtype=np.uint64)
     for part in parts:
         keys = absorb(keys, np.full(batch, part, dtype=np.int64))
@@ -42,18 +42,18 @@ def keys_from(*parts: int, batch: int = 1) -> UInt64[np.ndarray, " batch"]:
 
 
 def absorb(keys: UInt64[np.ndarray, " batch"], values: Int64[np.ndarray, " batch"]) -> UInt64[np.ndarray, " batch"]:
-    """New keys that depend on the old ones and on one non-negative integer each."""
+    """Return new keys, each from an old key and one non-negative integer."""
     return _mix(keys + (values.astype(np.uint64) + _ONE) * _STRIDE)
 
 
 def uniforms(keys: UInt64[np.ndarray, " batch"], count: int) -> Float[np.ndarray, "batch count"]:
-    """`count` (at most 256) numbers in (0, 1), neither end included, for each key."""
+    """Return `count` (at most 256) numbers in (0, 1), both ends excluded, for each key."""
     bits = _mix(keys[:, None] + _COUNTERS[:count]) >> _S11
     return (bits + 0.5) * 2.0**-53
 
 
 def normals(uniform: Float[np.ndarray, "batch twice"]) -> Float[np.ndarray, "batch twice"]:
-    """As many standard normal numbers as uniform ones, an even number (Box and Muller)."""
+    """Return as many standard normal numbers as uniform ones, an even number (Box and Muller)."""
     half = uniform.shape[1] // 2
     out = np.empty_like(uniform)
     angle = _TWO_PI * uniform[:, half:]
@@ -66,7 +66,7 @@ def normals(uniform: Float[np.ndarray, "batch twice"]) -> Float[np.ndarray, "bat
 
 
 STREAMS = 4
-"""Streams that a session's luck is divided into at each step; see `step_keys`."""
+"""Number of streams of random numbers at each step of a session; see `step_keys`."""
 
 
 def step_keys(
@@ -75,5 +75,5 @@ def step_keys(
     step: Int64[np.ndarray, " batch"],
     item: Int64[np.ndarray, " batch"] | int = 0,
 ) -> UInt64[np.ndarray, " batch"]:
-    """Keys of one stream (below `STREAMS`) at a step (below 2^20) and, where it matters, for an item (below 2^40)."""
+    """Return the keys of a stream (below `STREAMS`) at a step (below 2^20), optionally for an item (below 2^40)."""
     return absorb(keys, (step + (item << 20)) * STREAMS + stream)

@@ -1,6 +1,6 @@
-"""The simulated recommender that wrote the log: long-term taste and quality, seen through noise, and some exploration.
+"""The simulated recommender that wrote the log: noisy scores of long-term taste and quality, and some exploration.
 
-It knows nothing of the session, so its log leaves room for whoever does.
+It ignores the session, so that a model of the session can improve on its log.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pocketrank.sdk_demo.world.users import Users
 
 __all__ = ["LoggingPolicy"]
 
-_CHUNK_SCORES = 4_000_000  # scores held at once; bounds memory for large catalogues
+_CHUNK_SCORES = 4_000_000  # scores computed at once, which bounds memory for large catalogues
 
 
 class LoggingPolicy:
-    """Makes pages of candidates in cloud order."""
+    """Recommender that makes pages of candidates in cloud order."""
 
     def __init__(self, config: PolicyConfig, items: Items, users: Users, seed: int) -> None:
         self._config, self._items = config, items
@@ -29,9 +29,9 @@ class LoggingPolicy:
     def pages(
         self, users: Int64[np.ndarray, " batch"], now_ms: Int64[np.ndarray, " batch"], seen: Bool[np.ndarray, "batch items"]
     ) -> Int64[np.ndarray, "batch page"]:
-        """One page for each user (row numbers), best first, as item row numbers.
+        """Return one page for each user (row numbers), best first, as item row numbers.
 
-        Items not yet uploaded are never offered; items seen before only when nothing else is left.
+        It holds no items that are not yet uploaded, and items that the user has seen only when no others are left.
         """
         size = max(1, _CHUNK_SCORES // len(self._items))
         parts = [self._pages(users[k : k + size], now_ms[k : k + size], seen[k : k + size]) for k in range(0, len(users), size)]
@@ -41,6 +41,7 @@ class LoggingPolicy:
         self, users: Int64[np.ndarray, " batch"], now_ms: Int64[np.ndarray, " batch"], seen: Bool[np.ndarray, "batch items"]
     ) -> Int64[np.ndarray, "batch page"]:
         c, rng = self._config, self._rng
+        # Noisy scores; seen items and items that are not yet online come last.
         scores: Float32[np.ndarray, "batch items"] = rng.standard_normal(seen.shape, dtype=np.float32)
         scores *= c.noise
         scores += self._taste[users] @ self._items.vector.T
@@ -53,7 +54,7 @@ class LoggingPolicy:
         order = np.argsort(-np.take_along_axis(scores, page, axis=1), axis=1, kind="stable")
         page = np.take_along_axis(page, order, axis=1)
 
-        # Exploration puts any online item into a slot; where that is already seen or on the page, the slot keeps its own.
+        # Exploration puts any online item into a slot, unless it was seen or is on the page.
         rows = np.arange(len(users))
         for slot in np.flatnonzero(rng.random(c.page_size) < c.explore):
             wild = rng.integers(0, online)

@@ -1,9 +1,9 @@
-"""What a user does with an item: true probabilities, and one outcome drawn from exactly those.
+"""The response of users to items: true probabilities, and outcomes drawn from exactly those.
 
-Location of ln watch time = intercept + utility + duration, impatience and buffering terms; the noise is logistic, so that
-P(watch ≥ t) is one sigmoid. Given the view, actions are Bernoulli in the utility. The hazard of leaving depends on the view
-only through its class (not effective, effective, long), so P(has_next) is a sum of three terms. Buffering and volume as the
-device measures them are noisy readings of what enters here (`signals`).
+The location of ln watch time = intercept + utility + terms of duration, impatience and buffering. Its noise is logistic, so
+that P(watch ≥ t) is one sigmoid. Given the view, actions are Bernoulli with a probability that depends on the utility. The
+hazard of leaving depends on the view only through its class (not effective, effective, long), so that P(has_next) is a sum of
+three terms. The device's readings of buffering and volume are noisy versions of what is used here (`signals`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pocketrank.sdk_demo.world.users import MOODS, Users
 __all__ = ["TASKS", "Outcomes", "Response", "ResponseModel", "sigmoid"]
 
 TASKS = ("effective_view", "long_view", "like", "follow", "has_next")
-"""What `ResponseModel.probabilities` tells, in this order."""
+"""Tasks of `ResponseModel.probabilities`, in its order."""
 
-_OUTCOME = 2  # stream of a session's luck; `state` uses another
+_OUTCOME = 2  # stream of random numbers; `state` uses another
 _SOUND, _PATIENCE, _IMPATIENCE = (MOODS.index(m) for m in ("sound", "patience", "impatience"))
 _QUALITY, _DURATION, _MUSIC, _EFFECTIVE, _LONG = range(5)  # columns of the packed item matrix
 
 
 @dataclass(slots=True, frozen=True)
 class Response:
-    """How n items would be received now: utility, location of ln watch seconds, and expected buffering in seconds."""
+    """Response to n items now: utility, location of ln watch seconds, and expected buffering in seconds."""
 
     utility: Float[np.ndarray, "batch n"]
     location: Float[np.ndarray, "batch n"]
@@ -42,7 +42,7 @@ class Response:
 
 @dataclass(slots=True, frozen=True)
 class Outcomes:
-    """One finished impression of each session of a batch. `has_next` false: the user has left."""
+    """One finished impression of each session of a batch. Where `has_next` is false, the user has left."""
 
     user: Int64[np.ndarray, " batch"]
     item: Int64[np.ndarray, " batch"]
@@ -60,7 +60,7 @@ class Outcomes:
 
 
 def sigmoid(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """1 / (1 + e^-x), without overflow."""
+    """Return 1 / (1 + e^-x) without overflow."""
     half: Float[np.ndarray, "*shape"] = np.tanh(0.5 * x)
     half += 1.0
     half *= 0.5
@@ -68,7 +68,7 @@ def sigmoid(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 class ResponseModel:
-    """The world's dynamics over a batch of sessions."""
+    """Response of a batch of sessions, and the changes of their state that depend on the items shown."""
 
     def __init__(self, config: WorldConfig, items: Items, users: Users) -> None:
         self._config = config
@@ -85,7 +85,7 @@ class ResponseModel:
             [
                 items.quality,
                 (log_s - log_s.mean()) / (log_s.std() + 1e-9),
-                music - music.mean(),  # what sound adds on music topics it takes from the rest
+                music - music.mean(),  # centred: sound adds to music topics what it takes from the others
                 np.minimum(log_s, np.log(watch.effective_s)),
                 np.minimum(log_s, np.log(watch.long_s)),
             ],
@@ -97,14 +97,14 @@ class ResponseModel:
         self._reward = e.satisfaction_rate * np.array([0.0, e.effective_reward, e.long_reward])
 
     def respond(self, state: State, items: Int64[np.ndarray, "batch n"]) -> Response:
-        """How the users would receive `items` (row numbers) now."""
+        """Return the response of the users to `items` (row numbers) now."""
         u, w = self._config.utility, self._config.watch
         packed = self._packed[items]
         vectors = self._vector[items]
         duration, music = packed[..., _DURATION], packed[..., _MUSIC]
         seen = (state.previous >= 0)[:, None]
         sound, patience, impatience = (state.feeling[:, k, None] for k in (_SOUND, _PATIENCE, _IMPATIENCE))
-        # Item vectors enter linearly, so what pulls and what repels is added up before the one product.
+        # Utility is linear in the item vector, so that attraction and repulsion are summed before one product.
         pull = u.match * state.intent - u.similarity * seen * self._vector[state.previous]
         utility = (vectors @ pull[:, :, None])[..., 0]
         utility += u.quality * packed[..., _QUALITY]
@@ -117,7 +117,7 @@ class ResponseModel:
         return Response(utility, location, buffering)
 
     def probabilities(self, state: State, items: Int64[np.ndarray, "batch n"]) -> dict[str, Float[np.ndarray, "batch n"]]:
-        """True probability of each of `TASKS` for showing each item now."""
+        """Return the true probability of each of `TASKS` if each item were shown now."""
         response = self.respond(state, items)
         thresholds = self._packed[items][..., _EFFECTIVE : _LONG + 1]
         view = sigmoid((response.location[..., None] - thresholds) / self._config.watch.scale)
@@ -134,9 +134,9 @@ class ResponseModel:
         }
 
     def watch(self, state: State, items: Int64[np.ndarray, " batch"]) -> Outcomes:
-        """Show one item to each session, move every session one step on, and say what happened.
+        """Show one item to each session, advance every session by one step, and return the outcomes.
 
-        Sessions whose `has_next` is false stay in the batch; the caller drops them.
+        Sessions whose `has_next` is false stay in the batch; the caller removes them.
         """
         config, batch = self._config, len(state)
         rows = np.arange(batch)
@@ -144,6 +144,7 @@ class ResponseModel:
         utility = response.utility[:, 0]
         noise = luck.uniforms(luck.step_keys(state.key, _OUTCOME, state.step, items), 6 + SIGNAL_UNIFORMS)
 
+        # Watch time: logistic noise around the location, capped at the duration.
         duration_ms = self._duration_ms[items]
         u = noise[:, 0]
         log_s = np.minimum(response.location[:, 0] + config.watch.scale * np.log(u / (1.0 - u)), 20.0)
@@ -151,12 +152,14 @@ class ResponseModel:
         effective = watch_ms >= np.minimum(duration_ms, round(config.watch.effective_s * 1000))
         long = watch_ms >= np.minimum(duration_ms, round(config.watch.long_s * 1000))
 
+        # Actions, given the view.
         a = config.actions
         action = sigmoid(self._action_intercept + self._action_slope * utility[:, None])
         like = effective & (noise[:, 1] < action[:, 0])
         follow = long & (noise[:, 2] < action[:, 1])
         dislike = ~effective & (noise[:, 3] < sigmoid(a.dislike_intercept + a.dislike_slope * utility))
 
+        # Leaving, and how the impression ended.
         kind = effective.astype(np.int64) + long
         leave = self._leave(state, response)[:, 0]
         has_next = noise[:, 4] >= leave[rows, kind]
@@ -166,6 +169,7 @@ class ResponseModel:
             int(Ended.BACKGROUND),
             np.where(has_next, np.where(watch_ms >= duration_ms, int(Ended.COMPLETE), int(Ended.SWIPE)), int(Ended.EXIT)),
         )
+        # The device's readings, then the state of the next step.
         duration, music = self._packed[items, _DURATION], self._packed[items, _MUSIC]
         shown = Viewing(utility, watch_ms, response.buffering_s[:, 0], duration, music, background)
         signals = self._device.read(state, shown, noise[:, 6:])
@@ -188,11 +192,11 @@ class ResponseModel:
         return outcomes
 
     def _leave(self, state: State, response: Response) -> Float[np.ndarray, "batch n 3"]:
-        """Probability of leaving after a view that is not effective, effective only, or long."""
+        """Return the probability of leaving after a view that is not effective, effective only, or long."""
         e = self._config.exit
         after = (1.0 - e.satisfaction_rate) * state.satisfaction[:, None] + self._reward
         minutes = (state.now_ms - state.start_ms) / 600_000.0
-        # At the last allowed position the hazard is so large that leaving is certain in double precision.
+        # At the last allowed position the hazard makes leaving certain in double precision.
         last = state.step + 1 >= self._config.session.max_impressions
         base = e.intercept + 1e4 * last + e.impatience * state.feeling[:, _IMPATIENCE]
         base += e.fatigue_count / 10.0 * state.step + e.fatigue_minutes * minutes
@@ -200,11 +204,11 @@ class ResponseModel:
         return sigmoid(moment[:, None, :] + e.buffering * response.buffering_s[..., None])
 
     def _settle(self, state: State, o: Outcomes, kind: Int64[np.ndarray, " batch"]) -> None:
-        """Move what depends on the item shown, then the rest of the state."""
+        """Update the state that depends on the item shown, then the rest."""
         config = self._config
         s = config.session
         rows = np.arange(len(state))
-        # Satiation weighs an item by the share watched of what makes a long view: a flick hardly tires.
+        # Satiation counts an item by its watch time as a share of a long view: a flick adds little.
         share = np.minimum(o.watch_ms / np.minimum(self._duration_ms[o.item], config.watch.long_s * 1000.0), 1.0)
         state.satiation = s.satiation_memory * state.satiation
         state.satiation[rows, self._topic[o.item]] += s.satiation_gain * (s.satiation_floor + (1.0 - s.satiation_floor) * share)

@@ -1,4 +1,4 @@
-"""One user's session, impression by impression: what the emulator drives, and what the oracle asks."""
+"""A live session of one user, impression by impression, and its true probabilities for the oracle."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pocketrank.sdk_demo.world.state import State
 __all__ = ["SESSION_TAG", "Outcome", "UserSession"]
 
 SESSION_TAG = 2
-"""Part of the keys of sessions outside of logs."""
+"""Part of the random keys of live sessions; those of a log have another (`simulate.LOG_TAG`)."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Outcome:
-    """What happened to one impression. Names and units as in `pocketrank.device.contract.FeedbackEvent`.
+    """Outcome of one impression. Names and units are those of `pocketrank.device.contract.FeedbackEvent`.
 
     `effective_view`, `long_view` and `has_next` are the labels; a device does not report them.
     """
@@ -53,7 +53,7 @@ class Outcome:
     backgrounded: bool
 
     def event(self, *, event_id: str, session_id: str, page_id: str | None = None) -> FeedbackEvent:
-        """The feedback event that a device reports for this impression."""
+        """Return the feedback event that a device reports for this impression."""
         values = {
             name: getattr(self, name) for name in self.__slots__ if name not in ("effective_view", "long_view", "has_next")
         }
@@ -61,10 +61,10 @@ class Outcome:
 
 
 class UserSession:
-    """A running session of one user. Made by `World.session`.
+    """Live session of one user, made by `World.session`.
 
-    The hidden path of the session depends on world, user and seed alone, and the luck of an outcome on session, position and
-    item: two policies that run the same session are compared on equal luck.
+    The hidden path of the session depends on world, user and seed only, and the random numbers of an outcome on session,
+    position and item only, so that two policies with the same session are compared on equal luck.
     """
 
     def __init__(self, config: WorldConfig, model: ResponseModel, state: State, item_count: int) -> None:
@@ -74,12 +74,12 @@ class UserSession:
 
     @property
     def user_id(self) -> int:
-        """Whose session it is."""
+        """Id of the session's user."""
         return int(self._state.user[0]) + 1
 
     @property
     def alive(self) -> bool:
-        """Whether the user is still there."""
+        """Whether the user has not left yet."""
         return self._alive
 
     @property
@@ -89,22 +89,22 @@ class UserSession:
 
     @property
     def now_ms(self) -> int:
-        """The session's clock: when the next impression would begin, ms since the epoch."""
+        """The session's clock: start of the next impression, ms since the epoch."""
         return int(self._state.now_ms[0])
 
     def probabilities(self, item_ids: Int[np.ndarray, " n"]) -> dict[str, Float[np.ndarray, " n"]]:
-        """True probability, for showing each item now, of `pocketrank.sdk_demo.world.TASKS`.
+        """Return the true probability of each of `pocketrank.sdk_demo.world.TASKS` if each item were shown now.
 
-        Closed form: the noise of watch time, actions and leaving is integrated out; nothing is drawn and nothing moves.
-        Raises `UnknownIdError`.
+        The noise of watch time, actions and leaving is integrated out in closed form; nothing is drawn, and the state does not
+        change. Raises `UnknownIdError`.
         """
         table = self._model.probabilities(self._state, self._rows(item_ids)[None, :])
         return {task: values[0] for task, values in table.items()}
 
     def expected(self, item_ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Probability of an effective view, for showing each item now, to who knows everything but the hidden state (`belief`).
+        """Return the probability of an effective view if each item were shown now, without knowing the hidden state (`belief`).
 
-        What was watched before the first question is not known either. Raises `UnknownIdError`.
+        Items watched before the first call are not used. Raises `UnknownIdError`.
         """
         rows = self._rows(item_ids)
         if self._belief is None:
@@ -120,7 +120,7 @@ class UserSession:
         return ids - 1
 
     def watch(self, item_id: int) -> Outcome:
-        """Show an item, and move to the next moment. Raises `SessionOverError` once the user has left, `UnknownIdError`."""
+        """Show an item and advance to the next step. Raises `SessionOverError` once the user has left, `UnknownIdError`."""
         if not self._alive:
             raise SessionOverError("watch", "a session that is alive", f"one that ended before position {self.position}")
         if not 1 <= item_id <= self._item_count:

@@ -1,7 +1,8 @@
-"""What only the device sees: noisy readings of moods, network and liking.
+"""Device signals: noisy readings of moods, network and liking.
 
 Volume and mute read the sound mood; orientation and pauses read patience; scroll speed, playback rate and seeks read
-impatience; carrier and buffering read the network; a change of volume and a fast flick also read how the item was liked.
+impatience; carrier and buffering read the network; a change of volume and a fast flick also reflect how much the user liked the
+item.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pocketrank.sdk_demo.world.users import MOODS
 __all__ = ["SIGNAL_UNIFORMS", "DeviceSignals", "Viewing", "Signals"]
 
 SIGNAL_UNIFORMS = 9
-"""Uniform numbers that one reading uses: 4 for normal noise, 5 as they are."""
+"""Uniform numbers that one reading uses: 4 become normal noise, 5 are used directly."""
 
 _RATES = np.array([1.0, 1.5, 2.0])
 _FLAG_NOISE = [4, 5, 6, 6]
@@ -47,7 +48,7 @@ class Signals:
 
 @dataclass(slots=True, frozen=True)
 class Viewing:
-    """What the readings of one impression of each session depend on besides the state.
+    """Inputs of the readings of one impression of each session, besides the state.
 
     `duration` is in standard deviations of ln duration, `music` is 1 on music topics and 0 elsewhere, less its mean.
     """
@@ -61,12 +62,12 @@ class Viewing:
 
 
 class DeviceSignals:
-    """Reads the hidden state the way a phone can."""
+    """Readings of the hidden state by a phone."""
 
     def __init__(self, config: SignalConfig) -> None:
         self._config = config
         c = config
-        # Four yes-or-no readings share one sigmoid: muted, landscape, faster, much faster.
+        # Four binary readings are computed by one sigmoid: muted, landscape, faster, much faster.
         self._intercept = np.array(
             [c.mute_intercept, c.landscape_intercept, c.fast_intercept, c.fast_intercept - c.faster_step]
         )
@@ -77,18 +78,18 @@ class DeviceSignals:
         self._duration = np.array([0.0, c.landscape_duration, c.fast_impatience, c.fast_impatience])
 
     def expected_buffering(self, state: State, duration: Float[np.ndarray, "batch n"]) -> Float[np.ndarray, "batch n"]:
-        """Expected buffering in seconds of items of `duration` (standard deviations of ln duration)."""
+        """Return the expected buffering in seconds of items of `duration` (standard deviations of ln duration)."""
         c = self._config
         quality = state.network + c.wifi_gain * state.wifi
         log_s = c.buffering_log + c.buffering_network * quality[:, None] + c.buffering_duration * duration
         return np.minimum(np.exp(np.minimum(log_s, 20.0)), c.buffering_max_s)
 
     def read(self, state: State, shown: Viewing, noise: Float[np.ndarray, "batch uniforms"]) -> Signals:
-        """The readings of one impression; `noise` holds `SIGNAL_UNIFORMS` uniform numbers a session."""
+        """Return the readings of one impression; `noise` holds `SIGNAL_UNIFORMS` uniform numbers per session."""
         c = self._config
         feeling = state.feeling
         z = luck.normals(noise[:, :4])
-        # Columns 2 and 3 share one number: who plays much faster also plays faster.
+        # Columns 2 and 3 share one number, because playing much faster implies playing faster.
         flags = noise[:, _FLAG_NOISE] < self._flag_probability(feeling, shown.duration)
         change = c.change_sound * (shown.music + 0.5) * shown.utility + c.volume_noise * z[:, 1]
         change = np.where(np.abs(change) >= c.change_threshold, np.minimum(np.maximum(change, -0.5), 0.5), 0.0)

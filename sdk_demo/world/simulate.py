@@ -1,7 +1,7 @@
-"""Writing a log: all users' sessions under the logging policy, many sessions in lock-step.
+"""Simulation of a log: all users' sessions under the logging policy, many sessions in lock-step.
 
-A user's sessions follow one another, so round r runs everybody's r-th session at once. Nothing here decides what a user
-does; that is `response`, the same computation that a single `UserSession` uses.
+A user's sessions follow one another, so that round r runs the r-th session of all users at once. `response` computes what users
+do, as for a single `UserSession`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pocketrank.sdk_demo.world.users import Users
 __all__ = ["LOG_TAG", "simulate_log"]
 
 LOG_TAG = 1
-"""Part of the keys of a log's sessions; sessions outside of logs have another."""
+"""Part of the random keys of a log's sessions; live sessions have another (`session.SESSION_TAG`)."""
 
 _HOUR_MS = 3_600_000
 _BREAK_MS = 600_000  # shortest time between two sessions of a user
@@ -41,7 +41,7 @@ def simulate_log(
     seed: int,
     progress: Callable[[float], None] | None = None,
 ) -> ImpressionLog:
-    """Run all users' sessions of `config.log` and write them down. `progress` is called with 0..1."""
+    """Run all users' sessions of `config.log` and return their log. `progress` is called with the share done, 0..1."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.seed, seed, 0x106])))
     starts = _plan(config, users, rng)
     policy = LoggingPolicy(config.policy, items, users, seed=config.seed * 1_000_003 + seed)
@@ -51,6 +51,7 @@ def simulate_log(
     record = _Record(config.policy.page_size)
     done = 0
     for number in range(max(len(s) for s in starts)):
+        # All users who have a session with this number start it.
         who = np.array([u for u, s in enumerate(starts) if len(s) > number], dtype=np.int64)
         planned = np.array([starts[u][number] for u in who], dtype=np.int64)
         keys = luck.absorb(luck.keys_from(config.seed, seed, LOG_TAG, number, batch=len(who)), who)
@@ -59,6 +60,7 @@ def simulate_log(
         page = np.zeros((len(who), config.policy.page_size), dtype=np.int64)
         page_id = np.zeros(len(who), dtype=np.int64)
         slot = 0
+        # One step of all running sessions; a new page when the last one is used up.
         while len(state):
             if slot % config.policy.shown == 0:
                 slot = 0
@@ -78,7 +80,7 @@ def simulate_log(
 
 
 def _plan(config: WorldConfig, users: Users, rng: np.random.Generator) -> list[Int64[np.ndarray, " sessions"]]:
-    """Start times of each user's sessions, sorted; active users have more. Nobody having any, the first user has one."""
+    """Draw the sorted start times of each user's sessions. If nobody has a session, the first user has one."""
     c = config.log
     counts = rng.poisson(c.sessions_per_user * users.activity)
     if not counts.any():
@@ -96,7 +98,7 @@ def _plan(config: WorldConfig, users: Users, rng: np.random.Generator) -> list[I
 
 
 class _Record:
-    """Columns of the log while it grows."""
+    """Columns of a log in the making."""
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
@@ -105,7 +107,7 @@ class _Record:
         self._columns: dict[str, list[np.ndarray]] = {}
 
     def add_pages(self, pages: Int64[np.ndarray, "batch page"]) -> Int64[np.ndarray, " batch"]:
-        """Keep pages of item row numbers; returns their ids, from 1."""
+        """Add pages of item row numbers and return their ids, from 1."""
         first = self._page_count + 1
         self._pages.append(pages + 1)
         self._page_count += len(pages)
@@ -121,7 +123,7 @@ class _Record:
             self._columns.setdefault(name, []).append(values)
 
     def log(self, items: Items, users: Users) -> ImpressionLog:
-        """The log, sorted as the schema asks. Labels that the world does not simulate are null."""
+        """Return the log, sorted as the schema requires. Labels that the world does not simulate are null."""
         columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         order = np.lexsort((columns["item_id"], columns["user_id"], columns["impression_ms"]))
         rows = len(order)

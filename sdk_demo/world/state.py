@@ -1,8 +1,8 @@
-"""The hidden state of a batch of sessions, and the part of it that moves by itself.
+"""Hidden state of a batch of sessions, and the part of it that does not depend on the items shown.
 
 The intent is long-term taste, plus a topic in focus that sometimes jumps, plus a deviation that drifts as AR(1). Moods and
-network quality drift as AR(1) too. None of that depends on what is shown: with the same key it takes the same path under
-every policy. Satiation, satisfaction, the previous item and the clock do depend on it; `response` moves those.
+network quality drift as AR(1) as well. None of these depends on the items shown: with the same key they take the same path
+under every policy. Satiation, satisfaction, the previous item and the clock depend on the items; `response` updates those.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pocketrank.sdk_demo.world.users import MOODS, Users
 
 __all__ = ["SessionPath", "State"]
 
-_PATH = 1  # stream of a session's luck; `response` uses another
+_PATH = 1  # stream of random numbers; `response` uses another
 
 
 @dataclass(slots=True)
 class State:
-    """A batch of running sessions, one row each. `step` is the number of impressions so far, the position of the next one."""
+    """A batch of running sessions, a row each. `step` is the number of impressions so far: the position of the next one."""
 
     key: UInt64[np.ndarray, " batch"]
     user: Int64[np.ndarray, " batch"]
@@ -48,12 +48,12 @@ class State:
         return len(self.user)
 
     def take(self, rows: Bool[np.ndarray, " all"] | Int64[np.ndarray, " taken"]) -> State:
-        """The sessions that a mask selects, or those of these row numbers; a copy."""
+        """Return a copy of the sessions that a mask or row numbers select."""
         return State(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 class SessionPath:
-    """Starts sessions and moves the part of their state that nothing shown can change."""
+    """Starts sessions, and advances the part of their state that does not depend on the items shown."""
 
     def __init__(self, config: WorldConfig, items: Items, users: Users) -> None:
         self._config, self._items, self._users = config, items, users
@@ -73,7 +73,7 @@ class SessionPath:
     def start(
         self, keys: UInt64[np.ndarray, " batch"], users: Int64[np.ndarray, " batch"], start_ms: Int64[np.ndarray, " batch"]
     ) -> State:
-        """Sessions at their first moment, drawn from the path's stationary law. `users` are row numbers."""
+        """Draw the first state of sessions from the stationary distribution. `users` are row numbers."""
         batch, n = len(keys), self._normals
         u = luck.uniforms(luck.step_keys(keys, _PATH, np.zeros(batch, dtype=np.int64)), n + 3)
         z = luck.normals(u[:, :n])
@@ -100,7 +100,7 @@ class SessionPath:
         return state
 
     def advance(self, state: State) -> None:
-        """Move to the next step. The caller has already set what depends on the item just shown."""
+        """Advance to the next step. The caller has already updated what depends on the item shown."""
         s = self._config.session
         n, d = self._normals, self._d
         state.step = state.step + 1
@@ -115,11 +115,11 @@ class SessionPath:
         self._derive(state)
 
     def focus_prior(self, user: int) -> Float[np.ndarray, " topics"]:
-        """Probability of each topic as the focus of a session of `user` (a row number)."""
+        """Return the probability of each topic as the focus of a session of `user` (a row number)."""
         return np.diff(self._focus_bounds[user], prepend=0.0, append=1.0)
 
     def expected(self, user: int) -> tuple[Float[np.ndarray, "topics d"], Float[np.ndarray, "topics moods"]]:
-        """Intent and felt moods of `user` (a row number) under each focus, without drift and the moods' swings."""
+        """Return intent and felt moods of `user` (a row number) for each focus, without drift and deviations of moods."""
         intent = self._taste[user] + self._centres
         return intent, np.repeat(self._users.mood_bias[[user]], len(intent), 0)
 
@@ -128,7 +128,7 @@ class SessionPath:
         return topic
 
     def _derive(self, state: State) -> None:
-        """Intent and felt moods, needed several times a step."""
+        """Update intent and felt moods, which a step needs several times."""
         s = self._config.session
         state.intent = self._taste[state.user] + self._centres[state.focus] + s.drift_weight * state.drift
         state.feeling = state.mood + self._users.mood_bias[state.user]

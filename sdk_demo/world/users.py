@@ -1,4 +1,4 @@
-"""The users of the simulated world: long-term taste, habits, and attributes that tell a little of both."""
+"""The users of the simulated world: long-term taste, habits, and attributes that depend on them through noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pocketrank.sdk_demo.world.config import WorldConfig
 __all__ = ["MOODS", "Users", "make_users"]
 
 MOODS = ("sound", "patience", "impatience")
-"""Hidden moods of a session: listening, ready for long items, in a hurry."""
+"""Hidden moods of a session: listening to sound, patient with long items, in a hurry."""
 
 _AGE_BANDS = 5
 _REGIONS = 8
@@ -27,7 +27,7 @@ class Users:
     """The users, columnar; row u is the user with id u + 1.
 
     `categories` holds age band, region, phone tier and declared interest (codes from 1); `floats` holds activity, account age
-    and two questionnaire scores. All other columns are hidden: they are in no log.
+    and two questionnaire scores. All other columns are hidden: no log holds them.
     """
 
     user_id: Int64[np.ndarray, " users"]
@@ -43,7 +43,7 @@ class Users:
         return len(self.user_id)
 
     def table(self) -> pa.Table:
-        """The log's user table (`pocketrank.cloud.data.schema.USERS`)."""
+        """Return the log's user table (`pocketrank.cloud.data.schema.USERS`)."""
         return pa.table(
             {"user_id": self.user_id, "categories": list(self.categories), "floats": list(self.floats)},
             schema=schema.USERS,
@@ -54,7 +54,7 @@ def make_users(config: WorldConfig, items: Items, rng: np.random.Generator) -> U
     """Draw the users."""
     c = config.users
     topics, d = items.centres.shape
-    # Each user likes a few topics: ranks of a random matrix choose which.
+    # Each user likes a few topics, chosen by the ranks of a random matrix.
     liked = np.argsort(rng.random((c.count, topics)), axis=1)[:, : c.interests]
     weights = rng.dirichlet(np.full(c.interests, c.interest_concentration), c.count)
     interest = np.zeros((c.count, topics))
@@ -68,14 +68,14 @@ def make_users(config: WorldConfig, items: Items, rng: np.random.Generator) -> U
     activity = np.exp(log_activity - c.activity_sigma**2 / 2)  # mean 1
 
     def reading(x: Float[np.ndarray, " users"]) -> Float[np.ndarray, " users"]:
-        """A noisy, standardised view of something hidden."""
+        """Return a hidden value with noise, standardised."""
         noisy = x / (x.std() + 1e-9) + rng.normal(0.0, c.attribute_noise, c.count)
         centred: Float[np.ndarray, " users"] = noisy - noisy.mean()
         spread = float(centred.std()) + 1e-9
         return centred / spread
 
     def code(x: Float[np.ndarray, " users"], size: int) -> Int64[np.ndarray, " users"]:
-        """Codes 1..size of equally large groups."""
+        """Return codes 1..size of equally large groups."""
         rank = np.empty(c.count, dtype=np.int64)
         rank[np.argsort(x)] = np.arange(c.count)
         return 1 + rank * size // c.count

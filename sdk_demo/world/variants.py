@@ -1,7 +1,7 @@
-"""Worlds that differ from another in one thing, to see what a result hangs on.
+"""Variants of a world that differ in one property, to see which results depend on it.
 
-A variant keeps catalogue and users, and the log's rates within a few per cent, so that what differs between two worlds is the
-one thing its name says. All numbers are choices of ours, large enough for the worlds to differ clearly.
+A variant keeps the catalogue and the users, and the log's rates within a few per cent, so that two worlds differ only in the
+property that the variant is named for. All numbers are choices of ours, large enough for the worlds to differ clearly.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["VARIANTS", "Variant"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One change of a world. Called with a world's config, gives that of the changed world."""
+    """A change to a world: a function from a world's config to that of the changed world."""
 
-    says: str
-    """What differs, for readers."""
+    description: str
+    """The difference, for readers."""
     changes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Section → key → its value here; everything else stays."""
+    """Section → key → changed value."""
     feedback_delay_s: float = 0.0
-    """How long a phone of this world holds feedback back; see `pocketrank.sdk_demo.emulator.phone`."""
+    """Delay of a phone's feedback; see `pocketrank.sdk_demo.emulator.phone`."""
 
     def __call__(self, config: WorldConfig) -> WorldConfig:
-        """The changed world. Raises `WorldConfigError` for a key or value that no world has."""
+        """Return the changed world. Raises `WorldConfigError` for an unknown key or a value out of range."""
         raw: dict[str, Any] = msgspec.to_builtins(config)
         for section, values in self.changes.items():
             raw[section] = raw.get(section, {}) | values
@@ -37,22 +37,22 @@ class Variant:
 
 
 VARIANTS: dict[str, Variant] = {
-    "default": Variant("the world as it is"),
+    "default": Variant("the unchanged world"),
     "faster_drift": Variant(
         "intent and moods change faster",
-        # The focus jumps twice a session instead of once in 50 impressions; half of the deviation is gone after 3 impressions
-        # instead of 13, half of a mood after 7 instead of 23. What is stationary stays as it was.
+        # The focus jumps twice a session instead of once in 50 impressions. Half of the deviation is gone after 3 impressions
+        # instead of 13, half of a mood after 7 instead of 23. The stationary distributions do not change.
         {"session": {"jump_rate": 0.1, "drift_memory": 0.8, "mood_memory": 0.9}},
     ),
     "longer_feedback_delay": Variant(
-        "the cloud learns of feedback 5 minutes later",
-        # Some 12 impressions. The median session is over by then, a mean one lasts 8 minutes.
+        "feedback reaches the cloud 5 minutes later",
+        # About 12 impressions. The median session has ended by then; the mean session lasts 8 minutes.
         feedback_delay_s=300.0,
     ),
     "weaker_signals": Variant(
-        "the device's readings tell little of the user's moods",
-        # Slopes are a tenth, noise is double; intercepts make up for it, so that nothing is read more or less often. What the
-        # mean of ten readings tells of sound, patience and impatience (linear R²) falls from .87, .62, .82 to .58, .13, .09.
+        "the device's readings depend little on the user's moods",
+        # Slopes are a tenth and noise is doubled; intercepts compensate, so that no reading becomes more or less frequent. The
+        # linear R² of the mean of ten readings for sound, patience and impatience falls from .87, .62, .82 to .58, .13, .09.
         {
             "signals": {
                 "volume_sound": 0.12,

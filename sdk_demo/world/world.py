@@ -1,4 +1,4 @@
-"""The simulated world: its catalogue, its users, logs of what they did, and sessions to be driven live."""
+"""The simulated world: its catalogue, its users, simulated logs, and live sessions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["World"]
 
 
 class World:
-    """A simulated world. Everything in it follows from `config` and `seed` (by default `config.seed`).
+    """A simulated world. It is determined by `config` and `seed` (by default `config.seed`).
 
     `items` and `users` are columnar; ids are row number + 1. Raises `WorldError` for a negative seed.
     """
@@ -36,14 +36,14 @@ class World:
         self._model = ResponseModel(self.config, self.items, self.users)
 
     def simulate_log(self, *, seed: int, progress: Callable[[float], None] | None = None) -> ImpressionLog:
-        """What all users did under the logging policy, in the schema that models train on; `simulated` is true.
+        """Simulate all users under the logging policy and return the log in the schema that models train on.
 
-        `progress` is called with the finished share, 0..1. The last pages and sessions may pass the end of the log by minutes.
+        `progress` is called with the share done, 0..1. The last pages and sessions may end minutes after the log.
         """
         return simulate_log(self.config, self.items, self.users, self._model, seed=_seed(seed), progress=progress)
 
     def session(self, user_id: int, *, seed: int, start_ms: int | None = None) -> UserSession:
-        """A live session. By default it starts in the evening after the log, at a time that user and seed choose.
+        """Return a live session. By default it starts in the evening after the log, at a time drawn from user and seed.
 
         Raises `UnknownIdError` for a user that this world does not have.
         """
@@ -61,7 +61,7 @@ class World:
         return UserSession(self.config, self._model, state, len(self.items))
 
     def logging_policy(self, *, seed: int) -> LoggingPolicy:
-        """The recommender that writes the logs, with its own luck; works on row numbers."""
+        """Return the recommender that writes the logs, with a seed of its own. It works on row numbers."""
         return LoggingPolicy(self.config.policy, self.items, self.users, _seed(seed))
 
 

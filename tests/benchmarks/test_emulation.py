@@ -99,7 +99,7 @@ def test_what_is_finished_is_not_done_again_and_what_is_lost_is(done: Done, caps
 
 def test_a_reader_sees_worlds_shares_and_that_it_is_simulated(done: Done) -> None:
     for name in WORLDS:
-        assert f"{name}: {VARIANTS[name].says}" in done.said
+        assert f"{name}: {VARIANTS[name].description}" in done.said
     share = done.report["worlds"]["default"]["refreshed"]["uplift_share"]
     assert f"{share['mean']:.2f} ({share['ci95'][0]:.2f} to {share['ci95'][1]:.2f})" in done.said
     assert "Simulated users" in done.said

@@ -165,7 +165,7 @@ def test_unknown_formats_and_precisions_are_refused(tmp_path: Path, formats: Any
 
 def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
-    with pytest.raises(ExportOutputError, match="a folder of other things"):
+    with pytest.raises(ExportOutputError, match="a folder with other files"):
         export_bundle(run, run.folder, formats=("onnx",))
     (tmp_path / "file").write_text("kept")
     with pytest.raises(ExportOutputError, match="a file"):

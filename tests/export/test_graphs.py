@@ -49,7 +49,7 @@ def test_a_search_makes_two_stages_more() -> None:
 
 def test_a_search_for_longer_lists_than_the_model_tells_apart_is_refused() -> None:
     spec = replace(SPEC, search=SearchSpec(steps_max=9))
-    with pytest.raises(UnsupportedError, match="Expected at most 8, the model's chosen_max, got 9 - at search.steps_max"):
+    with pytest.raises(UnsupportedError, match=r"Expected at most 8, the model's chosen_max, got 9 - at search.steps_max"):
         Graph("split", spec, random_upper(split=True)).modules  # noqa: B018
 
 

@@ -86,7 +86,7 @@ def test_an_unknown_operation_is_named_when_the_program_is_opened(tmp_path: Path
     from coremltools.converters.mil import Builder as mb  # noqa: N813
 
     path = _save(tmp_path / "odd.mlpackage", lambda x: mb.erf(x=x, name="scores"))
-    with pytest.raises(UnsupportedError, match="Expected a known operation, got `erf` - at .*`scores_cast_fp16`"):
+    with pytest.raises(UnsupportedError, match=r"Expected a known operation, got `erf` - at .*`scores_cast_fp16`"):
         MilProgram(path)
 
 

@@ -97,7 +97,7 @@ def test_a_stage_that_fails_is_a_parity_error() -> None:
     def broken(inputs: Inputs) -> dict[str, NDArray[Any]]:
         raise RuntimeRunError("order", "a run", "none")
 
-    with pytest.raises(ParityError, match="Expected an answer, got .* - at model, search, case full"):
+    with pytest.raises(ParityError, match=r"Expected an answer, got .* - at model, search, case full"):
         compared({**torch_answers(), "search": broken})
 
 

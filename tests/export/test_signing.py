@@ -22,7 +22,7 @@ def test_a_key_is_its_owners_alone_and_never_overwritten(tmp_path: Path) -> None
     assert public_key(read_key(path)) == public
     assert public not in path.read_text()
     before = path.read_bytes()
-    with pytest.raises(SigningKeyError, match="no file yet"):
+    with pytest.raises(SigningKeyError, match="a new file, got an existing one"):
         generate_key(path)
     assert path.read_bytes() == before
     assert generate_key(tmp_path / "another") != public

@@ -25,7 +25,7 @@ from pocketrank.export.signing import generate_key, last_release
 from pocketrank.sdk_demo.demo import BUNDLE, KEY, RELEASE_DAYS, RUN
 from tests.sdk_demo.conftest import EARLIER_SERIAL, SmallDemo
 
-SERVE = "from pocketrank.sdk_demo.cli import main; main()"
+SERVE = "import sys; sys.modules.update(torch=None, pyarrow=None); from pocketrank.sdk_demo.cli import main; main()"
 
 
 @contextmanager

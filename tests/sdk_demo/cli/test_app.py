@@ -41,7 +41,7 @@ def test_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str])
     [
         (["train", "--data", "movielens", "--out", "run"], "--data: expected `world` or `kuairand:DIR`, got `movielens`"),
         (["train", "--data", "world", "--test-from", "May", "--out", "run"], "--test-from: expected a day as YYYY-MM-DD"),
-        (["train", "--data", "kuairand:d", "--world", "w", "--out", "run"], "--world: expected `--data world` beside it"),
+        (["train", "--data", "kuairand:d", "--world", "w", "--out", "run"], "--world: expected `--data world` as well"),
         (["export", "run", "--out", "b", "--formats", "onnx,torchscript"], "--formats: expected a comma list of onnx, tflite"),
         (["export", "run", "--out", "b", "--precision", "fp8"], "--precision: expected a comma list of fp32, fp16, int8"),
         (["emulate", "--server", "http://127.0.0.1:9", "--policy", "best"], "--policy: expected a comma list of cloud_order"),

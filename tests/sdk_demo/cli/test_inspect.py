@@ -36,12 +36,12 @@ def _inspect(*argv: object) -> int:
 def test_a_bundle(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert _inspect(bundle.folder) == 0
     text = capsys.readouterr().out
-    for told in (
-        "small/1: split version 5555", "created 1970-01-01 00:00:00 UTC, expires never", "all as the manifest says",
+    for part in (
+        "small/1: split version 5555", "created 1970-01-01 00:00:00 UTC, expires never", "all match the manifest",
         "split.fp32.onnx", "effective_view 1, like 2", "up to 12 candidates, compiled for 5, 12; the last 10 events",
         "duration_ms", "vector, 8 wide", "the best next item",
     ):  # fmt: skip
-        assert told in text
+        assert part in text
     assert "damaged" not in text
 
 
@@ -50,7 +50,7 @@ def test_a_damaged_bundle_ends_in_code_2(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "b" / "models" / "split.onnx").unlink()
     assert _inspect(tmp_path / "b", "--json", tmp_path / "report.json") == 2
     text = capsys.readouterr().out
-    assert "1 are not as the manifest says" in text
+    assert "1 do not match the manifest" in text
     assert "damaged: " in text
     assert "self_contained.fp32.onnx" in text
     assert len(json.loads((tmp_path / "report.json").read_text())["problems"]) == 1
@@ -72,39 +72,39 @@ def test_one_decision_and_why(trace: Path, bundle: Bundle, capsys: pytest.Captur
     why = json.loads(captured.out)["why"]
     assert len(why["events"]) == 3
     assert len(why["candidates"]) == 3
-    for told in (
-        "position 3 showed item", "by influence on the item shown, 2 of 3", "candidates as they were ordered, 2 of 3", "like",
+    for part in (
+        "position 3 showed item", "by influence on the item shown, 2 of 3", "candidates in their order, 2 of 3", "like",
         "attention to no event: ", "strategy: gap: 103 waits", "run again: split.onnx", "watched 4.",
     ):  # fmt: skip
-        assert told in captured.err
+        assert part in captured.err
     strongest = max(why["events"], key=lambda event: abs(event["influence"]["total"]))
     assert f"{strongest['influence']['total']:+.4f}" in captured.err
 
 
 def test_a_first_decision_has_no_events(trace: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert _inspect(trace, "--position", 0, "--bundle", bundle.folder) == 0
-    assert "nothing that the user did had a part in this" in capsys.readouterr().out
+    assert "nothing that the user did influenced this decision" in capsys.readouterr().out
 
 
-def test_without_a_bundle_it_says_what_one_would_add(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_bundle_the_output_names_the_option(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _inspect(trace, "--position", 2) == 0
     text = capsys.readouterr().out
     assert "newest first" in text
-    assert "give the session's bundle by --bundle" in text
+    assert "name the session's bundle with --bundle" in text
 
 
-def test_a_graph_without_attention_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_graph_without_attention_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = worlds.make_bundle(tmp_path / "b")
     trace_session(tmp_path / "t", bundle)
     assert _inspect(tmp_path / "t", "--position", 2, "--bundle", bundle.folder) == 0
-    assert "Influence is all there is" in capsys.readouterr().out
+    assert "is not an ONNX graph with attention over events" in capsys.readouterr().out
 
 
-def test_a_damaged_trace_is_told_up_to_there(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_trace_is_shown_up_to_the_damage(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = trace.read_bytes()
     (tmp_path / "cut").write_bytes(data[:-1])
     assert _inspect(tmp_path / "cut") == 0
-    assert "by a process that was killed" in capsys.readouterr().out
+    assert "because its process was killed" in capsys.readouterr().out
     (tmp_path / "changed").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert _inspect(tmp_path / "changed") == 2
     text = capsys.readouterr().out

@@ -45,7 +45,7 @@ def test_a_device_follows_what_the_commands_sign(tmp_path: Path, capsys: pytest.
             follow(found, last, found.created_ms)
             assert (found.rollout, found.revoked, found.kill) == (rollout, revoked, kill)
             last = found
-    assert "no device runs a model, revoked: 6, 7, for 7 days" in capsys.readouterr().out
+    assert "no device runs a model, revoked: 6, 7, expires in 7 days" in capsys.readouterr().out
 
 
 def test_a_key_that_others_can_read_signs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,5 +72,5 @@ def test_a_kuairand_folder_is_loaded_with_progress(tmp_path: Path) -> None:
 
 
 def test_a_world_file_needs_the_world(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--world: expected `--data world` beside it"):
+    with pytest.raises(OptionError, match="--world: expected `--data world` as well"):
         load_log(_console(), DataSource("kuairand", tmp_path), world=tmp_path / "world.toml", seed=0)

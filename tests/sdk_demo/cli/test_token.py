@@ -86,9 +86,9 @@ def test_a_list_says_which_are_in_force(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["create", "t", "--scope", "device", "--burst", "5"], "--burst: expected `--rate` beside it"),
+        (["create", "t", "--scope", "device", "--burst", "5"], "--burst: expected `--rate` as well"),
         (["create", "t", "--scope", "device", "--note", "n" * 201], "--note: expected at most 200 characters"),
-        (["create", "t", "--scope", "device", "--json", "r.json"], "--json: expected `-`, or `--out` beside it"),
+        (["create", "t", "--scope", "device", "--json", "r.json"], "--json: expected `-`, or `--out` as well"),
         (["create", "t", "--scope", "device", "--out", "taken"], "--out: expected a new file"),
         (["list", "t"], "Expected a file of tokens, got No such file or directory"),
         (["revoke", "t", "0" * 12], "Expected a file of tokens, got No such file or directory"),

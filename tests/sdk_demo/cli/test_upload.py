@@ -49,13 +49,13 @@ def test_a_bundle_is_served_after_the_command_and_sent_but_once(
     bundle = write_bundle(tmp_path / "b", FILES)
     assert _upload(site, bundle) == 0
     captured = capsys.readouterr()
-    assert captured.out == "bundle 1 is served: 2 files of 5002 bytes, 2 of them sent\n"
-    assert "sent models/split.fp32.onnx, 5000 bytes" in captured.err
+    assert captured.out == "bundle 1 is served: 2 files, 5002 bytes in total, 2 files uploaded\n"
+    assert "uploaded models/split.fp32.onnx, 5000 bytes" in captured.err
     headers = {"Authorization": f"Bearer {site.token.read_text().strip()}"}
     for path, data in FILES.items():
         assert site.server.send("GET", f"/v1/bundle/files/{path}", headers=headers).body == data
     assert _upload(site, bundle) == 0
-    assert capsys.readouterr().out == "bundle 1 is served: 2 files of 5002 bytes, 0 of them sent\n"
+    assert capsys.readouterr().out == "bundle 1 is served: 2 files, 5002 bytes in total, 0 files uploaded\n"
 
 
 def test_what_the_server_refuses_is_told_in_one_line(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

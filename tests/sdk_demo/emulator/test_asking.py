@@ -37,7 +37,7 @@ def test_a_session_has_its_own_luck_each_time_it_is_played() -> None:
     policy, world = RandomAsking(None), World(small())
 
     def played(user: int, seed: int) -> list[RandomDecision]:
-        paging = policy.asks(world.session(user, seed=seed))
+        paging = policy.paging_for(world.session(user, seed=seed))
         for _ in range(50):
             paging(HELD)
         return paging.decisions

@@ -107,5 +107,5 @@ def test_a_model_that_cannot_search_lists_is_no_beam(small_demo: SmallDemo) -> N
     bundle = Bundle.open(small_demo.out / "bundle")
     whole = tuple(model for model in bundle.manifest.models if model.stage == "whole")
     bare = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, models=whole))
-    with pytest.raises(PolicyError, match="Expected a bundle with a model for lists, got one with whole .*- at beam"):
+    with pytest.raises(PolicyError, match=r"Expected a bundle with a model for lists, got one with whole .*- at beam"):
         Beam(bare)

@@ -43,7 +43,7 @@ def test_the_page_says_what_it_found_and_that_it_is_simulated(small_demo: SmallD
     share = emulation["uplift_share"]
     assert f"{100 * share['mean']:.0f}&nbsp;%" in text
     low, high = emulation["gain"]["on_device"]["effective_views_per_session"]["ci95"]
-    assert ("not clear of zero" in text) == (low <= 0 <= high)
+    assert ("which includes zero" in text) == (low <= 0 <= high)
     for row in small_demo.report["export"]["models"].values():
         assert row["runtime"] in text
 
