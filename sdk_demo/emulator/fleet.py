@@ -37,7 +37,7 @@ class Visit:
 
 
 def plan(users: int, sessions: int, seed: int) -> list[Visit]:
-    """Draw users for `sessions` sessions in all: nobody has a further session before everybody had one as well."""
+    """Return visits of users in random order, with `sessions` sessions in all and nearly equal numbers of each user."""
     order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xF1EE7]))).permutation(users) + 1
     rounds, rest = divmod(sessions, users)
     return [Visit(int(user), rounds + (place < rest)) for place, user in enumerate(order) if rounds or place < rest]

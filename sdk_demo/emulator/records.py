@@ -42,7 +42,7 @@ class SessionRecord:
     uploads_missing: int = 0
     """Batches of feedback at the end of a session that were not acknowledged."""
     starved: bool = False
-    """Whether the session ended because the server had no new items, not because the user left."""
+    """Whether the session ended because the server sent no new items, not because the user left."""
     decisions: list[RandomDecision] = field(default_factory=list)
     """Decisions of a random policy, by position."""
     counters: Counters = field(default_factory=Counters)

@@ -1,6 +1,6 @@
 """The parameters of the simulated world, one class for each section of its TOML file.
 
-Unless a docstring says otherwise, a number is a choice of ours that shapes the simulated world, not a measurement. Values
+Unless a docstring names another source, a number is a choice of ours that shapes the simulated world, not a measurement. Values
 marked *calibrated* are written by `python -m pocketrank.sdk_demo.world.calibrate` so that the rates under `[targets]` are met.
 """
 
@@ -83,7 +83,7 @@ class CatalogueConfig(Section, frozen=True, kw_only=True):
 
 
 class UserConfig(Section, frozen=True, kw_only=True):
-    """The users' long-term side."""
+    """Long-term properties of the users."""
 
     count: Count
     """Number of users; ids are 1..count."""
@@ -108,12 +108,12 @@ class UserConfig(Section, frozen=True, kw_only=True):
 
 
 class UserSessionConfig(Section, frozen=True, kw_only=True):
-    """The hidden state of a session that no action of ours moves, and satiation."""
+    """The hidden state of a session that does not depend on the items shown, and satiation."""
 
     taste_weight: NonNegative
     """Share of long-term taste (length 1) in the intent."""
     focus_weight: NonNegative
-    """Share of the topic in focus (length 1) in the intent: what long-term taste does not tell."""
+    """Share of the topic in focus (length 1) in the intent, which long-term taste does not reveal."""
     drift_weight: NonNegative
     """Length of the drifting deviation of the intent."""
     drift_memory: Rate
@@ -129,15 +129,15 @@ class UserSessionConfig(Section, frozen=True, kw_only=True):
     network_switch: Rate
     """Probability per impression that the carrier (wifi, cellular) is chosen again."""
     satiation_gain: NonNegative
-    """Satiation of a topic added by one impression that was a long view; less by the share that was not watched."""
+    """Satiation that a long view adds to its topic; a shorter view adds less, in proportion to its watch time."""
     satiation_floor: Rate
-    """Share of it that even a flick adds."""
+    """Share of `satiation_gain` that a flick adds as well."""
     satiation_memory: Rate
     """Share of satiation left after one more impression."""
     gap_ms: Whole
     """Median time between two impressions, ms; shorter when the user scrolls fast."""
     max_impressions: Count
-    """A session ends here at the latest."""
+    """Largest number of impressions of a session."""
 
 
 class UtilityConfig(Section, frozen=True, kw_only=True):
@@ -150,11 +150,11 @@ class UtilityConfig(Section, frozen=True, kw_only=True):
     satiation: float
     """Lost per unit of satiation of the item's topic."""
     same_author: float
-    """Lost when the previous item was of the same author."""
+    """Lost when the previous item was by the same author."""
     similarity: float
     """Lost per unit of vector similarity with the previous item; dissimilar items gain."""
     sound: float
-    """Per unit of sound mood on music topics; an equal amount in all is taken from the rest."""
+    """Per unit of sound mood on music topics; the same total is subtracted from the other topics."""
     patience: float
     """Per unit of patience and standard deviation of ln duration."""
 
@@ -162,8 +162,8 @@ class UtilityConfig(Section, frozen=True, kw_only=True):
 class WatchConfig(Section, frozen=True, kw_only=True):
     """Watch time: ln seconds = location + scale * standard logistic noise, capped at the duration.
 
-    The log-logistic stands for the log-normal that watch times are often given: same shape, a slightly heavier tail, and a
-    distribution function that is one sigmoid.
+    The log-logistic distribution replaces the log-normal that is often used for watch times: it has the same shape, a slightly
+    heavier tail, and a distribution function that is one sigmoid.
     """
 
     intercept: float
@@ -213,7 +213,7 @@ class ExitConfig(Section, frozen=True, kw_only=True):
     satisfaction_start: float
     """Running satisfaction at the start of a session."""
     effective_reward: float
-    """Satisfaction from a view that was effective but not long; none from the rest."""
+    """Satisfaction from a view that was effective but not long; a view that was not effective adds none."""
     long_reward: float
     """Satisfaction from a long view."""
     impatience: float
@@ -229,7 +229,7 @@ class ExitConfig(Section, frozen=True, kw_only=True):
 
 
 class SignalConfig(Section, frozen=True, kw_only=True):
-    """What only the device sees: noisy readings of the hidden moods."""
+    """Device signals: noisy readings of the hidden moods."""
 
     volume_sound: float
     """Volume = sigmoid(this * sound mood + noise)."""
@@ -268,7 +268,7 @@ class SignalConfig(Section, frozen=True, kw_only=True):
     scroll_impatience: float
     """Added per unit of impatience."""
     scroll_utility: float
-    """Added per unit of utility; negative: people flick away what they do not like."""
+    """Added per unit of utility; negative, because people flick past items that they do not like."""
     scroll_noise: NonNegative
     """Standard deviation of ln scroll speed."""
     buffering_log: float
@@ -280,11 +280,11 @@ class SignalConfig(Section, frozen=True, kw_only=True):
     buffering_duration: float
     """Added per standard deviation of ln duration."""
     buffering_max_s: NonNegative
-    """Most expected buffering, seconds."""
+    """Largest expected buffering, seconds."""
     buffering_noise: NonNegative
     """Standard deviation of ln measured / expected buffering."""
     buffering_threshold_ms: NonNegative
-    """Less is not noticed and measured as 0."""
+    """Shorter buffering is measured as 0."""
     battery_saver_share: Rate
     """Share of sessions in battery saver, which also raises impatience."""
     battery_saver_impatience: float
@@ -292,24 +292,24 @@ class SignalConfig(Section, frozen=True, kw_only=True):
 
 
 class PolicyConfig(Section, frozen=True, kw_only=True):
-    """The recommender that wrote the log: long-term taste and quality, seen through noise, and some exploration."""
+    """The recommender that wrote the log: noisy scores of long-term taste and quality, and some exploration."""
 
     page_size: Count
     """Candidates on a page."""
     shown: Count
-    """Shown before the next page is asked for."""
+    """Items shown before the next page is requested."""
     taste: float
     """Weight of long-term taste · item vector."""
     quality: float
     """Weight of quality."""
     noise: NonNegative
-    """Standard deviation of the noise in its scores, drawn anew for each page."""
+    """Standard deviation of the noise in its scores, drawn for each page."""
     explore: Rate
     """Share of a page's slots filled with any unseen item."""
 
 
 class SimulatedLogConfig(Section, frozen=True, kw_only=True):
-    """How much is logged, and when."""
+    """Size and time of the log."""
 
     start_ms: Whole
     """First instant of the log, ms since the epoch, UTC."""

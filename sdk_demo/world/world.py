@@ -12,7 +12,6 @@ from pocketrank.sdk_demo.world import luck
 from pocketrank.sdk_demo.world.catalogue import DAY_MS, Items, make_items
 from pocketrank.sdk_demo.world.config import WorldConfig
 from pocketrank.sdk_demo.world.errors import UnknownIdError, WorldError
-from pocketrank.sdk_demo.world.policy import LoggingPolicy
 from pocketrank.sdk_demo.world.response import ResponseModel
 from pocketrank.sdk_demo.world.session import SESSION_TAG, UserSession
 from pocketrank.sdk_demo.world.simulate import simulate_log
@@ -59,10 +58,6 @@ class World:
             start_ms = after + int(hour * 3_600_000)
         state = self._model.path.start(key, np.array([user]), np.array([start_ms]))
         return UserSession(self.config, self._model, state, len(self.items))
-
-    def logging_policy(self, *, seed: int) -> LoggingPolicy:
-        """Return the recommender that writes the logs, with a seed of its own. It works on row numbers."""
-        return LoggingPolicy(self.config.policy, self.items, self.users, _seed(seed))
 
 
 def _seed(seed: int) -> int:

@@ -18,7 +18,7 @@ KEY = SigningKey(b"k" * 32)
 
 
 def whole_export(factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A folder with `run` and `bundle`, and the export's report and what it told of its progress."""
+    """A folder with `run` and `bundle`, the export's report, and the progress that it reported."""
     return made_once(factory, "whole_export", _make)
 
 

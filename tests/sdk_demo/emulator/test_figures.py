@@ -86,7 +86,7 @@ def test_trainings_that_differ_widen_the_interval() -> None:
 
 
 @given(st.lists(sessions, min_size=1, max_size=20))
-def test_a_training_alone_is_told_as_if_there_were_no_others(records: list[SessionRecord]) -> None:
+def test_a_training_alone_has_the_figures_it_has_without_others(records: list[SessionRecord]) -> None:
     numbered = [replace(r, training=7) for r in records]
     assert figures(numbered, ("cloud_order",), seed=0, config=FEW) == figures(records, ("cloud_order",), seed=0, config=FEW)
 
@@ -110,7 +110,7 @@ def test_a_users_sessions_stay_together() -> None:
     assert (low, high) == (0, 1)
 
 
-def test_latencies_are_told_and_what_there_is_none_of_is_null() -> None:
+def test_latencies_are_reported_and_missing_ones_are_null() -> None:
     times = [0.01, 0.5, 1.0, 1e4]
     latency = figures([SessionRecord("on_device", 1, effective=[True], rerank_ms=times)], ("on_device",), seed=0)["latency_ms"]
     assert latency["rerank_p50"] == pytest.approx(0.75)

@@ -80,7 +80,7 @@ def _restate(folder: Path, spec: str | None = None, outside: bool = False) -> No
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_bundle_is_told_as_far_as_it_goes(name: str, folder: Path) -> None:
+def test_a_damaged_bundle_is_reported_as_far_as_it_can_be_read(name: str, folder: Path) -> None:
     damage, expected, refused = DAMAGE[name]
     damage(folder)
     report = inspect_bundle(folder)

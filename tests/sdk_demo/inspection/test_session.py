@@ -106,7 +106,7 @@ def test_another_bundle_does_not_explain(trace: Path, tmp_path: Path) -> None:
         why(decision, worlds.make_bundle(tmp_path / "tiny"))
 
 
-def test_a_killed_session_is_told_up_to_there(trace: Path, tmp_path: Path) -> None:
+def test_a_killed_session_is_reported_up_to_its_end(trace: Path, tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(trace.read_bytes()[:-9])
     report, decisions = inspect_session(tmp_path / "cut")
     assert (len(decisions), report["cut"]) == (3, True)

@@ -11,7 +11,7 @@ LATE = WORLD.config.log.start_ms + 30 * 86_400_000
 
 
 def test_pages_hold_distinct_items_that_are_online_and_new() -> None:
-    policy = WORLD.logging_policy(seed=1)
+    policy = LoggingPolicy(WORLD.config.policy, WORLD.items, WORLD.users, seed=1)
     users = np.arange(len(WORLD.users))
     seen = np.random.default_rng(0).random((len(users), len(WORLD.items))) < 0.3
     now = WORLD.config.log.start_ms + users * 4_000_000
@@ -25,7 +25,7 @@ def test_pages_hold_distinct_items_that_are_online_and_new() -> None:
 def test_pages_follow_long_term_taste_and_fall_off() -> None:
     users = np.arange(len(WORLD.users))
     seen = np.zeros((len(users), len(WORLD.items)), dtype=np.bool_)
-    pages = WORLD.logging_policy(seed=1).pages(users, np.full(len(users), LATE), seen)
+    pages = LoggingPolicy(WORLD.config.policy, WORLD.items, WORLD.users, seed=1).pages(users, np.full(len(users), LATE), seen)
     match = np.einsum("ud,upd->up", WORLD.users.taste, WORLD.items.vector[pages].astype(float))
     quality = WORLD.items.quality[pages]
     assert match.mean() > 0.3
@@ -42,6 +42,8 @@ def test_without_noise_the_order_is_exact_and_luck_is_the_seed_s() -> None:
     pages = LoggingPolicy(plain, WORLD.items, WORLD.users, seed=1).pages(users, now, seen)
     score = plain.taste * WORLD.users.taste[users] @ WORLD.items.vector.T.astype(float) + plain.quality * WORLD.items.quality
     assert np.array_equal(pages, np.argsort(-score, axis=1)[:, : plain.page_size])
-    noisy = [WORLD.logging_policy(seed=seed).pages(users, now, seen) for seed in (1, 1, 2)]
+    noisy = [
+        LoggingPolicy(WORLD.config.policy, WORLD.items, WORLD.users, seed=seed).pages(users, now, seen) for seed in (1, 1, 2)
+    ]
     assert np.array_equal(noisy[0], noisy[1])
     assert not np.array_equal(noisy[0], noisy[2])

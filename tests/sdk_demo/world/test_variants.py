@@ -10,7 +10,7 @@ from tests.sdk_demo.world.worlds import small
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_changes_what_it_says_and_nothing_else(name: str) -> None:
+def test_a_variant_changes_its_own_keys_and_nothing_else(name: str) -> None:
     base, variant = WorldConfig.load(), VARIANTS[name]
     before, after = msgspec.to_builtins(base), msgspec.to_builtins(variant(base))
     changed = {

@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pocketrank.sdk_demo.world import World, WorldConfig, WorldError
+from pocketrank.sdk_demo.world import LoggingPolicy, World, WorldConfig, WorldError
 
 WORLD = World(WorldConfig.load())
 
 
 def closed_loop(order: str, sessions: int = 200) -> float:
     """Effective views per session when a page of 30 is shown ten at a time in some order."""
-    policy = WORLD.logging_policy(seed=11)
+    policy = LoggingPolicy(WORLD.config.policy, WORLD.items, WORLD.users, seed=11)
     shown = WORLD.config.policy.shown
     views = 0
     for n in range(sessions):
