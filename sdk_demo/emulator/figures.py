@@ -51,20 +51,18 @@ def figures(
     where the oracle gains nothing; `uplift_share` that of `on_device`. Then come `by_position.<policy>`, `latency_ms` and
     `counters.<policy>`. Figures that need a policy which did not take part are null.
     """
-    by_policy = {policy: [r for r in records if r.policy == policy] for policy in policies}
-    means, drawn = _resampled(by_policy, seed, config)
+    by_policy = _by_policy(records, policies)
+    values = resampled(records, policies, seed=seed, config=config)
     row: dict[str, Any]
     report: dict[str, Any] = {"policies": {}, "gain": {}}
     for policy in policies:
         report["policies"][policy] = row = {}
         for i, name in enumerate(FIGURES):
-            row[name] = float(means[policy][i])
-            row[f"{name}_ci95"] = _interval(drawn[policy][:, i])
+            row[name] = float(values[policy][0, i])
+            row[f"{name}_ci95"] = _interval(values[policy][1:, i])
+    # Differences within a resample are paired: [1 + resamples, figures].
     floor = config.floor
-    # First the gain itself, then those of the resamples: [1 + resamples, figures].
-    gains_of = {
-        p: np.vstack([means[p] - means[floor], drawn[p] - drawn[floor]]) for p in policies if floor in by_policy and p != floor
-    }
+    gains_of = {p: values[p] - values[floor] for p in policies if floor in by_policy and p != floor}
     for policy, gains in gains_of.items():
         report["gain"][policy] = row = {name: _with_interval(gains[:, i]) for i, name in enumerate(FIGURES)}
         uplift = gains_of["oracle"][:, 0] if "oracle" in gains_of else np.zeros(1)
@@ -83,15 +81,7 @@ def resampled(
 
     Resamples are the same for all policies.
     """
-    means, drawn = _resampled({policy: [r for r in records if r.policy == policy] for policy in policies}, seed, config)
-    return {policy: np.vstack([means[policy], drawn[policy]]) for policy in policies}
-
-
-def _resampled(
-    by_policy: dict[str, list[SessionRecord]], seed: int, config: FigureConfig
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Return for each policy the means [figures] of all sessions and those of resamples [resamples, figures]."""
-    sums, counts = _by_user(by_policy)
+    sums, counts = _by_user(_by_policy(records, policies))
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xB007])))
     of_user, of_training = (
         rng.multinomial(n, np.full(n, 1 / n), size=config.resamples).astype(np.float64) for n in reversed(counts.shape)
@@ -102,8 +92,13 @@ def _resampled(
         return np.asarray((of_training.T[:, :, None] * (of_user @ values)).sum(0))
 
     sessions = drawn(counts[:, :, None])
-    means = {policy: sums[policy].sum((0, 1)) / counts.sum() for policy in by_policy}
-    return means, {policy: _ratio(drawn(sums[policy]), sessions) for policy in by_policy}
+    return {
+        policy: np.vstack([total.sum((0, 1)) / counts.sum(), _ratio(drawn(total), sessions)]) for policy, total in sums.items()
+    }
+
+
+def _by_policy(records: Sequence[SessionRecord], policies: Sequence[str]) -> dict[str, list[SessionRecord]]:
+    return {policy: [record for record in records if record.policy == policy] for policy in policies}
 
 
 def _by_user(by_policy: dict[str, list[SessionRecord]]) -> tuple[dict[str, Floats], Floats]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import IntEnum
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,6 +19,8 @@ __all__ = ["SESSION_TAG", "Outcome", "UserSession"]
 
 SESSION_TAG = 2
 """Part of the random keys of live sessions; those of a log have another (`simulate.LOG_TAG`)."""
+
+_ENUMS: dict[str, type[IntEnum]] = {"ended": Ended, "orientation": Orientation, "network": Network}
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -130,31 +133,9 @@ class UserSession:
         o = self._model.watch(self._state, row)
         if self._belief is not None and rates is not None:
             self._belief.learn(rates, bool(o.effective_view[0]))
-        s = o.signals
         self._alive = bool(o.has_next[0])
-        return Outcome(
-            user_id=self.user_id,
-            item_id=int(item_id),
-            position=int(o.position[0]),
-            impression_ms=int(o.impression_ms[0]),
-            watch_ms=int(o.watch_ms[0]),
-            ended=Ended(int(o.ended[0])),
-            effective_view=bool(o.effective_view[0]),
-            long_view=bool(o.long_view[0]),
-            like=bool(o.like[0]),
-            follow=bool(o.follow[0]),
-            dislike=bool(o.dislike[0]),
-            has_next=self._alive,
-            volume=float(s.volume[0]),
-            volume_change=float(s.volume_change[0]),
-            muted=bool(s.muted[0]),
-            orientation=Orientation(int(s.orientation[0])),
-            playback_rate=float(s.playback_rate[0]),
-            pauses=int(s.pauses[0]),
-            seeks=int(s.seeks[0]),
-            scroll_speed=float(s.scroll_speed[0]),
-            network=Network(int(s.network[0])),
-            buffering_ms=int(s.buffering_ms[0]),
-            battery_saver=bool(s.battery_saver[0]),
-            backgrounded=bool(s.backgrounded[0]),
-        )
+        # The arrays of a batch of one hold one value for each field of the outcome.
+        values = {f.name: getattr(part, f.name) for part in (o, o.signals) for f in fields(part)}
+        one = {name: values[name].item() for name in Outcome.__slots__ if name in values}
+        one |= {name: kind(one[name]) for name, kind in _ENUMS.items()}
+        return Outcome(user_id=self.user_id, item_id=int(item_id), **one)
