@@ -33,9 +33,9 @@ class Loop(Generic[V]):
 class Operations(Generic[V]):
     """The operations of a graph, the inputs and outputs of each."""
 
-    def __init__(self, operations: Sequence[tuple[Sequence[V], Sequence[V]]], handed: Mapping[V, V]) -> None:
-        """`handed` maps an input to the output that it stands for where it is not given."""
-        self._operations, self._handed = operations, handed
+    def __init__(self, operations: Sequence[tuple[Sequence[V], Sequence[V]]], links: Mapping[V, V]) -> None:
+        """`links` maps an input to the output that it stands for where it is not given."""
+        self._operations, self._links = operations, links
         self._maker = {value: i for i, (_, outputs) in enumerate(operations) for value in outputs}
 
     def needed(self, wanted: Iterable[V], given: Collection[V]) -> list[int]:
@@ -43,7 +43,7 @@ class Operations(Generic[V]):
         found: dict[int, None] = {}
 
         def visit(value: V) -> None:
-            i = None if value in given else self._maker.get(self._handed.get(value, value))
+            i = None if value in given else self._maker.get(self._links.get(value, value))
             if i is not None and i not in found:
                 for x in self._operations[i][0]:
                     visit(x)
@@ -69,19 +69,19 @@ class Operations(Generic[V]):
         body = [i for i in self.needed(nexts, given) if i in moving or i not in varying]
         # The body captures the values that it uses and does not compute.
         inside = {*state, *(value for i in body for value in self._operations[i][1])}
-        captured = list(dict.fromkeys(v for i in body for v in self._meant(i, given) if v not in inside))
+        captured = list(dict.fromkeys(v for i in body for v in self._resolved(i, given) if v not in inside))
         before = [i for i in self.needed([*firsts, *wanted, *captured], given) if i not in moving]
         return Loop(before, body, [i for i in self.needed(wanted, given) if i in moving], captured)
 
-    def _meant(self, i: int, given: Collection[V]) -> list[V]:
+    def _resolved(self, i: int, given: Collection[V]) -> list[V]:
         """Return the inputs of an operation, each that is not given replaced by the output that it stands for."""
-        return [value if value in given else self._handed.get(value, value) for value in self._operations[i][0]]
+        return [value if value in given else self._links.get(value, value) for value in self._operations[i][0]]
 
     def _follow(self, order: Iterable[int], values: Iterable[V], given: Collection[V]) -> set[int]:
         """Return those of the operations in `order` that depend on any of `values`."""
         reached, found = set(values), set()
         for i in order:
-            if not reached.isdisjoint(self._meant(i, given)):
+            if not reached.isdisjoint(self._resolved(i, given)):
                 found.add(i)
                 reached.update(self._operations[i][1])
         return found

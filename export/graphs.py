@@ -21,7 +21,20 @@ from pocketrank.device.runtimes import INPUT_NAMES, OUTPUT_NAMES, STAGES, stage_
 from pocketrank.export.errors import ConversionError, UnsupportedError
 from pocketrank.export.search_graph import ListSearch
 
-__all__ = ["FIRST", "FREE", "GOING", "HANDED", "NEXT", "OUTPUT", "RAW", "Graph", "Inputs", "Stages", "input_shapes", "made"]
+__all__ = [
+    "FIRST",
+    "FREE",
+    "GOING",
+    "LINKS",
+    "NEXT",
+    "OUTPUT",
+    "RAW",
+    "Graph",
+    "Inputs",
+    "Stages",
+    "input_shapes",
+    "stage_output",
+]
 
 OUTPUT = "scores"
 """Name of the only output of the whole model."""
@@ -64,12 +77,12 @@ def input_shapes(spec: FeatureSpec, form: Form, candidates: int, events: int) ->
     return {name: rows[name.split("_")[0]] + widths[name.split("_")[-1]] for name in INPUT_NAMES[form]}
 
 
-def made(stage: Stage, name: str) -> str:
+def stage_output(stage: Stage, name: str) -> str:
     """Return the name in `Stages` of an output of a stage."""
     return f"{'watch' if name == OUTPUT and stage in ('whole', 'search') else stage}.{name}"
 
 
-HANDED = {name: made(stage, name) for stage in STAGES for name in OUTPUT_NAMES[stage]}
+LINKS = {name: stage_output(stage, name) for stage in STAGES for name in OUTPUT_NAMES[stage]}
 """Inputs of `Stages` that another stage computes: input → the output that it stands for."""
 
 
@@ -119,13 +132,16 @@ class Stages(nn.Module):
     def forward(self, **x: Tensor) -> dict[str, Tensor]:
         """Compute all stages side by side, as one graph from which `cut` selects each: no stage uses the output of another.
 
-        Inputs are those of all stages, the `scores` of `watch` and a state of the search. `made` names the outputs.
+        Inputs are those of all stages, the `scores` of `watch` and a state of the search. `stage_output` names the outputs.
         """
-        out = {made(stage, name): value for stage in STAGES for name, value in self.run(stage, x).items()}
+        out = {stage_output(stage, name): value for stage in STAGES for name, value in self.run(stage, x).items()}
         if self.search is None:
             return out
         state = {name: x[name] for name in self.search.state}
-        out |= {made("choose", OUTPUT): self.run("choose", x)[OUTPUT], made("search", "order"): self.search.order(state)}
+        out |= {
+            stage_output("choose", OUTPUT): self.run("choose", x)[OUTPUT],
+            stage_output("search", "order"): self.search.order(state),
+        }
         mask = x["candidate_mask"]
         for when, then in ((FIRST, self.search.start(x[OUTPUT], mask)), (NEXT, self._step(x, state))):
             out |= {when + name: value for name, value in then.items()} | {when + GOING: self.search.going(mask, then)}

@@ -24,7 +24,7 @@ from pocketrank.device.contract import Precision, Stage
 from pocketrank.device.runtimes import OUTPUT_NAMES, stage_inputs
 from pocketrank.export.cut import Operations
 from pocketrank.export.errors import ConversionError
-from pocketrank.export.graphs import FIRST, FREE, GOING, HANDED, NEXT, OUTPUT, RAW, Graph, made
+from pocketrank.export.graphs import FIRST, FREE, GOING, LINKS, NEXT, OUTPUT, RAW, Graph, stage_output
 
 __all__ = ["OPSET", "convert"]
 
@@ -82,9 +82,9 @@ def _cut(model: onnx.ModelProto, graph: Graph, stage: Stage) -> onnx.ModelProto:
     """Return one stage of `model`, which holds all of them."""
     nodes, values = model.graph.node, {value.name: value for value in (*model.graph.input, *model.graph.output)}
     # Inputs and outputs of the stage, by their names in the contract.
-    given, wanted = stage_inputs(graph.form, stage), {made(stage, name): name for name in OUTPUT_NAMES[stage]}
-    names = {value: name for name, value in HANDED.items()} | wanted
-    operations = Operations([(node.input, node.output) for node in nodes], HANDED)
+    given, wanted = stage_inputs(graph.form, stage), {stage_output(stage, name): name for name in OUTPUT_NAMES[stage]}
+    names = {value: name for name, value in LINKS.items()} | wanted
+    operations = Operations([(node.input, node.output) for node in nodes], LINKS)
     if stage == "search":
         # A search is traced as its first state and one further step (`search_graph`), which become the loop here.
         assert graph.modules.search is not None

@@ -26,7 +26,7 @@ __all__ = [
     "compare",
     "counts",
     "draw_inputs",
-    "fitting",
+    "fit_inputs",
     "measure_ms",
     "open_scorer",
     "parity_cases",
@@ -137,7 +137,7 @@ def open_scorer(path: Path, format: Format) -> tuple[Scorer, str]:
 
     def score(inputs: Inputs) -> NDArray[np.float32]:
         # A copy, because the result may be the runtime's own memory.
-        return np.array(runtime.run(fitting(runtime, inputs))[:, : inputs["candidate_mask"].shape[1]])
+        return np.array(runtime.run(fit_inputs(runtime, inputs))[:, : inputs["candidate_mask"].shape[1]])
 
     package = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}[format]
     return score, f"{package} {version(package)}"
@@ -169,7 +169,7 @@ def compare(graph: Graph, score: Scorer, *, where: str, tolerance: float | None 
     return differences
 
 
-def fitting(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
+def fit_inputs(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
     """Return those of `inputs` that a graph takes, padded to the sizes that it was compiled for."""
     taken = {name: inputs[name] for name in runtime.input_names}
     sizes = {"candidates": 0, "events": 0} | counts(taken)
@@ -181,7 +181,7 @@ def fitting(runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
 
 def measure_ms(runtime: Runtime, inputs: Inputs, runs: int) -> float:
     """Return the median milliseconds of `runs` runs, after a fifth as many to warm up. Raises `ModelRuntimeError`."""
-    taken = fitting(runtime, inputs)
+    taken = fit_inputs(runtime, inputs)
     times = []
     for i in range(runs + runs // 5):
         start = time.perf_counter_ns()

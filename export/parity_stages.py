@@ -20,7 +20,7 @@ from pocketrank.device.contract import FeatureSpec, Format, Stage
 from pocketrank.device.runtimes import OUTPUT_NAMES, ModelRuntimeError, Runtime, open_stages
 from pocketrank.export.errors import ParityError
 from pocketrank.export.graphs import FREE, OUTPUT, Graph, Inputs
-from pocketrank.export.parity import counts, draw_inputs, fitting, measure_ms, parity_cases
+from pocketrank.export.parity import counts, draw_inputs, fit_inputs, measure_ms, parity_cases
 
 __all__ = [
     "REWARD_TOLERANCE",
@@ -67,7 +67,7 @@ def open_answers(paths: Mapping[Stage, Path], format: Format) -> dict[Stage, Ans
 
 def _answer(stage: Stage, runtime: Runtime, inputs: Inputs) -> dict[str, NDArray[Any]]:
     sizes = counts({name: inputs[name] for name in runtime.input_names})
-    answers = zip(OUTPUT_NAMES[stage], runtime.run_all(fitting(runtime, inputs)), strict=True)
+    answers = zip(OUTPUT_NAMES[stage], runtime.run_all(fit_inputs(runtime, inputs)), strict=True)
     # Copies, because an output may be the runtime's own memory.
     return {name: np.array(value[:, : sizes[FREE[name][1]]] if name in FREE else value) for name, value in answers}
 
@@ -131,7 +131,7 @@ def compare_stages(
                 raise ParityError(at, "an answer", str(error)) from error
             cases[stage][case] = max(_difference(at, n, got[n], expected[n], tolerance) for n in got if n in FREE)
             if stage == "search":
-                others += _is_other(at, graph, ours, got["order"], expected["order"], tolerance)
+                others += _differs(at, graph, ours, got["order"], expected["order"], tolerance)
             else:
                 ours, theirs = ours | expected, theirs | got
     return StageParity(cases, len(inputs) if "search" in answers else 0, others)
@@ -163,7 +163,7 @@ def _difference(where: str, name: str, got: NDArray[Any], expected: NDArray[Any]
     return difference
 
 
-def _is_other(
+def _differs(
     where: str, graph: Graph, inputs: Inputs, got: NDArray[Any], expected: NDArray[Any], tolerance: float | None
 ) -> bool:
     """Return whether a list differs from the expected one. Raises `ParityError` for a malformed list or another reward."""

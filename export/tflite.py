@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pocketrank.device.contract import Precision, Stage
 from pocketrank.device.runtimes import stage_inputs
 from pocketrank.export.errors import ConversionError, UnsupportedError
-from pocketrank.export.graphs import Graph, made
+from pocketrank.export.graphs import Graph, stage_output
 from pocketrank.export.tflite_cut import cut_stages
 
 __all__ = ["convert"]
@@ -53,7 +53,7 @@ class _Event(nn.Module):
         self.stages = graph.modules
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {made("event", name): value for name, value in self.stages.run("event", inputs).items()}
+        return {stage_output("event", name): value for name, value in self.stages.run("event", inputs).items()}
 
 
 def _signatures(graph: Graph) -> dict[str, tuple[str, Stage]]:

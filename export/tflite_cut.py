@@ -14,7 +14,7 @@ from typing import Any
 from pocketrank.device.contract import Stage
 from pocketrank.device.runtimes import OUTPUT_NAMES, stage_inputs
 from pocketrank.export.cut import Operations
-from pocketrank.export.graphs import FIRST, GOING, HANDED, NEXT, Graph, made
+from pocketrank.export.graphs import FIRST, GOING, LINKS, NEXT, Graph, stage_output
 
 __all__ = ["cut_stages"]
 
@@ -39,10 +39,10 @@ def cut_stages(data: bytes, graph: Graph, wanted: Mapping[str, tuple[str, Stage]
 
 
 class _Part:
-    """New subgraph of tensors and operations of `source`. `meant` maps a tensor that is passed on to the one used instead."""
+    """New subgraph of tensors and operations of `source`. `links` maps a tensor that is passed on to the one used instead."""
 
-    def __init__(self, schema: Any, source: Any, meant: Mapping[int, int]) -> None:
-        self.graph, self.meant, self._source = schema.SubGraphT(), meant, source
+    def __init__(self, schema: Any, source: Any, links: Mapping[int, int]) -> None:
+        self.graph, self.links, self._source = schema.SubGraphT(), links, source
         self.graph.tensors, self.graph.operators, self.graph.inputs, self.graph.outputs = [], [], [], []
         self._at: dict[int, int] = {}
 
@@ -58,10 +58,10 @@ class _Part:
         """Return the indices here of tensors of the source, which are added if they are new."""
         found = []
         for tensor in tensors:
-            meant = self.meant.get(tensor, tensor)
-            if meant not in self._at:
-                self._at[meant] = self.add(meant)
-            found.append(self._at[meant])
+            tensor = self.links.get(tensor, tensor)
+            if tensor not in self._at:
+                self._at[tensor] = self.add(tensor)
+            found.append(self._at[tensor])
         return found
 
     def take(self, operations: Iterable[int]) -> None:
@@ -87,10 +87,10 @@ class _Source:
         """Append a stage to the model, under the signature `name`."""
         inputs, outputs = self._inputs, self._outputs
         given = {n: inputs[n] for n in stage_inputs(graph.form, stage) if n in inputs}
-        wanted = {n: outputs[made(stage, n)] for n in OUTPUT_NAMES[stage]}
-        meant = {inputs[n]: outputs[output] for n, output in HANDED.items() if n in inputs and n not in given}
-        operations = Operations([(_present(o.inputs), o.outputs) for o in self._source.operators], meant)
-        part = _Part(self._schema, self._source, meant)
+        wanted = {n: outputs[stage_output(stage, n)] for n in OUTPUT_NAMES[stage]}
+        links = {inputs[n]: outputs[output] for n, output in LINKS.items() if n in inputs and n not in given}
+        operations = Operations([(_present(o.inputs), o.outputs) for o in self._source.operators], links)
+        part = _Part(self._schema, self._source, links)
         index = len(self._model.subgraphs)
         self._model.subgraphs.append(part.graph)
         if stage == "search":
@@ -116,7 +116,7 @@ class _Source:
         loop = operations.loop(list(wanted), list(given), state, (first, after))
         captured = [i for i in loop.captured if self._model.buffers[self._source.tensors[i].buffer].data is None]
         # Condition and body are subgraphs with the same inputs: flag, state, captured values.
-        condition, body = (_Part(self._schema, self._source, part.meant) for _ in range(2))
+        condition, body = (_Part(self._schema, self._source, part.links) for _ in range(2))
         condition.graph.inputs = condition.at((first, *state, *captured))
         condition.graph.outputs = condition.graph.inputs[:1]
         body.graph.inputs = [body.add(first), *body.at((*state, *captured))]

@@ -23,7 +23,7 @@ from benchmarks.latency.swipe import Kind, SwipeBench
 from benchmarks.latency.timed import Timed, milliseconds
 from pocketrank.device.contract import Form, Format
 from pocketrank.device.runtimes import STAGES, open_stages
-from pocketrank.export.parity import fitting
+from pocketrank.export.parity import fit_inputs
 
 __all__ = ["HEADLINE", "Repetitions", "measure"]
 
@@ -123,7 +123,7 @@ class _Form:
         self._stages: dict[str, dict[str, Timed]] = {}
         for format in FORMATS:
             opened = open_stages({s: subject.bundle.model(form, format, stage=s) for s in ("whole", *STAGES)}, format)
-            self._stages[format] = {s: Timed(partial(r.run_all, fitting(r, inputs[s]))) for s, r in opened.items()}
+            self._stages[format] = {s: Timed(partial(r.run_all, fit_inputs(r, inputs[s]))) for s, r in opened.items()}
         model, tensors = subject.peers[form], subject.tensors(form)
         self._peers = {"torch": Timed(partial(_eager, model, tensors))}
         if (program := convert_executorch(model, tensors)) is not None:

@@ -11,9 +11,9 @@ GRAPH = ["a > s", "tb > r", "r > f", "k > w", "r > m", "nmw > x", "x > y", "y > 
 STATE, GO = {"n": ("f", "y")}, ("h", "g")
 
 
-def operations(graph: list[str] = GRAPH, **handed: str) -> Operations[str]:
+def operations(graph: list[str] = GRAPH, **links: str) -> Operations[str]:
     sides = (line.split(" > ") for line in graph)
-    return Operations([(tuple(inputs), tuple(outputs)) for inputs, outputs in sides], handed)
+    return Operations([(tuple(inputs), tuple(outputs)) for inputs, outputs in sides], links)
 
 
 def named(places: list[int]) -> list[str]:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from pocketrank.device.contract import Form, SearchSpec
 from pocketrank.device.runtimes import OUTPUT_NAMES, STAGES
 from pocketrank.export.errors import UnsupportedError
-from pocketrank.export.graphs import FIRST, GOING, HANDED, NEXT, Graph, input_shapes, made
+from pocketrank.export.graphs import FIRST, GOING, LINKS, NEXT, Graph, input_shapes, stage_output
 from pocketrank.export.parity import draw_inputs
 from tests.export.small_run import FULL, LIST_SPEC, SPEC, random_upper, small_run
 
@@ -67,10 +67,10 @@ def test_what_is_handed_on_is_an_output_and_an_input_of_the_traced_stages(spec) 
     graph = Graph("self_contained", spec, random_upper(split=False))
     _, inputs, outputs = graph.traced_stages()
     assert len(set(inputs) | set(outputs)) == len(inputs) + len(outputs)
-    assert set(HANDED.values()) <= set(outputs)
-    assert {name for stage in graph.stages for name in (made(stage, n) for n in OUTPUT_NAMES[stage])} <= set(outputs)
+    assert set(LINKS.values()) <= set(outputs)
+    assert {name for stage in graph.stages for name in (stage_output(stage, n) for n in OUTPUT_NAMES[stage])} <= set(outputs)
     if spec is LIST_SPEC:
-        assert {*HANDED, "chosen", "chosen_mask", "lists", "reward", "alive"} <= set(inputs)
+        assert {*LINKS, "chosen", "chosen_mask", "lists", "reward", "alive"} <= set(inputs)
         assert {when + name for when in (FIRST, NEXT) for name in ("lists", "reward", "alive", GOING)} <= set(outputs)
     else:
         assert not {"ready", "scores", "candidate_mask"} & set(inputs)
