@@ -50,7 +50,7 @@ def test_the_page_says_what_it_found_and_that_it_is_simulated(small_demo: SmallD
 
 def test_without_a_share_the_page_says_so(small_demo: SmallDemo) -> None:
     emulation = small_demo.report["emulation"] | {"uplift_share": None}
-    assert "there is no share to tell" in html_page(small_demo.report | {"emulation": emulation})
+    assert "there is no uplift to capture" in html_page(small_demo.report | {"emulation": emulation})
 
 
 def test_the_same_figures_make_the_same_page(small_demo: SmallDemo) -> None:
