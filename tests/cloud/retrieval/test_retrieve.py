@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.retrieval.retrieve import merged
+from pocketrank.cloud.vectors.index import AGE_UNKNOWN
 from pocketrank.device.codec import read_page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
@@ -67,6 +68,35 @@ def test_the_nearest_are_those_of_the_users_vector(run: SmallRun, tmp_path: Path
     near = run.published.item_vector.astype(np.float32) @ run.expected_vector(6, state.history)
     near[[0, *state.seen]] = -np.inf
     assert shown(run, tmp_path, {"use": "two_tower", "quota": 10}) == np.argsort(-near)[:10].tolist()
+
+
+def test_fresh_items_are_the_newest_without_those_of_unknown_age(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    run.published.item_upload_ms[[60, 58, 1]] = AGE_UNKNOWN
+    run.save()
+    found = shown(run, tmp_path, {"use": "fresh", "quota": 60}, candidates=60, user_id=0)
+    assert found == [59, *range(57, 1, -1)]
+
+
+def test_a_channel_without_a_quota_gives_nothing_but_fills_room(run: SmallRun, tmp_path: Path) -> None:
+    channels = {"use": "popular"}, {"use": "fresh", "quota": 4}
+    popular = (1 + np.argsort(-run.published.item_popularity[1:], kind="stable")).tolist()
+    found = shown(run, tmp_path, *channels, candidates=6, user_id=0)
+    assert found == [60, 59, 58, 57, *[item for item in popular if item < 57][:2]]
+
+
+@pytest.mark.parametrize(("events", "cold"), [(4, True), (5, False)])
+def test_a_user_is_cold_below_the_number_of_events_that_the_file_says(
+    run: SmallRun, tmp_path: Path, events: int, cold: bool
+) -> None:
+    channels = {"use": "fresh", "quota": 2, "quota_cold": 0}, {"use": "popular", "quota": 2, "quota_cold": 2}
+    seen = [int(item) for item in run.published.history_item[events] if item]
+    assert len(seen) == events
+    first = next(item for item in range(60, 0, -1) if item not in seen)
+    popular = next(i for i in (1 + np.argsort(-run.published.item_popularity[1:], kind="stable")).tolist() if i not in seen)
+    assert first != popular
+    found = shown(run, tmp_path, *channels, candidates=4, user_id=events)
+    assert found[0] == (popular if cold else first)
 
 
 def test_two_indexes_by_configuration(run: SmallRun, tmp_path: Path) -> None:
