@@ -1,4 +1,4 @@
-"""All that pages are made from: the published run, its indexes, the pipeline, and the split versions that still live."""
+"""Everything that pages are made from: the published run, its indexes, the pipeline and all split versions that are served."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from pocketrank.cloud.vectors.opening import IndexConfig, open_index
 __all__ = ["PageEngine", "fill_stores", "open_engine"]
 
 _DAY_S = 86_400.0
-OTHER_S = 60.0
+_WRITER_WAIT_S = 60.0
 """Longest wait for another process that fills the same files."""
-CHECK_S = 0.1
+_WRITER_RETRY_S = 0.1
+"""Time between two attempts while another process fills them."""
 
 
 @dataclass(frozen=True)
 class PageEngine:
-    """What a process serves."""
+    """What a process needs to make pages. `open_engine` makes one."""
 
     published: Published
     record: PublishedRecord
@@ -51,22 +52,25 @@ class PageEngine:
     pipeline: Pipeline
     splits: Splits
     states: UserStates
-    closing: ExitStack
+    resources: ExitStack
+    """What `close` closes."""
 
     def close(self) -> None:
-        """Let go of indexes, stages and the store."""
-        self.closing.close()
+        """Stop the renewal and close indexes, stages and the store."""
+        self.resources.close()
 
 
 def open_engine(run: Run, config: ServingConfig) -> PageEngine:
-    """The world of `run`, whose vectors `fill_stores` has put in place.
+    """Open an engine for `run`, whose vectors `fill_stores` has put in place.
 
-    Raises `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError` or `RunError`, whichever part cannot be had.
+    Raises `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError` or `RunError` when a part cannot be opened; what
+    was open by then is closed again.
     """
     pipeline = config.pipeline
     published, record = Published.open(run.published)
     catalogue = Catalogue(published, record)
     with ExitStack() as stack:
+        # Stages and what they use.
         ranker = OnnxRanker(run.published, published, record, OnnxRankerConfig(processes=config.workers))
         filters = _filters(pipeline, catalogue, config.folder)
         indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
@@ -75,42 +79,43 @@ def open_engine(run: Run, config: ServingConfig) -> PageEngine:
         resources = Resources(catalogue, ranker, indexes, filters, config.folder)
         stages = Pipeline(pipeline, resources, run.spec.task_weights)
         stack.callback(stages.close)
+        # The served split version, then the older ones.
         store = open_store(_url(run, config))
         stack.callback(store.close)
         runs = [run, *_older(config)]
         halves = [(published, record), *(Published.open(old.published) for old in runs[1:])]
-        # Files are filled before they are served, by one process alone.
+        # Mapped files are filled by one process before any serves them, so they are never filled again.
         refill = None if isinstance(store, MappedStore) else partial(_fill, store, halves, config)
-        of_runs = [Split.of(one.published, *half) for one, half in zip(runs, halves, strict=True)]
-        splits = Splits(of_runs, store, refill=refill)
+        splits = Splits([Split.of(one.published, *half) for one, half in zip(runs, halves, strict=True)], store, refill=refill)
         stack.callback(splits.close)
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
         states = UserStates(published, record, config.state)
-        return PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, closing=stack.pop_all())
+        return PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, resources=stack.pop_all())
 
 
-def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = OTHER_S) -> None:
-    """Put the vectors of all versions that will be served where every process finds them. Raises `StoreError`, `RunError`.
+def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = _WRITER_WAIT_S) -> None:
+    """Write the vectors of all versions that will be served to the store, where every process finds them.
 
-    Waits so long for another server that is filling the same files; what that one put is there.
+    Waits up to `wait_s` seconds for another server that fills the same files; rows that it wrote are not written again. Raises
+    `StoreError`, `RunError`.
     """
     _put(run, [Published.open(one.published) for one in (run, *_older(config))], config, wait_s)
 
 
 def _put(run: Run, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig, wait_s: float) -> None:
-    until = monotonic() + wait_s
+    deadline = monotonic() + wait_s
     while True:
         store = open_store(_url(run, config))
         try:
             _fill(store, halves, config)
             return
         except StoreWriteError:
-            if not isinstance(store, MappedStore) or monotonic() > until:
+            if not isinstance(store, MappedStore) or monotonic() > deadline:
                 raise
         finally:
             store.close()
-        sleep(CHECK_S)
+        sleep(_WRITER_RETRY_S)
 
 
 def _fill(store: EmbeddingStore, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig) -> None:
@@ -143,9 +148,9 @@ def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path) -> Fi
 def _index(name: str, config: IndexConfig, catalogue: Catalogue, published: Published, record: PublishedRecord) -> VectorIndex:
     index = open_index(config, name=f"{name}-{record.split_version}")
     items = np.arange(1, len(catalogue))
-    if len(index) == len(items):  # another server has put them into an index that they share
+    if len(index) == len(items):  # another server has filled an index that both share
         return index
     index.upsert(items, np.asarray(published.item_vector)[1:], catalogue.attributes.take(items))
     if isinstance(index, IvfIndex):
-        index.wait()  # a server that is ready is as fast as it will be
+        index.wait()  # a server reports ready only when its searches are as fast as they will be
     return index

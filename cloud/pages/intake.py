@@ -1,7 +1,7 @@
-"""Takes feedback in, once: durable in the log first, then in the users' states.
+"""Accepts feedback once: each event is durable in the log first, and then applied to its user's state.
 
-Several processes may take feedback into one log. Each applies what it accepts itself, and follows what the others accept, so
-that a page holds all feedback that was acknowledged before it was asked for, whichever process answers.
+Several processes may write to one log. Each applies the events that it accepts itself and follows those that the others accept.
+So a page reflects all feedback that was acknowledged before it was requested, whichever process answers.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from pocketrank.device.contract import ContractError, FeedbackEvent, FeedbackRec
 __all__ = ["EVENT_ID_MAX", "EXPERIMENT_MAX", "FeedbackIntake", "check_experiment"]
 
 EVENT_ID_MAX = 128
-"""Longest event id in characters; a UUID has 36."""
+"""Maximum length of an event id in characters; a UUID has 36."""
 EXPERIMENT_MAX = 128
-"""Longest name of an experiment in characters."""
+"""Maximum length of an experiment's name in characters."""
 
 _REPLAY_BATCH = 4096
 
 
 class FeedbackIntake:
-    """Rebuilds `states` from what `log` holds, then keeps the two together. Safe to call from several threads.
+    """Writer of accepted events to `log` and to `states`, which it first rebuilds from the log. Safe to call from several
+    threads.
 
-    A process that dies between the log and the states loses nothing, because the next one replays the log.
+    A process that dies between the two loses nothing, because the next one replays the log.
     """
 
     def __init__(self, log: FeedbackLog, states: UserStates) -> None:
         self._log, self._states, self._following = log, states, Lock()
         self.replayed = 0
-        """Events that the log held already."""
+        """Number of events that the log held at the start."""
         for batch in _batches(log.replay()):
             states.apply(batch)
             self.replayed += len(batch)
 
     def __call__(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> FeedbackReceipt:
-        """Keep the new ones of `events`. Raises as `check` does, and `LogWriteError`; then no event had an effect and the whole
-        batch may be sent again.
+        """Accept those of `events` that are new.
+
+        Raises as `check` does, and `LogWriteError`; then no event had an effect and the whole batch may be sent again.
         """
         self.check(events, path)
         (result,) = self.together([events])
@@ -50,9 +52,9 @@ class FeedbackIntake:
         return result
 
     def check(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> None:
-        """Raises `ContractError` for an event id that cannot be told from another or an unusable experiment.
+        """Raise `ContractError` for an event id that is empty or too long, or an unusable experiment.
 
-        `path` is where the events came from.
+        `path` is where the events stand in the request.
         """
         for i, event in enumerate(events):
             if not 1 <= len(event.event_id) <= EVENT_ID_MAX:
@@ -61,10 +63,10 @@ class FeedbackIntake:
             check_experiment(event.experiment, f"{path}[{i}].experiment")
 
     def together(self, batches: Sequence[Sequence[FeedbackEvent]]) -> list[FeedbackReceipt | FeedbackLogError]:
-        """Keep the new ones of several checked batches in one write; for each its receipt, or why nothing of it was kept.
+        """Accept the new events of several checked batches in one write; return a receipt or an error for each batch.
 
-        One that cannot be kept fails no other: then each is tried by itself, unless the log is held by other writers, which
-        would be the same for all.
+        A batch that cannot be written fails no other: after an error each batch is written by itself. Only when other writers
+        hold the log does the error stand for all, because each would meet it again.
         """
         events = [event for batch in batches for event in batch]
         try:
@@ -75,22 +77,24 @@ class FeedbackIntake:
             return [result for batch in batches for result in self.together([batch])]
         if accepted:
             self._states.apply(accepted)
+        # The log returns the accepted events in the order in which they were sent, so one pass assigns them to their batches.
         rest, receipts = deque(accepted), list[FeedbackReceipt | FeedbackLogError]()
         for batch in batches:
-            left = len(rest)
+            before = len(rest)
             for event in batch:
-                if rest and rest[0] is event:  # what is accepted is in the order of the events
+                if rest and rest[0] is event:
                     rest.popleft()
-            count = left - len(rest)
+            count = before - len(rest)
             receipts.append(FeedbackReceipt(accepted=count, duplicates=len(batch) - count))
         return receipts
 
     def follow(self) -> int:
-        """Apply what other processes have accepted since the last call; how many events that were. Raises `LogOpenError`.
+        """Apply the events that other processes have accepted since the last call, and return their number.
 
-        For the head of every page: without news it takes the microseconds of `FeedbackLog.news`.
+        Meant for the start of every page: without new events it takes the microseconds of `FeedbackLog.poll`. Raises
+        `LogOpenError`.
         """
-        with self._following:  # or a second caller finds no news while the first still applies them
+        with self._following:  # otherwise a second caller finds nothing new while the first still applies it
             news = self._log.poll()
             if news:
                 self._states.apply(news)
@@ -98,7 +102,7 @@ class FeedbackIntake:
 
 
 def check_experiment(name: str | None, path: str) -> None:
-    """Raises `ContractError` for an experiment with an empty name or a longer one than `EXPERIMENT_MAX`."""
+    """Raise `ContractError` for an experiment whose name is empty or longer than `EXPERIMENT_MAX`; None is no experiment."""
     if name is not None and not 1 <= len(name) <= EXPERIMENT_MAX:
         raise ContractError(path, f"a name of 1 to {EXPERIMENT_MAX} characters", f"{len(name)} characters")
 

@@ -1,4 +1,4 @@
-"""One page: who asks, then the pipeline, then the top of what it found as columns in cloud order with their vectors."""
+"""Makes one page: looks up the user, runs the pipeline, and packs the best candidates as columns in cloud order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pocketrank.cloud.pipeline.stage import Deadline, Query
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.published import PublishedRecord
 from pocketrank.device.codec import to_block
-from pocketrank.device.contract import Block, Candidates, Columns, ContractError, FeedbackReceipt, Page, PageRequest
+from pocketrank.device.contract import Block, Candidates, Columns, ContractError, Page, PageRequest
 
 __all__ = ["PageMaker", "PageObserver"]
 
@@ -29,29 +29,26 @@ _ROW_0 = np.zeros(1, np.int64)
 
 
 class PageObserver:
-    """Told what happens on the way to a page. This one does not listen; metrics do
+    """Receiver of what is measured while a page is made. This one ignores everything; a subclass collects metrics
     (`pocketrank.cloud.serving.telemetry.metrics`).
     """
 
     def stage(self, name: str, seconds: float) -> None:
-        """A stage took so long: `state`, `tower`, one of the pipeline's, `assemble`."""
-
-    def feedback(self, receipt: FeedbackReceipt) -> None:
-        """The request's feedback was taken in."""
+        """Record the time of a stage: `state`, `tower`, one of the pipeline's stages, or `assemble`."""
 
     def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
-        """A page is made; `without_vectors` is `unknown`, `not_asked` or `unavailable` when it has none."""
+        """Record a finished page; `without_vectors` is `unknown`, `not_asked` or `unavailable` when it has none."""
 
     def degraded(self, reason: str) -> None:
-        """A page lacks something, or something of it was replaced."""
+        """Record that a part of a page is missing or was replaced."""
 
 
 _Columns = list[int] | slice
-"""A slice where all are sent, which copies nothing."""
+"""Columns of a table. A slice stands for all of them, because it copies nothing."""
 
 
-class _Sent(NamedTuple):
-    """What is sent of a candidate, as columns of the tables."""
+class _SentColumns(NamedTuple):
+    """Columns of the tables that are sent for each candidate, and their names on the page."""
 
     tasks: _Columns
     task_count: int
@@ -63,39 +60,38 @@ class _Sent(NamedTuple):
 
 
 class PageMaker:
-    """Makes pages of a published run. Raises `PipelineError` for a config that does not fit it. Called from one thread at a
-    time.
+    """Maker of pages from an engine. Not for several threads at a time. Raises `PipelineError` for a config that does not fit.
 
-    What it does at the edges: an unknown user gets popular items and those near the vector of nobody in particular;
-    exclusions of unknown items have no effect; a user who has seen almost everything, or an empty catalogue, gets a shorter
-    page, down to no candidates; a store that is away makes a page without vectors.
+    Edge cases: an unknown user gets popular items and those near the vector of the unknown user. Exclusions of unknown items
+    have no effect. A user who has seen almost everything gets a shorter page, and so does everybody with an empty catalogue; a
+    page may hold no candidates at all. While the store is unavailable, pages come without vectors.
     """
 
     def __init__(
         self,
-        world: PageEngine,
+        engine: PageEngine,
         config: PipelineConfig,
         *,
         observer: PageObserver | None = None,
         price: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        """`price` tells what one more page costs now (`pocketrank.cloud.serving.load.price`)."""
-        self._config, self._budget, self._record = config.page, config.limits, world.record
-        self._pipeline, self._catalogue, self._filters = world.pipeline, world.catalogue, world.filters
-        self._splits, self._states, self._users = world.splits, world.states, IdLookup(world.published.user_id)
+        """`price` returns what one more page costs now (`pocketrank.cloud.serving.load.price`)."""
+        self._config, self._budget, self._record = config.page, config.limits, engine.record
+        self._pipeline, self._catalogue, self._filters = engine.pipeline, engine.catalogue, engine.filters
+        self._splits, self._states, self._users = engine.splits, engine.states, IdLookup(engine.published.user_id)
         self._observer, self._price = observer or PageObserver(), price
-        self._sent = _sent(world.record, config.page.features)
-        upload_ms = world.catalogue.upload_ms
+        self._sent = _sent_columns(engine.record, config.page.features)
+        upload_ms = engine.catalogue.upload_ms
         self._upload_day = np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)  # [I]
 
     def check(self, request: PageRequest) -> None:
-        """Raises `ContractError` for a size out of range or an unusable experiment. To be asked before feedback is taken."""
+        """Raise `ContractError` for a size out of range or an unusable experiment. Call it before feedback is accepted."""
         if not 1 <= request.size <= self._config.size_max:
             raise ContractError("$.size", f"1 to {self._config.size_max} candidates", str(request.size))
         check_experiment(request.experiment, "$.experiment")
 
     def __call__(self, request: PageRequest, since: float | None = None) -> Page:
-        """The page that `request` asks for. `since` is when it came, by `time.perf_counter`; now when None."""
+        """Return the page that `request` asks for. `since` is when it arrived by `time.perf_counter`; None means now."""
         deadline = Deadline(self._budget.page_ms / 1e3, since)
         lap = _Laps(self._observer.stage)
         query = self._query(request, deadline)
@@ -107,6 +103,8 @@ class PageMaker:
         lap.skip()
         page = self._page(query, candidates.take(slice(request.size)), vector)
         lap("assemble")
+
+        # Report what the page lacks.
         without = None
         if page.split_version is None:
             asked = request.split_version
@@ -131,7 +129,7 @@ class PageMaker:
         )
 
     def _user_vectors(self, query: Query, asked: str | None) -> NDArray[np.float32] | None:
-        """The user's vector of the version that is `asked` for; sets the query's, which is that of the served run."""
+        """Return the user's vector in the version `asked` for. Sets the query's vector, which is in that of the served run."""
         ids, feedback = self._catalogue.item_id[query.history.item], query.history.feedback
         served, user_id, vector = self._record.split_version, query.request.user_id, None
         deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
@@ -154,7 +152,7 @@ class PageMaker:
         return Page(
             page_id=urandom(16).hex(),
             request_id=request.request_id,
-            # The device judges staleness, so the page is dated by the device's clock.
+            # The device decides when a page is stale, so the page carries the time of the device's clock.
             created_ms=request.now_ms,
             ttl_ms=self._config.ttl_ms,
             candidates=Candidates(
@@ -186,7 +184,7 @@ class PageMaker:
         return floats
 
     def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:
-        """Vectors [n, D] of the asked version; an item that it does not know has its vector of an unknown item."""
+        """Return vectors [n, D] of the version asked for. An item that it does not know gets its vector of the unknown item."""
         version = query.request.split_version
         assert version is not None
         deadline = query.deadline.sooner(self._budget.store_ms / 1e3)
@@ -204,26 +202,28 @@ class PageMaker:
         if version is None:
             return "not asked for"
         if version in self._splits:
-            return "the vectors cannot be had just now"
-        return f"unknown split version {version[:64]}"  # cut short: it is the sender's text, and a digest has 64 characters
+            return "vectors are temporarily unavailable"
+        return f"unknown split version {version[:64]}"  # the sender's text is cut to the length of a digest
 
 
 class _Laps:
-    """Tells how long each stage took since the last."""
+    """Stopwatch that reports the time of each stage since the last."""
 
-    def __init__(self, tell: Callable[[str, float], None]) -> None:
-        self._tell, self._since = tell, perf_counter()
+    def __init__(self, report: Callable[[str, float], None]) -> None:
+        self._report, self._since = report, perf_counter()
 
     def __call__(self, stage: str) -> None:
         now = perf_counter()
-        self._tell(stage, now - self._since)
+        self._report(stage, now - self._since)
         self._since = now
 
     def skip(self) -> None:
+        """Start again without a report."""
         self._since = perf_counter()
 
 
-def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
+def _sent_columns(record: PublishedRecord, features: Sequence[str] | None) -> _SentColumns:
+    """Return the columns that `features` names, or all. Raises `PipelineError` for a name that the run does not have."""
     pxtr = [f"pxtr_{task}" for task in record.tasks]
     known = {*pxtr, *record.float_names, "age", *record.category_names}
     if features is not None and (unknown := set(features) - known):
@@ -238,7 +238,7 @@ def _sent(record: PublishedRecord, features: Sequence[str] | None) -> _Sent:
 
     tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
     age = ["age"] if "age" not in record.float_names and (features is None or "age" in features) else []
-    return _Sent(
+    return _SentColumns(
         columns(tasks, pxtr),
         len(tasks),
         columns(floats, record.float_names),

@@ -1,4 +1,4 @@
-"""Starts the life of what a server needs anew, long before it is over, for as long as the server runs."""
+"""Periodic renewal of what a server needs from a store before its time to live is over."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pocketrank.cloud.stores.base import StoreError
 
 __all__ = ["Renewal"]
 
-_SHARE = 0.25
-"""Of a life after which it starts anew: a store may be away for half of it."""
+_TTL_SHARE = 0.25
+"""Share of the time to live between two renewals, so that a store may be unavailable for half of it."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Renewal:
-    """Calls `renew` several times in each `ttl_s`, in a thread; one that fails is tried again at the next time."""
+    """Thread that calls `renew` several times in each `ttl_s` seconds. A call that fails is retried at the next turn."""
 
     def __init__(self, renew: Callable[[], object], ttl_s: float) -> None:
         """`renew` may raise `StoreError`."""
-        self._renew, self._every_s, self._closed = renew, _SHARE * ttl_s, Event()
+        self._renew, self._every_s, self._closed = renew, _TTL_SHARE * ttl_s, Event()
         self._thread = Thread(target=self._run, name="pocketrank-renewal", daemon=True)
         self._thread.start()
 
@@ -30,9 +30,9 @@ class Renewal:
             try:
                 self._renew()
             except StoreError as error:
-                _logger.warning("the life of the vectors could not be started anew: %s", error)
+                _logger.warning("the time to live of the vectors could not be renewed: %s", error)
 
     def close(self) -> None:
-        """Stop, after what is under way."""
+        """Stop, after a call that is under way."""
         self._closed.set()
         self._thread.join()

@@ -1,8 +1,8 @@
-"""The lower halves that are still answered: one user tower and one table of item vectors a split version.
+"""The split versions that are served: one user tower and one table of item vectors for each.
 
-The vectors are in an `EmbeddingStore`, so that they can be updated while pages are made and can be shared by many servers; the
-towers are this process's own. A store that failed may come back empty, as a cache does that was killed: it is looked at in a
-thread, and filled again from the run where it lacks rows, before pages use it.
+The vectors are in an `EmbeddingStore`, so that they can be updated while pages are made and shared by many servers; each
+process has its own towers. A store that failed may be empty when it answers again, as a cache is after a crash. So a thread
+checks it and fills in the rows that it lacks from the run before pages use it again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """One lower half."""
+    """Lower half of one split version."""
 
     version: str
     tower: UserTower
@@ -38,19 +38,19 @@ class Split:
 
     @classmethod
     def of(cls, folder: Path, published: Published, record: PublishedRecord) -> Split:
-        """That of the published half in `folder`. Raises `PublishedError`."""
+        """Open the lower half of the published run in `folder`. Raises `PublishedError`."""
         return cls(record.split_version, UserTower(folder, published, record), IdLookup(published.user_id))
 
 
 class VectorsUnavailableError(Exception):
-    """The store cannot be reached, or was not a moment ago."""
+    """The store does not answer, or failed a moment ago and was not checked since."""
 
 
-_NO_PAST = StoredRows(np.zeros((0, 0), np.float16), np.zeros(0, np.bool_))
+_NO_HISTORY = StoredRows(np.zeros((0, 0), np.float16), np.zeros(0, np.bool_))
 
 
 class Splits:
-    """The `splits` that live, with their vectors in `store`. Safe to call from several threads."""
+    """The `splits` that are served, with their vectors in `store`. Safe to call from several threads."""
 
     def __init__(
         self,
@@ -61,15 +61,15 @@ class Splits:
         retry_s: float = 0.5,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """After a failure the store is left alone for `retry_s`: pages must not all wait for it one after the other.
+        """After a failure the store is unavailable for a while: otherwise page after page would wait for it.
 
-        `refill` makes sure that the store has the rows of all `splits`, or raises `StoreError`. With it a store that failed is
-        away until that was done, which is tried at once if it was well for `retry_s` before: one late answer then costs a few
-        pages. Without it, it is away until `retry_s` are over.
+        `refill` makes sure that the store has the rows of all `splits`, or raises `StoreError`. With it, a store that failed is
+        unavailable until a refill succeeded. The first attempt is made at once if the store worked for `retry_s` seconds
+        before, so that one late answer costs a few pages only. Without it, the store is unavailable for `retry_s`.
         """
         self._splits = {split.version: split for split in splits}
         self._store, self._retry_s, self._clock = store, retry_s, clock
-        self._away_until = self._well_since = -np.inf
+        self._unavailable_until = self._refilled_at = -np.inf
         self._refill, self._refilling, self._lock, self._closed = refill, False, Lock(), Event()
         self._thread: Thread | None = None
 
@@ -78,34 +78,35 @@ class Splits:
 
     @property
     def versions(self) -> frozenset[str]:
-        """Those that are answered."""
+        """Names of the versions that are served."""
         return frozenset(self._splits)
 
     @property
-    def away(self) -> bool:
-        """Whether the store failed a moment ago, or is filled again."""
-        return self._refilling or self._clock() < self._away_until
+    def unavailable(self) -> bool:
+        """Whether the store failed a moment ago, or is being filled."""
+        return self._refilling or self._clock() < self._unavailable_until
 
     def items(self, version: str, ids: NDArray[np.int64], deadline: Deadline) -> StoredRows:
-        """Vectors of the items with `ids` [n]. Raises `VectorsUnavailableError`."""
-        if self.away:
+        """Return the vectors of the items with `ids` [n]. Raises `VectorsUnavailableError`."""
+        if self.unavailable:
             raise VectorsUnavailableError
         try:
             return self._store.get(version, ids, deadline_s=max(1e-3, deadline.left()))
         except StoreError as error:
-            _logger.warning("vectors of %s cannot be had: %s", version, error)
-            self._lost()
+            _logger.warning("vectors of %s are unavailable: %s", version, error)
+            self._fail()
             raise VectorsUnavailableError from error
 
-    def _lost(self) -> None:
+    def _fail(self) -> None:
+        """Make the store unavailable, and start a thread that fills it unless one runs already."""
         now = self._clock()
         if self._refill is None:
-            self._away_until = now + self._retry_s
+            self._unavailable_until = now + self._retry_s
             return
         with self._lock:
             if not self._refilling and not self._closed.is_set():
                 self._refilling = True
-                pause = 0.0 if now - self._well_since > self._retry_s else self._retry_s
+                pause = 0.0 if now - self._refilled_at > self._retry_s else self._retry_s
                 self._thread = Thread(
                     target=self._fill_again, args=(self._refill, pause), name="pocketrank-refill", daemon=True
                 )
@@ -117,23 +118,23 @@ class Splits:
                 try:
                     refill()
                 except StoreError as error:
-                    _logger.debug("the store cannot be filled: %s", error)
+                    _logger.debug("the store cannot be filled yet: %s", error)
                     pause = self._retry_s
                 else:
-                    _logger.info("vectors can be had again")
+                    _logger.info("vectors are available again")
                     return
         finally:
-            self._well_since, self._refilling = self._clock(), False
+            self._refilled_at, self._refilling = self._clock(), False
 
     def close(self) -> None:
-        """Stop looking after the store; it stays open, and may be closed once this returns."""
+        """Stop filling the store. It stays open, and may be closed once this returns."""
         with self._lock:
             self._closed.set()
         if self._thread is not None:
             self._thread.join()
 
     def check(self) -> None:
-        """Ask the store for what it holds. Raises `StoreError` when it does not answer or lacks a version."""
+        """Raise `StoreError` when the store does not answer or lacks a version that is served."""
         missing = sorted(self.versions - set(self._store.versions()))
         if missing:
             raise UnknownVersionError("the store", f"vectors of {', '.join(missing)}", "none")
@@ -141,10 +142,11 @@ class Splits:
     def user(
         self, version: str, user_id: int, ids: NDArray[np.int64], feedback: NDArray[np.float32], deadline: Deadline
     ) -> NDArray[np.float32]:
-        """The vector [D] of a user whose past is `ids` [e] with `feedback` [e, F], oldest first. Raises
-        `VectorsUnavailableError`.
+        """Return the vector [D] of a user with the history `ids` [e] and `feedback` [e, F], oldest first.
+
+        An empty history needs no store. Raises `VectorsUnavailableError`.
         """
         split = self._splits[version]
         ids, feedback = ids[-split.tower.history_max :], feedback[-split.tower.history_max :]
-        vectors, found = self.items(version, ids, deadline) if len(ids) else _NO_PAST  # which needs no store
+        vectors, found = self.items(version, ids, deadline) if len(ids) else _NO_HISTORY
         return split.tower(split.users.one(user_id), vectors, feedback, found)

@@ -1,11 +1,11 @@
-"""What serving knows of each user: the published history and every accepted feedback event since.
+"""The state of each user in serving: the published history and every feedback event that was accepted since.
 
-A user's events are kept in the order in which they happened (impression time, then position), whatever the order in which
-they arrived, so live updates, late batches and a replay of the log all end in the same state. Published events have no times
-and count as older than all others.
+A user's events are sorted by when they happened (impression time, then position) and not by when they arrived. So live updates,
+late batches and a replay of the log all end in the same state. Published events have no times and count as older than all
+others.
 
-Events of an experiment make a state of their own beside the user's: it starts from the published history, and neither the
-user's other events nor another experiment's reach it.
+A user has a separate state for each experiment. It starts from the published history, and only events of that experiment change
+it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StateConfig:
-    """What is kept of a user, and from when on a watch counts."""
+    """How much is kept of a user, and which watch times count as views."""
 
     seen_max: int = 2000
-    """Latest events kept; an item whose last event falls out may be shown again. At least the run's `history_max` are kept."""
+    """Number of latest events kept, at least the run's `history_max`. An item may be shown again once its events fell out."""
     long_view_ms: int = 18_000
     """A watch of this, or of the whole item if that is shorter, is a long view (KuaiRand's definition)."""
     effective_view_ms: int = round(1000 * EFFECTIVE_VIEW_S)
@@ -43,16 +43,16 @@ class StateConfig:
 
 
 class UserState(NamedTuple):
-    """A snapshot: later feedback makes a new one."""
+    """Snapshot of a user; later feedback makes a new one."""
 
     history: History
     """The last `history_max` events, oldest first."""
     seen: Int
-    """Item positions of all events kept, repeats possible."""
+    """[s] item positions of all events kept, repeats possible"""
 
 
 class _Window(NamedTuple):
-    """Events of one user, oldest first, e of them."""
+    """The e events kept of one user, oldest first."""
 
     item: Int  # [e]
     feedback: Float  # [e, F]
@@ -60,7 +60,7 @@ class _Window(NamedTuple):
     position: Int  # [e]
 
     def with_rows(self, other: _Window, rows: list[int], keep: int) -> _Window:
-        """These events and the `rows` of `other`, in order, the last `keep` of them."""
+        """Return the last `keep` of these events and the `rows` of `other`, sorted by time."""
         item, feedback = np.concatenate([self.item, other.item[rows]]), np.concatenate([self.feedback, other.feedback[rows]])
         ms, position = np.concatenate([self.ms, other.ms[rows]]), np.concatenate([self.position, other.position[rows]])
         latest = np.lexsort((position, ms))[-keep:]
@@ -78,27 +78,27 @@ class UserStates:
         self._history_item = np.asarray(published.history_item)
         self._history_feedback = np.asarray(published.history_feedback, np.float32)
         self._history_count = (self._history_item > 0).sum(1)  # padding is at the front
-        self._history_count[0] = 0  # the row for the unknown is nobody's past
+        self._history_count[0] = 0  # an unknown user has no history
         if "duration_ms" not in record.float_names:
             raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
         if published.history_feedback.shape[2] != len(HISTORY_FEEDBACK):
             got = published.history_feedback.shape[2]
-            raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} values of feedback a history event, got {got}")
+            raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} feedback values per history event, got {got}")
         duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
-        self._duration_ms = np.where(duration > 0, duration, np.inf)  # unknown ones leave the fixed bounds
+        self._duration_ms = np.where(duration > 0, duration, np.inf)  # with an unknown duration the fixed thresholds hold
         self._windows: dict[tuple[int, str | None], _Window] = {}  # user and experiment
         self._lock = Lock()
 
     def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
-        """The state of a user in an experiment or outside of any; that of an unknown user has no events."""
+        """Return the state of a user in an experiment, or outside of any; an unknown user's has no events."""
         window = self._windows.get((user_id, experiment))
         if window is None:
-            item, feedback = self._before(user_id)
+            item, feedback = self._published_history(user_id)
             return UserState(History(item, feedback), item)
         return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
 
     def apply(self, events: Sequence[FeedbackEvent]) -> None:
-        """Take in events that the log has just accepted. One of an item that is not published changes nothing."""
+        """Add events that the log has just accepted. Events of items that are not published are ignored."""
         new = self._window(events)
         of_user: dict[tuple[int, str | None], list[int]] = {}
         for i, event in enumerate(events):
@@ -106,7 +106,7 @@ class UserStates:
                 of_user.setdefault((event.user_id, event.experiment), []).append(i)
         with self._lock:
             for key, rows in of_user.items():
-                old = self._windows.get(key) or self._published(key[0])
+                old = self._windows.get(key) or self._published_window(key[0])
                 self._windows[key] = old.with_rows(new, rows, self._keep)
 
     def _window(self, events: Sequence[FeedbackEvent]) -> _Window:
@@ -125,12 +125,11 @@ class UserStates:
         ms = np.array([e.impression_ms for e in events], np.int64)
         return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
 
-    def _published(self, user_id: int) -> _Window:
-        item, feedback = self._before(user_id)
+    def _published_window(self, user_id: int) -> _Window:
+        item, feedback = self._published_history(user_id)
         return _Window(item, feedback, np.full(len(item), np.iinfo(np.int64).min), np.arange(len(item)))
 
-    def _before(self, user_id: int) -> tuple[Int, Float]:
-        """The published events of a user."""
+    def _published_history(self, user_id: int) -> tuple[Int, Float]:
         at = self._users.one(user_id)
         first = self._history_max - int(self._history_count[at])
         return self._history_item[at, first:].astype(np.int64), self._history_feedback[at, first:]

@@ -1,4 +1,4 @@
-"""The last ranking of each user, for a page that there is no time to rank for."""
+"""The last ranking of each user, for pages that there is no time to rank."""
 
 from __future__ import annotations
 
@@ -17,40 +17,39 @@ _Key = tuple[int, str | None]
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `[cache]` may hold."""
+    """The table `[cache]` of the pipeline file."""
 
     users: int = 10_000
-    """Rankings kept, the latest used; one of 200 candidates and 6 tasks takes some 7 kB."""
+    """Maximum number of rankings kept; the one that was used longest ago is evicted. A ranking of 200 candidates and 6 tasks
+    takes about 7 kB."""
     candidates: int = 200
-    """Best candidates kept of a ranking."""
+    """Number of best candidates kept of a ranking."""
     ttl_s: float = 600.0
-    """Older rankings are not used."""
+    """Age in seconds from which a ranking is not used any more."""
 
     def __post_init__(self) -> None:
         if self.users < 0 or self.candidates < 1 or not self.ttl_s > 0:
-            raise ValueError("expected users of 0 or more, candidates of 1 or more and ttl_s above 0")
+            raise ValueError("Expected users of 0 or more, candidates of 1 or more and ttl_s above 0")
 
 
 class RankingCache:
-    """By user and experiment. Not for several threads at a time."""
+    """Rankings by user and experiment. Not for several threads at a time."""
 
     def __init__(self, config: CacheConfig, clock: Callable[[], float] = monotonic) -> None:
-        """`clock` tells seconds."""
+        """`clock` returns seconds."""
         self._config, self._clock = config, clock
         self._kept: OrderedDict[_Key, tuple[float, CandidateSet]] = OrderedDict()
 
     def keep(self, key: _Key, candidates: CandidateSet) -> None:
-        """Keep a ranking in the place of the user's last."""
-        if not self._config.users:
-            return
-        best = np.arange(min(len(candidates), self._config.candidates))  # a slice would keep the whole ranking
+        """Keep a ranking; it replaces the last one of the same key."""
+        best = np.arange(min(len(candidates), self._config.candidates))  # a slice would keep the memory of the whole ranking
         self._kept[key] = self._clock(), candidates.take(best)
         self._kept.move_to_end(key)
         if len(self._kept) > self._config.users:
             self._kept.popitem(last=False)
 
     def get(self, key: _Key) -> CandidateSet | None:
-        """The user's last ranking, None where it is too old or unknown."""
+        """Return the last ranking of a key; None when there is none or it has expired."""
         kept = self._kept.get(key)
         if kept is None or self._clock() - kept[0] > self._config.ttl_s:
             return None

@@ -1,17 +1,18 @@
-"""The pipeline file: one TOML that says how a page is made, read and checked before serving starts.
+"""The pipeline file: TOML that defines how a page is made. It is read and checked before serving starts.
 
 ::
 
-    [page]        size, time to live, columns sent      [filters]       what may be shown at all
-    [limits]      deadlines, queue, sizes               [store]         where vectors are
+    [page]        size, time to live, columns sent      [filters]       which items may be shown at all
+    [limits]      deadlines, queue, sizes               [store]         where vectors are stored
     [cache]       rankings kept                         [index.NAME]    an index of vectors
-    [[stage]]     one step, in order; `use` names it    [[split]]       an older run whose devices are still out
+    [[stage]]     one step, in order; `use` names it    [[split]]       an older run that devices still use
 
-Every table may be absent. Without any `[[stage]]`: retrieve, rank, fuse by the run's task weights, spread over categories.
+Every table may be absent. A file without any `[[stage]]` gets the default stages: retrieve, rank, fuse by the run's task
+weights, spread over categories.
 
 Errors::
 
-    PipelineError              the file is not a pipeline; says what, and where in the file
+    PipelineError              the file is not a valid pipeline; says what is wrong, and where in the file
 """
 
 from __future__ import annotations
@@ -29,12 +30,11 @@ from pocketrank.cloud.vectors.opening import IndexConfig
 
 __all__ = ["BudgetConfig", "PageConfig", "PipelineConfig", "PipelineError", "SplitConfig", "StoreConfig", "default_stages"]
 
-
 _TTL_DAYS_MAX = 36_500
 
 
 class PipelineError(ValueError):
-    """The file is not a pipeline. `path` says where in it."""
+    """The file is not a valid pipeline. `path` says where in it, as a JSONPath."""
 
     def __init__(self, path: str, message: str, file: Path | None = None) -> None:
         super().__init__(f"{message} - at `{path}`" + (f" in {file}" if file else ""))
@@ -46,87 +46,86 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class PageConfig(_Table, frozen=True, kw_only=True):
-    """What a page is."""
+    """Size, time to live and columns of a page."""
 
     size_max: int = 100
-    """Most candidates that a request may ask for."""
+    """Maximum number of candidates that a request may ask for."""
     ttl_ms: int = 600_000
-    """A page is stale after this long, on the device's clock."""
+    """Time after which a page is stale, on the device's clock."""
     features: tuple[str, ...] | None = None
-    """Columns that are sent, of `pxtr_<task>`, `age` (days) and those of the run; all when absent. A device model needs those
-    of its feature spec."""
+    """Columns to send: `pxtr_<task>`, `age` (days) and the columns of the run; all when absent. A device model needs those of
+    its feature spec."""
 
     def __post_init__(self) -> None:
         if self.size_max < 1 or self.ttl_ms < 0:
-            raise ValueError(f"expected size_max >= 1 and ttl_ms >= 0, got {self.size_max} and {self.ttl_ms}")
+            raise ValueError(f"Expected size_max >= 1 and ttl_ms >= 0, got {self.size_max} and {self.ttl_ms}")
 
 
 class BudgetConfig(_Table, frozen=True, kw_only=True):
-    """What a request may take."""
+    """Times and sizes that a request may take."""
 
     page_ms: float = 100.0
-    """A page is answered this long after its request came; what cannot be done by then is left out, step by step. A swipe does
-    not wait for it, so it may be several times what a page takes."""
+    """Time from the arrival of a request to its page. What cannot be done by then is left out, step by step. No swipe waits for
+    a page, so this may be several times what a page takes."""
     queue_ms: float = 50.0
-    """A page that would have to wait longer than this for those before it is refused at once (429). Well below `page_ms`, or
-    under overload most pages are out of time when their turn comes: at 200, 12 % of them were whole."""
+    """Maximum wait in the queue. A request that would wait longer is refused at once (429). Keep it well below `page_ms`:
+    otherwise most pages are out of time under overload when their turn comes. At 200, 12 % of them were whole."""
     store_ms: float = 20.0
-    """Longest that a page waits for vectors of a store that is not on this machine."""
+    """Maximum time that a page waits for vectors of a store on another machine."""
     body_max: int = 1 << 20
-    """Longest body of a request in bytes, decompressed: some 4,000 feedback events."""
+    """Maximum size of a request's body in bytes after decompression: about 4,000 feedback events."""
     body_s: float = 10.0
-    """Longest that a body may take to come."""
+    """Maximum time in seconds until a body has arrived."""
 
     def __post_init__(self) -> None:
         if not (self.page_ms > 0 and self.queue_ms > 0 and self.store_ms > 0 and self.body_max >= 1 and self.body_s > 0):
-            raise ValueError("expected limits above 0")
+            raise ValueError("Expected limits above 0")
 
 
 class StoreConfig(_Table, frozen=True, kw_only=True):
-    """Where the vectors of split versions are."""
+    """Store of the vectors of split versions."""
 
     url: str | None = None
-    """As `pocketrank.cloud.stores.open_store` takes it, such as `valkey://host:6379/0`. None: memory-mapped, in the run's
-    folder.
-    """
+    """Address for `pocketrank.cloud.stores.open_store`, such as `valkey://host:6379/0`. None: memory-mapped files in the run's
+    folder."""
     ttl_days: float | None = None
-    """A version that no server has named for so long goes; None: it stays."""
+    """Time to live of a version after the last server that uses it has stopped; None keeps it for ever."""
 
     def __post_init__(self) -> None:
         if self.ttl_days is not None and not 0 < self.ttl_days <= _TTL_DAYS_MAX:
-            raise ValueError(f"expected ttl_days above 0, up to {_TTL_DAYS_MAX}, got {self.ttl_days}")
+            raise ValueError(f"Expected ttl_days above 0, up to {_TTL_DAYS_MAX}, got {self.ttl_days}")
 
 
 class SplitConfig(_Table, frozen=True, kw_only=True):
-    """A split version that devices still have, besides that of the served run."""
+    """Older split version that devices still use."""
 
     run: str
-    """Folder of the run whose lower half it is."""
+    """Folder of the run that the version's lower half is from."""
 
 
 class PipelineConfig(_Table, frozen=True, kw_only=True):
-    """The file."""
+    """The whole pipeline file."""
 
     page: PageConfig = PageConfig()
-    """What a page is."""
+    """Size, time to live and columns of a page."""
     limits: BudgetConfig = BudgetConfig()
-    """What a request may take."""
+    """Times and sizes that a request may take."""
     filters: FiltersConfig = FiltersConfig()
-    """What may be shown."""
+    """Which items may be shown."""
     cache: CacheConfig = CacheConfig()
-    """Rankings that are kept for when there is no time."""
+    """Rankings that are kept for pages that there is no time to rank."""
     store: StoreConfig = StoreConfig()
-    """Where vectors are."""
+    """Store of the vectors."""
     index: dict[str, IndexConfig] = msgspec.field(default_factory=lambda: {"items": IndexConfig()})
     """Indexes by name; each holds the run's items."""
     split: tuple[SplitConfig, ...] = ()
-    """Older versions that are still answered."""
+    """Older split versions that are still served."""
     stage: tuple[dict[str, Any], ...] = ()
-    """One table a stage: `use` names it, the rest is its config."""
+    """One table for each stage: `use` names it, the rest is its config."""
 
     @classmethod
     def open(cls, file: Path) -> PipelineConfig:
-        """Read a file. Raises `PipelineError`; stages are looked into when they are made (`Pipeline`)."""
+        """Read a file. Raises `PipelineError`. The tables of stages are checked later, when `Pipeline` makes them."""
         try:
             tables = tomllib.loads(file.read_text("utf-8"))
         except OSError as error:
@@ -141,6 +140,6 @@ class PipelineConfig(_Table, frozen=True, kw_only=True):
 
 
 def default_stages(task_weights: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
-    """The stages of a file that names none."""
+    """Return the stages of a file that names none."""
     formula = " + ".join(f"{weight!r} * {task}" for task, weight in task_weights.items())
     return ({"use": "retrieve"}, {"use": "rank"}, {"use": "fuse", "formula": formula}, {"use": "spread"})

@@ -1,10 +1,12 @@
-"""Runs the stages, and knows what to do when they cannot: the degradation ladder.
+"""Runs the stages of a page, and degrades step by step when they fail or run out of time:
 
 1. `fewer_ranked`: the rank stage scores as many candidates as there is time for.
-2. `cached_ranking`: out of time for even a few, or a stage failed: the user's last ranking, without what was seen since.
-3. `popular`: there is none: popular items, without probabilities.
+2. `cached_ranking`: when there is no time for even a few, or a stage failed, the page holds the user's last ranking without
+what
+   was seen since.
+3. `popular`: when there is no such ranking, the page holds popular items, without probabilities.
 
-Filters and rules (`Stage.on_every_page`) hold on every step, so what was taken down is never shown.
+Filters and rules (`Stage.on_every_page`) hold on every step, so an item that was taken down is never shown.
 """
 
 from __future__ import annotations
@@ -42,16 +44,16 @@ _logger = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """The stages of `config` over `resources`. Raises `PipelineError`. Called from one thread at a time."""
+    """Stages of `config` over `resources`. Not for several threads at a time. Raises `PipelineError`."""
 
     def __init__(self, config: PipelineConfig, resources: Resources, task_weights: Mapping[str, float]) -> None:
         self._resources, self._cache = resources, RankingCache(config.cache)
-        if str(resources.folder) not in sys.path:  # a user's own stages are beside the file
+        if str(resources.folder) not in sys.path:  # a user's own stages are in the folder of the pipeline file
             sys.path.append(str(resources.folder))
         self._stages: list[tuple[str, Stage]] = []
         for i, table in enumerate(config.stage or default_stages(task_weights)):
             try:
-                stage = _STAGES.made(table, f"$.stage[{i}]", resources)
+                stage = _STAGES.make(table, f"$.stage[{i}]", resources)
             except PluginError as error:
                 raise PipelineError(error.path, error.message) from error
             self._stages.append((str(table["use"]).rpartition(".")[2], stage))
@@ -59,18 +61,21 @@ class Pipeline:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the stages, in order; what `observe` is told."""
+        """Names of the stages in order, as `observe` gets them."""
         return tuple(name for name, _ in self._stages)
 
     def stage(self, name: str) -> Stage:
-        """The first stage of that name. Raises `KeyError`."""
+        """Return the first stage of that name. Raises `KeyError`."""
         for known, stage in self._stages:
             if known == name:
                 return stage
         raise KeyError(name)
 
     def __call__(self, query: Query, observe: Callable[[str, float], None]) -> CandidateSet:
-        """Candidates in cloud order; `query.degraded` says what was left out. `observe` is told how long each stage took."""
+        """Return candidates in cloud order. `query.degraded` gets the name of whatever was left out or replaced.
+
+        `observe` gets the name of each stage and the seconds it took.
+        """
         deadline, candidates = query.deadline, CandidateSet(np.zeros(0, np.int64))
         since = perf_counter()
         for name, stage in self._stages:
@@ -83,7 +88,7 @@ class Pipeline:
             except OutOfTimeError:
                 return self._fallback(query)
             except Exception:
-                # Whatever a stage does, there is a page: feeds do not stop.
+                # A feed must not stop, so any error of a stage still leads to a page.
                 _logger.exception("stage %s failed", name)
                 query.degraded.append(f"failed_{name}")
                 return self._fallback(query)
@@ -95,19 +100,20 @@ class Pipeline:
         return candidates
 
     def _fallback(self, query: Query) -> CandidateSet:
+        """Return the user's last ranking when enough of it may still be shown, otherwise popular items."""
         allowed = self._resources.filters.allowed
         cached = self._cache.get((query.request.user_id, query.request.experiment))
         if cached is not None:
             cached = cached.take(allowed[cached.item] & ~np.isin(cached.item, query.exclude))
         if cached is not None and len(cached) >= query.request.size:
             query.degraded.append("cached_ranking")
-            return self._ruled(query, cached)
+            return self._apply_rules(query, cached)
         query.degraded.append("popular")
         item = self._popular(query.exclude, min(_POPULAR_MAX, 2 * query.request.size))
         pxtr = np.full((len(item), len(self._resources.catalogue.tasks)), np.nan, np.float32)
-        return self._ruled(query, CandidateSet(item, pxtr, self._resources.catalogue.popularity[item]))
+        return self._apply_rules(query, CandidateSet(item, pxtr, self._resources.catalogue.popularity[item]))
 
-    def _ruled(self, query: Query, candidates: CandidateSet) -> CandidateSet:
+    def _apply_rules(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         for name, stage in self._stages:
             if stage.on_every_page:
                 try:
@@ -118,6 +124,6 @@ class Pipeline:
         return candidates
 
     def close(self) -> None:
-        """Let go of what stages hold."""
+        """Close the stages."""
         for _, stage in self._stages:
             stage.close()

@@ -1,8 +1,8 @@
-"""Parts that a file names: built-in ones by a word, a user's own by the dotted name of the class.
+"""Makes the plugins that a file names: built-in ones by a word, a user's own by the dotted name of the class.
 
 Errors::
 
-    PluginError                the part cannot be made; `path` says where in its table, the message what is wrong
+    PluginError                the plugin cannot be made; `path` says where in the file, the message what is wrong
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["PluginError", "Plugins"]
 
 
 class PluginError(ValueError):
-    """The part cannot be made. `path` says where in the file."""
+    """The plugin cannot be made. `path` says where in the file."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{message} - at `{path}`")
@@ -25,26 +25,26 @@ class PluginError(ValueError):
 
 
 class Plugins:
-    """Parts of one kind: subclasses of `base`, each with a `Config` to decode its table into."""
+    """Plugins of one kind: subclasses of `base`, each with a `Config` that its table is decoded into."""
 
     def __init__(self, kind: str, base: type[Any], known: Mapping[str, str]) -> None:
-        """`known` maps words to dotted names of classes; a class is imported when it is asked for."""
+        """`known` maps words to dotted names of classes. A class is imported when a file names it."""
         self._kind, self._base, self._known = kind, base, dict(known)
 
-    def made(self, table: Mapping[str, Any], path: str, resources: Any) -> Any:
-        """The part that `table` describes, which stands at `path`. Raises `PluginError`."""
+    def make(self, table: Mapping[str, Any], path: str, resources: Any) -> Any:
+        """Return the plugin that the table at `path` describes. Raises `PluginError`."""
         table = dict(table)
         use = table.pop("use", None)
         if not isinstance(use, str):
             raise PluginError(f"{path}.use", f"Expected the name of a {self._kind}, got {use!r}")
-        made = self._class(use, f"{path}.use")
+        plugin = self._class(use, f"{path}.use")
         try:
-            config = msgspec.convert(table, made.Config)
+            config = msgspec.convert(table, plugin.Config)
         except msgspec.ValidationError as error:
             what, _, where = str(error).partition(" - at `$")
             raise PluginError(path + where.rstrip("`"), what) from error
         try:
-            return made(config, resources)
+            return plugin(config, resources)
         except PluginError as error:
             raise PluginError(f"{path}.{error.path}", error.message) from error
         except (ValueError, OSError) as error:

@@ -1,6 +1,10 @@
-"""The seam of a stage: a small class with a config above it and one call over columnar candidates.
+"""The interface of a stage: a config and a small class whose one call takes candidates and returns candidates.
 
 A stage of your own::
+
+    import numpy as np
+    from dataclasses import replace
+    from pocketrank.cloud.pipeline import Stage, StageConfig
 
     class BoostConfig(StageConfig, frozen=True, kw_only=True):
         author: int
@@ -14,11 +18,11 @@ A stage of your own::
             score = candidates.score * np.where(mine, self.config.by, 1.0)
             return replace(candidates, score=score).take(np.argsort(-score, kind="stable"))
 
-in `rules.py` beside the pipeline file goes in with `use = "rules.Boost"`.
+Saved as `rules.py` in the folder of the pipeline file, it is used by a `[[stage]]` with `use = "rules.Boost"`.
 
 Errors::
 
-    OutOfTimeError             the time that is left does not do for the stage; the pipeline falls back
+    OutOfTimeError             too little time is left for the stage; the pipeline falls back
 """
 
 from __future__ import annotations
@@ -47,32 +51,32 @@ __all__ = ["Deadline", "OutOfTimeError", "Query", "Resources", "Stage", "StageCo
 
 
 class OutOfTimeError(Exception):
-    """The time that is left does not do for the stage."""
+    """Too little time is left for the stage."""
 
 
 class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of what a stage's table in the pipeline file may hold."""
+    """Base class for the table of a stage in the pipeline file."""
 
     deadline_ms: float | None = None
-    """The stage must be done after so long; None: when the page must. What waits for a network is cut off by then, what
-    computes does less."""
+    """Time that the stage may take; None: what the page has left. A stage that waits for a network gives up by then, and one
+    that computes does less."""
 
 
 class Deadline:
-    """An instant by which something must be done."""
+    """Instant by which something must be done."""
 
     __slots__ = ("_until",)
 
     def __init__(self, seconds: float, since: float | None = None) -> None:
-        """So many seconds after `since`, an instant of `time.perf_counter`, or after now."""
+        """`seconds` after `since`, an instant of `time.perf_counter`, or after now."""
         self._until = (perf_counter() if since is None else since) + seconds
 
     def left(self) -> float:
-        """Seconds that are left; below 0 when it has passed."""
+        """Return the seconds that are left; below 0 once it has passed."""
         return self._until - perf_counter()
 
     def sooner(self, seconds: float | None) -> Deadline:
-        """The sooner one of this and one that many seconds from now."""
+        """Return the earlier of this deadline and one in `seconds` from now."""
         if seconds is None:
             return self
         other = Deadline(seconds)
@@ -81,7 +85,7 @@ class Deadline:
 
 @dataclass(slots=True)
 class Query:
-    """One page that is asked for, and what is known of who asks."""
+    """Request for one page, and what is known of its user."""
 
     request: PageRequest
     user: int
@@ -89,48 +93,49 @@ class Query:
     history: History
     """the last events, oldest first"""
     exclude: NDArray[np.int64]
-    """[x] positions that must not come back, repeats possible: seen, excluded by the request, and row 0"""
+    """[x] positions that must not be returned, repeats possible: seen, removed, excluded by the request, and row 0"""
     hour: int
-    """0..23 where the run counted hours"""
+    """0..23 in the run's time zone"""
     deadline: Deadline
-    """of the page, or of the stage that runs"""
+    """of the stage that runs; of the page between stages"""
     vector: NDArray[np.float32] | None = None
-    """[D] of the user in the space of the served run's index; None when it could not be had"""
+    """[D] the user's vector in the space of the served run's indexes; None when it is unavailable"""
     degraded: list[str] = field(default_factory=list)
-    """what was left out or replaced on the way, by name"""
+    """names of what was left out or replaced so far"""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What stages may use."""
+    """Shared parts that stages and channels may use."""
 
     catalogue: Catalogue
     ranker: OnnxRanker
     indexes: Mapping[str, VectorIndex]
-    """by the name that the file gives them"""
+    """by their names in the pipeline file"""
     filters: Filters
     folder: Path
     """of the pipeline file; relative paths start here"""
 
 
 class Stage(ABC):
-    """One step from a query to a page. Raises `ValueError` for a config that does not fit. Called from one thread at a time,
-    which need not be the same.
+    """One step from a query to a page. Raises `ValueError` for a config that does not fit.
+
+    It is called by one thread at a time, not always by the same one.
     """
 
     Config: ClassVar[type[StageConfig]] = StageConfig
     on_every_page: ClassVar[bool] = False
-    """Whether the stage is a rule, which holds for a page from the cache or of popular items too. It then meets candidates
-    with `pxtr` of None or NaN."""
+    """Whether the stage is a rule, which also holds for pages from the cache or of popular items. A rule must accept candidates
+    whose `pxtr` is None or NaN."""
 
     def __init__(self, config: Any, resources: Resources) -> None:
-        """`config` is a `Config`."""
+        """`config` is an instance of `Config`."""
         self.config, self.resources = config, resources
 
     @abstractmethod
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
-        """What comes of `candidates`; the first stage gets none. May raise `OutOfTimeError`."""
+        """Return the candidates to pass on. The first stage gets an empty set. May raise `OutOfTimeError`."""
 
     def close(self) -> None:
-        """Let go of what the stage holds."""
+        """Release what the stage holds. Does nothing by default."""
         return

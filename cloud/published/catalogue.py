@@ -1,4 +1,4 @@
-"""The published items as stages see them: columns by position, position 0 for whatever is not known."""
+"""The published items as stages use them: columns by position. Position 0 is the unknown item."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ Int = NDArray[np.int64]
 
 
 class Catalogue:
-    """I items, row 0 among them. Plain arrays over the mapped bytes: indexing a memmap costs several times as much."""
+    """Columns of I items, with the unknown item at row 0.
+
+    They are plain arrays over the mapped bytes, because indexing a memmap takes several times as long.
+    """
 
     def __init__(self, published: Published, record: PublishedRecord) -> None:
         self.tasks = record.tasks
-        """of the ranker, K of them"""
+        """[K] names of the ranker's tasks"""
         self.float_names, self.category_names = record.float_names, record.category_names
-        """of the columns of `floats` and `categories`"""
+        """names of the columns of `floats` and `categories`"""
         self.item_id: Int = np.asarray(published.item_id)
         """[I]"""
         self.floats: NDArray[np.float32] = np.asarray(published.item_float)
@@ -43,24 +46,24 @@ class Catalogue:
         return len(self.item_id)
 
     def category(self, name: str) -> NDArray[np.int32] | None:
-        """Codes [I] of the categorical column `name`, None where the run has none of that name."""
+        """Return the codes [I] of the categorical column `name`; None when the run does not have it."""
         names = self.category_names
         return self.categories[:, names.index(name)] if name in names else None
 
     @cached_property
     def attributes(self) -> Attributes:
-        """What a filter can ask of the items [I]."""
+        """[I] the attributes of the items that filters use"""
         category = self.category("category")
         unknown = np.zeros(len(self), np.int32)
         return Attributes(self.author, unknown if category is None else category, self.upload_ms)
 
     @cached_property
     def by_popularity(self) -> Int:
-        """[I - 1] positions of all items but row 0, the most popular first."""
+        """[I - 1] positions of all items but row 0, the most popular first"""
         return 1 + np.argsort(-self.popularity[1:], kind="stable")
 
     @cached_property
     def by_freshness(self) -> Int:
-        """[f] positions of the items whose upload is known, the newest first."""
+        """[f] positions of the items whose upload time is known, the newest first"""
         newest = 1 + np.argsort(-self.upload_ms[1:], kind="stable")
         return newest[self.upload_ms[newest] > AGE_UNKNOWN]

@@ -1,4 +1,4 @@
-"""Opens the ONNX graphs of a published run in onnxruntime, and picks how many threads run one."""
+"""Opens the ONNX graphs of a published run in onnxruntime, and measures how many threads should run one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.published.published import PublishedError
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at the import: what runs here is nobody's business
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
 import onnxruntime as ort
 
 __all__ = ["first", "measured_threads", "open_graph"]
 
 _ROUNDS = 15
-_WORTH = 1.5
-"""What twice the threads must gain to be taken: they are then not there for another page."""
+_SPEEDUP_MIN = 1.5
+"""Speedup that twice the threads must bring, because other pages then cannot use them."""
 
 
 def open_graph(path: Path, inputs: tuple[str, ...], output: str, threads: int = 1) -> ort.InferenceSession:
-    """The graph `inputs` → `output` in the file at `path`. Raises `PublishedError`."""
+    """Open the graph `inputs` → `output` in the file at `path`. Raises `PublishedError`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -39,22 +39,22 @@ def open_graph(path: Path, inputs: tuple[str, ...], output: str, threads: int = 
 
 
 def first(session: ort.InferenceSession, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Run a batch of one and take it out of the batch."""
+    """Run a batch of one and return its only row of `output`."""
     result: NDArray[np.float32] = session.run([output], dict(inputs))[0][0]
     return result
 
 
 def measured_threads(run: Callable[[int], Callable[[], object]], processes: int = 1) -> int:
-    """How many threads a run should have, by trying: `run(threads)` makes something to time.
+    """Return how many threads a run should have, by measurement. `run(threads)` returns the function to time.
 
-    Doubles from 1 while that gains enough, up to the cores that each of `processes` may have to itself.
+    The number doubles from 1 while that brings enough, up to the cores that each of `processes` has to itself.
     """
     share = max(1, len(os.sched_getaffinity(0)) // processes)
     threads, took = 1, 0.0
     while threads * 2 <= share:
         took = took or _median(run(threads))
         doubled = _median(run(threads * 2))
-        if took < _WORTH * doubled:
+        if took < _SPEEDUP_MIN * doubled:
             break
         threads, took = threads * 2, doubled
     return threads

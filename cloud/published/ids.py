@@ -1,4 +1,4 @@
-"""From ids to positions in published tables."""
+"""Positions of ids in published tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NONE.flags.writeable = False
 
 
 class IdLookup:
-    """Positions of `ids` [n], ascending and unique; an id that is not among them is at position 0, the row for the unknown."""
+    """Lookup of positions in `ids` [n], which are ascending and unique. Any other id has position 0, the row of the unknown."""
 
     def __init__(self, ids: NDArray[np.int64]) -> None:
         self._ids = np.asarray(ids)
@@ -23,7 +23,7 @@ class IdLookup:
         return len(self._ids)
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        """Positions [m] of `ids` [m]."""
+        """Return the positions [m] of `ids` [m]."""
         if not len(ids):
             return _NONE
         wanted = np.fromiter(ids, np.int64, len(ids))
@@ -33,6 +33,6 @@ class IdLookup:
         return at
 
     def one(self, id: int) -> int:
-        """Position of one id."""
+        """Return the position of one id."""
         at = int(self._ids.searchsorted(id))
         return at if at < len(self._ids) and self._ids[at] == id else 0

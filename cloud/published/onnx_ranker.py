@@ -1,4 +1,4 @@
-"""Runs the multi-task ranker, which makes the pXTRs, in onnxruntime."""
+"""Runs the multi-task ranker, which computes the pXTRs, in onnxruntime."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class OnnxRankerConfig:
     """How onnxruntime runs the graph."""
 
     threads: int | None = None
-    """Threads of one run. None: as many as measuring finds worth it (`pocketrank.cloud.published.graphs.measured_threads`)."""
+    """Threads of one run. None: as many as `pocketrank.cloud.published.graphs.measured_threads` finds."""
     processes: int = 1
     """Processes that share the machine's cores."""
     candidates: int = 500
-    """What is measured with."""
+    """Number of candidates to measure with."""
 
 
 class History(NamedTuple):
-    """What is known of a user's past, oldest first, e events."""
+    """The e last events of a user, oldest first."""
 
     item: NDArray[np.int64]
     """[e] positions in the item tables."""
@@ -46,7 +46,7 @@ class OnnxRanker:
         self, folder: Path, published: Published, record: PublishedRecord, config: OnnxRankerConfig | None = None
     ) -> None:
         config = config or OnnxRankerConfig()
-        # Plain arrays over the same mapped bytes: indexing a memmap costs several times as much.
+        # Plain arrays over the same mapped bytes, because indexing a memmap takes several times as long.
         self._user_row = np.asarray(published.user_row)
         self._item_row, self._item_identity = np.asarray(published.item_row), np.asarray(published.item_identity)
         self._tasks, self._feedback_width = len(record.tasks), published.history_feedback.shape[2]
@@ -55,21 +55,21 @@ class OnnxRanker:
         self._path = folder / "ranker.onnx"
         self._graph = open_graph(self._path, _INPUTS, "pxtr")
         self._try_out()
-        self.threads = config.threads or self._measured(record.history_max, config)
-        """of one run"""
+        self.threads = config.threads or self._measure(record.history_max, config)
+        """Number of threads of one run."""
         if self.threads > 1:
             self._graph = open_graph(self._path, _INPUTS, "pxtr", self.threads)
 
     @property
     def nothing(self) -> NDArray[np.float32]:
-        """The pXTRs [0, K] of no items."""
+        """[0, K] the pXTRs of no items"""
         return np.zeros((0, self._tasks), np.float32)
 
     def pxtr(self, user: int, history: History, items: NDArray[np.int64], *, scene: int, hour: int) -> NDArray[np.float32]:
-        """Probabilities [n, K] of every task for the items at positions `items` [n].
+        """Return the probabilities [n, K] of every task for the items at positions `items` [n].
 
-        `user` is a position in the user tables, 0 = unknown. `scene` is a request's scene from 0, one that the run does not
-        know counts as unknown; `hour` is 0..23.
+        `user` is a position in the user tables, 0 = unknown. `scene` is that of the request, from 0; a scene that the run does
+        not know counts as unknown. `hour` is 0..23.
         """
         if not len(items):
             return self.nothing
@@ -85,8 +85,8 @@ class OnnxRanker:
             "hour": self._hours[hour],
         }
 
-    def _measured(self, events: int, config: OnnxRankerConfig) -> int:
-        inputs = self._inputs(0, self._past(events), np.zeros(config.candidates, np.int64), 0, 0)
+    def _measure(self, events: int, config: OnnxRankerConfig) -> int:
+        inputs = self._inputs(0, self._empty_history(events), np.zeros(config.candidates, np.int64), 0, 0)
 
         def run(threads: int) -> Callable[[], object]:
             graph = open_graph(self._path, _INPUTS, "pxtr", threads)
@@ -94,13 +94,13 @@ class OnnxRanker:
 
         return measured_threads(run, config.processes)
 
-    def _past(self, events: int) -> History:
+    def _empty_history(self, events: int) -> History:
         return History(np.zeros(events, np.int64), np.zeros((events, self._feedback_width), np.float32))
 
     def _try_out(self) -> None:
-        """One run, so that tables and a graph which do not fit fail here and not under a user."""
+        """Run once, so that a graph that does not fit the tables fails here and not at a user's page."""
         try:
-            pxtr = self.pxtr(0, self._past(0), np.zeros(1, np.int64), scene=0, hour=0)
+            pxtr = self.pxtr(0, self._empty_history(0), np.zeros(1, np.int64), scene=0, hour=0)
         except Exception as error:
             raise PublishedError(f"Expected graphs that take the published rows, got: {error} - at {self._path}") from error
         if pxtr.shape != (1, self._tasks):

@@ -1,4 +1,4 @@
-"""The cloud half of a run as serving reads it: tables of rows as memory-mapped arrays, and two ONNX graphs.
+"""The published half of a run, which serving reads: tables as memory-mapped arrays, and two ONNX graphs.
 
 ::
 
@@ -9,13 +9,15 @@
     user_tower.onnx          tower_row [1, Et], history_vector f16 [1, H, D], history_feedback [1, H, F],
                              history_mask bool [1, H]  ->  user_vector [1, D]
 
-H and N are dynamic; a history is oldest first. The ranker takes H of 0, the tower takes at least 1, and one row with mask 0 for
-an empty history. F = len(history_feedback names), in the order of `pocketrank.cloud.data.feedback.HISTORY_FEEDBACK`.
+H and N are dynamic; a history is oldest first. The ranker accepts an H of 0. The tower needs an H of at least 1, so an empty
+history is one row with mask 0. F = len(history_feedback names), in the order of
+`pocketrank.cloud.data.feedback.HISTORY_FEEDBACK`.
 
-What depends on an item alone is computed once a run and published as its `item_row`: of the architecture here, a third of the
-multiplications. It is fp16, of which 500 rows are fetched from memory in 30 µs and fp32 ones in 51 (100,000 items; of a million
-43 and 172). What depends on the user and the request alone is computed once a request. Item and user tables have one row per
-known id in ascending order of id, after a row 0 for everything unknown (its id is the smallest int64).
+The part of the ranker that depends on an item alone is computed once for a run and published as `item_row`; in this
+architecture it is a third of the multiplications. The rows are fp16: 500 of them are fetched from memory in 30 µs, and in fp32
+in 51 (100,000 items; with a million 43 and 172). The part that depends on the user and the request alone is computed once for a
+request. Item and user tables have a row for each known id in ascending order, after row 0 for everything unknown (its id is the
+smallest int64).
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ class PublishedError(ValueError):
 
 
 class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the arrays mean."""
+    """Names and sizes that give the arrays their meaning."""
 
     split_version: str
     tasks: tuple[str, ...]
     history_max: int
-    """Events of a user's past that the ranker sees."""
+    """Number of a user's last events that the ranker sees."""
     tower_history_max: int
-    """The latest of them, which the user tower sees."""
+    """Number of a user's last events that the user tower sees."""
     scenes: int
     """Scene codes are 0 (unknown) to scenes - 1; code = scene + 1."""
     float_names: tuple[str, ...]
@@ -50,24 +52,24 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     category_names: tuple[str, ...]
     """Columns of `item_category`."""
     simulated: bool
-    """True when no real user is behind the log."""
+    """Whether the log is from a simulation and not from real users."""
     utc_offset_h: int
-    """Hours that the time of day, as the ranker learned it, is ahead of UTC."""
+    """Hours by which the time of day in the ranker's training data is ahead of UTC."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """The arrays. I items, U users, both with the unknown row 0."""
+    """Arrays of I items and U users, both with row 0 for the unknown."""
 
     item_id: NDArray[np.int64]  # [I]
-    item_row: NDArray[np.float16]  # [I, E] what the ranker takes of a candidate
-    item_identity: NDArray[np.float16]  # [I, Ei] what it takes of an item of the past
+    item_row: NDArray[np.float16]  # [I, E] input of the ranker for a candidate
+    item_identity: NDArray[np.float16]  # [I, Ei] input of the ranker for an item of the history
     item_vector: NDArray[np.float16]  # [I, D]
     item_float: NDArray[np.float32]  # [I, len(float_names)]
     item_category: NDArray[np.int32]  # [I, len(category_names)]
     item_author: NDArray[np.int64]  # [I] id as the log has it, 0 = unknown
     item_upload_ms: NDArray[np.int64]  # [I], the smallest int64 = unknown
-    item_popularity: NDArray[np.float32]  # [I] smoothed rate of the first task, for users of whom nothing is known
+    item_popularity: NDArray[np.float32]  # [I] smoothed rate of the first task, for unknown users
     user_id: NDArray[np.int64]  # [U]
     user_row: NDArray[np.float32]  # [U, Eu]
     tower_row: NDArray[np.float32]  # [U, Et]

@@ -1,4 +1,4 @@
-"""Runs the user tower, the half of the split model that makes a user's vector, in onnxruntime."""
+"""Runs the user tower, the part of the split model that computes a user's vector, in onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _INPUTS = ("tower_row", "history_vector", "history_feedback", "history_mask")
 
 
 class UserTower:
-    """The tower in `folder` over the users of `published`. Raises `PublishedError`. Safe to call from several threads."""
+    """User tower in `folder` over the users of `published`. Raises `PublishedError`. Safe to call from several threads."""
 
     def __init__(self, folder: Path, published: Published, record: PublishedRecord) -> None:
         self._graph = open_graph(folder / "user_tower.onnx", _INPUTS, "user_vector")
         self._row = np.asarray(published.tower_row)
         self.width = published.item_vector.shape[1]
-        """of the vectors (D)"""
+        """Width D of the vectors."""
         self.history_max = record.tower_history_max
-        """events that it sees, the latest"""
-        # A history of one masked row is what the graph takes for none.
+        """Number of latest events that it sees."""
+        # The graph needs at least one row, so one masked row stands for an empty history.
         self._no_vector = np.zeros((1, self.width), np.float16)
         self._no_feedback = np.zeros((1, published.history_feedback.shape[2]), np.float32)
         try:
@@ -39,10 +39,10 @@ class UserTower:
     def __call__(
         self, user: int, vectors: NDArray[np.float16], feedback: NDArray[np.float32], known: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        """The user's vector [D]. `user` is a position in the user tables, 0 = unknown.
+        """Return the user's vector [D]. `user` is a position in the user tables, 0 = unknown.
 
-        `vectors` [e, D] and `feedback` [e, F] are of the latest `history_max` events of the past, oldest first; one that is not
-        `known` [e] counts for nothing.
+        `vectors` [e, D] and `feedback` [e, F] belong to the latest `history_max` events, oldest first. Events that are not
+        `known` [e] are ignored.
         """
         if not len(vectors):
             vectors, feedback, known = self._no_vector, self._no_feedback, np.zeros(1, np.bool_)

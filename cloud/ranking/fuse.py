@@ -1,4 +1,4 @@
-"""The stage that makes one score of the task probabilities, and cloud order of that."""
+"""The stage that fuses the task probabilities into one score and sorts by it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Fuse", "FuseConfig"]
 
 
 class FuseConfig(StageConfig, frozen=True, kw_only=True):
-    """How scores are fused."""
+    """The fusion formula."""
 
     formula: str
-    """An expression over the run's tasks (`pocketrank.cloud.ranking.formula`), such as `long_view + 3 * like`."""
+    """Expression over the run's tasks (`pocketrank.cloud.ranking.formula`), such as `long_view + 3 * like`."""
 
 
 class Fuse(Stage):
-    """Orders by the formula, best first; ties stay as they were."""
+    """Sorts by the formula, best first; ties keep their order."""
 
     Config = FuseConfig
 
@@ -30,6 +30,6 @@ class Fuse(Stage):
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`. Raises `ValueError` for candidates that are not ranked."""
         if candidates.pxtr is None:
-            raise ValueError("expected ranked candidates, got a fuse stage before any rank stage")
+            raise ValueError("Expected ranked candidates, got a fuse stage before any rank stage")
         score = self._formula(candidates.pxtr)
         return CandidateSet(candidates.item, candidates.pxtr, score).take(np.argsort(-score, kind="stable"))

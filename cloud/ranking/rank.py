@@ -1,4 +1,4 @@
-"""The stage that scores candidates with the multi-task ranker, as many of them as there is time for."""
+"""The stage that scores as many candidates with the multi-task ranker as there is time for."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pocketrank.cloud.pipeline.stage import OutOfTimeError, Query, Resources, St
 
 __all__ = ["Rank", "RankConfig"]
 
-_FORGET = 0.1
-"""Weight of the latest run in the mean time of a candidate."""
+_LATEST_WEIGHT = 0.1
+"""Weight of the latest run in the running mean of a candidate's time."""
 
 
 class RankConfig(StageConfig, frozen=True, kw_only=True):
-    """How many are ranked at least."""
+    """How many candidates must be ranked, and how much time is left for later stages."""
 
     candidates_min: int = 50
-    """With time for fewer, a page is better made of what was ranked before: the pipeline falls back."""
+    """Minimum number of candidates. With time for fewer the pipeline falls back: the last ranking makes a better page."""
     reserve_ms: float = 1.0
-    """Time that is left to what comes after."""
+    """Time that is left for the stages after this one."""
 
     def __post_init__(self) -> None:
         if self.candidates_min < 1 or self.reserve_ms < 0:
-            raise ValueError("expected candidates_min of 1 or more and reserve_ms of 0 or more")
+            raise ValueError("Expected candidates_min of 1 or more and reserve_ms of 0 or more")
 
 
 class Rank(Stage):
-    """Probabilities of every task. Drops the last candidates when time is short: what was retrieved first is ranked."""
+    """Adds the probability of each task. When time is short, the candidates that were retrieved last are dropped."""
 
     Config = RankConfig
 
@@ -35,12 +35,13 @@ class Rank(Stage):
         super().__init__(config, resources)
         self._ranker = resources.ranker
         self.seconds_each = 0.0
-        """Mean time of a candidate in the last runs; 0 before the first."""
+        """Running mean of the time per candidate; 0 before the first run."""
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`."""
         if not len(candidates):
             return CandidateSet(candidates.item, self._ranker.nothing)
+        # How many candidates there is time for; all of them before the first measurement.
         left = query.deadline.left() - self.config.reserve_ms / 1e3
         affordable = len(candidates) if self.seconds_each == 0 else int(left / self.seconds_each)
         if left <= 0 or affordable < min(self.config.candidates_min, len(candidates)):
@@ -51,5 +52,5 @@ class Rank(Stage):
         started = perf_counter()
         pxtr = self._ranker.pxtr(query.user, query.history, candidates.item, scene=query.request.scene, hour=query.hour)
         took = (perf_counter() - started) / len(candidates)
-        self.seconds_each += (took - self.seconds_each) * (_FORGET if self.seconds_each else 1.0)
+        self.seconds_each += (took - self.seconds_each) * (_LATEST_WEIGHT if self.seconds_each else 1.0)
         return CandidateSet(candidates.item, pxtr)

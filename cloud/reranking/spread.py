@@ -1,7 +1,7 @@
-"""Keeps a page from being more of the same: a soft cap on the candidates of a category that come before all others had theirs.
+"""The stage that spreads a page over categories, by a soft limit on the candidates of one category at its top.
 
-A ranker's best thirty are often near copies of one another, chosen for the same error in the same direction; then neither the
-user nor the model on the device has a choice.
+The best thirty of a ranker are often near copies of one another, all overrated by the same error. Then neither the user nor the
+model on the device has a choice.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ __all__ = ["Spread", "SpreadConfig", "spread_categories"]
 
 
 class SpreadConfig(StageConfig, frozen=True, kw_only=True):
-    """How far a page is spread."""
+    """The limit per category, and the column with the categories."""
 
     max_per_category: int = 3
-    """Candidates of one category that may come before every category had its share."""
+    """Candidates of one category that are placed before every other category has had as many."""
     column: str = "category"
-    """Which of the run's categorical columns."""
+    """One of the run's categorical columns."""
 
     def __post_init__(self) -> None:
         if self.max_per_category < 1:
-            raise ValueError(f"expected max_per_category of 1 or more, got {self.max_per_category}")
+            raise ValueError(f"Expected max_per_category of 1 or more, got {self.max_per_category}")
 
 
 class Spread(Stage):
-    """Applies `spread_categories`. A run without the column is left as it is."""
+    """Applies `spread_categories`. Without the column in the run, candidates keep their order."""
 
     Config = SpreadConfig
     on_every_page = True
@@ -47,23 +47,23 @@ class Spread(Stage):
 
 
 def spread_categories(category: NDArray[np.integer], max_per_category: int) -> NDArray[np.int64]:
-    """The new order of candidates [n] that stand in ranked order with these categories [n].
+    """Return the new order [n] of candidates in ranked order whose categories are `category` [n].
 
-    First go the best `max_per_category` of each category, then the next `max_per_category` of each, and so on, each round in
-    ranked order. Nothing is dropped. A category is any code, unknown (0) included.
+    The best `max_per_category` of each category come first, then the next `max_per_category` of each, and so on. Each round is
+    in ranked order. No candidate is dropped. A category is any code; unknown (0) counts as one.
     """
     n = len(category)
     by_category = np.argsort(category, kind="stable")
     codes = category.take(by_category)
     place = np.arange(n)
-    first = np.zeros(n, np.int64)  # of each one's category, in the order of categories
+    first = np.zeros(n, np.int64)  # where the category of each one starts in `by_category`
     np.multiply(place[1:], codes[1:] != codes[:-1], out=first[1:])
     np.maximum.accumulate(first, out=first)
-    turn = np.empty(n, np.int16 if n < 1 << 15 else np.int64)
-    turn[by_category] = (place - first) // max_per_category
-    return np.argsort(turn, kind="stable")
+    round_ = np.empty(n, np.int16 if n < 1 << 15 else np.int64)
+    round_[by_category] = (place - first) // max_per_category
+    return np.argsort(round_, kind="stable")
 
 
 def _narrow(codes: NDArray[np.integer]) -> NDArray[np.integer]:
-    """In 16 bits where they fit: numpy sorts those by radix, several times as fast."""
+    """Return the codes in 16 bits where they fit, which numpy sorts by radix, several times as fast."""
     return codes.astype(np.int16) if len(codes) and 0 <= codes.min() <= codes.max() < 1 << 15 else codes

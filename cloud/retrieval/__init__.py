@@ -1,1 +1,5 @@
-"""Finding candidates: the vector index and the channels around it."""
+"""The stage that retrieves candidates, and its channels. The indexes that channels search are in `vectors`."""
+
+from pocketrank.cloud.retrieval.channels import Channel, ChannelConfig
+
+__all__ = ["Channel", "ChannelConfig"]

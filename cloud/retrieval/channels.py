@@ -1,4 +1,7 @@
-"""The channels that candidates come from: near the user's vector, popular, fresh. A channel of your own is a subclass."""
+"""The channels that candidates come from: nearest to the user's vector, popular, fresh.
+
+A channel of your own is a subclass of `Channel`, named by its dotted name in a `[[stage.channel]]` of the pipeline file.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +22,37 @@ Int = NDArray[np.int64]
 
 
 class ChannelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every channel's table may hold."""
+    """Base class for the table of a channel in the pipeline file."""
 
     quota: int = 0
-    """Candidates that it gives a user of whom something is known. It gives more where the others leave room."""
+    """Number of candidates that the channel adds. It adds more where the other channels leave room."""
     quota_cold: int | None = None
-    """Candidates that it gives a cold user; None: as many as any other."""
+    """Number of candidates that it adds for a cold user; None: the same as `quota`."""
 
     def __post_init__(self) -> None:
         if self.quota < 0 or (self.quota_cold or 0) < 0:
-            raise ValueError(f"expected quotas of 0 or more, got {self.quota} and {self.quota_cold}")
+            raise ValueError(f"Expected quotas of 0 or more, got {self.quota} and {self.quota_cold}")
 
 
 class Channel(ABC):
-    """A source of candidates. Raises `ValueError` for a config that does not fit."""
+    """Source of candidates. Raises `ValueError` for a config that does not fit."""
 
     Config: ClassVar[type[ChannelConfig]] = ChannelConfig
 
     def __init__(self, config: Any, resources: Resources) -> None:
-        """`config` is a `Config`."""
+        """`config` is an instance of `Config`."""
         self.config, self.resources = config, resources
 
     @abstractmethod
     def __call__(self, query: Query, k: int) -> Int:
-        """Up to `k` positions, best first, none of which is in `query.exclude` or filtered out."""
+        """Return up to `k` positions, best first, none of which is in `query.exclude` or filtered out."""
 
 
 class TwoTowerConfig(ChannelConfig, frozen=True, kw_only=True):
-    """The nearest to the user's vector."""
+    """The index that is searched."""
 
     index: str = "items"
-    """NAME of an `[index.NAME]`."""
+    """`NAME` of an `[index.NAME]`."""
 
 
 class TwoTower(Channel):
@@ -61,11 +64,11 @@ class TwoTower(Channel):
         super().__init__(config, resources)
         if config.index not in resources.indexes:
             known = ", ".join(resources.indexes) or "none"
-            raise ValueError(f"expected the name of an index ({known}), got {config.index}")
+            raise ValueError(f"Expected the name of an index ({known}), got {config.index}")
         self._index = resources.indexes[config.index]
 
     def __call__(self, query: Query, k: int) -> Int:
-        """None at all when the user's vector or the index cannot be had; the page then says so."""
+        """See `Channel`. Returns no positions when the user's vector or the index is unavailable; the page is then degraded."""
         if query.vector is None:
             return np.zeros(0, np.int64)
         where, left = self.resources.filters.where, query.deadline.left()
@@ -77,32 +80,32 @@ class TwoTower(Channel):
 
 
 class _Ordered(Channel):
-    """The first of a fixed order that may be shown."""
+    """Channel of a fixed order of items."""
 
     def __init__(self, config: ChannelConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        self._first = AllowedOrder(resources.filters, self.order)
+        self._allowed = AllowedOrder(resources.filters, self.order)
 
     @abstractmethod
     def order(self) -> Int:
-        """Positions of all items, best first."""
+        """Return positions of items, best first."""
 
     def __call__(self, query: Query, k: int) -> Int:
         """See `Channel`."""
-        return self._first(query.exclude, k)
+        return self._allowed(query.exclude, k)
 
 
 class Popular(_Ordered):
     """The items with the highest smoothed rate of the first task."""
 
     def order(self) -> Int:
-        """The catalogue's."""
+        """See `Catalogue.by_popularity`."""
         return self.resources.catalogue.by_popularity
 
 
 class Fresh(_Ordered):
-    """The items that were uploaded last. Those of unknown age are not among them."""
+    """The items that were uploaded last, without those of unknown age."""
 
     def order(self) -> Int:
-        """The catalogue's."""
+        """See `Catalogue.by_freshness`."""
         return self.resources.catalogue.by_freshness

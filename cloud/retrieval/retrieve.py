@@ -1,4 +1,4 @@
-"""The stage that finds what is worth ranking: channels side by side, merged by quotas, without repeats."""
+"""The stage that retrieves candidates for ranking from several channels, merged by quotas and without repeats."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ _DEFAULT = ({"use": "popular", "quota_cold": 250}, {"use": "two_tower", "quota":
 
 
 class RetrieveConfig(StageConfig, frozen=True, kw_only=True):
-    """How many candidates, and from where."""
+    """How many candidates are retrieved, and from which channels."""
 
     candidates: int = 500
-    """At most so many."""
+    """Maximum number of candidates."""
     cold_events: int = 5
-    """A user with fewer known events is cold."""
+    """A user whose history holds fewer events is cold."""
     channel: tuple[dict[str, Any], ...] = msgspec.field(default=_DEFAULT)
-    """One table a channel: `use` names it, the rest is its config. The order is that of the candidates."""
+    """One table for each channel: `use` names it, the rest is its config. Candidates are in the order of the channels."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.cold_events < 0 or not self.channel:
-            raise ValueError("expected candidates of 1 or more, cold_events of 0 or more and a channel")
+            raise ValueError("Expected candidates of 1 or more, cold_events of 0 or more and a channel")
 
 
 class Retrieve(Stage):
-    """Merges the channels.
+    """Merges channels.
 
-    Each channel gives what its quota says, in the order of the file; an item goes to the first that has it. Room that is left,
-    because a channel failed or its items were given already, is filled up by the others, in the same order.
+    Each channel adds as many items as its quota, in the order of the file; an item that several channels find is added by the
+    first. Room that is left, because a channel failed or its items were added already, is filled by the others in the same
+    order.
     """
 
     Config = RetrieveConfig
@@ -55,11 +56,11 @@ class Retrieve(Stage):
     def __init__(self, config: RetrieveConfig, resources: Resources) -> None:
         super().__init__(config, resources)
         self._channels: list[Channel] = [
-            _CHANNELS.made(table, f"channel[{i}]", resources) for i, table in enumerate(config.channel)
+            _CHANNELS.make(table, f"channel[{i}]", resources) for i, table in enumerate(config.channel)
         ]
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
-        """Candidates in the order of the channels, before any ranking."""
+        """See `Stage`. The candidates are in the order of the channels."""
         wanted, cold = self.config.candidates, len(query.history.item) < self.config.cold_events
         found: list[NDArray[np.int64]] = []
         for channel in self._channels:
@@ -69,10 +70,10 @@ class Retrieve(Stage):
             found.append(channel(query, min(quota, wanted)) if quota else np.zeros(0, np.int64))
         item = merged(found, wanted)
         if len(item) < wanted:
-            item = self._filled(query, item, wanted)
+            item = self._fill(query, item, wanted)
         return CandidateSet(item)
 
-    def _filled(self, query: Query, item: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    def _fill(self, query: Query, item: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
         for channel in self._channels:
             item = merged([item, channel(query, wanted)], wanted)
             if len(item) == wanted:
@@ -81,10 +82,10 @@ class Retrieve(Stage):
 
 
 def merged(found: Sequence[NDArray[np.int64]], wanted: int) -> NDArray[np.int64]:
-    """The first `wanted` of `found` one after the other, each once."""
-    some = [one for one in found if len(one)]
-    if len(some) <= 1:
-        return some[0][:wanted] if some else np.zeros(0, np.int64)
-    item = np.concatenate(some)
+    """Return the first `wanted` distinct positions of all arrays in `found`, in their order."""
+    found = [positions for positions in found if len(positions)]
+    if len(found) <= 1:
+        return found[0][:wanted] if found else np.zeros(0, np.int64)
+    item = np.concatenate(found)
     _, first = np.unique(item, return_index=True)
     return item[np.sort(first)][:wanted]

@@ -1,4 +1,4 @@
-"""The exact index: scores every row that may come back, by BLAS."""
+"""The exact index: scores every row that a filter lets through, with BLAS."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _MASKS_MAX = 64
 
 
 class ExactIndex(VectorIndex):
-    """The right answer, in time that grows with the number of items; an equal score goes to the smaller id."""
+    """Exact search, in time that grows with the number of items. Of equal scores the smaller id comes first."""
 
     def __init__(self, *, masks_max: int = _MASKS_MAX) -> None:
-        """The answers of so many filters are kept, at 1 to 9 bytes an item each."""
+        """`masks_max` is the number of filters whose masks are kept, at 1 to 9 bytes per item each."""
         self._rows, self._lock, self._closed = IndexRows(masks_max), ReadWriteLock(), False
 
     @classmethod
     def over(cls, vectors: NDArray[np.floating], attributes: Attributes | None = None) -> ExactIndex:
-        """Over `vectors` [n, D], whose ids are their positions."""
+        """Make an index over `vectors` [n, D], whose ids are their positions."""
         index = cls()
         index.upsert(np.arange(len(vectors)), vectors, attributes or Attributes.unknown(len(vectors)))
         return index
 
     def upsert(self, ids: NDArray[np.int64], vectors: NDArray[np.floating], attributes: Attributes) -> None:
-        """As `VectorIndex.upsert`."""
+        """See `VectorIndex.upsert`."""
         rows = checked_rows(ids, vectors, attributes, self._rows.width)
         with self._lock.write():
             self._open()
@@ -50,7 +50,7 @@ class ExactIndex(VectorIndex):
                 self._rows.upsert(*part)
 
     def delete(self, ids: NDArray[np.int64]) -> None:
-        """As `VectorIndex.delete`."""
+        """See `VectorIndex.delete`."""
         with self._lock.write():
             self._open()
             self._rows.delete(np.asarray(ids, np.int64))
@@ -64,7 +64,7 @@ class ExactIndex(VectorIndex):
         exclude: NDArray[np.int64] = NONE,
         deadline_s: float | None = None,
     ) -> Found:
-        """As `VectorIndex.search`, the exact answer."""
+        """See `VectorIndex.search`. The result is exact."""
         with self._lock.read():
             self._open()
             query = checked_query(query, self._rows.width)
@@ -75,7 +75,7 @@ class ExactIndex(VectorIndex):
         return len(self._rows)
 
     def close(self) -> None:
-        """Forget the rows."""
+        """Free the rows."""
         with self._lock.write():
             self._closed = True
             self._rows = IndexRows(1)

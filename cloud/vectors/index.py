@@ -1,14 +1,14 @@
-"""The seam of retrieval by vector: ids with vectors and attributes, found by inner product.
+"""The interface of vector indexes: ids with vectors and attributes, found by inner product.
 
-An id is an int64 label from 0 on that the caller chose; the server takes positions in its tables. Backends: `exact`, `ivf`,
+An id is an int64 label from 0 on that the caller chooses; the server uses positions in its tables. Backends: `exact`, `ivf`,
 `qdrant`; `opening` picks one by configuration.
 
 Errors::
 
-    RetrievalError                 the index cannot do what was asked; says what was expected, what came, and where
+    RetrievalError                 the index cannot do what was asked; says what was expected, what it got, and where
     ├── IndexUnavailableError      it does not answer, or not in time, or it is closed
-    ├── IndexConfigError           its configuration makes no sense, or is not that of the collection it found
-    └── RowsError                  ids, vectors and attributes do not fit together, or hold what no index takes
+    ├── IndexConfigError           its configuration is invalid, or does not match the collection it found
+    └── RowsError                  ids, vectors and attributes do not fit together, or hold values that no index accepts
         └── WidthError             vectors or a query of another width than the index holds
 """
 
@@ -30,8 +30,8 @@ __all__ = [
 AGE_UNKNOWN = int(np.iinfo(np.int64).min)
 """`created_ms` of an item of unknown age."""
 _LARGEST = float(np.finfo(np.float16).max)
-_LOOPED_MOST = 16
-"""So many wanted values are compared one by one, faster than any search in them (200,000 rows: 30 µs each)."""
+_COMPARED_MAX = 16
+"""Up to so many wanted values are compared one by one, which is faster than a search in them (200,000 rows: 30 µs each)."""
 
 
 class RetrievalError(Exception):
@@ -47,11 +47,11 @@ class IndexUnavailableError(RetrievalError):
 
 
 class IndexConfigError(RetrievalError):
-    """The configuration makes no sense, or is not that of the collection that was found."""
+    """The configuration is invalid, or does not match the collection that was found."""
 
 
 class RowsError(RetrievalError):
-    """Ids, vectors and attributes do not fit together, or hold what no index takes."""
+    """Ids, vectors and attributes do not fit together, or hold values that no index accepts."""
 
 
 class WidthError(RowsError):
@@ -59,7 +59,7 @@ class WidthError(RowsError):
 
 
 class Attributes(NamedTuple):
-    """What a filter can ask of items."""
+    """Attributes of items that filters use."""
 
     author: NDArray[np.int64]  # [n] 0 unknown
     category: NDArray[np.int32]  # [n] 0 unknown
@@ -67,38 +67,38 @@ class Attributes(NamedTuple):
 
     @classmethod
     def unknown(cls, n: int) -> Attributes:
-        """Of `n` items of which nothing is known."""
+        """Return the attributes of `n` items of which nothing is known."""
         return cls(np.zeros(n, np.int64), np.zeros(n, np.int32), np.full(n, AGE_UNKNOWN, np.int64))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each column by name."""
+        """Return the shape of each column by name."""
         return {"author": self.author.shape, "category": self.category.shape, "created_ms": self.created_ms.shape}
 
     def take(self, at: NDArray[np.int64] | slice) -> Attributes:
-        """Those at positions `at`."""
+        """Return the attributes at positions `at`."""
         return Attributes(self.author[at], self.category[at], self.created_ms[at])
 
 
 class AttributeFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may come back; all conditions together. Empty: everything.
+    """Conditions that an item must all meet to be found. Without conditions, every item may be found.
 
-    In-process indexes keep the answer of each `AttributeFilter` they have met, so a filter by age is cheapest when its bound
-    moves in steps (of a minute, say) and not with every request.
+    In-process indexes keep the mask of each `AttributeFilter` they were asked for. So a filter by age is cheapest when its
+    bound moves in steps (of a minute, say) and not with every request.
     """
 
     categories: tuple[int, ...] | None = None
-    """Only items of these; 0 stands for unknown."""
+    """Only items of these categories; 0 stands for unknown."""
     categories_not: tuple[int, ...] = ()
-    """No items of these."""
+    """No items of these categories."""
     authors: tuple[int, ...] | None = None
-    """Only items of these; 0 stands for unknown."""
+    """Only items of these authors; 0 stands for unknown."""
     authors_not: tuple[int, ...] = ()
-    """No items of these."""
+    """No items of these authors."""
     created_from_ms: int | None = None
-    """Only items that are not older, which nobody can say of an item of unknown age: it does not pass."""
+    """Only items that are not older. Items of unknown age do not pass."""
 
     def passes(self, attributes: Attributes) -> NDArray[np.bool_]:
-        """Which of the items [n] may come back."""
+        """Return which of the items [n] meet all conditions."""
         passes = np.ones(len(attributes.author), np.bool_)
         if self.categories is not None:
             passes &= _among(attributes.category, self.categories)
@@ -114,41 +114,41 @@ class AttributeFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 ANY = AttributeFilter()
-"""Everything may come back."""
+"""The filter that every item passes."""
 NONE: NDArray[np.int64] = np.zeros(0, np.int64)
-"""Nothing is excluded."""
+"""No ids."""
 NONE.flags.writeable = False
 
 
 class Found(NamedTuple):
-    """An answer, best first."""
+    """Result of a search, best first."""
 
     ids: NDArray[np.int64]  # [m], m <= k, no id twice
     scores: NDArray[np.float32]  # [m] inner products
 
     @classmethod
     def nothing(cls) -> Found:
-        """No item."""
+        """Return a result without items."""
         return cls(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
 class VectorIndex(ABC):
-    """Finds the items whose vectors have the largest inner product with a query. Safe to call from several threads.
+    """Index that finds the items whose vectors have the largest inner product with a query. Safe to call from several threads.
 
-    The first rows set the width. A search sees every row whole: as it was before an `upsert`, or as it is after.
+    The first rows set the width. A search sees every row whole: as it was before an `upsert`, or as it is after it.
     """
 
     @abstractmethod
     def upsert(self, ids: NDArray[np.int64], vectors: NDArray[np.floating], attributes: Attributes) -> None:
-        """Add items, or put them in the place of those with the same ids; the next search sees them.
+        """Add items, or replace those with the same ids; the next search sees them.
 
-        `vectors` [n, D] are finite and within the range of fp16. Of an id that comes twice the last row counts. Raises
+        `vectors` [n, D] must be finite and within the range of fp16. Of an id that occurs twice the last row is used. Raises
         `RowsError`, `WidthError`, `IndexUnavailableError`.
         """
 
     @abstractmethod
     def delete(self, ids: NDArray[np.int64]) -> None:
-        """Take items out; the next search does not find them. Ids that are not there do nothing."""
+        """Delete items; the next search does not find them. Unknown ids are ignored. Raises `IndexUnavailableError`."""
 
     @abstractmethod
     def search(
@@ -160,11 +160,11 @@ class VectorIndex(ABC):
         exclude: NDArray[np.int64] = NONE,
         deadline_s: float | None = None,
     ) -> Found:
-        """Up to `k` items for `query` [D] that pass `where` and are not in `exclude` [x].
+        """Return the best `k` items for `query` [D] that pass `where` and are not in `exclude` [x].
 
-        Fewer come back only when no more are left. Ids in `exclude` may be unknown or come twice. `deadline_s` is how long to
-        wait for an index that runs elsewhere; one in this process answers without looking at it. Raises `WidthError`,
-        `IndexUnavailableError`.
+        Fewer are returned only when no more are left. Ids in `exclude` may be unknown or repeated. `deadline_s` is how long to
+        wait for an index in another process; an index in this process ignores it. Raises `WidthError`, `RowsError` for a query
+        that is not finite, and `IndexUnavailableError`.
         """
 
     @abstractmethod
@@ -173,13 +173,13 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the index; a second call does nothing, any other raises `IndexUnavailableError`."""
+        """Close the index. A second call does nothing; any other call then raises `IndexUnavailableError`."""
 
 
 def checked_rows(
     ids: NDArray[np.int64], vectors: NDArray[np.floating], attributes: Attributes, width: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], Attributes]:
-    """The rows of an `upsert` as every index takes them: each id once, fp32 vectors. Raises `RowsError`, `WidthError`."""
+    """Return the rows of an `upsert` with each id once and fp32 vectors. Raises `RowsError`, `WidthError`."""
     ids, vectors = np.asarray(ids, np.int64), np.asarray(vectors)
     attributes = Attributes(
         np.asarray(attributes.author, np.int64),
@@ -196,7 +196,7 @@ def checked_rows(
     if len(ids) and ids.min() < 0:
         raise RowsError("ids", "ids from 0 on", str(ids.min()))
     vectors = np.ascontiguousarray(vectors, np.float32)
-    if not (np.abs(vectors) <= _LARGEST).all():  # not a number fails too
+    if not (np.abs(vectors) <= _LARGEST).all():  # NaN fails too
         row = int(np.flatnonzero(~(np.abs(vectors) <= _LARGEST).all(1))[0])
         raise RowsError(f"vectors[{row}]", f"finite numbers up to {_LARGEST:.0f}", "others")
     unique, first = np.unique(ids[::-1], return_index=True)
@@ -207,22 +207,22 @@ def checked_rows(
 
 
 def checked_query(query: NDArray[np.float32], width: int | None) -> NDArray[np.float32]:
-    """`query` as a contiguous fp32 array [width]. Raises `WidthError`, and `RowsError` when it is not finite."""
+    """Return `query` as a contiguous fp32 array [width]. Raises `WidthError`, and `RowsError` when it is not finite."""
     query = np.ascontiguousarray(query, np.float32)
     if query.ndim != 1 or (width is not None and len(query) != width):
         raise WidthError("query", "an array [D]" if width is None else f"a width of {width}", f"{list(query.shape)}")
-    if not isfinite(np.add.reduce(query)):  # one call instead of two, and what is not finite stays so in a sum
+    if not isfinite(np.add.reduce(query)):  # a sum with NaN or inf is not finite, and one call is enough
         raise RowsError("query", "finite numbers", "others")
     return query
 
 
 def raise_closed(where: str) -> NoReturn:
-    """An index that was closed is asked for something."""
+    """Raise the error of a call to a closed index."""
     raise IndexUnavailableError(where, "an open index", "a closed one")
 
 
 def _among(values: NDArray[np.integer], wanted: tuple[int, ...]) -> NDArray[np.bool_]:
-    if len(wanted) <= _LOOPED_MOST:
+    if len(wanted) <= _COMPARED_MAX:
         found = np.zeros(len(values), np.bool_)
         for value in wanted:
             found |= values == value

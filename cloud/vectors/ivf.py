@@ -1,17 +1,19 @@
 """The default index of one machine: inverted lists where they are good enough, exact search where they are not.
 
-A search takes the first of these that holds:
+A search uses the first of these whose condition holds:
 
-1. exact over the survivors, when filter and exclusions leave at most `exact_share` of the items;
-2. exact over all, while there are too few items for lists, before the first build is done, and when the last build missed the
-   recall or the time that the configuration asks for;
-3. lists, as many as the last build found to be enough for so many results and exclusions, or for the more that a filter makes
-   of them;
-4. exact over all, when that would be more than was measured or all lists, or when they held fewer than asked for.
+1. Exact search of the items that pass, when filter and exclusions leave at most `exact_share` of the items.
+2. Exact search, while there are too few items for lists, before the first build is done, and when the last build missed the
+   recall or the time that the configuration asks for.
+3. Inverted lists. The last build measured how many of them are enough for a number of results; exclusions and filters raise
+that
+   number.
+4. Exact search, when more results are needed than were measured, when all lists would be read, or when the lists that were read
+   held fewer items than asked for.
 
 Writes take turns with searches, and change lists and rows together. A fresh segment that is searched beside the lists and
-folded in later would spare the turns, but each search would pay: 56 us with 200 rows in the segment and 83 us with 2,000, where
-putting a row into 512 lists and taking it out again takes 16 us once.
+merged later would save the turns, but each search would pay for it: 56 µs with 200 rows in the segment and 83 µs with 2,000.
+Adding a row to 512 lists and removing it again takes 16 µs once.
 """
 
 from __future__ import annotations
@@ -43,32 +45,33 @@ from pocketrank.cloud.vectors.rows import IndexRows, Mask, parts
 
 __all__ = ["IvfConfig", "IvfIndex"]
 
-_log = logging.getLogger(__name__)
-_KEPT_SHARE = 0.25
+_logger = logging.getLogger(__name__)
+_QUERIES_SHARE_MIN = 0.25
+"""Share of `queries_kept` from which the queries served are the sample of a build."""
 
 
 class IvfConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An index of lists over rows."""
+    """When lists are built, and when they are used."""
 
     lists: ListsConfig = msgspec.field(default_factory=ListsConfig)
-    """How lists are built and judged."""
+    """How lists are built and measured."""
     exact_below: int = 20_000
-    """With fewer items there are no lists. Their time by exact search's, the best 100 of clustered vectors x 64: .91 with
-    10,000 items, .69 with 20,000, .44 with 50,000."""
+    """Number of items from which there are lists. Time of lists relative to exact search, for the best 100 of clustered vectors
+    x 64: 0.91 with 10,000 items, 0.69 with 20,000, 0.44 with 50,000."""
     exact_share: float = 0.1
-    """Filter and exclusions that leave at most this share of the items make the search exact."""
+    """A search is exact when its filter and exclusions leave at most this share of the items."""
     rebuild_share: float = 0.25
-    """Lists are built anew once so many rows changed, by the number of items then."""
+    """Lists are rebuilt once the number of changed rows reaches this share of the items."""
     swap_rows: int = 512
-    """New lists replace the old when at most so many changes are left to repeat in them; searches wait for those."""
+    """New lists replace the old ones once at most so many changes are left to repeat in them, for which searches wait."""
     masks_max: int = 64
-    """Filters whose answer is kept, at 1 to 9 bytes an item each."""
+    """Number of filters whose masks are kept, at 1 to 9 bytes per item each."""
     queries_kept: int = 256
-    """The latest queries, kept to measure recall with once there are a quarter of them."""
+    """Number of latest queries that are kept to measure recall with; a quarter of them is enough."""
     counts_share: float = 0.05
-    """How a filter's survivors lie in the lists is counted anew when their number changed by this share."""
+    """The items of each list that pass a filter are counted again when their total changed by this share."""
     seed: int = 0
-    """Of the samples and of k-means."""
+    """Seed of the samples and of k-means."""
 
     def __post_init__(self) -> None:
         if min(self.exact_below, self.swap_rows, self.masks_max, self.queries_kept) < 1:
@@ -78,28 +81,28 @@ class IvfConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class IvfIndex(VectorIndex):
-    """Inverted lists over rows. Builds itself in a thread of its own when it has grown or changed enough.
+    """Inverted lists over rows. A thread builds them when the index has grown or changed enough.
 
-    Scores of lists are those of vectors rounded to fp16; equal scores come in no order.
+    Scores from lists are those of vectors rounded to fp16. Equal scores are in no particular order.
     """
 
     def __init__(self, config: IvfConfig | None = None) -> None:
         self._config = config or IvfConfig()
         self._rows, self._lock, self._closed = IndexRows(self._config.masks_max), ReadWriteLock(), False
         self._built: Built | None = None
-        self._changes = 0  # since the last build began
+        self._changes = 0  # changed rows since the last build began
         self._journal: list[NDArray[np.int64]] | None = None  # slots that changed while a build is under way
         self._building, self._thread_lock, self._thread = Lock(), Lock(), Thread()
-        self._queries = np.zeros((0, 0), np.float32)  # the latest, in a ring
+        self._queries = np.zeros((0, 0), np.float32)  # ring buffer of the latest queries
         self._asking, self._asked = count(), -1
 
     @property
     def report(self) -> BuildReport | None:
-        """Of the last build; None before the first."""
+        """Report of the last build; None before the first."""
         return self._built.report if self._built else None
 
     def upsert(self, ids: NDArray[np.int64], vectors: NDArray[np.floating], attributes: Attributes) -> None:
-        """As `VectorIndex.upsert`. May start a build, and does not wait for it."""
+        """See `VectorIndex.upsert`. May start a build, and does not wait for it."""
         rows = checked_rows(ids, vectors, attributes, self._rows.width)
         with self._lock.write():
             self._open()
@@ -110,17 +113,17 @@ class IvfIndex(VectorIndex):
                 slots = self._rows.upsert(*part)
                 if self._built:
                     self._built.lists.put(slots, part[1])
-                self._note(slots)
+                self._log_changes(slots)
         self._build_if_due()
 
     def delete(self, ids: NDArray[np.int64]) -> None:
-        """As `VectorIndex.delete`. May start a build, and does not wait for it."""
+        """See `VectorIndex.delete`. May start a build, and does not wait for it."""
         with self._lock.write():
             self._open()
             slots = self._rows.delete(np.asarray(ids, np.int64))
             if self._built:
                 self._built.lists.remove(slots)
-            self._note(slots)
+            self._log_changes(slots)
         self._build_if_due()
 
     def search(
@@ -132,7 +135,7 @@ class IvfIndex(VectorIndex):
         exclude: NDArray[np.int64] = NONE,
         deadline_s: float | None = None,
     ) -> Found:
-        """As `VectorIndex.search`; how is said at the top of the module."""
+        """See `VectorIndex.search`, and the module for how it searches."""
         with self._lock.read():
             self._open()
             query = checked_query(query, self._rows.width)
@@ -141,10 +144,12 @@ class IvfIndex(VectorIndex):
             if len(exclude):
                 slots = self._rows.slots_of(np.asarray(exclude, np.int64))
                 slots = slots[slots >= 0]
+            # Exact search, where it is faster or lists are not good enough.
             if (built := self._built) is None or not built.report.serving:
                 return self._rows.exact(query, k, mask, slots)
             if k <= 0 or mask.count - len(slots) <= self._config.exact_share * len(self._rows):
                 return self._rows.exact(query, k, mask, slots)
+            # Lists, unless more of them are needed than were measured.
             nprobe = built.probes(query, k + len(slots), self._survivors(built.lists, mask))
             if nprobe is not None and nprobe < built.lists.nlist:
                 bits = mask.bits if len(slots) or mask.count < len(self._rows) else None
@@ -154,11 +159,11 @@ class IvfIndex(VectorIndex):
             return self._rows.exact(query, k, mask, slots)
 
     def rebuild(self, queries: NDArray[np.floating] | None = None) -> BuildReport:
-        """Build the lists anew and put them in place of the old; searches and writes go on meanwhile.
+        """Build new lists and replace the old ones. Searches and writes continue meanwhile.
 
-        Recall is measured with `queries` [s, D] like those to come (vectors of users), with the latest that were served when
-        none are given, and with vectors of items when there were too few. Raises `RowsError` when there are no items,
-        `WidthError`, `IndexUnavailableError`.
+        Recall is measured with `queries` [s, D], which should be like those to expect (vectors of users). Without them it is
+        measured with the latest that were served, and with vectors of items when there were too few. Raises `RowsError` when
+        there are no items, `WidthError`, `IndexUnavailableError`.
         """
         config = self._config
         with self._building:
@@ -166,6 +171,7 @@ class IvfIndex(VectorIndex):
                 self._open()
                 self._journal, self._changes, high = [], 0, self._rows.high
             try:
+                # Build from a copy; what changes meanwhile is in the journal.
                 slots, vectors = self._copy(np.arange(high))
                 if not len(slots):
                     raise RowsError("the index", "items to build lists over", "none")
@@ -177,6 +183,7 @@ class IvfIndex(VectorIndex):
                 )
                 del vectors
                 built = built._replace(report=report)
+                # Repeat the changes in rounds, until few enough are left for the last round.
                 while not self._swap(built):
                     pass
             finally:
@@ -185,7 +192,7 @@ class IvfIndex(VectorIndex):
             return built.report
 
     def wait(self) -> None:
-        """Wait for a build that is under way in the background."""
+        """Wait for a build that runs in the background."""
         with self._thread_lock:
             thread = self._thread
         if thread.ident is not None:
@@ -195,7 +202,7 @@ class IvfIndex(VectorIndex):
         return len(self._rows)
 
     def close(self) -> None:
-        """Forget the rows, after a build that is under way."""
+        """Free the rows, after a build that is under way."""
         with self._lock.write():
             self._closed = True
         self.wait()
@@ -206,7 +213,7 @@ class IvfIndex(VectorIndex):
         if self._closed:
             raise_closed("the index of lists")
 
-    def _note(self, slots: NDArray[np.int64]) -> None:
+    def _log_changes(self, slots: NDArray[np.int64]) -> None:
         self._changes += len(slots)
         if self._journal is not None:
             self._journal.append(slots)
@@ -218,7 +225,7 @@ class IvfIndex(VectorIndex):
         self._queries[asked % len(self._queries)] = query
 
     def _survivors(self, lists: InvertedLists, mask: Mask) -> NDArray[np.int64] | None:
-        """How many of each list pass, about; None when all do."""
+        """Return about how many slots of each list pass; None when all do."""
         if mask.count == len(self._rows):
             return None
         kept = mask.by_list
@@ -227,7 +234,7 @@ class IvfIndex(VectorIndex):
         return kept[2]
 
     def _copy(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Those of `slots` that hold a row, and their vectors; writes wait for a small part at a time."""
+        """Return those of `slots` that hold a row, and their vectors. Writes wait for a small part at a time."""
         live, vectors = [], []
         for start in range(0, len(slots), self._config.swap_rows):
             with self._lock.read():
@@ -241,18 +248,19 @@ class IvfIndex(VectorIndex):
         return np.concatenate(live), np.concatenate(vectors)
 
     def _sample(self, vectors: NDArray[np.float32], queries: NDArray[np.floating] | None) -> tuple[NDArray[np.float32], str]:
+        """Return the queries to measure with, and where they are from."""
         rng = np.random.default_rng(self._config.seed)
         if queries is not None:
             sample, origin = np.stack([checked_query(query, vectors.shape[1]) for query in queries]), "given"
-        elif self._asked + 1 >= _KEPT_SHARE * len(self._queries) > 0:
+        elif self._asked + 1 >= _QUERIES_SHARE_MIN * len(self._queries) > 0:
             sample, origin = self._queries[: self._asked + 1].copy(), "served"
         else:
             sample, origin = vectors, "items"
-        most = min(len(sample), self._config.lists.sample)
-        return sample[rng.choice(len(sample), most, replace=False)], origin
+        size = min(len(sample), self._config.lists.sample)
+        return sample[rng.choice(len(sample), size, replace=False)], origin
 
     def _swap(self, built: Built) -> bool:
-        """Repeat in `built` what changed meanwhile; True when it serves, False when there was too much to let searches wait."""
+        """Repeat the logged changes in `built`. Return True once it serves, False when searches would have waited too long."""
         with self._lock.write():
             self._open()
             journal = self._journal or []
@@ -286,4 +294,4 @@ class IvfIndex(VectorIndex):
             except IndexUnavailableError:
                 return  # closed meanwhile
             except Exception:
-                _log.exception("the lists could not be built anew; the old ones or the exact index serve")
+                _logger.exception("the lists could not be rebuilt; the old lists or exact search serve")

@@ -1,6 +1,6 @@
-"""Inverted lists of fp16 vectors (faiss), how they are trained, and how many of them a search has to read.
+"""Inverted lists of fp16 vectors (faiss): how they are trained, and how many of them a search has to read.
 
-faiss is told the number of threads by each thread that calls it, because that is what OpenMP takes it for.
+Each thread that calls faiss sets the number of threads for itself, because OpenMP keeps that number per thread.
 """
 
 from __future__ import annotations
@@ -19,41 +19,42 @@ from pocketrank.cloud.vectors.rows import best
 
 __all__ = ["BuildReport", "Built", "InvertedLists", "ListsConfig", "build_lists"]
 
-
-faiss: Any = _faiss  # its own stubs leave out half of it
+faiss: Any = _faiss  # its stubs are incomplete
 _EQUAL = 1e-6
-"""Relative difference that sums of fp32 in another order have."""
-_TIMED = 32
-"""Queries that times are compared with."""
-_told = local()
-_ALL_BUT = ~(np.uint8(1) << np.arange(8, dtype=np.uint8))
-"""Octets without one of their bits."""
+"""Relative difference between fp32 sums in different orders."""
+_TIMED_QUERIES = 32
+"""Number of queries that times are compared with."""
+_omp = local()
+"""`threads`: the number that this thread set last."""
+_ALL_BUT_BIT = ~(np.uint8(1) << np.arange(8, dtype=np.uint8))
+"""Bytes with all bits set but one."""
 
 
 class ListsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How lists are built and judged."""
+    """How lists are built and measured."""
 
     recall_min: float = 0.97
-    """Share of the exact best that a search must find, over the sample; otherwise the exact index serves."""
+    """Share of the exact best that a search must find, over the sample; otherwise exact search serves."""
     recall_margin: float = 0.005
-    """Lists are read until the sample's recall is so much above `recall_min`, because other queries are other queries: of 300
-    others, 200,000 x 64, recall was within .001 of the sample's."""
+    """Lists are read until the sample's recall is this much above `recall_min`, because that of other queries may be lower. For
+    300 other queries, 200,000 x 64, it was within 0.001 of the sample's."""
     time_ratio_max: float = 1.0
-    """Median time of a search, by that of the exact one; above it the exact index serves."""
+    """Maximum median time of a search relative to exact search; above it exact search serves."""
     lists_per_root: float = 1.0
-    """Number of lists, by the square root of the number of items. Clustered vectors, 200,000 x 64, recall .98: 447 lists took
-    .135 of exact search's time and 2.9 s to build, 894 took .131 and 5.2 s, 1,342 took .129 and 14 s."""
+    """Number of lists relative to the square root of the number of items. Clustered vectors, 200,000 x 64, recall 0.98: 447
+    lists took 0.135 of exact search's time and 2.9 s to build, 894 took 0.131 and 5.2 s, 1,342 took 0.129 and 14 s."""
     training_rows_per_list: int = 64
-    """Rows that k-means sees for each list; 256, faiss's default, took four times as long."""
+    """Rows per list that k-means is trained on; 256, faiss's default, took four times as long."""
     sample: int = 128
-    """Queries that recall is measured with."""
+    """Maximum number of queries that recall is measured with."""
     ladder: tuple[int, ...] = (100, 200, 300, 400, 500, 600, 800, 1000, 1400, 2000, 5000, 10000, 20000)
-    """Numbers of results, ascending, for which a build finds how many lists to read. Recall is that of the first."""
+    """Numbers of results, ascending, for which a build measures how many lists to read. Recall is reported for the first."""
     filter_margin: float = 8.0
-    """Behind a filter so many times the results are read for as its share calls for, because survivors need not lie as all
-    items do. Filters by topic on clustered vectors, 20 to 62 % left: recall .91-.96 at 1, .971-.981 at 6, .975-.984 at 8."""
+    """Factor by which more results are read for behind a filter than its share of items calls for, because the items that pass
+    may be spread over the lists in another way than all items. Filters by topic on clustered vectors that leave 20 to 62 %:
+    recall 0.91-0.96 at 1, 0.971-0.981 at 6, 0.975-0.984 at 8."""
     threads: int = 1
-    """Threads of a build. A search has one."""
+    """Threads for a build. A search has one."""
 
     def __post_init__(self) -> None:
         if not 0 < self.recall_min <= 1 or self.recall_margin < 0 or self.filter_margin < 1:
@@ -67,30 +68,32 @@ class ListsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class BuildReport(NamedTuple):
-    """What a build came to."""
+    """Measurements of a build."""
 
     items: int
     nlist: int
-    """Lists."""
+    """Number of lists."""
     nprobe: int
-    """Lists that a search for the first of `ladder` reads."""
+    """Number of lists that a search for the first of `ladder` reads."""
     recall: float
-    """Share of the exact best that it finds, measured over the sample."""
+    """Share of the exact best that such a search finds, over the sample."""
     time_to_exact: float
-    """Its median time by the exact search's, same queries in turn."""
+    """Median time of such a search relative to exact search, with the same queries in turn."""
     queries: str
-    """Where the sample is from: `given`, `served` (real ones, the latest) or `items` (vectors of items)."""
+    """Where the sample is from: `given`, `served` (the latest queries) or `items` (vectors of items)."""
     seconds: float
-    """What the build took."""
+    """Time of the build."""
     bytes: int
-    """Of codes and ids in the lists and of the rows beside them, without the allocator's and the hash table's share."""
+    """Size of codes and ids in the lists and of the rows, without the overhead of the allocator and of hash tables."""
     serving: bool
-    """False: recall or time missed what the configuration asks for, and the exact index serves."""
+    """Whether lists serve. False: recall or time missed what the configuration asks for, and exact search serves."""
 
 
-class _Desk(local):
-    """What the searches of one thread read and write, one after the other. faiss's own Python makes all of it anew for each
-    search, which takes a fifth of one: 112 µs and 90 for 500 of 100,000.
+class _SearchBuffers(local):
+    """Buffers that the searches of one thread use one after the other.
+
+    faiss's own Python wrapper allocates them for each search, which takes a fifth of its time: 112 µs instead of 90 for 500 of
+    100,000.
     """
 
     def __init__(self, index: Any) -> None:
@@ -98,7 +101,7 @@ class _Desk(local):
         self._query = np.empty((1, index.d), np.float32)
         self._at_query = faiss.swig_ptr(self._query)
         self._bits, self._selector = np.zeros(0, np.uint8), None
-        self._told: tuple[int, Any] = 0, None
+        self._params_set: tuple[int, Any] = 0, None
         self._room(1)
 
     def _room(self, k: int) -> None:
@@ -108,16 +111,16 @@ class _Desk(local):
     def search(
         self, query: NDArray[np.float32], k: int, nprobe: int, bits: NDArray[np.uint8] | None, exclude: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """As `InvertedLists.search`."""
+        """See `InvertedLists.search`."""
         if k > len(self._slots):
             self._room(k)
-        told = nprobe, None if bits is None else self._selected(bits, exclude)
-        if told != self._told:  # which takes longer than to copy the query
-            self._params.nprobe, self._params.sel = self._told = told
+        params = nprobe, None if bits is None else self._selected(bits, exclude)
+        if params != self._params_set:  # setting them takes longer than copying the query
+            self._params.nprobe, self._params.sel = self._params_set = params
         self._query[0] = query
         self._index.search_c(1, self._at_query, k, self._at_scores, self._at_slots, self._params)
         scores, slots = self._scores[:k].copy(), self._slots[:k].copy()
-        if slots[-1] < 0:  # fewer were there
+        if slots[-1] < 0:  # the lists held fewer than k
             scores, slots = scores[slots >= 0], slots[slots >= 0]
         return slots, scores
 
@@ -126,49 +129,49 @@ class _Desk(local):
             self._bits = np.empty_like(bits)
             self._selector = faiss.IDSelectorBitmap(self._bits)
         self._bits[:] = bits
-        np.bitwise_and.at(self._bits, exclude >> 3, _ALL_BUT.take(exclude & 7))
+        np.bitwise_and.at(self._bits, exclude >> 3, _ALL_BUT_BIT.take(exclude & 7))
         return self._selector
 
 
 class InvertedLists:
-    """Vectors by slot, in the list of the nearest of `nlist` centroids. One writes or many search, never both."""
+    """Vectors by slot, each in the list of the nearest of `nlist` centroids. One thread writes or many search, never both."""
 
     def __init__(self, sample: NDArray[np.float32], nlist: int, seed: int) -> None:
         """Trained on `sample` [n, D]."""
         width = sample.shape[1]
         kind, metric = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        # Codes are the vectors themselves, not their distance from the centroid: a search then adds nothing up per list.
+        # Codes are the vectors themselves and not their difference from the centroid, so a search adds no term for each list.
         self._faiss = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(width), width, nlist, kind, metric, False)
         self._faiss.cp.seed = seed
-        self._faiss.cp.max_points_per_centroid = len(sample)  # it is a sample already
+        self._faiss.cp.max_points_per_centroid = len(sample)  # the sample is small already
         self._faiss.cp.min_points_per_centroid = 1
         self._faiss.train(sample)
-        self._faiss.set_direct_map_type(faiss.DirectMap.Hashtable)  # the one that rows can be taken out with
+        self._faiss.set_direct_map_type(faiss.DirectMap.Hashtable)  # the only one that supports removal
         self.centroids: NDArray[np.float32] = self._faiss.quantizer.reconstruct_n(0, nlist)
         self.nlist = nlist
         self.list_of = np.zeros(0, np.int32)
-        """By slot [slots]; -1 for those that are not in."""
+        """[slots] list of each slot; -1 for slots without a vector"""
         self._sizes = np.zeros(nlist, np.int64)
-        self._desk = _Desk(self._faiss)
+        self._buffers = _SearchBuffers(self._faiss)
 
     def __len__(self) -> int:
         return int(self._faiss.ntotal)
 
     @property
     def bytes(self) -> int:
-        """Of codes and ids."""
+        """Size of codes, ids, centroids and the lists of slots."""
         row = int(self._faiss.code_size) + np.dtype(np.int64).itemsize
         return len(self) * row + self.centroids.nbytes + self.list_of.nbytes
 
     def put(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], *, threads: int = 1) -> None:
-        """Add distinct slots [n], or put them in the place of what they held."""
+        """Add the vectors of distinct slots [n], or replace them."""
         self.remove(slots)
         if not len(slots):
             return
         _use_threads(threads)
         slots, vectors = np.ascontiguousarray(slots), np.ascontiguousarray(vectors)
         nearest = np.ascontiguousarray(self._faiss.quantizer.search(vectors, 1)[1][:, 0])
-        # `add_with_ids` would search the centroids once more.
+        # `add_with_ids` would search the centroids a second time.
         self._faiss.add_core(len(slots), faiss.swig_ptr(vectors), faiss.swig_ptr(slots), faiss.swig_ptr(nearest))
         if (top := int(slots.max())) >= len(self.list_of):
             grown = np.full(max(top + 1, len(self.list_of) * 3 // 2), -1, np.int32)
@@ -178,7 +181,7 @@ class InvertedLists:
         np.add.at(self._sizes, nearest, 1)
 
     def remove(self, slots: NDArray[np.int64]) -> None:
-        """Take slots out; those that are not in do nothing."""
+        """Remove slots; those without a vector are ignored."""
         slots = slots[slots < len(self.list_of)]
         slots = np.ascontiguousarray(slots[self.list_of[slots] >= 0])
         if len(slots):
@@ -194,40 +197,42 @@ class InvertedLists:
         bits: NDArray[np.uint8] | None = None,
         exclude: NDArray[np.int64] = NONE,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Slots and scores of the best in the `nprobe` lists nearest to `query` [D].
+        """Return slots and scores of the best `k` in the `nprobe` lists nearest to `query` [D].
 
-        `bits` [slots / 8] says which slots may come back, all without it; those in `exclude` [x] may not.
+        `bits` [slots / 8] are the slots that may be returned, without those in `exclude` [x]. Without `bits`, all slots may be
+        returned and `exclude` is ignored.
         """
         _use_threads(1)
-        return self._desk.search(query, k, nprobe, bits, exclude)
+        return self._buffers.search(query, k, nprobe, bits, exclude)
 
     def sizes(self) -> NDArray[np.int64]:
-        """How many slots each list [nlist] holds."""
+        """Return how many slots each list [nlist] holds."""
         return self._sizes
 
     def counts(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many of `slots` each list [nlist] holds."""
+        """Return how many of `slots` each list [nlist] holds."""
         return np.bincount(self.list_of[slots], minlength=self.nlist)
 
     def order(self, query: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The lists [nlist], nearest to `query` [D] first."""
+        """Return the lists [nlist], nearest to `query` [D] first."""
         return np.argsort(-(self.centroids @ query), kind="stable")
 
 
 class Built(NamedTuple):
-    """Lists and how many of them to read."""
+    """Lists, and how many of them a search has to read."""
 
     lists: InvertedLists
     nprobe: dict[int, int]
-    """By number of results, ascending."""
+    """Number of lists to read, by number of results in ascending order."""
     filter_margin: float
     report: BuildReport
 
     def probes(self, query: NDArray[np.float32], k: int, survivors: NDArray[np.int64] | None) -> int | None:
-        """Lists to read for `k` results; `survivors` [nlist] is how many of each list a filter lets through. None: too many.
+        """Return how many lists to read for `k` results; None when `k` is more than was measured.
 
-        Behind a filter the k-th result is further down among all items: so far that, at the share of survivors in the lists
-        that are read for it, `k` survive, and by `filter_margin` further.
+        `survivors` [nlist] is the number of items in each list that a filter lets through; None without a filter. Behind a
+        filter, more results are read for: so many that `k` of them pass, at the share of items that pass in the lists read,
+        times `filter_margin`.
         """
         if survivors is None:
             return next((nprobe for results, nprobe in self.nprobe.items() if k <= results), None)
@@ -248,16 +253,21 @@ def build_lists(
     config: ListsConfig,
     seed: int = 0,
 ) -> Built:
-    """Lists over `vectors` [n, D] of `slots` [n], measured with `queries` [s, D]. Takes seconds: about 3 for 200,000 x 64."""
+    """Build lists over `vectors` [n, D] of `slots` [n], and measure them with `queries` [s, D].
+
+    Takes about 3 seconds for 200,000 x 64. `origin` is reported as where the queries are from.
+    """
     started = perf_counter()
+    # Train centroids on a sample, then add all vectors.
     _use_threads(config.threads)
     rng = np.random.default_rng(seed)
     nlist = max(1, min(len(vectors), round(config.lists_per_root * np.sqrt(len(vectors)))))
     trained_on = min(len(vectors), nlist * config.training_rows_per_list)
     lists = InvertedLists(vectors[rng.choice(len(vectors), trained_on, replace=False)], nlist, seed)
     lists.put(slots, vectors, threads=config.threads)
+    # How many lists each number of results needs: first from the exact results, then raised until a search finds enough.
     ks = [k for k in config.ladder if k < len(vectors)] or [len(vectors)]
-    nprobe, bounds = _enough(lists, slots, vectors, queries, ks, config)
+    nprobe, bounds = _lists_needed(lists, slots, vectors, queries, ks, config)
     k = ks[0]
     recall = _recall(lists, slots, vectors, queries, bounds, k, nprobe[k])
     while recall < config.recall_min and nprobe[k] < nlist:
@@ -279,13 +289,13 @@ def build_lists(
 
 
 def _use_threads(n: int) -> None:
-    """Tell faiss how many threads the calling thread may use from now on."""
-    if getattr(_told, "n", None) != n:
+    """Set how many threads faiss may use from now on when this thread calls it."""
+    if getattr(_omp, "threads", None) != n:
         faiss.omp_set_num_threads(n)
-        _told.n = n
+        _omp.threads = n
 
 
-def _enough(
+def _lists_needed(
     lists: InvertedLists,
     slots: NDArray[np.int64],
     vectors: NDArray[np.float32],
@@ -293,19 +303,19 @@ def _enough(
     ks: list[int],
     config: ListsConfig,
 ) -> tuple[dict[int, int], list[float]]:
-    """Lists to read for recall and margin, by number of results; and the exact score of each query's last of the first.
+    """Return how many lists to read, by number of results, and the exact score of each query's `ks[0]`-th result.
 
-    No search of lists is needed: it is known in which list each of the exact best is.
+    Lists need not be searched for this: it is known which list holds each of the exact best.
     """
-    place = np.empty((len(queries), ks[-1]), np.int32)  # of the list of each result, in the query's order of lists
+    place = np.empty((len(queries), ks[-1]), np.int32)  # rank of the list of each result among the query's lists
     ids, rank, bounds = np.arange(len(vectors)), np.empty(lists.nlist, np.int32), []
     for row, query in zip(place, queries, strict=True):
         found = best(vectors @ query, ids, ks[-1])
         rank[lists.order(query)] = np.arange(lists.nlist)
         row[:] = rank[lists.list_of[slots[found.ids]]]
         bounds.append(float(found.scores[ks[0] - 1]))
-    aim = min(1.0, config.recall_min + config.recall_margin)
-    return {k: int(np.quantile(place[:, :k], aim, method="higher")) + 1 for k in ks}, bounds
+    target = min(1.0, config.recall_min + config.recall_margin)
+    return {k: int(np.quantile(place[:, :k], target, method="higher")) + 1 for k in ks}, bounds
 
 
 def _recall(
@@ -317,7 +327,7 @@ def _recall(
     k: int,
     nprobe: int,
 ) -> float:
-    """Share of the exact best `k` that a search finds. What scores as well as the k-th counts: equals stand for each other."""
+    """Return the share of the exact best `k` that a search finds. An item that scores as well as the k-th counts as found."""
     at = np.empty(int(slots.max()) + 1, np.int64)
     at[slots] = np.arange(len(slots))
     hits = 0
@@ -332,7 +342,7 @@ def _time_to_exact(
 ) -> float:
     ids = np.arange(len(vectors))
     ours, exact = [], []
-    for query in queries[:_TIMED]:
+    for query in queries[:_TIMED_QUERIES]:
         start = perf_counter()
         lists.search(query, k, nprobe)
         between = perf_counter()

@@ -1,4 +1,4 @@
-"""Many readers or one writer."""
+"""A lock for many readers or one writer."""
 
 from __future__ import annotations
 
@@ -10,47 +10,42 @@ __all__ = ["ReadWriteLock"]
 
 
 class ReadWriteLock:
-    """Lets many read at once, or one write. A waiting writer goes before readers that come after it. Not re-entrant."""
+    """Lock that lets many threads read at once, or one write. A waiting writer goes before later readers. Not re-entrant."""
 
     def __init__(self) -> None:
-        self._gate = Lock()  # held by the writer from when it waits; readers only pass through
+        self._gate = Lock()  # a writer holds it while it waits and writes; readers only pass through
         self._counting = Lock()
-        self._left, self._readers = Condition(self._counting), 0
+        self._no_readers, self._readers = Condition(self._counting), 0
         self._reading = _Reading(self)
 
-    @property
-    def writer_waits(self) -> bool:
-        """Whether somebody writes or waits to."""
-        return self._gate.locked()
-
     def read(self) -> _Reading:
-        """Nothing is written while the block runs."""
+        """Return a context manager: nothing is written while its block runs."""
         return self._reading
 
     def enter(self) -> None:
-        """What `read` begins with."""
+        """Begin to read."""
         with self._gate, self._counting:
             self._readers += 1
 
     def leave(self) -> None:
-        """What it ends with."""
+        """End reading."""
         with self._counting:
             self._readers -= 1
-            if not self._readers and self._gate.locked():  # whoever waits holds the gate
-                self._left.notify_all()
+            if not self._readers and self._gate.locked():  # a writer that waits holds the gate
+                self._no_readers.notify_all()
 
     @contextmanager
     def write(self) -> Iterator[None]:
         """Nobody reads and nobody else writes while the block runs."""
         with self._gate:
-            with self._left:
+            with self._no_readers:
                 while self._readers:
-                    self._left.wait()
+                    self._no_readers.wait()
             yield
 
 
 class _Reading:
-    """The block of a reader; a generator would take longer than many a search."""
+    """Block of a reader. It is a class because a generator would take longer than many a search."""
 
     def __init__(self, lock: ReadWriteLock) -> None:
         self._lock = lock

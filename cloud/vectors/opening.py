@@ -1,4 +1,4 @@
-"""An index by configuration."""
+"""Opens the vector index that a configuration describes."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ __all__ = ["IndexConfig", "open_index"]
 
 
 class IndexConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which index, and what it must give."""
+    """Kind of an index, its recall and its limits: the table `[index.NAME]` of the pipeline file."""
 
     kind: Literal["auto", "exact", "ivf", "qdrant"] = "auto"
-    """`auto` is exact up to a size at which lists begin to pay, and lists above it; `ivf` has lists from the first rebuild on,
-    whatever the size; both search exactly where lists miss `recall_min`."""
+    """`auto` searches exactly below the size `exact_below`, and in lists above it. `ivf` has lists from the first build on,
+    whatever the size. Both search exactly where lists miss `recall_min`."""
     url: str | None = None
-    """Of Qdrant: `http://host:6333`, or a folder or `:memory:` to try it out."""
+    """Address of Qdrant: `http://host:6333`, or a folder or `:memory:` to try it out."""
     api_key_env: str | None = None
-    """Name of the environment variable with the key of Qdrant, so that the key is in no file."""
+    """Name of the environment variable that holds the key of Qdrant, so that the key is in no file."""
     collection: str = "pocketrank"
-    """Qdrant's collection is `COLLECTION-NAME`, of the name that the index is opened by."""
+    """First part of the name of Qdrant's collection, `COLLECTION-NAME`; `NAME` is what the index is opened with."""
     recall_min: float = ListsConfig().recall_min
     """Share of the exact best 100 that lists must find."""
     exact_below: int = IvfConfig().exact_below
-    """The size for `auto`."""
+    """Number of items from which `auto` uses lists."""
     exact_share: float = IvfConfig().exact_share
-    """Filter and exclusions that leave at most this share make the search exact."""
+    """A search is exact when its filter and exclusions leave at most this share of the items."""
     rebuild_share: float = IvfConfig().rebuild_share
-    """Lists are built anew once so many rows changed."""
+    """Lists are rebuilt once this share of the rows changed."""
     build_threads: int = ListsConfig().threads
-    """Threads of a build of lists; a search has one."""
+    """Threads for building lists; a search has one."""
     timeout_s: float = QdrantConfig().timeout_s
-    """Longest wait for Qdrant, but for a search with a deadline of its own."""
+    """Maximum wait in seconds for Qdrant, except for a search with a deadline of its own."""
     replicas: int = QdrantConfig().replicas
-    """Copies of each shard of a new collection of Qdrant."""
+    """Copies of each shard in a new collection of Qdrant."""
     shards: int | None = QdrantConfig().shards
-    """Shards of a new collection of Qdrant; None: one for each node."""
+    """Shards in a new collection of Qdrant; None: one for each node."""
 
 
 def open_index(config: IndexConfig, *, name: str = "items") -> VectorIndex:
-    """The index that `config` describes, empty, or with what Qdrant's collection holds.
+    """Open the index that `config` describes: empty, or with the rows of Qdrant's collection.
 
-    `name` has the version of the vectors in it (`items-3f2a91`), because those of two versions do not compare. Raises
+    `name` must hold the version of the vectors (`items-3f2a91`), because those of two versions cannot be compared. Raises
     `IndexConfigError`, `IndexUnavailableError`.
     """
     try:
@@ -62,7 +62,7 @@ def open_index(config: IndexConfig, *, name: str = "items") -> VectorIndex:
         )
         qdrant = QdrantConfig(timeout_s=config.timeout_s, shards=config.shards, replicas=config.replicas)
     except ValueError as error:
-        raise IndexConfigError("the configuration of an index", "what makes sense", str(error)) from error
+        raise IndexConfigError("the configuration of an index", "valid values", str(error)) from error
     if config.kind == "exact":
         return ExactIndex()
     if config.kind != "qdrant":

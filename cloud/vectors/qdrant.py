@@ -1,7 +1,7 @@
-"""The index where one machine ends: a collection of a Qdrant server or cluster, through its own client.
+"""The index for more than one machine: a collection of a Qdrant server or cluster, through Qdrant's own client.
 
-Qdrant shards, replicates and keeps the vectors on disk; several page servers share one collection. Its local mode (a folder, or
-`:memory:`) runs the same client's own Python code in this process, by brute force: it is for tests and for trying things out.
+Qdrant shards and replicates the vectors and keeps them on disk; several page servers share one collection. In the client's
+local mode (a folder, or `:memory:`) Python code in this process searches by brute force, for tests and to try it out.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ _MEMORY = ":memory:"
 
 
 class QdrantIndex(VectorIndex):
-    """One collection. Equal scores come in no order; recall is what the collection's HNSW graph gives."""
+    """One collection. Equal scores are in no particular order; recall depends on the collection's HNSW graph."""
 
     def __init__(self, url: str, collection: str, config: QdrantConfig | None = None, *, api_key: str | None = None) -> None:
-        """Opens `collection`, whose name holds the version of the vectors: those of two versions do not compare.
+        """Open `collection`, whose name must hold the version of the vectors: those of two versions cannot be compared.
 
-        `url` is `http://host:6333`, `:memory:` or a folder. The collection is made with the first rows when there is none.
-        Raises `IndexUnavailableError`, `IndexConfigError` for a collection of something else.
+        `url` is `http://host:6333`, `:memory:` or a folder. A collection that does not exist is created with the first rows.
+        Raises `IndexUnavailableError`, and `IndexConfigError` for a collection with other vectors or another distance.
         """
         self._config, self._collection, self._where = config or QdrantConfig(), collection, f"{url}/{collection}"
         self._local = not url.startswith(("http://", "https://"))
-        self._lock = threading.RLock() if self._local else None  # the local mode is not made for several threads
+        self._lock = threading.RLock() if self._local else None  # the local mode is not thread-safe
         self._deadline, self._closed = threading.local(), False
-        with self._told():
+        with self._calling():
             self._client = self._connect(url, api_key)
             self._width = self._find()
 
     def upsert(self, ids: NDArray[np.int64], vectors: NDArray[np.floating], attributes: Attributes) -> None:
-        """As `VectorIndex.upsert`, batch by batch; one that fails leaves those before it in place."""
+        """See `VectorIndex.upsert`. Rows are sent in batches; when one fails, those before it stay."""
         ids, rows, attributes = checked_rows(ids, vectors, attributes, self._width)
         if not len(ids):
             return
@@ -68,7 +68,7 @@ class QdrantIndex(VectorIndex):
             {"author": author, "category": category} | ({} if created == AGE_UNKNOWN else {"created_ms": created})
             for author, category, created in zip(*(column.tolist() for column in attributes), strict=True)
         ]
-        with self._told():
+        with self._calling():
             if self._width is None:
                 self._width = self._make(rows.shape[1])
             for start in range(0, len(ids), self._config.batch_rows):
@@ -77,9 +77,9 @@ class QdrantIndex(VectorIndex):
                 self._client.upsert(self._collection, batch, wait=True)
 
     def delete(self, ids: NDArray[np.int64]) -> None:
-        """As `VectorIndex.delete`."""
+        """See `VectorIndex.delete`."""
         known = _points(ids)
-        with self._told():
+        with self._calling():
             if self._width is None:
                 return
             for start in range(0, len(known), self._config.batch_rows):
@@ -95,9 +95,9 @@ class QdrantIndex(VectorIndex):
         exclude: NDArray[np.int64] = NONE,
         deadline_s: float | None = None,
     ) -> Found:
-        """As `VectorIndex.search`. Neither to connect, nor to send, nor to receive may take longer than `deadline_s`."""
+        """See `VectorIndex.search`. To connect, to send and to receive may each take up to `deadline_s`."""
         query = checked_query(query, self._width)
-        with self._told(deadline_s):
+        with self._calling(deadline_s):
             if k <= 0 or self._width is None or where.categories == () or where.authors == ():
                 return Found.nothing()
             answer = self._client.query_points(
@@ -112,17 +112,17 @@ class QdrantIndex(VectorIndex):
         return Found(ids, np.array([point.score for point in answer.points], np.float32))
 
     def drop(self) -> None:
-        """Delete the collection, for everybody: the end of a version's life."""
-        with self._told():
+        """Delete the collection for all servers, once its version is not used any more."""
+        with self._calling():
             self._client.delete_collection(self._collection)
             self._width = None
 
     def __len__(self) -> int:
-        with self._told():
+        with self._calling():
             return 0 if self._width is None else self._client.count(self._collection, exact=True).count
 
     def close(self) -> None:
-        """Let go of the connection; the collection stays."""
+        """Close the connection; the collection stays."""
         if not self._closed:
             self._closed = True
             self._client.close()
@@ -135,30 +135,30 @@ class QdrantIndex(VectorIndex):
                 return QdrantClient(path=str(Path(url)), force_disable_check_same_thread=True)
             except (RuntimeError, OSError) as error:
                 raise IndexUnavailableError(self._where, "a folder that nobody else has open", str(error)) from error
-        # Whether versions fit would be asked on the way, in words on stderr.
+        # The check of the server's version would send one more request and print warnings on stderr.
         timeout = int(np.ceil(self._config.timeout_s))
         client = QdrantClient(url=url, api_key=api_key, timeout=timeout, check_compatibility=False)
         client.http.client.add_middleware(self._within)
         return client
 
     def _within(self, request: httpx.Request, send: Any) -> httpx.Response:
-        """The client's own deadline is in whole seconds."""
+        """Apply the deadline of the call to its request; the client's own timeout is in whole seconds."""
         if (deadline_s := getattr(self._deadline, "s", None)) is not None:
             request.extensions["timeout"] = httpx.Timeout(deadline_s).as_dict()
         response: httpx.Response = send(request)
         return response
 
     def _find(self) -> int | None:
-        """The width of the collection; None: there is none."""
+        """Return the width of the collection; None when it does not exist."""
         if not self._client.collection_exists(self._collection):
             return None
         found = self._client.get_collection(self._collection).config.params.vectors
         if not isinstance(found, models.VectorParams) or found.distance != models.Distance.DOT:
-            raise IndexConfigError(self._where, "one vector a point, compared by inner product", str(found))
+            raise IndexConfigError(self._where, "one vector per point, compared by inner product", str(found))
         return found.size
 
     def _make(self, width: int) -> int:
-        """A new collection, or the one that another process just made."""
+        """Create the collection, unless another process just did, and return its width."""
         params = models.VectorParams(size=width, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)
         config = self._config
         try:
@@ -168,14 +168,14 @@ class QdrantIndex(VectorIndex):
         except UnexpectedResponse as error:
             if error.status_code != _CONFLICT:
                 raise
-        if not self._local:  # the local mode has no indexes and says so at each
+        if not self._local:  # the local mode has no payload indexes and warns about each
             for name in Attributes._fields:
                 self._client.create_payload_index(self._collection, name, models.PayloadSchemaType.INTEGER)
         return self._find() or width
 
     @contextmanager
-    def _told(self, deadline_s: float | None = None) -> Iterator[None]:
-        """What the client raises, as errors of ours; within a deadline, and one at a time in local mode."""
+    def _calling(self, deadline_s: float | None = None) -> Iterator[None]:
+        """Raise the client's errors as those of `VectorIndex`. Sets the deadline; in local mode one call runs at a time."""
         if self._closed:
             raise_closed(self._where)
         if self._lock is not None:
@@ -184,23 +184,23 @@ class QdrantIndex(VectorIndex):
         try:
             yield
         except (ResponseHandlingException, ResourceExhaustedResponse) as error:
-            raise IndexUnavailableError(self._where, "an answer from Qdrant", _said(error)) from error
+            raise IndexUnavailableError(self._where, "an answer from Qdrant", _one_line(error)) from error
         except UnexpectedResponse as error:
-            gone = error.status_code is None or error.status_code == _TOO_MANY or error.status_code >= _SERVER_ERROR
-            kind = IndexUnavailableError if gone else RetrievalError
-            raise kind(self._where, "an answer from Qdrant", _said(error)) from error
+            unavailable = error.status_code is None or error.status_code == _TOO_MANY or error.status_code >= _SERVER_ERROR
+            kind = IndexUnavailableError if unavailable else RetrievalError
+            raise kind(self._where, "an answer from Qdrant", _one_line(error)) from error
         finally:
             self._deadline.s = None
             if self._lock is not None:
                 self._lock.release()
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _points(ids: NDArray[np.int64]) -> list[Any]:
-    """Ids as Qdrant takes them, which are not negative."""
+    """Return the ids that Qdrant accepts, which are not negative."""
     known = np.unique(np.asarray(ids, np.int64))
     return list(known[known >= 0].tolist())
 

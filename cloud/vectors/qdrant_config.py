@@ -1,4 +1,4 @@
-"""How Qdrant is reached. Apart from the index itself, whose client takes seconds to import."""
+"""The connection to Qdrant. Apart from the index itself, because Qdrant's client takes seconds to import."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ __all__ = ["QdrantConfig"]
 
 
 class QdrantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A connection, and how a collection is made when there is none."""
+    """Connection to Qdrant, and the shape of a new collection."""
 
     timeout_s: float = 5.0
-    """Longest wait for anything but a search with a deadline of its own; rounded up to whole seconds."""
+    """Maximum wait, except for a search with a deadline of its own; rounded up to whole seconds."""
     batch_rows: int = 1000
-    """Rows of one upsert or deletion on the wire."""
+    """Number of rows in one request to upsert or delete."""
     shards: int | None = None
-    """Shards of a new collection; None: one for each node."""
+    """Shards in a new collection; None: one for each node."""
     replicas: int = 1
-    """Copies of each shard of a new collection."""
+    """Copies of each shard in a new collection."""
     hnsw_ef: int | None = None
-    """How far a search looks; None: as the collection says."""
+    """Candidates that a search of the HNSW graph keeps; None: the collection's own value."""
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or min(self.batch_rows, self.shards or 1, self.replicas, self.hnsw_ef or 1) < 1:

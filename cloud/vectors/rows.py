@@ -1,7 +1,7 @@
-"""The rows of an in-process index: vectors and attributes in columns that grow, and which of them a filter lets through.
+"""The rows of an in-process index: vectors and attributes in columns that grow, and masks of the rows that pass a filter.
 
-A row lives in a slot for as long as its id does; a slot that fell free is taken again. Nothing here locks: whoever holds the
-table lets nobody read while it changes (`pocketrank.cloud.vectors.locks`).
+A row keeps its slot until its id is deleted; free slots are used again. Nothing here locks: the index that owns the table makes
+sure that nobody reads while it changes (`pocketrank.cloud.vectors.locks`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from pocketrank.cloud.vectors.index import ANY, AttributeFilter, Attributes, Fou
 __all__ = ["Mask", "IndexRows", "best", "parts"]
 
 _PART = 512
-"""Rows that are written while searches wait: 3 ms with inverted lists, into which 200,000 x 64 were put in 1.1 s."""
+"""Rows that are written in one turn while searches wait: 3 ms with inverted lists, which took 1.1 s for 200,000 x 64."""
 _GROWTH = 1.5
-_FIRST = 1024
-"""Slots of the first rows. A multiple of 8, so that a mask is whole bytes."""
+_SLOTS_MIN = 1024
+"""Slots of the smallest table. A multiple of 8, so that a mask is whole bytes."""
 _DENSE_PER_SLOT = 8
-"""Ids below so many per slot are looked up in an array, at 4 bytes each; others in a dict, which takes ten times as long."""
+"""Ids below this number times the slots are looked up in an array, at 4 bytes each. Others are looked up in a dict, which takes
+ten times as long."""
 _LOG_SHARE = 0.25
-"""A mask that missed changes to a larger share of the slots is made anew."""
-_SURVIVORS_MOST = 0.15
-"""Up to this share of the slots the survivors' vectors are gathered, above it all are scored: 200,000 x 64, 20,000 of them took
-1.1 ms, 100,000 took 12 ms, all 5 ms."""
+"""A mask that missed changes to a larger share of the slots is computed again as a whole."""
+_GATHERED_SHARE_MAX = 0.15
+"""Up to this share of the slots, the vectors that pass are gathered and scored; above it all vectors are scored. Of 200,000 x
+64, gathering 20,000 took 1.1 ms and 100,000 took 12 ms; scoring all took 5 ms."""
 
 
 def best(scores: NDArray[np.float32], ids: NDArray[np.int64], k: int) -> Found:
-    """The `k` best of `scores` [n]; an equal score goes to the smaller id."""
+    """Return the `k` best of `scores` [n]. Of equal scores the smaller id comes first."""
     k = min(k, len(scores))
     if k <= 0:
         return Found.nothing()
-    # All that tie with the k-th best stay in, so that the tie is broken by id and not by the partition.
+    # Everything that ties with the k-th best is kept, so that ids break the tie and not the partition.
     found = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
     found = found[np.lexsort((ids[found], -scores[found]))][:k]
     return Found(ids[found], scores[found])
@@ -44,14 +45,14 @@ def best(scores: NDArray[np.float32], ids: NDArray[np.int64], k: int) -> Found:
 def parts(
     ids: NDArray[np.int64], vectors: NDArray[np.float32], attributes: Attributes
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Attributes]]:
-    """Rows in parts that are small enough to keep searches waiting for each."""
+    """Yield the rows in parts that are small enough for searches to wait for one."""
     for start in range(0, len(ids), _PART):
         part = slice(start, start + _PART)
         yield ids[part], vectors[part], attributes.take(part)
 
 
 class Mask:
-    """Which slots a `AttributeFilter` lets through."""
+    """Slots that an `AttributeFilter` lets through, as of change number `at` of the table."""
 
     def __init__(self, passes: NDArray[np.bool_], at: int) -> None:
         self.passes, self.at = passes, at
@@ -59,16 +60,16 @@ class Mask:
         self.bits = np.packbits(passes, bitorder="little")
         self._slots: NDArray[np.int64] | None = None
         self.by_list: tuple[object, int, NDArray[np.int64]] | None = None
-        """For an index of lists: of which build, at which count, how many in each list."""
+        """For an index of lists: the lists, `count` at that time, and how many slots of each list pass."""
 
     def slots(self) -> NDArray[np.int64]:
-        """Those that pass, ascending."""
+        """Return the slots that pass, ascending."""
         if self._slots is None:
             self._slots = np.flatnonzero(self.passes)
         return self._slots
 
     def update(self, slots: NDArray[np.int64], passes: NDArray[np.bool_]) -> None:
-        """Distinct `slots` now pass or do not."""
+        """Set whether each of the distinct `slots` passes."""
         self.count += int(np.count_nonzero(passes)) - int(np.count_nonzero(self.passes[slots]))
         self.passes[slots] = passes
         octets = slots >> 3
@@ -77,7 +78,7 @@ class Mask:
 
 
 class IndexRows:
-    """The table. `masks_max` masks are kept, those asked for last."""
+    """Table of rows. The `masks_max` masks that were used last are kept."""
 
     def __init__(self, masks_max: int) -> None:
         self._count, self._high, self._free = 0, 0, np.zeros(0, np.int64)
@@ -88,7 +89,7 @@ class IndexRows:
         self._live = np.zeros(0, np.bool_)
         self._masks: dict[AttributeFilter, Mask] = {}
         self._masks_max, self._masks_lock = masks_max, Lock()
-        self._log: list[NDArray[np.int64]] = []  # slots that changed, since change number `_log_from`
+        self._log: list[NDArray[np.int64]] = []  # slots of each change since number `_log_from`
         self._log_from, self._logged = 0, 0
 
     def __len__(self) -> int:
@@ -96,27 +97,28 @@ class IndexRows:
 
     @property
     def width(self) -> int | None:
-        """Of the vectors; None before the first."""
+        """Width of the vectors; None before the first."""
         return self.vectors.shape[1] or None
 
     @property
     def high(self) -> int:
-        """One above the highest slot that was ever taken."""
+        """One above the highest slot that was ever used."""
         return self._high
 
     @property
     def bytes(self) -> int:
-        """What the columns hold; a dict of ids is not counted."""
+        """Size of the columns; a dict of ids is not counted."""
         columns = (self.vectors, self.ids, *self._attributes, self._live, self._dense)
         return sum(column.nbytes for column in columns)
 
     def live(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of `slots` hold a row."""
+        """Return which of `slots` hold a row."""
         return self._live[slots]
 
     def slots_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Slots [n] of `ids` [n]; -1 for those that are not there."""
-        if len(ids) and not self._sparse and ids.view(np.uint64).max() < len(self._dense):  # as a server's positions are
+        """Return the slots [n] of `ids` [n]; -1 for unknown ids."""
+        # The fast path of a server, whose ids are positions. As unsigned numbers, negative ids are too large for it.
+        if len(ids) and not self._sparse and ids.view(np.uint64).max() < len(self._dense):
             return self._dense.take(ids).astype(np.int64)
         slots = np.full(len(ids), -1, np.int64)
         dense = (ids >= 0) & (ids < len(self._dense))
@@ -127,10 +129,10 @@ class IndexRows:
         return slots
 
     def upsert(self, ids: NDArray[np.int64], vectors: NDArray[np.float32], attributes: Attributes) -> NDArray[np.int64]:
-        """Put distinct checked rows in; their slots [n]. Raises `WidthError`."""
+        """Add or replace rows that `checked_rows` returned, and return their slots [n]. Raises `WidthError`."""
         if not len(ids):
             return ids
-        if self.width not in (None, vectors.shape[1]):  # another thread's rows may have set it since it was checked
+        if self.width not in (None, vectors.shape[1]):  # another thread may have set it since it was checked
             raise WidthError("vectors", f"a width of {self.width}", str(vectors.shape[1]))
         self.reserve(ids, vectors.shape[1])
         slots = self.slots_of(ids)
@@ -148,7 +150,7 @@ class IndexRows:
         return slots
 
     def delete(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Take rows out; the slots [m] that they were in."""
+        """Delete rows, and return the slots [m] that they were in."""
         ids = np.unique(ids)
         slots = self.slots_of(ids)
         ids, slots = ids[slots >= 0], slots[slots >= 0]
@@ -160,7 +162,7 @@ class IndexRows:
         return slots
 
     def mask(self, where: AttributeFilter) -> Mask:
-        """What passes `where` now. Several may ask at once, while nothing changes."""
+        """Return the mask of `where`. Several threads may call it at once while nothing changes."""
         with self._masks_lock:
             mask = self._masks.pop(where, None)
             now = self._log_from + len(self._log)
@@ -170,13 +172,13 @@ class IndexRows:
                 slots = np.unique(np.concatenate(self._log[mask.at - self._log_from :]))
                 mask.update(slots, self._live[slots] & where.passes(self._attributes.take(slots)))
                 mask.at = now
-            self._masks[where] = mask  # last in the dict is last asked for
+            self._masks[where] = mask  # the last in the dict was used last
             if len(self._masks) > self._masks_max:
                 del self._masks[next(iter(self._masks))]
             return mask
 
     def exact(self, query: NDArray[np.float32], k: int, mask: Mask, exclude: NDArray[np.int64]) -> Found:
-        """The best `k` of `mask` for `query` [D] without the slots `exclude`, all that may be scored."""
+        """Return the best `k` slots of `mask` for `query` [D] without those in `exclude`."""
         if k <= 0 or not mask.count:
             return Found.nothing()
         if len(exclude):
@@ -185,27 +187,29 @@ class IndexRows:
             slots = np.flatnonzero(left)
         else:
             slots = mask.slots()
-        if len(slots) <= _SURVIVORS_MOST * self._high:
+        if len(slots) <= _GATHERED_SHARE_MAX * self._high:
             return best(self.vectors.take(slots, 0) @ query, self.ids[slots], k)
         scores = self.vectors[: self._high] @ query
         if len(slots) == self._high:
             return best(scores, self.ids, k)
-        # Scores of the others out of the way: a partition with thousands of equal ones took 10 ms, one of 200,000 distinct .4.
+        # Scores of other slots are left out and not set to -inf: a partition with thousands of equal scores took 10 ms, one of
+        # 200,000 distinct scores 0.4 ms.
         return best(scores[slots], self.ids[slots], k)
 
     def reserve(self, ids: NDArray[np.int64], width: int) -> None:
-        """Make room at once for those of distinct `ids` that are new, so that a batch in parts does not grow part by part."""
+        """Make room for all new ones of the distinct `ids` at once, so that a batch does not grow the table part by part."""
         new = int(np.count_nonzero(self.slots_of(ids) < 0))
         needed = self._high + new - len(self._free)
         if not new or (needed <= len(self.ids) and self.vectors.shape[1]):
             return
-        room = -(-max(needed, _FIRST, int(len(self.ids) * _GROWTH)) // 8) * 8
+        room = -(-max(needed, _SLOTS_MIN, int(len(self.ids) * _GROWTH)) // 8) * 8
         self.vectors = _grown(self.vectors if self.vectors.shape[1] else np.zeros((0, width), np.float32), room)
         self.ids, self._live = _grown(self.ids, room), _grown(self._live, room)
         author, category, created_ms = self._attributes
         self._attributes = Attributes(_grown(author, room), _grown(category, room), _grown(created_ms, room))
 
     def _take(self, n: int) -> NDArray[np.int64]:
+        """Return `n` slots for new rows: free ones first, then new ones."""
         again = self._free[len(self._free) - min(n, len(self._free)) :]
         self._free = self._free[: len(self._free) - len(again)]
         fresh = np.arange(self._high, self._high + n - len(again))
@@ -213,7 +217,7 @@ class IndexRows:
         return np.concatenate([again, fresh])
 
     def _point(self, ids: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
-        """New `ids` are now in `slots`."""
+        """Note that the new `ids` are in `slots`."""
         dense = ids < _DENSE_PER_SLOT * len(self.ids)
         if dense.any():
             if (top := int(ids[dense].max())) >= (known := len(self._dense)):
@@ -229,10 +233,10 @@ class IndexRows:
                 self._sparse.pop(i, None)
 
     def _changed(self, slots: NDArray[np.int64]) -> None:
+        """Log a change for the masks. A log that is too long is dropped; masks older than it are computed again."""
         self._log.append(slots)
         self._logged += len(slots)
-        if self._logged > max(_FIRST, _LOG_SHARE * self._high) or len(self._log) > _FIRST:
-            # Masks that were not asked for since are made anew.
+        if self._logged > max(_SLOTS_MIN, _LOG_SHARE * self._high) or len(self._log) > _SLOTS_MIN:
             self._log_from += len(self._log)
             self._log, self._logged = [], 0
 

@@ -42,7 +42,7 @@ def test_vectors_are_put_in_place_once(run: SmallRun) -> None:
     assert rows(run) == 61
 
 
-def test_a_table_that_is_removed_by_hand_is_missed_by_no_other_and_put_anew_at_the_next_start(run: SmallRun) -> None:
+def test_a_table_that_is_removed_by_hand_is_written_again_at_the_next_start_and_no_other_is(run: SmallRun) -> None:
     vectors, ids = run.folder / "vectors", np.asarray(run.published.item_id)
     fill_stores(Run.open(run.folder), ServingConfig())
     old = MappedStore(vectors)
@@ -74,7 +74,7 @@ def test_a_server_waits_for_another_one_that_fills_the_same_files(run: SmallRun)
     assert rows(run) == 61
 
 
-def test_vectors_live_on_while_a_server_needs_them(run: SmallRun) -> None:
+def test_vectors_do_not_expire_while_a_server_needs_them(run: SmallRun) -> None:
     config = ServingConfig(pipeline=PipelineConfig(store=StoreConfig(ttl_days=4 / 86_400)))
     fill_stores(Run.open(run.folder), config)
     store = MappedStore(run.folder / "vectors")
@@ -86,15 +86,15 @@ def test_vectors_live_on_while_a_server_needs_them(run: SmallRun) -> None:
     first = expires_s()
     assert time.time() < first < math.inf
     opened = open_engine(Run.open(run.folder), config)
-    until(lambda: expires_s() > first, "another life")
+    until(lambda: expires_s() > first, "a renewal")
     opened.close()
     last = expires_s()
-    until(lambda: time.time() > last, "the end of the last life")
+    until(lambda: time.time() > last, "the end of the time to live")
     assert not store.versions(), "nobody needs them any more"
     store.close()
 
 
-def test_a_renewal_that_fails_is_tried_again() -> None:
+def test_a_renewal_that_fails_is_retried() -> None:
     calls, enough = [0], Event()
 
     def renew() -> None:
@@ -112,6 +112,6 @@ def test_a_renewal_that_fails_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("days", [0.0, -1.0, math.nan, math.inf, 1e9])
-def test_a_life_that_is_none_is_refused(days: float) -> None:
+def test_a_time_to_live_that_makes_no_sense_is_refused(days: float) -> None:
     with pytest.raises(ValueError, match="ttl_days"):
         StoreConfig(ttl_days=days)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pocketrank.cloud.pages.intake import EVENT_ID_MAX, EXPERIMENT_MAX, FeedbackIntake
-from pocketrank.cloud.pages.user_state import UserStates
+from pocketrank.cloud.pages.user_state import StateConfig, UserStates
 from pocketrank.cloud.streams.feedback_log import LogWriteError
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.device.contract import ContractError, FeedbackReceipt
@@ -50,7 +50,7 @@ def test_a_restart_knows_what_the_process_before_knew(run: SmallRun, log: Sqlite
 
 
 @pytest.mark.parametrize("event_id", ["", "x" * (EVENT_ID_MAX + 1)])
-def test_an_id_that_tells_nothing_apart_is_refused_with_the_whole_batch(
+def test_an_id_that_is_empty_or_too_long_is_refused_with_the_whole_batch(
     run: SmallRun, log: SqliteFeedbackLog, event_id: str
 ) -> None:
     states = UserStates(run.published, run.record)
@@ -86,7 +86,7 @@ def test_a_restart_keeps_experiments_apart(run: SmallRun, log: SqliteFeedbackLog
     assert again(2).seen.tolist()[2:] == [3]
 
 
-def test_each_process_knows_what_all_were_told_once(run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path) -> None:
+def test_each_process_knows_once_what_all_accepted(run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path) -> None:
     """Two opened logs of one file stand for two processes; nothing but the file is between them."""
     other_log = SqliteFeedbackLog(tmp_path / "feedback.db")
     states, other_states = UserStates(run.published, run.record), UserStates(run.published, run.record)
@@ -104,7 +104,7 @@ def test_each_process_knows_what_all_were_told_once(run: SmallRun, log: SqliteFe
 def test_a_duplicate_that_another_process_accepted_is_known_with_the_receipt(
     run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path
 ) -> None:
-    """The device is told that its event is taken; a page from here must show it, though it was sent elsewhere first."""
+    """The receipt says that the event is accepted, so a page from here must reflect it, though another process accepted it."""
     other_log = SqliteFeedbackLog(tmp_path / "feedback.db")
     states = UserStates(run.published, run.record)
     intake = FeedbackIntake(log, states)
@@ -113,3 +113,35 @@ def test_a_duplicate_that_another_process_accepted_is_known_with_the_receipt(
     assert intake.follow() == 1
     assert states(2).seen.tolist()[2:] == [2]
     other_log.close()
+
+
+def test_a_long_log_is_replayed_whole(run: SmallRun, log: SqliteFeedbackLog) -> None:
+    log.append([event(1 + n % 2, 1003, ms=n, event_id=f"{n}") for n in range(5000)])
+    states = UserStates(run.published, run.record)
+    assert FeedbackIntake(log, states).replayed == 5000
+    assert [len(states(user).seen) for user in (1, 2)] == [2000, 2000]
+    published = UserStates(run.published, run.record, StateConfig(seen_max=5000))
+    FeedbackIntake(log, published)
+    assert [len(published(user).seen) for user in (1, 2)] == [2501, 2502]
+
+
+@pytest.mark.parametrize("length", [1, EVENT_ID_MAX])
+def test_the_shortest_and_the_longest_names_are_accepted(run: SmallRun, log: SqliteFeedbackLog, length: int) -> None:
+    intake = FeedbackIntake(log, UserStates(run.published, run.record))
+    assert intake([event(event_id="x" * length, experiment="y" * min(length, EXPERIMENT_MAX))]).accepted == 1
+
+
+def test_each_batch_gets_a_receipt_of_its_own(run: SmallRun, log: SqliteFeedbackLog) -> None:
+    intake = FeedbackIntake(log, UserStates(run.published, run.record))
+    first, second, third = (event(2, 1003, ms=n, event_id=f"{n}") for n in range(3))
+    receipts = intake.together([[first], [], [first, second], [third]])
+    assert receipts == [FeedbackReceipt(accepted=n, duplicates=d) for n, d in ((1, 0), (0, 0), (1, 1), (1, 0))]
+    assert intake.together([[], []]) == [FeedbackReceipt(accepted=0, duplicates=0)] * 2
+
+
+def test_when_nothing_can_be_written_each_batch_gets_the_error(run: SmallRun, log: SqliteFeedbackLog) -> None:
+    intake = FeedbackIntake(log, UserStates(run.published, run.record))
+    log.close()
+    empty, *failed = intake.together([[], [event(event_id="1")], [event(event_id="2")]])
+    assert empty == FeedbackReceipt(accepted=0, duplicates=0)
+    assert [type(error) for error in failed] == [LogWriteError] * 2

@@ -104,7 +104,7 @@ def test_the_hour_is_counted_where_the_run_counted_it(tmp_path: Path, make: Make
     ("asked", "reason"),
     [(None, "not asked for"), ("0ld", "unknown split version 0ld"), ("x" * 999, "unknown split version " + "x" * 64)],
 )
-def test_another_split_version_gets_no_vectors_and_is_told_why(make: Make, asked: str | None, reason: str) -> None:
+def test_another_split_version_gets_no_vectors_and_the_reason(make: Make, asked: str | None, reason: str) -> None:
     page = make()(request(split_version=asked))
     check_page(page)
     assert (page.candidates.vector, page.user_vector, page.split_version) == (None, None, None)
@@ -134,7 +134,7 @@ def test_feedback_of_the_request_counts_before_the_page_and_once(run: SmallRun, 
     assert second.page_id != again.page_id
 
 
-def test_excluded_items_stay_away_and_unknown_ones_are_no_harm(make: Make) -> None:
+def test_excluded_items_are_left_out_and_unknown_ones_do_no_harm(make: Make) -> None:
     pages = make()
     first = ids(pages(request(2)))
     assert set(ids(pages(request(2, exclude=(*first, 1, -7, 10**18))))).isdisjoint(first)

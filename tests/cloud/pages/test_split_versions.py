@@ -1,4 +1,4 @@
-"""Devices of two split versions at one server, and a store of vectors that goes away and comes back."""
+"""Devices of two split versions at one server, and a store of vectors that fails and recovers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +118,7 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
-def test_a_store_that_is_away_takes_the_vectors_and_nothing_else(valkey: ValkeyServer, tmp_path: Path) -> None:
+def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valkey: ValkeyServer, tmp_path: Path) -> None:
     new, health = small_run(tmp_path / "new"), HealthConfig(cache_s=0.0)
     old = small_run(tmp_path / "old", items=50, users=5, seed=1, split_version=OLD)
     toml = f'[limits]\npage_ms = 60_000.0\n[store]\nurl = "{valkey.url}"\n[[split]]\nrun = "old"\n'
@@ -129,8 +129,8 @@ def test_a_store_that_is_away_takes_the_vectors_and_nothing_else(valkey: ValkeyS
         def readiness() -> dict[str, object]:
             answer = server.send("GET", "/readyz")
             assert answer.status == 200  # in service in any case
-            told: dict[str, object] = answer.json()
-            return told
+            report: dict[str, object] = answer.json()
+            return report
 
         def whole(version: str) -> bool:
             page = site.page(3, version)
@@ -145,7 +145,7 @@ def test_a_store_that_is_away_takes_the_vectors_and_nothing_else(valkey: ValkeyS
                 page = site.page(user, version)
                 assert degraded in page.degraded
                 assert (page.candidates.vector, page.user_vector, page.split_version) == (None, None, None)
-                assert page.split_reason == "the vectors cannot be had just now"
+                assert page.split_reason == "vectors are temporarily unavailable"
                 assert len(read_page(page).item_id) > 0
         assert readiness() == {"status": "degraded", "checks": {"feedback_log": "ok", "store": "failed"}}
         assert server.metric('pocketrank_pages_without_vectors_total{reason="unavailable"}') == 4

@@ -41,21 +41,21 @@ def has_all(splits: Splits, run: SmallRun) -> bool:
 def test_a_store_that_comes_back_empty_is_filled_again(run: SmallRun, server: ValkeyServer) -> None:
     config = ServingConfig(pipeline=PipelineConfig(store=StoreConfig(url=server.url)))
     fill_stores(Run.open(run.folder), config)
-    world = open_engine(Run.open(run.folder), config)
+    engine = open_engine(Run.open(run.folder), config)
     try:
-        assert has_all(world.splits, run)
-        assert not world.splits.away
+        assert has_all(engine.splits, run)
+        assert not engine.splits.unavailable
         server.kill()
-        assert not has_all(world.splits, run)
-        assert world.splits.away
+        assert not has_all(engine.splits, run)
+        assert engine.splits.unavailable
         with pytest.raises(StoreError):
-            world.splits.check()
+            engine.splits.check()
         server.restart()
-        wait_until(lambda: not world.splits.away, "the vectors")
-        assert has_all(world.splits, run)
-        world.splits.check()
+        wait_until(lambda: not engine.splits.unavailable, "the vectors")
+        assert has_all(engine.splits, run)
+        engine.splits.check()
     finally:
-        world.close()
+        engine.close()
 
 
 def test_pages_do_not_use_what_is_filled_half_way(run: SmallRun, server: ValkeyServer) -> None:
@@ -75,7 +75,7 @@ def test_pages_do_not_use_what_is_filled_half_way(run: SmallRun, server: ValkeyS
     try:
         with pytest.raises(VectorsUnavailableError):
             splits.items(SPLIT_VERSION, run.published.item_id, Deadline(5.0))
-        wait_until(lambda: not splits.away, "the vectors")
+        wait_until(lambda: not splits.unavailable, "the vectors")
         assert has_all(splits, run)
         assert seen == [False, False]
     finally:
@@ -97,7 +97,7 @@ def test_without_a_refill_it_is_asked_again_after_a_while(run: SmallRun, server:
     store.close()
 
 
-def test_closing_ends_the_waiting_for_a_store_that_stays_away(run: SmallRun, server: ValkeyServer) -> None:
+def test_closing_ends_the_wait_for_a_store_that_stays_unavailable(run: SmallRun, server: ValkeyServer) -> None:
     store = open_store(server.url)
     split = Split.of(run.folder / "published", run.published, run.record)
     server.kill()

@@ -78,12 +78,12 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         (
             "[[stage]]\nuse = 'retrieve'\nchannel = [{use='two_tower', index='videos'}]",
             "$.stage[0].channel[0]",
-            "expected the name of an index (items), got videos",
+            "Expected the name of an index (items), got videos",
         ),
         ("[[stage]]\nuse = 'retrieve'\n[[stage]]\nuse='fuse'\nformula='share'", "$.stage[1]", "got `share`"),
         ("[[stage]]\nuse = 'spread'\nmax_per_category = 0", "$.stage[0]", "max_per_category of 1 or more"),
         ("[filters]\nremoved = 'gone.txt'", "$.filters.removed", "No such file"),
-        ("[filters]\nremoved = 'pipeline.toml'", "$.filters.removed", "Expected item ids, one a line"),
+        ("[filters]\nremoved = 'pipeline.toml'", "$.filters.removed", "Expected item ids, one per line"),
     ],
 )
 def test_a_wrong_stage_is_refused_before_anything_is_served(tmp_path: Path, text: str, where: str, what: str) -> None:

@@ -1,5 +1,6 @@
-"""What the filters let through: one rule for items that an index finds and for those that come in a fixed order."""
+"""Which items the filters let through: one rule for items that an index finds and for those of a fixed order."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -16,6 +17,7 @@ from pocketrank.cloud.vectors.index import AGE_UNKNOWN, NONE
 from tests.cloud.small_published import small_run
 
 _HOUR_MS = 3_600_000
+_NEVER, _ALWAYS = 1e9, -1.0
 
 
 @pytest.fixture(scope="module", params=["category", "other"])
@@ -55,3 +57,105 @@ def test_an_item_of_unknown_age_does_not_pass_a_filter_by_age(catalogue: Catalog
     ages = catalogue.upload_ms[filters.allowed]
     assert len(ages) in range(18, 23), "of a day's 24, those whose age is known"
     assert AGE_UNKNOWN not in ages
+
+
+def test_an_item_passes_a_filter_by_age_until_the_hour_in_which_it_becomes_too_old(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time()) // 3600 * 3600
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.time", lambda: float(now))
+    filters = Filters(FiltersConfig(age_max_days=1.0), catalogue, Path())
+    before, where = filters.allowed, filters.where
+    assert where.created_from_ms == now * 1000 - 24 * _HOUR_MS
+    now += 3599
+    assert filters.allowed is before, "the filter moves once an hour"
+    assert filters.where is where
+    now += 1
+    assert filters.where.created_from_ms == (where.created_from_ms or 0) + _HOUR_MS
+    oldest = catalogue.upload_ms < (filters.where.created_from_ms or 0)
+    assert filters.allowed.tolist() == (before & ~oldest).tolist()
+
+
+@pytest.fixture
+def removed(catalogue: Catalogue, tmp_path: Path) -> Path:
+    path = tmp_path / "removed.txt"
+    path.write_text(f"{catalogue.item_id[3]}\n{catalogue.item_id[9]}\n77\n")
+    return path
+
+
+def watching(path: Path, catalogue: Catalogue) -> Filters:
+    return Filters(FiltersConfig(removed=path.name), catalogue, path.parent)
+
+
+def blocked(filters: Filters) -> list[int]:
+    """Positions that are not allowed, row 0 aside; the filter holds them apart as removed as well."""
+    positions = np.flatnonzero(~filters.allowed)[1:].tolist()
+    assert [at for at in filters.removed.tolist() if at] == positions
+    return positions  # type: ignore[no-any-return]
+
+
+def test_removed_items_are_allowed_again_when_the_file_no_longer_names_them(
+    catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    filters = watching(removed, catalogue)
+    popular = AllowedOrder(filters, lambda: catalogue.by_popularity)
+    assert blocked(filters) == [3, 9]
+    assert set(popular(NONE, 60)) == {*range(1, 61)} - {3, 9}
+    removed.write_text(f"{catalogue.item_id[5]}\n")
+    assert blocked(filters) == [5]
+    assert set(popular(NONE, 60)) == {*range(1, 61)} - {5}
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_a_file_of_the_same_size_is_read_again(
+    catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    filters = watching(removed, catalogue)
+    before = os.stat(removed)
+    text = removed.read_text().replace(str(catalogue.item_id[3]), str(catalogue.item_id[4]))
+    if how == "written":
+        removed.write_text(text)
+        os.utime(removed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    else:  # with the old time, as `cp -p` and `mv` leave it
+        other = removed.with_name("other.txt")
+        other.write_text(text)
+        os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+        other.replace(removed)
+    assert os.stat(removed).st_size == before.st_size
+    assert blocked(filters) == [4, 9]
+
+
+def test_a_file_that_did_not_change_costs_nothing_but_a_look(
+    catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    filters = watching(removed, catalogue)
+    mask, positions = filters.allowed, filters.removed
+    assert filters.allowed is mask
+    assert filters.removed is positions
+
+
+def test_the_file_is_not_looked_at_again_before_its_time(
+    catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _NEVER)
+    filters = watching(removed, catalogue)
+    removed.write_text("")
+    assert blocked(filters) == [3, 9]
+
+
+@pytest.mark.parametrize(("k", "excluded"), [(0, 0), (1, 0), (3, 2), (5, 60), (100, 7)])
+def test_the_first_allowed_of_an_order_that_are_not_excluded(catalogue: Catalogue, k: int, excluded: int) -> None:
+    filters = Filters(FiltersConfig(authors_not=(101,)), catalogue, Path())
+    order = np.arange(60, 0, -1)
+    allowed = [at for at in order.tolist() if catalogue.author[at] != 101]
+    exclude = np.array(allowed[:excluded] * 2, np.int64)
+    assert AllowedOrder(filters, lambda: order)(exclude, k).tolist() == allowed[excluded:][:k]
+
+
+@pytest.mark.parametrize("days", [0.0, -1.0, float("nan")])
+def test_an_age_that_no_item_has_is_refused(days: float) -> None:
+    with pytest.raises(ValueError, match="age_max_days above 0"):
+        FiltersConfig(age_max_days=days)

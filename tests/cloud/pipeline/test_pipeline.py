@@ -28,7 +28,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pocketrank.cloud.pipeline.stage import OutOfTimeError, Stage, StageConfig
+from pocketrank.cloud.pipeline import OutOfTimeError, Stage, StageConfig
 
 
 class BoostConfig(StageConfig, frozen=True, kw_only=True):

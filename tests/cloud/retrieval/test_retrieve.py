@@ -118,7 +118,7 @@ def test_a_channel_of_ones_own(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     (run.folder / "channels_of_ours.py").write_text(
         "import numpy as np\n"
-        "from pocketrank.cloud.retrieval.channels import Channel\n\n"
+        "from pocketrank.cloud.retrieval import Channel\n\n"
         "class Editors(Channel):\n"
         "    def __call__(self, query, k):\n"
         "        picked = np.array([7, 5, 3])\n"

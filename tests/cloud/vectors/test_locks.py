@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from time import monotonic
 
 import pytest
 
@@ -9,49 +10,96 @@ BOUND_S = 30
 
 
 def started(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
 
 
-def test_readers_are_together_and_a_waiting_writer_goes_before_those_that_come_later() -> None:
-    lock, order, both = ReadWriteLock(), list[str](), threading.Barrier(2)
-    leave, wants = threading.Event(), threading.Event()
+def done(work: Callable[[], None]) -> bool:
+    """Whether `work` ends in a thread of its own."""
+    thread = started(work)
+    thread.join(BOUND_S)
+    return not thread.is_alive()
 
-    def read_first() -> None:
+
+def test_several_read_at_once() -> None:
+    lock, both = ReadWriteLock(), threading.Barrier(2)
+
+    def read() -> None:
         with lock.read():
             both.wait(BOUND_S)  # only passes when two are in at once
-            leave.wait(BOUND_S)
-            order.append("first")
+
+    readers = [started(read) for _ in range(2)]
+    for reader in readers:
+        reader.join(BOUND_S)
+    assert not both.broken
+
+
+def test_nobody_reads_or_writes_while_one_writes() -> None:
+    lock, inside, most = ReadWriteLock(), [0], [0]
 
     def write() -> None:
-        wants.set()
-        with lock.write():
-            order.append("writer")
+        for _ in range(500):
+            with lock.write():
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
 
-    def read_later() -> None:
-        with lock.read():
-            order.append("later")
+    def read() -> None:
+        for _ in range(500):
+            with lock.read():
+                most[0] = max(most[0], 1 + inside[0])
 
-    first = [started(read_first) for _ in range(2)]
-    writer = started(write)
-    assert wants.wait(BOUND_S)
-    while not lock.writer_waits:
-        assert writer.is_alive()
-    later = started(read_later)
-    leave.set()
-    for thread in (*first, writer, later):
+    threads = [started(work) for work in (write, read, write, read)]
+    for thread in threads:
         thread.join(BOUND_S)
-    assert order == ["first", "first", "writer", "later"]
+    assert not any(thread.is_alive() for thread in threads)
+    assert most == [1]
 
 
-def test_one_that_fails_lets_go() -> None:
+def test_a_writer_gets_its_turn_although_somebody_reads_all_the_time() -> None:
+    """Each reader stays until the next one reads too, unless that one must wait, as it must once a writer waits."""
+    lock, written = ReadWriteLock(), threading.Event()
+
+    def read(inside: threading.Event, next_inside: threading.Event) -> None:
+        with lock.read():
+            inside.set()
+            next_inside.wait(0.1)
+
+    def write() -> None:
+        with lock.write():
+            written.set()
+
+    inside, until = threading.Event(), monotonic() + BOUND_S
+    threads = []
+    while not written.is_set() and monotonic() < until:
+        next_inside = threading.Event()
+        threads.append(started(lambda inside=inside, after=next_inside: read(inside, after)))  # type: ignore[misc]
+        inside.wait(BOUND_S)
+        if len(threads) == 3:
+            threads.append(started(write))
+        inside = next_inside
+    assert written.is_set()
+    inside.set()
+    for thread in threads:
+        thread.join(BOUND_S)
+
+
+def test_the_lock_is_free_again_after_an_error() -> None:
     lock = ReadWriteLock()
+
+    def read() -> None:
+        with lock.read():
+            pass
+
+    def write() -> None:
+        with lock.write():
+            pass
+
     with pytest.raises(KeyError), lock.read():
         raise KeyError
+    assert done(write)
     with pytest.raises(KeyError), lock.write():
         raise KeyError
-    with lock.write():
-        assert lock.writer_waits
-    with lock.read():
-        assert not lock.writer_waits
+    assert done(read)
+    assert done(write)
