@@ -59,18 +59,6 @@ class Pipeline:
             self._stages.append((str(table["use"]).rpartition(".")[2], stage))
         self._popular = AllowedOrder(resources.filters, lambda: resources.catalogue.by_popularity)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the stages in order, as `observe` gets them."""
-        return tuple(name for name, _ in self._stages)
-
-    def stage(self, name: str) -> Stage:
-        """Return the first stage of that name. Raises `KeyError`."""
-        for known, stage in self._stages:
-            if known == name:
-                return stage
-        raise KeyError(name)
-
     def __call__(self, query: Query, observe: Callable[[str, float], None]) -> CandidateSet:
         """Return candidates in cloud order. `query.degraded` gets the name of whatever was left out or replaced.
 

@@ -151,7 +151,8 @@ class InvertedLists:
         self.nlist = nlist
         self.list_of = np.zeros(0, np.int32)
         """[slots] list of each slot; -1 for slots without a vector"""
-        self._sizes = np.zeros(nlist, np.int64)
+        self.sizes = np.zeros(nlist, np.int64)
+        """[nlist] number of slots in each list"""
         self._buffers = _SearchBuffers(self._faiss)
 
     def __len__(self) -> int:
@@ -178,7 +179,7 @@ class InvertedLists:
             grown[: len(self.list_of)] = self.list_of
             self.list_of = grown
         self.list_of[slots] = nearest
-        np.add.at(self._sizes, nearest, 1)
+        np.add.at(self.sizes, nearest, 1)
 
     def remove(self, slots: NDArray[np.int64]) -> None:
         """Remove slots; those without a vector are ignored."""
@@ -186,7 +187,7 @@ class InvertedLists:
         slots = np.ascontiguousarray(slots[self.list_of[slots] >= 0])
         if len(slots):
             self._faiss.remove_ids(faiss.IDSelectorArray(len(slots), faiss.swig_ptr(slots)))
-            np.subtract.at(self._sizes, self.list_of[slots], 1)
+            np.subtract.at(self.sizes, self.list_of[slots], 1)
             self.list_of[slots] = -1
 
     def search(
@@ -204,10 +205,6 @@ class InvertedLists:
         """
         _use_threads(1)
         return self._buffers.search(query, k, nprobe, bits, exclude)
-
-    def sizes(self) -> NDArray[np.int64]:
-        """Return how many slots each list [nlist] holds."""
-        return self._sizes
 
     def counts(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many of `slots` each list [nlist] holds."""
@@ -237,7 +234,7 @@ class Built(NamedTuple):
         if survivors is None:
             return next((nprobe for results, nprobe in self.nprobe.items() if k <= results), None)
         order = self.lists.order(query)
-        items, survived = np.cumsum(self.lists.sizes()[order]), np.cumsum(survivors[order])
+        items, survived = np.cumsum(self.lists.sizes[order]), np.cumsum(survivors[order])
         for results, nprobe in self.nprobe.items():
             if results * survived[nprobe - 1] >= self.filter_margin * k * items[nprobe - 1]:
                 return nprobe

@@ -111,12 +111,6 @@ class QdrantIndex(VectorIndex):
         ids = np.array([point.id for point in answer.points], np.int64)
         return Found(ids, np.array([point.score for point in answer.points], np.float32))
 
-    def drop(self) -> None:
-        """Delete the collection for all servers, once its version is not used any more."""
-        with self._calling():
-            self._client.delete_collection(self._collection)
-            self._width = None
-
     def __len__(self) -> int:
         with self._calling():
             return 0 if self._width is None else self._client.count(self._collection, exact=True).count

@@ -140,6 +140,32 @@ def test_excluded_items_are_left_out_and_unknown_ones_do_no_harm(make: Make) -> 
     assert set(ids(pages(request(2, exclude=(*first, 1, -7, 10**18))))).isdisjoint(first)
 
 
+@pytest.mark.parametrize("size", [1, 40])
+def test_the_smallest_and_the_largest_page_are_made(make: Make, size: int) -> None:
+    assert len(ids(make(page=PageConfig(size_max=40), candidates=40)(request(1, size)))) == size
+
+
+def test_a_page_names_its_request_and_lives_as_long_as_the_file_says(make: Make) -> None:
+    asked = request(6, 5, now_ms=UPLOAD_MS)
+    page = make(page=PageConfig(ttl_ms=1234))(asked)
+    assert (page.request_id, page.created_ms, page.ttl_ms, page.degraded) == (asked.request_id, UPLOAD_MS, 1234, ())
+
+
+def test_what_is_not_known_of_a_candidate_is_nan(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    run.published.item_upload_ms[60] = np.iinfo(np.int64).min
+    run.published.item_upload_ms[59] = -86_400_000
+    run.save()
+    with pages(run.folder, tmp_path / "feedback.db", PipelineConfig(stage=stages(candidates=60)[:1])) as made:
+        page = made(request(0, 60, now_ms=86_400_000))
+    at, columns = positions(run, page), read_page(page)
+    assert np.isnan(columns.floats[:, :2]).all(), "nothing was ranked"
+    age = columns.floats[:, 4]
+    assert np.isnan(age[at == 60]).all()
+    assert age[at == 59].tolist() == [2.0]
+    assert np.isfinite(age[at < 60]).all()
+
+
 @given(user=st.integers(-(2**63), 2**63 - 1), size=st.integers(1, 100), scene=st.integers(-9, 9), now=st.integers(0, 2**62))
 def test_every_user_gets_a_whole_page(run: SmallRun, shared: Pages, user: int, size: int, scene: int, now: int) -> None:
     page = shared(request(user, size, scene=scene, now_ms=now))

@@ -121,7 +121,7 @@ def valkey() -> Iterator[ValkeyServer]:
 def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valkey: ValkeyServer, tmp_path: Path) -> None:
     new, health = small_run(tmp_path / "new"), HealthConfig(cache_s=0.0)
     old = small_run(tmp_path / "old", items=50, users=5, seed=1, split_version=OLD)
-    toml = f'[limits]\npage_ms = 60_000.0\n[store]\nurl = "{valkey.url}"\n[[split]]\nrun = "old"\n'
+    toml = f'[limits]\npage_ms = 60_000.0\nstore_ms = 30_000.0\n[store]\nurl = "{valkey.url}"\n[[split]]\nrun = "old"\n'
     config = piped(tmp_path, toml, health=health)
     with live(new.folder, tmp_path / "feedback.db", config=config) as server:
         site = Site(new, old, server)

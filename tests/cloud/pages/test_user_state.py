@@ -132,7 +132,7 @@ def test_a_run_without_durations_or_with_other_feedback_is_refused(run: SmallRun
     with pytest.raises(PublishedError, match="duration_ms"):
         UserStates(run.published, msgspec.structs.replace(run.record, float_names=("length", "age_days")))
     narrow = replace(run.published, history_feedback=run.published.history_feedback[:, :, :3])
-    with pytest.raises(PublishedError, match="5 values of feedback"):
+    with pytest.raises(PublishedError, match="5 feedback values per history event"):
         UserStates(narrow, run.record)
 
 

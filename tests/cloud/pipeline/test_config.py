@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError, default_stages
+from pocketrank.cloud.pipeline.config import BudgetConfig, PageConfig, PipelineConfig, PipelineError, default_stages
 from pocketrank.cloud.ranking.formula import Formula
 from tests.cloud.serving.pages import pages
 from tests.cloud.small_published import small_run
@@ -19,7 +19,9 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
 
 
 def test_the_default_stages_fuse_by_the_runs_weights() -> None:
-    (fuse,) = (stage for stage in default_stages({"a": 1.0, "b": 0.5, "c": -1e-05}) if stage["use"] == "fuse")
+    stages = {stage["use"]: stage for stage in default_stages({"a": 1.0, "b": 0.5, "c": -1e-05})}
+    assert list(stages) == ["retrieve", "rank", "fuse", "spread"]
+    fuse = stages["fuse"]
     assert fuse["formula"] == "1.0 * a + 0.5 * b + -1e-05 * c"
     Formula(fuse["formula"], ("a", "b", "c"))
 
@@ -69,6 +71,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
             "$.stage[0].use",
             "Expected a subclass of pocketrank.cloud.pipeline.stage.Stage",
         ),
+        ("[[stage]]\nuse = 'json.dumps'", "$.stage[0].use", "Expected a subclass of"),
         ("[[stage]]\nuse = 'broken.Stage'", "$.stage[0].use", "ZeroDivisionError"),
         ("[[stage]]\nuse = 'retrieve'\ncandidates = '9'", "$.stage[0].candidates", "Expected `int`, got `str`"),
         ("[[stage]]\nuse = 'retrieve'\ncandidate = 9", "$.stage[0]", "unknown field `candidate`"),
@@ -94,3 +97,19 @@ def test_a_wrong_stage_is_refused_before_anything_is_served(tmp_path: Path, text
         pass
     assert caught.value.path == where
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong"),
+    [
+        (PageConfig, {"size_max": 0}),
+        (PageConfig, {"ttl_ms": -1}),
+        *((BudgetConfig, {name: 0}) for name in ("page_ms", "queue_ms", "store_ms", "body_max", "body_s")),
+        (BudgetConfig, {"page_ms": float("nan")}),
+    ],
+)
+def test_a_limit_that_leaves_nothing_is_refused(config: type, wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        config(**wrong)
+    PageConfig(size_max=1, ttl_ms=0)
+    BudgetConfig(page_ms=1e-9, queue_ms=1e-9, store_ms=1e-9, body_max=1, body_s=1e-9)

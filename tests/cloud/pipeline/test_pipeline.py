@@ -1,6 +1,7 @@
 """The pipeline over a small run: what each step of the ladder shows, and what holds on all of them."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +30,7 @@ from dataclasses import replace
 import numpy as np
 
 from pocketrank.cloud.pipeline import OutOfTimeError, Stage, StageConfig
+from pocketrank.cloud.ranking.rank import Rank, RankConfig
 
 
 class BoostConfig(StageConfig, frozen=True, kw_only=True):
@@ -59,6 +61,42 @@ class FailsFor(Stage):
 
 class FailingRule(FailsFor):
     on_every_page = True
+
+
+class SlowRank(Rank):
+    """Takes each candidate to need this long, in scene 1."""
+
+    class Config(RankConfig, frozen=True, kw_only=True):
+        seconds: float
+
+    def __call__(self, query, candidates):
+        self.seconds_each = self.config.seconds if query.request.scene == 1 else 0.0
+        return super().__call__(query, candidates)
+
+
+class Reverse(Stage):
+    on_every_page = True
+
+    def __call__(self, query, candidates):
+        return candidates.take(np.arange(len(candidates))[::-1])
+
+
+class Note(Stage):
+    """Notes the whole hours that are left, and the number of candidates."""
+
+    on_every_page = True
+
+    def __call__(self, query, candidates):
+        query.degraded.append(f"{query.deadline.left() / 3600:.0f} h, {len(candidates)}")
+        return candidates
+
+
+class Closing(Stage):
+    def __call__(self, query, candidates):
+        return candidates
+
+    def close(self):
+        (self.resources.folder / "closed").touch()
 '''
 
 
@@ -72,11 +110,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 class Seen(PageObserver):
     def __init__(self) -> None:
         self.stages: list[str] = []
+        self.seconds: list[float] = []
+        self.pages: list[tuple[int, int, str | None]] = []
         self.reasons: list[str] = []
 
     def stage(self, name: str, seconds: float) -> None:
         assert seconds >= 0
         self.stages.append(name)
+        self.seconds.append(seconds)
+
+    def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
+        self.pages.append((retrieved, returned, without_vectors))
 
     def degraded(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -122,6 +166,38 @@ def test_a_stage_of_ones_own_goes_in_by_its_dotted_name(run: SmallRun, make: Mak
     assert seen.stages[-7:] == ["state", "tower", "retrieve", "rank", "fuse", "Boost", "assemble"]
 
 
+def test_stages_are_closed_with_the_pipeline_and_imported_once(run: SmallRun, tmp_path: Path) -> None:
+    config = PipelineConfig(stage=(*stages(), {"use": "ours.Closing"}))
+    with pages(run.folder, tmp_path / "feedback.db", config), pages(run.folder, tmp_path / "feedback.db", config):
+        assert not (run.folder / "closed").exists()
+    assert (run.folder / "closed").exists()
+    assert sys.path.count(str(run.folder)) == 1
+
+
+def test_a_stage_has_its_own_deadline_and_the_next_one_the_pages_again(make: Make) -> None:
+    own = {"use": "ours.Note", "deadline_ms": 5 * 3.6e6}
+    late = {"use": "ours.Note", "deadline_ms": 500 * 3.6e6}
+    made = make(own, {"use": "ours.Note"}, late, limits=BudgetConfig(page_ms=90 * 3.6e6))
+    assert made(request(6)).degraded == ("5 h, 20", "90 h, 20", "90 h, 20")
+
+
+def test_without_time_a_rule_runs_and_another_stage_does_not(make: Make) -> None:
+    rule = {"use": "ours.Note", "deadline_ms": 0.0}
+    assert make(rule)(request(6)).degraded == ("-0 h, 20",)
+    stage = {"use": "ours.Boost", "author": 1, "deadline_ms": 0.0}
+    assert make(stage)(request(6)).degraded == ("popular",)
+
+
+def test_the_times_of_all_stages_do_not_overlap(make: Make, seen: Seen) -> None:
+    made = make()
+    started = perf_counter()
+    page = made(request(6, 15))
+    assert sum(seen.seconds) <= perf_counter() - started
+    assert seen.stages == ["state", "tower", "retrieve", "rank", "fuse", "assemble"]
+    assert seen.pages == [(20, 15, None)]
+    assert len(ids(page)) == 15
+
+
 # ------------------------------------------------------------------------------------------------------------- the ladder
 
 
@@ -162,6 +238,39 @@ def test_the_last_ranking_is_of_the_user_and_the_experiment(make: Make) -> None:
     assert made(request(6, 10, scene=1)).degraded == ("cached_ranking",)
 
 
+def test_a_ranking_of_an_experiment_is_for_that_experiment(make: Make) -> None:
+    made = make({"use": "ours.FailsFor", "how": "time"})
+    made(request(6, 10, experiment="a"))
+    assert made(request(6, 10, scene=1)).degraded == ("popular",)
+    assert made(request(6, 10, scene=1, experiment="a")).degraded == ("cached_ranking",)
+
+
+def test_candidates_without_a_fused_score_are_no_ranking(make: Make) -> None:
+    made = make({"use": "ours.FailsFor", "how": "time"}, first=stages()[:1])
+    assert made(request(6, 10)).degraded == ()
+    assert made(request(6, 10, scene=1)).degraded == ("popular",)
+
+
+def test_a_last_ranking_that_just_fills_the_page_is_used(make: Make) -> None:
+    made = make({"use": "ours.FailsFor", "how": "time"})
+    whole = ids(made(request(6, 20)))
+    page = made(request(6, 20, scene=1))
+    assert page.degraded == ("cached_ranking",)
+    assert ids(page) == whole
+
+
+def test_rules_hold_for_the_last_ranking(make: Make) -> None:
+    made = make({"use": "ours.Reverse"}, {"use": "ours.FailsFor", "how": "time"})
+    whole = ids(made(request(6, 20)))
+    assert ids(made(request(6, 5, scene=1))) == whole[::-1][:5]
+
+
+@pytest.mark.parametrize(("size", "found"), [(6, 12), (40, 54)])
+def test_rules_choose_from_twice_as_many_popular_items_as_are_asked_for(make: Make, size: int, found: int) -> None:
+    made = make({"use": "ours.FailsFor", "how": "time"}, {"use": "ours.Note"}, limits=BudgetConfig(page_ms=3.6e6))
+    assert made(request(6, size, scene=1)).degraded == ("popular", f"1 h, {found}")
+
+
 def test_a_last_ranking_that_is_too_short_by_now_is_not_used(make: Make) -> None:
     made = make({"use": "ours.FailsFor", "how": "time"})
     whole = ids(made(request(6, 20)))
@@ -170,26 +279,29 @@ def test_a_last_ranking_that_is_too_short_by_now_is_not_used(make: Make) -> None
 
 
 def test_a_page_that_is_late_already_is_not_ranked(make: Make, seen: Seen) -> None:
-    made = make(limits=BudgetConfig(page_ms=50))
+    made = make(limits=BudgetConfig(page_ms=50_000))
     made(request(6, 10))
     seen.stages.clear()
-    page = made(request(6, 10), perf_counter() - 1)
+    page = made(request(6, 10), perf_counter() - 51)
     assert page.degraded == ("cached_ranking",)
     assert "rank" not in seen.stages
 
 
-def test_with_little_time_fewer_are_ranked_and_those_are_the_first(make: Make) -> None:
-    """The time of a candidate is set by a first page whose deadline is far; then a deadline of half a page's ranking."""
-    made = make(first=stages(candidates=50, candidates_min=1, reserve_ms=0.0), limits=BudgetConfig(page_ms=60_000))
-    made(request(6, 10))
-    rank = made.world.pipeline.stage("rank")
-    rank.seconds_each = 1e3  # type: ignore[attr-defined]  # as if the machine had become that slow
-    page = made(request(6, 10), perf_counter() - 60 + 12.5)
-    assert page.degraded == ("cached_ranking",), "a rank of nobody is no ranking"
-    rank.seconds_each = 1.0  # type: ignore[attr-defined]
-    page = made(request(6, 50), perf_counter() - 60 + 12.5)
-    assert page.degraded == ("fewer_ranked",)
+@pytest.mark.parametrize(
+    ("seconds", "size", "degraded"), [(0.0, 10, ()), (1.0, 50, ("fewer_ranked",)), (1e3, 10, ("cached_ranking",))]
+)
+def test_with_little_time_fewer_are_ranked_and_with_less_none(
+    make: Make, seconds: float, size: int, degraded: tuple[str, ...]
+) -> None:
+    """The page is requested with 12.5 s left, in which the estimate of a candidate's time allows all, at most 12 or none."""
+    first, _, last = stages(candidates=50)
+    rank = {"use": "ours.SlowRank", "seconds": seconds, "candidates_min": 1, "reserve_ms": 0.0}
+    made = make(first=(first, rank, last), limits=BudgetConfig(page_ms=60_000))
+    whole = ids(made(request(6, 50)))
+    page = made(request(6, size, scene=1), perf_counter() - 60 + 12.5)
+    assert page.degraded == degraded
     assert 1 <= len(ids(page)) <= 12
+    assert set(ids(page)) <= set(whole)
 
 
 def test_a_rule_holds_on_every_step_and_one_that_fails_is_left_out(make: Make) -> None:
