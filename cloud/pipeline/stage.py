@@ -2,8 +2,10 @@
 
 A stage of your own::
 
-    import numpy as np
     from dataclasses import replace
+
+    import numpy as np
+
     from pocketrank.cloud.pipeline import Stage, StageConfig
 
     class BoostConfig(StageConfig, frozen=True, kw_only=True):
@@ -15,7 +17,7 @@ A stage of your own::
 
         def __call__(self, query, candidates):
             mine = self.resources.catalogue.author[candidates.item] == self.config.author
-            score = candidates.score * np.where(mine, self.config.by, 1.0)
+            score = (candidates.score * np.where(mine, self.config.by, 1.0)).astype(np.float32)
             return replace(candidates, score=score).take(np.argsort(-score, kind="stable"))
 
 Saved as `rules.py` in the folder of the pipeline file, it is used by a `[[stage]]` with `use = "rules.Boost"`.

@@ -70,10 +70,6 @@ class Attributes(NamedTuple):
         """Return the attributes of `n` items of which nothing is known."""
         return cls(np.zeros(n, np.int64), np.zeros(n, np.int32), np.full(n, AGE_UNKNOWN, np.int64))
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each column by name."""
-        return {"author": self.author.shape, "category": self.category.shape, "created_ms": self.created_ms.shape}
-
     def take(self, at: NDArray[np.int64] | slice) -> Attributes:
         """Return the attributes at positions `at`."""
         return Attributes(self.author[at], self.category[at], self.created_ms[at])
@@ -190,9 +186,9 @@ def checked_rows(
         raise RowsError("vectors", f"an array [{len(ids)}, D]", f"{list(vectors.shape)}")
     if width is not None and vectors.shape[1] != width:
         raise WidthError("vectors", f"a width of {width}", str(vectors.shape[1]))
-    for name, shape in attributes.shapes().items():
-        if shape != ids.shape:
-            raise RowsError(f"attributes.{name}", f"an array [{len(ids)}]", f"{list(shape)}")
+    for name, column in attributes._asdict().items():
+        if column.shape != ids.shape:
+            raise RowsError(f"attributes.{name}", f"an array [{len(ids)}]", f"{list(column.shape)}")
     if len(ids) and ids.min() < 0:
         raise RowsError("ids", "ids from 0 on", str(ids.min()))
     vectors = np.ascontiguousarray(vectors, np.float32)

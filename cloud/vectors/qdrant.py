@@ -104,7 +104,6 @@ class QdrantIndex(VectorIndex):
                 self._collection,
                 query=query,
                 query_filter=_filter(where, _points(exclude)),
-                search_params=models.SearchParams(hnsw_ef=self._config.hnsw_ef),
                 limit=k,
                 with_payload=False,
             )

@@ -18,9 +18,7 @@ class QdrantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Shards in a new collection; None: one for each node."""
     replicas: int = 1
     """Copies of each shard in a new collection."""
-    hnsw_ef: int | None = None
-    """Candidates that a search of the HNSW graph keeps; None: the collection's own value."""
 
     def __post_init__(self) -> None:
-        if self.timeout_s <= 0 or min(self.batch_rows, self.shards or 1, self.replicas, self.hnsw_ef or 1) < 1:
-            raise ValueError("Expected timeout_s > 0 and batch_rows, shards, replicas and hnsw_ef >= 1")
+        if self.timeout_s <= 0 or min(self.batch_rows, self.shards or 1, self.replicas) < 1:
+            raise ValueError("Expected timeout_s > 0 and batch_rows, shards and replicas >= 1")
