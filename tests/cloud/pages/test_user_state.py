@@ -19,7 +19,7 @@ from tests.cloud.small_published import SmallRun, small_run
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     small = small_run(tmp_path_factory.mktemp("run"))
     duration = small.published.item_float[:, 0]
-    duration[1:4] = [5_000, 60_000, np.nan]  # items 1000, 1003 and 1006
+    duration[1:5] = [5_000, 60_000, np.nan, 0]  # items 1000, 1003, 1006 and 1009
     return small
 
 
@@ -61,6 +61,7 @@ def test_nobody_knows_anything_of_an_unknown_user(run: SmallRun) -> None:
         (1006, 7_000, 0, 1),  # of unknown length
         (1006, 18_000, 1, 1),
         (1000, -5, 0, 0),
+        (1009, 0, 0, 0),  # of length 0, which is not known either
     ],
 )
 def test_what_a_watch_counts_as(run: SmallRun, item_id: int, watch_ms: int, long_view: int, engaged: int) -> None:
@@ -69,6 +70,14 @@ def test_what_a_watch_counts_as(run: SmallRun, item_id: int, watch_ms: int, long
     got = dict(zip(HISTORY_FEEDBACK, known(1).history.feedback[-1].tolist(), strict=True))
     watch_log = np.log1p(np.float32(max(0, watch_ms) / 1000))
     assert got == pytest.approx({"long_view": long_view, "like": 1, "watch_log": watch_log, "engaged": engaged, "logged": 1})
+
+
+@pytest.mark.parametrize("ms", [-5, 0])
+def test_published_events_are_older_than_any_other(run: SmallRun, ms: int) -> None:
+    known = states(run)
+    before = known(3).seen.tolist()
+    known.apply([event(3, 1003, ms=ms)])
+    assert known(3).seen.tolist() == [*before, 2]
 
 
 def test_a_click_engages(run: SmallRun) -> None:
