@@ -64,7 +64,7 @@ def test_a_writer_gets_its_turn_although_somebody_reads_all_the_time() -> None:
     def read(inside: threading.Event, next_inside: threading.Event) -> None:
         with lock.read():
             inside.set()
-            next_inside.wait(0.1)
+            next_inside.wait(1.0)
 
     def write() -> None:
         with lock.write():
