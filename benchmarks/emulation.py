@@ -33,7 +33,7 @@ from rich.table import Table
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
-from pocketrank.cloud.training.run import write_atomically
+from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
 from pocketrank.sdk_demo.cli.options import parse_list
 from pocketrank.sdk_demo.cli.output import JsonTarget

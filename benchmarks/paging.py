@@ -53,8 +53,8 @@ from scipy.optimize import linprog
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
 from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
+from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.training.paging import UpliftConfig, UpliftLog, train_uplift
-from pocketrank.cloud.training.run import write_atomically
 from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
 from pocketrank.device import FixedPaging, Paging, PagingState
 from pocketrank.device.contract import PagingModel

@@ -26,6 +26,7 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
+from pocketrank.cloud.files import replacing
 from pocketrank.cloud.models.peers.dlcm import Dlcm
 from pocketrank.cloud.models.peers.edgerec import EdgeRec
 from pocketrank.cloud.models.peers.peer import Peer, PeerConfig
@@ -411,10 +412,8 @@ class Quality:
     def _write(self, seed: int, model: str, scores: NDArray[np.float32]) -> None:
         path = self._path(seed, model)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.save(file, scores)
-        part.replace(path)
 
 
 def _without_client(model: DeviceModel) -> DeviceModel:

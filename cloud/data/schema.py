@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pocketrank.cloud.files import replacing
+
 __all__ = ["HISTORY", "IMPRESSIONS", "ITEMS", "LABELS", "PAGES", "SAVED_KEY", "USERS", "DataError", "ImpressionLog", "Saved"]
 
 
@@ -164,10 +166,9 @@ class ImpressionLog:
             if name == "impressions":
                 mark = Saved(format=Saved.FORMAT, name=self.name, simulated=self.simulated)
                 table = table.replace_schema_metadata({SAVED_KEY: msgspec.json.encode(mark)})
-            partial = folder / f"{name}.parquet.partial"
-            # the other naming of list elements would change the schema, and with it the digest of the log that is opened
-            pq.write_table(table, partial, write_page_checksum=True, use_compliant_nested_type=False)
-            partial.replace(folder / f"{name}.parquet")
+            with replacing(folder / f"{name}.parquet") as part:
+                # The other naming of list elements would change the schema, and with it the digest of the log that is opened.
+                pq.write_table(table, part, write_page_checksum=True, use_compliant_nested_type=False)
 
 
 def _feed(h: hashlib._Hash, column: pa.ChunkedArray) -> None:

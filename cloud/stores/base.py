@@ -7,7 +7,6 @@ Errors::
     ├── StoreUnavailableError  no answer in time: no network, a dead server, a time-out
     ├── StoreInputError        ids, vectors or a version's name that no table takes; nothing was kept
     ├── StoreWriteError        not kept: disk full, or another process writes
-    ├── SnapshotError          a snapshot is damaged, cut off, or of another format; the store is as before
     └── StoreConfigError       a URL that names no store
 """
 
@@ -24,7 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "EmbeddingStore",
     "StoredRows",
-    "SnapshotError",
     "StoreConfigError",
     "StoreError",
     "StoreInputError",
@@ -69,10 +67,6 @@ class StoreInputError(StoreError):
 
 class StoreWriteError(StoreError):
     """Rows were not kept: the disk is full, or another process writes. StoredRows kept before stay whole."""
-
-
-class SnapshotError(StoreError):
-    """A snapshot is damaged, cut off or of another format; the store is as it was before."""
 
 
 class StoreConfigError(StoreError):

@@ -5,10 +5,10 @@
     FOLDER/writer.lock             held by the process that writes
     FOLDER/v-VERSION/00000001.rows a table, see `pocketrank.cloud.stores.table`; the highest number counts
 
-A table that is full is written anew with more room, under the next number and renamed into place when it is whole; then the
-old one is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens,
-with each row whole. A machine that loses its power may leave anything: load the last snapshot
-(`pocketrank.cloud.stores.snapshot`) then.
+A full table is copied into a larger one, which takes the next number and is renamed into place when it is whole. Then the old
+table is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens,
+with each row whole. A machine that loses its power may leave anything: remove the folder, and the next server that starts fills
+it again from the run (`pocketrank.cloud.stores.filling`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pocketrank.cloud.files import replacing
 from pocketrank.cloud.stores.base import StoreConfigError, StoreError, StoreWriteError, is_version
 from pocketrank.cloud.stores.table import Layout, Table, TableConfig
 from pocketrank.cloud.stores.tables import TableStore
@@ -133,20 +134,19 @@ class MappedStore(TableStore):
         folder = self._path(version)
         number = max(self._numbers(version), default=0) + 1
         path = self._file(version, number)
-        unfinished = path.with_suffix(".part")
         try:
             folder.mkdir(exist_ok=True)
-            with unfinished.open("w+b") as file:
-                # Taken now: a disk that fills up later would kill the process in the middle of a row.
-                os.posix_fallocate(file.fileno(), 0, layout.bytes)
-                memory = mmap.mmap(file.fileno(), layout.bytes, access=mmap.ACCESS_WRITE)
-            table = Table(memory, str(path), self._config, layout)
-            table.expires_s = expires_s
-            if old is not None:
-                table.copy(old)
-            unfinished.rename(path)
+            # Not synced: rows are written through the memory map later on, and no row waits for the disk.
+            with replacing(path, sync=False) as part:
+                with part.open("r+b") as file:
+                    # Taken now: a disk that fills up later would kill the process in the middle of a row.
+                    os.posix_fallocate(file.fileno(), 0, layout.bytes)
+                    memory = mmap.mmap(file.fileno(), layout.bytes, access=mmap.ACCESS_WRITE)
+                table = Table(memory, str(path), self._config, layout)
+                table.expires_s = expires_s
+                if old is not None:
+                    table.copy(old)
         except (OSError, OverflowError) as error:
-            unfinished.unlink(missing_ok=True)
             raise StoreWriteError(self._where, f"room for a table of {layout.bytes} bytes", str(error)) from error
         return table
 

@@ -15,7 +15,6 @@ impression, and what they cost (`PagePlan`). Only plans that are the best at som
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from pocketrank.cloud.training.run import write_atomically
+from pocketrank.cloud.files import replacing
 from pocketrank.device.contract import PagePlan, PagingModel, PagingTerm
 
 __all__ = ["UpliftConfig", "UpliftLog", "train_uplift"]
@@ -81,9 +80,8 @@ class UpliftLog:
 
     def save(self, file: Path) -> None:
         """Write it as NPZ, whole or not at all."""
-        data = BytesIO()
-        np.savez_compressed(data, **asdict(self))
-        write_atomically(file, data.getvalue())
+        with replacing(file) as part, part.open("wb") as out:  # numpy appends `.npz` to a path of another name
+            np.savez_compressed(out, **asdict(self))
 
     @classmethod
     def load(cls, file: Path) -> UpliftLog:

@@ -18,7 +18,6 @@ Errors::
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from pocketrank.device.contract import FeatureSpec, Form
 if TYPE_CHECKING:
     from pocketrank.cloud.models.reranker import UpperHalf
 
-__all__ = ["Run", "RunError", "RunRecord", "write_atomically"]
+__all__ = ["Run", "RunError", "RunRecord"]
 
 RUN_FORMAT = 2
 """1 had whole rows of items and another order of columns in the ranker."""
@@ -109,10 +108,3 @@ class Run:
         model = UpperHalf(self.record.upper, self.spec, split=form == "split")
         load_weights(model, self.seed_folder(seed) / f"{form}.safetensors", prefix="upper.")
         return model.eval()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)

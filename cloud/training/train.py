@@ -21,6 +21,7 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
 from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
+from pocketrank.cloud.files import replacing, write_atomically
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.models.towers import TowerConfig
@@ -28,7 +29,7 @@ from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, dev
 from pocketrank.cloud.training.evaluate import evaluate
 from pocketrank.cloud.training.publish import publish
 from pocketrank.cloud.training.ranker import StreamConfig, stream
-from pocketrank.cloud.training.run import Run, RunError, RunRecord, write_atomically
+from pocketrank.cloud.training.run import Run, RunError, RunRecord
 from pocketrank.cloud.training.weights import load_weights, save_weights
 from pocketrank.device.contract import FeatureSpec, SearchSpec
 
@@ -283,10 +284,8 @@ def _loaded(model: Model, path: Path) -> Model:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:  # numpy appends `.npy` to a path of another name
         np.save(file, array)
-    part.replace(path)
 
 
 def _same_or_new(out: Path, what: dict[str, Any]) -> None:
@@ -298,6 +297,8 @@ def _same_or_new(out: Path, what: dict[str, Any]) -> None:
             raise RunError(
                 f"Expected the training that was started here, got other data or numbers - at {out}. Choose another --out."
             )
+        for unfinished in out.rglob("*.part"):  # of a training that was killed while it wrote
+            unfinished.unlink()
         return
     if out.exists() and any(out.iterdir()):
         raise RunError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pocketrank.cloud.files import replacing
 from pocketrank.cloud.training.errors import RunError
 
 __all__ = ["load_weights", "save_weights"]
@@ -16,9 +16,8 @@ __all__ = ["load_weights", "save_weights"]
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's parameters and buffers, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
-    os.replace(part, path)
+    with replacing(path) as part:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
 
 
 def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:

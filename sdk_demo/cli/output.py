@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pocketrank.cloud.files import write_atomically
 from pocketrank.sdk_demo.cli.errors import OutputError
 
 __all__ = ["JsonTarget", "flatten", "print_line", "print_report", "progress"]
@@ -60,12 +61,9 @@ class JsonTarget:
         if self.to_stdout:
             sys.stdout.write(text.decode())
         elif self.path is not None:
-            unfinished = self.path.with_name(self.path.name + ".part")
             try:
-                unfinished.write_bytes(text)
-                unfinished.replace(self.path)
+                write_atomically(self.path, text)
             except OSError as error:
-                unfinished.unlink(missing_ok=True)
                 raise OutputError(f"--json: cannot write `{self.path}`: {error.strerror}") from None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from pocketrank.cloud.files import write_atomically
 from pocketrank.sdk_demo.report.page import html_page
 
 __all__ = ["HTML", "JSON", "write_report"]
@@ -25,11 +25,5 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     `report` holds plain values; NaN is written as null.
     """
     figures = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-    _write(folder / HTML, html_page(report).encode())
-    _write(folder / JSON, figures)
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    write_atomically(folder / HTML, html_page(report).encode())
+    write_atomically(folder / JSON, figures)

@@ -28,8 +28,8 @@ import msgspec
 from filelock import FileLock, Timeout
 from msgspec import Meta
 
+from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.serving.access.limits import SCOPES, RateLimit, TokenScope
-from pocketrank.cloud.serving.bundles.disk import replace_file
 
 __all__ = [
     "IssuedToken",
@@ -183,7 +183,7 @@ def _edit(
             data = msgspec.json.format(msgspec.json.encode(_Tokens(tokens=new)), indent=2) + b"\n"
             decode_tokens(data, path)  # what would not be read is not written
             if new != old:
-                replace_file(path, data, _OWNER_ONLY)
+                write_atomically(path, data, _OWNER_ONLY)
     except Timeout as error:
         raise TokenFileError(path, f"the file's lock within {_LOCK_S:g} s", "another process that holds it") from error
     except OSError as error:

@@ -37,8 +37,8 @@ def test_a_log_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_log_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     log().save(tmp_path)
     (tmp_path / "users.parquet").unlink()
-    (tmp_path / "users.parquet.partial").mkdir()
-    with pytest.raises(OSError, match="partial"):
+    (tmp_path / "users.parquet").mkdir()
+    with pytest.raises(OSError, match="directory"):
         small_log([NOON]).save(tmp_path)
     with pytest.raises(DataError, match=r"impressions\.parquet: expected a table of a saved log"):
         open_log(tmp_path)

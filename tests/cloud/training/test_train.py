@@ -166,11 +166,13 @@ def test_an_interrupted_training_goes_on_after_its_last_stage(log: ImpressionLog
         Run.open(tmp_path / "run")
     ranker = tmp_path / "run" / "seed-0" / "ranker.safetensors"
     before = ranker.stat().st_mtime_ns
+    (tmp_path / "run" / "seed-0" / "split.safetensors.0.part").write_text("cut short")
     stages: list[str] = []
     again = train(
         open_log(tmp_path / "log"), out=tmp_path / "run", seeds=1, config=QUICK, progress=lambda stage, _: stages.append(stage)
     )
     assert ranker.stat().st_mtime_ns == before
+    assert not list((tmp_path / "run").rglob("*.part"))
     assert not any("ranker" in stage for stage in stages)
     assert again.record.split_version == run.record.split_version
 
