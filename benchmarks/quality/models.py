@@ -22,10 +22,10 @@ from torch import Tensor
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.quality.hand_features import TreeConfig, Trees, hand_features
+from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
-from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
 from pocketrank.cloud.files import replacing
 from pocketrank.cloud.models.peers.dlcm import Dlcm
 from pocketrank.cloud.models.peers.edgerec import EdgeRec
@@ -34,9 +34,9 @@ from pocketrank.cloud.models.peers.prm import Prm
 from pocketrank.cloud.models.peers.setrank import SetRank
 from pocketrank.cloud.models.peers.simple_dnn import SimpleDnn
 from pocketrank.cloud.models.presets import PRESETS, UpperConfig
-from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, device_spec, predict, train_device_model
-from pocketrank.cloud.training.ranker import StreamConfig, stream
-from pocketrank.cloud.training.train import REAL_TASKS, REAL_WEIGHTS, _training_rows
+from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec, predict, train_device_model
+from pocketrank.cloud.training.ranker import RankerTrainingConfig, train_ranker
+from pocketrank.cloud.training.train import REAL_TASKS, REAL_WEIGHTS, training_rows
 from pocketrank.device.contract import FeatureSpec
 
 __all__ = [
@@ -63,11 +63,11 @@ CURVES = (0.25, 0.5)
 CURVE_SEEDS = 2
 """First seeds that the learning curve is drawn for."""
 
-RANKER = StreamConfig()
+RANKER = RankerTrainingConfig()
 """The full ranker that makes the server's scores and all models' inputs."""
 OURS = UpperConfig(bins=8, cross_width=8, pairs=True, experts=4, expert_width=32, towers=(32,))
 """All of the published model's parts, at widths as small as those of the peers."""
-BASE = JointConfig(upper=OURS, ahead_share=0.0)
+BASE = DeviceModelConfig(upper=OURS, ahead_share=0.0)
 """Common to all networks. Here each row is scored right after the one before it, so nothing is learned of looking ahead."""
 
 
@@ -206,7 +206,7 @@ class Data:
         log = replace(log, impressions=log.impressions.filter(before | after))
         cut = SampleConfig(tasks=REAL_TASKS, utc_offset_h=KUAIRAND_UTC_OFFSET_H, test_from=test_from)
         samples = build_samples(log, cut)
-        if not len(_training_rows(samples, BASE)):
+        if not len(training_rows(samples, BASE)):
             raise BenchmarkError(log.name, f"more training days up to {train_to}", f"rows of {first} to {last}")
         refreshed = build_samples(log, replace(cut, list_max=REFRESHED_LIST))
         return cls(log.name, log.digest(), train_to, test_from, samples, refreshed, ItemStatistics(samples))
@@ -233,7 +233,7 @@ class PeerModel(DeviceModel):
         statistics: ItemStatistics,
         pxtr: Float[NDArray[np.float32], "l n k"],
         spec: FeatureSpec,
-        config: JointConfig,
+        config: DeviceModelConfig,
     ) -> None:
         super().__init__(samples, statistics, pxtr, spec, config, split=False)
         self.peer = peer(spec)
@@ -254,7 +254,7 @@ class Quality:
     def __init__(self, data: Data, folder: Path) -> None:
         self.data = data
         self.spec = device_spec(data.samples, BASE, REAL_WEIGHTS)
-        self.rows, self.test = _training_rows(data.samples, BASE), data.test
+        self.rows, self.test = training_rows(data.samples, BASE), data.test
         dates = [data.digest, data.train_to.isoformat(), data.test_from.isoformat()]
         self._base = [dates, msgspec.to_builtins(RANKER), msgspec.to_builtins(data.samples.config), REFRESHED_LIST]
         self.folder = folder
@@ -268,9 +268,9 @@ class Quality:
         if self._read(seed, "ranker") is not None:
             return
         d, until = self.data, self.data.samples.learn_until
-        result = stream(d.samples, d.statistics, RANKER, learn_until=until, seed=seed, also=d.refreshed)
-        assert result.also is not None
-        cuts = ((d.samples, result.pxtr), (d.refreshed, result.also))
+        result = train_ranker(d.samples, d.statistics, RANKER, learn_until=until, seed=seed, second_cut=d.refreshed)
+        assert result.second_pxtr is not None
+        cuts = ((d.samples, result.pxtr), (d.refreshed, result.second_pxtr))
         self._write(seed, "ranker", np.stack([pxtr[s.row_list, s.row_slot] for s, pxtr in cuts]))
 
     def done(self, job: TrainingJob) -> bool:

@@ -25,7 +25,7 @@ from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
 from pocketrank.cloud.published.published import Published
-from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, device_spec
+from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec
 from pocketrank.cloud.training.publish import publish
 from pocketrank.cloud.training.run import Run, RunRecord
 from pocketrank.sdk_demo.world import World, WorldConfig
@@ -82,7 +82,7 @@ def publish_small(folder: Path, size: WorldSize) -> Run:
     samples = build_samples(log, SampleConfig(tasks=_TASKS, history_max=size.history_max))
     statistics = ItemStatistics(samples)
     ranker = FullRanker(FullRankerConfig(), samples, statistics.width).eval()
-    joint = JointConfig(lower=TowerConfig(vector_width=size.vector_width))
+    joint = DeviceModelConfig(lower=TowerConfig(vector_width=size.vector_width))
     weights = dict.fromkeys(_TASKS, 1.0)
     spec = device_spec(samples, joint, weights)
     pxtr = np.full(samples.list_labels.shape, 0.5, np.float32)

@@ -1,1 +1,6 @@
-"""Impression logs: the schema, the loader of the public KuaiRand layout, validation, splitting, opening saved logs."""
+"""Impression logs: schema, loaders, validation, training samples and item statistics.
+
+A loader of another source returns an `ImpressionLog` and belongs here. The features of feedback are here too
+(`pocketrank.cloud.data.feedback`), because training and serving share them. Nothing is imported here: the other modules need
+pyarrow, which a server does not have.
+"""

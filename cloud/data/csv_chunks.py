@@ -1,7 +1,7 @@
-"""Reading a CSV file, plain or gzipped, in chunks of bounded memory, with errors that name file, row and column.
+"""Reader of CSV files, plain or gzipped, in chunks of bounded memory, with errors that name file, row and column.
 
-Each chunk is parsed at once by polars; only a chunk in which something is wrong is read again line by line, to say what and
-where. A field may not hold a line break.
+Polars parses each chunk as a whole. Only a chunk with an error is read again, line by line, to find the error. A field may not
+contain a line break.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["Column", "Kind", "read_chunks"]
 
 logger = logging.getLogger(__name__)
 
-_EXACT = 2**53  # a float beyond it no longer holds every integer
+_EXACT = 2**53  # beyond it, a float does not represent every integer
 
 
 class Kind(Enum):
-    """What a field holds, in the words of an error message."""
+    """Kind of a field, in the words of an error message."""
 
     INTEGER = "a 64-bit integer"
     WHOLE = "a whole number"  # `12` or `12.0`, as written by tools that store missing integers as floats
@@ -49,13 +49,13 @@ _PARSED = {
 
 @dataclass(frozen=True)
 class Column:
-    """What is expected of a column."""
+    """Form of a column."""
 
     kind: Kind
     optional: bool = False
-    """The header may lack it."""
+    """Whether the header may lack the column."""
     nullable: bool = False
-    """A field may be empty."""
+    """Whether a field may be empty."""
     low: int | None = None
     """Smallest value allowed (INTEGER)."""
     high: int | None = None
@@ -64,7 +64,7 @@ class Column:
     """Regular expression that the whole field matches (TEXT)."""
 
     def problem(self, text: str) -> str | None:
-        """What is wrong with a field's text, as "expected ..., got ...", or None."""
+        """Return the error of a field's text, as "expected ..., got ...", or None."""
         value = text.strip() if self.kind in (Kind.INTEGER, Kind.WHOLE, Kind.LABEL) else text
         if not value:
             return None if self.nullable else f"expected {self.kind.value}, got an empty field"
@@ -76,7 +76,7 @@ class Column:
         return None
 
     def any_problem(self, values: pl.Series) -> bool:
-        """Whether a parsed column (of `_PARSED` type) holds a value that `problem` would name."""
+        """Return whether a parsed column, of a type of `_PARSED`, has a value with a `problem`."""
         if not self.nullable and values.null_count():
             return True
         values = values.drop_nulls()
@@ -93,7 +93,7 @@ class Column:
                 return self.pattern is not None and not values.str.contains(f"^(?:{self.pattern})$").all()
 
     def finish(self, values: pl.Series) -> pl.Series:
-        """A checked column in its final type: i32 where the bounds allow it, i64, bool, date or str."""
+        """Return a checked column in its final type: i32 where the bounds allow it, i64, bool, date or str."""
         match self.kind:
             case Kind.WHOLE:
                 return values.cast(pl.Int64)
@@ -143,13 +143,14 @@ def read_chunks(
 ) -> Iterator[pl.DataFrame]:
     """Yield the rows of `file` in order, in frames of about `chunk_bytes` of text, with the wanted columns only.
 
-    Columns come in the order of `columns` (optional ones that the header lacks are left out) as i64 (WHOLE, and INTEGER, i32
-    where its bounds allow that), bool (LABEL), date (DAY) and str (TEXT). Columns that are in neither `columns` nor `unused`
-    are ignored with a logged warning. `on_bytes` is told after each chunk how many bytes of the file on disk have been read.
-    Memory: a few times `chunk_bytes`.
+    The frames have the columns in the order of `columns`, without optional ones that the header lacks. Their types are i64
+    (WHOLE, and INTEGER, i32 where its bounds allow it), bool (LABEL), date (DAY) and str (TEXT). Columns that are in neither
+    `columns` nor `unused` are ignored, with a warning in the log. After each chunk, `on_bytes` receives the number of bytes of
+    the file on disk that were read. The memory in use is a few times `chunk_bytes`.
 
     Raises `DataError` for a file that is missing, empty, without rows, truncated or damaged as gzip, or not UTF-8; a header
-    that lacks a column or has one twice; a row with too few or too many fields; and a field that is not what `columns` says.
+    that lacks a column or has one twice; a row with too few or too many fields; and a field that is not of the form in
+    `columns`.
     """
     try:
         with file.open("rb") as raw:
@@ -187,7 +188,7 @@ class _Reader:
             raise DataError(self.file, f"expected a CSV header in UTF-8, got {line[:40]!r}") from error
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise DataError(self.file, "expected each column once, got it twice", column=twice[0])
+            raise DataError(self.file, "expected each column once, got two of this name", column=twice[0])
         missing = [name for name, column in self.columns.items() if name not in names and not column.optional]
         if missing:
             got = ", ".join(names)[:200]
@@ -213,7 +214,7 @@ class _Reader:
 
     def _parse(self, chunk: bytes, header: list[str], wanted: dict[str, Column], rows: int) -> pl.DataFrame:
         width = len(header)
-        # polars fills a short row with nulls, which nullable columns would let pass
+        # Polars completes a short row with nulls, which would be valid in nullable columns.
         if not _fields_agree(chunk, width):
             self._explain(chunk, header, wanted, rows, "rows of different widths")
         schema = {
@@ -246,7 +247,7 @@ class _Reader:
 
 
 def _fields_agree(chunk: bytes, width: int) -> bool:
-    """Whether the separators outside quotes are as many as rows of `width` fields have."""
+    """Return whether the number of separators outside of quotes is that of rows with `width` fields."""
     lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
     if b'"' in chunk:
         letters = np.frombuffer(chunk, np.uint8)

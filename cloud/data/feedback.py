@@ -1,4 +1,4 @@
-"""What devices and the cloud know of a past impression, by name: the columns of feedback in training and in serving."""
+"""Columns of feedback on a past impression, on the device and in the cloud, for training and serving alike."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FEEDBACK_FLOATS = (
     FloatFeature(name="battery_saver", min=0, max=1),
     FloatFeature(name="backgrounded", min=0, max=1),
 )
-"""Every feedback feature a device model can have; one whose column a log lacks altogether is left out of its spec."""
+"""Feedback features of a device model; its spec leaves out those whose column is empty in the log."""
 
 HISTORY_FEEDBACK = ("long_view", "like", "watch_log", "engaged", "logged")
-"""What the cloud knows of a past event: watch_log is log1p(seconds), engaged is click or effective view, logged is 0 for events
-from before the log, of which only long_view and like are known."""
+"""Feedback features of a past event in the cloud: watch_log is log1p(seconds), engaged is click or effective view, and logged
+is 0 for events from before the log, of which only long_view and like are known."""
 
 EFFECTIVE_VIEW_S = 7.0
-"""A watch of this, or of the whole item if that is shorter, is an effective view where a log has no label of it: what serving
-takes an event for, which carries no label either."""
+"""Watch time in seconds that makes an effective view, or the whole item if it is shorter. It applies to logs without a label of
+effective views, and in serving, because events have no such label."""

@@ -1,9 +1,9 @@
-"""A user's history from before the log, recovered from three id sequences.
+"""History of users from before the log, reconstructed from three sequences of ids.
 
-`user_sequences.parquet` holds, for each user, oldest first: `watch_seq`, the ids of every impression, and `long_watch_seq` and
-`like_seq`, the ids of the long views and likes. Each is cut to its own last 50, so for a user with more impressions than that
-(`history_len`) the two begin before `watch_seq` does. Walking a sequence beside `watch_seq`, from the newest back, gives the
-labels of the impressions again; what is left over is older than they are.
+`user_sequences.parquet` holds for each user, oldest first: `watch_seq`, the ids of all impressions, and `long_watch_seq` and
+`like_seq`, the ids of the long views and likes. Each is cut to its own last 50. If a user has more impressions than that
+(`history_len`), the latter two may therefore begin before `watch_seq`. Matching them with `watch_seq`, from the newest
+impression back, gives the labels of the impressions; ids without a match are older.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SEQUENCES = ("watch_seq", "long_watch_seq", "like_seq")
 
 
 def mark_subsequence(whole: Sequence[int], part: Sequence[int]) -> tuple[list[bool], int]:
-    """Find the newest end of `part` that is a subsequence of `whole`; both are oldest first.
+    """Match the longest end of `part` that is a subsequence of `whole`; both are oldest first.
 
-    Returns one mark per place of `whole`, true where an element of `part` lies, and how many elements at the beginning of
-    `part` found no place (0 when all of it is a subsequence). Of several ways the latest places are taken, which leaves the
-    fewest over.
+    Returns a mark for each element of `whole`, true where it matches one of `part`, and the number of elements at the beginning
+    of `part` without a match, 0 if all of `part` is a subsequence. Each element is matched as late as possible, which leaves
+    the fewest without a match.
     """
     marks = [False] * len(whole)
     left = len(part)
@@ -42,17 +42,17 @@ def mark_subsequence(whole: Sequence[int], part: Sequence[int]) -> tuple[list[bo
 def load_history(file: Path) -> pa.Table:
     """Read `user_sequences.parquet` into a `HISTORY` table, sorted by user.
 
-    Items are those of `watch_seq`. Column `last_time_ms` is not used: no event has a time of its own.
+    Items are those of `watch_seq`. The column `last_time_ms` is not used, because no event has a time of its own.
 
-    Raises `DataError` for a file that is not Parquet, a column that is missing, of another type or with an empty value, a
-    user that is there twice, and long views or likes that fit neither into `watch_seq` nor, by their number, before it.
+    Raises `DataError` for a file that is not Parquet; a column that is missing, of another type or with an empty value; a user
+    with two rows; and long views or likes without a match in `watch_seq`, of which there are more than earlier impressions.
     """
     name = str(file)
     frame = _read(file)
     twice = frame["user_id"].is_first_distinct().not_().arg_true()
     if len(twice):
         row = int(twice[0])
-        raise DataError(name, f"user {frame['user_id'][row]} is there twice", row=row + 1, column="user_id")
+        raise DataError(name, f"expected each user once, got {frame['user_id'][row]} again", row=row + 1, column="user_id")
     watched = frame["watch_seq"].to_list()
     older = (frame["history_len"].cast(pl.Int64) - frame["watch_seq"].list.len().cast(pl.Int64)).to_list()
     arrays = [pa.array(frame["user_id"].to_list(), pa.int64()), pa.array(watched, pa.list_(pa.int64()))]

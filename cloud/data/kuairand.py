@@ -1,15 +1,15 @@
-"""Loading the public KuaiRand data set (Gao et al., CIKM 2022, https://kuairand.com) as an `ImpressionLog`.
+"""Loader of the public KuaiRand data set (Gao et al., CIKM 2022, https://kuairand.com) as an `ImpressionLog`.
 
-All three sizes have one layout; each file is plain or gzipped, and 27K's large ones come in parts::
+All three sizes have one layout. Each file is plain or gzipped, and the large files of 27K are in parts::
 
     log_standard_4_08_to_4_21_<size>[_part<n>].csv[.gz]    what the recommender showed
     log_standard_4_22_to_5_08_<size>[_part<n>].csv[.gz]
-    log_random_4_22_to_5_08_<size>.csv[.gz]                shown at random; only on request
+    log_random_4_22_to_5_08_<size>.csv[.gz]                shown at random; not loaded
     user_features_<size>.csv[.gz]
     video_features_basic_<size>[_part<n>].csv[.gz]
     user_sequences.parquet                                 optional; not public: history from before the log
 
-with `<size>` one of `pure`, `1k`, `27k`. A folder that holds them in `data/`, as the public archives do, is as good.
+`<size>` is one of `pure`, `1k` and `27k`. The files may also be in the folder's `data/`, as in the public archives.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 import polars as pl
 
 from pocketrank.cloud.data.csv_chunks import Column, read_chunks
+from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, empty_days
 from pocketrank.cloud.data.history import load_history
 from pocketrank.cloud.data.kuairand_tables import (
     LOG_COLUMNS,
@@ -35,7 +36,6 @@ from pocketrank.cloud.data.kuairand_tables import (
     users_table,
 )
 from pocketrank.cloud.data.schema import HISTORY, DataError, ImpressionLog
-from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, empty_days
 from pocketrank.cloud.data.validate import validate
 
 __all__ = ["KuaiRandFiles", "Progress", "find_kuairand", "load_kuairand"]
@@ -43,15 +43,15 @@ __all__ = ["KuaiRandFiles", "Progress", "find_kuairand", "load_kuairand"]
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
-"""Told the name of the file being read and the share (0..1) of all bytes on disk that have been read."""
+"""Receives the name of the file that is being read, and the share, 0 to 1, of all bytes on disk that were read."""
 
-_KINDS = ("log_standard", "log_random", "user_features", "video_features_basic")
+_KINDS = ("log_standard", "user_features", "video_features_basic")
 _FILE = re.compile(rf"({'|'.join(_KINDS)})_(?:.*_)?(pure|1k|27k)(?:_part[0-9]+)?\.csv(?:\.gz)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class KuaiRandFiles:
-    """The files of one KuaiRand folder, each group sorted by name."""
+    """Files of a KuaiRand folder, each group sorted by name."""
 
     size: str
     """`pure`, `1k` or `27k`."""
@@ -66,20 +66,20 @@ class KuaiRandFiles:
         return self.logs + self.users + self.videos
 
 
-def find_kuairand(folder: Path, *, include_random: bool = False) -> KuaiRandFiles:
+def find_kuairand(folder: Path) -> KuaiRandFiles:
     """Find the files of the public layout in `folder` or its `data/`.
 
-    Raises `DataError` when a kind of file is missing, sizes are mixed, or a file is there both plain and gzipped.
+    Raises `DataError` if a kind of file is missing, sizes are mixed, or a file exists both plain and gzipped.
     """
     if not folder.is_dir():
         raise DataError(str(folder), "expected a folder in the KuaiRand layout, got none")
     matches = [(file, match) for file in sorted(folder.iterdir()) if (match := _FILE.fullmatch(file.name))]
     if not matches and (folder / "data").is_dir():
-        return find_kuairand(folder / "data", include_random=include_random)
+        return find_kuairand(folder / "data")
     found: dict[str, list[Path]] = {kind: [] for kind in _KINDS}
     for file, match in matches:
         found[match[1].lower()].append(file)
-    for kind in ("log_standard", "user_features", "video_features_basic"):
+    for kind in _KINDS:
         if not found[kind]:
             raise DataError(str(folder), f"expected {kind}_<...>_<pure|1k|27k>.csv or .csv.gz, got no such file")
     sizes = sorted({match[2].lower() for _, match in matches})
@@ -88,11 +88,11 @@ def find_kuairand(folder: Path, *, include_random: bool = False) -> KuaiRandFile
     names = {file.name for file, _ in matches}
     for name in sorted(names):
         if f"{name}.gz" in names:
-            raise DataError(str(folder / name), "expected it either plain or gzipped, got both")
+            raise DataError(str(folder / name), "expected the file either plain or gzipped, got both")
     sequences = folder / "user_sequences.parquet"
     return KuaiRandFiles(
         size=sizes[0],
-        logs=tuple(found["log_standard"] + (found["log_random"] if include_random else [])),
+        logs=tuple(found["log_standard"]),
         users=tuple(found["user_features"]),
         videos=tuple(found["video_features_basic"]),
         history=sequences if sequences.exists() else None,
@@ -102,33 +102,31 @@ def find_kuairand(folder: Path, *, include_random: bool = False) -> KuaiRandFile
 def load_kuairand(
     folder: Path,
     *,
-    include_random: bool = False,
     days: tuple[date, date] | None = None,
     progress: Progress | None = None,
 ) -> ImpressionLog:
     """Load a KuaiRand folder as a validated log named `kuairand-<size>`.
 
-    Exact duplicates (all public columns agree; 2.4 % of Pure) are dropped and counted in the log output. (Another .2 % of
-    Pure differ in `date` and `hourmin` alone; they are kept.) `days` keeps the impressions of those days only, first and last
-    included, in UTC+8. Rows with random exposure take part when `include_random` is true, and are then not told apart from
-    the rest. Videos that only the log knows become items without attributes; users without a row in the user file stay
-    without one.
+    Exact duplicates, which agree in all public columns (2.4 % of Pure), are dropped, and their number is logged. Another .2 %
+    of Pure differ in `date` and `hourmin` alone and are kept. `days` keeps the impressions of those days only, in UTC+8, the
+    first and the last included. Videos that are in the log alone become items without attributes; users without a row in the
+    user file have none in the log either.
 
-    Files are read in chunks, so the text is never in memory as a whole; the parsed rows are: about 0.35 kB per impression
-    kept at the peak, and as much per video. Pure and 1K fit anywhere; of 27K (about 320 million rows) load some days at a
-    time on a small machine.
+    Files are read in chunks, so that their whole text is never in memory. The parsed rows are: at the peak about 0.35 kB per
+    kept impression, and as much per video. Pure and 1K fit in any machine; of 27K (about 320 million rows) a small machine can
+    load some days at a time.
 
-    Warns, by `logging`: unknown columns, days without a row between the first and the last, videos without a row in the
-    video files. Raises `DataError` that names file, row and column for anything else that is wrong with the files.
+    Logs a warning for unknown columns, for days without a row between the first and the last, and for videos without a row in
+    the video files. Raises `DataError`, which names file, row and column, for any other error in the files.
     """
-    files = find_kuairand(folder, include_random=include_random)
+    files = find_kuairand(folder)
     meter = _Meter(files.tables, progress)
     log = _load_log(files.logs, days, meter)
     users = _load_unique(files.users, USER_COLUMNS, "user_id", meter)
     videos = _load_unique(files.videos, VIDEO_COLUMNS, "video_id", meter, unused=VIDEO_UNUSED)
     without = log["video_id"].unique().is_in(videos["video_id"].implode()).not_().sum()
     if without:
-        logger.warning("%s: %d videos of the log are not in the video files: no author, tag or music", folder, without)
+        logger.warning("%s: %d videos of the log are not in the video files and have no author, tag or music", folder, without)
     loaded = ImpressionLog(
         name=f"kuairand-{files.size}",
         simulated=False,
@@ -144,7 +142,7 @@ def load_kuairand(
 
 
 class _Meter:
-    """Adds up the bytes read of several files."""
+    """Sum of the bytes read of several files."""
 
     def __init__(self, files: Iterable[Path], progress: Progress | None) -> None:
         self._sizes = {file: file.stat().st_size for file in files}
@@ -153,7 +151,7 @@ class _Meter:
         self._progress = progress
 
     def of(self, file: Path) -> Callable[[int], None]:
-        """What `read_chunks` tells its progress in `file`."""
+        """Return the `on_bytes` of `read_chunks` for `file`."""
 
         def on_bytes(read: int) -> None:
             self._read[file] = read
@@ -178,9 +176,10 @@ def _load_log(files: tuple[Path, ...], days: tuple[date, date] | None, meter: _M
 
 
 def _without_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
-    """One of each group of equal rows, sorted by every column, the keys first: whatever order the files came in.
+    """Return one of each group of equal rows, sorted by the keys and then by the other columns.
 
-    Only rows that agree with a neighbour in the keys are compared whole, which takes a third of the time and memory.
+    The order does not depend on that of the files. Only rows that agree with a neighbour in the keys are compared in all
+    columns, which takes a third of the time and memory.
     """
     keys = ["time_ms", "user_id", "video_id"]
     rows = rows.sort(keys)
@@ -208,7 +207,7 @@ def _load_unique(
     *,
     unused: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
-    """Rows of several files with one row per `key`; a row that is there twice and agrees counts once."""
+    """Read several files with one row per `key`; equal rows count as one. Raises `DataError` for rows that differ."""
     parts = [
         chunk.with_columns(pl.lit(str(file)).alias("file"))
         for file in files
@@ -219,5 +218,5 @@ def _load_unique(
     again = unique[key].is_first_distinct().not_().arg_true()
     if len(again):
         at = int(again[0])
-        raise DataError(unique["file"][at], f"{key} {unique[key][at]} has two rows that differ", column=key)
+        raise DataError(unique["file"][at], f"expected one row for {key} {unique[key][at]}, got two that differ", column=key)
     return unique.drop("file")

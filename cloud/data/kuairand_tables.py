@@ -1,7 +1,7 @@
-"""The public KuaiRand columns and how they become the tables of an `ImpressionLog`.
+"""Columns of the public KuaiRand files, and the tables of an `ImpressionLog` from them.
 
-Field descriptions: https://kuairand.com (Gao et al., "KuaiRand", CIKM 2022). What the public files cannot tell stays null:
-`effective_view`, `has_next`, sessions, pages, positions and all that only a device sees.
+The fields are described at https://kuairand.com (Gao et al., "KuaiRand", CIKM 2022). Columns that the public files do not have
+are null: `effective_view`, `has_next`, sessions, pages, positions and the signals of a device.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import polars as pl
 import pyarrow as pa
 
 from pocketrank.cloud.data.csv_chunks import Column, Kind
+from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H
 from pocketrank.cloud.data.schema import IMPRESSIONS, ITEMS, USERS
-from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H
 from pocketrank.cloud.data.validate import TIMES_MS
 
 __all__ = [
@@ -51,7 +51,7 @@ LOG_COLUMNS: dict[str, Column] = {
     "play_time_ms": _NUMBER,
     "duration_ms": _NUMBER,
     "tab": Column(Kind.INTEGER, low=0, high=2**31 - 1),
-    # In no table, but two rows are duplicates only when these agree too.
+    # These are in no table, but rows are duplicates only if they agree in these too.
     **dict.fromkeys(("date", "hourmin", "profile_stay_time", "comment_stay_time", "is_rand"), _EXTRA),
 }
 """Columns of `log_standard_*` and `log_random_*`, the sort keys first."""
@@ -67,7 +67,7 @@ VIDEO_COLUMNS: dict[str, Column] = {
 """Columns of `video_features_basic_*` that are used."""
 
 VIDEO_UNUSED = frozenset({"video_type", "upload_type", "visible_status", "server_width", "server_height", "music_type"})
-"""Columns of `video_features_basic_*` that are known and not used."""
+"""Other columns of `video_features_basic_*`, which cause no warning."""
 
 USER_CATEGORIES = (
     "user_active_degree",
@@ -80,10 +80,10 @@ USER_CATEGORIES = (
     "register_days_range",
     *(f"onehot_feat{i}" for i in range(18)),
 )
-"""What the places of a user's `categories` are."""
+"""Columns of a user's `categories`, in their order."""
 
 USER_FLOATS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
-"""What the places of a user's `floats` are: log(1 + count)."""
+"""Columns of a user's `floats`, in their order; the values are log(1 + count)."""
 
 USER_COLUMNS: dict[str, Column] = {
     "user_id": _NUMBER,
@@ -92,11 +92,11 @@ USER_COLUMNS: dict[str, Column] = {
 }
 """Columns of `user_features_*`."""
 
-_UNKNOWN = ("UNKNOWN", "-124")  # how the public files write a missing category
+_UNKNOWN = ("UNKNOWN", "-124")  # a missing category in the public files
 
 
 def impressions_table(log: pl.DataFrame) -> pa.Table:
-    """`IMPRESSIONS` of rows with `LOG_COLUMNS`, in their order."""
+    """Return the `IMPRESSIONS` of rows with `LOG_COLUMNS`, in their order."""
     columns = {
         "user_id": log["user_id"],
         "item_id": log["video_id"],
@@ -109,11 +109,11 @@ def impressions_table(log: pl.DataFrame) -> pa.Table:
 
 
 def items_table(videos: pl.DataFrame, log: pl.DataFrame) -> pa.Table:
-    """`ITEMS`, one row per video of `videos` or `log`, sorted by id.
+    """Return `ITEMS`, with one row per video of `videos` or `log`, sorted by id.
 
-    `duration_ms` is the median of the log's positive values for the item, else `video_duration`, else 0: unknown (239 of the
-    7,583 videos of Pure). `category` is the first tag + 1, so a code means the same whatever the file holds; `upload_ms` is
-    the start of the upload day in UTC+8.
+    `duration_ms` is the median of the log's positive values for the item, or else `video_duration`, or else 0 for unknown (239
+    of the 7,583 videos of Pure). `category` is the first tag + 1, so that a code does not depend on the other rows of the file.
+    `upload_ms` is the start of the upload day in UTC+8.
     """
     watched = log.group_by("video_id").agg(pl.col("duration_ms").filter(pl.col("duration_ms") > 0).median().alias("seen_ms"))
     offset_ms = KUAIRAND_UTC_OFFSET_H * 3_600_000
@@ -134,10 +134,10 @@ def items_table(videos: pl.DataFrame, log: pl.DataFrame) -> pa.Table:
 
 
 def users_table(users: pl.DataFrame) -> pa.Table:
-    """`USERS`, one row per user, sorted by id.
+    """Return `USERS`, with one row per user, sorted by id.
 
-    A category's code is its place, from 1, in the column's sorted vocabulary of this file; empty, `UNKNOWN` and -124 are 0.
-    A missing or negative count is 0.
+    The code of a category is its position, from 1, among the sorted values of the column in this file; empty, `UNKNOWN` and
+    -124 are 0. A missing or negative count is 0.
     """
     users = users.sort("user_id")
     codes = np.stack([_codes(users[name]) for name in USER_CATEGORIES], axis=1)
@@ -151,7 +151,7 @@ def users_table(users: pl.DataFrame) -> pa.Table:
 
 
 def _codes(values: pl.Series) -> Any:
-    # one file writes `1`, another `1.0` for the same value
+    # The same value is `1` in one file and `1.0` in another.
     values = values.str.strip_suffix(".0")
     values = values.set(values.is_in(_UNKNOWN), None)
     vocabulary = values.drop_nulls().unique().sort()

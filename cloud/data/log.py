@@ -1,4 +1,4 @@
-"""Opening a log that `ImpressionLog.save` wrote."""
+"""Opening of a log that `ImpressionLog.save` wrote."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["open_log"]
 def open_log(folder: Path) -> ImpressionLog:
     """Read and validate the log in `folder`.
 
-    Raises `DataError` for a folder or file that is missing, a file that is truncated, damaged (page checksums are verified)
-    or written by something else, a log of a format that this reader does not know, and whatever `validate` refuses.
+    Raises `DataError` for a folder or file that is missing; a file that is truncated, damaged (page checksums are verified) or
+    written by another program; a log of another format; and for a log that `validate` rejects.
     """
     tables = {name: _read(folder / f"{name}.parquet") for name in ImpressionLog.TABLES}
     saved = _saved(folder / "impressions.parquet", tables["impressions"])

@@ -1,7 +1,7 @@
-"""What the cloud knew of an item on a given day: smoothed rates of the item, its author and its category, and its age.
+"""Item statistics as of a day: smoothed rates of the item, its author and its category, and the item's age.
 
-Only events of earlier days count, so a rate never contains the row that it describes. Rates are the strongest hand-made
-features of a full ranker (see the data notes in docs/measuring.md).
+Only events of earlier days count, so that a rate never contains the row that it is a feature of. Rates are the strongest
+hand-made features of a full ranker (see the data notes in docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pocketrank.cloud.data.samples import Samples
 __all__ = ["ItemStatistics"]
 
 SMOOTHING = 20.0
-"""Impressions that the global rate counts for: about the median of an item's in KuaiRand-Pure's slice."""
+"""Weight of the global rate, in impressions: about the median of an item's impressions in the slice of KuaiRand-Pure."""
 
 
 class ItemStatistics:
-    """Statistics of every item as of the beginning of a day."""
+    """Statistics of all items as of the beginning of a day."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -28,12 +28,15 @@ class ItemStatistics:
 
     @cached_property
     def width(self) -> int:
-        """Columns of `as_of`: for item, author and category one rate per task and a count; then duration, age, and whether
-        the age is known."""
+        """Columns of `as_of`: for item, author and category one rate per task and a count; then duration, age, and whether the
+        age is unknown."""
         return 3 * (len(self.samples.config.tasks) + 1) + 3
 
     def as_of(self, day: int) -> NDArray[np.float32]:
-        """[I + 1, width] from events before `day`; day -1 knows of no event, day 0 of those from before the log."""
+        """Return the statistics [I + 1, width] of the events before `day`.
+
+        Day -1 has no events, and day 0 those from before the log.
+        """
         if day not in self._known:
             self._known[day] = self._compute(day)
         return self._known[day]
@@ -61,5 +64,5 @@ class ItemStatistics:
 
 
 def _logit(rate: NDArray[np.floating], mean: float) -> NDArray[np.floating]:
-    """Log odds above those of the mean."""
+    """Return log odds, less those of the mean."""
     return np.log(rate / (1 - rate) * (1 - mean) / mean)

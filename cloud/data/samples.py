@@ -1,13 +1,13 @@
-"""From an impression log to training samples: event sequences, lists and rows, as flat arrays.
+"""Training samples from an impression log: events, lists and rows, as flat arrays.
 
-Three views of one log:
+They are three views of one log:
 
-- **events**: everything a user was ever shown, sorted by user and time, the history from before the log first. A window of
-  somebody's past is a slice of these arrays.
-- **lists**: what one request asked a ranker to score, with only the events before the request as history. Where the log knows
-  its pages, a list is a page, shown or not. Where it does not (KuaiRand), a list is a *pseudo-list*: consecutive rows of a
-  user within `list_days`, at most `list_max` of them.
-- **rows**: one per logged impression: its list, its slot there, and the slice of events a device had seen by then.
+- **events**: all impressions, sorted by user and time, with the history from before the log first. A window of a user's past is
+  a slice of these arrays.
+- **lists**: the candidates that a ranker scored for one request, with only the events before the request as history. If the log
+  has pages, a list is a page, whether it was shown or not. Otherwise (KuaiRand) a list is a *pseudo-list*: consecutive rows of
+  a user within `list_days`, at most `list_max` of them.
+- **rows**: one per logged impression: its list, its slot in the list, and the slice of events that the device had seen by then.
 
 Item and user indices are positions in `item_ids` and `user_ids`; index 0 is unknown or padding.
 """
@@ -35,29 +35,29 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How a log is cut into samples."""
+    """Tasks and sizes of samples."""
 
     tasks: tuple[str, ...]
-    """Label columns to predict, in the order of the model's outputs."""
+    """Label columns that the models predict, in the order of their outputs."""
     history_max: int = 50
-    """Events of the past that the cloud's models see."""
+    """Largest number of past events in the inputs of the cloud's models."""
     events_max: int = 50
-    """Events that the device model sees (the length of the device's ring)."""
+    """Largest number of events in the inputs of the device model, the length of the device's ring buffer."""
     list_max: int = 30
-    """Candidates of a list."""
+    """Largest number of candidates in a list."""
     list_days: int = 2
-    """A pseudo-list ends after so many days."""
+    """Largest number of days in a pseudo-list."""
     history_list: int = 3
-    """Events from before the log are cut into lists of this many, to pretrain on."""
+    """Length of the lists of events from before the log, on which models are pretrained."""
     utc_offset_h: int = 0
-    """Where the log's days begin."""
+    """Offset of the log's days from UTC, in hours."""
     test_from: date | None = None
-    """A pseudo-list never runs over this day's beginning, so that no list is half training and half test."""
+    """First test day. A pseudo-list never extends over its beginning, so that no list is partly training and partly test."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """One log as arrays. E events, L lists of at most N, R rows, K tasks, U users, I items."""
+    """A log as arrays, of E events, L lists of at most N candidates, R rows, K tasks, U users and I items."""
 
     config: SampleConfig
     feedback_floats: tuple[FloatFeature, ...]
@@ -92,7 +92,7 @@ class Samples:
     row_list: Int  # [R]
     row_slot: Int  # [R]
     row_events_from: Int  # [R] the device's events are [row_events_from, row_event)
-    row_position: Int  # [R] what the device calls `position`
+    row_position: Int  # [R] the `position` in the device's context
     list_shown: Int  # [L, N] event at which a slot was shown; E where it never was; -1 where the list is no real page
     first_day: int  # days since the epoch of day 0
 
@@ -103,13 +103,13 @@ class Samples:
 
     @property
     def learn_until(self) -> int:
-        """The first test day; `days` where there is none."""
+        """First test day, or `days` if there is none."""
         test_from = self.config.test_from
         return (test_from - date(1970, 1, 1)).days - self.first_day if test_from else self.days
 
 
 def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
-    """Cut `log` into samples. Raises `DataError` for a task that the log has no labels of."""
+    """Return the samples of `log`. Raises `DataError` for a task without a label in the log."""
     table = log.impressions
     for task in config.tasks:
         if task not in LABELS or table.column(task).null_count == len(table):
@@ -129,7 +129,7 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     item = _index(item_ids, np.concatenate([history_item, _column(table, "item_id", np.int64)]))
     event_ms = np.concatenate([np.zeros(n_history, np.int64), ms])
     position = np.concatenate([np.full(n_history, -1), _column(table, "position", np.int64)])
-    # within a millisecond by position, as the device and serving keep them
+    # Events, sorted by user, time and, within a millisecond, by position, as on the device and in serving.
     order = np.lexsort((np.arange(len(user)), position, event_ms, user))
     source = order - n_history  # row of the log, negative for history
     logged = source >= 0
@@ -140,6 +140,7 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
         out[logged] = values[source[logged]]
         return out
 
+    # Labels and feedback; of the history only two labels are known.
     labels = from_log(np.stack([_column(table, t, np.float32) for t in config.tasks], 1), np.nan)
     known = {"long_view": history_long, "like": history_like}
     for k, task in enumerate(config.tasks):
@@ -167,6 +168,7 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     event_history[~logged, 1] = history_like[order[~logged]]
     feedback = np.stack([_feature(_column(table, f.name, np.float32), f) for f in feedback_floats], 1)
 
+    # Lists.
     user_start = np.searchsorted(user, np.arange(len(user_ids) + 1)).astype(np.int64)
     event_day = from_log(day - first_day, -1)
     session = from_log(_column(table, "session_id", np.int64), -1)
@@ -178,9 +180,10 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     shift = event_ms + offset_ms
     lists.fill(labels, np.where(logged, shift // 3_600_000 % 24 + 1, 0), from_log(_column(table, "scene", np.int64) + 1, 0))
 
+    # Rows: the events of a device begin with its session, or else with the log.
     row_event = np.flatnonzero(logged)
     first_logged = user_start[user] + np.bincount(user[~logged], minlength=len(user_ids))[user]
-    # a log may number each user's sessions anew
+    # Session ids may be unique for each user only.
     session_first = np.maximum(_run_start(np.where(has_session, session, -1 - user)), user_start[user])
     place_in_session = np.where(has_session, np.arange(len(user)) - session_first, lists.slot)
     events_from = np.where(has_session, session_first, first_logged)[row_event]
@@ -219,7 +222,7 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
 
 
 class _Lists:
-    """Lists of the log (pages, or pseudo-lists) and of the history before it."""
+    """Lists of the log, which are pages or pseudo-lists, and of the history before it."""
 
     def __init__(
         self,
@@ -233,6 +236,7 @@ class _Lists:
         page: Int,
     ) -> None:
         n = len(user)
+        # A run of events that may be in one list: of a user and of `list_days`, with the history apart.
         key = np.where(logged, day // config.list_days, -2048)
         run = _run_start(user * 4096 + key + 2048)
         place = np.arange(n) - run
@@ -269,10 +273,10 @@ class _Lists:
         self.slot[paged] = found.argmax(1)
 
     def fill(self, labels: Float, hour: Int, scene: Int) -> None:
-        """Spread what is known per event over the lists' slots.
+        """Set labels, hour, scene and event of the slots of lists, from those of the events.
 
-        All of a page has the hour and the scene of its request, as it is ranked then: that of an impression would tell which
-        candidates were shown late.
+        All candidates of a page have the hour and the scene of its request, at which they were ranked: the hour of an
+        impression would reveal which candidates were shown late.
         """
         at = self.of_event, self.slot
         self.shown = np.where(self.paged[:, None] & (self.item > 0), len(hour), -1)
@@ -287,7 +291,7 @@ class _Lists:
 
 
 def _column(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
-    """A column as numpy: nulls become NaN in floats and -1 in integers."""
+    """Return a column as numpy, with NaN for nulls in floats and -1 in integers."""
     column = table.column(name)
     if np.issubdtype(dtype, np.floating):
         return np.asarray(column.cast(pa.float32()).to_numpy(), dtype)  # nulls become NaN
@@ -295,7 +299,7 @@ def _column(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
 
 
 def _lists(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
-    """A list column of one width as [rows + 1, width]; row 0 is zeros."""
+    """Return a list column of one width as [rows + 1, width]; row 0 is zeros."""
     column = table.column(name).combine_chunks()
     values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
     width = len(values) // max(1, len(column) - column.null_count)
@@ -347,7 +351,7 @@ def _codes(values: Int) -> Int:
 
 
 def _run_start(key: Int) -> Int:
-    """For each place, the first place of the run of equal keys that it is in."""
+    """Return for each element the index of the first one in its run of equal keys."""
     starts = np.concatenate([[True], key[1:] != key[:-1]])
     return np.maximum.accumulate(np.where(starts, np.arange(len(key)), 0))
 

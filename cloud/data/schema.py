@@ -1,9 +1,10 @@
-"""The columnar impression log that every model trains on, whatever it came from.
+"""Columnar impression log, on which every model is trained, whatever its source.
 
-A log is four Arrow tables: `impressions` (one row per shown item, the labels and, where a device reported them, the signals
-only a device sees), `items`, `users`, and `pages` (what each page offered, where that is known). Columns that a source does
-not have are null. The names of an impression's columns are the fields of `pocketrank.device.contract.FeedbackEvent`, so a
-feature is computed from a log row exactly as a device computes it from an event.
+A log is five Arrow tables: `impressions` (one row per shown item, with its labels and, if a device reported them, the signals
+of the device), `items`, `users`, `history` (events from before the log) and `pages` (the candidates of each page, if known).
+Columns that a source does not have are null. The columns of an impression have the names of the fields of
+`pocketrank.device.contract.FeedbackEvent`, so that a feature is computed from a row of the log exactly as a device computes it
+from an event.
 
 Errors::
 
@@ -29,7 +30,7 @@ __all__ = ["HISTORY", "IMPRESSIONS", "ITEMS", "LABELS", "PAGES", "SAVED_KEY", "U
 
 
 class DataError(ValueError):
-    """A log that cannot be trained on. The message names file, row (1-based, header excluded) and column."""
+    """A log cannot be trained on. The message names file, row (from 1, without the header) and column."""
 
     def __init__(self, file: str, message: str, *, row: int | None = None, column: str | None = None) -> None:
         where = "".join([file, f", row {row}" if row is not None else "", f", column `{column}`" if column else ""])
@@ -104,7 +105,7 @@ HISTORY = pa.schema(
         _required("like", pa.list_(pa.bool_())),
     ]
 )
-"""What is known of a user from before the log, oldest first, without times."""
+"""Events of a user from before the log, oldest first, without times."""
 
 PAGES = pa.schema(
     [
@@ -112,15 +113,15 @@ PAGES = pa.schema(
         _required("item_id", pa.list_(pa.int64())),  # all candidates in cloud order, shown or not
     ]
 )
-"""What each page offered. Without it a reranker trains on the shown item alone."""
+"""Candidates of each page. Without them a reranker trains on the shown items alone."""
 
 
 SAVED_KEY = b"pocketrank"
-"""Key of the Parquet metadata of `impressions` under which a saved log carries `Saved` as JSON."""
+"""Key of the Parquet metadata of `impressions` under which a saved log has `Saved` as JSON."""
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """What a saved log says of itself beside its tables."""
+    """Metadata of a saved log."""
 
     FORMAT: ClassVar[int] = 1
 
@@ -131,7 +132,7 @@ class Saved(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ImpressionLog:
-    """A validated log. `simulated` is true when no real user is behind it."""
+    """Validated log. `simulated` says that it is of a simulated world and not of real users."""
 
     name: str
     simulated: bool
@@ -144,7 +145,7 @@ class ImpressionLog:
     TABLES = ("impressions", "items", "users", "history", "pages")
 
     def digest(self) -> str:
-        """SHA-256 (hex) of all tables' contents: independent of chunking, and of what lies under a null."""
+        """Return the SHA-256 of the contents of all tables, in hex. Chunking, and the bytes under a null, do not affect it."""
         h = hashlib.sha256()
         for name in self.TABLES:
             table = getattr(self, name)
@@ -154,10 +155,10 @@ class ImpressionLog:
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write one Parquet file per table into `folder` (made when missing); `pocketrank.cloud.data.log.open_log` reads them.
+        """Write one Parquet file per table into `folder`, which is made if missing; `open_log` reads them.
 
-        A log that is there already is replaced. `impressions.parquet` carries the name and `simulated`; it goes first and
-        comes last, so that a folder whose writing was cut short is refused, not read as a mixture.
+        A log in the folder is replaced. `impressions.parquet` has the name and `simulated` in its metadata. It is removed first
+        and written last, so that `open_log` rejects a folder whose writing was interrupted. Raises OSError.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "impressions.parquet").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Checks of a whole `ImpressionLog` against the schema and the rules that hold between its tables."""
+"""Checks of a whole `ImpressionLog`, against the schema and the rules between its tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pocketrank.device.contract import Ended, Network, Orientation
 __all__ = ["TIMES_MS", "validate"]
 
 TIMES_MS = (946_684_800_000, 4_102_444_799_999)
-"""Instants that are taken for real: the years 2000 to 2099. Seconds and microseconds since the epoch fall outside."""
+"""Range of valid times: the years 2000 to 2099. Times in seconds or microseconds since the epoch are outside of it."""
 
 _SCHEMAS = {"impressions": IMPRESSIONS, "items": ITEMS, "users": USERS, "history": HISTORY, "pages": PAGES}
 
@@ -38,11 +38,13 @@ _RANGES: dict[str, dict[str, tuple[float, float]]] = {
 
 
 def validate(log: ImpressionLog) -> None:
-    """Raise `DataError` at the first thing in `log` that breaks a rule; `file` is the table's name. The rules are
+    """Raise `DataError` at the first violation of a rule in `log`, with the name of the table as `file`.
+
+    The rules are:
 
     - each table has exactly its schema; a required column, and a list, has no nulls;
     - impressions are sorted by (impression_ms, user_id, item_id), their values are in range, their items are in `items`, and
-      where `pages` is given, their page is in it and offered the item;
+      if there are `pages`, their page is one of them and has the item;
     - item ids are unique; vectors are finite and of one width (an item may have none);
     - user ids are unique; the lists are finite and of one width (a user may have none). A user of an impression needs no row;
     - history has one row per user and three lists of one length in each. Its items need no row;
@@ -82,7 +84,9 @@ def _check_schema(name: str, table: pa.Table, schema: pa.Schema) -> None:
             _fail(name, pc.is_null(column), "expected a value, got null", field.name)
         if pa.types.is_list(field.type) and pc.list_flatten(column).null_count:
             holes = _parents(column)[_array(pc.is_null(pc.list_flatten(column)))]
-            raise DataError(name, "expected a list without nulls, got one with", row=int(holes[0]) + 1, column=field.name)
+            raise DataError(
+                name, "expected a list without nulls, got one with a null", row=int(holes[0]) + 1, column=field.name
+            )
 
 
 def _describe(field: pa.Field) -> str:
@@ -97,7 +101,8 @@ def _check_range(name: str, table: pa.Table, column: str, low: float, high: floa
 
 def _check_impressions(log: ImpressionLog) -> None:
     table = log.impressions
-    later = np.zeros(max(0, len(table) - 1), bool)  # decided that the next row comes after
+    # Lexicographic order, column by column: `later` are the rows that an earlier column puts after the row before.
+    later = np.zeros(max(0, len(table) - 1), bool)
     equal = ~later
     for column in ("impression_ms", "user_id", "item_id"):
         values = table[column].to_numpy()
@@ -106,7 +111,7 @@ def _check_impressions(log: ImpressionLog) -> None:
     _fail(
         "impressions",
         np.concatenate([[False], ~(later | equal)]) if len(table) else [],
-        "expected rows sorted by impression_ms, user_id, item_id, got one that belongs before the last",
+        "expected rows sorted by impression_ms, user_id, item_id, got one that belongs before the row above it",
         "impression_ms",
     )
     _check_known("impressions", table["item_id"], log.items["item_id"], "item_id")
@@ -164,7 +169,7 @@ def _check_pages(log: ImpressionLog) -> None:
         raise DataError("pages", f"expected ids of `items`, got {offered[first]}", row=int(pages[first]) + 1, column="item_id")
     page_ids, shown = log.impressions["page_id"], log.impressions["item_id"]
     _check_known("impressions", page_ids, log.pages["page_id"], "page_id", "pages")
-    # a pair (page, item) as one number, to look all impressions up at once
+    # Each pair of page and item as one number, so that all impressions are looked up at once.
     page = _array(pc.index_in(page_ids, value_set=log.pages["page_id"]).cast(pa.int64()).fill_null(-1))
     item = _array(pc.index_in(shown, value_set=log.items["item_id"]).cast(pa.int64()))
     missing = (page >= 0) & ~np.isin(page * len(log.items) + item, pages * len(log.items) + place)
@@ -172,7 +177,7 @@ def _check_pages(log: ImpressionLog) -> None:
 
 
 def _parents(lists: pa.ChunkedArray) -> Any:
-    """Row of each value of the flattened lists."""
+    """Return the row of each value of the flattened lists."""
     lengths = _array(pc.fill_null(pc.list_value_length(lists), 0))
     return np.repeat(np.arange(len(lengths)), lengths)
 

@@ -1,7 +1,7 @@
-"""What the cloud knows of an item or a user by its index: ID and attribute embeddings, shared by ranker and towers.
+"""Embeddings of items and users by their index: ids and attributes, as the full ranker and the towers have them.
 
-The attributes themselves are buffers that come from the samples, not from the weights, so a caller names an item or a user by
-its index alone.
+The attributes themselves are buffers. They come from the samples and not from the weights, so that a caller passes only the
+index of an item or a user.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["ItemIdentity", "UserAttributes"]
 
 
 class ItemIdentity(nn.Module):
-    """Embeddings of an item's id, author and category, and a projection of its content vector where the log has one."""
+    """Embeddings of an item's id, author and category, and a projection of its content vector if the log has one."""
 
     def __init__(self, samples: Samples, item_width: int, side_width: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class ItemIdentity(nn.Module):
         self.item_content: Tensor
 
     def forward(self, item: Int[Tensor, "*b"]) -> Float[Tensor, "*b i"]:
-        """Rows of items."""
+        """Return the rows of items."""
         parts = [self.item(item), self.author(self.item_author[item]), self.category(self.item_category[item])]
         if self.content is not None:
             parts.append(self.content(self.item_content[item]))
@@ -42,7 +42,7 @@ class ItemIdentity(nn.Module):
 
 
 class UserAttributes(nn.Module):
-    """The sum of a user's embeddings: categorical attributes, a projection of the numeric ones and, if asked for, the id."""
+    """Sum of the embeddings of a user's categorical attributes, a projection of the numeric ones and, with `ids`, the id."""
 
     def __init__(self, samples: Samples, width: int, *, ids: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class UserAttributes(nn.Module):
         self.user_floats: Tensor
 
     def forward(self, user: Int[Tensor, " b"]) -> Float[Tensor, "b u"]:
-        """Rows of users."""
+        """Return the rows of users."""
         row = self.bias.expand(len(user), -1)
         if self.user is not None:
             row = row + self.user(user)

@@ -1,8 +1,13 @@
-"""The cloud's multi-task full ranker: ID embeddings, item statistics and target attention over the history at request time.
+"""The cloud's full ranker: a multi-task model whose probabilities are the pXTRs of a page.
 
-It makes the pXTRs. The forward pass takes *rows* rather than ids, so serving can look rows up wherever they live and the
-exported graph stays small; what depends on an item alone is a part of its own, so that no request computes it. Target attention
-after DIN (Zhou et al., KDD 2018, section 4.3).
+Its inputs are ID embeddings, item statistics and the user's history at request time, over which it has target attention after
+DIN (Zhou et al., KDD 2018, section 4.3). The forward pass has *rows* as inputs and not ids, so that serving may look the rows
+up in any store, and the exported graph is small. The parts of the computation that depend on an item alone are separate, so
+that no request repeats them.
+
+`pocketrank.cloud.training.ranker` trains this model. It is not the ranking on the device, `pocketrank.device.ranking.ranker`.
+
+Sizes in the comments: b requests, n candidates, h events of the history, f values of feedback on an event, k tasks.
 """
 
 from __future__ import annotations
@@ -28,21 +33,21 @@ class FullRankerConfig:
     """Widths of the full ranker."""
 
     item_width: int = 16
-    """ID embedding of an item."""
+    """Width of the ID embedding of an item."""
     side_width: int = 8
-    """Embedding of an author, a category, a user attribute, a scene, an hour."""
+    """Width of the embedding of an author, a category, a scene or an hour."""
     user_width: int = 16
-    """Width of a user's row."""
+    """Width of a user's row, and of the embeddings of id and attributes of which it is the sum."""
     heads: int = 4
     """Attention heads, 16 wide each."""
     hidden: tuple[int, ...] = (128, 64)
-    """The shared tower."""
+    """Widths of the shared tower."""
     dropout: float = 0.1
-    """In the shared tower."""
+    """Dropout in the shared tower."""
 
 
 class FullRanker(nn.Module):
-    """Logits of every task for the candidates of a list."""
+    """Logits of every task for the candidates of a list. `statistics` is the number of item statistics."""
 
     def __init__(self, config: FullRankerConfig, samples: Samples, statistics: int) -> None:
         super().__init__()
@@ -61,19 +66,21 @@ class FullRanker(nn.Module):
         self.heads = nn.Linear(c.hidden[-1], len(samples.config.tasks))
 
     def item_rows(self, item: Int[Tensor, "*b"], statistics: Float[Tensor, "*b s"]) -> Float[Tensor, "*b e"]:
-        """All that is known of an item: identity first, then the day's statistics."""
+        """Return the whole rows of items: the identity, then the statistics of the day."""
         return torch.cat([self.identity(item), statistics], -1)
 
     def item_parts(self, item_row: Float[Tensor, "*b e"]) -> tuple[Tensor, Tensor, Tensor]:
-        """What depends on an item alone: queries of the attention [*b, w] and of likeness [*b, l], and its part of the tower's
-        first layer [*b, hidden]. Their widths are `part_widths`.
+        """Return the parts that depend on an item alone, of the widths `part_widths`.
+
+        They are the queries of the attention [*b, w] and of the similarity [*b, l], and the item's part of the tower's first
+        layer [*b, hidden].
         """
         first = cast(nn.Linear, self.tower[0]).weight[:, : self.row_width]
         return self.attention.queries(item_row), self.same(item_row[..., : self.identity_width]), item_row @ first.T
 
     @property
     def part_widths(self) -> list[int]:
-        """Of `item_parts`."""
+        """Widths of `item_parts`."""
         return [self.attention.heads * self.attention.head_width, self.same.out_features, self.hidden]
 
     def forward(
@@ -86,7 +93,10 @@ class FullRanker(nn.Module):
         scene: Int[Tensor, "b s"],
         hour: Int[Tensor, "b s"],
     ) -> Float[Tensor, "b n k"]:
-        """Logits. `history_row` holds the identity part of the rows of past items, oldest first. s is n, or 1 for all."""
+        """Return the logits. `history_row` holds the identity part of the rows of past items, oldest first.
+
+        Scene and hour are those of each candidate, s = n, or of all, s = 1.
+        """
         parts = self.item_parts(item_row)
         return self.logits(user_row, history_row, history_feedback, parts, scene, hour, history_mask)
 
@@ -100,22 +110,25 @@ class FullRanker(nn.Module):
         hour: Int[Tensor, "b s"],
         history_mask: Float[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b n k"]:
-        """As `forward`, from the parts of items. Without a mask all of the past is real, and h may be 0."""
-        query, alike_query, of_item = item_parts
+        """Return the logits as `forward` does, from the parts of items. Without a mask all events are real; h may be 0."""
+        query, similar_query, of_item = item_parts
         b, n, _ = query.shape
+        # Target attention over the history (DIN, section 4.3, as multi-head attention).
         attended = self.attention(query, torch.cat([history_row, history_feedback], -1), history_mask)
-        # How the user took the items of the past: all of them, the last eight, and those alike (a soft match on identity). Each
-        # event counts as 1 and has its feedback; an event of nothing comes first, so that there is always one.
+        # Mean feedback on three sets of past items: all, the last eight, and those similar to the candidate (a soft match of
+        # the identities). Each event is a 1, by which events are counted, and its feedback. The first event is padding, so that
+        # there is always one.
         pad = nn.functional.pad
-        taken = pad(history_feedback, (1, 0), value=1.0)
-        taken = pad(taken if history_mask is None else taken * history_mask[..., None], (0, 0, 1, 0))  # b 1+h 1+f
-        alike = torch.sigmoid(alike_query @ self.same(pad(history_row, (0, 0, 1, 0))).transpose(1, 2) - 2)  # b n 1+h
-        total, recent, same = taken.sum(1), taken[:, -8:, 1:].sum(1) / 8, alike @ taken
-        count, weight = total[:, :1], same[..., :1]
-        x = torch.cat([attended, same[..., 1:] / (weight + 1), torch.log1p(same)], -1)
+        feedback = pad(history_feedback, (1, 0), value=1.0)
+        feedback = pad(feedback if history_mask is None else feedback * history_mask[..., None], (0, 0, 1, 0))  # b 1+h 1+f
+        similarity = torch.sigmoid(similar_query @ self.same(pad(history_row, (0, 0, 1, 0))).transpose(1, 2) - 2)  # b n 1+h
+        total, recent, of_similar = feedback.sum(1), feedback[:, -8:, 1:].sum(1) / 8, similarity @ feedback
+        count, weight = total[:, :1], of_similar[..., :1]
+        # Constants are the prior of the means, and bring the others to a range of about 1.
+        x = torch.cat([attended, of_similar[..., 1:] / (weight + 1), torch.log1p(of_similar)], -1)
         of_user = torch.cat([user_row, total[:, 1:] / (count + 3), recent, torch.log1p(count) / 4], -1)[:, None]
         of_moment = torch.cat([self.scene(scene), self.hour(hour)], -1)
-        # The tower's first layer as a sum, because what candidates have in common is one row where they are served.
+        # The first layer of the tower as a sum of products: the part that all candidates share is computed once.
         first = cast(nn.Linear, self.tower[0])
         widths = [self.row_width, x.shape[-1], of_user.shape[-1], of_moment.shape[-1]]
         _, w_x, w_user, w_moment = torch.split(first.weight, widths, 1)

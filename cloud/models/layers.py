@@ -1,7 +1,7 @@
-"""Layers that the models share, written so that every converter takes them.
+"""Layers that the models share, in operations that every converter accepts.
 
-Attention is written by hand with float masks and a finite penalty: fully masked keys must stay finite in ONNX, LiteRT and
-Core ML alike. A learned null key, never masked, makes an empty history an ordinary case.
+Attention is written out, with float masks and a finite penalty: the result for fully masked keys must be finite in ONNX, LiteRT
+and Core ML alike. A learned null key, which is never masked, makes an empty history an ordinary case.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from torch import Tensor, nn
 __all__ = ["Attention", "Embedding", "MultiGate", "SoftBins", "attend", "join_heads", "mlp", "penalty", "split_heads"]
 
 MASKED = -1e4
-"""Added to a masked key's logit; finite in fp16 too."""
+"""Added to the logit of a masked key; finite in fp16 too."""
 
 
 def penalty(mask: Float[Tensor, "b t"]) -> Float[Tensor, "b 1 1 t1"]:
-    """What is added to the logits of a null key, which comes first and is never masked, and of keys that `mask` is 1 for."""
+    """Return what is added to the logits of the null key, which is first, and of t keys, whose `mask` is 1 or 0."""
     return nn.functional.pad((mask - 1) * -MASKED, (1, 0))[:, None, None]
 
 
 def attend(
     queries: Float[Tensor, "b h n w"], keys_values: Float[Tensor, "b h2 t w"], mask: Float[Tensor, "b s"] | None
 ) -> Float[Tensor, "b h n w"]:
-    """Softmax attention (Vaswani et al. 2017, 3.2) over a null key, which comes first, and s = t - 1 keys that `mask` is 1 for.
+    """Return softmax attention (Vaswani et al. 2017, equation 1) over the null key, which is first, and s = t - 1 keys.
 
-    `keys_values` are the heads of the keys, then those of the values. The queries are already divided by the square root of
-    the head's width. Without a mask all keys are real.
+    `keys_values` holds the heads of the keys, then those of the values. The queries are already divided by the square root of
+    the head's width. `mask` is 1 for real keys; without it all keys are real.
     """
     keys, values = torch.chunk(keys_values, 2, 1)
-    logits = queries @ keys.transpose(2, 3)
+    logits = queries @ keys.transpose(2, 3)  # b h n t
     return torch.softmax(logits if mask is None else logits + penalty(mask), -1) @ values
 
 
 class Attention(nn.Module):
-    """Multi-head attention over keys with a learned null key."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2) over keys and a learned null key."""
 
     def __init__(self, query_width: int, key_width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -50,31 +50,31 @@ class Attention(nn.Module):
         self.null = nn.Parameter(torch.zeros(1, 1, key_width))
 
     def queries(self, x: Float[Tensor, "*b q"]) -> Float[Tensor, "*b w"]:
-        """What looks, of all heads side by side, divided by the square root of a head's width."""
+        """Return the queries of all heads, side by side, divided by the square root of a head's width."""
         queries: Tensor = self.query(x) / math.sqrt(self.head_width)
         return queries
 
     def forward(
         self, queries: Float[Tensor, "b n w"], keys: Float[Tensor, "b t k"], mask: Float[Tensor, "b t"] | None
     ) -> Float[Tensor, "b n w"]:
-        """Attended values for `queries` of the method; `mask` is 1 for real keys, which all are without one."""
+        """Return the attended values for what `queries` returned. `mask` is 1 for real keys; without it all keys are real."""
         keys = torch.cat([self.null.expand(len(keys), -1, -1), keys], 1)
         return join_heads(attend(split_heads(queries, self.heads), split_heads(self.key_value(keys), 2 * self.heads), mask))
 
 
 def split_heads(x: Float[Tensor, "b n hw"], heads: int) -> Float[Tensor, "b h n w"]:
-    """The last axis as heads."""
+    """Split the last axis into heads."""
     b, n, width = x.shape
     return x.view(b, n, heads, width // heads).transpose(1, 2)
 
 
 def join_heads(x: Float[Tensor, "b h n w"]) -> Float[Tensor, "b n hw"]:
-    """The heads side by side."""
+    """Join the heads side by side."""
     return x.transpose(1, 2).flatten(2)
 
 
 class Embedding(nn.Module):
-    """A table of small normal rows; row 0 (unknown) starts at zero."""
+    """Table of rows that start small and normally distributed; row 0 (unknown) starts at zero."""
 
     def __init__(self, size: int, width: int, scale: float = 0.05) -> None:
         super().__init__()
@@ -83,37 +83,39 @@ class Embedding(nn.Module):
             self.weight[0] = 0
 
     def forward(self, index: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape w"]:
-        """Rows of the table."""
+        """Return rows of the table."""
         return nn.functional.embedding(index, self.weight)
 
 
 class SoftBins(nn.Module):
-    """Shares of each number in `bins` learned bins, after AutoDis (Guo et al., KDD 2021, 3.2).
+    """Soft assignment of each number to `bins` learned bins, after AutoDis (Guo et al., KDD 2021, section 3.2).
 
-    The linear layer that follows holds the bins' embeddings. The bins start as those of the nearest of equally spaced centres
-    between -2 and 2, where standardised numbers lie; AutoDis's hidden layer is left out, a number being one-dimensional.
+    The linear layer that follows holds the embeddings of the bins. At the start the bins have equally spaced centres between -2
+    and 2, where most standardised numbers are, and a number belongs mostly to the bin of the nearest centre. The hidden layer
+    of AutoDis is left out, because a number has one dimension.
     """
 
     RANGE = 2.0
-    """Of the first centres."""
+    """Largest centre at the start, the smallest being its negative."""
 
     def __init__(self, features: int, bins: int) -> None:
         super().__init__()
         centres = torch.linspace(-self.RANGE, self.RANGE, bins)
+        # The softmax of -sharpness (x - centre)^2 / 2, in which x^2 cancels, is linear in x with this weight and bias.
         sharpness = (bins / (2 * self.RANGE)) ** 2
         self.weight = nn.Parameter((sharpness * centres).repeat(features, 1))
         self.bias = nn.Parameter((-sharpness * centres**2 / 2).repeat(features, 1))
 
     def forward(self, x: Float[Tensor, "*b f"]) -> Float[Tensor, "*b fh"]:
-        """Shares, the bins of a feature side by side."""
+        """Return the shares, the bins of each feature side by side."""
         return torch.softmax(x[..., None] * self.weight + self.bias, -1).flatten(-2)
 
 
 class MultiGate(nn.Module):
-    """Experts, one gate and one tower per task (MMoE, Ma et al., KDD 2018, 4.2), from a first layer that is given as a sum.
+    """Multi-gate mixture of experts (MMoE, Ma et al., KDD 2018, section 4.2) with a tower per task.
 
-    The first layer of all experts and gates is one product of `entry_width` columns; callers add up the parts of it that belong
-    to candidate, context and attentions, because these are known at different times.
+    Its input is the first layer of all experts and gates, before their activations, as `entry_width` columns. Callers add up
+    the parts of this layer that belong to candidate, context and attentions, because these are known at different times.
     """
 
     def __init__(self, experts: int, width: int, towers: Sequence[int], tasks: int) -> None:
@@ -124,27 +126,29 @@ class MultiGate(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for a, b in itertools.pairwise(widths):
             bound = 1 / math.sqrt(a)
-            last = 0.1 if b == 1 else 1.0  # the scores start near the cloud's
+            last = 0.1 if b == 1 else 1.0  # the residual outweighs it: scores start near the cloud's
             self.weights.append(nn.Parameter(torch.empty(tasks, a, b).uniform_(-bound, bound) * last))
             self.biases.append(nn.Parameter(torch.zeros(tasks, 1, b)))
 
     def forward(self, entry: Float[Tensor, "m e"], dropout: float = 0.0) -> Float[Tensor, "m k"]:
-        """Logits of the tasks."""
+        """Return the logits of the tasks."""
         m = entry.shape[0]
         if self.experts == 1:
             x = torch.relu(entry)[None]  # 1 m w
         else:
+            # f^k(x) = sum over i of g^k(x)_i f_i(x), with the gates g^k(x) = softmax(W_gk x)
             experts, gates = torch.split(entry, [self.experts * self.width, self.tasks * self.experts], -1)
-            gates = torch.softmax(gates.view(m, self.tasks, self.experts), -1)
+            gates = torch.softmax(gates.view(m, self.tasks, self.experts), -1)  # m k i
             x = (gates @ torch.relu(experts).view(m, self.experts, self.width)).transpose(0, 1)  # k m w
         x = nn.functional.dropout(x, dropout, self.training)
+        # y_k = h^k(f^k(x)): the towers of all tasks as one batched product
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.relu(x) @ weight + bias if i else x @ weight + bias
         return x[..., 0].transpose(0, 1)
 
 
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers of `widths` with ReLU between them, none after the last."""
+    """Return linear layers of `widths`, with ReLU and dropout between them and nothing after the last."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(a, b))

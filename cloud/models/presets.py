@@ -1,4 +1,7 @@
-"""Sizes of the device model, and names for some. Needs no torch: a server reads them in the record of a run."""
+"""Sizes of the device model, and names of some sizes.
+
+This module needs no torch: a server reads the sizes in the record of a run.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,29 @@ class UpperConfig:
     """Widths of the device model. The defaults are the `tiny` preset."""
 
     width: int = 64
-    """Of a candidate, an event and the context."""
+    """Width of a candidate, of an event and of the context."""
     category_width: int = 8
-    """Embedding of a categorical feature."""
+    """Width of the embedding of a categorical feature."""
     bins: int = 0
-    """Soft bins of a number; 0 leaves numbers as they are."""
+    """Soft bins of a number, beside the number itself; 0 for none."""
     cross_width: int = 0
-    """Embedding of a time, position or pXTR difference before it is crossed; 0 leaves the crossings out."""
+    """Width of the embedding of a time, position or pXTR difference before it is crossed; 0 leaves the crossings out."""
     pairs: bool = True
-    """Whether pXTR differences are crossed, the one crossing of pairs of candidate and watched item."""
+    """Whether pXTR differences are crossed; they are the only feature of pairs of candidate and watched item."""
     heads: int = 4
     """Attention heads."""
     head_width: int = 16
-    """Width of a head."""
+    """Width of an attention head."""
     experts: int = 1
-    """Of the multi-gate mixture."""
+    """Experts of the multi-gate mixture."""
     expert_width: int = 64
-    """Of each expert."""
+    """Width of an expert."""
     towers: tuple[int, ...] = (64,)
-    """Hidden layers of each task's tower."""
+    """Widths of the hidden layers of each task's tower."""
     chosen_max: int = 8
-    """Longest list of chosen candidates that is told apart by distance; those further back count as that far."""
+    """Largest distance of a chosen candidate that has an embedding of its own; those further back share it."""
     dropout: float = 0.1
-    """Between experts and towers."""
+    """Dropout between experts and towers."""
 
 
 PRESETS: dict[str, UpperConfig] = {
@@ -52,6 +55,4 @@ PRESETS: dict[str, UpperConfig] = {
         towers=(128, 64, 32),
     ),
 }
-"""`tiny` is chosen by measurement (docs/measuring.md); `paper` has the widths that Gong et al. (CIKM 2022, section 6.1)
-publish.
-"""
+"""`tiny` was chosen by measurement (docs/measuring.md); `paper` has the widths of Gong et al. (CIKM 2022, section 6.1)."""

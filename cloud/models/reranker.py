@@ -1,19 +1,26 @@
-"""The upper half: the light transformer that runs on the device.
+"""Upper half of the device model: the reranker that runs on the device.
 
-After Gong et al. (CIKM 2022, section 4): target attention of every candidate over the watched list and over the candidates that
-were chosen before it, the pXTR, time and position differences to each watched item crossed with its category and its feedback,
-numbers in soft bins, multi-gate experts and a tower per task. The pXTRs enter a second time as a residual: untrained, the model
-orders as the cloud does. Two forms from one config: *split* takes the cloud's vectors, *self-contained* does without.
+After Gong et al. (CIKM 2022, arXiv 2208.09577, section 4):
 
-The work is cut by when its inputs are known, so that a device does each part once:
+- target attention of each candidate over the watched list, and over the candidates that were chosen before it;
+- the differences in pXTR, time and position between candidate and watched item, crossed with category and feedback;
+- numbers in soft bins (AutoDis), a multi-gate mixture of experts (MMoE) and a tower per task.
+
+The pXTRs enter a second time, as a residual: untrained, the model orders as the cloud does. One config has two forms: the
+*split* form has the cloud's vectors among its inputs, the *self-contained* form has not.
+
+The computation is divided by when its inputs are known, so that a device does each part once:
 
 - `encode_candidates` when a page arrives, `encode_events` when an impression is over;
-- `watch` when something is to be ranked: attention over the watched list, for all candidates at once;
-- `choose` at each step of a list search: attention over what was chosen so far, experts and towers.
+- `watch` when candidates are to be ranked: attention over the watched list, for all candidates at once;
+- `choose` at each step of a list search: attention over the candidates chosen so far, experts and towers.
 
-The published model makes key and value of each pair of candidate and watched item from the pair's crossed features. These are
-as wide as a few numbers, so here queries have a part of their own for them, and it is their averages that are taken on: the
-same functions, without a key and a value for each pair.
+The published model computes a key and a value of each pair of candidate and watched item from the crossed features of the pair.
+Here the queries have a part of their own for these features, of which there are few, and the attention averages the features
+themselves. The functions are the same, without a key and a value for each pair.
+
+Sizes in the comments: b lists, n candidates, t watched items, i chosen ones, k tasks; h heads of width w; x is the width of the
+crossed features, e that of the first layer of the mixture.
 """
 
 from __future__ import annotations
@@ -31,28 +38,28 @@ from pocketrank.device.contract import FeatureSpec, FloatFeature
 __all__ = ["Normalise", "UpperHalf", "logit"]
 
 PXTR_MIN = 1e-4
-"""pXTRs are clipped to this and to one minus this before a logit."""
+"""pXTRs are clipped to this and to 1 minus this before their logit."""
 CROSSES = 3
-"""A difference alone, times the category, times the feedback."""
+"""Crossings of a difference: the difference alone, times the category, times the feedback."""
 
 
 def logit(p: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:
-    """Log odds of probabilities, finite at 0 and 1."""
+    """Return the log odds of probabilities, finite at 0 and 1."""
     p = p.clamp(PXTR_MIN, 1 - PXTR_MIN)
     return torch.log(p / (1 - p))
 
 
 class Normalise(nn.Module):
-    """Raw feature values to about zero mean and unit variance: logit for pXTRs, log1p for long ranges, then standardise."""
+    """Standardisation of raw feature values, after a logit of pXTRs and a log1p of features with a long range."""
 
     WIDE = 30.0
-    """A feature whose largest value is at least this is taken as a logarithm."""
+    """Features whose largest value is at least this have a long range."""
     LOGIT = 6.9067548
-    """Logits are clipped to plus and minus this: that of a pXTR of .001."""
+    """Largest absolute logit: that of a pXTR of .001."""
 
     def __init__(self, features: tuple[FloatFeature, ...]) -> None:
         super().__init__()
-        self.kinds: list[tuple[str, int]] = []  # (kind, columns), neighbours of a kind together
+        self.kinds: list[tuple[str, int]] = []  # (kind, columns): neighbouring features of one kind together
         for f in features:
             kind = "logit" if f.name.startswith("pxtr_") else "log" if f.max >= self.WIDE else "plain"
             if self.kinds and self.kinds[-1][0] == kind:
@@ -65,12 +72,12 @@ class Normalise(nn.Module):
         self.scale: Tensor
 
     def forward(self, x: Float[Tensor, "*b f"]) -> Float[Tensor, "*b f"]:
-        """Standardised values."""
+        """Return standardised values."""
         return (self._curves(x) - self.shift) * self.scale
 
     def _curves(self, x: Float[Tensor, "*b f"]) -> Float[Tensor, "*b f"]:
         parts = []
-        # LiteRT's converter takes no split into one part
+        # The converter of LiteRT rejects a split into one part.
         columns = torch.split(x, [n for _, n in self.kinds], -1) if len(self.kinds) > 1 else (x,)
         for (kind, _), part in zip(self.kinds, columns, strict=True):
             if kind == "logit":
@@ -81,7 +88,7 @@ class Normalise(nn.Module):
         return torch.cat(parts, -1)
 
     def fit(self, x: Float[Tensor, "n f"]) -> None:
-        """Take shift and scale from a sample of raw values."""
+        """Set shift and scale by a sample of raw values."""
         y = self._curves(x)
         self.shift.copy_(y.mean(0))
         self.scale.copy_(1 / y.std(0).clamp(min=1e-2))
@@ -102,6 +109,7 @@ class UpperHalf(nn.Module):
         names = [f.name for f in spec.candidate_floats]
         feedback = [f.name for f in spec.feedback_floats]
         self.watch_at, self.duration_at = feedback.index("watch_ms"), names.index("duration_ms")
+        # Scales of the share watched and its largest value: of the whole item, of 7 s (effective view), of 18 s (long view).
         ranges = torch.tensor([[spec.candidate_floats[self.duration_at].max + 1, 7.0, 18.0], [2.0, 1.0, 1.0]])
         self.register_buffer("share_of", ranges[0], persistent=False)
         self.register_buffer("share_max", ranges[1], persistent=False)
@@ -109,20 +117,22 @@ class UpperHalf(nn.Module):
         self.share_max: Tensor
         self.pxtr_at = [names.index(f"pxtr_{task}") for task in spec.tasks]
 
+        # Inputs: numbers, their soft bins (Guo et al., KDD 2021) and embedded categories.
         category = c.category_width * len(self.categories)
         item = len(names) * (1 + c.bins) + category
-        # those within 0..1 are flags, and a flag in bins is a flag
+        # Feedback with a range of at most 1 has no bins: most of it are flags, to which bins add nothing.
         wide = [i for i, f in enumerate(spec.feedback_floats) if f.max - f.min > 1]
         self.register_buffer("wide", torch.tensor(wide), persistent=False)
         self.wide: Tensor
         feedback_width = len(feedback) + len(self.share_of) + (len(wide) + len(self.share_of)) * c.bins
         self.item_bins = SoftBins(len(names), c.bins) if c.bins else None
         self.feedback_bins = SoftBins(len(wide) + len(self.share_of), c.bins) if c.bins else None
-        # what only the split form has comes last, so that `start_from` finds the rest in its place
+        # The inputs of the split form alone are the last columns, so that `start_from` finds the others in the same columns.
         self.candidate = nn.Linear(item + 2 * vector, c.width)
         self.event = nn.Linear(item + feedback_width + vector, c.width)
         self.context = nn.Linear(len(spec.context_floats) + vector, c.width)
 
+        # Projections of both attentions, each straight into the first layer of the mixture, which is a sum.
         inner = c.heads * c.head_width
         self.mixture = MultiGate(c.experts, c.expert_width, c.towers, tasks)
         entry = self.mixture.entry_width
@@ -143,19 +153,21 @@ class UpperHalf(nn.Module):
         if self.cross:
             self.pair_bins = SoftBins(tasks, max(1, c.bins))
             self.of_pair = nn.Linear(tasks * (1 + max(1, c.bins)), c.cross_width)
+        # Null keys and their values, the distance embeddings of chosen candidates, and the weight of the cloud's scores.
         self.watched_null = nn.Parameter(torch.zeros(1, 1, 2 * inner))
         self.chosen_null = nn.Parameter(torch.zeros(1, 1, 2 * inner))
         self.distance = nn.Parameter(torch.zeros(1, c.chosen_max, 2 * inner))
         self.residual = nn.Parameter(torch.ones(tasks))
         self.parts = [inner, c.heads * self.cross, inner, 2 * inner, entry, tasks]
-        """Columns of a candidate's state: query and crossed query to the watched list, query to the chosen, its own key and
-        value there, its part of the first layer, logits of its pXTRs.
+        """Columns of a candidate's state: query and crossed query to the watched list, query to the chosen candidates, key and
+        value as a chosen candidate, part of the first layer, logits of the pXTRs.
         """
-        with torch.no_grad():  # queries are divided by the square root of the head's width once, here
+        # The scale of dot-product attention (Vaswani et al. 2017, equation 1) is part of the initial weights of the queries.
+        with torch.no_grad():
             self.from_candidate.weight[: 2 * inner + c.heads * self.cross] /= math.sqrt(c.head_width)
 
     def start_from(self, other: UpperHalf) -> None:
-        """Take over what a trained self-contained form knows; the weights of the cloud's vectors start at zero."""
+        """Copy the weights of a trained self-contained form; those of the cloud's vectors start at zero."""
         mine = self.state_dict()
         for name, value in other.state_dict().items():
             if mine[name].shape == value.shape:
@@ -178,8 +190,9 @@ class UpperHalf(nn.Module):
         event_vector: Float[Tensor, "b t d"] | None = None,
         user_vector: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b n k"]:
-        """Probabilities for the next place of the list, nothing chosen before it. A candidate's depend on no other
-        candidate.
+        """Return the probabilities at the next place of the list, with nothing chosen before it.
+
+        They do not depend on the other candidates, and so not on `candidate_mask`.
         """
         candidates = self.encode_candidates(candidate_float, candidate_category, candidate_vector, user_vector)
         events = self.encode_events(event_float, event_category, event_feedback, event_vector)
@@ -193,14 +206,14 @@ class UpperHalf(nn.Module):
         candidate_vector: Float[Tensor, "b n d"] | None = None,
         user_vector: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b n s"]:
-        """States of candidates, whose columns `parts` tells: what depends on the page alone."""
+        """Return the states of candidates, with the columns of `parts`: everything that depends on the page alone."""
         parts, pxtr = self._item(candidate_float, candidate_category)
         if self.split:
             assert candidate_vector is not None
             assert user_vector is not None
             parts += [candidate_vector, candidate_vector * user_vector[:, None]]
-        # Linear layers run on two axes: converters then fuse them with bias and ReLU.
-        x = torch.relu(self.candidate(torch.cat(parts, -1).flatten(0, 1)))
+        # Linear layers have inputs of two axes: converters then fuse them with bias and ReLU.
+        x = torch.relu(self.candidate(torch.cat(parts, -1).flatten(0, 1)))  # bn width
         return torch.cat([self.from_candidate(x).view(*pxtr.shape[:2], -1), pxtr], -1)
 
     def encode_events(
@@ -210,14 +223,14 @@ class UpperHalf(nn.Module):
         event_feedback: Float[Tensor, "b t fb"],
         event_vector: Float[Tensor, "b t d"] | None = None,
     ) -> Float[Tensor, "b t e"]:
-        """States of events: key and value of the watched list, what differences are crossed with, logits of the pXTRs."""
+        """Return the states of events: key and value in the watched list, factors of the crossings, logits of the pXTRs."""
         parts, pxtr = self._item(event_float, event_category)
-        # how much of the item was watched, on three scales: of the whole, of 7 s (effective view) and of 18 s (long view)
+        # The share watched, on the scales of `share_of` or of the whole item if that is shorter.
         watched = event_feedback[..., self.watch_at : self.watch_at + 1]
         duration = event_float[..., self.duration_at : self.duration_at + 1] + 0.5
         share = torch.minimum(watched / torch.minimum(duration, self.share_of), self.share_max)  # b t 3
         share = share * 2 - 1
-        numbers = self.feedback_floats(event_feedback)
+        numbers = self.feedback_floats(event_feedback)  # b t fb
         feedback = [numbers, share]
         if self.feedback_bins is not None:
             feedback.append(self.feedback_bins(torch.cat([numbers.index_select(-1, self.wide), share], -1)))
@@ -226,9 +239,8 @@ class UpperHalf(nn.Module):
         if self.split:
             assert event_vector is not None
             parts.append(event_vector)
-        shape = pxtr.shape[:2]
-        x = torch.relu(self.event(torch.cat(parts, -1).flatten(0, 1)))
-        out = [self.from_event(x).view(*shape, -1)]
+        x = torch.relu(self.event(torch.cat(parts, -1).flatten(0, 1)))  # bt width
+        out = [self.from_event(x).view(*pxtr.shape[:2], -1)]
         if self.config.cross_width:
             out += [self.of_category(category), self.of_feedback(torch.cat(feedback, -1))]
         return torch.cat([*out, pxtr], -1)
@@ -242,37 +254,41 @@ class UpperHalf(nn.Module):
         context: Float[Tensor, "b fx"],
         user_vector: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b n m"]:
-        """The first layer of experts and gates, all of it but what was chosen."""
+        """Return the first layer of experts and gates, without the part of the chosen candidates."""
         c, b = self.config, len(context)
         query, cross_query, _, _, entry, pxtr = torch.split(candidates, self.parts, -1)
         key_value, *crossed, event_pxtr = torch.split(
             events, [2 * c.heads * c.head_width, *[c.cross_width] * 2 * bool(c.cross_width), self.tasks], -1
         )
-        gap = torch.log(event_gap + 1) * 0.3 - 1
+        # Time since the impression and position gap, crossed with the watched item's category and feedback, as a part of its
+        # key and value (section 4).
+        gap = torch.log(event_gap + 1) * 0.3 - 1  # b t 2, about within -1 to 1
         if crossed:
             gap = self.of_gap(torch.cat([gap, self.gap_bins(gap)], -1))
             time, place = torch.split(gap, c.cross_width, -1)
-            gap = torch.cat([self._cross(time, crossed), self._cross(place, crossed)], -1)
+            gap = torch.cat([self._cross(time, crossed), self._cross(place, crossed)], -1)  # b t 2x
         key_value = key_value + self.from_gap(gap)
+        # Target attention over the watched list (section 4), the candidate being the query.
         key_value = torch.cat([self.watched_null.expand(b, -1, -1), key_value], 1)
         keys, values = torch.chunk(split_heads(key_value, 2 * c.heads), 2, 1)  # b h t+1 w each
         logits = split_heads(query, c.heads) @ keys.transpose(2, 3) + penalty(event_mask)  # b h n t+1
         if not self.cross:
-            attended = join_heads(torch.softmax(logits, -1) @ values)
+            attended = join_heads(torch.softmax(logits, -1) @ values)  # b n hw
         else:
+            # The pXTR differences, crossed, take part twice: in the logits, and averaged beside the values.
             difference = pxtr[:, :, None] - event_pxtr[:, None]  # b n t k
             difference = self.of_pair(torch.cat([difference, self.pair_bins(difference)], -1))
             pair = self._cross(difference, [x[:, None] for x in crossed])  # b n t x
             cross_logits = split_heads(cross_query, c.heads).transpose(1, 2) @ pair.transpose(2, 3)  # b n h t
             share = torch.softmax(logits + nn.functional.pad(cross_logits.transpose(1, 2), (1, 0)), -1)
             of_pairs = share[..., 1:].transpose(1, 2) @ pair  # b n h x
-            attended = torch.cat([join_heads(share @ values), of_pairs.flatten(2)], -1)
+            attended = torch.cat([join_heads(share @ values), of_pairs.flatten(2)], -1)  # b n hw+hx
         ctx = [self.context_floats(context)]
         if self.split:
             assert user_vector is not None
             ctx.append(user_vector)
-        of_list = self.from_context(torch.relu(self.context(torch.cat(ctx, -1))))[:, None]
-        ready: Tensor = entry + self.from_watched(attended) + of_list
+        of_list = self.from_context(torch.relu(self.context(torch.cat(ctx, -1))))[:, None]  # b 1 e
+        ready: Tensor = entry + self.from_watched(attended) + of_list  # b n e
         return ready
 
     def choose(
@@ -282,15 +298,18 @@ class UpperHalf(nn.Module):
         chosen: Float[Tensor, "b i s"] | None = None,
         chosen_mask: Float[Tensor, "b i"] | None = None,
     ) -> Float[Tensor, "b n k"]:
-        """Logits of each candidate as the next of the list after `chosen`, states of candidates, the last chosen one last.
+        """Return the logits of each candidate as the next of the list after the chosen ones.
 
-        Several lists may be asked about for one page, whose batch is then 1.
+        `chosen` are states of candidates, the last chosen one last. Several lists of one page may be continued at once; the
+        page's batch is then 1.
         """
         b, n, c = (candidates if chosen is None else chosen).shape[0], candidates.shape[1], self.config
         query, pxtr = (torch.split(candidates, self.parts, -1)[i] for i in (2, 5))
-        if chosen is None:  # all that is attended to is the null key
+        if chosen is None:  # the null key is the only key
             attended = self.chosen_null[..., c.heads * c.head_width :]
         else:
+            # Target attention over the ordered candidates (section 4). Their order enters by an embedding of the distance from
+            # the place that is to be filled.
             assert chosen_mask is not None
             i = chosen.shape[1]
             distance = self.distance[:, max(0, c.chosen_max - i) :]
@@ -300,18 +319,19 @@ class UpperHalf(nn.Module):
             key_value = torch.cat([self.chosen_null.expand(b, -1, -1), key_value], 1)
             keys, values = torch.chunk(split_heads(key_value, 2 * c.heads), 2, 1)
             share = torch.softmax(split_heads(query, c.heads) @ keys.transpose(2, 3) + penalty(chosen_mask), -1)
-            attended = join_heads(share @ values)
-        entry = ready + self.from_chosen(attended)
+            attended = join_heads(share @ values)  # b n hw
+        entry = ready + self.from_chosen(attended)  # b n e
+        # MMoE and the towers (Ma et al., KDD 2018, section 4.2), on top of the cloud's logits.
         delta: Tensor = self.mixture(entry.flatten(0, 1), c.dropout)
         return delta.view(b, n, -1) + self.residual * pxtr
 
     def _item(
         self, floats: Float[Tensor, "b m fc"], category: Int[Tensor, "b m c"]
     ) -> tuple[list[Float[Tensor, "b m _"]], Float[Tensor, "b m k"]]:
-        """Parts of an item's row, the embedded categories last, and the logits of its pXTRs."""
+        """Return the parts of items' rows, the embedded categories last, and the logits of their pXTRs."""
         numbers = self.item_floats(floats)
         parts = [numbers] if self.item_bins is None else [numbers, self.item_bins(numbers)]
-        # a view where there is one category: converters make a copy of an index
+        # A view if there is one category: converters turn an index into a copy.
         codes = [category.flatten(1)] if len(self.categories) == 1 else category.unbind(-1)
         embedded = [table(code) for table, code in zip(self.categories, codes, strict=True)]
         pxtr = logit(floats[..., self.pxtr_at[0] : self.pxtr_at[-1] + 1])

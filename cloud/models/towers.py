@@ -1,7 +1,7 @@
-"""The lower half of the device model: an item tower and a user tower that stay in the cloud.
+"""Lower half of the device model: an item tower and a user tower that stay in the cloud.
 
-Their outputs travel with a page (split form). They are trained together with the upper half, and their dot product is trained
-to predict the first task, so the same vectors serve as a retrieval index.
+A page of the split form carries their outputs. They are trained together with the upper half, and their dot product is trained
+to predict the first task, so that the same vectors also serve retrieval.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ class TowerConfig:
     """Widths of the lower half."""
 
     vector_width: int = 32
-    """Of the vectors in a page: 64 bytes a candidate in fp16."""
+    """Width of the vectors in a page; 32 take 64 bytes a candidate in fp16."""
     item_width: int = 16
-    """ID embedding of an item."""
+    """Width of the ID embedding of an item."""
     side_width: int = 8
-    """Embedding of an author or a category."""
+    """Width of the embedding of an author or a category."""
     user_width: int = 16
-    """Embedding of each user attribute."""
+    """Width of the embedding of each user attribute."""
     history_max: int = 20
     """Events before the request that the user tower sees."""
     hidden: int = 64
-    """The one hidden layer of each tower."""
+    """Width of the one hidden layer of each tower."""
     dropout: float = 0.1
-    """In both towers."""
+    """Dropout in both towers."""
 
 
 class LowerHalf(nn.Module):
-    """Vectors of items and users."""
+    """Item tower and user tower. `statistics` is the number of item statistics."""
 
     def __init__(self, config: TowerConfig, samples: Samples, statistics: int) -> None:
         super().__init__()
         c = config
         self.identity = ItemIdentity(samples, c.item_width, c.side_width)
-        # no ID embedding of users: with a few dozen rows each it only learns them by heart
+        # Users have no ID embedding: with a few dozen rows each it would only overfit.
         self.user = UserAttributes(samples, c.user_width, ids=False)
         self.item_tower = nn.Sequential(
             mlp([self.identity.width + statistics, c.hidden, c.vector_width], c.dropout), nn.LayerNorm(c.vector_width)
@@ -61,7 +61,7 @@ class LowerHalf(nn.Module):
         self.scale = 1 / math.sqrt(c.vector_width)
 
     def items(self, item: Int[Tensor, "*b"], statistics: Float[Tensor, "*b s"]) -> Float[Tensor, "*b d"]:
-        """Vectors of items, given the statistics of the day."""
+        """Return the vectors of items, with the item statistics of a day."""
         vectors: Tensor = self.item_tower(torch.cat([self.identity(item), statistics], -1))
         return vectors
 
@@ -72,14 +72,18 @@ class LowerHalf(nn.Module):
         history_feedback: Float[Tensor, "b h f"],
         history_mask: Float[Tensor, "b h"],
     ) -> Float[Tensor, "b d"]:
-        """Vectors of users, from the vectors of the items they saw before the request and how they took them."""
-        events = torch.relu(self.event(torch.cat([history_vector, history_feedback], -1)))
+        """Return the vectors of users.
+
+        `row` is the output of `self.user`; the history holds the vectors of the items that the users saw before the request,
+        and their feedback on them.
+        """
+        events = torch.relu(self.event(torch.cat([history_vector, history_feedback], -1)))  # b h hidden
         mask = history_mask[..., None]
         count = mask.sum(1)
-        pooled = (events * mask).sum(1) / (count + 1)
+        pooled = (events * mask).sum(1) / (count + 1)  # b hidden; the mean, drawn towards 0 for short histories
         vectors: Tensor = self.user_tower(torch.cat([pooled, row, torch.log1p(count) / 4], -1))
         return vectors
 
     def match(self, user: Float[Tensor, "b d"], item: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """Logit of the first task from the two vectors alone."""
+        """Return the logit of the first task, from the two vectors alone: their scaled dot product."""
         return (user * item).sum(-1) * self.scale + self.bias

@@ -1,13 +1,13 @@
-"""The seam of the embedding tables: fp16 rows by int64 id, one table a split version, versions side by side.
+"""Interface of the embedding stores: tables of fp16 rows by int64 id, one table for each split version.
 
 Errors::
 
-    StoreError                 the store cannot do what was asked; names the store
-    ├── UnknownVersionError    no table of this version, or its life is over
-    ├── StoreUnavailableError  no answer in time: no network, a dead server, a time-out
-    ├── StoreInputError        ids, vectors or a version's name that no table takes; nothing was kept
-    ├── StoreWriteError        not kept: disk full, or another process writes
-    └── StoreConfigError       a URL that names no store
+    StoreError                 the store failed; names the store
+    ├── UnknownVersionError    there is no table of this version, or it has expired
+    ├── StoreUnavailableError  no answer in time: no network, a server that is down, a time-out
+    ├── StoreInputError        invalid ids, vectors, width or name of a version; nothing was written
+    ├── StoreWriteError        rows were not written: the disk is full, or another process is the writer
+    └── StoreConfigError       the URL names no store
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from pocketrank.cloud.errors import MismatchError
 
 __all__ = [
     "EmbeddingStore",
@@ -37,36 +39,32 @@ __all__ = [
 ]
 
 _VERSION = re.compile(r"[A-Za-z0-9._:+=-]{1,128}")
-"""Names of versions; they become file names and keys."""
+"""Form of the names of versions, which become file names and keys."""
 
 _INT64 = np.dtype(np.int64)
 
 _WIDTH_MAX = 1 << 16
-"""A row past 128 KiB is a mistake."""
+"""Largest width: a row beyond 128 KiB is taken for a mistake."""
 
 
-class StoreError(Exception):
-    """The store cannot do what was asked. `where` names the store, `expected` and `got` say what."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"Expected {expected}, got {got} - at {where}")
-        self.where, self.expected, self.got = where, expected, got
+class StoreError(MismatchError):
+    """The store failed. `where` names the store."""
 
 
 class UnknownVersionError(StoreError):
-    """There is no table of this version, or its life is over."""
+    """There is no table of this version, or it has expired."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store did not answer in time: no network, a dead server, a time-out."""
+    """The store did not answer in time: no network, a server that is down, a time-out."""
 
 
 class StoreInputError(StoreError):
-    """Ids, vectors or a version's name are not what a table takes; nothing was kept."""
+    """Ids, vectors, width or the name of a version are invalid; nothing was written."""
 
 
 class StoreWriteError(StoreError):
-    """Rows were not kept: the disk is full, or another process writes. StoredRows kept before stay whole."""
+    """Rows were not written: the disk is full, or another process is the writer. Earlier rows stay whole."""
 
 
 class StoreConfigError(StoreError):
@@ -74,87 +72,88 @@ class StoreConfigError(StoreError):
 
 
 class StoredRows(NamedTuple):
-    """Rows in the order of the ids asked for, n of them, D wide."""
+    """Rows of n ids, in their order, D wide."""
 
     vectors: NDArray[np.float16]
-    """[n, D]; a row not found is zeros."""
+    """[n, D]; a row that was not found is zeros."""
     found: NDArray[np.bool_]
-    """[n]"""
+    """[n] whether each id has a row"""
 
 
 class TableInfo(NamedTuple):
-    """One version's table."""
+    """Size and expiry of a version's table."""
 
     width: int
-    """D, values a row."""
+    """D, the number of values in a row."""
     rows: int
-    """Rows kept now."""
+    """Number of rows."""
     expires_s: float | None
-    """Unix time in seconds at which the version is gone; None: never."""
+    """Unix time in seconds at which the version expires; None: never."""
 
 
 class EmbeddingStore(ABC):
-    """Tables of fp16 rows by any int64 id, one a split version. Safe to call from several threads.
+    """Tables of fp16 rows by any int64 id, one for each split version. Stores are thread-safe.
 
     Readers do not wait for writers, and see each row whole, as it was before or after an update.
     """
 
     @abstractmethod
     def create(self, version: str, width: int, *, ttl_s: float | None = None) -> None:
-        """Make sure that there is a table `width` values wide. One that is there keeps its rows.
+        """Create a table `width` values wide, unless there is one, which keeps its rows.
 
-        The version's life starts anew: it is gone `ttl_s` seconds from now, or never with None.
-        Raises `StoreInputError` for a table of another width, or a name or width that no table takes.
+        The version expires `ttl_s` seconds from now, or never with None, whatever its expiry was before. Raises
+        `StoreInputError` for a table of another width, or an invalid name or width, and `StoreWriteError` or
+        `StoreUnavailableError`.
         """
 
     @abstractmethod
     def versions(self) -> dict[str, TableInfo]:
-        """The tables of all versions whose life is not over."""
+        """Return the tables of all versions that have not expired."""
 
     @abstractmethod
     def get(self, version: str, ids: NDArray[np.int64], *, deadline_s: float | None = None) -> StoredRows:
-        """The rows of `ids` [n], repeats allowed.
+        """Return the rows of `ids` [n], which may repeat.
 
-        A remote store answers within `deadline_s` seconds from the call or raises `StoreUnavailableError`; with None, each of
-        its exchanges has the configured time-out. Raises `UnknownVersionError`.
+        A remote store answers within `deadline_s` seconds or raises `StoreUnavailableError`; with None, each of its exchanges
+        has the configured time-out. Raises `UnknownVersionError`.
         """
 
     @abstractmethod
     def put(self, version: str, ids: NDArray[np.int64], vectors: NDArray[np.floating]) -> None:
-        """Keep `vectors` [n, D] under `ids` [n]; of an id's repeats the last one is kept.
+        """Write `vectors` [n, D] under `ids` [n]; of the rows of a repeated id the last is kept.
 
-        Values are kept as fp16, NaN and infinities as they are. Raises `StoreInputError` for another width or a finite value
+        Values are rounded to fp16; NaN and infinities are kept. Raises `StoreInputError` for another width or a finite value
         beyond fp16, `UnknownVersionError`, and `StoreWriteError` or `StoreUnavailableError`, after which some of the rows may
-        be new and the others are old.
+        be new and the others old.
         """
 
     @abstractmethod
     def delete(self, version: str, ids: NDArray[np.int64]) -> None:
-        """Forget the rows of `ids` [n]; unknown ones are no matter. Raises `UnknownVersionError`."""
+        """Delete the rows of `ids` [n]; unknown ids are ignored. Raises `UnknownVersionError`."""
 
     @abstractmethod
     def drop(self, version: str) -> None:
-        """Forget a version with all its rows; an unknown one is no matter."""
+        """Drop a version with all its rows; an unknown version is ignored."""
 
     @abstractmethod
     def scan(self, version: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-        """All rows in chunks of ids [c] and vectors [c, D], each id once, in no order. Raises `UnknownVersionError`.
+        """Yield all rows in chunks of ids [c] and vectors [c, D], each id once, in no order. Raises `UnknownVersionError`.
 
-        A row that is put or deleted meanwhile comes as it was before or after.
+        A row that is written or deleted meanwhile is as it was before or after.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of files and connections; a second call does nothing."""
+        """Close files and connections; a second call does nothing."""
 
 
 def is_version(name: str) -> bool:
-    """Whether a version may be named so."""
+    """Return whether `name` is a valid name of a version."""
     return _VERSION.fullmatch(name) is not None
 
 
 def checked_table(where: str, version: str, width: int) -> None:
-    """Raise `StoreInputError` unless a table may be named and as wide so."""
+    """Raise `StoreInputError` unless the name of the version and the width are valid."""
     if not is_version(version):
         raise StoreInputError(where, f"a version's name of the form {_VERSION.pattern}", repr(version[:200]))
     if not 1 <= width <= _WIDTH_MAX:
@@ -162,7 +161,7 @@ def checked_table(where: str, version: str, width: int) -> None:
 
 
 def as_ids(where: str, ids: ArrayLike) -> NDArray[np.int64]:
-    """`ids` as int64 [n]. Raises `StoreInputError`."""
+    """Return `ids` as int64 [n]. Raises `StoreInputError`."""
     array = np.asarray(ids)
     if array.dtype is _INT64 and array.ndim == 1:
         return array
@@ -174,7 +173,7 @@ def as_ids(where: str, ids: ArrayLike) -> NDArray[np.int64]:
 
 
 def as_rows(where: str, ids: ArrayLike, vectors: ArrayLike, width: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """Ids [n] without repeats and their last vectors fp16 [n, width]. Raises `StoreInputError`."""
+    """Return the ids [n] without repeats, and the last vector of each as fp16 [n, width]. Raises `StoreInputError`."""
     keys, values = as_ids(where, ids), np.asarray(vectors)
     if values.shape != (len(keys), width) or values.dtype.kind not in "fiu":
         raise StoreInputError(where, f"vectors [{len(keys)}, {width}]", f"{values.dtype} {list(values.shape)}")

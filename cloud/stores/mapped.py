@@ -1,9 +1,9 @@
-"""Embedding tables in memory-mapped files: one process writes, any number read, and all share the memory.
+"""Embedding tables in memory-mapped files: one process writes them, any number read them, and all share the memory.
 
 ::
 
-    FOLDER/writer.lock             held by the process that writes
-    FOLDER/v-VERSION/00000001.rows a table, see `pocketrank.cloud.stores.table`; the highest number counts
+    FOLDER/writer.lock             locked by the process that writes
+    FOLDER/v-VERSION/00000001.rows table, see `pocketrank.cloud.stores.table`; that of the highest number counts
 
 A full table is copied into a larger one, which takes the next number and is renamed into place when it is whole. Then the old
 table is marked, so that readers look for the new one, and removed. A writer killed at any moment leaves a folder that opens,
@@ -32,14 +32,14 @@ __all__ = ["MappedStore"]
 _PREFIX, _SUFFIX = "v-", ".rows"
 
 _TRIES = 100
-"""Times that a reader looks for a table while the writer replaces it; each time the table is larger by half."""
+"""Attempts of a reader to open a table while the writer replaces it; with each replacement it is larger by half."""
 
 
 class MappedStore(TableStore):
-    """Tables in the files of `folder`, made when missing. `clock` tells Unix time in seconds.
+    """Tables in the files of `folder`, which is made if missing. `clock` returns Unix time in seconds.
 
-    The first call that writes makes this process the writer, until `close` or its end; it raises `StoreWriteError` while
-    another one is. Raises `StoreConfigError` for a folder that cannot be made.
+    The first call that writes makes this process the writer, until `close` or the end of the process. It raises
+    `StoreWriteError` while another process is the writer. Raises `StoreConfigError` for a folder that cannot be made.
     """
 
     def __init__(self, folder: Path, config: TableConfig | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -51,13 +51,13 @@ class MappedStore(TableStore):
             raise StoreConfigError(self._where, "a folder for tables", str(error)) from error
 
     @property
-    def _writes(self) -> bool:
+    def _is_writer(self) -> bool:
         return self._lock_file >= 0 and self._pid == os.getpid()
 
-    def _write(self) -> None:
-        if self._writes:
+    def _become_writer(self) -> None:
+        if self._is_writer:
             return
-        self._unlock()  # a fork has its parent's file, and is no writer for that
+        self._unlock()  # a fork inherits the lock file of its parent, and is not the writer
         descriptor = -1
         try:
             descriptor = os.open(self._folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -66,9 +66,9 @@ class MappedStore(TableStore):
             if descriptor >= 0:
                 os.close(descriptor)
             got = "another process that writes" if isinstance(error, BlockingIOError) else str(error)
-            raise StoreWriteError(self._where, "to be the only one who writes", got) from error
+            raise StoreWriteError(self._where, "to be the only writer", got) from error
         self._lock_file, self._pid = descriptor, os.getpid()
-        self._tables.clear()  # those were mapped for reading
+        self._tables.clear()  # they are mapped for reading only
         for version in self._names():
             self._clear(version)
 
@@ -80,44 +80,44 @@ class MappedStore(TableStore):
         return sorted(filter(is_version, found))
 
     def _numbers(self, version: str) -> list[int]:
-        """Numbers of the version's tables, the current one last."""
+        """Return the numbers of the version's tables, the current one last."""
         return sorted(int(path.stem) for path in self._path(version).glob(f"*{_SUFFIX}") if path.stem.isdecimal())
 
     def _file(self, version: str, number: int) -> Path:
         return self._path(version) / f"{number:08d}{_SUFFIX}"
 
     def _clear(self, version: str) -> None:
-        """Finish what a killed writer left: unfinished tables, and those that were replaced."""
+        """Remove what a killed writer left: unfinished tables, and tables that were replaced."""
         for unfinished in self._path(version).glob("*.part"):
             unfinished.unlink(missing_ok=True)
         for number in self._numbers(version)[:-1]:
             self._retire(version, number)
 
     def _retire(self, version: str, number: int) -> None:
-        with suppress(StoreError, OSError):  # what does not open, no reader has
+        with suppress(StoreError, OSError):  # a table that cannot be opened has no readers
             self._open(self._file(version, number), writable=True).end()
         self._file(version, number).unlink(missing_ok=True)
 
     def _find(self, version: str) -> Table | None:
         if not is_version(version):
             return None
-        writes = self._writes
+        writer = self._is_writer
         for _ in range(_TRIES):
             numbers = self._numbers(version)
             if not numbers:
                 return None
             try:
-                table = self._open(self._file(version, numbers[-1]), writable=writes)
+                table = self._open(self._file(version, numbers[-1]), writable=writer)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise StoreError(self._where, f"a table of {version!r}", str(error)) from error
             if table.is_over:
-                if writes:  # a drop that was cut short
+                if writer:  # a killed writer had begun to drop the version
                     shutil.rmtree(self._path(version), ignore_errors=True)
                     return None
                 continue
-            if writes:
+            if writer:
                 table.recover()
             return table
         return None
@@ -136,10 +136,10 @@ class MappedStore(TableStore):
         path = self._file(version, number)
         try:
             folder.mkdir(exist_ok=True)
-            # Not synced: rows are written through the memory map later on, and no row waits for the disk.
+            # Not synced: later rows are written to the memory map without syncing too.
             with replacing(path, sync=False) as part:
                 with part.open("r+b") as file:
-                    # Taken now: a disk that fills up later would kill the process in the middle of a row.
+                    # Allocated now: if the disk were full at a later write, the process would be killed in the middle of a row.
                     os.posix_fallocate(file.fileno(), 0, layout.bytes)
                     memory = mmap.mmap(file.fileno(), layout.bytes, access=mmap.ACCESS_WRITE)
                 table = Table(memory, str(path), self._config, layout)
@@ -150,7 +150,7 @@ class MappedStore(TableStore):
             raise StoreWriteError(self._where, f"room for a table of {layout.bytes} bytes", str(error)) from error
         return table
 
-    def _outdated(self, version: str) -> None:
+    def _remove_replaced(self, version: str) -> None:
         for number in self._numbers(version)[:-1]:
             self._file(version, number).unlink(missing_ok=True)
 
@@ -159,7 +159,7 @@ class MappedStore(TableStore):
             shutil.rmtree(self._path(version), ignore_errors=True)
 
     def close(self) -> None:
-        """Forget all tables and let another process write."""
+        """Close all tables, and let another process become the writer."""
         with self._lock:
             super().close()
             self._unlock()

@@ -1,4 +1,4 @@
-"""Embedding tables in this process's memory, gone with it."""
+"""Embedding tables in the memory of this process, lost when it ends."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["MemoryStore"]
 
 
 class MemoryStore(TableStore):
-    """Tables in anonymous memory. `clock` tells Unix time in seconds."""
+    """Tables in anonymous memory. `clock` returns Unix time in seconds."""
 
     def __init__(self, config: TableConfig | None = None, clock: Callable[[], float] = time.time) -> None:
         super().__init__("memory:", config, clock)
 
-    def _write(self) -> None:
-        """Nobody else could."""
+    def _become_writer(self) -> None:
+        """Always allowed: no other process has this memory."""
 
     def _names(self) -> list[str]:
         return list(self._tables)
@@ -33,7 +33,7 @@ class MemoryStore(TableStore):
             memory = mmap.mmap(-1, layout.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as error:
             raise StoreWriteError(self._where, f"{layout.bytes} bytes of memory", str(error)) from error
-        memory.madvise(mmap.MADV_HUGEPAGE)  # numpy asks for the same: rows far apart miss the translation cache less
+        memory.madvise(mmap.MADV_HUGEPAGE)  # as numpy does: rows far apart then miss the TLB less often
         table = Table(memory, self._where, self._config, layout)
         table.expires_s = expires_s
         if old is not None:
@@ -41,4 +41,4 @@ class MemoryStore(TableStore):
         return table
 
     def _remove(self, version: str) -> None:
-        """The memory goes with its last reader."""
+        """Nothing to do: the memory is freed with its last reader."""

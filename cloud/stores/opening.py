@@ -1,4 +1,4 @@
-"""A store by its URL."""
+"""Opening of a store by its URL."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ _FORMS = "memory:, mmap:FOLDER, valkey://HOST:PORT/DB or valkey-cluster://HOST:P
 
 
 def open_store(url: str) -> EmbeddingStore:
-    """The store that `url` names. No server is asked yet. Raises `StoreConfigError`, whose message has no password.
+    """Return the store that `url` names, without a connection to a server yet.
+
+    Raises `StoreConfigError`, whose message does not contain the password.
 
     ::
 
-        memory:                                      this process's memory
+        memory:                                      the memory of this process
         mmap:FOLDER                                  files that one process writes and any number read
         valkey://[[USER]:PASSWORD@]HOST[:PORT][/DB]  a Valkey server
         valkey-cluster://[[USER]:PASSWORD@]HOST[:PORT],HOST[:PORT],…   a Valkey cluster, by some of its nodes
@@ -37,7 +39,7 @@ def open_store(url: str) -> EmbeddingStore:
 
 
 def _valkey(scheme: str, rest: str) -> EmbeddingStore:
-    # Here, so that a store on this machine needs no client library.
+    # Imported here, so that the other stores do not need the client library.
     from pocketrank.cloud.stores.valkey import ValkeyStore
     from pocketrank.cloud.stores.valkey_link import Address, LinkConfig
 

@@ -1,15 +1,15 @@
-"""One table of rows in a piece of memory: a header, the id index, the rows. Several processes may read what one writes.
+"""Table of rows in one piece of memory, which one process writes and several may read: header, id index, rows.
 
 ::
 
-    header   4096 bytes: int64 fields, magic, width, P, R, grace, state, rows freed so far, live rows, end of life (float64)
+    header   4096 bytes: int64 fields, magic, width, P, R, grace, state, rows freed so far, live rows, expiry (float64)
     entries  int64 [P, 16]     `pocketrank.cloud.stores.ids`
     rows     float16 [R, D]    row 0 is zeros and stands for every unknown id
 
-An update writes a row that nobody refers to, then flips the id's position in the index. Rows are written again in the order
-in which they fell free, and each only when `grace_rows` others have fallen free after it. The header counts them: a reader that
-finds the counter no more than that further after its reading has read nothing that was written meanwhile, and reads again
-otherwise. A writer killed at any moment leaves whole rows: what it had not flipped yet nobody refers to.
+An update writes a free row and then changes the id's position in the index to it, which frees the old row. Free rows are reused
+in the order in which they were freed, and each only after `grace_rows` later ones were freed. The header counts freed rows. If
+the count has risen by at most `grace_rows` while a reader read, no row that it read was written meanwhile; otherwise it reads
+again. A writer killed at any moment leaves whole rows: no position refers to a row that it had not finished.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _LIVE, _OVER = 0, 1
 
 @dataclass(frozen=True)
 class TableConfig:
-    """How much room a table has, and how long a replaced row is left alone."""
+    """Room of a table, and the delay until a freed row is reused."""
 
     grace_rows: int = 4096
-    """Rows that fall free after a row before it is written again. A reader of a batch is not overtaken so far unless it was
-    stopped in the middle, and then it reads again."""
+    """Rows that must be freed after a row before it is reused. A reader has to read a batch again only if so many rows are
+    freed meanwhile, which takes a reader that is suspended in the middle."""
     chunk_rows: int = 1024
-    """Rows written or read between two looks at the counter."""
+    """Rows that are written or read between two readings of the counter."""
     growth: float = 1.5
-    """A table that is full makes room for so many times the rows that it has."""
+    """Rows of the next table relative to those of the full table that it replaces."""
     rows_min: int = 256
-    """Room in a new table, beside the grace."""
+    """Smallest number of rows of a table, not counting those for the grace."""
 
     def __post_init__(self) -> None:
         if not (self.chunk_rows > 0 and self.grace_rows >= self.chunk_rows and self.growth > 1 and self.rows_min > 0):
@@ -59,7 +59,7 @@ class TableConfig:
 
 
 class Layout(NamedTuple):
-    """The shape of a table, and where its parts lie."""
+    """Shape of a table, and the places of its parts."""
 
     width: int
     buckets: int
@@ -68,37 +68,38 @@ class Layout(NamedTuple):
 
     @classmethod
     def for_rows(cls, width: int, rows: int, config: TableConfig) -> Layout:
-        """Room for so many live rows and those that wait to be written again."""
+        """Return the layout with room for so many live rows, and for the freed rows that are not reused yet."""
         room = max(rows, config.rows_min)
         return cls(width, buckets_for(room), 1 + room + config.grace_rows + config.chunk_rows, config.grace_rows)
 
     @property
     def rows_at(self) -> int:
-        """Where the rows begin, in bytes."""
+        """Offset of the rows in bytes."""
         return _HEADER + self.buckets * 2 * BUCKET * 8
 
     @property
     def bytes(self) -> int:
-        """Size of the whole."""
+        """Size of the table in bytes."""
         return self.rows_at + self.rows * self.width * 2
 
 
 class Table:
-    """The table in `memory`. One writer at a time, which has called `recover`; readers need no lock.
+    """Table in `memory`. There is one writer, which calls `recover` first unless the table is new; readers need no lock.
 
-    `fresh` lays a new one; without, the table that is there is opened. Raises `StoreError` for memory that holds none.
+    With `fresh` the memory becomes a new table; without it, the table in the memory is opened. Raises `StoreError` for memory
+    without a table.
     """
 
     def __init__(self, memory: mmap.mmap, where: str, config: TableConfig, fresh: Layout | None = None) -> None:
         self._where, self._config = where, config
         self._fields = memoryview(memory)[:_HEADER].cast("q")
         self._times = memoryview(memory)[:_HEADER].cast("d")
-        layout = fresh or self._stated(len(memory))
+        layout = fresh or self._read_layout(len(memory))
         self.layout = layout
         entries = np.frombuffer(memory, np.int64, layout.buckets * 2 * BUCKET, _HEADER)
         self._index = IdIndex(entries.reshape(layout.buckets, 2 * BUCKET), fresh=fresh is not None)
         self._rows = np.frombuffer(memory, np.float16, layout.rows * layout.width, layout.rows_at).reshape(-1, layout.width)
-        self._free: deque[Int] = deque()  # in the order in which they fell free
+        self._free: deque[Int] = deque()  # rows, in the order in which they were freed
         self._free_rows, self._next, self._known = 0, 1, 0
         if fresh is not None:
             fields = (layout.width, layout.buckets, layout.rows, layout.grace, _LIVE, 0, 0)
@@ -107,7 +108,7 @@ class Table:
             self._times[_FIELD_EXPIRES] = inf
             self._fields[_FIELD_MAGIC] = _MAGIC
 
-    def _stated(self, size: int) -> Layout:
+    def _read_layout(self, size: int) -> Layout:
         fields = self._fields
         layout = Layout(fields[_FIELD_WIDTH], fields[_FIELD_BUCKETS], fields[_FIELD_ROWS], fields[_FIELD_GRACE])
         if fields[_FIELD_MAGIC] != _MAGIC or min(layout) < 1 or layout.bytes != size:
@@ -116,16 +117,16 @@ class Table:
 
     @property
     def is_over(self) -> bool:
-        """Whether another table has taken this one's place, or the version was dropped."""
+        """Whether another table has replaced this one, or the version was dropped."""
         return self._fields[_FIELD_STATE] != _LIVE
 
     def end(self) -> None:
-        """Tell readers to look for another table."""
+        """Let readers look for another table."""
         self._fields[_FIELD_STATE] = _OVER
 
     @property
     def expires_s(self) -> float:
-        """Unix time at which the life of the table is over; infinity: never."""
+        """Unix time in seconds at which the table expires; infinity: never."""
         return self._times[_FIELD_EXPIRES]
 
     @expires_s.setter
@@ -134,12 +135,12 @@ class Table:
 
     @property
     def info(self) -> TableInfo:
-        """Width, rows and life."""
+        """Width, rows and expiry."""
         expires_s = self.expires_s
         return TableInfo(self.layout.width, self._fields[_FIELD_LIVE], None if expires_s == inf else expires_s)
 
     def get(self, ids: Int) -> StoredRows:
-        """The rows of `ids` [n]."""
+        """Return the rows of `ids` [n]."""
         if len(ids) <= self._config.chunk_rows:
             fields, grace = self._fields, self.layout.grace
             while True:
@@ -152,7 +153,7 @@ class Table:
         return StoredRows(np.concatenate([p.vectors for p in parts]), np.concatenate([p.found for p in parts]))
 
     def scan(self) -> Iterator[tuple[Int, Half]]:
-        """All rows, some hundreds at a time."""
+        """Yield all rows, some hundreds at a time."""
         step = max(1, self._config.chunk_rows // BUCKET)
         for start in range(0, len(self._index), step):
             ids, _ = self._index.items(start, step)
@@ -161,7 +162,7 @@ class Table:
                 yield ids[rows.found], rows.vectors[rows.found]
 
     def recover(self) -> None:
-        """Find the free rows, as the writer that takes over. Readers of the writer before are told to read again."""
+        """Find the free rows, as the new writer. Readers of rows of the former writer will read again."""
         self._fields[_FIELD_FREED] += self.layout.grace + 1
         positions = self._index.items(0, len(self._index))[1]
         if positions.max(initial=0) >= self.layout.rows:
@@ -171,54 +172,54 @@ class Table:
         used[positions] = True
         self._next = int(positions.max(initial=0)) + 1
         self._free, self._free_rows = deque(), 0
-        self._give_back(np.flatnonzero(~used[: self._next]))
+        self._free_up(np.flatnonzero(~used[: self._next]))
         self._known = self._index.taken()
         self._fields[_FIELD_LIVE] = len(positions)
 
     def room(self, ids: Int) -> bool:
-        """Whether rows for `ids` [n], without repeats, can be put without a larger table."""
-        places = self._index.places(ids)
-        new = int((places < 0).sum())
-        more = len(ids) - int((self._index.at(places[places >= 0]) > 0).sum())
+        """Return whether the table has room for rows of `ids` [n], without repeats."""
+        slots = self._index.slots(ids)
+        new = int((slots < 0).sum())
+        more = len(ids) - int((self._index.at(slots[slots >= 0]) > 0).sum())
         spare = self.layout.rows - self._next + self._free_rows - self.layout.grace
-        # The other rows fall free as they are replaced, a chunk at a time.
+        # Replaced rows need room for one chunk at a time, as each chunk frees as many rows.
         return self._known + new <= self._index.room and more + min(len(ids), self._config.chunk_rows) <= spare
 
     def put(self, ids: Int, vectors: Half) -> None:
-        """Write rows for which there is `room`."""
+        """Write the rows of `ids` [n], for which there is `room`."""
         for start in range(0, len(ids), self._config.chunk_rows):
             part = slice(start, start + self._config.chunk_rows)
             self._put(ids[part], vectors[part])
 
     def _put(self, ids: Int, vectors: Half) -> None:
-        places = self._index.places(ids)
+        slots = self._index.slots(ids)
         rows = self._take(len(ids))
         self._rows[rows] = vectors
-        known = places >= 0
-        old = self._index.at(places[known])
-        self._index.set(places[known], rows[known])
+        known = slots >= 0
+        old = self._index.at(slots[known])
+        self._index.set(slots[known], rows[known])
         self._index.insert(ids[~known], rows[~known])
         old = old[old > 0]
-        self._give_back(old)
+        self._free_up(old)
         self._known += int((~known).sum())
         self._fields[_FIELD_LIVE] += len(ids) - len(old)
 
     def copy(self, old: Table) -> None:
-        """Take over the rows of another table; this one is empty, and has room."""
+        """Copy the rows of another table into this one, which is empty and has room for them."""
         for ids, vectors in old.scan():
             self.put(ids, vectors)
 
     def delete(self, ids: Int) -> None:
-        """Forget the rows of `ids` [n], without repeats."""
-        places = self._index.places(ids)
-        places = places[places >= 0]
-        old = self._index.at(places)
-        self._index.set(places, 0)
+        """Delete the rows of `ids` [n], without repeats."""
+        slots = self._index.slots(ids)
+        slots = slots[slots >= 0]
+        old = self._index.at(slots)
+        self._index.set(slots, 0)
         old = old[old > 0]
-        self._give_back(old)
+        self._free_up(old)
         self._fields[_FIELD_LIVE] -= len(old)
 
-    def _give_back(self, rows: Int) -> None:
+    def _free_up(self, rows: Int) -> None:
         if len(rows):
             self._free.append(rows)
             self._free_rows += len(rows)
@@ -227,7 +228,7 @@ class Table:
     def _take(self, count: int) -> Int:
         fresh = min(count, self.layout.rows - self._next)
         if self._free_rows - count >= self.layout.grace:
-            fresh = 0  # those written before are in the cache, and the memory stays small
+            fresh = 0  # reused rows are in the cache, and the memory that is in use does not grow
         taken = [np.arange(self._next, self._next + fresh)]
         self._next += fresh
         if wanted := count - fresh:

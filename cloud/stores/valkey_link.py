@@ -1,10 +1,13 @@
 """Commands to Valkey servers, pipelined per node, within a deadline.
 
-The connections are those of the client library `valkey`: TLS, log-in, the protocol. What it does per command in a cluster takes
-longer than the servers do, so which node has a slot is kept here, and a pipeline is one write and one read a node.
+The connections are those of the client library `valkey`, with its TLS, log-in and protocol. Its own cluster client takes longer
+per command than the servers do. The node of each slot is therefore kept here, and a pipeline is one write and one read per
+node.
 
-A connection that breaks is made anew once; a server that restarts is there again with the next call. A slot that has moved is
-looked up again (MOVED), one that is moving is asked for where it goes (ASK).
+A broken connection is opened again once, and the next call after the restart of a server succeeds. The node of a slot that has
+moved is looked up again (MOVED); a command to a slot that is moving is sent to its new node (ASK).
+
+A deadline is a time in seconds on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -26,16 +29,17 @@ from valkey.exceptions import TimeoutError as ValkeyTimeoutError
 
 from pocketrank.cloud.stores.base import StoreError, StoreUnavailableError, StoreWriteError
 
-__all__ = ["Address", "Command", "Link", "LinkConfig", "Node", "ClientConnection", "open_socket", "pack"]
+__all__ = ["SLOTS", "Address", "Command", "Link", "LinkConfig", "Node", "ClientConnection", "open_socket", "pack"]
 
 T = TypeVar("T")
 
-_SLOTS = 16384
+SLOTS = 16384
+"""Slots of a cluster."""
 _TRIES = 4
-"""A slot may move more than once before a command arrives."""
+"""Attempts at a command: its slot may move more than once before the command arrives."""
 
 _REROUTED = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")
-"""Beginnings of errors after which a command is sent again, to whom the cluster then names."""
+"""Beginnings of errors after which a command is sent again, to the node that the cluster then names."""
 
 _LATE = (ValkeyTimeoutError, TimeoutError)
 _LOST = (ValkeyError, OSError)
@@ -43,7 +47,7 @@ _LOST = (ValkeyError, OSError)
 
 @runtime_checkable
 class ClientConnection(Protocol):
-    """What is used of the client library's connections, which have no types."""
+    """Types of the client library's connections, which have none."""
 
     _sock: socket.socket | None
 
@@ -54,11 +58,11 @@ class ClientConnection(Protocol):
         """Close."""
 
     def read_response(self, disable_decoding: bool = False, *, disconnect_on_error: bool = True) -> Any:
-        """The next reply; an error is raised."""
+        """Return the next reply; raise it if it is an error."""
 
 
 class Address(NamedTuple):
-    """Where a server listens."""
+    """Address of a server."""
 
     host: str
     port: int
@@ -66,12 +70,12 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class LinkConfig:
-    """How servers are reached."""
+    """Addresses of the servers, and credentials."""
 
     addresses: tuple[Address, ...]
-    """The server, or some nodes of the cluster."""
+    """Address of the server, or of some nodes of the cluster."""
     cluster: bool = False
-    """Whether it is a cluster."""
+    """Whether the servers are a cluster."""
     db: int = 0
     """Number of the database; a cluster has only 0."""
     username: str | None = None
@@ -83,20 +87,20 @@ class LinkConfig:
 
     @property
     def where(self) -> str:
-        """The servers as errors name them, without secrets."""
+        """URL of the servers, without secrets, as errors name it."""
         scheme = ("valkeys" if self.tls else "valkey") + ("-cluster" if self.cluster else "")
         return f"{scheme}://{','.join(f'{a.host}:{a.port}' for a in self.addresses)}" + ("" if self.cluster else f"/{self.db}")
 
 
 class Command(NamedTuple):
-    """A packed command and the slot of its key."""
+    """Packed command, and the slot of its key."""
 
     slot: int
     packed: bytes
 
 
 def pack(*parts: bytes | str | int) -> bytes:
-    """A command as the protocol writes it."""
+    """Return a command in the bytes of the protocol."""
     out = [b"*%d\r\n" % len(parts)]
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode()
@@ -105,7 +109,7 @@ def pack(*parts: bytes | str | int) -> bytes:
 
 
 class Node:
-    """One server and its idle connections."""
+    """Server with its idle connections."""
 
     def __init__(self, address: Address, config: LinkConfig) -> None:
         self.address = address
@@ -113,21 +117,21 @@ class Node:
         self._idle: deque[ClientConnection] = deque()
         self._pid = os.getpid()
 
-    def take(self, end: float) -> tuple[ClientConnection, bool]:
-        """A connection, and whether it is a used one, which may have broken since."""
-        if self._pid != os.getpid():  # a fork must not share its parent's
+    def take(self, deadline: float) -> tuple[ClientConnection, bool]:
+        """Return a connection, and whether it was used before; a used one may have broken since."""
+        if self._pid != os.getpid():  # a fork must not use the connections of its parent
             self._idle, self._pid = deque(), os.getpid()
         try:
             return self._idle.pop(), True
         except IndexError:
-            return self._connect(end), False
+            return self._connect(deadline), False
 
     def give(self, connection: ClientConnection) -> None:
-        """Take back a connection on which nothing is left to read."""
+        """Return a connection to the idle ones; nothing may be left to read on it."""
         self._idle.append(connection)
 
-    def _connect(self, end: float) -> ClientConnection:
-        config, left = self._config, _left(end)
+    def _connect(self, deadline: float) -> ClientConnection:
+        config, left = self._config, _left(deadline)
         options: dict[str, Any] = {"host": self.address.host, "port": self.address.port, "db": config.db}
         options |= {"username": config.username, "password": config.password, "lib_name": None, "lib_version": None}
         options |= {"socket_timeout": left, "socket_connect_timeout": left}
@@ -142,70 +146,70 @@ class Node:
             self._idle.pop().disconnect()
 
 
-def _left(end: float) -> float:
-    """Seconds to `end` on the monotonic clock. Raises the library's time-out when none are left."""
-    left = end - time.monotonic()
+def _left(deadline: float) -> float:
+    """Return the seconds left until the deadline. Raises the library's time-out when none are left."""
+    left = deadline - time.monotonic()
     if left <= 0:
         raise ValkeyTimeoutError("the deadline has passed")
     return left
 
 
-def open_socket(connection: ClientConnection, end: float) -> socket.socket:
-    """The connection's socket, which waits no longer than to `end`. Raises the library's errors."""
+def open_socket(connection: ClientConnection, deadline: float) -> socket.socket:
+    """Return the connection's socket, with a time-out at the deadline. Raises the library's errors."""
     sock = connection._sock  # the library has no public name for it
     if sock is None:
         raise ValkeyConnectionError("the connection is closed")
-    sock.settimeout(_left(end))
+    sock.settimeout(_left(deadline))
     return sock
 
 
 class Link:
-    """Servers by slot. Safe to call from several threads. Connects with the first command."""
+    """Connections to the servers, by slot. It is thread-safe, and connects with the first command."""
 
     def __init__(self, config: LinkConfig) -> None:
         self.config, self.where = config, config.where
         self._nodes: dict[Address, Node] = {a: Node(a, config) for a in config.addresses}
-        self._of_slot: list[Node] | None = None if config.cluster else [self._nodes[config.addresses[0]]] * _SLOTS
-        self._asked: tuple[Address, ...] = ()  # who answered last
+        self._of_slot: list[Node] | None = None if config.cluster else [self._nodes[config.addresses[0]]] * SLOTS
+        self._last_seed: tuple[Address, ...] = ()  # the node that last answered with the slots
         self._lock = Lock()
         self.layout = 0
-        """Counts up whenever slots may have other nodes than before."""
+        """Number of the layout of slots; it is raised when slots may have other nodes than before."""
 
-    def nodes(self, end: float) -> list[Node]:
-        """The node of each slot. Raises `StoreUnavailableError`."""
-        return self._of_slot or self._discover(end)
+    def nodes(self, deadline: float) -> list[Node]:
+        """Return the node of each slot. Raises `StoreUnavailableError`."""
+        return self._of_slot or self._discover(deadline)
 
     def forget(self) -> None:
-        """Look slots up again at the next command."""
+        """Let the next command look up the slots again."""
         if self.config.cluster:
             self._of_slot = None
 
-    def _discover(self, end: float) -> list[Node]:
-        if not self._lock.acquire(timeout=max(0.0, end - time.monotonic())):
+    def _discover(self, deadline: float) -> list[Node]:
+        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise StoreUnavailableError(self.where, "an answer of the cluster", "none in time")
         try:
             if self._of_slot is not None:
                 return self._of_slot
             failed: BaseException | None = None
-            addresses = list(dict.fromkeys([*self._asked, *self._nodes, *self.config.addresses]))
+            addresses = list(dict.fromkeys([*self._last_seed, *self._nodes, *self.config.addresses]))
             for i, address in enumerate(addresses):
-                # One that hangs must not take the others' time.
-                share = time.monotonic() + (end - time.monotonic()) / (len(addresses) - i)
+                # An equal share of the time for each: a node that hangs must leave some for the others.
+                share = time.monotonic() + (deadline - time.monotonic()) / (len(addresses) - i)
                 try:
                     ranges = self.exchange(self._node(address), [pack("CLUSTER", "SLOTS")], share)[0]
                 except StoreUnavailableError as error:
-                    failed, self._asked = error, ()
+                    failed, self._last_seed = error, ()
                     continue
                 if isinstance(ranges, ResponseError):
                     raise StoreError(self.where, "a cluster", str(ranges))
-                of_slot: list[Node | None] = [None] * _SLOTS
+                of_slot: list[Node | None] = [None] * SLOTS
                 for first, last, primary, *_ in ranges:
                     host = primary[0].decode() if primary[0] else address.host
                     of_slot[first : last + 1] = [self._node(Address(host, primary[1]))] * (last - first + 1)
                 if None in of_slot:
                     failed = StoreUnavailableError(self.where, "every slot on a node", f"none for {of_slot.index(None)}")
                     continue
-                self._of_slot, self._asked = cast(list[Node], of_slot), (address,)
+                self._of_slot, self._last_seed = cast(list[Node], of_slot), (address,)
                 self.layout += 1
                 return self._of_slot
             raise StoreUnavailableError(self.where, "an answer of the cluster", str(failed)) from failed
@@ -215,16 +219,17 @@ class Link:
     def _node(self, address: Address) -> Node:
         return self._nodes.setdefault(address, Node(address, self.config))
 
-    def with_connections(self, nodes: Sequence[Node], end: float, use: Callable[[list[ClientConnection]], T]) -> T:
-        """`use` with a connection of each node; once more with new ones when a used one had broken.
+    def with_connections(self, nodes: Sequence[Node], deadline: float, use: Callable[[list[ClientConnection]], T]) -> T:
+        """Return `use` of one connection of each node.
 
-        Raises `StoreUnavailableError`; the connections are closed then.
+        If an idle connection has broken since its last use, `use` is called once more, with new connections. Raises
+        `StoreUnavailableError`; the connections are then closed.
         """
         while True:
             held: list[tuple[ClientConnection, bool]] = []
             try:
                 for node in nodes:
-                    held.append(node.take(end))
+                    held.append(node.take(deadline))
             except _LOST as error:
                 for node, (connection, _) in zip(nodes, held, strict=False):
                     node.give(connection)
@@ -249,29 +254,29 @@ class Link:
         self.forget()
         return StoreUnavailableError(self.where, "an answer", "none in time" if isinstance(error, _LATE) else str(error))
 
-    def exchange(self, node: Node, packed: Sequence[bytes], end: float) -> list[Any]:
-        """The replies of one node, errors among them. Raises `StoreUnavailableError`."""
+    def exchange(self, node: Node, packed: Sequence[bytes], deadline: float) -> list[Any]:
+        """Return the replies of one node; error replies are among them. Raises `StoreUnavailableError`."""
 
         def use(connections: list[ClientConnection]) -> list[Any]:
-            open_socket(connections[0], end).sendall(b"".join(packed))
-            return [_reply(connections[0], end) for _ in packed]
+            open_socket(connections[0], deadline).sendall(b"".join(packed))
+            return [_reply(connections[0], deadline) for _ in packed]
 
-        return self.with_connections([node], end, use)
+        return self.with_connections([node], deadline, use)
 
-    def run(self, commands: Sequence[Command], end: float) -> list[Any]:
-        """The replies of commands, in their order; those to one node keep their order there too.
+    def run(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+        """Return the replies of commands, in their order. Commands to one node are also executed in their order.
 
-        All are sent before any is read, and may be sent again. Raises `StoreUnavailableError`, `StoreWriteError` for a server
-        without memory, and `StoreError` for another error among the replies.
+        All commands are sent before a reply is read, and a command may be sent again. Raises `StoreUnavailableError`,
+        `StoreWriteError` for a server without memory, and `StoreError` for any other error reply.
         """
         replies: list[Any] = [None] * len(commands)
         waiting = list(range(len(commands)))
         for _ in range(_TRIES):
-            of_slot = self.nodes(end)
+            of_slot = self.nodes(deadline)
             by_node: dict[Node, list[int]] = {}
             for i in waiting:
                 by_node.setdefault(of_slot[commands[i].slot], []).append(i)
-            self._send(by_node, commands, replies, end)
+            self._send(by_node, commands, replies, deadline)
             waiting = [i for i in waiting if _is_rerouted(replies[i])]
             if not waiting:
                 for reply in replies:
@@ -279,28 +284,28 @@ class Link:
                         kind = StoreWriteError if isinstance(reply, OutOfMemoryError) else StoreError
                         raise kind(self.where, "a reply", str(reply))
                 return replies
-            self._follow(waiting, commands, replies, end)
+            self._follow(waiting, commands, replies, deadline)
             waiting = [i for i in waiting if _is_rerouted(replies[i])]
             self.forget()
         raise StoreUnavailableError(self.where, "a node that has the slot", str(replies[waiting[0]]) if waiting else "none")
 
-    def _send(self, by_node: dict[Node, list[int]], commands: Sequence[Command], replies: list[Any], end: float) -> None:
+    def _send(self, by_node: dict[Node, list[int]], commands: Sequence[Command], replies: list[Any], deadline: float) -> None:
         def use(connections: list[ClientConnection]) -> None:
             for connection, mine in zip(connections, by_node.values(), strict=True):
-                open_socket(connection, end).sendall(b"".join([commands[i].packed for i in mine]))
+                open_socket(connection, deadline).sendall(b"".join([commands[i].packed for i in mine]))
             for connection, mine in zip(connections, by_node.values(), strict=True):
                 for i in mine:
-                    replies[i] = _reply(connection, end)
+                    replies[i] = _reply(connection, deadline)
 
-        self.with_connections(list(by_node), end, use)
+        self.with_connections(list(by_node), deadline, use)
 
-    def _follow(self, waiting: list[int], commands: Sequence[Command], replies: list[Any], end: float) -> None:
-        """Ask where a moving slot goes."""
+    def _follow(self, waiting: list[int], commands: Sequence[Command], replies: list[Any], deadline: float) -> None:
+        """Send the commands whose slot is moving to the slot's new node."""
         for i in waiting:
             if str(replies[i]).startswith("ASK "):
                 host, _, port = str(replies[i]).split()[2].rpartition(":")
                 node = self._node(Address(host, int(port)))
-                replies[i] = self.exchange(node, [pack("ASKING"), commands[i].packed], end)[1]
+                replies[i] = self.exchange(node, [pack("ASKING"), commands[i].packed], deadline)[1]
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -309,13 +314,13 @@ class Link:
 
 
 def _is_rerouted(reply: object) -> bool:
-    if isinstance(reply, (ReadOnlyError, ExecAbortError)):  # a primary that is none any more
+    if isinstance(reply, (ReadOnlyError, ExecAbortError)):  # the node is no primary any more
         return True
     return isinstance(reply, ResponseError) and str(reply).startswith(_REROUTED)
 
 
-def _reply(connection: ClientConnection, end: float) -> Any:
-    open_socket(connection, end)
+def _reply(connection: ClientConnection, deadline: float) -> Any:
+    open_socket(connection, deadline)
     try:
         return connection.read_response(disable_decoding=True, disconnect_on_error=False)
     except ResponseError as error:

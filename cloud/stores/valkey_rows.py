@@ -1,7 +1,8 @@
-"""Rows as hash fields of Valkey's protocol, packed and read many at a time.
+"""Rows as hash fields in the protocol of Valkey, packed and parsed many at a time.
 
-Ids and rows have one length each, so a batch of fields is a byte matrix, and so is the reply when every row is there: no
-work per row in Python. A field is the id as 8 bytes little-endian, a value the row's fp16 bytes, little-endian.
+All ids have one length, and all rows of a table have one. A batch of fields is therefore a byte matrix, and so is the reply if
+all rows are found: there is no work per row in Python. A field is an id as 8 bytes little-endian; its value is the row, in fp16
+little-endian.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ERROR = b"\r\n-"
 
 
 class UnusualReplyError(Exception):
-    """The reply is an error, or its rows have another width. The connection is not at the end of the reply."""
+    """The reply is an error, or its rows have another width. The rest of the reply is not read from the connection."""
 
 
 class _Bulk(NamedTuple):
@@ -52,14 +53,14 @@ _ID = _bulk(8)
 
 
 def fields(ids: NDArray[np.int64]) -> tuple[bytes, int]:
-    """The packed fields of `ids` [n] one after the other, and the length of each."""
+    """Return the packed fields of `ids` [n], one after the other, and the length of each."""
     out = np.empty((len(ids), _ID.whole), np.uint8)
     _fill(out, 0, _ID, np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(-1, 8))
     return out.tobytes(), _ID.whole
 
 
 def fields_and_rows(ids: NDArray[np.int64], rows: NDArray[np.float16]) -> tuple[bytes, int]:
-    """The packed fields and values of `ids` [n] and `rows` [n, D] in turn, and the length of each pair."""
+    """Return the packed `ids` [n] and `rows` [n, D] in turn, and the length of each pair."""
     value = _bulk(2 * rows.shape[1])
     out = np.empty((len(ids), _ID.whole + value.whole), np.uint8)
     at = _fill(out, 0, _ID, np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(-1, 8))
@@ -68,7 +69,7 @@ def fields_and_rows(ids: NDArray[np.int64], rows: NDArray[np.float16]) -> tuple[
 
 
 def read_rows(sock: socket.socket, counts: Sequence[int], width: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-    """The rows [n, width] that replies to HMGET with so many fields each bring, and which were there.
+    """Read the replies to HMGETs of `counts` fields each. Returns the rows [n, width], and which were found [n].
 
     Raises `UnusualReplyError`, the client library's errors and `OSError`.
     """
@@ -85,8 +86,8 @@ def read_rows(sock: socket.socket, counts: Sequence[int], width: int) -> tuple[N
             raise UnusualReplyError
         first = data[len(heads[0]) : len(heads[0]) + head]
         if not bulk.head.startswith(first) and not first.startswith(_ABSENT[:3]):
-            raise UnusualReplyError  # shorter rows would never fill the reply
-        # A row may hold these bytes too; only the parser can tell.
+            raise UnusualReplyError  # of shorter rows, the expected number of bytes would never arrive
+        # The bytes of a row may look like a missing row: the parser decides.
         if (_ABSENT in data or _ERROR in data) and (parsed := _parse(data, heads, bulk)) is not None:
             return _rows(parsed[0], n, width), parsed[1]
         more = sock.recv(expected - len(data))
@@ -112,7 +113,7 @@ def _rows(values: bytes, n: int, width: int) -> NDArray[np.float16]:
 
 
 def _parse(data: bytes, heads: Sequence[bytes], bulk: _Bulk) -> tuple[bytes, NDArray[np.bool_]] | None:
-    """The values, zeros for those that are not there, and which are; None when the data is not whole yet."""
+    """Return the values, zeros for missing ones, and which were found; None while the data is incomplete."""
     values: list[bytes] = []
     found: list[bool] = []
     nothing, at = bytes(bulk.size), 0

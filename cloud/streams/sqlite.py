@@ -1,12 +1,12 @@
-"""The feedback log in one SQLite file in write-ahead mode: the embedded default, for the serving processes of one machine.
+"""Feedback log in one SQLite file in write-ahead mode: the default, for the serving processes of one machine.
 
-Table `event`: `place` counts up in the order of acceptance, `event_id` is unique across all processes, `body` is the event as
-MessagePack, `writer` is a random number of the opened log that wrote it, by which `news` knows its own. One transaction a
-batch.
+Table `event`: `place` increases in the order of acceptance, `event_id` is unique across all processes, and `body` is the event
+as MessagePack. `writer` is a random number of the open log that wrote the event, by which `poll` recognises its own events.
+Each batch is one transaction.
 
-Any number of processes may have the file open; it must be on a local disk, because they share memory beside it. SQLite's
-locks are the kernel's: a process killed with -9 lets go of them, and what it had not committed is not there. Writers take
-turns, and one that waits longer than `busy_s` refuses its batch. Readers wait for nobody.
+Any number of processes may have the file open. It must be on a local disk, because they share the memory of the write-ahead
+file. The locks of SQLite are those of the kernel: they are released when a process is killed, and what it had not committed is
+not in the log. Writers take turns, and a batch that waits longer than `busy_s` is rejected. Readers never wait.
 """
 
 from __future__ import annotations
@@ -27,39 +27,41 @@ from pocketrank.device.contract import ContractError, FeedbackEvent
 
 __all__ = ["SqliteFeedbackLog", "SqliteLogConfig"]
 
-_APPLICATION_ID = 0x706B726B  # "pkrk", in the file's header: another program's database is not taken for a log
+_APPLICATION_ID = 0x706B726B  # "pkrk", in the header of the file: tells a log from the database of another program
 _FORMAT = 2
 _WITHOUT_WRITER = 1
-"""The format before, of one process alone. It is brought up to date when it is opened."""
+"""The former format, for one process. A log of it is upgraded when it is opened."""
 
 _TABLE = """CREATE TABLE event (
     place INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL, writer INTEGER NOT NULL DEFAULT 0
 )"""
 _ROWS = 64
-"""Most rows of one statement: ten took 20 µs by one and 29 by ten, which let go of the interpreter as often."""
+"""Largest number of rows in one statement. Ten rows took 20 µs in one statement and 29 in ten, each of which releases the
+interpreter lock."""
 _REPLAY = "SELECT place, body FROM event WHERE place > ? ORDER BY place LIMIT ?"
-# Our own bodies need not be read, but where they end must be known.
-_NEWS = "SELECT place, CASE writer WHEN ? THEN NULL ELSE body END FROM event WHERE place > ? ORDER BY place"
+# The bodies of own events are not read, but their places are.
+_OTHERS = "SELECT place, CASE writer WHEN ? THEN NULL ELSE body END FROM event WHERE place > ? ORDER BY place"
 
 
 @dataclass(frozen=True)
 class SqliteLogConfig:
-    """How the file is written."""
+    """Durability, size and waiting times."""
 
     full_sync: bool = True
-    """Survive a power cut, not only a killed process: one fsync a transaction."""
+    """Whether events survive a power cut, and not only the end of the process: one fsync a transaction."""
     bytes_max: int | None = None
-    """The file does not grow past this; None leaves it to the disk. Past it a batch is refused like on a full disk."""
+    """Largest size of the file; None for no limit. At this size batches are rejected as on a full disk."""
     busy_s: float = 5.0
-    """Longest wait for the writers of other processes, in seconds; then the batch is refused."""
+    """Longest wait for the writers of other processes, in seconds; then the batch is rejected."""
     retry_s: float = 0.001
-    """Mean pause between two looks whether it is our turn. SQLite's own grow to 100 ms, and so did the slowest batches."""
+    """Mean pause in seconds between two attempts to become the writer. Those of SQLite itself grow to 100 ms, and with them so
+    did the time of the slowest batches."""
     replay_rows: int = 4096
-    """Events read at a time by `replay`; appends go on in between."""
+    """Events that `replay` reads at a time; appends continue in between."""
 
 
 class SqliteFeedbackLog(FeedbackLog):
-    """The log in the file at `path`, made when missing. Raises `LogOpenError`."""
+    """Log in the file at `path`, which is made if missing. Raises `LogOpenError`."""
 
     def __init__(self, path: Path, config: SqliteLogConfig | None = None) -> None:
         self._path, self._config = path, config or SqliteLogConfig()
@@ -71,18 +73,18 @@ class SqliteFeedbackLog(FeedbackLog):
         except (sqlite3.Error, OSError) as error:
             raise LogOpenError(str(path), "a file for the feedback log", str(error)) from error
         try:
-            self._patiently(db, lambda: self._prepare(db))
-            # A second connection: reads do not wait for a sync of the disk in another thread.
+            self._retry_busy(db, lambda: self._prepare(db))
+            # A second connection, so that reads do not wait while another thread syncs the disk.
             reader = self._connect()
             self._version = reader.execute("PRAGMA data_version").fetchone()[0]
-            self._told = reader.execute("SELECT coalesce(max(place), 0) FROM event").fetchone()[0]
+            self._read_to = reader.execute("SELECT coalesce(max(place), 0) FROM event").fetchone()[0]
         except BaseException as error:
             db.close()
             if isinstance(error, sqlite3.Error):
-                got = "one that another process holds" if _is_busy(error) else str(error)
-                raise LogOpenError(str(path), "a feedback log of our own", got) from error
+                got = "one that another process has locked" if _is_busy(error) else str(error)
+                raise LogOpenError(str(path), "a feedback log that can be locked", got) from error
             raise
-        db.execute("PRAGMA busy_timeout = 0")  # from here on `_begin` waits
+        db.execute("PRAGMA busy_timeout = 0")  # from here on `_retry_busy` waits
         self._db: sqlite3.Connection | None = db
         self._reader: sqlite3.Connection | None = reader
 
@@ -90,8 +92,8 @@ class SqliteFeedbackLog(FeedbackLog):
         return sqlite3.connect(self._path, timeout=self._config.busy_s, isolation_level=None, check_same_thread=False)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("BEGIN")  # one look at all of it, or another process that makes the log is met half-way
-        self._is_fresh(db)  # what is no log is left as it is
+        db.execute("BEGIN")  # one consistent view: another process may be making the log
+        self._is_fresh(db)  # raises before anything is changed in a file that is no log
         db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if self._config.full_sync else 'NORMAL'}")
@@ -99,7 +101,7 @@ class SqliteFeedbackLog(FeedbackLog):
             page = db.execute("PRAGMA page_size").fetchone()[0]
             db.execute(f"PRAGMA max_page_count = {max(1, self._config.bytes_max // page)}")
         db.execute("BEGIN IMMEDIATE")
-        if self._is_fresh(db):  # again: of two processes that make a log, one is first
+        if self._is_fresh(db):  # again, under the lock: another process may have made the log meanwhile
             db.execute(_TABLE)
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         elif _pragma(db, "user_version") == _WITHOUT_WRITER:
@@ -118,14 +120,14 @@ class SqliteFeedbackLog(FeedbackLog):
         return False
 
     def append(self, events: Sequence[FeedbackEvent]) -> Appended:
-        """Keep the new ones of `events` in one transaction. Raises `LogWriteError`; then none of them is kept."""
+        """Write the new ones of `events` in one transaction. Raises `LogWriteError`; then none of them is written."""
         rows = [(event.event_id, to_msgpack(event), self._writer) for event in events]
         with self._write_lock:
             db = self._open_for_writing()
             try:
                 self._begin(db)
                 new = self._insert(db, rows)
-                if new < len(rows):  # which of them, is only known one by one
+                if new < len(rows):  # only row by row is it known which are new
                     db.execute("ROLLBACK")
                     self._begin(db)
                     accepted = tuple(event for event, row in zip(events, rows, strict=True) if self._insert(db, [row]))
@@ -133,11 +135,11 @@ class SqliteFeedbackLog(FeedbackLog):
                     accepted = tuple(events)
                 db.execute("COMMIT")
             except sqlite3.Error as error:
-                raise self._refused(db, error) from error
+                raise self._write_error(db, error) from error
         return Appended(accepted, len(events) - len(accepted))
 
     def _insert(self, db: sqlite3.Connection, rows: Sequence[tuple[str, bytes, int]]) -> int:
-        """Insert what is not there yet; how many that were."""
+        """Insert the rows whose event id is new. Returns their number."""
         new = 0
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
@@ -147,7 +149,7 @@ class SqliteFeedbackLog(FeedbackLog):
         return new
 
     def check(self) -> None:
-        """Write the file's header anew, as it is. Raises `LogWriteError`."""
+        """Write the header of the file again, unchanged. Raises `LogWriteError`."""
         with self._write_lock:
             db = self._open_for_writing()
             try:
@@ -155,13 +157,13 @@ class SqliteFeedbackLog(FeedbackLog):
                 db.execute(f"PRAGMA user_version = {_FORMAT}")
                 db.execute("COMMIT")
             except sqlite3.Error as error:
-                raise self._refused(db, error) from error
+                raise self._write_error(db, error) from error
 
     def _begin(self, db: sqlite3.Connection) -> None:
-        self._patiently(db, lambda: db.execute("BEGIN IMMEDIATE"))
+        self._retry_busy(db, lambda: db.execute("BEGIN IMMEDIATE"))
 
-    def _patiently(self, db: sqlite3.Connection, work: Callable[[], object]) -> None:
-        """Do `work`, again while another process is in its way: SQLite itself does not wait for a change of the journal."""
+    def _retry_busy(self, db: sqlite3.Connection, work: Callable[[], object]) -> None:
+        """Do `work`, and repeat it while the file is locked: SQLite itself does not wait to change the journal mode."""
         until = monotonic() + self._config.busy_s
         while True:
             try:
@@ -172,7 +174,7 @@ class SqliteFeedbackLog(FeedbackLog):
                     db.execute("ROLLBACK")
                 if not _is_busy(error) or monotonic() >= until:
                     raise
-            # At random, so that two that wait do not look at the same time again and again.
+            # A random pause, so that two waiting processes do not always try at the same time.
             sleep(self._random.uniform(0, 2 * self._config.retry_s))
 
     def _open_for_writing(self) -> sqlite3.Connection:
@@ -180,7 +182,7 @@ class SqliteFeedbackLog(FeedbackLog):
             raise LogWriteError(str(self._path), "an open log", "a closed one")
         return self._db
 
-    def _refused(self, db: sqlite3.Connection, error: sqlite3.Error) -> LogWriteError:
+    def _write_error(self, db: sqlite3.Connection, error: sqlite3.Error) -> LogWriteError:
         if db.in_transaction:
             db.execute("ROLLBACK")
         if _is_busy(error):
@@ -188,37 +190,38 @@ class SqliteFeedbackLog(FeedbackLog):
         return LogWriteError(str(self._path), "room for a batch of feedback", str(error))
 
     def replay(self) -> Iterator[FeedbackEvent]:
-        """Every event in the order of acceptance. Raises `LogOpenError` at one that cannot be read."""
+        """Yield every event in the order of acceptance. Raises `LogOpenError` at an event that cannot be read."""
         place = 0
         while rows := self._read(_REPLAY, (place, self._config.replay_rows), place):
             for place, body in rows:
                 yield self._event(place, body)
         with self._read_lock:
-            self._told = max(self._told, place)
+            self._read_to = max(self._read_to, place)
 
     def poll(self) -> Sequence[FeedbackEvent]:
-        """What other opened logs of the same file wrote since the last call. Raises `LogOpenError`."""
+        """Return the events that other open logs of the file wrote since the last call. Raises `LogOpenError`."""
         with self._read_lock:
             db = self._open_for_reading()
             try:
                 version = db.execute("PRAGMA data_version").fetchone()[0]
                 if version == self._version:
                     return ()
-                rows = db.execute(_NEWS, (self._writer, self._told)).fetchall()
+                rows = db.execute(_OTHERS, (self._writer, self._read_to)).fetchall()
             except sqlite3.Error as error:
-                raise LogOpenError(str(self._path), f"events after place {self._told}", str(error)) from error
+                raise LogOpenError(str(self._path), f"events after place {self._read_to}", str(error)) from error
             events: list[FeedbackEvent] = []
             for place, body in rows:
                 if body is not None:
                     try:
                         events.append(self._event(place, body))
                     except LogOpenError:
-                        if events:  # these first; it is come upon again
+                        if events:  # returned first; the next call raises the error
                             return events
-                        self._told = place  # named once, and those after it are told
+                        self._read_to = place  # raised once; the next call returns the events after it
                         raise
-                self._told = place
-            # A commit between the two reads is told now and looked for again in vain; the other way round it would be lost.
+                self._read_to = place
+            # The version was read before the events: an event that was committed in between causes one needless read later. In
+            # the other order it would be missed.
             self._version = version
             return events
 
@@ -241,7 +244,7 @@ class SqliteFeedbackLog(FeedbackLog):
             raise LogOpenError(str(self._path), f"a feedback event at place {place}", str(error)) from error
 
     def close(self) -> None:
-        """Let go of the log; the last process to do so folds the write-ahead file into it."""
+        """Close the log; the last process to do so merges the write-ahead file into it."""
         with self._write_lock, self._read_lock:
             for db in (self._reader, self._db):
                 if db is not None:

@@ -1,10 +1,10 @@
-"""Trains the device model: lower and upper half together, or the upper half alone in the self-contained form.
+"""Training of the device model: both halves together, or the upper half alone in the self-contained form.
 
-One sample is one logged impression: the events the device had seen by then, the item that was shown, and its labels. A list
-search asks further ahead than that, for an item at a place whose items before it are chosen and not yet watched. So a share of
-the samples is taken as it will see them: the last few impressions before the row are moved from the watched list, with their
-feedback, to the list of chosen candidates, without it. The published system takes all watched items for chosen ones instead
-(Gong et al., CIKM 2022, section 4), which it never meets when it ranks.
+One sample is one logged impression: the events that the device had seen by then, the item that was shown, and its labels. A
+list search looks further ahead: it scores an item after others that are chosen and not yet watched. A share of the samples
+therefore has the inputs of such a search: the last few impressions before the row are moved from the watched list to the list
+of chosen candidates, without their feedback. The published system trains with all watched items as the chosen ones instead
+(Gong et al., CIKM 2022, section 4), an input that it never has when it ranks.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
 from pocketrank.cloud.training.ranker import RankerInputs, masked_log_loss
 from pocketrank.device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 
-__all__ = ["DeviceModel", "JointConfig", "device_spec", "predict", "train_device_model"]
+__all__ = ["DeviceModel", "DeviceModelConfig", "device_spec", "predict", "train_device_model"]
 
 
 @dataclass(frozen=True)
-class JointConfig:
-    """How the device model learns."""
+class DeviceModelConfig:
+    """Widths of the device model, and its training."""
 
     upper: UpperConfig = UpperConfig()
-    """The device's half."""
+    """Upper half, on the device."""
     lower: TowerConfig = TowerConfig()
-    """The cloud's half."""
+    """Lower half, in the cloud."""
     batch: int = 512
     """Rows of a step."""
     neighbours: int = 16
-    """Rows of a user, in the order of time, that go into a step together; they share most of their events."""
+    """Consecutive rows of a user that are in one step together, because they share most of their events."""
     learning_rate: float = 3e-3
-    """Of Adam, falling to a tenth along a cosine."""
+    """Learning rate of Adam at the start; it falls to a tenth along a cosine."""
     weight_decay: float = 1e-4
-    """Decoupled (Loshchilov & Hutter 2019)."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019)."""
     epochs: int = 2
     """Passes over the training rows."""
     ahead_share: float = 0.3
-    """Of the samples, how many look ahead of what was watched."""
+    """Share of the samples whose last impressions are chosen and not yet watched, as in a list search."""
     ahead_max: int = 4
-    """How far they look, in items; each length is as likely."""
+    """Largest number of such impressions; 1 to this are equally likely."""
     loss_weights: tuple[tuple[str, float], ...] = ()
-    """Tasks that weigh more or less than 1 in the loss."""
+    """Weights in the loss of the tasks whose weight is not 1, by name."""
     match_weight: float = 0.3
-    """Weight of the towers' own loss, which makes their vectors fit for retrieval."""
+    """Weight of the loss of the towers' dot product, which makes their vectors fit for retrieval."""
     warm_up_days: int = 1
-    """First days of a log without history whose scores are too raw to learn from."""
+    """First days of a log without history that are left out, because the ranker had learned too little to score them."""
 
 
 SURVIVAL_TASK = "has_next"
-"""The label that says whether a user stayed for another item."""
+"""Label that says whether a user stayed for another item."""
 
 
 def device_spec(
-    samples: Samples, config: JointConfig, task_weights: dict[str, float], search: SearchSpec | None = None
+    samples: Samples, config: DeviceModelConfig, task_weights: dict[str, float], search: SearchSpec | None = None
 ) -> FeatureSpec:
-    """The feature spec of a device model trained on `samples`."""
+    """Return the feature spec of a device model that is trained on `samples`."""
     pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=0.5) for t in samples.config.tasks]
     return FeatureSpec(
         tasks=samples.config.tasks,
@@ -89,9 +89,9 @@ def device_spec(
 
 @dataclass(frozen=True)
 class _Window:
-    """Of rows, the events that a device knows of and those after them, which it has chosen."""
+    """For each row, the events that the device has feedback on, and those after them, which are only chosen."""
 
-    now: Int[Tensor, " b"]  # first event that nothing is known of
+    now: Int[Tensor, " b"]  # first event without feedback
     index: Int[Tensor, "b t"]
     seen: Float[Tensor, "b t"]
     chosen: Int[Tensor, "b i"]
@@ -103,7 +103,10 @@ def _only(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
 
 
 class DeviceModel(nn.Module):
-    """Both halves, and the assembly of their inputs from samples. Without a lower half it is self-contained."""
+    """Both halves, and their inputs from samples. With `split=False` there is no lower half: the self-contained form.
+
+    `pxtr` [L, N, K] are the scores of the full ranker. With `feedback=False` the watched list is always empty.
+    """
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class DeviceModel(nn.Module):
         statistics: ItemStatistics,
         pxtr: Float[NDArray[np.float32], "l n k"],
         spec: FeatureSpec,
-        config: JointConfig,
+        config: DeviceModelConfig,
         *,
         split: bool,
         feedback: bool = True,
@@ -122,7 +125,7 @@ class DeviceModel(nn.Module):
         self.lower = LowerHalf(config.lower, samples, statistics.width) if split else None
         self.samples, self.inputs = samples, RankerInputs(samples, statistics)
         days = range(-1, int(samples.list_day.max()) + 1)
-        # day + 1; on test days those that the full ranker has too, so that neither learns from test rows
+        # [day + 1]; on test days the statistics of the first of them, as for the full ranker: neither learns from test rows.
         self.statistics = torch.from_numpy(np.stack([statistics.as_of(min(d, samples.learn_until)) for d in days]))
         self.pxtr = torch.from_numpy(pxtr)
         s = samples
@@ -138,20 +141,20 @@ class DeviceModel(nn.Module):
         self.upper.context_floats.fit(self._context(shown))
 
     def _floats(self, lists: Tensor, slot: Tensor) -> Float[Tensor, "*b f"]:
-        """`spec.candidate_floats` of list slots."""
+        """Return the `spec.candidate_floats` of list slots."""
         duration = self.duration[self.inputs.list_item[lists, slot]][..., None]
         feature = self.spec.candidate_floats[-1]
-        duration = torch.where(duration > 0, duration, feature.default).clamp(feature.min, feature.max)  # 0 is unknown
+        duration = torch.where(duration > 0, duration, feature.default).clamp(feature.min, feature.max)  # 0: unknown
         return torch.cat([self.pxtr[lists, slot], duration], -1)
 
     def _context(self, rows: Tensor) -> Float[Tensor, "b f"]:
-        hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, for a device knows no other
+        hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, the only time zone that a device knows
         columns = torch.stack([self.row["position"][rows], hour], -1).float()
         features = self.spec.context_floats
         return columns.clamp(torch.tensor([f.min for f in features]), torch.tensor([f.max for f in features]))
 
     def arguments(self, rows: Int[Tensor, " b"]) -> dict[str, Tensor]:
-        """The upper half's inputs for the items that `rows` showed, as lists of one."""
+        """Return the upper half's inputs for the items that `rows` showed, as lists of one candidate each."""
         window = self._window(rows, torch.zeros_like(rows))
         inputs = self._candidates(rows) | self._events(window.index, self._day(rows)[:, None].expand_as(window.index))
         return inputs | self._moment(rows, window) | {"candidate_mask": torch.ones(len(rows), 1)}
@@ -159,12 +162,15 @@ class DeviceModel(nn.Module):
     def logits(
         self, rows: Int[Tensor, " b"], ahead: Int[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b k"], Float[Tensor, " b"] | None]:
-        """Logits of the items that `rows` showed, looking `ahead` so many items, and their match logits in the split form."""
+        """Return the logits of the items that `rows` showed, and in the split form the logits of the towers' dot product.
+
+        The last `ahead` impressions before each row are chosen and not watched; by default none.
+        """
         window = self._window(rows, torch.zeros_like(rows) if ahead is None else ahead)
         upper, inputs = self.upper, self._candidates(rows)
         moment = self._moment(rows, window)
         candidates = upper.encode_candidates(**inputs)
-        # rows of a batch are neighbours in time, so that most events are in many windows: each is encoded once
+        # The rows of a batch are neighbours in time, so that most events are in many windows: each is encoded once.
         day, events = self._day(rows)[:, None], len(self.event["item"])
         unique, inverse = torch.unique(window.index + day * events, return_inverse=True)
         encoded = upper.encode_events(**self._events((unique % events)[None], (unique // events)[None]))
@@ -178,7 +184,7 @@ class DeviceModel(nn.Module):
         return upper.choose(ready, candidates, chosen, window.chosen_mask)[:, 0], match
 
     def _day(self, rows: Tensor) -> Int[Tensor, " b"]:
-        """Place in `statistics` of the day that a row's list is of."""
+        """Return the index in `statistics` of the day of each row's list."""
         return self.day[self.row["list"][rows]] + 1
 
     def _window(self, rows: Tensor, ahead: Tensor) -> _Window:
@@ -190,7 +196,7 @@ class DeviceModel(nn.Module):
         return _Window(now, index.clamp(min=0), seen, chosen.clamp(min=0), (chosen >= now[:, None]).float())
 
     def _candidates(self, rows: Tensor) -> dict[str, Tensor]:
-        """The items that rows showed, and the user vectors of the rows' lists."""
+        """Return the items that rows showed as candidates, and the user vectors of the rows' lists."""
         inputs = self._items(self.row["event"][rows][:, None], self._day(rows)[:, None])
         if self.lower is not None:
             lists = self.row["list"][rows]
@@ -201,7 +207,7 @@ class DeviceModel(nn.Module):
         return inputs
 
     def _items(self, event: Int[Tensor, "b t"], day: Int[Tensor, "#b #t"]) -> dict[str, Tensor]:
-        """What was shown at events, as candidates."""
+        """Return the items that events showed, as candidates."""
         row, item = self.row_of_event[event], self.event["item"][event]
         inputs = {
             "candidate_float": self._floats(self.row["list"][row], self.row["slot"][row]),
@@ -214,14 +220,14 @@ class DeviceModel(nn.Module):
         return items | {"event_feedback": self.event["feedback"][event]}
 
     def _moment(self, rows: Tensor, window: _Window) -> dict[str, Tensor]:
-        """What only the moment of a ranking tells."""
+        """Return the inputs that are known only at the time of a ranking."""
         seconds = (self.event["ms"][window.now][:, None] - self.event["ms"][window.index]).float() / 1000
         places = (self.event["position"][window.now][:, None] - self.event["position"][window.index]).float()
         gap = torch.stack([seconds.clamp(0, 604_800), places.clamp(0, 10_000)], -1)
         return {"event_gap": gap, "event_mask": window.seen, "context": self._context(rows)}
 
     def _vectors(self, item: Int[Tensor, "b m"], day: Int[Tensor, "#b #m"]) -> Float[Tensor, "b m d"]:
-        """Item vectors with the statistics of a day; each pair of item and day is computed once."""
+        """Return item vectors with the statistics of a day; each pair of item and day is computed once."""
         assert self.lower is not None
         days, items = self.statistics.shape[:2]
         unique, inverse = torch.unique(item + day * items, return_inverse=True)
@@ -236,7 +242,10 @@ def train_device_model(
     progress: Callable[[float], None] | None = None,
     log: Callable[[str, float, int], None] | None = None,
 ) -> None:
-    """Fit `model` to the labels of `rows`, in place."""
+    """Fit `model` to the labels of `rows`, in place.
+
+    `progress` receives the share of the steps that is done, and `log` receives (name, value, step) of a training curve.
+    """
     config, rng = model.config, np.random.default_rng(seed)
     labels = model.event["labels"][model.row["event"]]
     weights = torch.tensor([dict(config.loss_weights).get(task, 1.0) for task in model.spec.tasks])
@@ -267,9 +276,10 @@ def train_device_model(
 
 
 def predict(model: DeviceModel, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Probabilities [rows, K] of the items that were shown."""
+    """Return the probabilities [rows, K] of the items that `rows` showed."""
     model.eval()
     out = np.empty((len(rows), len(model.spec.tasks)), np.float32)
+    # Rows with about as many events together, so that little of a batch is padding.
     length = model.samples.row_event - model.samples.row_events_from
     by_length = np.argsort(length[rows], kind="stable")
     with torch.no_grad():
@@ -280,15 +290,15 @@ def predict(model: DeviceModel, rows: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _batches(
-    rng: np.random.Generator, rows: NDArray[np.int64], config: JointConfig, length: NDArray[np.int64]
+    rng: np.random.Generator, rows: NDArray[np.int64], config: DeviceModelConfig, length: NDArray[np.int64]
 ) -> Iterator[Tensor]:
-    """Random batches of runs of `neighbours` rows, runs with about as many events together, so that little is padding."""
+    """Yield random batches of runs of `neighbours` rows; the runs of a batch have about as many events, for little padding."""
     size, run = config.batch, config.neighbours
     runs = [rows[i : i + run] for i in range(0, len(rows), run)]
     order = rng.permutation(len(runs))
     last = np.array([length[r].max() for r in runs])
     per_batch = max(1, size // run)
-    pool = per_batch * 32
+    pool = per_batch * 32  # sorted by length within pools: over all runs, a batch would always be of the same length
     for i in range(0, len(order), pool):
         part = order[i : i + pool]
         part = part[np.argsort(last[part], kind="stable")]

@@ -1,4 +1,4 @@
-"""Errors of training and of the runs that it leaves."""
+"""Errors of training and of the runs that it writes."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ __all__ = ["RunError"]
 
 
 class RunError(ValueError):
-    """No run, an unfinished one, or one of another format."""
+    """The folder holds no run, an unfinished run, or a run of another format."""

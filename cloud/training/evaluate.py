@@ -1,4 +1,4 @@
-"""How well each model of a run orders the rows that no model ever saw."""
+"""Metrics of the models of a run on its test rows, which no model was trained on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pocketrank.cloud.training.run import Run, RunError
 __all__ = ["MODELS", "evaluate"]
 
 MODELS = ("server_score", "no_feedback", "self_contained", "split")
-"""The full ranker's score at request time, the device model without feedback, and its two forms."""
+"""Models: the full ranker's score at request time, the device model without feedback, and the device model's two forms."""
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
-    """Metrics of a run's models on its test rows, as mean and spread (standard deviation, n - 1) over seeds.
+    """Return the metrics of a run's models on its test rows: the mean over seeds, and the standard deviation (n - 1).
 
-    `models.<model>.<task>` holds what `pocketrank.cloud.training.metrics.over_seeds` gives: `{auc,gauc,ndcg,logloss}`, each
-    with its `_std`, `ece` and `predicted_over_observed`; null is what the test days do not say, such as the AUC of a task with
-    one label only. All predict the same rows, right after they were trained. Raises `RunError`.
+    `models.<model>.<task>` holds the result of `pocketrank.cloud.training.metrics.over_seeds`: `auc`, `gauc`, `ndcg` and
+    `logloss`, each with its `_std`, then `ece` and `predicted_over_observed`. A metric that the test rows do not define is
+    null, for example the AUC of a task with one label only. All models predicted the same rows, right after their training.
+    Raises `RunError`.
     """
     run = Run.open(folder)
     tasks = run.record.spec.tasks
@@ -47,7 +48,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
 
 
 class _Rows:
-    """The test rows of one seed."""
+    """Labels and predictions of one seed on the test rows."""
 
     def __init__(self, folder: Path, tasks: int) -> None:
         self.folder = folder
@@ -56,7 +57,7 @@ class _Rows:
         self.lists = _read(folder / "lists.npy", "int", (len(self.labels),))
 
     def metrics(self, model: str) -> list[dict[str, float | None]]:
-        """One dict a task."""
+        """Return the metrics of each task."""
         path = self.folder / f"{model}.npy"
         scores = _read(path, "float", self.labels.shape)
         try:
@@ -70,7 +71,7 @@ def _read(path: Path, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
         with path.open("rb") as file:
             array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
-        raise RunError(f"Expected {path.name} of the test rows, got none: an old run - at {path}. Train again.") from None
+        raise RunError(f"Expected {path.name} of the test rows, got none - at {path}. Train again.") from None
     except (OSError, ValueError) as error:
         raise RunError(f"Expected the predictions of a finished run, got: {error} - at {path}") from error
     fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))

@@ -1,18 +1,18 @@
-"""How well scores order rows, and how far they lie from the rates that were seen.
+"""Metrics of scores: how well they order rows, and how near they are to the observed rates.
 
-Every function takes labels [R], 0 or 1 and NaN for unknown, and scores [R], most of them also the group [R] of each row: the
-user, or the list that it was shown in. Rows with an unknown label take no part, and the order of the rows never matters. The
-result is None where the rows do not say: no known label, one label only where two are compared, or, for the three metrics of
-probabilities, a score outside 0..1.
+Every function takes labels [R], which are 0, 1 or NaN for unknown, and scores [R]. Some also take the group [R] of each row:
+its user, or the list that it was shown in. Rows with an unknown label take no part, and the order of the rows never matters.
+The result is None where the rows do not define the metric: no label is known, only one label occurs where two are compared, or
+a score is outside 0..1 in one of the three metrics of probabilities.
 
-`gauc` and `ndcg` take the scores of a group for one ordering, made at one moment. Where each row was scored at its own, after
-the feedback on the group's earlier rows, they count against the model that learns from it: within a group, a 1 that was seen is
-one fewer to come. Even the best score there can be may then have a `gauc` below one half, lowest in short groups. `auc` and the
-metrics of probabilities are free of this.
+`gauc` and `ndcg` treat the scores of a group as one ordering that was made at one time. If instead each row was scored at its
+own time, with the feedback on the earlier rows of the group, these two are biased against models that learn from feedback:
+within a group, each 1 that was already seen leaves one fewer. Even the best possible score may then have a `gauc` below one
+half, lowest in short groups. `auc` and the metrics of probabilities do not have this bias.
 
 Errors::
 
-    MetricError                arrays of different lengths, a label that is none, a score that is no finite number
+    MetricError                arrays of different lengths, a label that is not 0, 1 or NaN, or a score that is not finite
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
 ]
 
 METRICS = ("auc", "gauc", "ndcg", "logloss", "ece", "predicted_over_observed")
-"""What `ranking_metrics` gives, in the order of a table."""
+"""Names in the result of `ranking_metrics`, in the order of a table."""
 SPREAD = ("auc", "gauc", "ndcg", "logloss")
-"""Those that models are compared by, and so reported with their spread over seeds."""
+"""Metrics by which models are compared; they are reported with their standard deviation over seeds."""
 NDCG_AT = 10
-"""Places that count; the usual cut."""
+"""Places of a list that count."""
 CALIBRATION_BINS = 15
-"""As in Guo et al. 2017."""
+"""Number of bins, as in Guo et al. 2017."""
 
 Floats = NDArray[np.floating[Any]]
 Groups = NDArray[np.integer[Any]]
@@ -54,20 +54,23 @@ Double = NDArray[np.float64]
 
 
 class MetricError(ValueError):
-    """Arrays of different lengths, a label that is none, or a score that is no finite number."""
+    """Arrays have different lengths, a label is not 0, 1 or NaN, or a score is not finite."""
 
 
 def auc(labels: Floats, scores: Floats) -> float | None:
-    """Probability that a row with label 1 is scored above one with label 0; a tie counts half. Raises `MetricError`."""
+    """Return the probability that a row with label 1 is scored above one with label 0, a tie counting half.
+
+    Raises `MetricError`.
+    """
     y, p, _ = _known(labels, scores)
     return float(sklearn.metrics.roc_auc_score(y, p)) if 0 < y.sum() < len(y) else None
 
 
 def gauc(labels: Floats, scores: Floats, group: Groups) -> float | None:
-    """AUC within each group, as a mean weighted by impressions: by the group's rows with a known label.
+    """Return the mean of the AUC within each group, weighted by impressions: the group's rows with a known label.
 
-    The variant of DIN (Zhou et al., KDD 2018, section 6.3), with a user as the group. Groups with one label only have no AUC
-    and no weight. Not weighted by clicks, which is the other variant in use. Raises `MetricError`.
+    This is the variant of DIN (Zhou et al., KDD 2018, section 6.3), with a user as the group. The other variant in use weights
+    by clicks. Groups with one label only have no AUC and no weight. Raises `MetricError`.
     """
     y, p, group = _known(labels, scores, group)
     if not y.any():
@@ -76,23 +79,23 @@ def gauc(labels: Floats, scores: Floats, group: Groups) -> float | None:
     y = y[order]
     size, ones = np.bincount(group), np.bincount(group, y)
     pairs = ones * (size - ones)
-    # the Mann-Whitney statistic: ranks of the ones, less what they would be were the ones alone
+    # The Mann-Whitney statistic of each group: the rank sum of its ones, minus the rank sum if there were only ones.
     won = np.bincount(group, y * (_tie_mean(tie, place) + 1)) - ones * (ones + 1) / 2
     both = pairs > 0
     return float(np.average(won[both] / pairs[both], weights=size[both])) if both.any() else None
 
 
 def ndcg(labels: Floats, scores: Floats, group: Groups, at: int = NDCG_AT) -> float | None:
-    """Mean nDCG@`at` over lists, one list per group, each list with the same weight.
+    """Return the mean nDCG@`at` over lists. Each group is a list, and each list has the same weight.
 
-    Linear gain and log2 discount (Järvelin and Kekäläinen 2002; as sklearn, ir_measures and torchmetrics), not the exponential
-    gain 2^label - 1 of allRank and LibRerank; with labels 0 and 1 the two are one, and only here may a label be a higher grade.
-    Rows of equal score share the mean gain of their places (McSherry and Najork 2008; as sklearn). Lists with nothing relevant
-    are left out, where ir_measures counts them as 0; a list with nothing but relevant rows counts as 1, also a list of one row.
-    Raises `MetricError`.
+    The gain is linear and the discount log2 (Järvelin and Kekäläinen 2002; as in sklearn, ir_measures and torchmetrics).
+    allRank and LibRerank have the exponential gain 2^label - 1, which is the same for labels 0 and 1; in this function alone a
+    label may also be a higher grade. Rows of equal score share the mean gain of their places (McSherry and Najork 2008; as in
+    sklearn). Lists without a relevant row are left out; ir_measures counts them as 0. A list of relevant rows only counts as 1,
+    also if it has one row. Raises `MetricError`.
     """
     if at < 1:
-        raise MetricError(f"Expected at least one place that counts, got {at} - at `at`")
+        raise MetricError(f"Expected at least one place, got {at} - at `at`")
     y, p, group = _known(labels, scores, group, graded=True)
     if not y.any():
         return None
@@ -102,7 +105,7 @@ def ndcg(labels: Floats, scores: Floats, group: Groups, at: int = NDCG_AT) -> fl
 
 
 def log_loss(labels: Floats, scores: Floats) -> float | None:
-    """Mean negative log-likelihood in nats. A score of exactly 0 or 1 that is wrong costs 36, not infinity.
+    """Return the mean negative log-likelihood in nats. A wrong score of exactly 0 or 1 costs 36, not infinity.
 
     Raises `MetricError`.
     """
@@ -111,11 +114,11 @@ def log_loss(labels: Floats, scores: Floats) -> float | None:
 
 
 def calibration_error(labels: Floats, scores: Floats, bins: int = CALIBRATION_BINS) -> float | None:
-    """Expected calibration error: mean distance between the mean score and the rate of ones over bins, weighted by rows.
+    """Return the expected calibration error: the distance of mean score and rate of ones in each bin, weighted by rows.
 
-    Naeini et al. 2015 and Guo et al. 2017 (15 bins), with bins of equal count (Nguyen and O'Connor 2015) in place of equal
-    width, which would hold nearly every row of a rare action in its first bin. Rows of equal score stay in one bin. Not
-    corrected for the noise of the rates, so that perfect scores have an error above 0. Raises `MetricError`.
+    After Naeini et al. 2015 and Guo et al. 2017 (15 bins), with bins of equal count (Nguyen and O'Connor 2015): with bins of
+    equal width, the first bin would hold nearly every row of a rare action. Rows of equal score are in one bin. The error is
+    not corrected for the noise of the rates, so that it is above 0 for perfect scores too. Raises `MetricError`.
     """
     if bins < 1:
         raise MetricError(f"Expected at least one bin, got {bins} - at `bins`")
@@ -127,16 +130,19 @@ def calibration_error(labels: Floats, scores: Floats, bins: int = CALIBRATION_BI
 
 
 def observed_ratio(labels: Floats, scores: Floats) -> float | None:
-    """Predicted over observed: mean score / rate of ones. 1 is right on the whole, 2 promises twice too much.
+    """Return predicted over observed: the mean score divided by the rate of ones. Unbiased scores have 1.
 
-    None also where no label is 1. Raises `MetricError`.
+    The result is also None where no label is 1. Raises `MetricError`.
     """
     y, p, _ = _known(labels, scores)
     return float(p.mean() / y.mean()) if _probabilities(p) and y.any() else None
 
 
 def ranking_metrics(labels: Floats, scores: Floats, user: Groups, list: Groups) -> dict[str, float | None]:
-    """All `METRICS` of one model and task; `gauc` is by `user`, `ndcg` by `list`, all arrays are [R]. Raises `MetricError`."""
+    """Return all `METRICS` of one model and task, `gauc` by `user` and `ndcg` by `list`. All arrays are [R].
+
+    Raises `MetricError`.
+    """
     return {
         "auc": auc(labels, scores),
         "gauc": gauc(labels, scores, user),
@@ -148,9 +154,9 @@ def ranking_metrics(labels: Floats, scores: Floats, user: Groups, list: Groups) 
 
 
 def over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The mean of each of `METRICS` over seeds and, of `SPREAD`, the standard deviation (n - 1) as `<metric>_std`.
+    """Return the mean of `METRICS` over seeds, and of `SPREAD` the standard deviation (n - 1) as `<metric>_std`.
 
-    A metric that one seed lacks is None, as is the spread of a single seed. Raises `MetricError` without a seed.
+    A metric that is None in one seed is None, as is the deviation of a single seed. Raises `MetricError` without a seed.
     """
     if not seeds:
         raise MetricError("Expected the metrics of at least one seed, got none")
@@ -167,7 +173,7 @@ def over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float |
 def _known(
     labels: Floats, scores: Floats, group: Groups | None = None, *, graded: bool = False
 ) -> tuple[Double, Double, Groups]:
-    """The rows with a known label."""
+    """Return labels, scores and groups of the rows with a known label. Raises `MetricError`."""
     group = np.zeros(labels.shape, np.int64) if group is None else group
     if labels.ndim != 1 or not labels.shape == scores.shape == group.shape:
         shapes = f"labels {labels.shape}, scores {scores.shape} and groups {group.shape}"
@@ -189,9 +195,10 @@ def _probabilities(p: Double) -> bool:
 
 
 def _sorted(group: Groups, key: Double) -> tuple[Groups, Groups, Groups, Groups]:
-    """Rows (at least one) by group, then by key, lowest first.
+    """Sort rows, of which there is at least one, by group and then by key, lowest first.
 
-    The order, and in it each row's number of group, number of tie (a run of equal keys in a group) and place in its group.
+    Returns the order and, in that order, the number of each row's group, the number of its tie (equal keys in one group) and
+    its place in the group.
     """
     order = np.lexsort((key, group))
     group, key = group[order], key[order]
@@ -202,14 +209,14 @@ def _sorted(group: Groups, key: Double) -> tuple[Groups, Groups, Groups, Groups]
 
 
 def _tie_mean(tie: Groups, values: NDArray[Any]) -> Double:
-    """Each value replaced by the mean of its tie."""
+    """Replace each value by the mean of its tie."""
     mean: Double = np.bincount(tie, values) / np.bincount(tie)
     return mean[tie]
 
 
 def _dcg(gain: Double, score: Double, group: Groups, at: int) -> Double:
-    """Discounted gain of each group's first `at` places, groups in ascending order."""
+    """Return the discounted gain of each group's first `at` places, groups in ascending order."""
     order, group, tie, place = _sorted(group, -score)
     discount = np.where(place < at, 1 / np.log2(place + 2), 0)
-    # numpy's stub says integers, with weights too
+    # The type stub of numpy says that the result is of integers, also with weights.
     return np.asarray(np.bincount(group, discount * _tie_mean(tie, gain[order])), np.float64)

@@ -1,5 +1,6 @@
-"""From a trained seed to the cloud half that serving reads (`pocketrank.cloud.published.published`), and the rows that export
-gates on.
+"""Publishing of a trained seed: the cloud half that serving reads (`pocketrank.cloud.published.published`), and gate rows.
+
+The gate rows are test rows on which export compares the quality of a bundle's models with that of the trained model.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from pocketrank.cloud.training.device_model import DeviceModel
 __all__ = ["GATE_ROWS", "publish", "split_version", "to_onnx"]
 
 GATE_ROWS = 2000
-"""Test rows that reduced precisions are gated on."""
+"""Number of gate rows."""
 
 
 class _Scores(nn.Module):
-    """The ranker with the published rows of items for inputs and probabilities for outputs."""
+    """The ranker as a graph: published item rows in fp16 are its inputs, probabilities its outputs."""
 
     def __init__(self, ranker: FullRanker) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class _Scores(nn.Module):
 
 
 class _UserTower(nn.Module):
-    """The user tower, over vectors as stores keep them."""
+    """The user tower as a graph, with vectors in fp16 as stores keep them."""
 
     def __init__(self, lower: LowerHalf) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class _UserTower(nn.Module):
 
 
 def split_version(lower: nn.Module) -> str:
-    """Digest of a lower half: 16 hex digits of the SHA-256 of its weights by name."""
+    """Return the digest of a lower half: 16 hexadecimal digits of the SHA-256 of its weights, sorted by name."""
     h = hashlib.sha256()
     for name, value in sorted(lower.state_dict().items()):
         h.update(name.encode())
@@ -76,9 +77,13 @@ def split_version(lower: nn.Module) -> str:
 def publish(
     ranker: FullRanker, model: DeviceModel, statistics: ItemStatistics, test: np.ndarray, out: Path, *, simulated: bool
 ) -> str:
-    """Write the cloud half as of the end of the log, and the gate rows, into `out`. Returns the split version."""
+    """Write the cloud half as of the end of the log, and the gate rows of the rows `test`, into `out`.
+
+    Returns the split version. Raises `ValueError` for item rows beyond fp16.
+    """
     assert model.lower is not None
     samples, inputs, lower = model.samples, model.inputs, model.lower
+    # Tables of items and users.
     history_max = samples.config.history_max
     users = torch.arange(len(samples.user_ids))
     items = torch.arange(len(samples.item_ids))
@@ -116,6 +121,7 @@ def publish(
         simulated=simulated,
         utc_offset_h=samples.config.utc_offset_h,
     )
+    # Graphs. The sizes of these example inputs are free in the graph.
     out.mkdir(parents=True, exist_ok=True)
     h, n, feedback = 7, min(5, len(items)), torch.zeros(1, 7, inputs.feedback.shape[1])
     codes = torch.zeros(1, 1, dtype=torch.long)
@@ -141,16 +147,17 @@ def publish(
 
 
 def _half(x: Float[Tensor, "*b"]) -> np.ndarray:
-    """In fp16. Raises `ValueError` for what is beyond it, which would be infinite."""
+    """Convert to fp16. Raises `ValueError` for values beyond it, which would become infinite."""
     half = x.numpy().astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(f"expected rows of items within the range of fp16, got up to {float(x.abs().max()):g}")
+        raise ValueError(f"Expected item rows within the range of fp16, got up to {float(x.abs().max()):g}")
     return half
 
 
 def to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
-    """`model` as a graph from `inputs` by name, examples of them, to `output`. Histories and candidates, on axis 1, are of any
-    number.
+    """Write `model` as an ONNX graph with the example `inputs` by name and one `output`.
+
+    The number of history events and of candidates, each on axis 1, is free.
     """
     history, candidates = torch.export.Dim("history", min=1), torch.export.Dim("candidates", min=1)
     shapes = {
@@ -174,7 +181,7 @@ def to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path
 
 
 def _gate_rows(model: DeviceModel, test: np.ndarray, path: Path) -> None:
-    """Rows as the split model takes them, the events padded at the front to `events_max`."""
+    """Write inputs and labels of gate rows of the split form, with the events padded at the front to `events_max`."""
     rows = torch.as_tensor(np.sort(np.random.default_rng(0).permutation(test)[:GATE_ROWS]))
     with torch.no_grad():
         arrays = model.arguments(rows)

@@ -2,18 +2,19 @@
 
 ::
 
-    RUN/run.json                     what was trained on what and how; written last: a run without it is unfinished
-    RUN/seed-<n>/<stage>.safetensors weights of each finished stage; a killed training goes on after the last one
-    RUN/seed-<n>/<model>.npy         predictions on the test rows; their `labels.npy`, `users.npy` and `lists.npy` beside them
-    RUN/metrics.json                 what `pocketrank.cloud.training.evaluate` makes of them
-    RUN/published/                   the cloud half, ready to serve (`pocketrank.cloud.published.published`), from the first
-    seed RUN/tensorboard/                 training curves
+    RUN/run.json                     `RunRecord`; written last: a run without it is unfinished
+    RUN/started.json                 the data and the numbers of the training, by which an interrupted one is recognised
+    RUN/seed-<n>/<stage>.safetensors weights of each finished stage; an interrupted training continues after the last one
+    RUN/seed-<n>/<model>.npy         predictions on the test rows, in the order of `labels.npy`, `users.npy` and `lists.npy`
+    RUN/metrics.json                 the result of `pocketrank.cloud.training.evaluate`
+    RUN/published/                   the cloud half of the first seed, ready to serve (`pocketrank.cloud.published.published`)
+    RUN/tensorboard/                 training curves
 
 Weights are safetensors, never pickles.
 
 Errors::
 
-    RunError                   no run, an unfinished one, or one of another format
+    RunError                   the folder holds no run, an unfinished run, or a run of another format
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunError", "RunRecord"]
 
 RUN_FORMAT = 2
-"""1 had whole rows of items and another order of columns in the ranker."""
+"""Format 1 had whole item rows and another order of columns in the ranker."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is: enough to repeat it."""
+    """Record of a run: everything that is needed to repeat it."""
 
     format: int = RUN_FORMAT
     data: str
@@ -46,26 +47,26 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     data_digest: str
     """SHA-256 of the log's tables."""
     simulated: bool
-    """True when no real user is behind the log."""
+    """Whether the log is of a simulated world and not of real users."""
     test_from: str
-    """First test day, ISO."""
+    """First test day, as an ISO date."""
     seeds: tuple[int, ...]
-    """One full training each; the first is the one that is published and exported."""
+    """Seeds, with one full training each; the first is published and exported."""
     split_version: str
     """Digest of the published lower half."""
     spec: FeatureSpec
-    """Of the device model."""
+    """Feature spec of the device model."""
     upper: UpperConfig
-    """Of the device model."""
+    """Widths of the device model."""
     config: dict[str, Any]
-    """Every other number that went into the training."""
+    """Every other number of the training, as plain values: `pocketrank.cloud.training.train.TrainConfig`."""
     versions: dict[str, str]
-    """Of the libraries that matter."""
+    """Versions of the libraries that matter, by name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, opened."""
+    """A finished run."""
 
     folder: Path
     record: RunRecord
@@ -83,7 +84,7 @@ class Run:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunError(f"Expected a run record, got: {error} - at {path}") from error
         if record.format != RUN_FORMAT:
-            raise RunError(f"Expected run format {RUN_FORMAT}, got {record.format}: train it anew - at {path}")
+            raise RunError(f"Expected run format {RUN_FORMAT}, got {record.format} - at {path}. Train it again.")
         return cls(folder, record)
 
     @property
@@ -97,13 +98,14 @@ class Run:
         return self.folder / "published"
 
     def seed_folder(self, seed: int | None = None) -> Path:
-        """Folder of one seed, the first by default."""
+        """Return the folder of one seed, by default the first."""
         return self.folder / f"seed-{self.record.seeds[0] if seed is None else seed}"
 
     def upper(self, form: Form, seed: int | None = None) -> UpperHalf:
-        """The trained upper half in one form, in evaluation mode."""
-        from pocketrank.cloud.models.reranker import UpperHalf  # with torch, which a server does not need
-        from pocketrank.cloud.training.weights import load_weights  # torch: a server opens runs without it
+        """Load the trained upper half in one form, in evaluation mode. Raises `RunError`."""
+        # Imported here because both need torch, and a server opens runs without it.
+        from pocketrank.cloud.models.reranker import UpperHalf
+        from pocketrank.cloud.training.weights import load_weights
 
         model = UpperHalf(self.record.upper, self.spec, split=form == "split")
         load_weights(model, self.seed_folder(seed) / f"{form}.safetensors", prefix="upper.")

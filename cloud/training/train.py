@@ -1,4 +1,4 @@
-"""From a log to a run: the ranker, then the device model in its forms, for each seed."""
+"""Training of a run from a log: for each seed the full ranker, then the device model in its forms."""
 
 from __future__ import annotations
 
@@ -9,54 +9,64 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
-from pocketrank.cloud.data.split import KUAIRAND_UTC_OFFSET_H, day_of, days
 from pocketrank.cloud.files import replacing, write_atomically
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.models.towers import TowerConfig
-from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, device_spec, predict, train_device_model
+from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec, predict, train_device_model
 from pocketrank.cloud.training.evaluate import evaluate
 from pocketrank.cloud.training.publish import publish
-from pocketrank.cloud.training.ranker import StreamConfig, stream
+from pocketrank.cloud.training.ranker import RankerTrainingConfig, train_ranker
 from pocketrank.cloud.training.run import Run, RunError, RunRecord
 from pocketrank.cloud.training.weights import load_weights, save_weights
 from pocketrank.device.contract import FeatureSpec, SearchSpec
 
-__all__ = ["REAL_TASKS", "REAL_WEIGHTS", "WORLD_CONFIG", "WORLD_TASKS", "WORLD_WEIGHTS", "TrainConfig", "train"]
+__all__ = [
+    "REAL_TASKS",
+    "REAL_WEIGHTS",
+    "WORLD_CONFIG",
+    "WORLD_TASKS",
+    "WORLD_WEIGHTS",
+    "TrainConfig",
+    "train",
+    "training_rows",
+]
 
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All numbers of a training that are not the data's."""
+    """All numbers of a training that do not come from the data. Runs record them under the names of these fields."""
 
-    stream: StreamConfig = StreamConfig()
-    """The full ranker."""
-    device: JointConfig = JointConfig(epochs=3)
-    """The device model alone: self-contained, and without feedback."""
-    joint: JointConfig = JointConfig(epochs=1)
-    """Both halves together, from the self-contained form on. One pass: ID embeddings learn rows by heart in a second."""
+    stream: RankerTrainingConfig = RankerTrainingConfig()
+    """Training of the full ranker, in one pass over the stream of days."""
+    device: DeviceModelConfig = DeviceModelConfig(epochs=3)
+    """Training of the upper half alone: the self-contained form, and the model without feedback."""
+    joint: DeviceModelConfig = DeviceModelConfig(epochs=1)
+    """Joint training of both halves, which starts from the self-contained form. It has one epoch: ID embeddings overfit in a
+    second."""
     search: SearchSpec | None = None
-    """How the device looks for the best list; None takes the best next item."""
+    """List search of the device; None ranks by the best next item."""
     no_feedback: bool = True
-    """Also train the device model without feedback, for comparison."""
+    """Whether to train the device model also without feedback, for comparison."""
     threads: int = 1
-    """Of torch. These models are small: a second thread gains little on an idle machine and costs tenfold on a busy one."""
+    """Threads of torch. The models are small: a second thread gains little on an idle machine, and on a busy one it takes ten
+    times as long."""
 
     def of_size(self, upper: UpperConfig) -> TrainConfig:
-        """The same training of a device model of another size."""
+        """Return the same training of a device model of another size."""
         return replace(self, device=replace(self.device, upper=upper), joint=replace(self.joint, upper=upper))
 
     def __post_init__(self) -> None:
@@ -65,21 +75,21 @@ class TrainConfig:
 
 
 DEFAULT_TEST_SHARE = 0.1
-"""Of the rows, at least, when nobody says where the test days begin."""
+"""Smallest share of the rows that are test rows when `test_from` is not given."""
 REAL_TASKS = ("click", "long_view", "like", "profile_enter")
 REAL_WEIGHTS = {"long_view": 1.0, "like": 1.0}
 WORLD_TASKS = ("effective_view", "like", "follow", "has_next")
 WORLD_WEIGHTS = {"effective_view": 1.0, "like": 0.0, "follow": 0.0, "has_next": 0.0}
 _WORLD_TOWERS = TowerConfig(item_width=4, side_width=4)
 WORLD_CONFIG = TrainConfig(
-    stream=StreamConfig(ranker=FullRankerConfig(item_width=4, user_width=4)),
-    device=JointConfig(lower=_WORLD_TOWERS, epochs=4, learning_rate=8e-3),
-    joint=JointConfig(lower=_WORLD_TOWERS, epochs=1, learning_rate=2e-3),
+    stream=RankerTrainingConfig(ranker=FullRankerConfig(item_width=4, user_width=4)),
+    device=DeviceModelConfig(lower=_WORLD_TOWERS, epochs=4, learning_rate=8e-3),
+    joint=DeviceModelConfig(lower=_WORLD_TOWERS, epochs=1, learning_rate=2e-3),
     search=SearchSpec(),
 )
-"""For the simulated world. Only here is it known whether a user stays, so only here is there a list search. Its sessions are
-long and tell much: larger steps, which on KuaiRand would learn rows by heart. Its items and users have few impressions each and
-tell most by their content: narrow ID embeddings.
+"""Training on a simulated world. Its labels alone include whether a user stays, so it alone has a list search. Its sessions are
+long and informative, which allows for larger steps; on KuaiRand these would overfit. Its items and users have few impressions
+each and are described best by their content, so that the ID embeddings are narrow.
 """
 
 
@@ -95,11 +105,10 @@ def train(
 ) -> Run:
     """Train on the days of `log` before `test_from`, once per seed, into the folder `out`.
 
-    `test_from` is by default the latest day with a tenth of the rows on or after it.
-
-    An interrupted training of the same data and numbers goes on after its last finished stage. `progress` gets a stage and the
-    share of it that is done. Raises `DataError` for a log that cannot be trained on or has no row on one side of `test_from`,
-    `RunError` when `out` holds a training of something else.
+    `test_from` is by default the latest day with at least a tenth of the rows on or after it. An interrupted training of the
+    same data and numbers continues after its last finished stage. `progress` receives the name of a stage and the share of it
+    that is done, 0 to 1. Raises `DataError` for a log that cannot be trained on, or that has no row on one side of `test_from`,
+    and `RunError` if `out` holds something else.
     """
     config = config or (WORLD_CONFIG if log.simulated else TrainConfig())
     torch.set_num_threads(config.threads)
@@ -107,17 +116,13 @@ def train(
     tasks, weights = (WORLD_TASKS, WORLD_WEIGHTS) if log.simulated else (REAL_TASKS, REAL_WEIGHTS)
     test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
     samples = build_samples(log, SampleConfig(tasks=tasks, utc_offset_h=offset, test_from=test_from))
-    learn_until = samples.learn_until
-    row_day = samples.event_day[samples.row_event]
-    test = np.flatnonzero(row_day >= learn_until)
-    if not len(test) or not len(_training_rows(samples, config.device)):
+    if not len(_test_rows(samples)) or not len(training_rows(samples, config.device)):
         span = f"{day_of(samples.first_day)} to {day_of(samples.first_day + samples.days - 1)}"
         warm_up = _warm_up_days(samples, config.device)
-        expected = f"expected a first test day with rows before and after it, the first {warm_up} days aside"
+        expected = f"expected a first test day with rows before and after it, not counting the first {warm_up} days"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
-    seed_list = tuple(range(seed, seed + seeds))
     digest = log.digest()
-    # sets of numbers that differ make another run; only more seeds may be added to one
+    # The seeds are no part of it: more seeds may be added to a run.
     _same_or_new(out, {"data": digest, "test_from": test_from.isoformat(), "config": msgspec.to_builtins(config)})
     record = out / "run.json"
     record.unlink(missing_ok=True)
@@ -125,52 +130,54 @@ def train(
     spec = device_spec(samples, config.device, weights, config.search)
     statistics = ItemStatistics(samples)
     writer = SummaryWriter(str(out / "tensorboard"))
+    trainings = [
+        _Seed(number, out / f"seed-{number}", samples, statistics, config, progress, writer)
+        for number in range(seed, seed + seeds)
+    ]
     try:
-        for number in seed_list:
-            _Seed(number, out / f"seed-{number}", samples, statistics, config, progress, writer).train(spec)
+        for training in trainings:
+            training.train(spec)
     finally:
         writer.close()
-    version = _publish(
-        out / f"seed-{seed_list[0]}", samples, statistics, spec, config, test, out / "published", simulated=log.simulated
-    )
+    version = trainings[0].publish(spec, out / "published", simulated=log.simulated)
     if progress:
         progress("publish", 1.0)
-    write_atomically(
+    _write_json(
         record,
-        msgspec.json.format(
-            msgspec.json.encode(
-                RunRecord(
-                    data=log.name,
-                    data_digest=digest,
-                    simulated=log.simulated,
-                    test_from=test_from.isoformat(),
-                    seeds=seed_list,
-                    split_version=version,
-                    spec=spec,
-                    upper=config.device.upper,
-                    config=msgspec.to_builtins(config),
-                    versions={n: importlib.metadata.version(n) for n in ("pocketrank", "torch", "numpy", "onnxruntime")},
-                )
-            )
+        RunRecord(
+            data=log.name,
+            data_digest=digest,
+            simulated=log.simulated,
+            test_from=test_from.isoformat(),
+            seeds=tuple(training.seed for training in trainings),
+            split_version=version,
+            spec=spec,
+            upper=config.device.upper,
+            config=msgspec.to_builtins(config),
+            versions={n: importlib.metadata.version(n) for n in ("pocketrank", "torch", "numpy", "onnxruntime")},
         ),
     )
-    write_atomically(out / "metrics.json", msgspec.json.format(msgspec.json.encode(evaluate(out))))
+    _write_json(out / "metrics.json", evaluate(out))
     return Run.open(out)
 
 
-def _warm_up_days(samples: Samples, config: JointConfig) -> int:
-    """First days that a ranker scored before it had learned anything; none when it knew of what came before the log."""
+def _warm_up_days(samples: Samples, config: DeviceModelConfig) -> int:
+    """Return the number of first days that the ranker scored before it had learned enough; 0 for a log with history."""
     return 0 if (samples.event_day < 0).any() else config.warm_up_days
 
 
-def _training_rows(samples: Samples, config: JointConfig) -> np.ndarray:
-    """Rows that device models learn from: before the test days, with scores of a ranker that had learned something."""
+def training_rows(samples: Samples, config: DeviceModelConfig) -> np.ndarray:
+    """Return the rows [r] that device models learn from: those before the test days and after the ranker's warm-up."""
     day, list_day = samples.event_day[samples.row_event], samples.list_day[samples.row_list]
     return np.flatnonzero((day < samples.learn_until) & (list_day >= _warm_up_days(samples, config)))
 
 
+def _test_rows(samples: Samples) -> np.ndarray:
+    return np.flatnonzero(samples.event_day[samples.row_event] >= samples.learn_until)
+
+
 class _Seed:
-    """One full training. A stage leaves weights and predictions on the test rows, and is skipped when they are there."""
+    """Training of one seed. Each stage writes weights and predictions on the test rows; a stage that has both is skipped."""
 
     def __init__(
         self,
@@ -184,36 +191,46 @@ class _Seed:
     ) -> None:
         self.seed, self.folder, self.samples, self.statistics = seed, folder, samples, statistics
         self.config, self.progress, self.writer = config, progress, writer
-        self.rows = _training_rows(samples, config.device)
-        self.test = np.flatnonzero(samples.event_day[samples.row_event] >= samples.learn_until)
+        self.rows, self.test = training_rows(samples, config.device), _test_rows(samples)
         folder.mkdir(parents=True, exist_ok=True)
 
     def train(self, spec: FeatureSpec) -> None:
         pxtr = self._ranker()
-        own, joint = self.config.device, self.config.joint
-        base = self._device(spec, pxtr, "self_contained", own)
-        if self.config.no_feedback:
-            self._device(spec, pxtr, "no_feedback", own, feedback=False)
-        self._device(spec, pxtr, "split", joint, start=base)
-        labels = self.samples.event_labels[self.samples.row_event[self.test]]
-        server = pxtr[self.samples.row_list[self.test], self.samples.row_slot[self.test]]
-        _save(self.folder / "labels.npy", labels)
-        _save(self.folder / "server_score.npy", server)
-        _save(self.folder / "users.npy", self.samples.event_user[self.samples.row_event[self.test]])
-        _save(self.folder / "lists.npy", self.samples.row_list[self.test])
+        config, samples = self.config, self.samples
+        self_contained = self._device(spec, pxtr, "self_contained", config.device)
+        if config.no_feedback:
+            self._device(spec, pxtr, "no_feedback", config.device, feedback=False)
+        self._device(spec, pxtr, "split", config.joint, start=self_contained)
+        # What `evaluate` compares the predictions with.
+        event, lists = samples.row_event[self.test], samples.row_list[self.test]
+        _save(self.folder / "labels.npy", samples.event_labels[event])
+        _save(self.folder / "server_score.npy", pxtr[lists, samples.row_slot[self.test]])
+        _save(self.folder / "users.npy", samples.event_user[event])
+        _save(self.folder / "lists.npy", lists)
+
+    def publish(self, spec: FeatureSpec, out: Path, *, simulated: bool) -> str:
+        """Write the cloud half of the trained models into `out`, in place of an earlier one. Returns the split version."""
+        samples, statistics, config = self.samples, self.statistics, self.config
+        ranker = FullRanker(config.stream.ranker, samples, statistics.width)
+        load_weights(ranker, self.folder / "ranker.safetensors")
+        model = DeviceModel(samples, statistics, np.load(self.folder / "pxtr.npy"), spec, config.joint, split=True)
+        load_weights(model, self.folder / "split.safetensors")
+        if out.exists():
+            shutil.rmtree(out)
+        return publish(ranker.eval(), model.eval(), statistics, self.test, out, simulated=simulated)
 
     def _ranker(self) -> np.ndarray:
         weights, scores = self.folder / "ranker.safetensors", self.folder / "pxtr.npy"
         if weights.exists() and scores.exists():
             return np.asarray(np.load(scores))
-        result = stream(
+        result = train_ranker(
             self.samples,
             self.statistics,
             self.config.stream,
             learn_until=self.samples.learn_until,
             seed=self.seed,
-            progress=self._tell("ranker"),
-            log=self._curve,
+            progress=self._stage_progress("ranker"),
+            log=self._log_scalar,
         )
         _save(scores, result.pxtr)
         save_weights(result.ranker, weights)
@@ -224,7 +241,7 @@ class _Seed:
         spec: FeatureSpec,
         pxtr: np.ndarray,
         name: str,
-        config: JointConfig,
+        config: DeviceModelConfig,
         *,
         feedback: bool = True,
         start: DeviceModel | None = None,
@@ -242,45 +259,19 @@ class _Seed:
             model,
             self.rows,
             seed=self.seed,
-            progress=self._tell(name),
-            log=lambda _, value, step: self._curve(f"{name}/loss", value, step),
+            progress=self._stage_progress(name),
+            log=lambda _, value, step: self._log_scalar(f"{name}/loss", value, step),
         )
         _save(scores, predict(model, self.test))
         save_weights(model, weights)
         return model
 
-    def _tell(self, stage: str) -> Callable[[float], None] | None:
+    def _stage_progress(self, stage: str) -> Callable[[float], None] | None:
         progress = self.progress
         return (lambda share: progress(f"seed {self.seed}: {stage}", share)) if progress else None
 
-    def _curve(self, name: str, value: float, step: int) -> None:
+    def _log_scalar(self, name: str, value: float, step: int) -> None:
         self.writer.add_scalar(f"seed-{self.seed}/{name}", value, step)
-
-
-def _publish(
-    folder: Path,
-    samples: Samples,
-    statistics: ItemStatistics,
-    spec: FeatureSpec,
-    config: TrainConfig,
-    test: np.ndarray,
-    out: Path,
-    *,
-    simulated: bool,
-) -> str:
-    ranker = _loaded(FullRanker(config.stream.ranker, samples, statistics.width), folder / "ranker.safetensors")
-    model = DeviceModel(samples, statistics, np.load(folder / "pxtr.npy"), spec, config.joint, split=True)
-    if out.exists():
-        shutil.rmtree(out)
-    return publish(ranker, _loaded(model, folder / "split.safetensors"), statistics, test, out, simulated=simulated)
-
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-def _loaded(model: Model, path: Path) -> Model:
-    load_weights(model, path)
-    return model.eval()
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -288,12 +279,16 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+def _write_json(path: Path, value: object) -> None:
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(value)))
+
+
 def _same_or_new(out: Path, what: dict[str, Any]) -> None:
-    """Refuse to go on with a training of something else, or to write into a folder that is no run."""
+    """Prepare the folder `out` for a new training of `what`, or for the continuation of one. Raises `RunError`."""
     text = msgspec.json.encode(what, order="deterministic")
-    mark, fingerprint = out / "started.json", hashlib.sha256(text).hexdigest()
-    if mark.is_file():
-        if fingerprint.encode() not in mark.read_bytes():
+    started, fingerprint = out / "started.json", hashlib.sha256(text).hexdigest()
+    if started.is_file():
+        if fingerprint.encode() not in started.read_bytes():
             raise RunError(
                 f"Expected the training that was started here, got other data or numbers - at {out}. Choose another --out."
             )
@@ -305,4 +300,4 @@ def _same_or_new(out: Path, what: dict[str, Any]) -> None:
             f"Expected an empty folder or an interrupted training, got other files - at {out}. Choose another --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(mark, msgspec.json.format(msgspec.json.encode({"fingerprint": fingerprint, **what})))
+    _write_json(started, {"fingerprint": fingerprint, **what})

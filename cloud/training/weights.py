@@ -1,4 +1,4 @@
-"""Weights of models on disk: safetensors, whole or not at all."""
+"""Weights of models on disk, as safetensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["load_weights", "save_weights"]
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's parameters and buffers, whole or not at all."""
+    """Write the parameters and buffers of `model` to `path`, atomically. Raises OSError."""
     with replacing(path) as part:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
 
 
 def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
-    """Read what `save_weights` wrote, or the part of it below `prefix`. Raises `RunError`."""
+    """Load into `model` what `save_weights` wrote, or only the names that begin with `prefix`. Raises `RunError`."""
     try:
         state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
         model.load_state_dict(state)

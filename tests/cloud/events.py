@@ -1,4 +1,4 @@
-"""Feedback events for tests: everything that does not matter is filled in."""
+"""Feedback events for tests, with defaults for all fields."""
 
 from typing import Any
 from uuid import uuid4
@@ -7,7 +7,7 @@ from pocketrank.device.contract import FeedbackEvent
 
 
 def event(user_id: int = 1, item_id: int = 1000, *, ms: int = 1_700_000_000_000, **more: Any) -> FeedbackEvent:
-    """An event with a new id unless one is given."""
+    """Return an event, with a new id unless one is given."""
     fields: dict[str, Any] = {
         "event_id": uuid4().hex,
         "user_id": user_id,

@@ -22,7 +22,7 @@ from pocketrank.cloud.models.full_ranker import FullRankerConfig
 from pocketrank.cloud.pages.user_state import StateConfig
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.published.published import Published
-from pocketrank.cloud.training.device_model import DeviceModel, JointConfig, device_spec
+from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec
 from pocketrank.cloud.training.publish import publish
 from pocketrank.cloud.training.ranker import RankerInputs
 from pocketrank.cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
@@ -111,7 +111,7 @@ def statistics(samples: Samples) -> ItemStatistics:
 def model(samples: Samples, statistics: ItemStatistics) -> DeviceModel:
     torch.manual_seed(0)
     pxtr = np.random.default_rng(0).random(samples.list_labels.shape, np.float32)
-    config = JointConfig()
+    config = DeviceModelConfig()
     spec = device_spec(samples, config, WORLD_WEIGHTS)
     return DeviceModel(samples, statistics, pxtr, spec, config, split=True).eval()
 
@@ -226,8 +226,8 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     torch.manual_seed(1)
     ranker = CloudRanker(FullRankerConfig(), before, statistics.width).eval()
     pxtr = np.full(before.list_labels.shape, 0.5, np.float32)
-    spec = device_spec(before, JointConfig(), WORLD_WEIGHTS)
-    model = DeviceModel(before, statistics, pxtr, spec, JointConfig(), split=True).eval()
+    spec = device_spec(before, DeviceModelConfig(), WORLD_WEIGHTS)
+    model = DeviceModel(before, statistics, pxtr, spec, DeviceModelConfig(), split=True).eval()
     run = small_run(tmp_path / "run")
     publish(ranker, model, statistics, np.arange(8), run.folder / "published", simulated=True)
     _, record = Published.open(run.folder / "published")

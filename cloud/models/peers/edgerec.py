@@ -1,7 +1,8 @@
 """EdgeRec's reranker (Gong et al., CIKM 2020, arXiv 2005.08416, section 3.3), with multi-gate heads as CIKM 2022 compared it.
 
-Its two behaviours, exposures and visits of an item's page, are one here: an impression of a full-screen feed. Its candidate
-network reads the ranked list; this list has one place, so it is one step from a zero state for each candidate.
+The paper has two kinds of behaviour, exposures and visits of an item's page; here there is one, an impression of a full-screen
+feed. The candidate network of the paper reads the ranked list; the list here has one place, so that the network does one step
+from a zero state for each candidate.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["EdgeRec"]
 
 
 class EdgeRec(Peer):
-    """Recurrent networks over items and over behaviour, and attention of the candidate with items as keys."""
+    """Recurrent networks over items and over behaviour, and attention of the candidate with the items as keys."""
 
     def __init__(self, config: PeerConfig, spec: FeatureSpec) -> None:
         width = config.state
@@ -37,12 +38,12 @@ class EdgeRec(Peer):
         feedback: Float[Tensor, "b t f"],
         mask: Float[Tensor, "b t"],
     ) -> Float[Tensor, "b n r"]:
-        """The candidate's state, and the attended pairs of item and behaviour; zeros where there is no event."""
+        """Return the candidate's state, and the attended pairs of item and behaviour, which are zero without an event."""
         mask, (events, feedback) = real_first(mask, events, feedback)
         items, behaviour = self.items(events)[0], self.behaviour(feedback)[0]  # b t w
         local = self.candidates(candidates.flatten(0, 1)[:, None])[0].view(*candidates.shape[:2], -1)  # b n w
-        # Bahdanau et al. (ICLR 2015, A.1.2)
+        # Additive attention: v tanh(W query + U key) (Bahdanau et al., ICLR 2015, A.1.2)
         energy = self.energy(torch.tanh(self.query(local)[:, :, None] + self.key(items)[:, None]))[..., 0]  # b n t
         mask = mask[:, None]
-        share = torch.softmax(energy + (1 - mask) * MASKED, -1) * mask
+        share = torch.softmax(energy + (1 - mask) * MASKED, -1) * mask  # b n t
         return torch.cat([local, share @ torch.cat([items, behaviour], -1)], -1)

@@ -1,14 +1,15 @@
-"""What all peers share: their inputs, their heads, and that a peer is the way it reads the list that was shown before.
+"""Base class of the peers: published models to compare ours with, which differ in how they read the watched list.
 
-A peer takes the device model's inputs (`pocketrank.device.contract.FeatureSpec`, self-contained form) and gives logits. It
-sees the same features: pXTRs, duration and category of candidates and of watched items, feedback, gaps, context. It ends in
-the same heads, a multi-gate mixture with a tower per task, as Gong et al. (CIKM 2022, section 6.1) gave EdgeRec, and has the
-same residual of the pXTRs: untrained, it orders nearly as the cloud does. It trains pointwise, with the log loss of each task:
-list losses need one label of worth, and these logs have several.
+A peer has the inputs of the device model (`pocketrank.device.contract.FeatureSpec`, self-contained form), and returns logits.
+It has the same features: pXTRs, duration and category of candidates and of watched items, feedback, gaps and context. It ends
+in the same heads, a multi-gate mixture with a tower per task, as Gong et al. (CIKM 2022, section 6.1) added them to EdgeRec,
+and has the same residual of the pXTRs: untrained, it orders nearly as the cloud does. It is trained pointwise, with the log
+loss of each
+task: losses over lists need one label of relevance, and these logs have several.
 
-The published list models rerank candidates that stand beside one another. A log of impressions knows only what was shown one
-after the other, and the rest of such a list is what came later and would tell the answer. So their list is what was shown
-before, in its order, then the candidate; a candidate's logits depend on no other candidate.
+The published list models rerank candidates that are shown together. A log of impressions holds only what was shown one after
+the other; the items after a candidate were shown later, and would reveal its label. The list of a candidate is therefore what
+was shown before it, in its order, and then the candidate. Its logits depend on no other candidate.
 """
 
 from __future__ import annotations
@@ -29,30 +30,30 @@ __all__ = ["Peer", "PeerConfig", "real_first", "with_shown"]
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """Widths of a peer: those of our model in the same benchmark where it has them."""
+    """Widths of a peer; they are those of our model in the same benchmark if our model has them."""
 
     width: int = 64
-    """Of a candidate before the experts, and of transformer blocks."""
+    """Width of a candidate before the experts, and of transformer blocks."""
     category_width: int = 8
-    """Embedding of a categorical feature."""
+    """Width of the embedding of a categorical feature."""
     state: int = 32
-    """Of a recurrent network; EdgeRec's on Taobao's devices."""
+    """Width of a recurrent network; the default is that of EdgeRec on the devices of Taobao."""
     layers: int = 2
     """Transformer blocks."""
     heads: int = 4
-    """Of an attention."""
+    """Heads of an attention."""
     experts: int = 4
-    """Of the multi-gate mixture."""
+    """Experts of the multi-gate mixture."""
     expert_width: int = 32
-    """Of each expert."""
+    """Width of an expert."""
     towers: tuple[int, ...] = (32,)
-    """Hidden layers of each task's tower."""
+    """Widths of the hidden layers of each task's tower."""
     dropout: float = 0.1
-    """Between experts and towers, and in transformer blocks."""
+    """Dropout between experts and towers, and in transformer blocks."""
 
 
 class Peer(nn.Module, ABC):
-    """Logits of every task; a subclass says what it `read`s from the list, `read_width` numbers for each candidate."""
+    """Logits of every task. A subclass implements `read`, which returns `read_width` numbers for each candidate."""
 
     def __init__(self, config: PeerConfig, spec: FeatureSpec, read_width: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Peer(nn.Module, ABC):
 
     @staticmethod
     def widths(config: PeerConfig, spec: FeatureSpec) -> tuple[int, int]:
-        """Of an item and of the feedback on it."""
+        """Return the width of an item, and of the feedback on it."""
         item = len(spec.candidate_floats) + len(spec.candidate_categories) * config.category_width
         return item, len(spec.feedback_floats) + 2
 
@@ -83,7 +84,10 @@ class Peer(nn.Module, ABC):
         feedback: Float[Tensor, "b t f"],
         mask: Float[Tensor, "b t"],
     ) -> Float[Tensor, "b n r"]:
-        """What the watched list says about each candidate. Events are oldest first, `mask` is 1 for real ones."""
+        """Return what the peer reads from the watched list for each candidate.
+
+        Events are oldest first; `mask` is 1 for real events.
+        """
 
     def forward(
         self,
@@ -97,13 +101,13 @@ class Peer(nn.Module, ABC):
         event_mask: Float[Tensor, "b t"],
         context: Float[Tensor, "b fx"],
     ) -> Float[Tensor, "b n k"]:
-        """Logits for the next place of the list; `candidate_mask` is for the caller, no candidate depends on another."""
+        """Return the logits at the next place of the list. No candidate depends on another, so `candidate_mask` is not used."""
         candidates = self._items(candidate_float, candidate_category)
         events = self._items(event_float, event_category)
         feedback = torch.cat([self.feedback_floats(event_feedback), torch.log(event_gap + 1) * 0.3 - 1], -1)
         of_list = self.context_floats(context)[:, None].expand(-1, candidates.shape[1], -1)
         read = self.read(candidates, events, feedback, event_mask)
-        x = torch.relu(self.body(torch.cat([candidates, of_list, read], -1)))
+        x = torch.relu(self.body(torch.cat([candidates, of_list, read], -1)))  # b n width
         scores: Tensor = self.mixture(self.entry(x).flatten(0, 1), self.config.dropout)
         pxtr = logit(candidate_float[..., self.pxtr_at])
         return scores.view_as(pxtr) + self.residual * pxtr
@@ -116,8 +120,9 @@ class Peer(nn.Module, ABC):
 def real_first(
     mask: Float[Tensor, "b t"], *sequences: Float[Tensor, "b t _"]
 ) -> tuple[Float[Tensor, "b t"], list[Float[Tensor, "b t _"]]]:
-    """Mask and sequences with the real entries moved to the front, in their order: a recurrent network then meets padding
-    only behind them.
+    """Move the real entries of mask and sequences to the front, in their order.
+
+    A recurrent network then reads the padding last.
     """
     order = torch.argsort(mask, dim=1, descending=True, stable=True)
     return mask.gather(1, order), [x.gather(1, order[..., None].expand_as(x)) for x in sequences]
@@ -126,7 +131,7 @@ def real_first(
 def with_shown(
     candidates: Float[Tensor, "b n i"], events: Float[Tensor, "b t i"], mask: Float[Tensor, "b t"]
 ) -> tuple[Float[Tensor, "bn t1 i"], Float[Tensor, "bn t1"]]:
-    """A list for each candidate, what was shown before and then the candidate, and its mask."""
+    """Return a list for each candidate, of what was shown before and then the candidate, and the mask of the list."""
     n = candidates.shape[1]
     shown = torch.cat([events.repeat_interleave(n, 0), candidates.flatten(0, 1)[:, None]], 1)
     return shown, nn.functional.pad(mask.repeat_interleave(n, 0), (0, 1), value=1.0)

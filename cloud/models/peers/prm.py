@@ -1,8 +1,8 @@
 """Personalised reranking model (Pei et al., RecSys 2019, section 4): a transformer encoder over the list.
 
-It knows the list and no feedback (`pocketrank.cloud.models.peers.peer` says which list). The paper's personalised vector is
-the last hidden layer of a click model that was trained before on the user's history; what such a model, here the full ranker,
-says of user and item are its pXTRs.
+It reads the list without feedback; `pocketrank.cloud.models.peers.peer` defines the list. The personalised vector of the paper
+is the last hidden layer of a click model that was trained before on the user's history. Here such a model is the full ranker,
+and its pXTRs take the place of the vector.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Prm"]
 
 
 class Prm(Peer):
-    """The candidate's place in the encoded list; places are counted back from it."""
+    """The candidate's place in the encoded list. Positions are counted back from the candidate."""
 
     def __init__(self, config: PeerConfig, spec: FeatureSpec) -> None:
         c = config
@@ -35,8 +35,9 @@ class Prm(Peer):
         feedback: Float[Tensor, "b t f"],
         mask: Float[Tensor, "b t"],
     ) -> Float[Tensor, "b n r"]:
-        """The encoded candidate. `feedback` is not looked at."""
+        """Return the encoded candidate. `feedback` is not used."""
         shown, real = with_shown(candidates, events, mask)
+        # Distance of each place from the candidate, in real places.
         back = (real.flip(1).cumsum(1).flip(1) - 1).clamp(0, len(self.place.weight) - 1).long()
         encoded = self.encoder(self.input(shown) + self.place(back), src_key_padding_mask=real == 0)
         last: Tensor = encoded[:, -1]

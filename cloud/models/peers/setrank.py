@@ -1,7 +1,7 @@
 """SetRank (Pang et al., SIGIR 2020, section 3): self-attention blocks over the list as a set.
 
-It knows the list and no feedback (`pocketrank.cloud.models.peers.peer` says which list). Without the paper's optional ordinal
-embedding the order of what was shown does not matter. Its induced blocks are for lists longer than these.
+It reads the list without feedback; `pocketrank.cloud.models.peers.peer` defines the list. The ordinal embedding of the paper is
+optional; without it the order of what was shown does not matter. Its induced blocks are for longer lists than these.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["SetRank"]
 
 
 class SetRank(Peer):
-    """The candidate's member of the encoded set."""
+    """The candidate's element of the encoded set."""
 
     def __init__(self, config: PeerConfig, spec: FeatureSpec) -> None:
         super().__init__(config, spec, config.width)
@@ -30,7 +30,7 @@ class SetRank(Peer):
         feedback: Float[Tensor, "b t f"],
         mask: Float[Tensor, "b t"],
     ) -> Float[Tensor, "b n r"]:
-        """The encoded candidate. `feedback` is not looked at."""
+        """Return the encoded candidate. `feedback` is not used."""
         shown, real = with_shown(candidates, events, mask)
         x: Tensor = self.input(shown)
         for block in self.blocks:

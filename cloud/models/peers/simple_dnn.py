@@ -1,4 +1,4 @@
-"""The simple network with real-time features of Gong et al. (CIKM 2022, section 6.1): feedback is pooled, not attended to."""
+"""Simple network with real-time features (Gong et al., CIKM 2022, section 6.1): it pools the feedback, without attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SimpleDnn"]
 
 
 class SimpleDnn(Peer):
-    """The mean of the embedded events, and how many there are."""
+    """Mean of the embedded events, and their number."""
 
     def __init__(self, config: PeerConfig, spec: FeatureSpec) -> None:
         super().__init__(config, spec, config.width + 1)
@@ -26,7 +26,7 @@ class SimpleDnn(Peer):
         feedback: Float[Tensor, "b t f"],
         mask: Float[Tensor, "b t"],
     ) -> Float[Tensor, "b n r"]:
-        """Mean and logarithm of the count, the same for all candidates."""
+        """Return the mean, and the logarithm of the number of events; they are the same for all candidates."""
         embedded = torch.relu(self.event(torch.cat([events, feedback], -1))) * mask[..., None]
         count = mask.sum(1, keepdim=True)
         pooled = torch.cat([embedded.sum(1) / count.clamp(min=1), torch.log1p(count) / 4], -1)

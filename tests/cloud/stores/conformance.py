@@ -1,6 +1,7 @@
-"""What every store does, whatever is behind it.
+"""Conformance tests of embedding stores, for every backend.
 
-A backend's tests inherit `StoreConformance` and provide the fixtures `store` and `pass_life`.
+The tests of a backend inherit `StoreConformance` and provide the fixtures `store` and `let_expire`, a function that returns
+after more than `TTL_S` seconds of the store's clock.
 """
 
 from collections.abc import Callable
@@ -32,12 +33,12 @@ def rows(n: int, seed: int = 0, width: int = WIDTH) -> NDArray[np.float16]:
 
 
 def constant_rows(values: NDArray[np.int64], width: int = WIDTH) -> NDArray[np.float16]:
-    """Rows of one value each: a torn row has two."""
+    """Return rows of one value each: a torn row has two values."""
     return np.repeat(values.astype(np.float16)[:, None], width, axis=1)
 
 
 def scanned(store: EmbeddingStore, version: str) -> dict[int, bytes]:
-    """All rows as the scan brings them; each id once."""
+    """Return all rows of a scan by id; it must have each id once."""
     found: dict[int, bytes] = {}
     for ids, vectors in store.scan(version):
         assert ids.dtype == np.int64
@@ -51,11 +52,11 @@ def scanned(store: EmbeddingStore, version: str) -> dict[int, bytes]:
 
 class StoreConformance:
     TTL_S = 60.0
-    """Life of a version in the tests of it."""
+    """Time to live of versions in the tests of expiry."""
 
     @pytest.fixture
     def version(self, store: EmbeddingStore) -> str:
-        """A fresh version `WIDTH` wide."""
+        """A new version `WIDTH` wide."""
         store.create("v1", WIDTH)
         return "v1"
 
@@ -106,7 +107,7 @@ class StoreConformance:
         store.delete(version, ints(5, 5))
         assert store.get(version, ints(5, 6)).found.tolist() == [False, True]
 
-    def test_what_is_put_again_or_deleted_counts(self, store: EmbeddingStore, version: str) -> None:
+    def test_rows_are_replaced_and_deleted(self, store: EmbeddingStore, version: str) -> None:
         ids, first, second = np.arange(50), rows(50, 1), rows(50, 2)
         store.put(version, ids, first)
         store.put(version, ids[:20], second[:20])
@@ -136,7 +137,7 @@ class StoreConformance:
         assert scanned(store, version) == {i: v.tobytes() for i, v in zip(ids.tolist(), vectors, strict=True)}
         assert store.versions()[version].rows == 6000
 
-    def test_versions_are_apart(self, store: EmbeddingStore) -> None:
+    def test_versions_are_separate(self, store: EmbeddingStore) -> None:
         store.create("a", 4)
         store.create("b.2", 8)
         store.put("a", ints(1), rows(1, width=4))
@@ -157,7 +158,7 @@ class StoreConformance:
             store.create(version, WIDTH + 1)
         assert store.versions() == {version: TableInfo(WIDTH, 1, None)}
 
-    def test_an_unknown_version_is_said_to_be_so(self, store: EmbeddingStore, version: str) -> None:
+    def test_an_unknown_version_is_an_error(self, store: EmbeddingStore, version: str) -> None:
         for name in ("v2", "", "../v1", "v1/..", "x" * 500, "v{1}"):
             calls: list[Callable[[], object]] = [
                 lambda name=name: store.get(name, ints(1)),
@@ -173,13 +174,13 @@ class StoreConformance:
         assert list(store.versions()) == [version]
 
     @pytest.mark.parametrize("name", ["", "../v", "a/b", "a b", "{a}", "ä", "x" * 129, "a\n"])
-    def test_a_name_that_is_none_is_refused(self, store: EmbeddingStore, name: str) -> None:
+    def test_an_invalid_name_is_rejected(self, store: EmbeddingStore, name: str) -> None:
         with pytest.raises(StoreInputError):
             store.create(name, WIDTH)
         assert store.versions() == {}
 
     @pytest.mark.parametrize("width", [0, -1, 1 << 20])
-    def test_a_width_that_is_none_is_refused(self, store: EmbeddingStore, width: int) -> None:
+    def test_an_invalid_width_is_rejected(self, store: EmbeddingStore, width: int) -> None:
         with pytest.raises(StoreInputError):
             store.create("v", width)
         assert store.versions() == {}
@@ -195,27 +196,27 @@ class StoreConformance:
         ],
         ids=["width", "rows", "no rows", "ids of two axes", "past fp16"],
     )
-    def test_rows_that_do_not_fit_are_refused(
+    def test_invalid_rows_are_rejected(
         self, store: EmbeddingStore, version: str, ids: NDArray[np.int64], vectors: NDArray[np.float16]
     ) -> None:
         with pytest.raises(StoreInputError):
             store.put(version, ids, vectors)
         assert store.versions() == {version: TableInfo(WIDTH, 0, None)}
 
-    def test_a_version_whose_life_is_over_is_gone(self, store: EmbeddingStore, pass_life: Callable[[], None]) -> None:
+    def test_a_version_expires(self, store: EmbeddingStore, let_expire: Callable[[], None]) -> None:
         store.create("short", WIDTH, ttl_s=self.TTL_S)
         store.create("long", WIDTH, ttl_s=1000 * self.TTL_S)
         store.create("renewed", WIDTH, ttl_s=self.TTL_S)
         for name in ("short", "long", "renewed"):
             store.put(name, ints(1, 2), rows(2))
         store.create("renewed", WIDTH)
-        lives = {name: info.expires_s for name, info in store.versions().items()}
-        assert lives["renewed"] is None
-        assert lives["short"] is not None
-        assert lives["long"] is not None
-        assert lives["long"] - lives["short"] == pytest.approx(999 * self.TTL_S, abs=60)
+        expiries = {name: info.expires_s for name, info in store.versions().items()}
+        assert expiries["renewed"] is None
+        assert expiries["short"] is not None
+        assert expiries["long"] is not None
+        assert expiries["long"] - expiries["short"] == pytest.approx(999 * self.TTL_S, abs=60)
         assert store.get("short", ints(1)).found.all()
-        pass_life()
+        let_expire()
         assert list(store.versions()) == ["long", "renewed"]
         for call in (store.get, store.delete):
             with pytest.raises(UnknownVersionError):
@@ -286,7 +287,7 @@ class StoreConformance:
         while turn < 60 or (min(reads) < 20 and not wrong and all(r.is_alive() for r in readers)):
             turn += 1
             store.put(version, ids, constant_rows(np.full(200, min(turn, 2000))))
-            if turn % 2:  # rows come and go beside them, and the table grows
+            if turn % 2:  # other rows are written and deleted, and the table grows
                 store.put(version, others[: turn * 50], rows(min(len(others), turn * 50)))
             else:
                 store.delete(version, others[: turn * 10])
@@ -313,6 +314,6 @@ class StoreConformance:
         assert got.vectors.tobytes() == constant_rows(ids % 2000).tobytes()
         assert store.versions()[version].rows == 4000
 
-    def test_closing_twice_is_closing(self, store: EmbeddingStore) -> None:
+    def test_a_store_may_be_closed_twice(self, store: EmbeddingStore) -> None:
         store.close()
         store.close()

@@ -10,17 +10,17 @@ def test_whole_numbers_are_ids(ids: object) -> None:
     assert (got.dtype, got.tolist()) == (np.int64, [1, 2])
 
 
-def test_no_numbers_are_no_ids() -> None:
+def test_an_empty_list_has_no_ids() -> None:
     assert as_ids("here", []).dtype == np.int64
 
 
 @pytest.mark.parametrize("ids", [[1.0], ["1"], [[1]], 1, np.array([2**63], np.uint64), [True]], ids=repr)
-def test_what_is_no_id_is_refused(ids: object) -> None:
+def test_invalid_ids_are_rejected(ids: object) -> None:
     with pytest.raises(StoreInputError, match="- at here"):
         as_ids("here", ids)  # type: ignore[arg-type]
 
 
-def test_text_is_no_vector() -> None:
+def test_text_is_rejected_as_a_vector() -> None:
     with pytest.raises(StoreInputError):
         as_rows("here", [1], [["x"]], 1)
 

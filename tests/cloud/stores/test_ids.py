@@ -27,7 +27,7 @@ def _kinds() -> dict[str, NDArray[np.int64]]:
         "powers": np.arange(n) << 40,
         "all of one bucket": (np.arange(n) - n // 2) * modulus + 5,
         "all of the last bucket": np.arange(n) * modulus - 1,
-        "as free places are": np.arange(n) % modulus + modulus * (np.arange(n) // modulus),
+        "as free slots are": np.arange(n) % modulus + modulus * (np.arange(n) // modulus),
     }
 
 
@@ -61,7 +61,7 @@ def test_it_is_a_dictionary(ids: list[int], asked: list[int]) -> None:
     made.insert(np.array(ids, np.int64), np.arange(1, len(ids) + 1))
     asked = asked + ids
     assert made(np.array(asked, np.int64)).tolist() == [known.get(id_, 0) for id_ in asked]
-    places = made.places(np.array(asked, np.int64))
-    assert [place >= 0 for place in places] == [id_ in known for id_ in asked]
-    made.set(places[places >= 0], 7)
+    slots = made.slots(np.array(asked, np.int64))
+    assert [slot >= 0 for slot in slots] == [id_ in known for id_ in asked]
+    made.set(slots[slots >= 0], 7)
     assert made(np.array(ids, np.int64)).tolist() == [7] * len(ids)

@@ -16,7 +16,7 @@ from tests.cloud.stores.conformance import StoreConformance, constant_rows, scan
 from tests.cloud.stores.test_memory import Clock
 
 TIGHT = TableConfig(grace_rows=512, chunk_rows=128, rows_min=8)
-"""Little room and grace, so that tables grow and rows are written again in each test."""
+"""Little room and grace, so that every test makes tables grow and reuses rows."""
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,7 +80,7 @@ class TestMappedStore(StoreConformance):
         return Clock()
 
     @pytest.fixture
-    def pass_life(self, clock: Clock) -> Callable[[], None]:
+    def let_expire(self, clock: Clock) -> Callable[[], None]:
         def passes() -> None:
             clock.now += self.TTL_S + 1
 
@@ -108,7 +108,7 @@ def test_tables_are_there_again_after_closing(folder: Path) -> None:
     again.close()
 
 
-def test_a_second_writer_is_refused_and_readers_are_not(folder: Path) -> None:
+def test_a_second_writer_is_rejected_and_readers_are_not(folder: Path) -> None:
     writer, other = MappedStore(folder, TIGHT), MappedStore(folder, TIGHT)
     writer.create("v", 16)
     writer.put("v", np.arange(3), constant_rows(np.arange(3)))
@@ -160,9 +160,9 @@ def test_another_process_reads_whole_rows_while_they_change(folder: Path) -> Non
                 more = np.arange(1000, 1000 + 20 * turn)
                 writer.put("v", more, constant_rows(more % 1999, width))
         writer.put("v", np.arange(200), constant_rows(np.full(200, 1999), width))
-        told = reader.stdout.read()
-        assert reader.wait(60) == 0, told
-        assert int(told) > 0
+        output = reader.stdout.read()
+        assert reader.wait(60) == 0, output
+        assert int(output) > 0
     writer.close()
 
 
@@ -179,7 +179,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_rows(folder: Path) -> None:
         got = reader.get("v", np.arange(200))
         assert got.found.all()
         assert not (got.vectors != got.vectors[:, :1]).any()
-        # What was said to be kept is there; of the turn after it, any part may be.
+        # All rows of the last reported turn are there; of the next turn there may be any part.
         assert set(got.vectors[:, 0].tolist()) <= {turn % 2000, (turn + 1) % 2000}
         reader.close()
         after = MappedStore(folder, TIGHT)
@@ -226,7 +226,7 @@ print(store.versions()["v"].rows)
 )
 
 
-def test_a_full_disk_refuses_rows_and_keeps_those_that_are_there(folder: Path) -> None:
+def test_a_full_disk_rejects_rows_and_keeps_earlier_ones(folder: Path) -> None:
     with python(_FULL, folder) as writer:
         assert writer.stdout is not None
         assert writer.stdout.read().split() == ["StoreWriteError", "True", "200"]
@@ -234,7 +234,7 @@ def test_a_full_disk_refuses_rows_and_keeps_those_that_are_there(folder: Path) -
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "foreign", "huge"])
-def test_a_damaged_table_is_told(folder: Path, damage: str) -> None:
+def test_a_damaged_table_is_an_error(folder: Path, damage: str) -> None:
     store = MappedStore(folder, TIGHT)
     store.create("v", 16)
     store.close()
@@ -279,7 +279,7 @@ def test_a_fork_of_the_writer_is_no_writer(folder: Path) -> None:
         assert writer.stdout.read().split() == ["child", "True", "StoreWriteError", "parent", "True"]
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreConfigError):
         MappedStore(tmp_path / "file")

@@ -8,7 +8,7 @@ from tests.cloud.stores.conformance import StoreConformance
 
 
 class Clock:
-    """A clock that stands until it is told to go on."""
+    """Clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
@@ -25,13 +25,13 @@ def clock() -> Clock:
 class TestMemoryStore(StoreConformance):
     @pytest.fixture
     def store(self, clock: Clock) -> Iterator[MemoryStore]:
-        # Little room and grace, so that tables grow and rows are written again in each test.
+        # Little room and grace, so that every test makes tables grow and reuses rows.
         opened = MemoryStore(TableConfig(grace_rows=512, chunk_rows=128, rows_min=8), clock)
         yield opened
         opened.close()
 
     @pytest.fixture
-    def pass_life(self, clock: Clock) -> Callable[[], None]:
+    def let_expire(self, clock: Clock) -> Callable[[], None]:
         def passes() -> None:
             clock.now += self.TTL_S + 1
 
@@ -41,6 +41,6 @@ class TestMemoryStore(StoreConformance):
 @pytest.mark.parametrize(
     "wrong", [{"grace_rows": 10}, {"chunk_rows": 0}, {"growth": 1.0}, {"rows_min": 0}], ids=lambda wrong: next(iter(wrong))
 )
-def test_room_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_invalid_room_is_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Expected grace_rows"):
         TableConfig(**wrong)  # type: ignore[arg-type]

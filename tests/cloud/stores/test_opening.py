@@ -43,7 +43,7 @@ def test_servers_are_named_without_secrets(url: str, where: str) -> None:
         "valkey-cluster://a:1,b:2/3", "valkey-cluster://a,,b", "valkey-cluster://", "secret://x",
     ],
 )  # fmt: skip
-def test_what_names_no_store_is_refused(url: str) -> None:
+def test_a_url_without_a_store_is_rejected(url: str) -> None:
     with pytest.raises(StoreConfigError) as caught:
         open_store(url)
     if "://:secret" in url or ":secret@" in url:

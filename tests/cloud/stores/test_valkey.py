@@ -47,8 +47,8 @@ class Remote(StoreConformance):
     TTL_S = 2.0
 
     @pytest.fixture
-    def pass_life(self, store: EmbeddingStore) -> Callable[[], None]:
-        return lambda: wait_until(lambda: "short" not in store.versions(), "the end of the version's life")
+    def let_expire(self, store: EmbeddingStore) -> Callable[[], None]:
+        return lambda: wait_until(lambda: "short" not in store.versions(), "the expiry of the version")
 
 
 class TestValkeyStore(Remote):
@@ -87,7 +87,7 @@ class TestValkeyClusterStore(Remote):
         assert min(counts) >= 4
         wait_until(lambda: keys(*cluster.nodes) == {b"pr:versions"}, "the end of all keys")
 
-    def test_a_slot_on_its_way_to_another_node_is_followed(self, cluster: ValkeyCluster, store: EmbeddingStore) -> None:
+    def test_a_slot_that_moves_to_another_node_is_followed(self, cluster: ValkeyCluster, store: EmbeddingStore) -> None:
         store.create("v", 16)
         store.put("v", IDS, ROWS)
         source, target = cluster.nodes[:2]
@@ -134,7 +134,7 @@ def test_another_process_sees_a_drop_and_a_new_table(server: ValkeyServer) -> No
 
 
 @pytest.mark.parametrize("kind", ["single", "cluster"])
-def test_a_dead_server_is_told_and_one_that_is_back_is_used_again(kind: str) -> None:
+def test_a_dead_server_is_an_error_and_is_used_again_after_a_restart(kind: str) -> None:
     with valkey_server() if kind == "single" else valkey_cluster() as servers:
         store = open_store(servers.url)
         store.create("v", 16)
@@ -168,7 +168,7 @@ def test_a_restart_between_two_calls_is_not_noticed() -> None:
         store.close()
 
 
-def test_one_dead_node_of_a_cluster_is_told_by_what_needs_it() -> None:
+def test_a_dead_node_of_a_cluster_fails_the_calls_that_need_it() -> None:
     with valkey_cluster() as cluster:
         store = open_store(cluster.url)
         store.create("v", 16)
@@ -207,7 +207,7 @@ def test_a_server_that_hangs_does_not_hold_a_reader_past_its_deadline() -> None:
         store.close()
 
 
-def test_a_server_without_memory_refuses_rows() -> None:
+def test_a_server_without_memory_rejects_rows() -> None:
     with valkey_server(["--maxmemory", "3mb", "--maxmemory-policy", "noeviction"]) as server:
         store = open_store(server.url)
         store.create("v", 1024)
@@ -218,7 +218,7 @@ def test_a_server_without_memory_refuses_rows() -> None:
         store.close()
 
 
-def test_a_password_is_asked_for_and_never_told() -> None:
+def test_a_password_is_required_and_is_in_no_error() -> None:
     with valkey_server(["--requirepass", "se/cret@1"]) as server:
         url = server.url.replace("//", "//:se%2Fcret%401@")
         store = open_store(url)
@@ -237,7 +237,7 @@ def test_a_password_is_asked_for_and_never_told() -> None:
         wrong.close()
 
 
-def test_databases_are_apart(server: ValkeyServer) -> None:
+def test_databases_are_separate(server: ValkeyServer) -> None:
     flush(server)
     zero, three = open_store(server.url), open_store(server.url.removesuffix("/0") + "/3")
     zero.create("v", 16)
@@ -246,7 +246,7 @@ def test_databases_are_apart(server: ValkeyServer) -> None:
     three.close()
 
 
-def test_a_single_server_is_no_cluster(server: ValkeyServer) -> None:
+def test_a_single_server_is_rejected_as_a_cluster(server: ValkeyServer) -> None:
     store = open_store(f"valkey-cluster://127.0.0.1:{server.port}")
     assert isinstance(store, ValkeyStore)
     with pytest.raises(StoreError, match="a cluster"):

@@ -38,7 +38,7 @@ def test_an_event_counts_once_in_a_batch_and_across_batches(log: SqliteFeedbackL
     assert list(log.replay()) == [first, second]
 
 
-def test_an_empty_batch_is_nothing(log: SqliteFeedbackLog) -> None:
+def test_an_empty_batch_adds_nothing(log: SqliteFeedbackLog) -> None:
     assert log.append([]) == ((), 0)
     assert list(log.replay()) == []
 
@@ -74,7 +74,7 @@ def test_a_replay_goes_on_over_appends(log: SqliteFeedbackLog) -> None:
     assert [e.item_id for e in replay] == [1, 2, 3, 4]
 
 
-def test_a_full_log_refuses_the_whole_batch_and_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_full_log_rejects_the_whole_batch_and_keeps_its_events(tmp_path: Path) -> None:
     path = tmp_path / "feedback.db"
     log = SqliteFeedbackLog(path, SqliteLogConfig(bytes_max=64 * 1024))
     kept = [event()]
@@ -113,7 +113,7 @@ except LogWriteError as error:
     log.close()
 
 
-def test_news_is_what_others_wrote_each_once(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+def test_poll_returns_what_others_wrote_once(log: SqliteFeedbackLog, tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "feedback.db"
     log.append([event(item_id=1)])
     other = SqliteFeedbackLog(path)
@@ -123,11 +123,11 @@ def test_news_is_what_others_wrote_each_once(log: SqliteFeedbackLog, tmp_path: P
     log.append([event(item_id=5)])
     assert [e.item_id for e in other.poll()] == [2, 3, 5]
     assert [e.item_id for e in log.poll()] == [4]
-    assert list(log.poll()) == list(other.news()) == []
+    assert list(log.poll()) == list(other.poll()) == []
     other.close()
 
 
-def test_what_a_replay_told_is_no_news(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+def test_poll_returns_no_event_of_a_replay(log: SqliteFeedbackLog, tmp_path: Path) -> None:
     other = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
     log.append([event(item_id=i) for i in range(5)])
     replay = other.replay()
@@ -141,7 +141,7 @@ def test_what_a_replay_told_is_no_news(log: SqliteFeedbackLog, tmp_path: Path) -
 
 
 @given(moves=st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcdef"), st.booleans()), max_size=20))
-def test_own_and_news_together_are_the_log(
+def test_own_and_polled_events_together_are_the_log(
     tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, str, bool]]
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "feedback.db"
@@ -214,7 +214,7 @@ def test_processes_that_write_the_same_events_and_are_killed_lose_none_and_keep_
     reader.close()
 
 
-def test_a_writer_that_keeps_the_log_to_itself_is_waited_for_so_long_and_blocks_no_reader(tmp_path: Path) -> None:
+def test_a_writer_that_locks_the_log_is_waited_for_and_blocks_no_reader(tmp_path: Path) -> None:
     path = tmp_path / "feedback.db"
     log = SqliteFeedbackLog(path, SqliteLogConfig(busy_s=0.05))
     kept, refused = [event()], event()
@@ -250,7 +250,7 @@ def test_one_batch_without_room_fails_no_other_that_waits_with_it(tmp_path: Path
     log.close()
 
 
-def test_a_check_writes_and_tells_of_a_log_that_would_refuse(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+def test_a_check_writes_and_fails_if_an_append_would(log: SqliteFeedbackLog, tmp_path: Path) -> None:
     other = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
     log.check()
     assert list(other.poll()) == []
@@ -260,7 +260,7 @@ def test_a_check_writes_and_tells_of_a_log_that_would_refuse(log: SqliteFeedback
         log.check()
 
 
-def test_a_log_of_the_format_before_is_taken_over_whole(tmp_path: Path) -> None:
+def test_a_log_of_the_former_format_is_upgraded(tmp_path: Path) -> None:
     path, old = tmp_path / "feedback.db", [event(item_id=i) for i in range(3)]
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE event (place INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL)")
@@ -283,12 +283,12 @@ def test_a_program_that_locks_the_whole_file_is_named(tmp_path: Path) -> None:
     with sqlite3.connect(path, isolation_level=None) as alone:
         alone.execute("PRAGMA locking_mode = EXCLUSIVE")
         alone.execute("BEGIN IMMEDIATE")
-        with pytest.raises(LogOpenError, match="another process holds"):
+        with pytest.raises(LogOpenError, match="another process has locked"):
             SqliteFeedbackLog(path, SqliteLogConfig(busy_s=0.05))
     alone.close()
 
 
-def test_a_closed_log_says_so(log: SqliteFeedbackLog) -> None:
+def test_a_closed_log_is_an_error(log: SqliteFeedbackLog) -> None:
     log.close()
     log.close()
     with pytest.raises(LogWriteError, match="closed"):
@@ -299,7 +299,7 @@ def test_a_closed_log_says_so(log: SqliteFeedbackLog) -> None:
         log.poll()
 
 
-def test_what_is_no_log_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_no_log_is_rejected_and_unchanged(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(b"hello, not a database, but long enough to be read as one " * 20)
     other = tmp_path / "other.db"
@@ -329,7 +329,7 @@ def test_a_damaged_event_is_named(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_damaged_event_among_the_news_is_named_once_and_those_around_it_are_told(tmp_path: Path) -> None:
+def test_a_damaged_event_is_raised_once_by_poll_and_the_others_are_returned(tmp_path: Path) -> None:
     path = tmp_path / "feedback.db"
     log, other = SqliteFeedbackLog(path), SqliteFeedbackLog(path)
     other.append([event(item_id=i) for i in range(5)])

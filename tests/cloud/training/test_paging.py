@@ -88,5 +88,5 @@ def test_a_log_that_says_nothing_is_refused(log: UpliftLog) -> None:
         replace(log, probability=np.ones_like(log.probability)),
         replace(log, x=np.full_like(log.x, np.nan)),
     ):
-        with pytest.raises(ValueError, match="sessions or more that asked at random"):
+        with pytest.raises(ValueError, match="sessions that asked at random"):
             train_uplift(wrong)

@@ -20,9 +20,9 @@ from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.published.published import Published
-from pocketrank.cloud.training.device_model import JointConfig
+from pocketrank.cloud.training.device_model import DeviceModelConfig
 from pocketrank.cloud.training.evaluate import MODELS, evaluate
-from pocketrank.cloud.training.ranker import RankerInputs, StreamConfig, stream
+from pocketrank.cloud.training.ranker import RankerInputs, RankerTrainingConfig, train_ranker
 from pocketrank.cloud.training.run import Run, RunError
 from pocketrank.cloud.training.train import WORLD_TASKS, TrainConfig, train
 from pocketrank.cloud.training.weights import load_weights
@@ -30,7 +30,7 @@ from pocketrank.sdk_demo.world import World
 from tests.data import kuairand_folder
 from tests.sdk_demo.world.worlds import small
 
-QUICK = TrainConfig(device=JointConfig(epochs=1), joint=JointConfig(epochs=1))
+QUICK = TrainConfig(device=DeviceModelConfig(epochs=1), joint=DeviceModelConfig(epochs=1))
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,11 @@ def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLo
 def test_no_score_has_seen_its_own_label_nor_any_later_one(log: ImpressionLog) -> None:
     samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS))
     day = 4
-    one = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    one = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
     from_day = samples.list_day >= day
     samples.list_labels[from_day] = 1 - samples.list_labels[from_day]
     samples.event_labels[samples.event_day >= day] = 1 - samples.event_labels[samples.event_day >= day]
-    two = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    two = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
     untouched = samples.list_day <= day
     np.testing.assert_array_equal(one[untouched], two[untouched])
     assert np.abs(one[samples.list_day == day + 1] - two[samples.list_day == day + 1]).max() > 1e-3
@@ -137,12 +137,12 @@ def test_a_pseudo_list_is_learned_when_it_is_over() -> None:
     bare = replace(whole, impressions=impressions, pages=whole.pages.slice(0, 0))
     samples = build_samples(bare, SampleConfig(tasks=WORLD_TASKS, list_days=2))
     day = 3
-    one = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    one = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
     later = samples.event_day[samples.row_event] >= day
     at = samples.row_list[later], samples.row_slot[later]
     samples.list_labels[at] = 1 - samples.list_labels[at]
     samples.event_labels[samples.event_day >= day] = 1 - samples.event_labels[samples.event_day >= day]
-    two = stream(samples, ItemStatistics(samples), StreamConfig(), learn_until=7, seed=0).pxtr
+    two = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
     assert (np.unique(samples.list_day[samples.row_list[later]]) < day).any()
     untouched = samples.list_day <= day
     np.testing.assert_array_equal(one[untouched], two[untouched])
@@ -179,7 +179,7 @@ def test_an_interrupted_training_goes_on_after_its_last_stage(log: ImpressionLog
 
 def test_a_folder_of_something_else_is_left_alone(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="other data or numbers"):
-        train(log, out=run.folder, seeds=2, config=replace(QUICK, stream=StreamConfig(batch=64)))
+        train(log, out=run.folder, seeds=2, config=replace(QUICK, stream=RankerTrainingConfig(batch=64)))
     assert Run.open(run.folder).record == run.record
     (tmp_path / "precious").write_text("x")
     with pytest.raises(RunError, match="empty folder"):

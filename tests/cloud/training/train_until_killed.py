@@ -1,4 +1,4 @@
-"""A training that tells its progress on stdout, to be killed."""
+"""Training that prints its progress, for a test that kills it."""
 
 import sys
 from pathlib import Path
