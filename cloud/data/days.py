@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.data.schema import ImpressionLog
 
-__all__ = ["KUAIRAND_UTC_OFFSET_H", "day_of", "days", "empty_days"]
+__all__ = ["KUAIRAND_UTC_OFFSET_H", "day_of", "days", "empty_days", "utc_offset_h"]
 
 KUAIRAND_UTC_OFFSET_H = 8
 """Hours that KuaiRand's local time is ahead of UTC."""
@@ -22,11 +22,15 @@ KUAIRAND_UTC_OFFSET_H = 8
 _HOUR_MS = 3_600_000
 
 
+def utc_offset_h(log: ImpressionLog) -> int:
+    """Return the hours that the days of the log are ahead of UTC."""
+    return 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
+
+
 def days(log: ImpressionLog) -> NDArray[np.int64]:
     """Return the day of each impression [impressions], counted from 1 January 1970; `day_of` returns its date."""
     times: NDArray[np.int64] = log.impressions["impression_ms"].to_numpy()
-    offset_h = 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
-    return (times + offset_h * _HOUR_MS) // (24 * _HOUR_MS)
+    return (times + utc_offset_h(log) * _HOUR_MS) // (24 * _HOUR_MS)
 
 
 def day_of(index: int) -> date:

@@ -41,8 +41,8 @@ _TRIES = 4
 _REROUTED = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")
 """Beginnings of errors after which a command is sent again, to the node that the cluster then names."""
 
-_LATE = (ValkeyTimeoutError, TimeoutError)
-_LOST = (ValkeyError, OSError)
+_TIMED_OUT = (ValkeyTimeoutError, TimeoutError)
+_FAILED = (ValkeyError, OSError)
 
 
 @runtime_checkable
@@ -230,7 +230,7 @@ class Link:
             try:
                 for node in nodes:
                     held.append(node.take(deadline))
-            except _LOST as error:
+            except _FAILED as error:
                 for node, (connection, _) in zip(nodes, held, strict=False):
                     node.give(connection)
                 raise self._lost(error) from error
@@ -239,9 +239,9 @@ class Link:
             except BaseException as error:
                 for connection, _ in held:
                     connection.disconnect()
-                if not isinstance(error, _LOST):
+                if not isinstance(error, _FAILED):
                     raise
-                if isinstance(error, _LATE) or not any(used for _, used in held):
+                if isinstance(error, _TIMED_OUT) or not any(used for _, used in held):
                     raise self._lost(error) from error
                 for node in nodes:
                     node.close()
@@ -252,7 +252,7 @@ class Link:
 
     def _lost(self, error: Exception) -> StoreUnavailableError:
         self.forget()
-        return StoreUnavailableError(self.where, "an answer", "none in time" if isinstance(error, _LATE) else str(error))
+        return StoreUnavailableError(self.where, "an answer", "none in time" if isinstance(error, _TIMED_OUT) else str(error))
 
     def exchange(self, node: Node, packed: Sequence[bytes], deadline: float) -> list[Any]:
         """Return the replies of one node; error replies are among them. Raises `StoreUnavailableError`."""
@@ -284,7 +284,7 @@ class Link:
                         kind = StoreWriteError if isinstance(reply, OutOfMemoryError) else StoreError
                         raise kind(self.where, "a reply", str(reply))
                 return replies
-            self._follow(waiting, commands, replies, deadline)
+            self._send_to_new_node(waiting, commands, replies, deadline)
             waiting = [i for i in waiting if _is_rerouted(replies[i])]
             self.forget()
         raise StoreUnavailableError(self.where, "a node that has the slot", str(replies[waiting[0]]) if waiting else "none")
@@ -299,7 +299,7 @@ class Link:
 
         self.with_connections(list(by_node), deadline, use)
 
-    def _follow(self, waiting: list[int], commands: Sequence[Command], replies: list[Any], deadline: float) -> None:
+    def _send_to_new_node(self, waiting: list[int], commands: Sequence[Command], replies: list[Any], deadline: float) -> None:
         """Send the commands whose slot is moving to the slot's new node."""
         for i in waiting:
             if str(replies[i]).startswith("ASK "):

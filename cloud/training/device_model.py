@@ -98,7 +98,7 @@ class _Window:
     chosen_mask: Float[Tensor, "b i"]
 
 
-def _only(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+def _select(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {name: inputs[name] for name in names if name in inputs}
 
 
@@ -128,6 +128,7 @@ class DeviceModel(nn.Module):
         # [day + 1]; on test days the statistics of the first of them, as for the full ranker: neither learns from test rows.
         self.statistics = torch.from_numpy(np.stack([statistics.as_of(min(d, samples.learn_until)) for d in days]))
         self.pxtr = torch.from_numpy(pxtr)
+        # The samples as tensors. Each event of the log is one row.
         s = samples
         self.row = {n: torch.as_tensor(getattr(s, f"row_{n}")) for n in ("event", "list", "slot", "events_from", "position")}
         self.row_of_event = torch.zeros(len(s.event_item), dtype=torch.long)
@@ -135,6 +136,7 @@ class DeviceModel(nn.Module):
         self.event = {n: torch.as_tensor(getattr(s, f"event_{n}")) for n in ("item", "ms", "position", "feedback", "labels")}
         self.day = torch.as_tensor(s.list_day)
         self.duration, self.category = torch.as_tensor(s.item_duration_s), torch.as_tensor(s.item_category)
+        # The inputs are standardised by about 50,000 rows.
         shown = torch.arange(len(s.row_event))[:: max(1, len(s.row_event) // 50_000)]
         self.upper.item_floats.fit(self._floats(self.row["list"][shown], self.row["slot"][shown]))
         self.upper.feedback_floats.fit(self.event["feedback"][self.row["event"][shown]])
@@ -157,7 +159,7 @@ class DeviceModel(nn.Module):
         """Return the upper half's inputs for the items that `rows` showed, as lists of one candidate each."""
         window = self._window(rows, torch.zeros_like(rows))
         inputs = self._candidates(rows) | self._events(window.index, self._day(rows)[:, None].expand_as(window.index))
-        return inputs | self._moment(rows, window) | {"candidate_mask": torch.ones(len(rows), 1)}
+        return inputs | self._ranking_inputs(rows, window) | {"candidate_mask": torch.ones(len(rows), 1)}
 
     def logits(
         self, rows: Int[Tensor, " b"], ahead: Int[Tensor, " b"] | None = None
@@ -168,16 +170,16 @@ class DeviceModel(nn.Module):
         """
         window = self._window(rows, torch.zeros_like(rows) if ahead is None else ahead)
         upper, inputs = self.upper, self._candidates(rows)
-        moment = self._moment(rows, window)
+        at_ranking = self._ranking_inputs(rows, window)
         candidates = upper.encode_candidates(**inputs)
         # The rows of a batch are neighbours in time, so that most events are in many windows: each is encoded once.
         day, events = self._day(rows)[:, None], len(self.event["item"])
         unique, inverse = torch.unique(window.index + day * events, return_inverse=True)
         encoded = upper.encode_events(**self._events((unique % events)[None], (unique // events)[None]))
-        ready = upper.watch(candidates, encoded[0][inverse], user_vector=inputs.get("user_vector"), **moment)
+        ready = upper.watch(candidates, encoded[0][inverse], user_vector=inputs.get("user_vector"), **at_ranking)
         chosen = None
         if window.chosen.shape[1]:
-            chosen = upper.encode_candidates(**self._items(window.chosen, day), **_only(inputs, "user_vector"))
+            chosen = upper.encode_candidates(**self._items(window.chosen, day), **_select(inputs, "user_vector"))
         match = None
         if self.lower is not None:
             match = self.lower.match(inputs["user_vector"], inputs["candidate_vector"][:, 0])
@@ -219,7 +221,7 @@ class DeviceModel(nn.Module):
         items = {name.replace("candidate", "event"): value for name, value in self._items(event, day).items()}
         return items | {"event_feedback": self.event["feedback"][event]}
 
-    def _moment(self, rows: Tensor, window: _Window) -> dict[str, Tensor]:
+    def _ranking_inputs(self, rows: Tensor, window: _Window) -> dict[str, Tensor]:
         """Return the inputs that are known only at the time of a ranking."""
         seconds = (self.event["ms"][window.now][:, None] - self.event["ms"][window.index]).float() / 1000
         places = (self.event["position"][window.now][:, None] - self.event["position"][window.index]).float()
@@ -257,8 +259,8 @@ def train_device_model(
     model.train()
     for _ in range(config.epochs):
         for chunk in _batches(rng, rows, config, length):
-            far = torch.randint(1, config.ahead_max + 1, chunk.shape)
-            logits, match = model.logits(chunk, far * (torch.rand(chunk.shape) < config.ahead_share))
+            ahead = torch.randint(1, config.ahead_max + 1, chunk.shape)
+            logits, match = model.logits(chunk, ahead * (torch.rand(chunk.shape) < config.ahead_share))
             loss = masked_log_loss(logits, labels[chunk], weights)
             total = loss
             if match is not None:

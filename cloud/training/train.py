@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
+from pocketrank.cloud.data.days import day_of, days, utc_offset_h
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
@@ -112,21 +112,24 @@ def train(
     """
     config = config or (WORLD_CONFIG if log.simulated else TrainConfig())
     torch.set_num_threads(config.threads)
-    offset = 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
+
+    # The data.
     tasks, weights = (WORLD_TASKS, WORLD_WEIGHTS) if log.simulated else (REAL_TASKS, REAL_WEIGHTS)
     test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
-    samples = build_samples(log, SampleConfig(tasks=tasks, utc_offset_h=offset, test_from=test_from))
+    samples = build_samples(log, SampleConfig(tasks=tasks, utc_offset_h=utc_offset_h(log), test_from=test_from))
     if not len(_test_rows(samples)) or not len(training_rows(samples, config.device)):
         span = f"{day_of(samples.first_day)} to {day_of(samples.first_day + samples.days - 1)}"
         warm_up = _warm_up_days(samples, config.device)
         expected = f"expected a first test day with rows before and after it, not counting the first {warm_up} days"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
+
+    # The folder. Its fingerprint does not contain the seeds, because more seeds may be added to a run.
     digest = log.digest()
-    # The seeds are no part of it: more seeds may be added to a run.
     _same_or_new(out, {"data": digest, "test_from": test_from.isoformat(), "config": msgspec.to_builtins(config)})
     record = out / "run.json"
     record.unlink(missing_ok=True)
 
+    # The models of each seed.
     spec = device_spec(samples, config.device, weights, config.search)
     statistics = ItemStatistics(samples)
     writer = SummaryWriter(str(out / "tensorboard"))
@@ -139,6 +142,8 @@ def train(
             training.train(spec)
     finally:
         writer.close()
+
+    # The record is written after everything that it describes: without it the run is unfinished.
     version = trainings[0].publish(spec, out / "published", simulated=log.simulated)
     if progress:
         progress("publish", 1.0)

@@ -50,7 +50,7 @@ def refused(folder: Path, text: bytes, *, name: str = "t.csv", chunk_bytes: int 
     chunk_bytes=st.integers(1000, 2000),
     zipped=st.booleans(),
 )
-def test_what_is_written_is_read_whatever_the_chunks(
+def test_written_rows_are_read_with_any_chunk_size(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[object, ...]], chunk_bytes: int, zipped: bool
 ) -> None:
     text = io.StringIO()
@@ -63,7 +63,7 @@ def test_what_is_written_is_read_whatever_the_chunks(
     assert read(folder, content, name=name, chunk_bytes=chunk_bytes).rows() == rows
 
 
-def test_small_chunks_cut_between_lines_only(tmp_path: Path) -> None:
+def test_chunks_end_between_lines(tmp_path: Path) -> None:
     rows = b"".join(b"%d,1,,,\n" % i for i in range(100))
     assert read(tmp_path, HEADER + rows, chunk_bytes=16)["id"].to_list() == list(range(100))
 
@@ -122,7 +122,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "plain"])
-def test_damaged_gzip_is_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_gzip_is_rejected(tmp_path: Path, damage: str) -> None:
     packed = gzip.compress(HEADER + b"".join(b"%d,1,,,%d\n" % (i, i * i) for i in range(5000)))
     middle = len(packed) // 2
     text = {

@@ -14,7 +14,7 @@ Ids = st.lists(st.integers(0, 5), max_size=20)
 
 
 @given(whole=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=20))
-def test_a_subsequence_is_found_whole(whole: list[tuple[int, bool]]) -> None:
+def test_a_subsequence_is_matched_completely(whole: list[tuple[int, bool]]) -> None:
     ids = [value for value, _ in whole]
     part = [value for value, chosen in whole if chosen]
     marks, left = mark_subsequence(ids, part)
@@ -23,14 +23,14 @@ def test_a_subsequence_is_found_whole(whole: list[tuple[int, bool]]) -> None:
 
 
 @given(ids=st.lists(st.integers(), unique=True, max_size=20), data=st.data())
-def test_of_unique_ids_the_very_places_are_found(ids: list[int], data: st.DataObject) -> None:
+def test_unique_ids_are_matched_in_their_places(ids: list[int], data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     part = [value for value, mark in zip(ids, chosen, strict=True) if mark]
     assert mark_subsequence(ids, part) == (chosen, 0)
 
 
 @given(whole=Ids, part=Ids)
-def test_the_longest_end_is_taken(whole: list[int], part: list[int]) -> None:
+def test_the_longest_end_is_matched(whole: list[int], part: list[int]) -> None:
     marks, left = mark_subsequence(whole, part)
     assert [value for value, mark in zip(whole, marks, strict=True) if mark] == part[left:]
 
@@ -50,7 +50,7 @@ def test_reads_labels(tmp_path: Path) -> None:
     ]
 
 
-def test_labels_may_begin_before_the_impressions_do(tmp_path: Path) -> None:
+def test_labels_may_begin_before_the_impressions(tmp_path: Path) -> None:
     file = write_sequences(tmp_path / "s", [(1, [5, 6], [1, 2, 6], [])], history_len=4)
     assert load_history(file)["long_view"].to_pylist() == [[False, True]]
 
@@ -74,7 +74,7 @@ def test_a_bad_row_is_named(
     assert (caught.value.file, caught.value.row, caught.value.column) == (str(tmp_path / "s"), row, column)
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("user_id\n1\n")
     with pytest.raises(DataError, match="expected a Parquet file"):
         load_history(tmp_path / "text")

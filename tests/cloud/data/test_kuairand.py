@@ -67,7 +67,7 @@ def test_reads_parts_and_the_folder_inside(tmp_path: Path) -> None:
     assert log.items["item_id"].to_pylist() == [10, 11, 12]
 
 
-def test_progress_reaches_the_whole(tmp_path: Path) -> None:
+def test_progress_reaches_one(tmp_path: Path) -> None:
     seen: list[tuple[str, float]] = []
     load_kuairand(write_folder(tmp_path), progress=lambda name, share: seen.append((name, share)))
     assert len(seen) == 3
@@ -103,7 +103,7 @@ def test_the_order_and_repetition_of_rows_make_no_difference(
     assert len(first.impressions) == len({tuple(row.items()) for row in rows})
 
 
-def test_days_keep_whole_local_days(tmp_path: Path) -> None:
+def test_days_are_whole_local_days(tmp_path: Path) -> None:
     midnight = NOON + DAY // 2
     times = [midnight - DAY - 1, midnight - DAY, midnight - 1, midnight]
     folder = write_folder(tmp_path, log=[impression(time_ms=time) for time in times])
@@ -150,7 +150,7 @@ def test_users(tmp_path: Path) -> None:
     assert fans == pytest.approx([math.log(10), math.log(5), 0])
 
 
-def test_history_is_read_where_there_is_one(tmp_path: Path) -> None:
+def test_history_is_read_if_there_is_one(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     assert len(load_kuairand(folder).history) == 0
     write_sequences(folder / "user_sequences.parquet", [(1, [10, 11], [11], [])])

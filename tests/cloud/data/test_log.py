@@ -16,7 +16,7 @@ def log() -> ImpressionLog:
 
 
 @pytest.mark.parametrize("simulated", [False, True])
-def test_a_saved_log_comes_back(tmp_path: Path, simulated: bool) -> None:
+def test_a_saved_log_is_opened_unchanged(tmp_path: Path, simulated: bool) -> None:
     saved = replace(log(), name="a name, ünusual", simulated=simulated)
     saved.save(tmp_path / "new" / "folder")
     opened = open_log(tmp_path / "new" / "folder")
@@ -26,7 +26,7 @@ def test_a_saved_log_comes_back(tmp_path: Path, simulated: bool) -> None:
         assert getattr(opened, name).equals(getattr(saved, name))
 
 
-def test_a_log_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_log_is_replaced_completely(tmp_path: Path) -> None:
     log().save(tmp_path)
     other = small_log([NOON], simulated=True)
     other.save(tmp_path)
@@ -34,7 +34,7 @@ def test_a_log_is_replaced_whole(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"{name}.parquet" for name in ImpressionLog.TABLES)
 
 
-def test_a_log_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+def test_an_interrupted_save_is_rejected(tmp_path: Path) -> None:
     log().save(tmp_path)
     (tmp_path / "users.parquet").unlink()
     (tmp_path / "users.parquet").mkdir()
@@ -79,7 +79,7 @@ def test_a_flipped_byte_of_data_is_found(tmp_path: Path) -> None:
         (b'{"format": 2, "name": "x", "simulated": true}', "expected a log of format 1, got 2"),
     ],
 )
-def test_a_foreign_log_is_refused(tmp_path: Path, mark: bytes | None, message: str) -> None:
+def test_a_foreign_log_is_rejected(tmp_path: Path, mark: bytes | None, message: str) -> None:
     log().save(tmp_path)
     table = log().impressions.replace_schema_metadata({"pocketrank": mark} if mark else None)
     pq.write_table(table, tmp_path / "impressions.parquet")
@@ -87,7 +87,7 @@ def test_a_foreign_log_is_refused(tmp_path: Path, mark: bytes | None, message: s
         open_log(tmp_path)
 
 
-def test_an_invalid_log_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_log_is_rejected(tmp_path: Path) -> None:
     small_log([NOON + 1, NOON]).save(tmp_path)
     with pytest.raises(DataError, match="expected rows sorted"):
         open_log(tmp_path)

@@ -61,7 +61,7 @@ def test_events_are_sorted_by_user_and_time_with_the_history_first() -> None:
     assert s.days == 3
 
 
-def test_a_pseudo_list_keeps_to_its_days_and_to_the_test_day() -> None:
+def test_a_pseudo_list_ends_with_its_days_and_at_the_test_day() -> None:
     def lists(**config: object) -> list[list[int]]:
         s = cut(**config)
         mine = np.flatnonzero((s.list_user == 1) & (s.list_day >= 0))
@@ -74,7 +74,7 @@ def test_a_pseudo_list_keeps_to_its_days_and_to_the_test_day() -> None:
     assert lists(list_days=3, list_max=2) == [[10, 11], [12, 10], [11]]
 
 
-def test_a_row_sees_only_what_came_before_it_and_no_event_from_before_the_log() -> None:
+def test_a_row_sees_only_earlier_events_of_the_log() -> None:
     s = cut(events_max=2)
     for row, event in enumerate(s.row_event):
         assert s.row_events_from[row] <= event
@@ -85,11 +85,11 @@ def test_a_row_sees_only_what_came_before_it_and_no_event_from_before_the_log() 
         np.testing.assert_array_equal(s.list_labels[s.row_list[row], s.row_slot[row]], s.event_labels[event])
 
 
-def test_a_pseudo_list_lends_no_candidates() -> None:
+def test_a_pseudo_list_has_no_candidates_that_were_not_shown() -> None:
     assert (cut().list_shown == -1).all()
 
 
-def test_pages_keep_what_was_never_shown() -> None:
+def test_pages_keep_candidates_that_were_never_shown() -> None:
     log = small_log(
         [FIRST, FIRST + 1],
         item_id=[11, 10],
@@ -109,7 +109,7 @@ def test_pages_keep_what_was_never_shown() -> None:
     assert s.list_shown[page, [2, 0]].tolist() == [first, second]
 
 
-def test_rates_know_nothing_of_their_day_nor_of_later_ones() -> None:
+def test_rates_do_not_depend_on_their_day_or_later_ones() -> None:
     log = two_users()
     s = build_samples(log, SampleConfig(tasks=TASKS))
     before = ItemStatistics(s).as_of(1)
@@ -133,6 +133,6 @@ def test_the_simulated_world_is_cut_into_its_pages() -> None:
     assert session_start[s.row_event - s.row_events_from < s.config.events_max].all()
 
 
-def test_a_task_without_labels_is_refused() -> None:
+def test_a_task_without_labels_is_rejected() -> None:
     with pytest.raises(DataError, match="labels of task `follow`"):
         build_samples(two_users(), SampleConfig(tasks=("follow",)))

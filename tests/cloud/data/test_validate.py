@@ -63,7 +63,7 @@ def test_valid_logs_pass() -> None:
         ("pages", "item_id", [[10, 11], [12]], 2),
     ],
 )
-def test_a_broken_rule_is_named(table: str, column: str, values: list[Any], row: int) -> None:
+def test_a_violation_is_named(table: str, column: str, values: list[Any], row: int) -> None:
     with pytest.raises(DataError) as caught:
         validate(changed(table, column, values))
     assert (caught.value.file, caught.value.column, caught.value.row) == (table, column, row)

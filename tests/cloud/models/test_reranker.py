@@ -70,7 +70,7 @@ def test_a_split_form_that_starts_from_the_self_contained_one_scores_alike(confi
     np.testing.assert_allclose(scores(split, inputs), scores(own, alone), atol=1e-6)
 
 
-def test_scores_of_exactly_zero_and_one_and_absurd_values_stay_finite() -> None:
+def test_scores_of_zero_and_one_and_extreme_values_stay_finite() -> None:
     model, inputs = random_upper(split=True, config=FULL), draw("split", 6, 5)
     for value in (0.0, 1.0):
         inputs["candidate_float"][..., : len(SPEC.tasks)] = value
@@ -92,7 +92,7 @@ def test_feedback_and_its_distance_change_the_scores(config: UpperConfig) -> Non
         assert np.abs(scores(model, inputs) - before).max() > 1e-5
 
 
-def test_only_the_full_model_sees_how_likely_watched_items_were_to_please() -> None:
+def test_only_the_full_model_reads_the_pxtrs_of_watched_items() -> None:
     """A candidate's query does not hold the pXTR of a watched item: that is what the crossing of pairs is for."""
     model, inputs = random_upper(split=False, config=FULL), draw("self_contained", 2, 5)
     states = model.encode_candidates(inputs["candidate_float"], inputs["candidate_category"])
@@ -129,14 +129,14 @@ class TestChosen:
         else:
             np.testing.assert_allclose(self.choose(chosen, pad), self.choose(chosen, 2), atol=1e-6)
 
-    def test_who_and_in_which_order_matters_up_to_the_longest_list_told_apart(self) -> None:
+    def test_the_chosen_and_their_order_matter_up_to_the_largest_distance(self) -> None:
         assert (self.choose([3, 1]) - self.choose([1, 3])).abs().max() > 1e-4
         assert (self.choose([3]) - self.choose([4])).abs().max() > 1e-4
         far = self.choose([0, 5, 1, 2, 3]) - self.choose([5, 0, 1, 2, 3])
         assert far.abs().max() < 1e-6
 
 
-def test_presets_have_the_sizes_they_promise() -> None:
+def test_presets_have_their_documented_sizes() -> None:
     million = sum(p.numel() for p in UpperHalf(PRESETS["paper"], SPEC, split=True).parameters())
     assert 4 * million < 6e6
     assert 4 * sum(p.numel() for p in UpperHalf(PRESETS["tiny"], SPEC, split=True).parameters()) < 5e5

@@ -92,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tables"
 
 
-def test_tables_are_there_again_after_closing(folder: Path) -> None:
+def test_tables_are_kept_after_closing(folder: Path) -> None:
     store = MappedStore(folder, TIGHT)
     ids = np.arange(3000) * 7919
     store.create("v", 16, ttl_s=1e6)
@@ -273,7 +273,7 @@ print("parent", store.get("v", np.arange(40)).found.all())
 )
 
 
-def test_a_fork_of_the_writer_is_no_writer(folder: Path) -> None:
+def test_a_fork_of_the_writer_is_not_the_writer(folder: Path) -> None:
     with python(_FORK, folder) as writer:
         assert writer.stdout is not None
         assert writer.stdout.read().split() == ["child", "True", "StoreWriteError", "parent", "True"]

@@ -23,7 +23,7 @@ def log(tmp_path: Path) -> Iterator[SqliteFeedbackLog]:
     opened.close()
 
 
-def test_events_come_back_whole_and_in_order(log: SqliteFeedbackLog) -> None:
+def test_events_are_replayed_whole_and_in_order(log: SqliteFeedbackLog) -> None:
     events = [event(item_id=i, volume=0.5, muted=True, like=True, position=7 - i) for i in range(7)]
     assert log.append(events[:5]).accepted == tuple(events[:5])
     assert log.append(events[5:]).duplicates == 0
@@ -44,7 +44,7 @@ def test_an_empty_batch_adds_nothing(log: SqliteFeedbackLog) -> None:
 
 
 @given(batches=st.lists(st.lists(st.text(min_size=1, max_size=3), max_size=6), max_size=6))
-def test_whatever_the_ids_each_is_kept_once(tmp_path_factory: pytest.TempPathFactory, batches: list[list[str]]) -> None:
+def test_any_event_id_is_kept_once(tmp_path_factory: pytest.TempPathFactory, batches: list[list[str]]) -> None:
     path = tmp_path_factory.mktemp("log") / "feedback.db"
     log = SqliteFeedbackLog(path, SqliteLogConfig(full_sync=False))
     results = [log.append([event(event_id=i) for i in batch]) for batch in batches]
@@ -66,7 +66,7 @@ def test_threads_that_send_the_same_events_have_each_accepted_once(log: SqliteFe
     assert sorted(e.event_id for e in log.replay()) == sorted(accepted)
 
 
-def test_a_replay_goes_on_over_appends(log: SqliteFeedbackLog) -> None:
+def test_a_replay_continues_over_appends(log: SqliteFeedbackLog) -> None:
     log.append([event(item_id=i) for i in range(4)])
     replay = log.replay()
     assert next(replay).item_id == 0
@@ -88,7 +88,7 @@ def test_a_full_log_rejects_the_whole_batch_and_keeps_its_events(tmp_path: Path)
     log.close()
 
 
-def test_a_file_system_without_room_is_a_typed_error_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_file_system_is_a_typed_error_and_loses_nothing(tmp_path: Path) -> None:
     """A real limit of the operating system on the size of a file, in a process of its own."""
     path = tmp_path / "feedback.db"
     code = f"""
@@ -235,7 +235,7 @@ def test_a_writer_that_locks_the_log_is_waited_for_and_blocks_no_reader(tmp_path
     log.close()
 
 
-def test_one_batch_without_room_fails_no_other_that_waits_with_it(tmp_path: Path) -> None:
+def test_a_batch_without_room_fails_no_other_waiting_batch(tmp_path: Path) -> None:
     log = SqliteFeedbackLog(tmp_path / "feedback.db", SqliteLogConfig(bytes_max=96 * 1024))
     log.append([event()])
     large = [event(session_id="x" * 1000) for _ in range(200)]
@@ -277,7 +277,7 @@ def test_a_log_of_the_former_format_is_upgraded(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_program_that_locks_the_whole_file_is_named(tmp_path: Path) -> None:
+def test_a_program_that_locks_the_file_is_an_open_error(tmp_path: Path) -> None:
     path = tmp_path / "feedback.db"
     SqliteFeedbackLog(path).close()
     with sqlite3.connect(path, isolation_level=None) as alone:

@@ -86,7 +86,7 @@ def test_an_unknown_label_takes_no_part(run: Run) -> None:
     assert split["logloss"] == pytest.approx(np.mean([log_loss(y, p) for y, p in pairs]))
 
 
-def test_what_one_label_does_not_say_is_null(run: Run) -> None:
+def test_undefined_metrics_of_one_label_are_null(run: Run) -> None:
     like = evaluate(run.folder)["models"]["split"]["like"]
     assert [like[name] for name in ("auc", "auc_std", "gauc", "ndcg", "predicted_over_observed")] == [None] * 5
     assert like["ece"] == pytest.approx(np.mean([p[:, 1].mean(dtype=np.float64) for p in _load(run, "split")]))
@@ -99,13 +99,13 @@ def test_a_model_that_was_not_trained_is_left_out(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["users", "lists", "labels"])
-def test_a_run_of_old_without_users_and_lists_is_to_be_trained_again(run: Run, name: str) -> None:
+def test_an_old_run_without_users_and_lists_must_be_trained_again(run: Run, name: str) -> None:
     (run.seed_folder(4) / f"{name}.npy").unlink()
     with pytest.raises(RunError, match=rf"Expected {name}\.npy of the test rows, got none.* - at .*seed-4.*Train again"):
         evaluate(run.folder)
 
 
-def test_a_run_without_predictions_is_refused(run: Run) -> None:
+def test_a_run_without_predictions_is_rejected(run: Run) -> None:
     for model in MODELS:
         (run.seed_folder() / f"{model}.npy").unlink()
     with pytest.raises(RunError, match=r"predictions of server_score, .* got none"):
@@ -113,7 +113,7 @@ def test_a_run_without_predictions_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no array", b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{"])
-def test_damaged_predictions_are_refused(run: Run, data: bytes) -> None:
+def test_damaged_predictions_are_rejected(run: Run, data: bytes) -> None:
     (run.seed_folder() / "split.npy").write_bytes(data)
     with pytest.raises(RunError, match=r"Expected the predictions of a finished run, got: .*split\.npy"):
         evaluate(run.folder)
@@ -130,7 +130,7 @@ def test_damaged_predictions_are_refused(run: Run, data: bytes) -> None:
         ("labels", np.full((ROWS, 2), 0.5, np.float32), r"labels 0 and 1, .* got 0.5 - at row 0 of "),
     ],
 )
-def test_arrays_that_do_not_belong_together_are_refused(run: Run, name: str, array: np.ndarray, message: str) -> None:
+def test_arrays_of_different_rows_are_rejected(run: Run, name: str, array: np.ndarray, message: str) -> None:
     np.save(run.seed_folder() / f"{name}.npy", array)
     with pytest.raises(RunError, match=message):
         evaluate(run.folder)

@@ -56,7 +56,7 @@ def test_a_tie_within_a_user_counts_half() -> None:
 
 
 @given(ROWS)
-def test_gauc_is_that_of_one_auc_after_the_other(rows: list[tuple[float, float, int, int]]) -> None:
+def test_gauc_is_the_weighted_mean_of_single_aucs(rows: list[tuple[float, float, int, int]]) -> None:
     labels, scores, users, _ = arrays(rows)
     known = ~np.isnan(labels)
     parts = [known & (users == user) for user in np.unique(users)]
@@ -75,7 +75,7 @@ def test_gauc_of_one_group_is_auc(rows: list[tuple[float, float, int, int]]) -> 
     assert gauc(labels, scores, np.zeros_like(users)) == pytest.approx(auc(labels, scores))
 
 
-def test_gauc_counts_against_the_best_score_that_follows_feedback() -> None:
+def test_gauc_is_biased_against_the_best_score_with_feedback() -> None:
     """As the module says: each user has a rate, each row is scored by its expectation given the user's earlier rows."""
     rng = np.random.default_rng(5)
     labels = (rng.random((4000, 10)) < rng.beta(1, 3, (4000, 1))).astype(np.float32)
@@ -100,7 +100,7 @@ def test_ndcg_has_linear_gain() -> None:
     assert ndcg(2**GRADES - 1, FALLING, np.zeros(len(GRADES), np.int64)) == pytest.approx(0.56968, abs=1e-5)
 
 
-def test_ndcg_leaves_out_lists_without_anything_relevant() -> None:
+def test_ndcg_leaves_out_lists_without_a_relevant_row() -> None:
     """List 5: the one relevant row in second place. List 2: nothing relevant. List 9: nothing else, a row alone."""
     labels, scores = f32(0, 1, 0, 0, 0, 1), f64(0.9, 0.5, 0.1, 0.3, 0.2, 0.1)
     assert ndcg(labels, scores, i64(5, 5, 5, 2, 2, 9)) == pytest.approx((1 / np.log2(3) + 1) / 2)
@@ -114,7 +114,7 @@ def test_rows_of_equal_score_share_their_places() -> None:
 
 
 @given(ROWS, st.integers(1, 12))
-def test_ndcg_is_that_of_one_list_after_the_other(rows: list[tuple[float, float, int, int]], at: int) -> None:
+def test_ndcg_is_the_mean_of_single_lists(rows: list[tuple[float, float, int, int]], at: int) -> None:
     labels, scores, _, lists = arrays(rows)
     expected = []
     for each in np.unique(lists):
@@ -129,7 +129,7 @@ def test_ndcg_is_that_of_one_list_after_the_other(rows: list[tuple[float, float,
         assert got == pytest.approx(np.mean(expected))
 
 
-def test_log_loss_is_finite_where_a_sure_score_is_wrong() -> None:
+def test_log_loss_is_finite_for_a_wrong_score_of_zero_or_one() -> None:
     assert log_loss(f32(1, 0, NAN), f64(0.5, 0.25, 0.9)) == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 2)
     assert log_loss(f32(0, 1), f64(1, 0)) == pytest.approx(36.04, abs=0.01)
     assert log_loss(f32(0, 0), f64(0.5, 0.5)) == pytest.approx(np.log(2))
@@ -156,7 +156,7 @@ def test_scores_drawn_from_their_own_rates_are_calibrated_and_others_are_not() -
 
 
 @given(ROWS, st.randoms(use_true_random=False))
-def test_no_metric_depends_on_the_order_of_rows_nor_on_unknown_ones(
+def test_no_metric_depends_on_the_order_of_rows_or_on_unknown_labels(
     rows: list[tuple[float, float, int, int]], random: "np.random.Generator"
 ) -> None:
     metrics = ranking_metrics(*arrays(rows))
@@ -170,7 +170,7 @@ def test_no_metric_depends_on_the_order_of_rows_nor_on_unknown_ones(
         assert metrics["logloss"] == pytest.approx(sklearn_log_loss(labels, scores))
 
 
-def test_what_cannot_be_computed_is_none() -> None:
+def test_an_undefined_metric_is_none() -> None:
     one = np.zeros(2, np.int64)
     assert set(ranking_metrics(f32(NAN, NAN), f64(0.1, 0.2), one, one).values()) == {None}
     assert set(ranking_metrics(f32(), f64(), i64(), i64()).values()) == {None}
@@ -183,7 +183,7 @@ def test_what_cannot_be_computed_is_none() -> None:
     assert gauc(f32(1, 0), f64(0.9, 0.1), i64(0, 1)) is None
 
 
-def test_scores_that_are_no_probabilities_are_ordered_and_no_more() -> None:
+def test_scores_outside_of_probabilities_have_ranking_metrics_only() -> None:
     one = np.zeros(3, np.int64)
     metrics = ranking_metrics(f32(1, 0, 1), f64(7, -2, 0.5), one, one)
     assert metrics == {"auc": 1, "gauc": 1, "ndcg": 1, "logloss": None, "ece": None, "predicted_over_observed": None}
@@ -201,12 +201,12 @@ def test_scores_that_are_no_probabilities_are_ordered_and_no_more() -> None:
         (f32(0, 1), f64(float("inf"), 0.1), i64(0, 0), "finite scores, got inf - at row 0"),
     ],
 )
-def test_arrays_that_are_no_rows_are_refused(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, message: str) -> None:
+def test_invalid_arrays_are_rejected(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, message: str) -> None:
     with pytest.raises(MetricError, match=message):
         ranking_metrics(labels, scores, group, group)
 
 
-def test_numbers_that_make_no_metric_are_refused() -> None:
+def test_invalid_parameters_are_rejected() -> None:
     with pytest.raises(MetricError, match="at least one place"):
         ndcg(f32(1), f64(0.5), i64(0), at=0)
     with pytest.raises(MetricError, match="grades from 0"):

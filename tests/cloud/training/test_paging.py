@@ -65,7 +65,7 @@ def test_a_known_uplift_is_recovered_although_good_sessions_ask_more(log: Uplift
     assert model.simulated
 
 
-def test_large_pages_are_chosen_where_their_candidates_cost_nothing(log: UpliftLog) -> None:
+def test_large_pages_are_chosen_if_their_candidates_cost_nothing(log: UpliftLog) -> None:
     free = train_uplift(log, UpliftConfig(candidate_cost=0.0))
     assert {plan.size for plan in free.plans} == {40}
     dear = train_uplift(log, UpliftConfig(candidate_cost=1.0))
@@ -81,7 +81,7 @@ def test_the_same_log_and_seed_make_the_same_model(log: UpliftLog, tmp_path: Pat
     assert train_uplift(read, seed=1) == train_uplift(log, seed=1)
 
 
-def test_a_log_that_says_nothing_is_refused(log: UpliftLog) -> None:
+def test_a_log_without_random_decisions_is_rejected(log: UpliftLog) -> None:
     for wrong in (
         replace(log, session=np.zeros_like(log.session)),
         replace(log, asked=np.zeros_like(log.asked)),

@@ -43,7 +43,7 @@ def run(log: ImpressionLog, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(log, out=tmp_path_factory.mktemp("train") / "run", seeds=2, config=QUICK)
 
 
-def test_a_run_says_what_it_was_trained_on(run: Run, log: ImpressionLog) -> None:
+def test_a_run_records_its_data_and_numbers(run: Run, log: ImpressionLog) -> None:
     record = Run.open(run.folder).record
     assert (record.data, record.simulated, record.data_digest, record.seeds) == ("world", True, log.digest(), (0, 1))
     assert record.config["stream"]["learning_rate"] == QUICK.stream.learning_rate
@@ -61,7 +61,7 @@ def test_metrics_are_those_of_the_predictions_on_the_test_rows(run: Run) -> None
     assert json.loads((run.folder / "metrics.json").read_bytes()) == json.loads(json.dumps(report, allow_nan=False))
 
 
-def test_the_form_that_is_exported_is_the_one_that_was_measured(run: Run) -> None:
+def test_the_exported_form_is_the_measured_one(run: Run) -> None:
     with np.load(run.published / "gate.npz") as gate:
         inputs = {k: torch.from_numpy(v) for k, v in gate.items() if k != "labels"}
         labels = gate["labels"]
@@ -73,7 +73,7 @@ def test_the_form_that_is_exported_is_the_one_that_was_measured(run: Run) -> Non
         np.testing.assert_allclose(scores, measured, atol=1e-5)
 
 
-def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLog) -> None:
+def test_the_published_half_scores_as_the_ranker_does(run: Run, log: ImpressionLog) -> None:
     published, record = Published.open(run.published)
     samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS, test_from=date.fromisoformat(run.record.test_from)))
     statistics = ItemStatistics(samples)
@@ -114,7 +114,7 @@ def test_what_is_published_scores_as_the_ranker_does(run: Run, log: ImpressionLo
     np.testing.assert_array_equal(published.history_item[user, -len(seen) :], seen)
 
 
-def test_no_score_has_seen_its_own_label_nor_any_later_one(log: ImpressionLog) -> None:
+def test_no_score_depends_on_its_own_or_a_later_label(log: ImpressionLog) -> None:
     samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS))
     day = 4
     one = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
@@ -148,7 +148,7 @@ def test_a_pseudo_list_is_learned_when_it_is_over() -> None:
     np.testing.assert_array_equal(one[untouched], two[untouched])
 
 
-def test_an_interrupted_training_goes_on_after_its_last_stage(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
+def test_an_interrupted_training_continues_after_its_last_stage(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
     """Killed with -9 in its second stage, then called again: the first stage is not repeated, the result is the same."""
     log.save(tmp_path / "log")
     child = subprocess.Popen(
@@ -177,7 +177,7 @@ def test_an_interrupted_training_goes_on_after_its_last_stage(log: ImpressionLog
     assert again.record.split_version == run.record.split_version
 
 
-def test_a_folder_of_something_else_is_left_alone(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_unchanged(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="other data or numbers"):
         train(log, out=run.folder, seeds=2, config=replace(QUICK, stream=RankerTrainingConfig(batch=64)))
     assert Run.open(run.folder).record == run.record
@@ -188,14 +188,14 @@ def test_a_folder_of_something_else_is_left_alone(log: ImpressionLog, run: Run, 
 
 
 @pytest.mark.parametrize("day", [date(1999, 1, 1), date(2050, 1, 1)])
-def test_a_test_day_with_nothing_on_one_side_is_refused(log: ImpressionLog, tmp_path: Path, day: date) -> None:
+def test_a_test_day_without_rows_on_one_side_is_rejected(log: ImpressionLog, tmp_path: Path, day: date) -> None:
     with pytest.raises(DataError, match="first test day with rows before and after it"):
         train(log, out=tmp_path / "run", test_from=day, config=QUICK)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"format": 99}'])
-def test_a_damaged_run_is_refused(run: Run, tmp_path: Path, text: bytes) -> None:
+def test_a_damaged_run_is_rejected(run: Run, tmp_path: Path, text: bytes) -> None:
     (tmp_path / "run.json").write_bytes(text)
     with pytest.raises(RunError):
         Run.open(tmp_path)
