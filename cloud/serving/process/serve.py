@@ -1,4 +1,4 @@
-"""Serves a run: one process, or a supervisor and its workers."""
+"""A run served over HTTP, by one process or by a supervisor and its workers."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def serve(
     config: ServingConfig | None = None,
     anybody: bool = False,
 ) -> None:
-    """Serve `run` until SIGINT or SIGTERM; answers what is under way before it goes. Prints the URL when ready.
+    """Serve `run` until SIGINT or SIGTERM, and return when the requests under way are answered. Prints the URL when ready.
 
-    `port` 0 takes a free one. `feedback_db` is the file of the feedback log, `RUN/feedback.db` by default. Without tokens only
-    this machine is served, unless `anybody` says that another sees to who comes (`OpenServerError`). Raises
-    `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError`, `BundleFilesError`, `LogOpenError`, `TokenFileError`, and
-    `PortError` when the address cannot be had.
+    `port` 0 takes a free port. `feedback_db` is the file of the feedback log, `RUN/feedback.db` by default. Without tokens only
+    this machine is served, unless `anybody` is set because something else checks the callers (`OpenServerError`). Raises
+    `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError`, `BundleFilesError`, `LogOpenError`, `TokenFileError`;
+    `PortError` when the address cannot be used; and `WorkersError` with several workers.
     """
     config = config or ServingConfig()
     check_host(host, has_tokens=config.tokens is not None, is_open=anybody)
     db = feedback_db or run.folder / "feedback.db"
-    with listen(host, port) as sock:  # first, so that a port in use is known before anything is loaded
+    with listen(host, port) as sock:  # first: a port in use is reported before anything is loaded
         from pocketrank.cloud.pages.engine import fill_stores
 
         fill_stores(run, config)
@@ -53,11 +53,14 @@ def serve(
 
 
 def serve_on(
-    sock: socket.socket, ready: Callable[[], None] | None, folder: Path, bundle: Path | None, db: Path, config: ServingConfig
+    sock: socket.socket,
+    heartbeat: Callable[[], None] | None,
+    folder: Path,
+    bundle: Path | None,
+    db: Path,
+    config: ServingConfig,
 ) -> None:
-    """Serve the run in `folder` on a listening socket, in this process. `ready` is called when it is; without it the URL is
-    printed.
-    """
+    """Serve the run in `folder` on a listening socket, in this process. `run_server` describes `heartbeat`."""
     from pocketrank.cloud.pages.engine import open_engine
     from pocketrank.cloud.serving.access.access import Access
     from pocketrank.cloud.serving.access.limits import RequestLimits
@@ -79,5 +82,5 @@ def serve_on(
         uploads = folder / "bundles" if config.tokens else None
         app = create_app(world, bundle, log, config, access=access, health=health, uploads=uploads)
         gc.collect()
-        gc.freeze()  # what was loaded stays: a collection of what requests left need not look through it
-        run_server(app, sock, config.server, ready=ready, draining=health.draining)
+        gc.freeze()  # what is loaded lives as long as the process: no later collection has to traverse it
+        run_server(app, sock, config.server, heartbeat=heartbeat, draining=health.draining)

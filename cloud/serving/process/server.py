@@ -1,8 +1,8 @@
-"""Runs an application on a port until it is told to stop.
+"""An application served on a port until it is stopped.
 
 Errors::
 
-    PortError                  the address cannot be had: in use, not this machine's, not allowed
+    PortError                  the address cannot be used: in use, not this machine's, not allowed
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from pocketrank.cloud.serving.process.tls import TlsConfig
 
-__all__ = ["PortError", "ServerConfig", "listen", "run_server", "say_serving", "url_of"]
+__all__ = ["PortError", "ServerConfig", "listen", "print_serving", "run_server", "url_of"]
 
 _logger = logging.getLogger(__name__)
 
 
 class PortError(OSError):
-    """The address cannot be had: in use, not this machine's, or not allowed."""
+    """The address cannot be used: it is in use, not this machine's, or not allowed."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,16 @@ class ServerConfig:
     """How one process serves a socket."""
 
     tls: TlsConfig | None = None
-    """What https shows; None serves without TLS. Read once, when the process starts. Raises `TlsError`."""
+    """The certificate of https; None serves without TLS. Read once, when the process starts. Raises `TlsError`."""
     drain_s: float = 0.0
-    """How long after SIGTERM the server still accepts, unready, so that balancers turn away before it closes. 0 where whoever
-    stops it has seen to that, as a Kubernetes `preStop` does."""
+    """How long after SIGTERM the server still accepts connections while it reports that it is not ready, so that load balancers
+    turn to others before it closes. 0 where whoever stops it has waited for that, as a Kubernetes `preStop` hook does."""
     grace_s: float = 10.0
     """How long requests have to end, once nothing is accepted any more."""
     accept_pause_s: float = 0.001
-    """Pause of a process after each connection that it accepts from a socket that others share, so that they come to theirs: of
-    32 connections made at once to two processes, each had 15 to 17 with it, and 4 to 12 and the rest without. 0: none."""
+    """Pause of a process after each connection that it accepts from a socket that others share, so that they get their part.
+    Of 32 connections made at once to two processes, each got 15 to 17 with it; without it one got 4 to 12 and the other the
+    rest. 0 for no pause."""
 
     def __post_init__(self) -> None:
         if self.tls is not None:
@@ -57,7 +57,7 @@ _SCARCE_S = 1.0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; `port` 0 takes a free one. Raises `PortError`."""
+    """Return a listening socket; `port` 0 takes a free port. Raises `PortError`."""
     if not 0 <= port <= 65535:  # the resolver would take it modulo 65,536
         raise PortError(f"Expected a port of 0 to 65535, got {port}")
     try:
@@ -68,7 +68,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(_BACKLOG)  # only this refuses a second server, as both may bind
+        sock.listen(_BACKLOG)  # two servers can both bind; the second is refused only here
     except (OSError, OverflowError) as error:
         sock.close()
         raise PortError(f"Expected a free port to listen on, got {host}:{port}: {error}") from error
@@ -76,13 +76,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(sock: socket.socket, *, tls: bool = False) -> str:
-    """The URL of a listening socket."""
+    """Return the URL of a listening socket."""
     host, port = sock.getsockname()[:2]
     return f"http{'s' if tls else ''}://[{host}]:{port}" if ":" in host else f"http{'s' if tls else ''}://{host}:{port}"
 
 
-def say_serving(url: str) -> None:
-    """Print the line by which whoever started the server knows that it is ready."""
+def print_serving(url: str) -> None:
+    """Print the line that shows whoever started the server that it is ready, and log it."""
     _logger.info("serving on %s", url)
     print(f"Serving on {url}", flush=True)
 
@@ -92,25 +92,26 @@ def run_server(
     sock: socket.socket,
     config: ServerConfig | None = None,
     *,
-    ready: Callable[[], None] | None = None,
+    heartbeat: Callable[[], None] | None = None,
     draining: Callable[[], None] | None = None,
 ) -> None:
     """Serve `app` on a listening socket until SIGINT or SIGTERM, and return when what was accepted is answered.
 
-    `ready` is called when requests are accepted, and means that other processes share the socket
-    (`pocketrank.cloud.serving.process.workers`); without it the URL is printed. `draining` is called at the signal, while
-    requests are still accepted for `drain_s`.
+    `heartbeat` is for a process that shares the socket with others (`pocketrank.cloud.serving.process.workers`). The event loop
+    calls it once requests are accepted, and from then on ten times a second until it closes. Without it the URL is printed.
+    `draining` is called at the signal, while requests are still accepted for `drain_s`. Raises `TlsError`.
     """
     config = config or ServerConfig()
+    if config.tls is not None:
+        config.tls.check()  # files may have changed since the configuration was made
     with suppress(KeyboardInterrupt):  # a second Ctrl-C; the first is how one stops a server
-        _Server(app, config, ready, draining).run(sockets=[sock])
+        _Server(app, config, heartbeat, draining).run(sockets=[sock])
 
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, app: ASGIApp, config: ServerConfig, ready: Callable[[], None] | None, draining: Callable[[], None] | None
+        self, app: ASGIApp, config: ServerConfig, heartbeat: Callable[[], None] | None, draining: Callable[[], None] | None
     ) -> None:
-        files: dict[str, Any] = {} if config.tls is None else {**config.tls.uvicorn()}
         super().__init__(
             uvicorn.Config(
                 app,
@@ -119,23 +120,25 @@ class _Server(uvicorn.Server):
                 log_level="warning",
                 timeout_graceful_shutdown=round(config.grace_s),
                 lifespan="on",
-                **files,
+                ssl_certfile=None if config.tls is None else config.tls.certfile,
+                ssl_keyfile=None if config.tls is None else config.tls.keyfile,
             )
         )
-        self._ours, self._ready, self._draining = config, ready, draining
+        self._ours, self._heartbeat, self._draining = config, heartbeat, draining
         self._accept_until: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         sockets = sockets or []
-        if self._ready is None:
+        if self._heartbeat is None:
             await super().startup(sockets)
             for sock in sockets:
-                say_serving(url_of(sock, tls=self.config.ssl is not None))
+                print_serving(url_of(sock, tls=self.config.ssl is not None))
             return
         await super().startup([])
         for sock in sockets:
-            self.servers.append(_Sharing(sock, self._protocol, self.config.ssl, self._ours.accept_pause_s))  # type: ignore[arg-type]
-        self._ready()
+            shared = _SharedSocket(sock, self._protocol, self.config.ssl, self._ours.accept_pause_s)
+            self.servers.append(shared)  # type: ignore[arg-type]
+        self._heartbeat()
 
     def _protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -143,6 +146,8 @@ class _Server(uvicorn.Server):
         )
 
     async def on_tick(self, counter: int) -> bool:
+        if self._heartbeat is not None:
+            self._heartbeat()
         if not await super().on_tick(counter):
             return False
         if self._accept_until is None:
@@ -156,11 +161,11 @@ class _Server(uvicorn.Server):
         self._captured_signals.clear()  # it has ended in order: the process need not die of the signal
 
 
-class _Sharing:
-    """Accepts from a socket that other processes accept from, one connection at a time.
+class _SharedSocket:
+    """A server on a socket that other processes accept from, too. It accepts one connection at a time.
 
-    asyncio's own server takes all that wait at once, so that one process had whole bursts to itself. `SO_REUSEPORT` deals by
-    chance, and what was dealt to a process that died waits until it is back.
+    asyncio's own server accepts every waiting connection at once, so that one process had whole bursts to itself.
+    `SO_REUSEPORT` deals by chance, and what was dealt to a process that died waits until it is back.
     """
 
     def __init__(
@@ -195,9 +200,9 @@ class _Sharing:
             self._loop.call_later(pause, self._resume)
 
     async def _connect(self, connection: socket.socket) -> None:
-        with suppress(OSError, asyncio.TimeoutError):  # a handshake that failed is the client's business
+        with suppress(OSError, asyncio.TimeoutError):  # a handshake that fails is the client's concern
             _, protocol = await self._loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
-            if self._closed:  # the server has told all its connections by now, but not this one
+            if self._closed:  # the server has already closed its other connections
                 protocol.shutdown()  # type: ignore[attr-defined]
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""TLS by uvicorn: the certificate and its key, checked before the server starts.
+"""The certificate and the key of https, checked before the server starts.
 
 Errors::
 
-    TlsError                   a certificate or key that cannot be used, or one without the other; names the file
+    TlsError                   a certificate or key that cannot be used, or is missing; names the file
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
-__all__ = ["TlsConfig", "TlsError", "UvicornTls"]
+__all__ = ["TlsConfig", "TlsError"]
 
 
 class TlsError(ValueError):
@@ -25,25 +24,18 @@ class TlsError(ValueError):
         self.where, self.expected, self.got = where, expected, got
 
 
-class UvicornTls(TypedDict):
-    """Arguments of `uvicorn.Config`."""
-
-    ssl_certfile: str
-    ssl_keyfile: str
-
-
 @dataclass(frozen=True)
 class TlsConfig:
-    """What the server shows. TLS 1.2 is the least that Python's own defaults take."""
+    """The files that a server proves its name with. TLS 1.2 is the lowest version that Python's defaults accept."""
 
     certfile: Path
-    """The certificate in PEM, the ones that vouch for it after it."""
+    """The certificate in PEM, followed by those of the authorities that signed it."""
     keyfile: Path
-    """Its private key in PEM without a password, which others must not be able to read."""
+    """Its private key in PEM, without a password. Only its owner may read it."""
 
     @classmethod
     def of(cls, certfile: Path | None, keyfile: Path | None) -> TlsConfig | None:
-        """That of both files, None of neither. Raises `TlsError` when one is without the other."""
+        """Return the configuration of two files, or None when neither is given. Raises `TlsError` when one is missing."""
         if certfile is not None and keyfile is not None:
             return cls(certfile, keyfile)
         if certfile is not None:
@@ -53,7 +45,7 @@ class TlsConfig:
         return None
 
     def check(self) -> None:
-        """Raise `TlsError` when a file is not there, not readable, not what it should be, or the two do not match."""
+        """Raise `TlsError` when a file is missing, unreadable or not PEM, or when the two do not match."""
         for path, what in ((self.certfile, "a certificate in PEM"), (self.keyfile, "a private key in PEM")):
             try:
                 text = path.read_text("ascii")
@@ -63,21 +55,16 @@ class TlsConfig:
                 raise TlsError(path, what, "something else") from error
             if ("PRIVATE KEY-----" if path == self.keyfile else "-----BEGIN CERTIFICATE-----") not in text:
                 raise TlsError(path, what, "something else")
-        # A key that Kubernetes mounts is readable by the pod's group.
+        # The group may read: Kubernetes mounts secrets for the pod's group.
         if os.name == "posix" and self.keyfile.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
             raise TlsError(self.keyfile, "a key that only its owner may read (chmod 600)", "one that others may")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # Without a password function OpenSSL would ask on the terminal, and the server would wait for ever.
+            # Without a password function OpenSSL would prompt on the terminal, and the server would wait for ever.
             context.load_cert_chain(self.certfile, self.keyfile, password=_no_password)
         except (ssl.SSLError, OSError, ValueError) as error:
             got = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise TlsError(self.keyfile, f"the key, without a password, of {self.certfile}", got) from error
-
-    def uvicorn(self) -> UvicornTls:
-        """The arguments of `uvicorn.Config`, checked. Raises `TlsError`."""
-        self.check()
-        return {"ssl_certfile": str(self.certfile), "ssl_keyfile": str(self.keyfile)}
 
 
 def _no_password() -> str:

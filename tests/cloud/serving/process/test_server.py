@@ -43,14 +43,15 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from pocketrank.cloud.serving.process.server import ServerConfig, listen, run_server, say_serving, url_of
+from pocketrank.cloud.serving.process.server import ServerConfig, listen, print_serving, run_server, url_of
 from pocketrank.cloud.serving.process.tls import TlsConfig
 async def hello(_):
     return PlainTextResponse("hello")
 sock = listen("127.0.0.1", 0)
-ready = (lambda: say_serving(url_of(sock, tls=True))) if {shared} else None
+if {shared}:
+    print_serving(url_of(sock, tls=True))
 config = ServerConfig(TlsConfig(Path({str(cert)!r}), Path({str(key)!r})))
-run_server(Starlette(routes=[Route("/", hello)]), sock, config, ready=ready)
+run_server(Starlette(routes=[Route("/", hello)]), sock, config, heartbeat=(lambda: None) if {shared} else None)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:

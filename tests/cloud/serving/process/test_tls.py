@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_used_is_named_before_the_start(tmp_path: Path) ->
         (secret.certfile, secret.keyfile, secret.keyfile, "a password"),
     ):
         with pytest.raises(TlsError, match=message) as caught:
-            TlsConfig(certfile, keyfile).uvicorn()
+            TlsConfig(certfile, keyfile).check()
         assert caught.value.where == named
         assert str(named) in str(caught.value)
 

@@ -142,7 +142,24 @@ def test_a_worker_that_is_killed_is_started_again_and_the_others_go_on(tmp_path:
         server.process.terminate()
         code, _, err = server.end()
         assert code == 0
-        assert "ended with exit code -9; it is started again in 0.0 s" in err
+        assert "ended with exit code -9; it is restarted in 0.0 s" in err
+
+
+def test_a_worker_whose_event_loop_is_blocked_is_replaced(tmp_path: Path) -> None:
+    with supervisor("serve_pid", 2, tmp_path, "hung_s=2") as server:
+        server.wait_ready()
+        before, hung = server.workers(), tmp_path / "hung"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=_BOUND_S) as connection:
+            connection.sendall(f"GET /hang?file={hung} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert connection.recv(1) == b"", "the connection ends with its worker"
+        killed = int(hung.read_text())
+        until(lambda: gone(killed))
+        assert server.workers() & before == before - {killed}, "the other one goes on, and a new one answers"
+        server.process.terminate()
+        code, _, err = server.end()
+        assert code == 0
+        assert "is hung: its event loop was blocked for 2 s; it is killed" in err
+        assert "ended with exit code -9; it is restarted in 0.0 s" in err
 
 
 def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
@@ -191,7 +208,7 @@ def test_a_worker_that_does_not_end_is_killed_in_time_or_at_the_second_signal(
         workers = [int(path.name.removeprefix("stuck-")) for path in tmp_path.glob("stuck-*")]
         server.process.terminate()
         if signals == 2:
-            until(lambda: len(list(tmp_path.glob("told-*"))) == 2)
+            until(lambda: len(list(tmp_path.glob("terminated-*"))) == 2)
             server.process.terminate()
         code, _, err = server.end()
     assert code == 1
