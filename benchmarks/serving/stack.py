@@ -25,7 +25,7 @@ __all__ = ["page_app"]
 def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
     """The product's stack over any maker of pages: ids, metrics, limits, the line, decoding and encoding; no tokens to
     check."""
-    metrics, price, budget = ServingMetrics(), ComputePrice(1), BudgetConfig()
+    metrics, price, budget = ServingMetrics(), ComputePrice(), BudgetConfig()
     line = PageQueue[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
     route = HotRoute(with_any_telemetry(PageRequest), line.__call__, line.enter, metrics.stage)
     read = BodyReader(budget.body_max, budget.body_s)

@@ -128,7 +128,7 @@ def create_app(
     current = CurrentBundle(files, store)
     tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
     metrics = _TracedMetrics(tracer) if tracer.enabled else ServingMetrics()
-    price = ComputePrice(1, config.price)
+    price = ComputePrice(config.price)
     telemetry = DeviceTelemetry(config.telemetry)
     metrics.add(telemetry)
     intake = FeedbackIntake(log, world.states)
@@ -165,7 +165,7 @@ def create_app(
     async def page(asked: Any, since: float) -> Page:
         maker.check(asked)
         if asked.feedback:
-            with line.coming():  # or all of a burst enter while their feedback is written
+            with line.reserve():  # or all of a burst enter while their feedback is written
                 await take(asked.feedback, "$.feedback")
         answer = await line(asked, since)
         telemetry(asked.telemetry)  # last: a refused request is sent again whole

@@ -1,7 +1,7 @@
-"""Feedback waits for the disk: what comes while a batch is written is written with the next, all of it at once.
+"""Feedback that waits for the disk. All batches that arrive while one is written are written together with the next.
 
-A batch costs the sync of the disk and the way to a thread and back, hardly its events. So under load many share one of each,
-and one that comes alone waits for nobody.
+A write costs the sync of the disk and the way to a thread and back; its events cost hardly anything. So under load many batches
+share one write, and a batch that arrives alone is written at once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
 
 __all__ = ["FeedbackQueue"]
 
-_TOGETHER = 64
-"""Most batches of one write."""
+_WRITE_MAX = 64
+"""Largest number of batches in one write."""
 _RETRY_S = 1.0
 
 
@@ -29,30 +29,33 @@ class _Waiting(NamedTuple):
 
 
 class FeedbackQueue:
-    """The line before `intake`. For one event loop."""
+    """Bounded queue of feedback batches before `intake`. For one event loop."""
 
-    def __init__(self, intake: FeedbackIntake, most: int) -> None:
-        """`most` batches may wait or be under way; the next is refused."""
-        self._intake, self._most = intake, most
+    def __init__(self, intake: FeedbackIntake, batches_max: int) -> None:
+        """At most `batches_max` batches wait or are being written; the next one is refused."""
+        self._intake, self._batches_max = intake, batches_max
         self._waiting: list[_Waiting] = []
         self._writing = 0
-        """batches under way"""
+        """Batches that are being written."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
 
     async def __call__(self, events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
-        """Take in `events`, which came at `path` of the request. Raises `BusyError`, and what `FeedbackIntake` raises."""
+        """Write `events`, which stood at `path` of the request, and return the receipt.
+
+        Raises `BusyError`, and what `FeedbackIntake` raises.
+        """
         self._intake.check(events, path)
-        if len(self._waiting) + self._writing >= self._most:
+        if len(self._waiting) + self._writing >= self._batches_max:
             raise BusyError(_RETRY_S)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(events, loop.create_future())
         self._waiting.append(waiting)
         if not self._writing and len(self._waiting) == 1:
-            loop.call_soon(self._write)  # with all that has arrived by then
+            loop.call_soon(self._write)  # together with all that arrive before the loop's next turn
         return await waiting.receipt
 
     def _write(self) -> None:
-        batches, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
+        batches, self._waiting = self._waiting[:_WRITE_MAX], self._waiting[_WRITE_MAX:]
         self._writing = len(batches)
         job = asyncio.get_running_loop().run_in_executor(self._thread, self._intake.together, [one.events for one in batches])
         job.add_done_callback(lambda done: self._written(batches, done))
@@ -65,12 +68,12 @@ class FeedbackQueue:
         results = [failed] * len(batches) if failed else done.result()
         for one, result in zip(batches, results, strict=True):
             if one.receipt.cancelled():
-                continue  # nobody waits for it; it is kept all the same
+                continue  # its client has disconnected; the events are kept all the same
             if isinstance(result, BaseException):
                 one.receipt.set_exception(result)
             else:
                 one.receipt.set_result(result)
 
     def close(self) -> None:
-        """Wait for what is under way. Nothing may come any more."""
+        """Wait until everything is written. The queue must not be called again."""
         self._thread.shutdown()

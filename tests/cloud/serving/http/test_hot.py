@@ -138,7 +138,7 @@ def test_who_would_wait_too_long_is_sent_away_and_counted(site: Site) -> None:
     assert 0 < len(refused) < len(answers)
     for answer in refused:
         assert 1 <= int(answer.headers["retry-after"]) <= 30
-        assert b"room in the line" in answer.read()
+        assert b"room in the queue" in answer.read()
     for connection in connections:
         connection.close()
     assert site.metric('pocketrank_shed_total{reason="queue"}') - before == len(refused)

@@ -20,7 +20,7 @@ ONE = FeedbackReceipt(accepted=1, duplicates=0)
 
 
 class Counted(SqliteFeedbackLog):
-    """Says how many events each write was given, and that one has `begun`; it goes on once it `may`."""
+    """A log that records the number of events of each write, reports that one has `begun`, and goes on once it `may`."""
 
     def __init__(self, path: Path, config: SqliteLogConfig) -> None:
         super().__init__(path, config)
@@ -36,7 +36,7 @@ class Counted(SqliteFeedbackLog):
 
 
 class Counting(FeedbackIntake):
-    """Lets the log go on when so many batches have come."""
+    """An intake that lets the log go on once the `missing` batches have arrived."""
 
     def __init__(self, log: Counted, states: UserStates) -> None:
         super().__init__(log, states)
@@ -63,90 +63,92 @@ def intake(log: Counted, tmp_path: Path) -> Counting:
 
 
 @pytest.fixture
-def run_line(intake: Counting) -> Callable[..., None]:
-    def run_it(work: Callable[[FeedbackQueue], Awaitable[None]], most: int = 100) -> None:
-        line = FeedbackQueue(intake, most)
+def run_queue(intake: Counting) -> Callable[..., None]:
+    def run_it(work: Callable[[FeedbackQueue], Awaitable[None]], batches_max: int = 100) -> None:
+        queue = FeedbackQueue(intake, batches_max)
         try:
-            asyncio.run(work(line))  # type: ignore[arg-type]
+            asyncio.run(work(queue))  # type: ignore[arg-type]
         finally:
-            line.close()
+            queue.close()
 
     return run_it
 
 
-def test_what_comes_while_the_disk_is_busy_is_written_at_once(
-    log: Counted, intake: Counting, run_line: Callable[..., None]
+def test_batches_that_arrive_while_the_disk_is_busy_share_one_write(
+    log: Counted, intake: Counting, run_queue: Callable[..., None]
 ) -> None:
-    async def work(line: FeedbackQueue) -> None:
+    async def work(queue: FeedbackQueue) -> None:
         log.may.clear()
         intake.missing = 6
-        first = asyncio.ensure_future(line([event()], "$"))
+        first = asyncio.ensure_future(queue([event()], "$"))
         assert await asyncio.to_thread(log.begun.wait, 30)
-        rest = [line([event()], "$") for _ in range(5)]
+        rest = [queue([event()], "$") for _ in range(5)]
         assert await asyncio.gather(first, *rest) == [ONE] * 6
 
-    run_line(work)
+    run_queue(work)
     assert log.writes == [1, 5]
 
 
-def test_each_gets_its_own_receipt(run_line: Callable[..., None]) -> None:
-    async def work(line: FeedbackQueue) -> None:
+def test_each_batch_gets_its_own_receipt(run_queue: Callable[..., None]) -> None:
+    async def work(queue: FeedbackQueue) -> None:
         twice, known = event(), event()
-        assert await line([known], "$") == ONE
-        got = await asyncio.gather(line([twice, known], "$"), line([twice, twice], "$"), line([], "$"), line([event()], "$"))
+        assert await queue([known], "$") == ONE
+        got = await asyncio.gather(
+            queue([twice, known], "$"), queue([twice, twice], "$"), queue([], "$"), queue([event()], "$")
+        )
         assert [(one.accepted, one.duplicates) for one in got] == [(1, 1), (0, 2), (0, 0), (1, 0)]
 
-    run_line(work)
+    run_queue(work)
 
 
-def test_one_that_cannot_be_kept_fails_no_other(run_line: Callable[..., None]) -> None:
-    async def work(line: FeedbackQueue) -> None:
+def test_a_batch_that_cannot_be_written_fails_no_other(run_queue: Callable[..., None]) -> None:
+    async def work(queue: FeedbackQueue) -> None:
         large = [event(session_id="x" * 1000) for _ in range(200)]
-        got = await asyncio.gather(line([event()], "$"), line(large, "$"), line([event()], "$"), return_exceptions=True)
+        got = await asyncio.gather(queue([event()], "$"), queue(large, "$"), queue([event()], "$"), return_exceptions=True)
         assert got[0] == got[2] == ONE
         assert isinstance(got[1], LogWriteError)
 
-    run_line(work)
+    run_queue(work)
 
 
-def test_while_another_holds_the_log_all_are_refused_after_one_wait(
-    log: Counted, run_line: Callable[..., None], tmp_path: Path
+def test_while_another_process_locks_the_log_all_are_refused_after_one_wait(
+    log: Counted, run_queue: Callable[..., None], tmp_path: Path
 ) -> None:
-    async def work(line: FeedbackQueue) -> None:
-        got = await asyncio.gather(*(line([event()], "$") for _ in range(3)), return_exceptions=True)
+    async def work(queue: FeedbackQueue) -> None:
+        got = await asyncio.gather(*(queue([event()], "$") for _ in range(3)), return_exceptions=True)
         assert all(isinstance(one, LogBusyError) for one in got)
 
     with sqlite3.connect(tmp_path / "feedback.db", isolation_level=None) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        run_line(work)
+        run_queue(work)
         holder.execute("ROLLBACK")
     holder.close()
     assert log.writes == [3]
 
 
-def test_the_line_has_an_end_and_a_batch_of_nonsense_does_not_get_into_it(run_line: Callable[..., None]) -> None:
-    async def work(line: FeedbackQueue) -> None:
-        tasks = [asyncio.ensure_future(line([event()], "$")) for _ in range(3)]
+def test_the_queue_is_bounded_and_an_invalid_batch_does_not_enter_it(run_queue: Callable[..., None]) -> None:
+    async def work(queue: FeedbackQueue) -> None:
+        tasks = [asyncio.ensure_future(queue([event()], "$")) for _ in range(3)]
         with pytest.raises(ContractError):
-            await line([event(event_id="")], "$.feedback")
+            await queue([event(event_id="")], "$.feedback")
         got = await asyncio.gather(*tasks, return_exceptions=True)
         assert got[:2] == [ONE, ONE]
         assert isinstance(got[2], BusyError)
-        assert await line([event()], "$") == ONE
+        assert await queue([event()], "$") == ONE
 
-    run_line(work, 2)
+    run_queue(work, 2)
 
 
-def test_who_went_away_has_had_its_effect(log: Counted, run_line: Callable[..., None]) -> None:
+def test_feedback_of_a_client_that_disconnected_is_kept(log: Counted, run_queue: Callable[..., None]) -> None:
     kept = event()
 
-    async def work(line: FeedbackQueue) -> None:
+    async def work(queue: FeedbackQueue) -> None:
         log.may.clear()
-        gone = asyncio.ensure_future(line([kept], "$"))
+        gone = asyncio.ensure_future(queue([kept], "$"))
         assert await asyncio.to_thread(log.begun.wait, 30)
         gone.cancel()
         log.may.set()
-        assert await line([event()], "$") == ONE
+        assert await queue([event()], "$") == ONE
 
-    run_line(work)
+    run_queue(work)
     assert kept in list(log.replay())

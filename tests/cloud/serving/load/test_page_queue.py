@@ -9,24 +9,22 @@ from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.telemetry.logs import RequestInfo, current_request
 
 
-def line(
-    make: Callable[[int, float], int], queue_s: float = 10.0, clock: Callable[[], float] | None = None
-) -> PageQueue[int, int]:
-    return PageQueue(make, queue_s, ComputePrice(1, clock=clock) if clock else ComputePrice(1))
+def queue_of(make: Callable[[int, float], int], wait_max_s: float = 10.0) -> PageQueue[int, int]:
+    return PageQueue(make, wait_max_s, ComputePrice())
 
 
-def busy(_: float = 0.0) -> None:
-    """As long as pages are made at once before the others wait."""
+def busy() -> None:
+    """Use up the time in which pages are made without queueing."""
     until = perf_counter() + TURN_S
     while perf_counter() < until:
         pass
 
 
-def test_pages_are_made_in_the_order_in_which_they_came_and_the_loop_runs_between_them() -> None:
+def test_pages_are_made_in_the_order_of_arrival_and_the_loop_runs_between_them() -> None:
     made: list[int] = []
 
     async def main() -> list[int]:
-        waiting = line(lambda asked, since: busy() or made.append(asked) or asked * 10)
+        queue = queue_of(lambda request, since: busy() or made.append(request) or request * 10)
         turns = 0
 
         async def others() -> None:
@@ -36,89 +34,89 @@ def test_pages_are_made_in_the_order_in_which_they_came_and_the_loop_runs_betwee
                 await asyncio.sleep(0)
 
         other = asyncio.create_task(others())
-        answers = await asyncio.gather(*(waiting(i, float(i)) for i in range(5)))
+        answers = await asyncio.gather(*(queue(i, float(i)) for i in range(5)))
         await other
         assert turns >= 5
-        assert len(waiting) == 0
+        assert len(queue) == 0
         return answers
 
     assert asyncio.run(main()) == [0, 10, 20, 30, 40]
     assert made == [0, 1, 2, 3, 4]
 
 
-def test_an_error_is_the_askers_alone() -> None:
-    def make(asked: int, since: float) -> int:
-        if asked == 1:
+def test_an_error_reaches_only_the_request_that_caused_it() -> None:
+    def make(request: int, since: float) -> int:
+        if request == 1:
             raise ValueError("one")
-        return asked
+        return request
 
     async def main() -> list[int | BaseException]:
-        waiting = line(make)
-        return await asyncio.gather(*(waiting(i, 0.0) for i in range(3)), return_exceptions=True)
+        queue = queue_of(make)
+        return await asyncio.gather(*(queue(i, 0.0) for i in range(3)), return_exceptions=True)
 
     zero, one, two = asyncio.run(main())
     assert (zero, two) == (0, 2)
     assert isinstance(one, ValueError)
 
 
-def test_what_nobody_waits_for_any_more_is_not_made() -> None:
+def test_a_page_whose_client_disconnected_is_not_made() -> None:
     made: list[int] = []
 
     async def main() -> None:
-        waiting = line(lambda asked, since: busy() or made.append(asked) or 0)
-        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in range(3)]
+        queue = queue_of(lambda request, since: busy() or made.append(request) or 0)
+        tasks = [asyncio.create_task(queue(i, 0.0)) for i in range(3)]
         tasks[1].cancel()
         await asyncio.sleep(0)
         tasks[2].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert await waiting(9, 0.0) == 0
+        assert await queue(9, 0.0) == 0
 
     asyncio.run(main())
     assert made == [0, 9]
 
 
-def test_who_does_something_else_first_has_a_place_in_line() -> None:
+def test_a_request_that_waits_for_something_else_has_a_reserved_place() -> None:
     async def main() -> None:
-        waiting = line(lambda asked, since: asked, queue_s=1e-12)
-        assert await waiting(1, 0.0) == 1  # from now on it knows what a page takes
-        waiting.enter()
-        with waiting.coming():
+        queue = queue_of(lambda request, since: request, wait_max_s=1e-12)
+        assert await queue(1, 0.0) == 1  # the queue now knows how long a page takes
+        queue.enter()
+        with queue.reserve():
             with pytest.raises(BusyError):
-                waiting.enter()
-            assert len(waiting) == 0
-        with pytest.raises(KeyError), waiting.coming():
+                queue.enter()
+            assert len(queue) == 0
+        with pytest.raises(KeyError), queue.reserve():
             raise KeyError
-        waiting.enter()
+        queue.enter()
 
     asyncio.run(main())
 
 
-def test_who_would_wait_too_long_is_refused_until_the_line_is_shorter() -> None:
+def test_a_request_that_would_wait_too_long_is_refused_until_the_queue_is_shorter() -> None:
     async def main() -> None:
-        waiting = line(lambda asked, since: busy() or 0, queue_s=1e-9)
-        waiting.enter()
-        await waiting(0, 0.0)
-        waiting.enter()
-        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in (1, 2)]
+        queue = queue_of(lambda request, since: busy() or 0, wait_max_s=1e-9)
+        queue.enter()
+        await queue(0, 0.0)
+        queue.enter()
+        tasks = [asyncio.create_task(queue(i, 0.0)) for i in (1, 2)]
         await asyncio.sleep(0)  # the first has used up this turn of the loop
         with pytest.raises(BusyError) as caught:
-            waiting.enter()
+            queue.enter()
         assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "1")
         await asyncio.gather(*tasks)
-        waiting.enter()
+        queue.enter()
 
     asyncio.run(main())
 
 
-def test_the_price_counts_who_waits_and_who_gave_up() -> None:
+def test_the_price_counts_requests_that_wait_and_not_those_that_gave_up() -> None:
     now = [0.0]
 
     async def main() -> None:
-        price = ComputePrice(1, clock=lambda: now[0])
-        waiting = PageQueue[int, int](lambda asked, since: busy() or asked, 10.0, price)
-        tasks = [asyncio.create_task(waiting(i, 0.0)) for i in range(5)]
+        price = ComputePrice(clock=lambda: now[0])
+        queue = PageQueue[int, int](lambda request, since: busy() or request, 10.0, price)
+        tasks = [asyncio.create_task(queue(i, 0.0)) for i in range(5)]
         await asyncio.sleep(0)
-        assert len(waiting) == 4, "the first was made at once"
+        assert len(queue) == 4, "the first was made at once"
         now[0] = 1000.0
         assert price() == pytest.approx(4)
         tasks[4].cancel()
@@ -129,20 +127,20 @@ def test_the_price_counts_who_waits_and_who_gave_up() -> None:
     asyncio.run(main())
 
 
-def test_a_page_is_made_under_the_name_of_its_request() -> None:
+def test_a_page_is_made_in_the_context_of_its_request() -> None:
     async def main() -> list[str]:
         names: list[str] = []
 
-        def make(asked: int, since: float) -> int:
+        def make(request: int, since: float) -> int:
             info = current_request.get()
             names.append(info.id if info else "")
             return 0
 
-        waiting = line(make)
+        queue = queue_of(make)
 
         async def one(i: int) -> None:
             current_request.set(RequestInfo(f"r{i}"))
-            await waiting(i, 0.0)
+            await queue(i, 0.0)
 
         await asyncio.gather(*(asyncio.create_task(one(i)) for i in range(3)))
         return names
