@@ -1,15 +1,15 @@
-"""The door: whoever comes in has a token that allows it and does not come too often.
+"""The check of every request: its token allows it, and its caller does not exceed a rate.
 
     access = Access(TokenFile(path), RequestLimits())
     grant = access(scope, "device")                                      # ASGI's own scope: the hot routes
     @app.get("/metrics", dependencies=[access.requires("admin")])        # any other route
 
-Without tokens the server is open: anybody may do all but publish, which would change the models of every device. That is for
-loopback (`check_host`).
+A server without tokens is open: anybody may do everything but publish, which would change the models of every device. That is
+meant for loopback addresses (`check_host`).
 
 Errors::
 
-    OpenServerError            a server that other machines reach and that anybody may use, and nobody said so
+    OpenServerError            a server without tokens that other machines reach, and that was not meant to be open
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from pocketrank.cloud.serving.access.tokens import AuthError, Grant, TokenFile
 __all__ = ["ANONYMOUS", "REFUSALS", "SECURITY_SCHEME", "Access", "OpenServerError", "check_host", "is_loopback"]
 
 ANONYMOUS = Grant("", frozenset(("device", "admin")), None)
-"""Who comes to an open server."""
+"""Any caller of an open server."""
 
 SECURITY_SCHEME = "token"
-"""The name of the tokens in the OpenAPI text."""
+"""Name of the tokens in the OpenAPI document."""
 
 REFUSALS = {
-    401: "No token, or none that is in force; `WWW-Authenticate` says which.",
-    403: "A token without the scope that this takes.",
-    429: "Too many requests; `Retry-After` says in how many seconds the next is welcome.",
+    401: "No token, or one that is not valid; `WWW-Authenticate` says which.",
+    403: "A token without the scope that this route requires.",
+    429: "Too many requests; `Retry-After` holds the seconds to wait before the next one.",
 }
-"""What each status means with which a caller is not let in; an open server has them too."""
+"""Descriptions of the statuses with which a caller is refused. An open server uses them, too."""
 
 
 class OpenServerError(ValueError):
-    """A server that other machines reach and that anybody may use, and nobody said so."""
+    """A server without tokens that other machines reach, and that was not meant to be open."""
 
 
 def check_host(host: str, *, has_tokens: bool, is_open: bool) -> None:
-    """Raise `OpenServerError` unless `host` is this machine's own, or the server has tokens, or is meant to be open."""
+    """Raise `OpenServerError` unless `host` is a loopback address, or the server has tokens or is meant to be open."""
     if not (has_tokens or is_open or is_loopback(host)):
         raise OpenServerError(
-            f"Expected `--tokens FILE`, or `--open` to let in anybody, for an address that other machines reach, got `{host}`"
+            f"Expected `--tokens FILE`, or `--open` to accept anybody, for an address that other machines reach, got `{host}`"
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine alone. A name other than `localhost` is not looked up, and is not."""
+    """Return whether only this machine reaches an address. Names other than `localhost` are not resolved and do not count."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -63,7 +63,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """The check of every request. `tokens` None leaves the server open."""
+    """Check of every request's token and rate. `tokens` None leaves the server open."""
 
     def __init__(self, tokens: TokenFile | None = None, limits: RequestLimits | None = None) -> None:
         self.tokens, self.limits = tokens, RequestLimits() if limits is None else limits
@@ -71,22 +71,21 @@ class Access:
         self._rates: dict[str, RateLimit | None] = {scope: config.rate(scope) for scope in SCOPES}
 
     def __call__(self, scope: Scope, need: TokenScope) -> Grant:
-        """Who asks. Raises `AuthError` when that one may not do `need`, `TooManyError` when it asks too often."""
+        """Return what the sender of a request may do. `scope` is ASGI's.
+
+        Raises `AuthError` when the sender may not do `need`, and `TooManyError` when it exceeds its rate.
+        """
         authorization: bytes | None = None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 if authorization is not None:
                     raise AuthError("malformed", "one `Authorization`", "several", need)
                 authorization = value
-        return self.admit(authorization, need, scope.get("client"))
-
-    def admit(self, authorization: bytes | None, need: TokenScope, client: tuple[str, int] | None) -> Grant:
-        """The same of one `Authorization` header that the caller has found, and ASGI's `client`."""
         if self.tokens is None:
             if need not in ANONYMOUS.scopes:
                 raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
             if (anonymous := self.limits.config.anonymous) is not None:
-                self.limits(caller(client), anonymous)
+                self.limits(caller(scope.get("client")), anonymous)
             return ANONYMOUS
         grant = self.tokens.check(authorization, need)
         if (rate := grant.rate or self._rates[need]) is not None:
@@ -94,11 +93,11 @@ class Access:
         return grant
 
     def requires(self, need: TokenScope) -> Any:
-        """A FastAPI dependency that lets in who may do `need`, and says so in the OpenAPI text."""
+        """Return a FastAPI dependency that refuses callers who may not do `need`, and documents it in OpenAPI."""
         return Depends(_open(self, need)) if self.tokens is None else Security(_Bearer(self, need), scopes=[need])
 
     def openapi_security(self, need: TokenScope) -> list[dict[str, list[str]]]:
-        """The same for a route that FastAPI does not know: the `security` of its operation."""
+        """Return OpenAPI's `security` of an operation that needs `need`, for a route that FastAPI does not know."""
         return [] if self.tokens is None else [{SECURITY_SCHEME: [need]}]
 
 

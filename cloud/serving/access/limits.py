@@ -1,14 +1,14 @@
-"""How often a caller may ask, and how much it may send.
+"""Rate limits of callers, and the size limit of what they upload.
 
-A token bucket for each caller: it holds `burst` requests and fills at `per_s`. What is kept of a bucket is the one moment at
-which it will be full again (the generic cell rate algorithm, ITU-T I.371), so that a request costs one look-up.
+Each caller has a token bucket, which holds `burst` requests and is refilled at `per_s`. Only the time at which a bucket will be
+full again is stored (the generic cell rate algorithm, ITU-T I.371), so a request costs one look-up.
 
-The buckets are a process's own: several worker processes together let through that many times the rate.
+Each process has its own buckets: several worker processes together allow that many times the rate.
 
 Errors::
 
     WireError
-    └── TooManyError           429: the bucket is empty; knows after how many seconds it is not
+    └── TooManyError           429: the bucket is empty; holds after how many seconds to retry
 """
 
 from __future__ import annotations
@@ -29,50 +29,52 @@ from pocketrank.cloud.serving.http.wire import WireError
 __all__ = ["LimitsConfig", "RateLimit", "RequestLimits", "SCOPES", "TokenScope", "TooManyError", "caller"]
 
 TokenScope = Literal["device", "publish", "admin"]
-"""What a caller may do: ask for pages, send feedback and download the bundle; upload one; look after the server."""
+"""What a caller may do: request pages, send feedback and download the bundle; upload a bundle; monitor the server."""
 
 SCOPES: tuple[TokenScope, ...] = ("device", "publish", "admin")
-"""All of them."""
+"""All scopes, in the order in which they are listed."""
 
 _OTHERS = object()
-_SUBNET = 64  # bits of an IPv6 address that are one customer's
-_CALLERS = 4096
+"""Key of the bucket that all callers beyond `callers_max` share."""
+_SUBNET_BITS = 64
+"""Bits of an IPv6 address that one customer has in common."""
+_SUBNETS_CACHED = 4096
 
 
 class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A bucket of requests."""
+    """Rate limit of a caller."""
 
     per_s: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-    """Requests a second, in the long run."""
+    """Requests per second in the long run."""
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-    """Requests at once, after a pause."""
+    """Requests at once after a pause."""
 
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """The limits of callers that have none of their own."""
+    """Limits of callers that have none of their own. None means unlimited."""
 
     device: RateLimit | None = RateLimit(10.0, 100)
-    """Of a token used as `device`, None without end. One phone asks for a page in seconds and downloads some dozens of files; a
-    token that a fleet shares wants a rate of its own."""
+    """Rate of a token used as `device`. One phone requests a page every few seconds and downloads some dozens of files; a token
+    that a fleet shares needs a rate of its own."""
     publish: RateLimit | None = RateLimit(10.0, 500)
-    """Of a token used as `publish`: a bundle has at most some hundred files, each of them a request."""
+    """Rate of a token used as `publish`: a bundle has at most some hundred files, and each of them is a request."""
     admin: RateLimit | None = RateLimit(10.0, 50)
-    """Of a token used as `admin`: scrapes and probes."""
+    """Rate of a token used as `admin`: scrapes and probes."""
     anonymous: RateLimit | None = None
-    """Of an address at an open server. None, because on loopback there is nobody to be kept out."""
+    """Rate of an address at an open server. None, because only this machine reaches a loopback address."""
     callers_max: int = 65_536
-    """Buckets that are kept, some 10 MB. Beyond them new callers share one until others are full again."""
+    """Buckets in memory, some 10 MB. Callers beyond them share one bucket until others are full again."""
     publish_bytes: int = 256 << 20
-    """The largest file of a bundle that is taken: all that `BundleFiles` serves. Other bodies: `BudgetConfig.body_max`."""
+    """Largest file of an uploaded bundle, which `BundleFiles` can still serve. `BudgetConfig.body_max` bounds other bodies."""
 
     def rate(self, scope: TokenScope) -> RateLimit | None:
-        """The rate of a token used as `scope`."""
+        """Return the rate of a token used as `scope`."""
         return self.device if scope == "device" else self.publish if scope == "publish" else self.admin
 
 
 class TooManyError(WireError):
-    """The caller asks faster than it may. `retry_after_s` is when it may again; the header has it in whole seconds."""
+    """A caller that exceeds its rate. It may retry after `retry_after_s`; the header holds it in whole seconds."""
 
     def __init__(self, limit: RateLimit, retry_after_s: float) -> None:
         expected = f"at most {limit.per_s:g} requests a second, {limit.burst} at once"
@@ -81,20 +83,20 @@ class TooManyError(WireError):
 
 
 class RequestLimits:
-    """The buckets of all callers. For the one thread of an event loop. `clock` is in seconds and only goes forward."""
+    """Token buckets of all callers. For the one thread of an event loop. `clock` returns seconds and is monotonic."""
 
     def __init__(self, config: LimitsConfig | None = None, clock: Callable[[], float] = monotonic) -> None:
         self.config = config or LimitsConfig()
         self._clock = clock
-        self._full_at: OrderedDict[Hashable, float] = OrderedDict()  # those that asked last are last
+        self._full_at: OrderedDict[Hashable, float] = OrderedDict()  # the most recent callers are last
 
     @property
     def callers(self) -> int:
-        """Buckets that are kept now."""
+        """Number of buckets in memory."""
         return len(self._full_at)
 
     def __call__(self, key: Hashable, limit: RateLimit) -> None:
-        """Take one request out of the bucket `key`. Raises `TooManyError`, which takes nothing."""
+        """Take one request out of the bucket `key`. Raises `TooManyError` and takes nothing when the bucket is empty."""
         now, buckets = self._clock(), self._full_at
         full_at = buckets.get(key)
         if full_at is None:
@@ -103,13 +105,13 @@ class RequestLimits:
             full_at = buckets.get(key, now)
         per_s = limit.per_s
         taken = (full_at if full_at > now else now) + 1 / per_s
-        if (wait := taken - now - limit.burst / per_s) > 1e-9:  # what floats lose
+        if (wait := taken - now - limit.burst / per_s) > 1e-9:  # rounding errors
             raise TooManyError(limit, wait)
         buckets[key] = taken
         buckets.move_to_end(key)
 
     def _make_room(self, key: Hashable, now: float) -> Hashable:
-        # A full bucket says nothing. To forget any other would let its caller off whenever enough strangers come.
+        # A full bucket holds no information. Any other must stay: its caller could empty it by sending from enough addresses.
         while len(self._full_at) >= self.config.callers_max:
             oldest = next(iter(self._full_at))
             if self._full_at[oldest] > now:
@@ -119,17 +121,17 @@ class RequestLimits:
 
 
 def caller(client: tuple[str, int] | None) -> str:
-    """The bucket of an ASGI `client`: its IPv4 address, or its IPv6 subnet, as one customer has 2^64 addresses."""
+    """Return the bucket of an ASGI `client`: its IPv4 address, or its IPv6 subnet, as one customer has 2^64 addresses."""
     if client is None:  # a Unix socket
         return ""
     host = client[0]
     return _subnet(host) if ":" in host else host
 
 
-@lru_cache(_CALLERS)
+@lru_cache(_SUBNETS_CACHED)
 def _subnet(host: str) -> str:
     try:
         address = IPv6Address(host)
     except ValueError:
         return host
-    return str(address.ipv4_mapped or IPv6Network((int(address), _SUBNET), strict=False))
+    return str(address.ipv4_mapped or IPv6Network((int(address), _SUBNET_BITS), strict=False))

@@ -1,8 +1,8 @@
-"""The file of bearer tokens: who may do what, until when. It holds no token, only their digests.
+"""The file of bearer tokens: what each of them allows, and until when. It holds the tokens' digests, not the tokens.
 
-A token is `prk_<id>_<secret>`: 48 bits in hex that name it and 256 random bits in hex. The file has the SHA-256 of the whole
-text. A plain hash is right here and a password hash is not: nobody can go through 2^256 secrets however fast the hash is, and
-every request would pay for a slow one.
+A token is `prk_<id>_<secret>`: 48 bits in hex that name it and 256 random bits in hex. The file holds the SHA-256 of the whole
+text. A plain hash is enough here, unlike for passwords: nobody can try 2^256 secrets however fast the hash is, and every
+request would pay for a slow one.
 
 ::
 
@@ -10,7 +10,7 @@ every request would pay for a slow one.
 
 Errors::
 
-    TokenFileError             not a file of tokens, not there, not readable, or open to others; says which file
+    TokenFileError             not a file of tokens, missing, unreadable, or accessible to others; names the file
     └── NoSuchTokenError       no token has this id
 """
 
@@ -51,7 +51,7 @@ _LOCK_S = 10.0
 
 
 class TokenFileError(ValueError):
-    """Not a file of tokens, not there, not readable, or open to others. The message names the file and never a secret."""
+    """A file that is not one of tokens, missing, unreadable, or accessible to others. The message never holds a secret."""
 
     def __init__(self, where: Path, expected: str, got: str) -> None:
         super().__init__(f"Expected {expected}, got {got} - at {where}")
@@ -63,24 +63,24 @@ class NoSuchTokenError(TokenFileError):
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is kept of a token. Unknown fields are refused: a mistyped `revoked_ms` must not leave a token in force."""
+    """A token as the file holds it. Unknown fields are refused: a mistyped `revoked_ms` must not leave a token valid."""
 
     id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]
-    """Its public name, for logs and to revoke it."""
+    """Public name, for logs and to revoke the token."""
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    """The digest of the whole token in hex."""
+    """Digest of the whole token in hex."""
     scopes: Annotated[tuple[TokenScope, ...], Meta(min_length=1)]
-    """All that it may do. None implies another: what scrapes metrics must not be able to change every device's models."""
+    """Everything the token allows. No scope implies another: a scraper of metrics must not change every device's models."""
     created_ms: int
-    """When it was made, in Unix milliseconds."""
+    """Unix time of its creation in milliseconds."""
     expires_ms: int
-    """From when on it is no longer let in."""
+    """Unix time in milliseconds from which it is refused."""
     revoked_ms: int | None = None
-    """When it was revoked, None of one in force. A revoked token stays in the file, for logs to be understood."""
+    """Unix time of its revocation in milliseconds, or None. A revoked token stays in the file, to explain the logs."""
     note: Annotated[str, Meta(max_length=200)] = ""
-    """Whose it is."""
+    """Free text: who uses the token."""
     rate: RateLimit | None = None
-    """Its own rate limit instead of that of its scope."""
+    """Rate limit that replaces the one of the scope."""
 
 
 class _Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,27 +92,27 @@ class IssuedToken(NamedTuple):
     """A new token."""
 
     token: str
-    """The secret text, which nobody can have a second time."""
+    """The secret text. It is stored nowhere."""
     record: TokenRecord
-    """What the file keeps."""
+    """Its record in the file."""
 
 
 _decode = msgspec.json.Decoder(_Tokens).decode
 
 
 def decode_tokens(data: bytes, where: Path) -> tuple[TokenRecord, ...]:
-    """The records in a file's bytes. Raises `TokenFileError`."""
+    """Return the records in a file's bytes. Raises `TokenFileError`."""
     try:
         tokens = _decode(data).tokens
     except (msgspec.DecodeError, RecursionError) as error:  # UnicodeDecodeError is a DecodeError of msgspec's
         raise TokenFileError(where, "a file of tokens", str(error)) from error
     if len({record.id for record in tokens}) < len(tokens):
-        raise TokenFileError(where, "each token listed once", "two of one id")
+        raise TokenFileError(where, "each token listed once", "two with one id")
     return tokens
 
 
 def read_token_file(path: Path) -> tuple[bytes, os.stat_result]:
-    """The file's bytes and what is known of it then. Raises `TokenFileError`, also when others may change or read it."""
+    """Return the file's bytes and its status. Raises `TokenFileError`, also when others may change or read the file."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -127,7 +127,7 @@ def read_token_file(path: Path) -> tuple[bytes, os.stat_result]:
 
 
 def list_tokens(path: Path) -> tuple[TokenRecord, ...]:
-    """The tokens of the file in the order they were made. Raises `TokenFileError`."""
+    """Return the tokens of the file, oldest first. Raises `TokenFileError`."""
     return decode_tokens(read_token_file(path)[0], path)
 
 
@@ -140,7 +140,7 @@ def issue_token(
     note: str = "",
     rate: RateLimit | None = None,
 ) -> IssuedToken:
-    """Make a token, and the file when there is none. Raises `TokenFileError`; then the file is as it was."""
+    """Create a token, and the file when there is none. Raises `TokenFileError`, and leaves the file as it was."""
     name = secrets.token_hex(_ID_BYTES)
     token = f"prk_{name}_{secrets.token_hex(_SECRET_BYTES)}"
     record = TokenRecord(
@@ -157,7 +157,7 @@ def issue_token(
 
 
 def revoke_token(path: Path, id: str, *, now_ms: int) -> TokenRecord:
-    """Revoke the token `id`; one that is stays as it is. Raises `NoSuchTokenError`, `TokenFileError`."""
+    """Revoke the token `id`; a token that is revoked already keeps its time. Raises `NoSuchTokenError`, `TokenFileError`."""
 
     def revoke(tokens: tuple[TokenRecord, ...]) -> tuple[TokenRecord, ...]:
         if all(record.id != id for record in tokens):
@@ -173,7 +173,7 @@ def revoke_token(path: Path, id: str, *, now_ms: int) -> TokenRecord:
 def _edit(
     path: Path, change: Callable[[tuple[TokenRecord, ...]], tuple[TokenRecord, ...]], *, make: bool = False
 ) -> tuple[TokenRecord, ...]:
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # replace the file that a link points to, not the link
     try:
         if make:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def _edit(
             old = () if make and not path.exists() else list_tokens(path)
             new = change(old)
             data = msgspec.json.format(msgspec.json.encode(_Tokens(tokens=new)), indent=2) + b"\n"
-            decode_tokens(data, path)  # what would not be read is not written
+            decode_tokens(data, path)  # never write what could not be read
             if new != old:
                 write_atomically(path, data, _OWNER_ONLY)
     except Timeout as error:

@@ -1,12 +1,10 @@
-"""Who may do what: bearer tokens, checked against a file that is read anew when it changes.
-
-A server that has no file is open to whoever reaches it, which is for loopback only.
+"""The check of bearer tokens against their file, which is read again whenever it changes.
 
 Errors::
 
     WireError
-    └── AuthError              401 no token that is in force, 403 one without the scope; no message holds a secret
-    TokenFileError             at start: the file is not one of tokens (see `token_file`)
+    └── AuthError              401: no valid token; 403: a token without the scope. No message holds a secret
+    TokenFileError             at the start: the file is not one of tokens (see `token_file`)
 """
 
 from __future__ import annotations
@@ -28,16 +26,18 @@ from pocketrank.cloud.serving.http.wire import WireError
 __all__ = ["AuthError", "AuthReason", "Grant", "TokenFile", "TokenFileConfig"]
 
 AuthReason = Literal["missing", "malformed", "wrong", "expired", "revoked", "scope"]
-"""Why somebody was not let in; for metrics."""
+"""Why a caller was refused; for metrics."""
 
 _SCHEME, _TOKEN, _ID, _LENGTH = slice(0, 11), slice(7, None), slice(11, 23), 88  # of `Bearer prk_<id>_<secret>`
-_SETTLED_S = 1.0  # a file changed again within a tick of its clock looks unchanged
+_SETTLED_S = 1.0
+"""Age from which an unchanged modification time proves an unchanged file: a second change within one tick of the file system's
+clock leaves it as it was."""
 
 _logger = logging.getLogger(__name__)
 
 
 class AuthError(WireError):
-    """Not let in. `reason` says why; what the caller is told of a token that is not in force depends on having its secret."""
+    """A caller that is refused, for a `reason`. Only a caller with a token's secret is told that it is expired or revoked."""
 
     def __init__(self, reason: AuthReason, expected: str, got: str, scope: TokenScope) -> None:
         challenge = 'Bearer realm="pocketrank"'
@@ -50,14 +50,14 @@ class AuthError(WireError):
 
 
 class Grant(NamedTuple):
-    """Somebody who was let in."""
+    """What an accepted caller may do."""
 
     id: str
-    """The token's public name, empty at an open server. May be logged."""
+    """Public name of the token, which may be logged; empty at an open server."""
     scopes: frozenset[TokenScope]
-    """All that the token may do."""
+    """Everything the token allows."""
     rate: RateLimit | None
-    """Its own rate limit."""
+    """Rate limit of the token itself."""
 
 
 class _Entry(NamedTuple):
@@ -67,24 +67,24 @@ class _Entry(NamedTuple):
     grant: Grant
 
 
-_NOBODY = _Entry(bytes(32), 0.0, True, Grant("", frozenset(), None))
-"""What an unknown id is compared with, so that it takes the time of a wrong secret."""
+_UNKNOWN = _Entry(bytes(32), 0.0, True, Grant("", frozenset(), None))
+"""Entry that unknown ids are compared with, so that they take the time of a wrong secret."""
 
 
 @dataclass(frozen=True)
 class TokenFileConfig:
-    """How the file is followed."""
+    """How the token file is followed."""
 
     check_every_s: float = 1.0
-    """A change is seen after so long at the latest. Looking costs some microseconds."""
+    """Longest time until a change of the file is noticed. A check costs some microseconds."""
 
 
 class TokenFile:
-    """The tokens in the file at `path`, as they are now. Raises `TokenFileError` when they cannot be read to begin with.
+    """The current tokens of the file at `path`. Raises `TokenFileError` when it cannot be read at the start.
 
-    Later a file that vanished or cannot be read leaves in force what was, and an error in the log: nobody new is let in, and
-    nobody is locked out by an editor. A token still expires then. `clock` is Unix time, `ticks` only goes forward; seconds. For
-    the one thread of an event loop.
+    If the file vanishes or becomes unreadable later, the tokens of before stay valid until they expire, and an error is logged:
+    no new token is accepted, and an editor that is saving the file locks nobody out. `clock` returns Unix time, `ticks` is
+    monotonic; both in seconds. For the one thread of an event loop.
     """
 
     def __init__(
@@ -98,61 +98,52 @@ class TokenFile:
         self._path, self._config = path, config or TokenFileConfig()
         self._clock, self._ticks = clock, ticks
         self._stamp: tuple[int, ...] | None = None
-        self._trouble: str | None = None
+        self._error: TokenFileError | None = None
         self._entries: dict[bytes, _Entry] = {}
         self._read()
         self._check_at = ticks() + self._config.check_every_s
 
-    @property
-    def count(self) -> int:
-        """Tokens in the file, in force or not."""
-        return len(self._entries)
-
-    @property
-    def trouble(self) -> str | None:
-        """What keeps the file from being read anew, None when nothing does; for readiness and metrics."""
-        return self._trouble
-
     def check_file(self) -> None:
-        """Raise `TokenFileError` while the file cannot be read anew; the tokens that were read last stay in force."""
-        if self._trouble is not None:
-            raise TokenFileError(self._path, "a file of tokens", self._trouble)
+        """Raise `TokenFileError` while the file cannot be read again; the tokens that were read last stay valid."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
 
     def check(self, authorization: bytes | None, scope: TokenScope) -> Grant:
-        """Who it is that sends this `Authorization` header, if that one may do `scope`. Raises `AuthError`."""
+        """Return what the sender of this `Authorization` header may do, which includes `scope`. Raises `AuthError`."""
         if (ticks := self._ticks()) >= self._check_at:
             self._check_at = ticks + self._config.check_every_s
-            self._look()
+            self._refresh()
         if not authorization:
             raise AuthError("missing", "a token: `Authorization: Bearer prk_…`", "none", scope)
         if len(authorization) != _LENGTH or authorization[_SCHEME].lower() != b"bearer prk_":
             raise AuthError("malformed", "`Bearer prk_<id>_<secret>`", "something else", scope)
-        entry = self._entries.get(authorization[_ID], _NOBODY)
+        entry = self._entries.get(authorization[_ID], _UNKNOWN)
         if not compare_digest(sha256(authorization[_TOKEN]).digest(), entry.digest):
             raise AuthError("wrong", "a token of this server", "another", scope)
         if entry.revoked:
-            raise AuthError("revoked", "a token in force", "one that was revoked", scope)
+            raise AuthError("revoked", "a valid token", "one that was revoked", scope)
         if self._clock() >= entry.expires_s:
-            raise AuthError("expired", "a token in force", "one that expired", scope)
+            raise AuthError("expired", "a valid token", "one that expired", scope)
         if scope not in entry.grant.scopes:
             raise AuthError("scope", f"a token with the scope `{scope}`", "one without", scope)
         return entry.grant
 
-    def _look(self) -> None:
-        if self._trouble is None and self._is_as_read():
+    def _refresh(self) -> None:
+        if self._error is None and self._is_unchanged():
             return
+        known = self._error
         try:
             self._read()
         except TokenFileError as error:
-            if (told := str(error)) != self._trouble:  # once, not at every look
-                _logger.error("the token file cannot be read anew; the %d tokens of before stay: %s", self.count, told)
-            self._trouble = told
+            self._error, count = error, len(self._entries)
+            if str(error) != str(known):  # log a fault once, not at every check
+                _logger.error("the token file cannot be read; its %d tokens of before stay valid: %s", count, error)
         else:
-            if self._trouble is not None:
-                _logger.warning("the token file can be read again: %d tokens", self.count)
-            self._trouble = None
+            self._error = None
+            if known is not None:
+                _logger.warning("the token file can be read again: %d tokens", len(self._entries))
 
-    def _is_as_read(self) -> bool:
+    def _is_unchanged(self) -> bool:
         try:
             return _stamp(os.stat(self._path)) == self._stamp
         except OSError:

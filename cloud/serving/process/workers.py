@@ -153,8 +153,8 @@ class _Place:
         self._number, self._start, self._died, self._config = number, start, died, config
         self._beats: Any = None
         """The process's count of heartbeats; 0 until it is ready."""
-        self._seen = self._silent_ticks = self._deaths = 0
-        self._start_at = self._started_at = self._ready_at = 0.0
+        self._seen = self._deaths = 0
+        self._start_at = self._started_at = self._ready_at = self._checked_at = self._silent_s = 0.0
 
     def check(self) -> None:
         """Start, restart or kill the process where that is due. Raises `WorkerStartError` when restarting is hopeless."""
@@ -162,19 +162,19 @@ class _Place:
         if self.process is None:
             if now >= self._start_at:
                 self.process, self._beats = self._start(self._number)
-                self._seen, self._silent_ticks, self._started_at = 0, 0, now
+                self._seen, self._started_at = 0, now
             return
         is_alive, beats = self.process.is_alive(), int(self._beats.value)
         if beats and not self._seen:
             self.was_ready, self._ready_at = True, now
-        # Silence is counted in the supervisor's own ticks: a machine that was suspended has not been silent.
-        self._silent_ticks = self._silent_ticks + 1 if beats == self._seen else 0
-        self._seen = beats
+        # Of the time between two checks only a tick counts: while the machine was suspended, nobody was silent.
+        self._silent_s = self._silent_s + min(now - self._checked_at, _TICK_S) if beats == self._seen else 0.0
+        self._seen, self._checked_at = beats, now
         if not is_alive:
             self._plan_restart(now)
         elif not beats and now - self._started_at >= self._config.ready_s:
             self._kill(f"was not ready within {self._config.ready_s:g} s", now)
-        elif beats and self._silent_ticks * _TICK_S >= self._config.hung_s:
+        elif beats and self._silent_s >= self._config.hung_s:
             self._kill(f"is hung: its event loop was blocked for {self._config.hung_s:g} s", now)
 
     def _kill(self, why: str, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The door, and a table of what it takes to come through it: every route of the OpenAPI text has a row here."""
+"""The check of requests, and a table of what each route requires: every route of the OpenAPI document has a row here."""
 
 import time
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ HOUR_MS = 3_600_000
 
 
 class Row(NamedTuple):
-    """What a route takes."""
+    """What a route requires."""
 
     scope: TokenScope | None
-    """The scope of a token that is let in; None: whoever comes."""
+    """Scope of an accepted token; None when any caller is."""
     path: str
-    """The route with something for its parameters."""
+    """The route with values for its parameters."""
     body: bytes | None = None
     kind: str = "application/json"
 
@@ -48,11 +48,11 @@ ROWS = {
     "GET /livez": Row(None, "/livez"),
     "GET /readyz": Row(None, "/readyz"),
 }
-"""What each route takes. Probes carry no token, and say nothing that needs one."""
+"""What each route requires. Probes carry no token, and answer nothing that would need one."""
 
 
 class Keys:
-    """A file of tokens, made before a server reads it: one for each scope, and those that nobody is let in with."""
+    """A file of tokens, written before a server reads it: one for each scope, and others that are refused."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -64,7 +64,7 @@ class Keys:
         return issue_token(self.file, scopes, now_ms=time.time_ns() // 1_000_000, lasts_ms=lasts_ms).token
 
     def bad(self, scope: TokenScope) -> dict[str, tuple[int, list[str]]]:
-        """By what is wrong with them: the answer that is due, and the `Authorization` headers."""
+        """Return the status and the `Authorization` headers for each reason of a refusal."""
         good = self.good[scope]
         name, secret = good.split("_")[1:]
         others = [self.good[other] for other in SCOPES if other != scope]
@@ -81,35 +81,35 @@ class Keys:
         }
 
 
-class Doors:
+class Guarded:
     """A server with tokens. One of them is revoked while it runs."""
 
     def __init__(self, server: Live, keys: Keys) -> None:
         self.server, self.keys = server, keys
-        told = server.send("GET", "/openapi.json").json()["paths"]
-        self.routes = [f"{method.upper()} {path}" for path, methods in told.items() for method in methods]
+        paths = server.send("GET", "/openapi.json").json()["paths"]
+        self.routes = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
         self.security = {
             f"{method.upper()} {path}": operation.get("security", [])
-            for path, methods in told.items()
+            for path, methods in paths.items()
             for method, operation in methods.items()
         }
 
-        def lets_in_revoked() -> bool:
+        def accepts_revoked() -> bool:
             return _send(server, ROWS["GET /metrics"], f"Bearer {keys.revoked}", "GET")[0] == 200
 
-        assert lets_in_revoked()
+        assert accepts_revoked()
         revoke_token(keys.file, keys.revoked.split("_")[1], now_ms=1)
-        until(lambda: not lets_in_revoked(), "the revocation")
+        until(lambda: not accepts_revoked(), "the revocation")
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    folder = tmp_path_factory.mktemp("doors")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
     keys = Keys(folder / "tokens.json")
     config = ServingConfig(tokens=keys.file, limits=LimitsConfig(device=None, publish=None, admin=None))
     bundle = write_bundle(folder / "bundle", FILES)
     with live(small_run(folder / "run").folder, folder / "feedback.db", bundle, config=config) as server:
-        yield Doors(server, keys)
+        yield Guarded(server, keys)
 
 
 def _send(server: Live, row: Row, authorization: str | None, method: str) -> tuple[int, dict[str, str]]:
@@ -120,56 +120,56 @@ def _send(server: Live, row: Row, authorization: str | None, method: str) -> tup
     return answer.status, answer.headers
 
 
-def test_every_route_has_a_row(doors: Doors) -> None:
-    assert set(doors.routes) == set(ROWS), "a new route needs a row: who may use it?"
+def test_every_route_has_a_row(guarded: Guarded) -> None:
+    assert set(guarded.routes) == set(ROWS), "a new route needs a row: who may use it?"
 
 
 @pytest.mark.parametrize("kind", ["no token", "wrong", "malformed", "expired", "revoked", "wrong scope"])
-def test_nobody_is_let_in_who_may_not(doors: Doors, kind: str) -> None:
+def test_every_route_refuses_every_bad_token(guarded: Guarded, kind: str) -> None:
     tried = 0
     for route, row in ROWS.items():
         if row.scope is None:
             continue
-        status, headers = doors.keys.bad(row.scope)[kind]
+        status, headers = guarded.keys.bad(row.scope)[kind]
         for authorization in headers or [None]:
-            got, told = _send(doors.server, row, authorization, route.split()[0])
+            got, answered = _send(guarded.server, row, authorization, route.split()[0])
             assert got == status, f"{route} with {kind}"
-            assert told["www-authenticate"].startswith('Bearer realm="pocketrank"')
+            assert answered["www-authenticate"].startswith('Bearer realm="pocketrank"')
             tried += 1
     assert tried >= sum(row.scope is not None for row in ROWS.values())
 
 
-def test_who_may_is_let_in_and_the_text_says_so(doors: Doors) -> None:
-    for route in doors.routes:
+def test_every_route_accepts_its_scope_and_documents_it(guarded: Guarded) -> None:
+    for route in guarded.routes:
         row, method = ROWS[route], route.split()[0]
         if row.scope is None:
-            assert _send(doors.server, row, None, method)[0] == 200
-            assert doors.security[route] == []
+            assert _send(guarded.server, row, None, method)[0] == 200
+            assert guarded.security[route] == []
         else:
-            assert _send(doors.server, row, f"Bearer {doors.keys.good[row.scope]}", method)[0] not in (401, 403, 429)
-            assert doors.security[route] == [{SECURITY_SCHEME: [row.scope]}]
+            assert _send(guarded.server, row, f"Bearer {guarded.keys.good[row.scope]}", method)[0] not in (401, 403, 429)
+            assert guarded.security[route] == [{SECURITY_SCHEME: [row.scope]}]
 
 
-def test_no_other_method_or_spelling_is_a_way_around(doors: Doors) -> None:
-    for route in doors.routes:
+def test_no_other_method_or_spelling_bypasses_the_check(guarded: Guarded) -> None:
+    for route in guarded.routes:
         row = ROWS[route]
         if row.scope is None:
             continue
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
-            assert _send(doors.server, row, None, method)[0] in (401, 404, 405), f"{method} {row.path}"
+            assert _send(guarded.server, row, None, method)[0] in (401, 404, 405), f"{method} {row.path}"
         for path in (
             row.path + "/", "/" + row.path, row.path.upper(), row.path + "?token=x", row.path.replace("/v1/", "/v1//"),
             row.path.replace("/", "/./", 1), row.path + "%00", row.path.replace("e", "%65", 1), row.path + ";x",
             "/openapi.json/.." + row.path,
         ):  # fmt: skip
-            status, _ = _send(doors.server, row._replace(path=path), None, route.split()[0])
+            status, _ = _send(guarded.server, row._replace(path=path), None, route.split()[0])
             assert status in (307, 401, 404, 405), f"{route} as {path}"
 
 
-def test_what_anybody_may_read_is_the_text_alone(doors: Doors) -> None:
-    assert doors.server.send("GET", "/openapi.json").status == 200
+def test_only_the_openapi_document_is_public(guarded: Guarded) -> None:
+    assert guarded.server.send("GET", "/openapi.json").status == 200
     for path in ("/docs", "/redoc", "/docs/oauth2-redirect"):  # they would load scripts from elsewhere
-        assert doors.server.send("GET", path).status == 404
+        assert guarded.server.send("GET", path).status == 404
 
 
 def _scope(*authorizations: bytes, client: tuple[str, int] | None = ("192.0.2.1", 1)) -> dict[str, object]:
@@ -177,7 +177,7 @@ def _scope(*authorizations: bytes, client: tuple[str, int] | None = ("192.0.2.1"
     return {"type": "http", "headers": headers, "client": client}
 
 
-def test_two_headers_are_none(tmp_path: Path) -> None:
+def test_two_authorization_headers_are_refused(tmp_path: Path) -> None:
     token = issue_token(tmp_path / "t", ["device"], now_ms=0, lasts_ms=1 << 42).token
     access, header = Access(TokenFile(tmp_path / "t")), b"Bearer " + token.encode()
     assert access(_scope(header), "device").id in token
@@ -195,21 +195,21 @@ def test_each_token_and_scope_has_a_rate(tmp_path: Path) -> None:
     config = LimitsConfig(device=RateLimit(0.001, 3), admin=None)
     access = Access(TokenFile(tmp_path / "t"), RequestLimits(config))
 
-    def let_in(name: str, scope: TokenScope) -> int:
+    def accepted(name: str, scope: TokenScope) -> int:
         for count in range(20):
             try:
-                access.admit(b"Bearer " + made[name].encode(), scope, None)
+                access(_scope(b"Bearer " + made[name].encode()), scope)
             except TooManyError:
                 return count
         return 20
 
-    assert [let_in(name, "device") for name in made] == [3, 3, 7]
-    assert let_in("one", "admin") == 20
-    with pytest.raises(AuthError):  # whoever is not let in is told so first
-        access.admit(b"Bearer " + made["one"].encode(), "publish", None)
+    assert [accepted(name, "device") for name in made] == [3, 3, 7]
+    assert accepted("one", "admin") == 20
+    with pytest.raises(AuthError):  # and not TooManyError
+        access(_scope(b"Bearer " + made["one"].encode()), "publish")
 
 
-def test_an_open_server_lets_in_anybody_to_all_but_publish() -> None:
+def test_an_open_server_accepts_anybody_for_all_but_publish() -> None:
     access = Access(limits=RequestLimits(LimitsConfig(anonymous=RateLimit(0.001, 2))))
     for address in ("192.0.2.1", "192.0.2.2"):
         for scope in ("device", "admin"):
@@ -222,12 +222,12 @@ def test_an_open_server_lets_in_anybody_to_all_but_publish() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_this_machine_alone_needs_no_tokens(host: str) -> None:
+def test_a_loopback_address_needs_no_tokens(host: str) -> None:
     check_host(host, has_tokens=False, is_open=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "localhost.example", "pages.example"])
-def test_an_address_that_others_reach_needs_tokens_or_a_word(host: str) -> None:
+def test_an_address_that_others_reach_needs_tokens_or_open(host: str) -> None:
     with pytest.raises(OpenServerError, match="Expected `--tokens FILE`, or `--open`"):
         check_host(host, has_tokens=False, is_open=False)
     check_host(host, has_tokens=True, is_open=False)

@@ -15,14 +15,14 @@ class Clock:
         return self.now
 
 
-def _taken(limits: RequestLimits, key: object, limit: RateLimit, most: int = 1000) -> int:
-    """Requests that are let through before the first that is not."""
-    for count in range(most):
+def _taken(limits: RequestLimits, key: object, limit: RateLimit, calls_max: int = 1000) -> int:
+    """Return the number of requests that are accepted before the first refusal."""
+    for count in range(calls_max):
         try:
             limits(key, limit)
         except TooManyError:
             return count
-    return most
+    return calls_max
 
 
 def test_a_burst_then_the_rate() -> None:
@@ -36,7 +36,7 @@ def test_a_burst_then_the_rate() -> None:
     assert _taken(limits, "a", limit) == 5
 
 
-def test_who_is_refused_is_told_when_to_come_again_and_it_costs_nothing() -> None:
+def test_a_refusal_says_when_to_retry_and_costs_nothing() -> None:
     clock = Clock()
     limits, limit = RequestLimits(clock=clock), RateLimit(0.25, 1)
     limits("a", limit)
@@ -50,7 +50,7 @@ def test_who_is_refused_is_told_when_to_come_again_and_it_costs_nothing() -> Non
     limits("a", limit)
 
 
-def test_callers_do_not_share() -> None:
+def test_each_caller_has_its_own_bucket() -> None:
     limits, limit = RequestLimits(clock=Clock()), RateLimit(1.0, 3)
     assert [_taken(limits, key, limit) for key in ("a", "b", ("a", "device"))] == [3, 3, 3]
 
@@ -75,7 +75,7 @@ def test_never_more_than_the_burst_and_the_rate(per_s: float, burst: int, gaps: 
         assert second - first + 1 <= burst + (times[second] - times[first]) * per_s + 1e-3
 
 
-def test_memory_is_bounded_and_strangers_let_nobody_off() -> None:
+def test_memory_is_bounded_and_new_callers_reset_nobodys_bucket() -> None:
     clock = Clock()
     limits, limit = RequestLimits(LimitsConfig(callers_max=10), clock), RateLimit(1.0, 4)
     assert _taken(limits, "greedy", limit) == 4
@@ -100,7 +100,7 @@ def test_memory_is_bounded_and_strangers_let_nobody_off() -> None:
         (None, ""),
     ],
 )
-def test_an_address_is_one_customers(client: tuple[str, int] | None, key: str) -> None:
+def test_the_addresses_of_one_customer_share_a_bucket(client: tuple[str, int] | None, key: str) -> None:
     assert caller(client) == key
 
 

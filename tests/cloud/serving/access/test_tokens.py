@@ -19,22 +19,22 @@ class Clock:
         return self.now
 
 
-class Door:
-    """A token file and its clocks."""
+class Tokens:
+    """A token file, the check of its tokens, and its clocks."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "tokens.json"
         self.clock, self.ticks = Clock(NOW_S), Clock(0.0)
         self.token = self.issue("device")
-        self.tokens = TokenFile(self.path, TokenFileConfig(check_every_s=1.0), clock=self.clock, ticks=self.ticks)
+        self.file = TokenFile(self.path, TokenFileConfig(check_every_s=1.0), clock=self.clock, ticks=self.ticks)
 
     def issue(self, *scopes: TokenScope, lasts_s: float = 3600.0, rate: RateLimit | None = None) -> str:
         return issue_token(self.path, scopes, now_ms=int(NOW_S * 1000), lasts_ms=int(lasts_s * 1000), rate=rate).token
 
     def why(self, authorization: bytes | None, scope: TokenScope = "device") -> str:
-        """Why one is not let in; empty for one that is."""
+        """Return why a caller is refused; empty for one that is not."""
         try:
-            self.tokens.check(authorization, scope)
+            self.file.check(authorization, scope)
         except AuthError as error:
             refused = error
         else:
@@ -42,12 +42,12 @@ class Door:
         assert refused.status == (403 if refused.reason == "scope" else 401)
         challenge = refused.headers["WWW-Authenticate"]
         assert challenge.startswith('Bearer realm="pocketrank"')
-        told = {"missing": "", "scope": f', error="insufficient_scope", scope="{scope}"'}
-        assert challenge.endswith(told.get(refused.reason, ', error="invalid_token"'))
+        expected = {"missing": "", "scope": f', error="insufficient_scope", scope="{scope}"'}
+        assert challenge.endswith(expected.get(refused.reason, ', error="invalid_token"'))
         assert _secret(authorization) not in f"{refused} {refused.got} {refused.expected} {challenge}"
         return refused.reason
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         self.ticks.now += 1.0
 
 
@@ -61,128 +61,131 @@ def _secret(authorization: bytes | None) -> str:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
-    return Door(tmp_path)
+def tokens(tmp_path: Path) -> Tokens:
+    return Tokens(tmp_path)
 
 
-def test_a_token_with_the_scope_is_let_in(tmp_path: Path) -> None:
-    door = Door(tmp_path)
-    both = door.issue("device", "publish", rate=RateLimit(5.0, 7))
-    door.look()
-    grant = door.tokens.check(_bearer(both), "publish")
+def test_a_token_with_the_scope_is_accepted(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    both = tokens.issue("device", "publish", rate=RateLimit(5.0, 7))
+    tokens.refresh()
+    grant = tokens.file.check(_bearer(both), "publish")
     assert (grant.id, grant.scopes, grant.rate) == (both.split("_")[1], {"device", "publish"}, RateLimit(5.0, 7))
-    assert door.tokens.check(b"bEARER " + door.token.encode(), "device").rate is None
-    assert door.tokens.count == 2
+    assert tokens.file.check(b"bEARER " + tokens.token.encode(), "device").rate is None
 
 
-def test_no_scope_implies_another(door: Door) -> None:
-    of_scope = {scope: door.issue(scope) for scope in SCOPES}
-    door.look()
+def test_no_scope_implies_another(tokens: Tokens) -> None:
+    of_scope = {scope: tokens.issue(scope) for scope in SCOPES}
+    tokens.refresh()
     for held, token in of_scope.items():
         for needed in SCOPES:
-            assert door.why(_bearer(token), needed) == ("" if held == needed else "scope")
+            assert tokens.why(_bearer(token), needed) == ("" if held == needed else "scope")
 
 
 @pytest.mark.parametrize(
     "text", [b"!", b"prk_", b"Bearer", b"bearer ", b"Basic dXNlcjpwYXNz", b"Bearer prk_" + b"0" * 5000, b"\xff" * 88]
 )
-def test_what_is_no_token_is_not_let_in(door: Door, text: bytes) -> None:
-    assert door.why(text) == "malformed"
-    assert door.why(None) == door.why(b"") == "missing"
+def test_malformed_tokens_are_refused(tokens: Tokens, text: bytes) -> None:
+    assert tokens.why(text) == "malformed"
+    assert tokens.why(None) == tokens.why(b"") == "missing"
 
 
-def test_a_token_changed_anywhere_is_not_let_in(door: Door) -> None:
-    whole = _bearer(door.token)
-    assert door.why(whole) == ""
+def test_a_token_changed_anywhere_is_refused(tokens: Tokens) -> None:
+    whole = _bearer(tokens.token)
+    assert tokens.why(whole) == ""
     for at in range(len(b"Bearer "), len(whole)):
-        assert door.why(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]) in ("wrong", "malformed")
+        assert tokens.why(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]) in ("wrong", "malformed")
     for other in (whole[:-1], whole + b"0", b" " + whole, whole + b" ", whole.replace(b" ", b"  "), whole.upper()):
-        assert door.why(other) in ("wrong", "malformed")
+        assert tokens.why(other) in ("wrong", "malformed")
 
 
-def test_an_unknown_id_is_a_wrong_secret(door: Door) -> None:
-    name, secret = door.token.split("_")[1:]
-    assert door.why(_bearer(f"prk_{'0' * 12}_{secret}")) == "wrong"
-    assert door.why(_bearer(f"prk_{name}_{'0' * 64}")) == "wrong"
+def test_an_unknown_id_is_refused_as_a_wrong_secret_is(tokens: Tokens) -> None:
+    name, secret = tokens.token.split("_")[1:]
+    assert tokens.why(_bearer(f"prk_{'0' * 12}_{secret}")) == "wrong"
+    assert tokens.why(_bearer(f"prk_{name}_{'0' * 64}")) == "wrong"
 
 
-def test_a_token_expires_on_the_moment_without_a_change_of_the_file(door: Door) -> None:
-    door.clock.now += 3599.999
-    assert door.why(_bearer(door.token)) == ""
-    door.clock.now += 0.001
-    assert door.why(_bearer(door.token)) == "expired"
-    door.path.unlink()
-    door.look()
-    assert door.why(_bearer(door.token)) == "expired"
+def test_a_token_expires_to_the_millisecond_without_a_change_of_the_file(tokens: Tokens) -> None:
+    tokens.clock.now += 3599.999
+    assert tokens.why(_bearer(tokens.token)) == ""
+    tokens.clock.now += 0.001
+    assert tokens.why(_bearer(tokens.token)) == "expired"
+    tokens.path.unlink()
+    tokens.refresh()
+    assert tokens.why(_bearer(tokens.token)) == "expired"
 
 
-def test_a_revoked_token_is_out_at_the_next_look_and_only_its_owner_is_told_why(door: Door) -> None:
-    name = door.token.split("_")[1]
-    revoke_token(door.path, name, now_ms=1)
-    assert door.why(_bearer(door.token)) == ""
-    door.look()
-    assert door.why(_bearer(door.token)) == "revoked"
-    assert door.why(_bearer(f"prk_{name}_{'0' * 64}")) == "wrong"
+def test_a_revoked_token_is_refused_at_the_next_check_and_only_its_owner_learns_why(tokens: Tokens) -> None:
+    name = tokens.token.split("_")[1]
+    revoke_token(tokens.path, name, now_ms=1)
+    assert tokens.why(_bearer(tokens.token)) == ""
+    tokens.refresh()
+    assert tokens.why(_bearer(tokens.token)) == "revoked"
+    assert tokens.why(_bearer(f"prk_{name}_{'0' * 64}")) == "wrong"
 
 
-def test_a_token_made_later_is_let_in_at_the_next_look(door: Door) -> None:
-    new = door.issue("device")
-    assert door.why(_bearer(new)) == "wrong"
-    door.ticks.now += 0.999
-    assert door.why(_bearer(new)) == "wrong"
-    door.ticks.now += 0.001
-    assert door.why(_bearer(new)) == ""
+def test_a_token_issued_later_is_accepted_at_the_next_check(tokens: Tokens) -> None:
+    new = tokens.issue("device")
+    assert tokens.why(_bearer(new)) == "wrong"
+    tokens.ticks.now += 0.999
+    assert tokens.why(_bearer(new)) == "wrong"
+    tokens.ticks.now += 0.001
+    assert tokens.why(_bearer(new)) == ""
 
 
-def test_a_change_within_a_tick_of_the_files_clock_is_seen(door: Door) -> None:
+def test_a_change_within_a_tick_of_the_file_systems_clock_is_noticed(tokens: Tokens) -> None:
     # As an editor writes: the same file, the same size, the same time.
-    new = door.issue("device")
-    os.utime(door.path, (NOW_S, NOW_S))
-    door.look()
-    assert door.why(_bearer(new)) == ""
-    status, text = os.stat(door.path), door.path.read_text()
-    door.path.write_text(text.replace(new.split("_")[1], "0" * 12))
-    os.utime(door.path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    door.look()
-    assert door.why(_bearer(new)) == "wrong"
+    new = tokens.issue("device")
+    os.utime(tokens.path, (NOW_S, NOW_S))
+    tokens.refresh()
+    assert tokens.why(_bearer(new)) == ""
+    status, text = os.stat(tokens.path), tokens.path.read_text()
+    tokens.path.write_text(text.replace(new.split("_")[1], "0" * 12))
+    os.utime(tokens.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    tokens.refresh()
+    assert tokens.why(_bearer(new)) == "wrong"
 
 
-@pytest.mark.parametrize("harm", ["vanished", "broken", "cut", "emptied", "opened"])
-def test_a_harmed_file_leaves_what_was_and_is_told_once(door: Door, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["vanished", "broken", "cut", "emptied", "opened"])
+def test_a_damaged_file_leaves_the_tokens_valid_and_is_logged_once(
+    tokens: Tokens, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    whole = door.path.read_bytes()
-    match harm:
+    whole = tokens.path.read_bytes()
+    match damage:
         case "vanished":
-            door.path.unlink()
+            tokens.path.unlink()
         case "broken":
-            door.path.write_bytes(whole.replace(b"scopes", b"scoops"))
+            tokens.path.write_bytes(whole.replace(b"scopes", b"scoops"))
         case "cut":
-            door.path.write_bytes(whole[:-9])
+            tokens.path.write_bytes(whole[:-9])
         case "emptied":
-            door.path.write_bytes(b"")
+            tokens.path.write_bytes(b"")
         case "opened":
-            door.path.chmod(0o606)
+            tokens.path.chmod(0o606)
     for _ in range(3):
-        door.look()
-        assert door.why(_bearer(door.token)) == ""
-        assert door.why(b"Bearer prk_" + b"0" * 12 + b"_" + b"0" * 64) == "wrong"
-        assert door.why(None) == "missing"
-    assert door.tokens.trouble is not None
+        tokens.refresh()
+        assert tokens.why(_bearer(tokens.token)) == ""
+        assert tokens.why(b"Bearer prk_" + b"0" * 12 + b"_" + b"0" * 64) == "wrong"
+        assert tokens.why(None) == "missing"
+    for _ in range(2):
+        with pytest.raises(TokenFileError, match=str(tokens.path)):
+            tokens.file.check_file()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert str(door.path) in caplog.text
-    door.path.write_bytes(whole)
-    door.path.chmod(0o600)
-    revoke_token(door.path, door.token.split("_")[1], now_ms=1)
-    door.look()
-    assert door.why(_bearer(door.token)) == "revoked"
-    assert door.tokens.trouble is None
+    assert str(tokens.path) in caplog.text
+    tokens.path.write_bytes(whole)
+    tokens.path.chmod(0o600)
+    revoke_token(tokens.path, tokens.token.split("_")[1], now_ms=1)
+    tokens.refresh()
+    assert tokens.why(_bearer(tokens.token)) == "revoked"
+    tokens.file.check_file()
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
-def test_an_emptied_table_lets_nobody_in(door: Door) -> None:
-    door.path.write_text('{"version": 1, "tokens": []}')
-    door.look()
-    assert door.why(_bearer(door.token)) == "wrong"
+def test_an_empty_list_refuses_everybody(tokens: Tokens) -> None:
+    tokens.path.write_text('{"version": 1, "tokens": []}')
+    tokens.refresh()
+    assert tokens.why(_bearer(tokens.token)) == "wrong"
 
 
 @pytest.mark.parametrize("text", [None, "", "{", '{"tokens": 1}'])
@@ -195,21 +198,21 @@ def test_a_broken_file_at_the_start_is_a_typed_error(tmp_path: Path, text: str |
         TokenFile(path)
 
 
-def test_a_file_swapped_through_a_link_is_seen(tmp_path: Path) -> None:
-    """As Kubernetes changes a mounted secret: a link to another folder, and files whose times say nothing."""
+def test_a_file_swapped_through_a_link_is_noticed(tmp_path: Path) -> None:
+    """Change the file as Kubernetes does with a mounted secret: a link to another folder, and files of equal times."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    first = Door(tmp_path / "one")
-    second = Door(tmp_path / "two")
-    for door in (first, second):
-        os.utime(door.path, (1, 1))
+    first = Tokens(tmp_path / "one")
+    second = Tokens(tmp_path / "two")
+    for tokens in (first, second):
+        os.utime(tokens.path, (1, 1))
     (tmp_path / "now").symlink_to("one")
     ticks = Clock(0.0)
-    tokens = TokenFile(tmp_path / "now" / "tokens.json", clock=Clock(NOW_S), ticks=ticks)
-    assert tokens.check(_bearer(first.token), "device").id in first.token
+    current = TokenFile(tmp_path / "now" / "tokens.json", clock=Clock(NOW_S), ticks=ticks)
+    assert current.check(_bearer(first.token), "device").id in first.token
     (tmp_path / "next").symlink_to("two")
     os.replace(tmp_path / "next", tmp_path / "now")
     ticks.now += 1.0
-    assert tokens.check(_bearer(second.token), "device").id in second.token
+    assert current.check(_bearer(second.token), "device").id in second.token
     with pytest.raises(AuthError):
-        tokens.check(_bearer(first.token), "device")
+        current.check(_bearer(first.token), "device")
