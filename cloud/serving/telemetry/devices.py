@@ -1,21 +1,21 @@
-"""What devices tell of themselves, summed up for Prometheus.
+"""Telemetry that devices report, summed up for Prometheus.
 
 ::
 
     pocketrank_device_reports_total{result, sample_rate, tier, bundle}     accepted, duplicate or bad
     pocketrank_device_counts_total{name}                                   decisions and fallbacks
-    pocketrank_device_seconds{name}                                        a histogram, by the devices' own buckets
+    pocketrank_device_seconds{name}                                        a histogram, with the devices' own buckets
 
-Sums are of the devices that report: nothing is scaled up. A report is taken once by its id, as far back as the ids are
-remembered and as long as the process lives; another process does not know them, so a report that is sent again to another
-worker counts twice. That is enough for a picture of the fleet. Several workers add up, and each keeps the bounds for itself.
-A report that the contract does not allow is dropped and counted, and the feedback it came with is not: a device whose counters
-are broken must not lose what its users did.
+The sums cover the devices that report; nothing is scaled up. A report is counted once by its id, within the ids that this
+process remembers. Another worker does not know them, so a report that is sent again to another worker counts twice, which is
+accurate enough for a picture of the fleet. The sums of several workers are added up, and each worker keeps the bounds for
+itself. A report that violates the contract is dropped and counted, but the feedback in the same request is kept: a device whose
+counters are broken must not lose what its users did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -33,14 +33,15 @@ from pocketrank.device.contract.telemetry import BUCKETS_MAX
 __all__ = ["DeviceTelemetry", "DeviceTelemetryConfig", "with_any_telemetry"]
 
 S = TypeVar("S", bound=msgspec.Struct)
+H = TypeVar("H", bound=Hashable)
 
 _OTHER = "other"
 _BOUNDS = tuple((1 << bucket) / 1e6 for bucket in range(1, BUCKETS_MAX))
-"""Upper bounds of the devices' buckets in seconds; the last has none."""
+"""Upper bounds of the devices' buckets in seconds; the last bucket has none."""
 
 
 def with_any_telemetry(struct: type[S]) -> type[S]:
-    """`struct` as it is decoded when its `telemetry` may be anything, for `DeviceTelemetry` to judge by itself."""
+    """Return `struct` with a `telemetry` of any type, so that `DeviceTelemetry` can refuse it without refusing the request."""
     return msgspec.defstruct(  # type: ignore[return-value]
         struct.__name__, [("telemetry", Any, None)], bases=(struct,), frozen=True, kw_only=True
     )
@@ -48,20 +49,21 @@ def with_any_telemetry(struct: type[S]) -> type[S]:
 
 @dataclass(frozen=True)
 class DeviceTelemetryConfig:
-    """How much is kept of what devices say."""
+    """Bounds of what is kept of the devices' telemetry."""
 
     ids_max: int = 65_536
-    """Report ids remembered to tell repeats; some 8 MB. A repeat follows within a few calls of one device."""
+    """Report ids that are remembered to detect repeats, some 8 MB. A device repeats a report within its next few requests."""
     names_max: int = 256
-    """Counters, and timings, that are told apart, first come; all others are `other`. A histogram has 25 time series."""
+    """Names of counters, and of timings, that have series of their own: the first ones reported. All others are summed up as
+    `other`. A histogram has 25 time series."""
     fleets_max: int = 64
-    """Combinations of sample rate, tier and bundle that are told apart, likewise."""
+    """Combinations of sample rate, tier and bundle that have series of their own, likewise; one of them is `other`."""
     names_known: frozenset[str] = frozenset()
-    """Names that are always told apart, whatever else came first."""
+    """Names that always have series of their own, in addition to `names_max`."""
 
 
 class DeviceTelemetry(Collector):
-    """Takes reports in, and is what a registry collects. Safe to call from several threads."""
+    """Collector of telemetry reports, for a registry. Safe to call from several threads."""
 
     def __init__(self, config: DeviceTelemetryConfig | None = None) -> None:
         prepare_metrics()
@@ -69,16 +71,16 @@ class DeviceTelemetry(Collector):
         self._lock = Lock()
         self._ids: dict[str, None] = {}
         fleet = ["result", "sample_rate", "tier", "bundle"]
-        self._all_reports = Counter("pocketrank_device_reports", "Telemetry reports of devices.", fleet, registry=None)
-        self._all_counts = Counter("pocketrank_device_counts", "What devices counted.", ["name"], registry=None)
-        self._all_times = _Counted("pocketrank_device_seconds", "What devices timed.", ["name"], buckets=_BOUNDS, registry=None)
-        self._duplicates, self._bad = (self._all_reports.labels(result, "", "", "") for result in ("duplicate", "bad"))
-        self._fleets: dict[tuple[str, ...], Counter] = {}
-        self._counts: dict[str, Counter] = {}
-        self._times: dict[str, _Counted] = {}
+        self._reports = Counter("pocketrank_device_reports", "Telemetry reports of devices.", fleet, registry=None)
+        self._counts = Counter("pocketrank_device_counts", "What devices counted.", ["name"], registry=None)
+        self._times = _BucketHistogram(
+            "pocketrank_device_seconds", "What devices timed.", ["name"], buckets=_BOUNDS, registry=None
+        )
+        self._duplicates, self._bad = (self._reports.labels(result, "", "", "") for result in ("duplicate", "bad"))
+        self._fleets, self._count_names, self._time_names = set[tuple[str, ...]](), set[str](), set[str]()
 
     def __call__(self, telemetry: object) -> None:
-        """Take in what came as a request's `telemetry`; None is nothing."""
+        """Count a request's `telemetry`, None when it has none."""
         if telemetry is None:
             return
         try:
@@ -91,47 +93,44 @@ class DeviceTelemetry(Collector):
             elif report.report_id in self._ids:
                 self._duplicates.inc()
             else:
-                self._take(report)
+                self._count(report)
 
-    def _take(self, report: TelemetryReport) -> None:
+    def _count(self, report: TelemetryReport) -> None:
         self._ids[report.report_id] = None
         if len(self._ids) > self._config.ids_max:
             del self._ids[next(iter(self._ids))]
         fleet = (f"{report.sample_rate:g}", report.tier or "", report.bundle or "")
-        if fleet not in self._fleets and len(self._fleets) >= self._config.fleets_max - 1:
+        if not _admit(fleet, self._fleets, self._config.fleets_max - 1):
             fleet = (_OTHER, _OTHER, _OTHER)
-        if fleet not in self._fleets:
-            self._fleets[fleet] = self._all_reports.labels("accepted", *fleet)
-        self._fleets[fleet].inc()
+        self._reports.labels("accepted", *fleet).inc()
         for name, count in report.counters.items():
-            name = self._admit(name, self._counts)
-            if name not in self._counts:
-                self._counts[name] = self._all_counts.labels(name)
-            self._counts[name].inc(count)
+            self._counts.labels(self._label(name, self._count_names)).inc(count)
         for name, timing in report.timings.items():
-            name = self._admit(name, self._times)
-            if name not in self._times:
-                self._times[name] = self._all_times.labels(name)
-            self._times[name].add(timing.buckets, timing.sum_us / 1e6)
+            self._times.labels(self._label(name, self._time_names)).add(timing.buckets, timing.sum_us / 1e6)
 
-    def _admit(self, name: str, known: dict[str, Any]) -> str:
-        if name in known or name in self._config.names_known or len(known) < self._config.names_max:
-            return name
-        return _OTHER
+    def _label(self, name: str, known: set[str]) -> str:
+        return name if name in self._config.names_known or _admit(name, known, self._config.names_max) else _OTHER
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now."""
+        """Yield the current metrics."""
         with self._lock:
-            families = [list(metric.collect()) for metric in (self._all_reports, self._all_counts, self._all_times)]
+            families = [list(metric.collect()) for metric in (self._reports, self._counts, self._times)]
         for family in families:
             yield from family
 
 
-class _Counted(Histogram):
-    """A histogram of what was put into its buckets elsewhere, for which prometheus_client has no method."""
+def _admit(key: H, known: set[H], known_max: int) -> bool:
+    """Return whether `key` is one of the `known_max` keys that came first."""
+    if len(known) < known_max:
+        known.add(key)
+    return key in known
+
+
+class _BucketHistogram(Histogram):
+    """A histogram that takes observations already counted by bucket, for which prometheus_client has no method."""
 
     def add(self, counts: Sequence[int], seconds: float) -> None:
-        for bucket, count in zip(self._buckets, counts, strict=False):  # a report leaves out the empty ones at its end
+        for bucket, count in zip(self._buckets, counts, strict=False):  # a report omits empty buckets at its end
             if count:
                 bucket.inc(count)
         self._sum.inc(seconds)

@@ -1,7 +1,7 @@
-"""What a server says: one line an event to stderr, as JSON or as text, each with the id of the request it belongs to.
+"""Logs of a server: one line per event on stderr, as JSON or text, with the id of the request it belongs to.
 
-A line holds what is named here and nothing else: no header, no body and no token is ever logged, and what looks like a
-credential in a message or a traceback is blanked. In JSON::
+A line holds the fields below and nothing else: no header, body or token is ever logged, and what looks like a credential in a
+message or a traceback is replaced by `***`. In JSON::
 
     {"time": "2026-01-31T12:00:00.123Z", "level": "warning", "logger": "pocketrank.access", "message": "answered",
      "worker": 0, "request_id": "…", "method": "POST", "route": "/v1/page", "status": 503, "ms": 1.25, "error": "LogBusyError"}
@@ -41,20 +41,20 @@ _SECRETS = (
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """How much is said, and in which form."""
+    """How much is logged, and in which form."""
 
     format: str = "text"
-    """`json` for machines, `text` for a terminal."""
+    """`json` for machines or `text` for a terminal."""
     level: str = "INFO"
-    """Least level that is said: DEBUG, INFO, WARNING or ERROR."""
+    """Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."""
     success_share: float = 0.0
-    """Share of the successful requests that have a line; errors always do. A line takes some 90 µs."""
+    """Share of the successful requests that are logged; errors always are. A line takes some 90 µs."""
     lines_max: int = 100
-    """Most lines about requests in a second; how many there would have been more is said with the next. An overload must not
-    become one of the log."""
+    """Largest number of lines about requests per second. The next line holds how many were suppressed: an overload of requests
+    must not overload the log."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what is no form, level or share."""
+        """Raises ValueError for an unknown form or level, and for numbers out of range."""
         if self.format not in ("json", "text") or self.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"Expected json or text, and a level of DEBUG, INFO, WARNING or ERROR, got {self}")
         if not 0 <= self.success_share <= 1 or self.lines_max < 1:
@@ -69,21 +69,18 @@ class RequestInfo:
     def __init__(self, request_id: str) -> None:
         self.id = request_id
         self.error: str | None = None
-        """Name of the class of what went wrong."""
+        """Name of the class of the error, if there was one."""
 
 
 current_request: ContextVar[RequestInfo | None] = ContextVar("current_request", default=None)
-"""The request that the code at hand works for. A thread has it when it was started by `asyncio.to_thread`, or in a copied
-context."""
+"""The request that the running code works for. Threads know it that `asyncio.to_thread` or a copied context started."""
 
 _prefix = secrets.token_hex(6)
 _numbers = count()
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The id that a request brings as `X-Request-Id`, if that is 1 to 64 printable ASCII characters without spaces; else a new
-    one.
-    """
+    """Return the `X-Request-Id` of a request if it is 1 to 64 printable ASCII characters without spaces, else a new id."""
     for name, value in headers:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return value.decode("ascii")
@@ -91,24 +88,21 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def note_error(error: BaseException) -> None:
-    """Have the line about the current request name the class of `error`."""
+    """Name the class of `error` in the line about the current request."""
     if (request := current_request.get()) is not None:
         request.error = type(error).__name__
 
 
 class AccessLog:
-    """Says how requests were answered: 5xx as warnings, 4xx as information, successes as often as configured."""
+    """Log of answered requests: 5xx as warnings, 4xx as information, and the configured share of successes."""
 
     def __init__(self, config: LoggingConfig | None = None, seed: int = 0) -> None:
-        self._config, self._logger, self._random = (
-            config or LoggingConfig(),
-            logging.getLogger("pocketrank.access"),
-            Random(seed),
-        )
+        self._config, self._random = config or LoggingConfig(), Random(seed)
+        self._logger = logging.getLogger("pocketrank.access")
         self._since, self._lines, self._suppressed = monotonic(), 0, 0
 
     def __call__(self, method: str, route: str, status: int, seconds: float, error: str | None = None) -> None:
-        """A request is answered. `method` and `route` are of a few, not what came."""
+        """Log an answered request. `method` and `route` are labels of metrics, not what the client sent."""
         if status < 400 and (not self._config.success_share or self._random.random() >= self._config.success_share):
             return
         now = monotonic()
@@ -127,7 +121,7 @@ class AccessLog:
 
 
 def configure_logs(config: LoggingConfig | None = None) -> None:
-    """Have everything that logs in this process, uvicorn too, log to stderr in this form. Replaces what was configured."""
+    """Send all logs of this process, uvicorn's too, to stderr in the configured form. Replaces any earlier configuration."""
     config = config or LoggingConfig()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(config.format))
@@ -175,7 +169,7 @@ class _Lines(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (TypeError, ValueError):  # a mistake in a call of the log must not lose the line
+    except (TypeError, ValueError):  # wrong arguments of a log call must not lose the line
         return str(record.msg)
 
 
@@ -186,5 +180,5 @@ def _clean(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    # Nobody forges a line by what they send.
+    # What a client sends must not look like a line of its own.
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

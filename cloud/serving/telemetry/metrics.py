@@ -1,27 +1,28 @@
-"""What Prometheus reads of a server. One registry a server, so that two in a process do not mix; several workers add up.
+"""Prometheus metrics of a server. Each server has a registry of its own; the metrics of several workers are added up.
 
 ::
 
-    pocketrank_requests_total{route, method, status}      answered
+    pocketrank_requests_total{route, method, status}      answered requests
     pocketrank_request_seconds{route}                     a histogram: from the head of a request to the end of its answer
-    pocketrank_stage_seconds{route, stage}                a histogram: one stage of a page, by the pipeline's own names
-    pocketrank_candidates{stage}                          a histogram: retrieved, returned
+    pocketrank_stage_seconds{route, stage}                a histogram: one stage of a page, by its name in the pipeline
+    pocketrank_candidates{stage}                          a histogram: candidates of a page, retrieved and returned
     pocketrank_feedback_events_total{result}              accepted, duplicate
-    pocketrank_pages_without_vectors_total{reason}        unknown, not_asked
-    pocketrank_degraded_total{reason}                     pages that were made with less than the pipeline says
-    pocketrank_shed_total{reason}                         requests refused to keep the others in time
-    pocketrank_compute_price                              of now; the highest of all workers
-    pocketrank_queue_length                               pages that wait now, of all workers
+    pocketrank_pages_without_vectors_total{reason}        unknown, not_asked, unavailable
+    pocketrank_degraded_total{reason}                     pages made with less than the pipeline asks for
+    pocketrank_shed_total{reason}                         requests refused to keep the others in time (load shedding)
+    pocketrank_compute_price                              now; the highest of all workers
+    pocketrank_queue_length                               page requests that wait now; the sum of all workers
 
-A page makes a dozen observations, and prometheus_client takes 2 to 3 µs for each, twice that in the cold caches after a model's
-run. So they are summed up here in a third of a microsecond and handed on by `flush`, which the application calls a few times a
-second.
+A page makes a dozen observations. prometheus_client takes 2 to 3 µs for each, and twice that when a model's run has emptied the
+caches. So they are summed up here in a third of a microsecond and passed on by `flush`, which the application calls a few times
+a second.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -39,7 +40,7 @@ _PAGE = "/v1/page"
 
 
 class _Count:
-    """What one counter has counted since it was last flushed."""
+    """Increments of a counter since the last flush."""
 
     __slots__ = ("_child", "new")
 
@@ -53,7 +54,7 @@ class _Count:
 
 
 class _Sums:
-    """What one histogram has observed since it was last flushed."""
+    """Observations of a histogram since the last flush."""
 
     __slots__ = ("_bounds", "_child", "_counts", "_sum")
 
@@ -68,7 +69,8 @@ class _Sums:
     def flush(self) -> None:
         if not any(self._counts):
             return
-        # prometheus_client has no public way to add several observations at once; its version is pinned, and a test holds it.
+        # prometheus_client has no public method that adds several observations at once. Its version is pinned, and a test would
+        # notice a change.
         for bucket, count in zip(self._child._buckets, self._counts, strict=True):
             if count:
                 bucket.inc(count)
@@ -77,42 +79,24 @@ class _Sums:
 
 
 class ServingMetrics(PageObserver):
-    """The counters and histograms, and their text form. For the one thread of an event loop."""
+    """All metrics of a server. For the one thread of an event loop."""
 
     def __init__(self) -> None:
         prepare_metrics()
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter("pocketrank_requests", "Answered requests.", ["route", "method", "status"], registry=registry)
-        self._seconds = Histogram(
-            "pocketrank_request_seconds",
-            "From the head of a request to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._stages = Histogram(
-            "pocketrank_stage_seconds", "One stage of a request.", ["route", "stage"], buckets=_SECONDS, registry=registry
-        )
-        candidates = Histogram(
-            "pocketrank_candidates", "Candidates of a page.", ["stage"], buckets=_CANDIDATES, registry=registry
-        )
-        events = Counter("pocketrank_feedback_events", "Feedback events.", ["result"], registry=registry)
-        self._without = Counter(
-            "pocketrank_pages_without_vectors", "Pages without vectors, by reason.", ["reason"], registry=registry
-        )
-        self._degraded = Counter(
-            "pocketrank_degraded", "Pages made with less than the pipeline says, by reason.", ["reason"], registry=registry
-        )
-        self._shed = Counter(
-            "pocketrank_shed", "Requests refused to keep the others in time, by reason.", ["reason"], registry=registry
-        )
-        self._price = Gauge(
-            "pocketrank_compute_price",
-            "What one more page costs now, relative to normal load.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._queue = Gauge("pocketrank_queue_length", "Pages that wait now.", registry=registry, multiprocess_mode="livesum")
+        self._registry = CollectorRegistry()
+        counter, histogram, gauge = (partial(kind, registry=self._registry) for kind in (Counter, Histogram, Gauge))
+        self._requests = counter("pocketrank_requests", "Answered requests.", ["route", "method", "status"])
+        seconds = "From the head of a request to the end of its answer."
+        self._seconds = histogram("pocketrank_request_seconds", seconds, ["route"], buckets=_SECONDS)
+        self._stages = histogram("pocketrank_stage_seconds", "One stage of a page.", ["route", "stage"], buckets=_SECONDS)
+        candidates = histogram("pocketrank_candidates", "Candidates of a page.", ["stage"], buckets=_CANDIDATES)
+        events = counter("pocketrank_feedback_events", "Feedback events.", ["result"])
+        self._without_vectors = counter("pocketrank_pages_without_vectors", "Pages without vectors, by reason.", ["reason"])
+        self._degraded = counter("pocketrank_degraded", "Pages made with less than the pipeline asks for.", ["reason"])
+        self._shed = counter("pocketrank_shed", "Requests refused to keep the others in time.", ["reason"])
+        price = "What one more page costs now, relative to normal load."
+        self._price = gauge("pocketrank_compute_price", price, multiprocess_mode="livemax")
+        self._queue = gauge("pocketrank_queue_length", "Page requests that wait now.", multiprocess_mode="livesum")
         self._accepted, self._duplicates = events.labels("accepted"), events.labels("duplicate")
         self._all_sums: list[_Sums] = []
         self._retrieved = self._sums(candidates.labels("retrieved"), _CANDIDATES)
@@ -121,47 +105,46 @@ class ServingMetrics(PageObserver):
         self._of_request: dict[tuple[str, str, int], tuple[_Count, _Sums]] = {}
         self._of_route: dict[str, _Sums] = {}
         self._of_stage: dict[tuple[str, str], _Sums] = {}
-        self._of_reason: dict[tuple[Counter, str], Counter] = {}
         for reason in ("unknown", "not_asked"):
-            self._reason(self._without, reason)
+            self._without_vectors.labels(reason)
 
     def add(self, devices: DeviceTelemetry) -> None:
-        """Expose what devices tell of themselves, too."""
+        """Expose the devices' telemetry, too."""
         self._registry.register(devices)
 
     def stage(self, name: str, seconds: float, route: str = _PAGE) -> None:
-        """A stage took so long. Any name will do, as the pipeline's file gives them; each is a series for good."""
+        """Observe the time of a stage. Each `name` becomes a series that stays; the pipeline's file bounds their number."""
         sums = self._of_stage.get((route, name))
         if sums is None:
             sums = self._of_stage[route, name] = self._sums(self._stages.labels(route, name), _SECONDS)
         sums.observe(seconds)
 
     def feedback(self, receipt: FeedbackReceipt) -> None:
-        """Events were taken in."""
+        """Count the events of a receipt."""
         self._accepted.inc(receipt.accepted)
         self._duplicates.inc(receipt.duplicates)
 
     def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
-        """A page is made."""
+        """Count a page and its candidates."""
         self._retrieved.observe(retrieved)
         self._returned.observe(returned)
         if without_vectors is not None:
-            self._reason(self._without, without_vectors).inc()
+            self._without_vectors.labels(without_vectors).inc()
 
     def degraded(self, reason: str) -> None:
-        """A page was made with less than the pipeline says. `reason` is one of a few, not a text."""
-        self._reason(self._degraded, reason).inc()
+        """Count a page made with less than the pipeline asks for. `reason` is one of a few names, not a text."""
+        self._degraded.labels(reason).inc()
 
     def shed(self, reason: str) -> None:
-        """A request was refused to keep the others in time. `reason` is one of a few, not a text."""
-        self._reason(self._shed, reason).inc()
+        """Count a request refused to keep the others in time. `reason` is one of a few names, not a text."""
+        self._shed.labels(reason).inc()
 
     def load(self, price: float, queue: int) -> None:
-        """The compute price and the pages that wait, as of now."""
+        """Set the current compute price and the number of page requests that wait."""
         self._load = price, queue
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """A request is answered. `route` and `method` are of a few: `route_label`, `method_label`."""
+        """Count an answered request. `route` and `method` are labels: see `route_label` and `method_label`."""
         seen = self._of_request.get((route, method, status))
         if seen is None:
             if route not in self._of_route:
@@ -172,7 +155,7 @@ class ServingMetrics(PageObserver):
         seen[1].observe(seconds)
 
     def flush(self) -> None:
-        """Hand on what was observed, for whoever is scraped to tell."""
+        """Pass the observations on to prometheus_client, where every worker's scrape finds them."""
         for sums in self._all_sums:
             sums.flush()
         for count, _ in self._of_request.values():
@@ -182,7 +165,7 @@ class ServingMetrics(PageObserver):
         self._queue.set(queue)
 
     def text(self) -> tuple[bytes, str]:
-        """The exposition, of all workers together, and its content type."""
+        """Return the metrics of all workers in Prometheus's text format, and its content type."""
         self.flush()
         return generate_latest(all_workers() or self._registry), CONTENT_TYPE_LATEST
 
@@ -191,21 +174,16 @@ class ServingMetrics(PageObserver):
         self._all_sums.append(sums)
         return sums
 
-    def _reason(self, counter: Counter, reason: str) -> Counter:
-        child = self._of_reason.get((counter, reason))
-        if child is None:
-            child = self._of_reason[counter, reason] = counter.labels(reason)
-        return child
-
 
 def method_label(method: str) -> str:
-    """The name that a method is counted under: itself when it is a usual one, so that a scanner makes no labels."""
+    """Return the label of a method: itself for the usual ones, else `other`, so that scanners create no series."""
     return method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other"
 
 
 def route_label(path: str, routes: dict[str, str]) -> str:
-    """The name that a path is counted under. `routes` maps a path, or with a slash at its end the beginning of one, to its
-    name; any other path is `other`, so that a scanner makes no labels.
+    """Return the label of a path, or `other`, so that scanners create no series.
+
+    `routes` maps paths to labels. A path that ends with a slash stands for every path that begins with it.
     """
     if name := routes.get(path):
         return name

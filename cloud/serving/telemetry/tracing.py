@@ -1,9 +1,9 @@
-"""Traces of pages by OpenTelemetry, when configured: a span for the request, and one in it for each stage of the pipeline.
+"""Traces of pages by OpenTelemetry, when configured: a span for each request, and child spans for the pipeline's stages.
 
 Configured by `TracingConfig.endpoint` or by OpenTelemetry's own environment (`OTEL_EXPORTER_OTLP_ENDPOINT`, or
-`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`; `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and the rest apply, too). Otherwise nothing of
-OpenTelemetry is even imported, and the seam is a tracer whose methods do nothing. Spans leave by OTLP over HTTP in batches,
-from a thread; when the collector cannot be reached they are dropped, and pages go on.
+`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`; `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and the rest apply, too). Otherwise
+OpenTelemetry is not even imported, and the tracer's methods do nothing. A thread sends the spans in batches by OTLP over HTTP.
+When the collector cannot be reached, spans are dropped and pages are not affected.
 """
 
 from __future__ import annotations
@@ -29,52 +29,51 @@ _NOTHING = nullcontext()
 
 @dataclass(frozen=True)
 class TracingConfig:
-    """Where spans go, and how many."""
+    """Where spans are sent, and how many."""
 
     endpoint: str | None = None
-    """URL that spans are posted to, as `http://collector:4318/v1/traces`; None leaves it to the environment."""
+    """URL that spans are posted to, like `http://collector:4318/v1/traces`; None leaves it to the environment."""
     share: float = 0.01
-    """Share of requests that are traced, unless `OTEL_TRACES_SAMPLER` says otherwise. Of requests with a sampled parent it is
-    the same share, by the trace's id."""
+    """Share of requests that are traced, unless `OTEL_TRACES_SAMPLER` is set. The same share of the requests with a sampled
+    parent is traced, chosen by the trace's id."""
     trust_parent: bool = False
-    """Trace every request whose `traceparent` says it is sampled. Only behind a gateway that sets it: a device could have
-    itself traced each time."""
+    """Trace every request whose `traceparent` is sampled. Only for servers behind a gateway that sets this header; otherwise a
+    device could have all its requests traced."""
     timeout_s: float = 5.0
-    """Longest time for one batch, and for the last one when the server ends."""
+    """Longest time to send a batch, and to send the last one when the server ends."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what is no share or time."""
+        """Raises ValueError for a share or time out of range."""
         if not 0 <= self.share <= 1 or self.timeout_s <= 0:
             raise ValueError(f"Expected a share in 0..1 and timeout_s > 0, got {self}")
 
 
 class RequestTracer:
-    """Told of requests and of their stages. This one does nothing."""
+    """Tracer of requests and their stages. This one does nothing."""
 
     enabled = False
-    """Whether anything becomes of what it is told."""
+    """Whether spans are made."""
 
     def trace_page(self, headers: Iterable[tuple[bytes, bytes]], route: str = _PAGE) -> AbstractContextManager[None]:
-        """While it lasts, a request is answered. `headers` are those of ASGI; a W3C `traceparent` among them is the parent."""
+        """Return a context that spans the answer to a request. A W3C `traceparent` among the ASGI `headers` is its parent."""
         return _NOTHING
 
     def stage(self, name: str, start_ns: int, end_ns: int) -> None:
-        """A stage of the current request ran from one time of `perf_counter_ns` to another."""
+        """Record a stage of the current request, with its start and end by `perf_counter_ns`."""
 
     def answered(self, status: int, request_id: str) -> None:
-        """The current request is answered with a status."""
+        """Record the status of the answer to the current request."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
 
 
 def make_tracer(config: TracingConfig | None = None) -> RequestTracer:
-    """A tracer as configured, or one that does nothing. Each process makes its own, after it was started."""
-    config = config or TracingConfig()
-    said = os.environ.get
-    named = config.endpoint or said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or said("OTEL_EXPORTER_OTLP_ENDPOINT")
-    off = said("OTEL_SDK_DISABLED", "").lower() == "true" or said("OTEL_TRACES_EXPORTER") == "none"
-    return _OpenTelemetry(config) if named and not off else RequestTracer()
+    """Return a tracer as configured, or one that does nothing. Each process makes its own after its start."""
+    config, setting = config or TracingConfig(), os.environ.get
+    endpoint = config.endpoint or setting("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or setting("OTEL_EXPORTER_OTLP_ENDPOINT")
+    is_off = setting("OTEL_SDK_DISABLED", "").lower() == "true" or setting("OTEL_TRACES_EXPORTER") == "none"
+    return _OpenTelemetry(config) if endpoint and not is_off else RequestTracer()
 
 
 class _OpenTelemetry(RequestTracer):
@@ -88,19 +87,19 @@ class _OpenTelemetry(RequestTracer):
         self._tracer = self._provider.get_tracer("pocketrank")
         self._trace, self._parent_of = trace, TraceContextTextMapPropagator().extract
         self._wall_ns = time_ns() - perf_counter_ns()
-        # Drawn here, because a span that is not sampled takes some 20 µs all the same.
+        # Sampled here and not by OpenTelemetry, where a span takes some 20 µs even if it is not sampled.
         self._share = None if _SAMPLER in os.environ else config.share
         self._random = Random()
 
     def trace_page(self, headers: Iterable[tuple[bytes, bytes]], route: str = _PAGE) -> AbstractContextManager[None]:
-        brought = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name in _PARENT}
-        if not brought and self._share is not None and self._random.random() >= self._share:
+        parents = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name in _PARENT}
+        if not parents and self._share is not None and self._random.random() >= self._share:
             return _NOTHING
-        return self._span(brought, route)
+        return self._span(parents, route)
 
     @contextmanager
-    def _span(self, brought: dict[str, str], route: str) -> Iterator[None]:
-        parent = self._parent_of(brought) if brought else None
+    def _span(self, parents: dict[str, str], route: str) -> Iterator[None]:
+        parent = self._parent_of(parents) if parents else None
         kind, attributes = self._trace.SpanKind.SERVER, {"http.route": route}
         with self._tracer.start_as_current_span(route, parent, kind, attributes):
             yield
