@@ -71,7 +71,7 @@ class ComputePrice:
 
     def _settle(self) -> float:
         """Add the pages since the last call to `_page_seconds`. Returns the time."""
-        now = max(self._at, self._clock())
+        now = self._clock()
         self._page_seconds += self._pages * (now - self._at)
         self._at = now
         return now

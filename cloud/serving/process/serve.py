@@ -38,7 +38,9 @@ def serve(
     db = feedback_db or run.folder / "feedback.db"
     with listen(host, port) as sock:  # first: a port in use is reported before anything is loaded
         from pocketrank.cloud.pages.engine import fill_stores
+        from pocketrank.cloud.serving.telemetry.logs import configure_logs
 
+        configure_logs(config.logs)  # a supervisor logs in the same form as its workers
         fill_stores(run, config)
         if config.workers == 1:
             serve_on(sock, None, run.folder, bundle, db, config)

@@ -44,6 +44,79 @@ def test_pages_are_made_in_the_order_of_arrival_and_the_loop_runs_between_them()
     assert made == [0, 1, 2, 3, 4]
 
 
+def test_a_request_that_arrives_while_others_wait_does_not_overtake_them() -> None:
+    made: list[int] = []
+
+    def make(request: int, since: float) -> int:
+        if request == 0:
+            busy()
+        made.append(request)
+        return request
+
+    async def main() -> None:
+        queue = queue_of(make)
+        tasks = [asyncio.create_task(queue(i, 0.0)) for i in range(4)]
+        await asyncio.sleep(0)  # the first is made, the others wait
+        await asyncio.sleep(0)  # a new turn of the loop, which has time for pages
+        assert len(queue) > 0
+        assert await queue(9, 0.0) == 9
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert made == [0, 1, 2, 3, 9]
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "retry_after", "got"), [(0.0004, "1", "0 ms"), (0.25, "1", "250 ms"), (1.5, "2", "1500 ms"), (1e4, "30", "1")]
+)
+def test_a_refusal_says_when_to_retry(wait_s: float, retry_after: str, got: str) -> None:
+    error = BusyError(wait_s)
+    assert error.headers["Retry-After"] == retry_after == str(error.retry_after_s)
+    assert error.got.startswith(f"a wait of {got}")
+
+
+def test_pages_are_made_at_once_until_they_have_used_up_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lengths = [0.0], []
+    monkeypatch.setattr("pocketrank.cloud.serving.load.page_queue.perf_counter", lambda: now[0])
+
+    def make(request: int, since: float) -> int:
+        now[0] += 0.6 * TURN_S
+        return request
+
+    async def main() -> None:
+        queue = queue_of(make)
+
+        async def look() -> None:
+            lengths.append(len(queue))
+
+        for _ in range(2):
+            await asyncio.gather(*(queue(i, 0.0) for i in range(3)), look())
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert lengths == [1, 1], "in each turn two are made and the third waits"
+
+
+def test_the_expected_wait_follows_the_time_of_the_latest_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waits = [0.0], []
+    monkeypatch.setattr("pocketrank.cloud.serving.load.page_queue.perf_counter", lambda: now[0])
+
+    def make(seconds: int, since: float) -> int:
+        now[0] += seconds
+        return seconds
+
+    async def main() -> None:
+        queue = queue_of(make, wait_max_s=0.0)
+        for seconds in (10, 20, 20):
+            await queue(seconds, 0.0)
+            with queue.reserve(), pytest.raises(BusyError) as caught:
+                queue.enter()
+            waits.append(caught.value.got)
+
+    asyncio.run(main())
+    assert waits == ["a wait of 10000 ms", "a wait of 11000 ms", "a wait of 11900 ms"]
+
+
 def test_an_error_reaches_only_the_request_that_caused_it() -> None:
     def make(request: int, since: float) -> int:
         if request == 1:

@@ -67,6 +67,21 @@ def test_the_price_is_the_same_however_often_it_is_asked_for() -> None:
     assert seldom() == pytest.approx(5 * (1 - math.exp(-1)))
 
 
+def test_load_is_averaged_over_time_whenever_pages_enter_and_leave() -> None:
+    now = [0.0]
+    price = ComputePrice(PriceConfig(memory_s=1e-3), clock=lambda: now[0])
+    for entered, left in ((4.0, 10.0), (2.0, 8.0), (2.0, 8.0), (5.0, 5.5)):
+        start = now[0]
+        now[0] = start + entered
+        for _ in range(5):
+            price.enter()
+        now[0] = start + left
+        for _ in range(5):
+            price.leave()
+        now[0] = start + 10.0
+        assert price() == pytest.approx(max(1.0, 5 * (left - entered) / 10.0))
+
+
 def test_the_price_never_leaves_its_bounds() -> None:
     config = PriceConfig(normal=2.0, price_min=0.25, price_max=4.0)
     assert [price_of(load, config) for load in (0.0, 0.5, 1.0, 8.0, 9.0)] == [0.25, 0.25, 0.5, 4.0, 4.0]

@@ -1,4 +1,4 @@
-"""A server that is told to end."""
+"""A server that is stopped."""
 
 import signal
 import socket
@@ -19,7 +19,7 @@ _EACH = 6
 
 
 def _begun(server: Live, path: str, body: bytes) -> socket.socket:
-    """A request that the server has begun with: it waits for the body."""
+    """Send the head of a request, and return the connection once the server waits for the body."""
     raw = socket.create_connection(("127.0.0.1", server.port), timeout=30)
     raw.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
     assert raw.recv(64) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -35,7 +35,7 @@ def _refuses(server: Live) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_under_way_when_it_is_told_to_end_is_answered(tmp_path: Path, workers: int) -> None:
+def test_requests_under_way_at_the_stop_are_answered(tmp_path: Path, workers: int) -> None:
     db, events = tmp_path / "feedback.db", [event(1, 1000 + 3 * n) for n in range(_EACH)]
     config = ServingConfig(workers=workers)
     with live(small_run(tmp_path / "run").folder, db, config=config) as server:
@@ -59,7 +59,7 @@ def test_what_is_under_way_when_it_is_told_to_end_is_answered(tmp_path: Path, wo
     log.close()
 
 
-def test_while_it_drains_it_is_unready_and_serves(tmp_path: Path) -> None:
+def test_a_draining_server_is_not_ready_and_still_serves(tmp_path: Path) -> None:
     config = ServingConfig(server=ServerConfig(drain_s=600.0))
     with live(small_run(tmp_path / "run").folder, tmp_path / "feedback.db", config=config) as server:
         assert server.send("GET", "/readyz").status == 200

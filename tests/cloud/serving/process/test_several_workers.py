@@ -1,4 +1,4 @@
-"""The whole server with two worker processes: each is asked by its own connection, told apart by the ids that it makes."""
+"""The whole server with two workers. Each is asked over its own connection, and known by the request ids that it makes."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ class Caller:
         self._connection.close()
 
     def page(self, user_id: int) -> set[int]:
-        """Items of a page of everything that the user has not seen."""
+        """Return the items of a page that holds everything the user has not seen."""
         answer, _ = self._send("POST", "/v1/page", to_msgpack(request(user_id, 100)))
         items: set[int] = set(from_block(from_msgpack(answer, Page).candidates.item_id, np.dtype("<i8")).tolist())
         return items
@@ -76,7 +76,7 @@ class Caller:
 
 
 def callers(port: int) -> list[Caller]:
-    """One of each worker, once both serve."""
+    """Return a connection to each worker, once both serve."""
     found: dict[str, Caller] = {}
     never = Event()
     for _ in range(_TRIES):
@@ -90,23 +90,23 @@ def callers(port: int) -> list[Caller]:
 
 
 def children(pid: int) -> list[int]:
-    """Workers of a supervisor."""
+    """Return the process ids of a supervisor's workers."""
     found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def test_what_one_worker_was_told_the_other_knows(run: SmallRun, tmp_path: Path) -> None:
+def test_feedback_sent_to_one_worker_is_known_to_the_other(run: SmallRun, tmp_path: Path) -> None:
     with serving(run, tmp_path / "feedback.db") as server:
         first, second = callers(server.port)
         unseen = first.page(50)
         assert unseen == second.page(50)
         for number, item in enumerate(sorted(unseen)[:12]):
-            told, asked = (first, second) if number % 2 else (second, first)
-            told_event = event(50, item)
-            assert told.feedback(told_event).accepted == 1
+            sent_to, asked = (first, second) if number % 2 else (second, first)
+            sent = event(50, item)
+            assert sent_to.feedback(sent).accepted == 1
             unseen.discard(item)
             assert asked.page(50) == unseen  # whichever answers, from the moment of the receipt on
-            assert asked.feedback(told_event) == FeedbackReceipt(accepted=0, duplicates=1)
+            assert asked.feedback(sent) == FeedbackReceipt(accepted=0, duplicates=1)
         assert first.page(50) == second.page(50) == unseen
         for caller in (first, second):
             assert caller.metric('pocketrank_feedback_events_total{result="accepted"}') == 12
@@ -115,9 +115,7 @@ def test_what_one_worker_was_told_the_other_knows(run: SmallRun, tmp_path: Path)
         assert server.process.wait(30) == 0
 
 
-def test_a_killed_worker_loses_nothing_that_was_acknowledged_and_comes_back_with_all_of_it(
-    run: SmallRun, tmp_path: Path
-) -> None:
+def test_a_killed_worker_loses_no_acknowledged_feedback_and_its_successor_knows_it(run: SmallRun, tmp_path: Path) -> None:
     db, acknowledged = tmp_path / "feedback.db", set()
     with serving(run, db) as server:
         first, second = callers(server.port)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(OPENSSL is None, reason="no openssl here to make
 
 
 def _make(folder: Path, name: str = "one", *options: str) -> TlsConfig:
-    """A certificate that vouches for itself, of 127.0.0.1."""
+    """Make a self-signed certificate for 127.0.0.1."""
     folder.mkdir(exist_ok=True)
     made = TlsConfig(folder / f"{name}.pem", folder / f"{name}.key")
     subprocess.run(
@@ -38,10 +38,12 @@ def _make(folder: Path, name: str = "one", *options: str) -> TlsConfig:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_with_a_certificate_answers_who_trusts_it_and_nobody_else(tmp_path: Path, workers: int) -> None:
+def test_only_clients_that_trust_the_certificate_are_answered(tmp_path: Path, workers: int) -> None:
     tls = _make(tmp_path)
     config = ServingConfig(server=ServerConfig(tls), workers=workers)
-    with live(small_run(tmp_path / "run").folder, tmp_path / "feedback.db", config=config) as server:
+    log = tmp_path / "log"
+    with live(small_run(tmp_path / "run").folder, tmp_path / "feedback.db", config=config, stderr=log) as server:
+        assert f"serving on https://127.0.0.1:{server.port}" in log.read_text()
         trusting = ssl.create_default_context(cafile=str(tls.certfile))
         connection = HTTPSConnection("127.0.0.1", server.port, timeout=30, context=trusting)
         connection.request("POST", "/v1/page", to_json(request()), JSON)
@@ -50,12 +52,14 @@ def test_a_server_with_a_certificate_answers_who_trusts_it_and_nobody_else(tmp_p
         connection.close()
         with pytest.raises(ssl.SSLCertVerificationError):
             HTTPSConnection("127.0.0.1", server.port, timeout=30, context=ssl.create_default_context()).connect()
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:  # nothing in clear
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:  # nothing is answered in clear text
             raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"HTTP/" not in raw.recv(64)
+        server.process.terminate()
+        assert server.process.wait(30) == 0
 
 
-def test_one_file_without_the_other_is_refused(tmp_path: Path) -> None:
+def test_a_certificate_without_a_key_is_refused_and_a_key_without_a_certificate(tmp_path: Path) -> None:
     certfile, keyfile = tmp_path / "one.pem", tmp_path / "one.key"
     assert TlsConfig.of(None, None) is None
     assert TlsConfig.of(certfile, keyfile) == TlsConfig(certfile, keyfile)
@@ -65,7 +69,7 @@ def test_one_file_without_the_other_is_refused(tmp_path: Path) -> None:
         assert caught.value.where == alone
 
 
-def test_a_file_that_cannot_be_used_is_named_before_the_start(tmp_path: Path) -> None:
+def test_an_invalid_file_is_named_before_the_start(tmp_path: Path) -> None:
     good, other, secret = _make(tmp_path), _make(tmp_path, "two"), _make(tmp_path, "three", "-passout", "pass:secret")
     (tmp_path / "text").write_text("no certificate")
     (tmp_path / "text").chmod(0o600)
@@ -88,6 +92,15 @@ def test_a_file_that_cannot_be_used_is_named_before_the_start(tmp_path: Path) ->
             TlsConfig(certfile, keyfile).check()
         assert caught.value.where == named
         assert str(named) in str(caught.value)
+
+
+def test_a_server_with_an_invalid_certificate_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    good, text = _make(tmp_path), tmp_path / "text"
+    text.write_text("no certificate")
+    with pytest.raises(TlsError, match="Expected a certificate in PEM") as caught:
+        ServerConfig(TlsConfig(text, good.keyfile))
+    assert caught.value.where == text
+    assert ServerConfig(good).tls == good
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:

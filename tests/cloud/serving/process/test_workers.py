@@ -32,7 +32,7 @@ class Supervisor:
         self.port = int(line.rsplit(":", 1)[1])
 
     def ask(self, path: str = "/") -> int:
-        """The process id of the worker that answered."""
+        """Return the process id of the worker that answered."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=_BOUND_S)
         try:
             connection.request("GET", path)
@@ -41,13 +41,13 @@ class Supervisor:
             connection.close()
 
     def workers(self) -> set[int]:
-        """Process ids of the workers that answer, by asking until both have."""
+        """Return the process ids of both workers, by asking until both have answered."""
         found: set[int] = set()
         until(lambda: len(found.add(self.ask()) or found) == 2)  # type: ignore[func-returns-value]
         return found
 
     def end(self) -> tuple[int, str, str]:
-        """Exit code, and what it said at last."""
+        """Return the exit code and the remaining output."""
         out, err = self.process.communicate(timeout=_BOUND_S)
         return self.process.returncode, out, err
 
@@ -66,13 +66,13 @@ def supervisor(target: str, workers: int, folder: Path, *more: str) -> Iterator[
 
 
 def until(holds: Callable[[], bool]) -> None:
-    """Wait until it does, a minute at most."""
+    """Wait until the condition holds, for a minute at most."""
     never = Event()
     for _ in range(100 * _BOUND_S):
         if holds():
             return
         never.wait(0.01)
-    raise AssertionError("it did not come about")
+    raise AssertionError("the condition never held")
 
 
 def gone(pid: int) -> bool:
@@ -80,7 +80,7 @@ def gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    # A zombie of a parent that is gone stays where nothing reaps: it has ended all the same.
+    # Without an init process that reaps, an orphan stays a zombie; it has ended all the same.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
@@ -91,7 +91,7 @@ def test_workers_share_the_port_and_end_in_order(tmp_path: Path) -> None:
         assert {path.name for path in tmp_path.glob("place-*")} == {"place-0", "place-1"}
         server.process.send_signal(signal.SIGTERM)
         code, out, err = server.end()
-        assert (code, out, err) == (0, "", "")  # ready was said once, and nothing else
+        assert (code, out, err) == (0, "", "")  # the URL was printed once, and nothing else
         assert all(gone(pid) for pid in workers)
         with pytest.raises(ConnectionRefusedError):
             server.ask()
@@ -108,7 +108,7 @@ def test_connections_made_at_once_are_spread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_what_was_accepted_is_finished_and_nothing_more_is_accepted(tmp_path: Path, sign: signal.Signals) -> None:
+def test_accepted_requests_are_finished_and_new_ones_refused(tmp_path: Path, sign: signal.Signals) -> None:
     with supervisor("serve_pid", 2, tmp_path) as server, ThreadPoolExecutor(8) as pool:
         server.wait_ready()
         server.workers()
@@ -131,7 +131,7 @@ def test_what_was_accepted_is_finished_and_nothing_more_is_accepted(tmp_path: Pa
         assert server.end() == (0, "", "")
 
 
-def test_a_worker_that_is_killed_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_others_go_on(tmp_path: Path) -> None:
     with supervisor("serve_pid", 2, tmp_path) as server:
         server.wait_ready()
         killed, other = server.workers()
@@ -173,7 +173,7 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
             server.ask()
 
 
-def test_what_cannot_start_ends_the_server_at_once(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_ends_the_server_at_once(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     with supervisor("serve_pid", 2, tmp_path) as server:
         code, out, err = server.end()
@@ -182,14 +182,14 @@ def test_what_cannot_start_ends_the_server_at_once(tmp_path: Path) -> None:
     assert "to start, got exit code 3" in err
 
 
-def test_what_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
+def test_the_supervisor_gives_up_after_repeated_deaths(tmp_path: Path) -> None:
     with supervisor("die", 1, tmp_path) as server:
         code, _, err = server.end()
     assert code == 1
     assert "WorkerStartError: Expected worker 0 to live, got 3 deaths in a row, the last with exit code 4." in err
 
 
-def test_a_worker_that_breaks_later_takes_the_server_down_only_after_some_tries(tmp_path: Path) -> None:
+def test_the_supervisor_gives_up_a_worker_that_no_longer_starts_after_some_tries(tmp_path: Path) -> None:
     with supervisor("serve_pid", 1, tmp_path) as server:
         server.wait_ready()
         (tmp_path / "broken").touch()
@@ -200,7 +200,7 @@ def test_a_worker_that_breaks_later_takes_the_server_down_only_after_some_tries(
 
 
 @pytest.mark.parametrize(("stop_s", "signals"), [("0.3", 1), ("600", 2)])
-def test_a_worker_that_does_not_end_is_killed_in_time_or_at_the_second_signal(
+def test_a_worker_that_ignores_sigterm_is_killed_in_time_or_at_the_second_signal(
     tmp_path: Path, stop_s: str, signals: int
 ) -> None:
     with supervisor("stuck", 2, tmp_path, f"stop_s={stop_s}") as server:
@@ -217,7 +217,7 @@ def test_a_worker_that_does_not_end_is_killed_in_time_or_at_the_second_signal(
     assert all(gone(pid) for pid in workers)
 
 
-def test_it_still_accepts_while_it_drains(tmp_path: Path) -> None:
+def test_workers_still_accept_while_they_drain(tmp_path: Path) -> None:
     with supervisor("serve_pid", 2, tmp_path, "drain_s=600", "stop_s=0.5") as server:
         server.wait_ready()
         workers = server.workers()
@@ -228,11 +228,11 @@ def test_it_still_accepts_while_it_drains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"backoff_s": 0.0}, {"deaths_max": 0}, {"stop_s": -1.0}])
-def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_times_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Expected times > 0"):
         WorkersConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_no_worker_is_no_server() -> None:
+def test_no_workers_are_refused() -> None:
     with socket.socket() as sock, pytest.raises(ValueError, match="at least one worker, got 0"):
         run_workers("tests.cloud.serving.small_apps:serve_pid", (), sock, 0)

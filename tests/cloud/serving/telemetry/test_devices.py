@@ -23,7 +23,7 @@ def report(report_id: str = "r", counters: dict[str, int] | None = None, **more:
 
 
 def samples(telemetry: DeviceTelemetry) -> dict[tuple[str, ...], float]:
-    """By name and values of the labels, read back from the text form."""
+    """Return the samples by name and label values, parsed from the text format."""
     registry = CollectorRegistry()
     registry.register(telemetry)
     text = generate_latest(registry).decode()
@@ -36,7 +36,7 @@ def samples(telemetry: DeviceTelemetry) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_what_a_device_counted_is_exposed() -> None:
+def test_counts_and_timings_of_devices_are_exposed() -> None:
     device, telemetry = Telemetry("s", 0, tier="full", bundle="world/3"), DeviceTelemetry()
     device.count("model_failed", 2)
     for us in (1, 3, 3, 700, 1 << 40):
@@ -44,27 +44,27 @@ def test_what_a_device_counted_is_exposed() -> None:
     telemetry(device.report(1))
     device.count("model_failed")
     telemetry(device.report(2))
-    told = samples(telemetry)
-    assert told["counts_total", "model_failed"] == 3
-    assert told["reports_total", "accepted", "1", "full", "world/3"] == 2
-    buckets = {float(le): told["seconds_bucket", "rerank", le] for n, *_, le in told if n == "seconds_bucket"}
+    exposed = samples(telemetry)
+    assert exposed["counts_total", "model_failed"] == 3
+    assert exposed["reports_total", "accepted", "1", "full", "world/3"] == 2
+    buckets = {float(le): exposed["seconds_bucket", "rerank", le] for n, *_, le in exposed if n == "seconds_bucket"}
     assert len(buckets) == BUCKETS_MAX
     assert [buckets[s] for s in (2e-6, 4e-6, 512e-6, 1024e-6, 4.194304, float("inf"))] == [1, 3, 3, 4, 4, 5]
-    assert told["seconds_count", "rerank"] == 5
-    assert told["seconds_sum", "rerank"] == pytest.approx(707e-6 + (1 << 32) / 1e6)
+    assert exposed["seconds_count", "rerank"] == 5
+    assert exposed["seconds_sum", "rerank"] == pytest.approx(707e-6 + (1 << 32) / 1e6)
 
 
-def test_a_report_counts_once_however_often_it_comes() -> None:
+def test_a_repeated_report_is_counted_once() -> None:
     telemetry = DeviceTelemetry(DeviceTelemetryConfig(ids_max=2))
     for report_id in ("a", "a", "b", "a", "c", "b"):
         telemetry(report(report_id, {"n": 1}))
-    told = samples(telemetry)
-    assert (told["counts_total", "n"], told["reports_total", "duplicate", "", "", ""]) == (3, 3)
+    exposed = samples(telemetry)
+    assert (exposed["counts_total", "n"], exposed["reports_total", "duplicate", "", "", ""]) == (3, 3)
     telemetry(report("a", {"n": 1}))  # too long ago: forgotten
     assert samples(telemetry)["counts_total", "n"] == 4
 
 
-def test_nothing_is_no_report() -> None:
+def test_a_request_without_telemetry_counts_nothing() -> None:
     telemetry = DeviceTelemetry()
     telemetry(None)
     assert set(samples(telemetry).values()) == {0}
@@ -74,25 +74,25 @@ def test_nothing_is_no_report() -> None:
 def test_a_bad_report_is_dropped_and_counted(change: dict[str, Any], where: str) -> None:
     telemetry = DeviceTelemetry()
     telemetry({**GOOD, **change})
-    told = samples(telemetry)
-    assert told.pop(("reports_total", "bad", "", "", "")) == 1
-    assert set(told.values()) == {0}
+    exposed = samples(telemetry)
+    assert exposed.pop(("reports_total", "bad", "", "", "")) == 1
+    assert set(exposed.values()) == {0}
 
 
-def test_names_and_fleets_are_bounded_and_known_names_always_have_a_place() -> None:
+def test_names_and_fleets_are_bounded_except_for_known_names() -> None:
     telemetry = DeviceTelemetry(DeviceTelemetryConfig(names_max=3, fleets_max=2, names_known=frozenset(["reranks"])))
     timing = {"count": 1, "sum_us": 1, "max_us": 1, "buckets": [1]}
     for i in range(50):
         telemetry(report(f"r{i}", {f"n{i}": 1}, timings={f"t{i}": timing}, bundle=f'b{i}"\n', sample_rate=1 / (1 + i)))
     telemetry(report("r", {"reranks": 7}))
-    told = samples(telemetry)
-    assert {key[1:]: value for key, value in told.items() if key[0] == "counts_total"} == {
+    exposed = samples(telemetry)
+    assert {key[1:]: value for key, value in exposed.items() if key[0] == "counts_total"} == {
         ("n0",): 1, ("n1",): 1, ("n2",): 1, ("other",): 47, ("reranks",): 7,
     }  # fmt: skip
-    assert {key[1]: value for key, value in told.items() if key[0] == "seconds_count"} == {
+    assert {key[1]: value for key, value in exposed.items() if key[0] == "seconds_count"} == {
         "t0": 1, "t1": 1, "t2": 1, "other": 47,
     }  # fmt: skip
-    fleets = {key[2:]: value for key, value in told.items() if key[:2] == ("reports_total", "accepted")}
+    fleets = {key[2:]: value for key, value in exposed.items() if key[:2] == ("reports_total", "accepted")}
     assert fleets[("other",) * 3] == 50
     assert len(fleets) == 2
 
@@ -105,7 +105,7 @@ ANYTHING = st.recursive(
 
 
 @given(ANYTHING | st.fixed_dictionaries({key: st.just(value) | ANYTHING for key, value in GOOD.items()}))
-def test_no_telemetry_whatever_loses_the_feedback_it_came_with(anything: Any) -> None:
+def test_no_telemetry_makes_a_request_lose_its_feedback(anything: Any) -> None:
     telemetry = DeviceTelemetry()
     body = {"events": [msgspec.to_builtins(event(event_id="e"))], "telemetry": anything}
     try:
@@ -118,7 +118,7 @@ def test_no_telemetry_whatever_loses_the_feedback_it_came_with(anything: Any) ->
     assert reports == (anything is not None)
 
 
-def test_what_else_is_in_a_request_is_as_strict_as_ever() -> None:
+def test_the_rest_of_a_request_is_validated_as_before() -> None:
     request = PageRequest(request_id="r", user_id=1, session_id="s", now_ms=0, size=5)
     for encode, decode in ((to_msgpack, from_msgpack), (to_json, from_json)):
         lenient = decode(encode(request), with_any_telemetry(PageRequest))
@@ -131,10 +131,10 @@ def test_what_else_is_in_a_request_is_as_strict_as_ever() -> None:
         from_msgpack(b"\xc1", with_any_telemetry(PageRequest))
 
 
-def test_many_at_once_add_up() -> None:
+def test_reports_from_several_threads_add_up() -> None:
     telemetry = DeviceTelemetry()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: telemetry(report(str(i // 2), {"n": 1})), range(400)))
-    told = samples(telemetry)
-    assert (told["counts_total", "n"], told["reports_total", "duplicate", "", "", ""]) == (200, 200)
+    exposed = samples(telemetry)
+    assert (exposed["counts_total", "n"], exposed["reports_total", "duplicate", "", "", ""]) == (200, 200)
     assert from_msgpack(msgspec.msgpack.encode(report()), TelemetryReport).counters == {}

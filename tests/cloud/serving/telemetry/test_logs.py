@@ -21,7 +21,7 @@ from pocketrank.cloud.serving.telemetry.logs import (
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     yield
@@ -30,19 +30,19 @@ def _as_before() -> Iterator[None]:
     logging.captureWarnings(False)
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_a_line_is_one_json_object_with_what_it_belongs_to(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_one_json_object_with_its_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(LoggingConfig(format="json"))
     before = current_request.set(RequestInfo("abc-1"))
     AccessLog()("POST", "/v1/page", 503, 0.00125, "LogBusyError")
     logging.getLogger("elsewhere").info("two\nlines %s", "ü\udcff")
-    logging.getLogger("elsewhere").debug("too little to say")
+    logging.getLogger("elsewhere").debug("below the level")
     current_request.reset(before)
     logging.getLogger("elsewhere").warning("of no request %d", "wrong")
-    first, second, third = said(capsys)
+    first, second, third = logged(capsys)
     assert first.pop("time").endswith("Z")
     assert first == {
         "level": "warning", "logger": "pocketrank.access", "message": "answered", "request_id": "abc-1", "method": "POST",
@@ -53,19 +53,19 @@ def test_a_line_is_one_json_object_with_what_it_belongs_to(capsys: pytest.Captur
     assert "request_id" not in third
 
 
-def test_an_exception_is_whole_and_still_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exception_with_its_traceback_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(LoggingConfig(format="json"))
     try:
         raise KeyError("password=hunter2")
     except KeyError:
         logging.getLogger("uvicorn.error").exception("it broke")
-    (line,) = said(capsys)
+    (line,) = logged(capsys)
     assert line["error"] == "KeyError"
     assert line["traceback"].startswith("Traceback (most recent call last):\n")
     assert "hunter2" not in line["traceback"]
 
 
-def test_text_is_for_people_and_nobody_forges_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_message_can_forge_a_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs()
     AccessLog()("GET", "other", 404, 0.001)
     logging.getLogger("x").warning("a\n2026-01-01T00:00:00.000Z INFO x fine\x1b[2J")
@@ -86,28 +86,28 @@ def test_text_is_for_people_and_nobody_forges_a_line(capsys: pytest.CaptureFixtu
         "api_key = s3cr3t",
     ],
 )
-def test_what_looks_like_a_secret_is_not_said(capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_what_looks_like_a_secret_is_not_logged(capsys: pytest.CaptureFixture[str], text: str) -> None:
     configure_logs(LoggingConfig(format="json"))
     logging.getLogger("x").error("before %s after", text)
-    (line,) = said(capsys)
+    (line,) = logged(capsys)
     assert "s3cr3t" not in json.dumps(line)
     assert line["message"].startswith("before ")
     assert line["message"].endswith(" after")
 
 
-def test_successes_are_silent_or_sampled_and_errors_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_logged_and_successes_are_sampled(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(LoggingConfig(format="json"))
     silent = AccessLog()
     for status in (200, 206, 304, 400, 429, 500):
         silent("GET", "/healthz", status, 0.0)
-    assert [line["status"] for line in said(capsys)] == [400, 429, 500]
+    assert [line["status"] for line in logged(capsys)] == [400, 429, 500]
     sampled = AccessLog(LoggingConfig(success_share=0.5, lines_max=1000))
     for _ in range(400):
         sampled("GET", "/healthz", 200, 0.0)
-    assert 120 < len(said(capsys)) < 280
+    assert 120 < len(logged(capsys)) < 280
 
 
-def test_an_overload_is_not_one_of_the_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overload_does_not_overload_the_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("pocketrank.cloud.serving.telemetry.logs.monotonic", lambda: now)
     configure_logs(LoggingConfig(format="json"))
@@ -116,12 +116,12 @@ def test_an_overload_is_not_one_of_the_log(capsys: pytest.CaptureFixture[str], m
         access("POST", "/v1/page", 429, 0.0)
     now = 1.5
     access("POST", "/v1/page", 429, 0.0)
-    lines = said(capsys)
+    lines = logged(capsys)
     assert len(lines) == 4
     assert lines[-1]["suppressed"] == 7
 
 
-def test_an_id_is_taken_when_it_is_sane_and_else_made() -> None:
+def test_a_valid_request_id_is_kept_and_any_other_replaced() -> None:
     assert request_id_of([(b"host", b"x"), (b"x-request-id", b"abc-123")]) == "abc-123"
     bad = [b"", b"x" * 65, b"two words", b"new\nline", "ü".encode(), b"a\x00"]
     made = [request_id_of([(b"x-request-id", value)]) for value in bad] + [request_id_of([])]
@@ -130,7 +130,7 @@ def test_an_id_is_taken_when_it_is_sane_and_else_made() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_whatever_comes_an_id_is_short_and_printable(value: bytes) -> None:
+def test_a_request_id_is_always_short_and_printable(value: bytes) -> None:
     made = request_id_of([(b"x-request-id", value)])
     assert 1 <= len(made) <= 64
     assert made.isascii()
@@ -138,7 +138,7 @@ def test_whatever_comes_an_id_is_short_and_printable(value: bytes) -> None:
     assert " " not in made
 
 
-def test_an_error_is_noted_with_its_request_only() -> None:
+def test_an_error_is_noted_with_its_request_alone() -> None:
     note_error(ValueError())  # belongs to no request
     before = current_request.set(request := RequestInfo("r"))
     note_error(TimeoutError("secret"))
@@ -146,7 +146,7 @@ def test_an_error_is_noted_with_its_request_only() -> None:
     assert request.error == "TimeoutError"
 
 
-def test_a_worker_says_which_it_is() -> None:
+def test_a_workers_lines_hold_its_place() -> None:
     code = """
 import logging, os
 os.environ["POCKETRANK_WORKER"] = "3"
@@ -159,6 +159,6 @@ logging.getLogger("x").info("here")
 
 
 @pytest.mark.parametrize("wrong", [{"format": "xml"}, {"level": "LOUD"}, {"success_share": 1.5}, {"lines_max": 0}])
-def test_a_config_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_invalid_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Expected"):
         LoggingConfig(**wrong)

@@ -71,7 +71,7 @@ def shared() -> Iterator[SharedMetrics]:
 
 
 def samples(text: str) -> dict[str, float]:
-    """By name and values of the labels, in the order of the labels' names."""
+    """Return the samples by name and label values, in the order of the labels' names."""
     return {
         " ".join([s.name.removeprefix("pocketrank_"), *(s.labels[label] for label in sorted(s.labels))]): s.value
         for family in text_string_to_metric_families(text)
@@ -79,7 +79,7 @@ def samples(text: str) -> dict[str, float]:
     }
 
 
-def test_everything_that_is_told_is_exposed() -> None:
+def test_every_observation_is_exposed() -> None:
     metrics, devices = ServingMetrics(), DeviceTelemetry()
     metrics.add(devices)
     metrics.request("/v1/page", "POST", 200, 0.003)
@@ -95,7 +95,7 @@ def test_everything_that_is_told_is_exposed() -> None:
     metrics.shed("queue")
     metrics.load(2.5, 7)
     text, kind = metrics.text()
-    told = samples(text.decode())
+    exposed = samples(text.decode())
     expected = {
         "requests_total POST /v1/page 200": 1,
         "requests_total POST /v1/page 503": 1,
@@ -115,18 +115,18 @@ def test_everything_that_is_told_is_exposed() -> None:
         "compute_price": 2.5,
         "queue_length": 7,
     }
-    assert {name: told.get(name) for name in expected} == expected
+    assert {name: exposed.get(name) for name in expected} == expected
     assert kind.startswith("text/plain")
-    assert not [name for name in told if "_created" in name]
+    assert not [name for name in exposed if "_created" in name]
 
 
-def test_two_servers_in_a_process_do_not_mix() -> None:
+def test_two_servers_in_a_process_have_separate_metrics() -> None:
     first, second = ServingMetrics(), ServingMetrics()
     first.degraded("popular")
     assert "degraded_total popular" not in samples(second.text()[0].decode())
 
 
-def test_workers_add_up_whichever_is_asked_and_a_killed_one_still_counts(shared: SharedMetrics) -> None:
+def test_every_worker_exposes_the_sum_and_a_killed_one_still_counts(shared: SharedMetrics) -> None:
     first, second = Worker(shared, 0), Worker(shared, 1)
     try:
         first("count 3")
@@ -148,29 +148,33 @@ def test_workers_add_up_whichever_is_asked_and_a_killed_one_still_counts(shared:
             "queue_length": 7,
         }
         for worker in (first, second):
-            told = worker("tell")
-            assert {name: told.get(name) for name in expected} == expected
+            exposed = worker("show")
+            assert {name: exposed.get(name) for name in expected} == expected
         second.kill()
         shared.died(1)
-        told = first("tell")
-        assert {name: told.get(name) for name in expected} == {**expected, "compute_price": 3, "queue_length": 3}
+        exposed = first("show")
+        assert {name: exposed.get(name) for name in expected} == {**expected, "compute_price": 3, "queue_length": 3}
         second = Worker(shared, 1)
-        told = second("count 5")
-        assert (told["requests_total POST /v1/page 200"], told["device_seconds_count t"], told["queue_length"]) == (12, 6, 8)
+        exposed = second("count 5")
+        assert (exposed["requests_total POST /v1/page 200"], exposed["device_seconds_count t"], exposed["queue_length"]) == (
+            12,
+            6,
+            8,
+        )
     finally:
         first.kill()
         second.kill()
 
 
-def test_the_folder_does_not_grow_with_restarts_and_is_gone_at_the_end() -> None:
+def test_the_folder_does_not_grow_with_restarts_and_is_removed_at_the_end() -> None:
     with shared_metrics() as shared:
         folder = Path(shared.environment(0)["PROMETHEUS_MULTIPROC_DIR"])
         counts = []
         for _ in range(2):
             worker = Worker(shared, 0)
-            told = worker("count 1")
+            exposed = worker("count 1")
             worker.kill()
-            counts.append((told["requests_total POST /v1/page 200"], len(list(folder.iterdir()))))
+            counts.append((exposed["requests_total POST /v1/page 200"], len(list(folder.iterdir()))))
             shared.died(0)
         assert [requests for requests, _ in counts] == [1, 2]
         assert counts[0][1] == counts[1][1] > 0
@@ -191,7 +195,7 @@ def supervised(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
             process.kill()
 
 
-def test_a_folder_that_a_killed_supervisor_left_goes_when_the_next_one_starts_and_its_workers_are_gone(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_supervisor_is_removed_once_its_workers_have_ended(tmp_path: Path) -> None:
     others = [tmp_path / name for name in ("pocketrank-kept", "kept.metrics", "pocketrank-link.metrics")]
     for other in others[:2]:
         other.mkdir()
@@ -218,7 +222,7 @@ def test_a_folder_that_a_killed_supervisor_left_goes_when_the_next_one_starts_an
     assert all((other / "counter_0.db").exists() for other in others)
 
 
-def test_supervisors_that_start_at_once_leave_one_anothers_folders(tmp_path: Path) -> None:
+def test_supervisors_that_start_at_once_keep_each_others_folders(tmp_path: Path) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -232,9 +236,9 @@ def test_supervisors_that_start_at_once_leave_one_anothers_folders(tmp_path: Pat
 @pytest.mark.parametrize(
     ("path", "name"), [("/metrics", "m"), ("/files/a/b", "files"), ("/metrics/", "other"), ("/files", "other"), ("", "other")]
 )
-def test_paths_are_counted_under_few_names(path: str, name: str) -> None:
+def test_paths_have_few_labels(path: str, name: str) -> None:
     assert route_label(path, {"/metrics": "m", "/files/": "files"}) == name
 
 
-def test_methods_are_counted_under_few_names() -> None:
+def test_methods_have_few_labels() -> None:
     assert [method_label(name) for name in ("GET", "POST", "BREW", "")] == ["GET", "POST", "other", "other"]

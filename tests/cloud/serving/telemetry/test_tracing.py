@@ -13,7 +13,7 @@ _NOT_SAMPLED = [(b"traceparent", f"00-{_TRACE}-{_SPAN}-00".encode())]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ENDPOINT", "TRACES_ENDPOINT"):
         monkeypatch.delenv(f"OTEL_EXPORTER_OTLP_{name}", raising=False)
     for name in ("SERVICE_NAME", "RESOURCE_ATTRIBUTES", "TRACES_SAMPLER", "SDK_DISABLED", "TRACES_EXPORTER"):
@@ -28,7 +28,7 @@ def one_page(tracer: RequestTracer, headers: list[tuple[bytes, bytes]], status: 
         tracer.answered(status, "r-1")
 
 
-def test_a_page_is_a_span_with_one_for_each_stage_under_the_callers() -> None:
+def test_a_page_is_a_span_under_the_callers_with_a_child_for_each_stage() -> None:
     with collecting() as collector:
         tracer = make_tracer(TracingConfig(endpoint=collector.url, share=1.0))
         one_page(tracer, _SAMPLED)
@@ -48,7 +48,7 @@ def test_a_page_is_a_span_with_one_for_each_stage_under_the_callers() -> None:
     assert collector.resource["service.name"] == "pocketrank"
 
 
-def test_without_a_parent_it_begins_a_trace_and_a_failure_is_marked() -> None:
+def test_without_a_parent_a_trace_begins_and_a_failure_is_marked() -> None:
     with collecting() as collector:
         tracer = make_tracer(TracingConfig(endpoint=collector.url, share=1.0))
         one_page(tracer, [(b"traceparent", b"nonsense\xff")], status=503)
@@ -70,7 +70,7 @@ def test_without_a_parent_it_begins_a_trace_and_a_failure_is_marked() -> None:
         (0.0, True, [], 0),
     ],
 )
-def test_who_is_traced(share: float, trust: bool, headers: list[tuple[bytes, bytes]], traced: int) -> None:
+def test_which_requests_are_traced(share: float, trust: bool, headers: list[tuple[bytes, bytes]], traced: int) -> None:
     with collecting() as collector:
         tracer = make_tracer(TracingConfig(endpoint=collector.url, share=share, trust_parent=trust))
         one_page(tracer, headers)
@@ -79,7 +79,7 @@ def test_who_is_traced(share: float, trust: bool, headers: list[tuple[bytes, byt
     assert len(collector.spans) == 3 * traced
 
 
-def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_alone_configures_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.removesuffix("/v1/traces"))
         monkeypatch.setenv("OTEL_SERVICE_NAME", "pages")
@@ -93,7 +93,7 @@ def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not make_tracer().enabled
 
 
-def test_a_collector_that_is_not_there_stops_no_page() -> None:
+def test_an_unreachable_collector_stops_no_page() -> None:
     tracer = make_tracer(TracingConfig(endpoint="http://127.0.0.1:9/v1/traces", share=1.0, timeout_s=0.2))
     one_page(tracer, [])
     tracer.close()
@@ -114,6 +114,6 @@ def test_without_configuration_it_does_nothing_and_imports_nothing() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"share": -0.1}, {"share": 2.0}, {"timeout_s": 0.0}])
-def test_a_config_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_an_invalid_config_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Expected a share"):
         TracingConfig(**wrong)  # type: ignore[arg-type]
