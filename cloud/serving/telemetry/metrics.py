@@ -84,7 +84,8 @@ class ServingMetrics(PageObserver):
     def __init__(self) -> None:
         prepare_metrics()
         self._registry = CollectorRegistry()
-        counter, histogram, gauge = (partial(kind, registry=self._registry) for kind in (Counter, Histogram, Gauge))
+        counter, histogram = partial(Counter, registry=self._registry), partial(Histogram, registry=self._registry)
+        gauge = partial(Gauge, registry=self._registry)
         self._requests = counter("pocketrank_requests", "Answered requests.", ["route", "method", "status"])
         seconds = "From the head of a request to the end of its answer."
         self._seconds = histogram("pocketrank_request_seconds", seconds, ["route"], buckets=_SECONDS)

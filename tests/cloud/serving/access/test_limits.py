@@ -88,6 +88,17 @@ def test_memory_is_bounded_and_new_callers_reset_nobodys_bucket() -> None:
     assert limits.callers <= 11
 
 
+def test_a_full_bucket_makes_room_whenever_its_caller_was_first_seen() -> None:
+    clock = Clock()
+    limits, limit = RequestLimits(LimitsConfig(callers_max=2), clock), RateLimit(1.0, 4)
+    for key in ("often", "once", "often", "often", "often"):
+        limits(key, limit)
+    clock.now += 2.0  # only the bucket of `once` is full again
+    limits("new", limit)
+    assert limits.callers == 2
+    assert _taken(limits, "often", limit) == 2
+
+
 @pytest.mark.parametrize(
     ("client", "key"),
     [

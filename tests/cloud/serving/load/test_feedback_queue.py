@@ -24,7 +24,7 @@ class Counted(SqliteFeedbackLog):
 
     def __init__(self, path: Path, config: SqliteLogConfig) -> None:
         super().__init__(path, config)
-        self.writes = list[int]()
+        self.writes, self.is_broken = list[int](), False
         self.begun, self.may = Event(), Event()
         self.may.set()
 
@@ -32,6 +32,8 @@ class Counted(SqliteFeedbackLog):
         self.writes.append(len(events))
         self.begun.set()
         assert self.may.wait(30)
+        if self.is_broken:
+            raise RuntimeError("a fault of the log")
         return super().append(events)
 
 
@@ -82,11 +84,22 @@ def test_batches_that_arrive_while_the_disk_is_busy_share_one_write(
         intake.missing = 6
         first = asyncio.ensure_future(queue([event()], "$"))
         assert await asyncio.to_thread(log.begun.wait, 30)
-        rest = [queue([event()], "$") for _ in range(5)]
-        assert await asyncio.gather(first, *rest) == [ONE] * 6
+        early = asyncio.ensure_future(queue([event()], "$"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        rest = [queue([event()], "$") for _ in range(4)]
+        assert await asyncio.gather(first, early, *rest) == [ONE] * 6
 
     run_queue(work)
     assert log.writes == [1, 5]
+
+
+def test_one_write_takes_a_bounded_number_of_batches(log: Counted, run_queue: Callable[..., None]) -> None:
+    async def work(queue: FeedbackQueue) -> None:
+        assert await asyncio.gather(*(queue([event()], "$") for _ in range(65))) == [ONE] * 65
+
+    run_queue(work)
+    assert log.writes == [64, 1]
 
 
 def test_each_batch_gets_its_own_receipt(run_queue: Callable[..., None]) -> None:
@@ -139,16 +152,45 @@ def test_the_queue_is_bounded_and_an_invalid_batch_does_not_enter_it(run_queue: 
     run_queue(work, 2)
 
 
-def test_feedback_of_a_client_that_disconnected_is_kept(log: Counted, run_queue: Callable[..., None]) -> None:
+def test_batches_that_are_being_written_count_towards_the_bound(log: Counted, run_queue: Callable[..., None]) -> None:
+    async def work(queue: FeedbackQueue) -> None:
+        log.may.clear()
+        first = asyncio.ensure_future(queue([event()], "$"))
+        assert await asyncio.to_thread(log.begun.wait, 30)
+        second = asyncio.ensure_future(queue([event()], "$"))
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await asyncio.wait_for(queue([event()], "$"), 1)
+        log.may.set()
+        assert await asyncio.gather(first, second) == [ONE, ONE]
+
+    run_queue(work, 2)
+
+
+def test_an_unexpected_error_reaches_every_batch_of_the_write(log: Counted, run_queue: Callable[..., None]) -> None:
+    async def work(queue: FeedbackQueue) -> None:
+        log.is_broken = True
+        tasks = [asyncio.wait_for(queue([event()], "$"), 30) for _ in range(2)]
+        got = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(one) for one in got] == ["a fault of the log"] * 2
+        log.is_broken = False
+        assert await queue([event()], "$") == ONE
+
+    run_queue(work)
+
+
+def test_feedback_of_a_client_that_disconnected_is_kept_and_delays_no_other(
+    log: Counted, run_queue: Callable[..., None]
+) -> None:
     kept = event()
 
     async def work(queue: FeedbackQueue) -> None:
         log.may.clear()
-        gone = asyncio.ensure_future(queue([kept], "$"))
+        gone, other = asyncio.ensure_future(queue([kept], "$")), asyncio.ensure_future(queue([event()], "$"))
         assert await asyncio.to_thread(log.begun.wait, 30)
         gone.cancel()
         log.may.set()
-        assert await queue([event()], "$") == ONE
+        assert await asyncio.wait_for(other, 30) == ONE
 
     run_queue(work)
     assert kept in list(log.replay())

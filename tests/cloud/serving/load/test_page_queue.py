@@ -21,10 +21,10 @@ def busy() -> None:
 
 
 def test_pages_are_made_in_the_order_of_arrival_and_the_loop_runs_between_them() -> None:
-    made: list[int] = []
+    made: list[tuple[int, float]] = []
 
     async def main() -> list[int]:
-        queue = queue_of(lambda request, since: busy() or made.append(request) or request * 10)
+        queue = queue_of(lambda request, since: busy() or made.append((request, since)) or request * 10)
         turns = 0
 
         async def others() -> None:
@@ -41,7 +41,7 @@ def test_pages_are_made_in_the_order_of_arrival_and_the_loop_runs_between_them()
         return answers
 
     assert asyncio.run(main()) == [0, 10, 20, 30, 40]
-    assert made == [0, 1, 2, 3, 4]
+    assert made == [(i, float(i)) for i in range(5)]
 
 
 def test_a_request_that_arrives_while_others_wait_does_not_overtake_them() -> None:
@@ -207,6 +207,7 @@ def test_a_page_is_made_in_the_context_of_its_request() -> None:
         def make(request: int, since: float) -> int:
             info = current_request.get()
             names.append(info.id if info else "")
+            busy()  # so that the others wait
             return 0
 
         queue = queue_of(make)
