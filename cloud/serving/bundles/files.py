@@ -1,7 +1,7 @@
-"""The bundle that devices download, checked and held in memory.
+"""The bundle that devices download: its texts in memory, its files on the disk.
 
-In memory, because then manifest and files always belong together even while a new bundle is written over the old one, and no
-path of a request ever comes near the file system. A bundle is a few megabytes. Only the release is read anew each time.
+A file is read and compared with the manifest before it is first sent, and again when it has changed on the disk. So a damaged
+file is refused. The files of a plain folder are copied first, because the folder may be written to while it is served.
 
 Errors::
 
@@ -11,41 +11,64 @@ Errors::
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from pocketrank.cloud.serving.bundles.publish import SIGNED_BYTES_MAX, BundlePublish
 from pocketrank.device.codec import from_json
 from pocketrank.device.contract import BundleManifest, ContractError, FileEntry
 
-__all__ = ["BundleFile", "BundleFiles", "BundleFilesError"]
+__all__ = ["BundleFile", "BundleFiles", "BundleFilesError", "ServedBundle"]
 
-_BYTES_MAX = 1 << 28
-"""A bundle past 256 MiB is a mistake: phones would not want it either."""
-
-_SIGNED_MAX = 1 << 16
-"""Signatures and releases have hundreds of bytes, and devices take no more."""
+_BUNDLE_BYTES_MAX = 256 << 20
+"""A larger bundle is a mistake: phones would not want it either."""
 
 
 class BundleFilesError(ValueError):
     """The folder is not a whole bundle, or not one of this run. The message names the file."""
 
 
-class BundleFile(NamedTuple):
-    """A file as it is sent."""
+class BundleFile:
+    """File of a bundle at `path` on the disk, as the manifest's `entry` describes it."""
 
-    data: bytes
-    sha256: str
+    def __init__(self, path: Path, entry: FileEntry) -> None:
+        self.path, self.entry = path, entry
+        self._verified: tuple[int, ...] | None = None
 
-    @classmethod
-    def of(cls, data: bytes) -> BundleFile:
-        """`data` and its digest."""
-        return cls(data, hashlib.sha256(data).hexdigest())
+    def check(self) -> os.stat_result:
+        """Return the file's status, after comparing its bytes with the entry if it has changed since the last call.
+
+        Raises `BundleFilesError` when the bytes are not those of the entry, and OSError.
+        """
+        status, entry = os.stat(self.path), self.entry
+        stamp = status.st_mtime_ns, status.st_size, status.st_ino
+        if stamp != self._verified:
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if (status.st_size, digest) != (entry.bytes, entry.sha256):
+                expected = f"{entry.bytes} bytes with SHA-256 {entry.sha256}"
+                raise BundleFilesError(f"Expected {expected}, got {status.st_size} with {digest} - at {entry.path}")
+            self._verified = stamp
+        return status
+
+
+class ServedBundle(NamedTuple):
+    """One bundle. Manifest and files belong together."""
+
+    texts: BundlePublish
+    """Manifest, signatures and release, byte for byte."""
+    files: dict[str, BundleFile]
+    """By the path in the manifest."""
 
 
 class BundleFiles:
-    """The manifest and the files that it names. Raises `BundleFilesError`.
+    """The bundle in a plain folder, as it was when this object was made.
 
-    `split_version` is that of the run: a device with a bundle of another one would never get vectors.
+    The files are copied to a temporary folder, which is removed with this object. `split_version` is that of the run: a device
+    with a bundle of another run would never get vectors. Raises `BundleFilesError`.
     """
 
     def __init__(self, folder: Path, split_version: str) -> None:
@@ -59,47 +82,43 @@ class BundleFiles:
                 f"Expected a bundle of split version {split_version}, got {manifest.split_version} - at {folder}. "
                 "Export the bundle from the run that is served."
             )
-        if (total := sum(entry.bytes for entry in manifest.files)) > _BYTES_MAX:
-            raise BundleFilesError(f"Expected a bundle of at most {_BYTES_MAX} bytes, got {total} - at {folder}")
-        self.manifest = BundleFile.of(raw)
-        self.signatures = _optional(folder / "manifest.sig")
-        """Those of the manifest, None of a bundle that is not signed."""
-        self._release = folder / "release.json"
-        self._files = {entry.path: _read(folder, entry) for entry in manifest.files}
+        if (total := sum(entry.bytes for entry in manifest.files)) > _BUNDLE_BYTES_MAX:
+            raise BundleFilesError(f"Expected a bundle of at most {_BUNDLE_BYTES_MAX} bytes, got {total} - at {folder}")
+        self._folder, self._copies = folder, TemporaryDirectory(prefix="pocketrank-bundle-")
+        self._texts = BundlePublish(manifest=raw, signatures=_read_text(folder / "manifest.sig"))
+        self._files = {
+            entry.path: _copy(folder, entry, Path(self._copies.name, str(i))) for i, entry in enumerate(manifest.files)
+        }
 
-    def get(self, path: str) -> BundleFile | None:
-        """The file that the manifest names so, or None."""
-        return self._files.get(path)
+    def current(self) -> ServedBundle:
+        """Return the bundle with the release that is in the folder now, so that a roll-out or a kill needs no restart.
 
-    def release(self) -> BundleFile | None:
-        """The release as it is in the folder now, None without one: a roll-out and a kill need no restart.
-
-        Devices verify it, and that it names the manifest that is served here.
+        Devices verify the release, and that it names this manifest.
         """
-        return _optional(self._release)
+        release = _read_text(self._folder / "release.json")
+        texts = BundlePublish(manifest=self._texts.manifest, signatures=self._texts.signatures, release=release)
+        return ServedBundle(texts, self._files)
 
 
-def _optional(path: Path) -> BundleFile | None:
+def _read_text(path: Path) -> bytes | None:
+    """Return a signed text, or None where there is none that a device would take."""
     try:
-        return BundleFile.of(path.read_bytes()) if path.is_file() and path.stat().st_size <= _SIGNED_MAX else None
+        return path.read_bytes() if path.is_file() and path.stat().st_size <= SIGNED_BYTES_MAX else None
     except OSError:
         return None
 
 
-def _read(folder: Path, entry: FileEntry) -> BundleFile:
+def _copy(folder: Path, entry: FileEntry, copy: Path) -> BundleFile:
     parts = PurePosixPath(entry.path)
     try:
-        path = (folder / parts).resolve()
-        if parts.is_absolute() or ".." in parts.parts or not path.is_relative_to(folder.resolve()):
+        source = (folder / parts).resolve()
+        if parts.is_absolute() or ".." in parts.parts or not source.is_relative_to(folder.resolve()):
             raise BundleFilesError(f"Expected paths inside the bundle, got {entry.path} - at {folder}/manifest.json")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, BundleFilesError):
-            raise
+        shutil.copyfile(source, copy)
+        file = BundleFile(copy, entry)
+        file.check()
+    except BundleFilesError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise BundleFilesError(f"Expected the file {entry.path!r}, got: {error} - at {folder}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if (len(data), digest) != (entry.bytes, entry.sha256):
-        raise BundleFilesError(
-            f"Expected {entry.bytes} bytes with SHA-256 {entry.sha256}, got {len(data)} with {digest} - at {folder / parts}"
-        )
-    return BundleFile(data, digest)
+    return file

@@ -1,16 +1,16 @@
-"""What is published: the record of a bundle, and whether a device could use it.
+"""The record of a published bundle, and the checks that it passes before it is served.
 
-Signatures are for devices to check; this keeps out what none would install.
+Signatures are for devices to check. The checks here reject a bundle that no device would install.
 
 Errors::
 
     WireError
-    └── BundleStoreError       a bundle that is not taken; what was served still is
-        ├── BadBundleError     400: a manifest that is not one, or a file that is not as it was announced
-        ├── StaleBundleError   409: for a split version that is not served, or no newer than what is
-        ├── MissingFilesError  409: files that have to be uploaded first; knows their digests
-        ├── StoreFullError     507: no room, on the disk or in what the store may take
-        └── BundleWriteError         503: the disk is read-only or broken
+    └── BundleStoreError       a bundle that is refused; what was served still is
+        ├── BadBundleError     400: an invalid manifest, or a file that is not as announced
+        ├── StaleBundleError   409: for a split version that is not served, or no newer than what is served
+        ├── MissingFilesError  409: files that must be uploaded first; has their digests
+        ├── StoreFullError     507: no space left, on the disk or within the limit of the store
+        └── BundleWriteError   503: the disk is read-only or broken
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ __all__ = [
     "BundlePublish",
     "BundleReceipt",
     "BundleStoreError",
-    "MissingFilesError",
-    "PUBLISH_MAX",
-    "StaleBundleError",
     "BundleWriteError",
+    "MissingFilesError",
+    "PUBLISH_BYTES_MAX",
+    "SIGNED_BYTES_MAX",
+    "StaleBundleError",
     "StoreFullError",
     "check_newer",
     "check_publish",
     "is_digest",
 ]
 
-_MANIFEST_MAX = 4 << 20
-"""Bytes of a manifest: devices take no more."""
-_SIGNED_MAX = 64 << 10
-"""Likewise of signatures and of a release."""
-PUBLISH_MAX = (_MANIFEST_MAX + 2 * _SIGNED_MAX) * 4 // 3 + 4096
-"""Bytes of a whole record in base64, with its frame."""
+_MANIFEST_BYTES_MAX = 4 << 20
+"""Size limit of a manifest: devices accept no more."""
+SIGNED_BYTES_MAX = 64 << 10
+"""Size limit of signatures and of a release: real ones have hundreds of bytes, and devices accept no more."""
+PUBLISH_BYTES_MAX = (_MANIFEST_BYTES_MAX + 2 * SIGNED_BYTES_MAX) * 4 // 3 + 4096
+"""Size limit of a whole record: its parts in base64, and the JSON around them."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -55,25 +56,25 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class BundleStoreError(WireError):
-    """A bundle that is not taken. What was served still is."""
+    """A bundle that is refused. What was served still is."""
 
 
 class BadBundleError(BundleStoreError):
-    """A manifest that is not one, or a file that is not as it was announced."""
+    """An invalid manifest, or a file that is not as announced."""
 
     def __init__(self, path: str, expected: str, got: str) -> None:
         super().__init__(400, path, expected, got)
 
 
 class StaleBundleError(BundleStoreError):
-    """A bundle for a split version that is not served, or no newer than the one that is."""
+    """A bundle for a split version that is not served, or no newer than the bundle that is served."""
 
     def __init__(self, path: str, expected: str, got: str) -> None:
         super().__init__(409, path, expected, got)
 
 
 class MissingFilesError(BundleStoreError):
-    """Files of the manifest that have to be uploaded first: `missing` are their digests."""
+    """Files of the manifest that must be uploaded first. `missing` holds their digests."""
 
     def __init__(self, missing: tuple[str, ...]) -> None:
         super().__init__(409, "$.manifest.files", "files that were uploaded", f"{len(missing)} that were not")
@@ -81,22 +82,22 @@ class MissingFilesError(BundleStoreError):
 
 
 class StoreFullError(BundleStoreError):
-    """No room for a file or a record. Nothing of it was kept."""
+    """No space left for a file or a record. Nothing of it was kept."""
 
     def __init__(self, got: str) -> None:
-        super().__init__(507, "$", "room for the upload", got, {"Retry-After": "60"})
+        super().__init__(507, "$", "space for the upload", got, {"Retry-After": "60"})
 
 
 class BundleWriteError(BundleStoreError):
-    """The disk could not do what was asked. Nothing of it was kept."""
+    """A failed read or write of the disk. Nothing of the upload was kept."""
 
     def __init__(self, got: str) -> None:
-        super().__init__(503, "$", "a disk that takes the upload", got, {"Retry-After": "5"})
+        super().__init__(503, "$", "a disk that stores the upload", got, {"Retry-After": "5"})
 
 
 class BundlePublish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The bundle to serve from now on: the bytes of its `manifest.json`, and of `manifest.sig` and `release.json` where there
-    are some (base64 in JSON).
+    """The bundle to serve from now on: the bytes of its `manifest.json`, and of `manifest.sig` and `release.json` if there are
+    any (base64 in JSON).
     """
 
     manifest: bytes
@@ -111,25 +112,26 @@ class BundleReceipt(msgspec.Struct, frozen=True, kw_only=True):
     manifest_sha256: str
     files: int
     bytes: int
-    """Of all files together."""
+    """Size of all files together."""
 
 
 def is_digest(text: str) -> bool:
-    """Whether this is a SHA-256 in lower-case hex, which is the only name from outside that a file gets."""
+    """Return whether `text` is a SHA-256 in lower-case hex: the only kind of file name that a client can choose."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def check_publish(publish: BundlePublish, split_versions: Collection[str], bundle_bytes_max: int) -> BundleManifest:
-    """The manifest, when devices of the `split_versions` that are served could use it and all files together have at most
-    `bundle_bytes_max`. Raises `BadBundleError`, `StaleBundleError`.
+    """Return the manifest of a record that devices of the served `split_versions` can use.
+
+    All files together may have at most `bundle_bytes_max` bytes. Raises `BadBundleError`, `StaleBundleError`.
     """
-    for name, data, most in (
-        ("manifest", publish.manifest, _MANIFEST_MAX),
-        ("signatures", publish.signatures, _SIGNED_MAX),
-        ("release", publish.release, _SIGNED_MAX),
+    for name, data, bytes_max in (
+        ("manifest", publish.manifest, _MANIFEST_BYTES_MAX),
+        ("signatures", publish.signatures, SIGNED_BYTES_MAX),
+        ("release", publish.release, SIGNED_BYTES_MAX),
     ):
-        if data is not None and len(data) > most:
-            raise BadBundleError(f"$.{name}", f"at most {most} bytes", f"{len(data)}")
+        if data is not None and len(data) > bytes_max:
+            raise BadBundleError(f"$.{name}", f"at most {bytes_max} bytes", f"{len(data)}")
     manifest = _decode(publish.manifest, BundleManifest, "$.manifest")
     _check_manifest(manifest)
     if (total := sum(entry.bytes for entry in manifest.files)) > bundle_bytes_max:
@@ -139,7 +141,7 @@ def check_publish(publish: BundlePublish, split_versions: Collection[str], bundl
     if publish.release is not None:
         release = _decode(_decode(publish.release, Signed, "$.release").payload, Release, "$.release.payload")
         if release.bundle.manifest_sha256 != hashlib.sha256(publish.manifest).hexdigest():
-            raise BadBundleError("$.release", "a release of this manifest", "one of another")
+            raise BadBundleError("$.release", "a release of this manifest", "a release of another")
     if manifest.split_version not in split_versions:
         expected = f"a split version that is served: {', '.join(sorted(split_versions))}"
         raise StaleBundleError("$.manifest.split_version", expected, f"`{manifest.split_version[:64]}`")
@@ -147,7 +149,7 @@ def check_publish(publish: BundlePublish, split_versions: Collection[str], bundl
 
 
 def check_newer(manifest: BundleManifest, publish: BundlePublish, before: BundlePublish) -> None:
-    """Raise `StaleBundleError` unless `publish`, with this manifest, may follow what is served."""
+    """Raise `StaleBundleError` unless `publish`, with this manifest, may replace `before`, which is served."""
     if publish.manifest != before.manifest:
         served = from_json(before.manifest, BundleManifest).serial
         if manifest.serial <= served:
@@ -169,7 +171,7 @@ def _check_manifest(manifest: BundleManifest) -> None:
     paths = [entry.path for entry in manifest.files]
     for i, entry in enumerate(manifest.files):
         where, parts = f"$.manifest.files[{i}]", entry.path.split("/")
-        # No path comes near a disk of ours; this is what no device would install.
+        # The server writes to none of these paths; a device would, and refuses them.
         if not entry.path.isascii() or not entry.path.isprintable() or "\\" in entry.path or {"", ".", ".."} & {*parts}:
             raise BadBundleError(f"{where}.path", "a relative path of plain names", ascii(entry.path[:200]))
         if entry.bytes < 0 or not _DIGEST.fullmatch(entry.sha256):

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pocketrank.cloud.serving.access.access import REFUSALS, Access
-from pocketrank.cloud.serving.bundles.publish import PUBLISH_MAX, BundlePublish, BundleReceipt, MissingFilesError
+from pocketrank.cloud.serving.bundles.publish import PUBLISH_BYTES_MAX, BundlePublish, BundleReceipt, MissingFilesError
 from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, ErrorBody, WireError, content_type, decode
@@ -56,7 +56,7 @@ def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig
     config = config or UploadsConfig()
     router = APIRouter(dependencies=[access.requires("publish")])
     limits = access.limits.config
-    read = BodyReader(PUBLISH_MAX, config.stall_s)
+    read = BodyReader(PUBLISH_BYTES_MAX, config.stall_s)
 
     @router.put(
         "/v1/bundle",

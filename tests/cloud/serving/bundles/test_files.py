@@ -1,30 +1,58 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from pocketrank.cloud.serving.bundles.files import BundleFile, BundleFiles, BundleFilesError
+from pocketrank.cloud.serving.bundles.files import BundleFiles, BundleFilesError, ServedBundle
 from tests.cloud.serving.live import write_bundle
 from tests.cloud.small_published import SPLIT_VERSION
 
 FILES = {"spec.json": b"{}", "models/split.fp32.onnx": b"model"}
 
 
-def test_the_files_of_the_manifest_and_no_others(tmp_path: Path) -> None:
+def read(bundle: ServedBundle) -> dict[str, bytes]:
+    """Read the files as they are sent."""
+    for file in bundle.files.values():
+        file.check()
+    return {path: file.path.read_bytes() for path, file in bundle.files.items()}
+
+
+def test_a_bundle_has_the_files_of_the_manifest_and_no_others(tmp_path: Path) -> None:
     write_bundle(tmp_path, FILES)
     (tmp_path / "secret").write_bytes(b"secret")
     files = BundleFiles(tmp_path, SPLIT_VERSION)
-    assert {path: file.data for path in FILES if (file := files.get(path))} == FILES
-    for path in ("secret", "manifest.json", "models", "./spec.json", "models/../spec.json", ""):
-        assert files.get(path) is None
-    assert files.manifest.data == (tmp_path / "manifest.json").read_bytes()
+    assert read(files.current()) == FILES
+    assert files.current().texts.manifest == (tmp_path / "manifest.json").read_bytes()
 
 
 def test_a_bundle_stays_whole_while_the_folder_changes(tmp_path: Path) -> None:
     files = BundleFiles(write_bundle(tmp_path, FILES), SPLIT_VERSION)
-    (tmp_path / "spec.json").write_bytes(b"new")
-    file = files.get("spec.json")
-    assert file is not None
-    assert file.data == b"{}"
+    manifest = files.current().texts.manifest
+    for path in FILES:
+        (tmp_path / path).write_bytes(b"new")
+    (tmp_path / "manifest.json").unlink()
+    assert read(files.current()) == FILES
+    assert files.current().texts.manifest == manifest
+
+
+def test_the_copies_are_removed_with_the_bundle(tmp_path: Path) -> None:
+    files = BundleFiles(write_bundle(tmp_path, FILES), SPLIT_VERSION)
+    copy = files.current().files["spec.json"].path
+    assert copy.exists()
+    del files
+    assert not copy.parent.exists()
+
+
+def test_a_file_that_changes_on_the_disk_is_refused_until_it_is_right_again(tmp_path: Path) -> None:
+    files = BundleFiles(write_bundle(tmp_path, FILES), SPLIT_VERSION)
+    spec = files.current().files["spec.json"]
+    for damaged in (b"[]", b"{", b""):  # of the same size, too
+        spec.path.write_bytes(damaged)
+        os.utime(spec.path, (1, 1))
+        with pytest.raises(BundleFilesError, match=r"SHA-256 .*, got .* - at spec\.json"):
+            spec.check()
+    spec.path.write_bytes(FILES["spec.json"])
+    assert spec.check().st_size == 2
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/hostname", "models/../../outside", "link"])
@@ -65,15 +93,19 @@ def test_a_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
         BundleFiles(write_bundle(tmp_path, FILES, "0ther"), "mine")
 
 
-def test_signatures_and_the_release_of_now(tmp_path: Path) -> None:
-    files = BundleFiles(write_bundle(tmp_path, FILES), SPLIT_VERSION)
-    assert files.signatures is None
-    assert files.release() is None
+def test_an_absolute_path_is_refused_even_inside_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleFilesError, match="paths inside the bundle"):
+        BundleFiles(write_bundle(tmp_path, FILES, path=str(tmp_path / "spec.json")), SPLIT_VERSION)
+
+
+def test_the_release_is_read_each_time(tmp_path: Path) -> None:
+    texts = BundleFiles(write_bundle(tmp_path, FILES), SPLIT_VERSION).current().texts
+    assert (texts.signatures, texts.release) == (None, None)
     (tmp_path / "manifest.sig").write_bytes(b"signed")
     (tmp_path / "release.json").write_bytes(b"first")
     files = BundleFiles(tmp_path, SPLIT_VERSION)
-    assert (files.signatures and files.signatures.data, files.release()) == (b"signed", BundleFile.of(b"first"))
+    assert (files.current().texts.signatures, files.current().texts.release) == (b"signed", b"first")
     (tmp_path / "release.json").write_bytes(b"second")
-    assert files.release() == BundleFile.of(b"second")
-    (tmp_path / "release.json").write_bytes(bytes(1 << 20))  # whatever that is, it is no release
-    assert files.release() is None
+    assert files.current().texts.release == b"second"
+    (tmp_path / "release.json").write_bytes(bytes(1 << 20))  # too large for a release
+    assert files.current().texts.release is None

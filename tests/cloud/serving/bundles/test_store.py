@@ -2,13 +2,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pocketrank.cloud.serving.bundles.files import BundleFilesError
 from pocketrank.cloud.serving.bundles.publish import (
     BadBundleError,
     BundlePublish,
@@ -18,7 +18,7 @@ from pocketrank.cloud.serving.bundles.publish import (
     StaleBundleError,
     StoreFullError,
 )
-from pocketrank.cloud.serving.bundles.store import BundleRepository, BundleStoreConfig, StoredBundle
+from pocketrank.cloud.serving.bundles.store import BundleRepository, BundleStoreConfig
 from pocketrank.device.contract import ModelEntry
 from tests.cloud.serving.bundle_samples import FILES, digest, fill, publish_of, release_of
 from tests.cloud.small_published import SPLIT_VERSION
@@ -39,10 +39,12 @@ def _store(folder: Path, **config: Any) -> BundleRepository:
     return BundleRepository(folder, lambda: (SPLIT_VERSION, "0lder"), BundleStoreConfig(**config))
 
 
-def _served(store: BundleRepository) -> dict[str, bytes | None]:
+def _served(store: BundleRepository) -> dict[str, bytes]:
     bundle = store.current()
     assert bundle is not None
-    return {path: None if (file := bundle.get(path)) is None else file.data for path in FILES}
+    for file in bundle.files.values():
+        file.check()
+    return {path: file.path.read_bytes() for path, file in bundle.files.items()}
 
 
 def _blobs(folder: Path) -> set[str]:
@@ -63,12 +65,8 @@ def test_a_bundle_is_served_once_all_of_it_is_there(tmp_path: Path) -> None:
     assert store.commit(publish) == receipt
     assert _served(store) == FILES
     bundle = store.current()
-    assert isinstance(bundle, StoredBundle)
-    assert (bundle.manifest.data, bundle.signatures) == (publish.manifest, None)
-    release = bundle.release()
-    assert release is not None
-    assert (release.data, release.sha256) == (publish.release, digest(publish.release or b""))
-    assert bundle.get("manifest.json") is None
+    assert bundle is not None
+    assert bundle.texts == publish
     assert store.commit(publish) == receipt  # again, and nothing happens
     assert store.current() is bundle
 
@@ -76,9 +74,9 @@ def test_a_bundle_is_served_once_all_of_it_is_there(tmp_path: Path) -> None:
 def test_every_other_process_and_the_next_start_serve_it_too(tmp_path: Path) -> None:
     first, second = _store(tmp_path), _store(tmp_path)
     fill(first, FILES)
-    assert (first.fresh(), second.fresh()) == (True, True)
+    assert (first.is_loaded(), second.is_loaded()) == (True, True)
     first.commit(publish_of(FILES))
-    assert second.fresh() is False
+    assert second.is_loaded() is False
     assert _served(second) == FILES
     fill(second, NEW)
     second.commit(publish_of(NEW, 2))
@@ -102,9 +100,7 @@ def test_a_new_release_of_the_same_bundle_is_served(tmp_path: Path) -> None:
         store.commit(publish)
         bundle = store.current()
         assert bundle is not None
-        release = bundle.release()
-        assert release is not None
-        assert release.data == publish.release
+        assert bundle.texts.release == publish.release
     with pytest.raises(StaleBundleError, match="a serial from 5, which is served, got 4"):
         store.commit(publish_of(FILES, release=4))
 
@@ -197,7 +193,7 @@ def test_a_file_that_is_not_as_announced_leaves_nothing(tmp_path: Path, parts: l
     assert store.has(digest(b"abc")) is False
 
 
-def test_a_process_killed_half_way_leaves_the_old_bundle_and_its_rest_goes_later(tmp_path: Path) -> None:
+def test_a_process_killed_half_way_leaves_the_old_bundle_and_its_rest_is_removed_later(tmp_path: Path) -> None:
     store = _store(tmp_path, keep_s=0.0)
     fill(store, FILES)
     store.commit(publish_of(FILES))
@@ -209,7 +205,7 @@ def test_a_process_killed_half_way_leaves_the_old_bundle_and_its_rest_goes_later
     assert os.listdir(tmp_path / "incoming") == []
 
 
-def test_what_no_bundle_names_goes_after_a_while(tmp_path: Path) -> None:
+def test_files_that_no_bundle_names_are_removed_after_a_while(tmp_path: Path) -> None:
     now = [1e9]
     store = BundleRepository(tmp_path, lambda: (SPLIT_VERSION,), BundleStoreConfig(keep_s=100.0), lambda: now[0])
     bundles = [{**FILES, "models/split.fp32.onnx": bytes([n]) * 9} for n in range(4)]
@@ -247,26 +243,38 @@ def test_a_store_that_is_full_makes_room_or_refuses(tmp_path: Path) -> None:
     assert _served(store) == FILES
 
 
-def test_a_record_or_file_that_is_damaged_leaves_what_was_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_leaves_what_was_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = _store(tmp_path)
     fill(store, FILES)
     store.commit(publish_of(FILES))
     assert _served(store) == FILES
     good = (tmp_path / "current.json").read_bytes()
-    harms: list[Callable[[], object]] = [
-        lambda: (tmp_path / "current.json").write_bytes(good[:-5]),
-        lambda: (tmp_path / "blobs" / digest(FILES["spec.json"])).write_bytes(b"[]"),
-    ]
-    for count, harm in enumerate(harms, start=1):
-        harm()
-        if count == 2:
-            (tmp_path / "current.json").write_bytes(good)
-        assert _served(store) == _served(store) == FILES
-        assert [record.levelno for record in caplog.records] == [logging.ERROR] * count
+    (tmp_path / "current.json").write_bytes(good[:-5])
+    assert _served(store) == _served(store) == FILES
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert _store(tmp_path).current() is None
     (tmp_path / "current.json").write_bytes(b"")
     with pytest.raises(BundleWriteError, match="damaged"):
         store.commit(publish_of(FILES, 2))
+
+
+def test_a_damaged_file_is_never_served_as_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = _store(tmp_path)
+    fill(store, FILES)
+    store.commit(publish_of(FILES))
+    bundle = store.current()
+    assert bundle is not None
+    blob = tmp_path / "blobs" / digest(FILES["spec.json"])
+    blob.write_bytes(b"[]")  # of the same size
+    with pytest.raises(BundleFilesError, match=r"at spec\.json"):
+        _served(store)
+    assert bundle.files["models/split.fp32.onnx"].check().st_size == 5000
+    os.utime(tmp_path / "current.json", (1, 1))  # a bundle that cannot be loaded leaves the one before
+    assert store.current() is store.current() is bundle
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert _store(tmp_path).current() is None
+    blob.write_bytes(FILES["spec.json"])
+    assert _served(store) == FILES
 
 
 def test_commits_at_once_end_with_the_newest(tmp_path: Path) -> None:
@@ -289,5 +297,5 @@ def test_commits_at_once_end_with_the_newest(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleWriteError, match="a disk that takes"):
+    with pytest.raises(BundleWriteError, match="a disk that stores"):
         _store(tmp_path / "file" / "store")
