@@ -25,7 +25,7 @@ from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEve
 
 __all__ = ["Devices", "DevicesConfig", "Effect"]
 
-_HEADERS = {"Content-Type": "application/msgpack"}
+_HEADERS = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
 _NOW_MS = 1_700_000_000_000
 _TIMEOUT_S = 30.0
 _AWAY_S = 0.01

@@ -75,7 +75,8 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def http_request(path: str, body: bytes, content_type: str) -> bytes:
     """A whole POST."""
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    kinds = f"Content-Type: {content_type}\r\nAccept: {content_type}"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{kinds}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

@@ -1,13 +1,13 @@
-"""HTTP around the contract: MessagePack or JSON in and out, and every error as the same small JSON.
+"""HTTP around the contract: MessagePack or JSON in and out, and one small JSON body for every error.
 
 Errors::
 
-    WireError                  a request that HTTP already refuses; knows its status
-                               413 too large, 415 another content type or encoding, 408 too slow, 404 not here, 405 not so
-    ├── AuthError              401, 403: no token that allows it (`tokens`)
-    ├── TooManyError           429: faster than allowed (`limits`)
-    ├── BusyError              429: too many pages wait (`line`)
-    └── BundleStoreError       400, 409, 503, 507: a bundle that is not taken (`bundle_publish`)
+    WireError                  a request that is refused before the contract is looked at; has the answer's status
+                               404 no such resource, 405 method, 408 too slow, 413 too large, 415 content type or encoding
+    ├── AuthError              401, 403: no token that allows the request (`access.tokens`)
+    ├── TooManyError           429: more requests than allowed (`access.limits`)
+    ├── BusyError              429: too many pages wait (`load.page_queue`)
+    └── BundleStoreError       400, 409, 503, 507: a bundle that is refused (`bundles.publish`)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 MSGPACK = "application/msgpack"
 JSON = "application/json"
 
-_MSGPACK_BYTES, _JSON_BYTES = MSGPACK.encode(), JSON.encode()
+_MSGPACK_BYTES = MSGPACK.encode()
 _MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -44,15 +44,15 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     """One sentence."""
     path: str
-    """Where in the request: `$.size` in the body, or the name of a header or of the URL's path."""
+    """Where in the request: `$.size` in the body, the name of a header, or `url`."""
     expected: str
-    """What would have been right."""
+    """What the server expected there."""
     got: str
-    """What came."""
+    """What it found."""
 
 
 class WireError(ValueError):
-    """A request that HTTP already refuses. `status` and `headers` are the answer's."""
+    """A request that is refused before the contract is looked at. `status` and `headers` are the answer's."""
 
     def __init__(self, status: int, path: str, expected: str, got: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"Expected {expected}, got {got} - at `{path}`")
@@ -60,8 +60,11 @@ class WireError(ValueError):
 
 
 def content_type(header: bytes | None) -> str:
-    """`MSGPACK` or `JSON`, as the header `Content-Type` says; nothing said is MessagePack. Raises `WireError` for another."""
-    if header is None or header == _MSGPACK_BYTES:  # HTTP leaves it to the reader what nothing means
+    """Return `MSGPACK` or `JSON`, as the header `Content-Type` says. Without the header it is MessagePack.
+
+    Raises `WireError` (415) for another type.
+    """
+    if header is None or header == _MSGPACK_BYTES:
         return MSGPACK
     full = header.decode("latin-1")
     name = full.partition(";")[0].strip().lower()
@@ -73,19 +76,23 @@ def content_type(header: bytes | None) -> str:
 
 
 def decode(kind: str, body: bytes, struct: type[S]) -> S:
-    """The struct in `body`, whose `content_type` is `kind`. Raises `ContractError`."""
+    """Return the struct in `body`, whose `content_type` is `kind`. Raises `ContractError`."""
     return (from_json if kind == JSON else from_msgpack)(body, struct)
 
 
 def encode(accept: bytes | None, struct: msgspec.Struct) -> tuple[str, bytes]:
-    """`struct` as the body of an answer and its content type: JSON when `Accept` has JSON by name, else MessagePack."""
-    if accept is not None and _JSON_BYTES in accept:
-        return JSON, to_json(struct)
-    return MSGPACK, to_msgpack(struct)
+    """Return the content type and the body of an answer: MessagePack when `Accept` names it, else JSON.
+
+    Devices name MessagePack. People with curl get what they can read.
+    """
+    if accept == _MSGPACK_BYTES:  # exactly what devices send
+        return MSGPACK, to_msgpack(struct)
+    names = (accept or b"").decode("latin-1").lower()
+    return (MSGPACK, to_msgpack(struct)) if any(name in names for name in _MSGPACK_NAMES) else (JSON, to_json(struct))
 
 
 class ErrorAnswer(NamedTuple):
-    """The answer to an error."""
+    """Answer to an error."""
 
     status: int
     headers: dict[str, str]
@@ -94,26 +101,26 @@ class ErrorAnswer(NamedTuple):
 
 
 def error_answer(error: BaseException, method: str, path: str) -> ErrorAnswer:
-    """The answer to any error: 400 contract, 404 / 405 routing, `WireError`'s own, 503 log, 500 what nobody foresaw."""
+    """Return the answer to any error of a request."""
     headers: dict[str, str] = {}
     match error:
         case WireError():
-            status, headers, body = error.status, dict(error.headers), _body(error, error.path)
+            status, headers, body = error.status, dict(error.headers), _body(error)
         case ContractError():
-            status, body = 400, _body(error, error.path)
+            status, body = 400, _body(error)
         case FeedbackLogError():
-            # Not the log's path: that is the operator's business. The whole batch may be sent again.
+            # Without the path of the log, which is the operator's business. The client may send the whole batch again.
             status, headers = 503, {"Retry-After": "1"}
             body = ErrorBody(
-                error="The feedback could not be kept; send it again.", path="$", expected=error.expected, got=error.got
+                error="The feedback could not be stored; send it again.", path="$", expected=error.expected, got=error.got
             )
-        case HTTPException():
+        case HTTPException():  # no such route or method
             status, headers = error.status_code, dict(error.headers or {})
-            what = f"{method} {path[:200]}"
-            body = ErrorBody(error=str(error.detail), path="url", expected="a route of /openapi.json", got=what)
-        case ClientDisconnect():
-            status = 400  # nobody reads it
-            body = ErrorBody(error="The client went away.", path="$", expected="a whole body", got="a part of it")
+            got = f"{method} {path[:200]}"
+            body = ErrorBody(error=str(error.detail), path="url", expected="a route of /openapi.json", got=got)
+        case ClientDisconnect():  # nobody reads the answer
+            status = 400
+            body = ErrorBody(error="The client disconnected.", path="$", expected="a whole body", got="a part of it")
         case _:
             status = 500
             body = ErrorBody(error="Internal error.", path="$", expected="an answer", got=type(error).__name__)
@@ -121,10 +128,10 @@ def error_answer(error: BaseException, method: str, path: str) -> ErrorAnswer:
 
 
 async def error_response(request: Request, error: Exception) -> Response:
-    """`error_answer` for routes of FastAPI."""
+    """Return the `error_answer` as FastAPI's exception handlers return it."""
     status, headers, body = error_answer(error, request.method, request.url.path)
     return Response(body, status, headers, media_type=JSON)
 
 
-def _body(error: WireError | ContractError, path: str) -> ErrorBody:
-    return ErrorBody(error=str(error), path=path, expected=error.expected, got=error.got)
+def _body(error: WireError | ContractError) -> ErrorBody:
+    return ErrorBody(error=str(error), path=error.path, expected=error.expected, got=error.got)

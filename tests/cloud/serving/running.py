@@ -19,7 +19,7 @@ _START_S = 60
 _PAUSE_S = 0.01
 
 S = TypeVar("S", bound=msgspec.Struct)
-MSGPACK = {"Content-Type": "application/msgpack"}
+MSGPACK = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,14 @@ def test_the_order_is_that_of_the_runs_task_weights(server: Live) -> None:
 
 
 def test_content_type_and_accept_are_two_things(server: Live) -> None:
-    answer = server.send("POST", "/v1/page", to_json(request()), {"Content-Type": "application/json; charset=utf-8"})
+    mine = "application/json; charset=utf-8"
+    answer = server.send("POST", "/v1/page", to_json(request()), {"Content-Type": mine, "Accept": "application/msgpack"})
     assert from_msgpack(answer.body, Page).request_id == "r"
     answer = server.send("POST", "/v1/page", to_msgpack(request()), {**MSGPACK, "Accept": "application/json"})
     assert from_json(answer.body, Page).request_id == "r"
-    assert server.send("POST", "/v1/page", to_msgpack(request())).status == 200
+    for headers in ({}, {"Accept": "*/*"}):  # as curl sends
+        answer = server.send("POST", "/v1/page", to_msgpack(request()), headers)
+        assert (answer.headers["content-type"], from_json(answer.body, Page).request_id) == ("application/json", "r")
 
 
 def test_feedback_is_counted_once_and_moves_the_next_page(server: Live) -> None:
@@ -267,6 +270,9 @@ def test_the_routes_are_documented(server: Live) -> None:
         assert "security" not in operation  # it has no tokens
     schemas = told["components"]["schemas"]
     assert set(PageRequest.__struct_fields__) == set(schemas["PageRequest"]["properties"])
+    page = server.send("GET", "/docs")
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert all(path in page.body.decode() for path in told["paths"])
     references = {part.split('"')[0] for part in json.dumps(told).split('"#/components/schemas/')[1:]}
     assert references <= set(schemas)
 

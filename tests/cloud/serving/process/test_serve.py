@@ -21,7 +21,8 @@ _EACH = 6
 def _begun(server: Live, path: str, body: bytes) -> socket.socket:
     """Send the head of a request, and return the connection once the server waits for the body."""
     raw = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-    raw.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAccept: application/msgpack\r\nContent-Length: {len(body)}"
+    raw.sendall(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
     assert raw.recv(64) == b"HTTP/1.1 100 Continue\r\n\r\n"
     return raw
 
