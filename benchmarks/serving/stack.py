@@ -11,12 +11,11 @@ from pocketrank.cloud.pipeline.config import BudgetConfig
 from pocketrank.cloud.serving.access.access import Access
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
+from pocketrank.cloud.serving.http.observe import ObserveRequests
 from pocketrank.cloud.serving.load.page_queue import PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.telemetry.devices import with_any_telemetry
-from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
-from pocketrank.cloud.serving.telemetry.tracing import RequestTracer
 from pocketrank.device.contract import Page, PageRequest
 
 __all__ = ["page_app"]
@@ -29,6 +28,5 @@ def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
     line = PageQueue[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
     route = HotRoute(with_any_telemetry(PageRequest), line.__call__, line.enter, metrics.stage)
     read = BodyReader(budget.body_max, budget.body_s)
-    return HotRoutes(
-        FastAPI(), {"/v1/page": route}, access=Access(), read=read, metrics=metrics, log=AccessLog(), tracer=RequestTracer()
-    )
+    routes = HotRoutes(FastAPI(), {"/v1/page": route}, access=Access(), read=read)
+    return ObserveRequests(routes, metrics, {"/v1/page": "/v1/page"})

@@ -1,16 +1,17 @@
-"""The application: what every route does, over one published run.
+"""The server's ASGI application over one published run.
 
 ::
 
     POST /v1/page                  PageRequest -> Page                  scope device
     POST /v1/feedback              FeedbackBatch -> FeedbackReceipt     scope device
-    GET  /v1/bundle/...            the bundle (`bundle_routes`)         scope device
-    PUT  /v1/bundle...             a new one (`uploads`)                scope publish
-    GET  /livez, /readyz           whether the process answers, whether it should be asked (`health`)
+    GET  /v1/bundle/...            the bundle (`routes.bundles`)        scope device
+    PUT  /v1/bundle...             a new bundle (`routes.uploads`)      scope publish
+    GET  /livez, /readyz           liveness and readiness (`routes.health`)
     GET  /healthz                  what is served, for people
     GET  /metrics                  Prometheus                           scope admin
+    GET  /docs, /openapi.json      the routes, for people and for tools
 
-A page is made in the event loop (`line`), feedback is written in a thread, where the disk may be waited for.
+A page is made in the event loop (`load.page_queue`). Feedback is written in a thread, which may wait for the disk.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.cors import with_cors
+from pocketrank.cloud.serving.http.docs import docs_response
 from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
 from pocketrank.cloud.serving.http.observe import ObserveRequests
-from pocketrank.cloud.serving.http.openapi import complete, errors
+from pocketrank.cloud.serving.http.openapi import complete, errors, route_labels
 from pocketrank.cloud.serving.http.wire import WireError, error_response
 from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
 from pocketrank.cloud.serving.load.page_queue import BusyError, PageQueue
@@ -57,24 +59,10 @@ from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEve
 
 __all__ = ["create_app"]
 
-_ROUTES = {
-    "/v1/bundle": "/v1/bundle",
-    "/v1/bundle/manifest.json": "/v1/bundle/manifest.json",
-    "/v1/bundle/manifest.sig": "/v1/bundle/manifest.sig",
-    "/v1/bundle/release.json": "/v1/bundle/release.json",
-    "/v1/bundle/files/": "/v1/bundle/files",
-    "/v1/bundle/blobs/": "/v1/bundle/blobs",
-    "/livez": "/livez",
-    "/readyz": "/readyz",
-    "/healthz": "/healthz",
-    "/metrics": "/metrics",
-}
-"""Beginnings of paths and the names that they are counted under."""
-
 _PAGE_REQUEST, _FEEDBACK_BATCH = with_any_telemetry(PageRequest), with_any_telemetry(FeedbackBatch)
 
 _FLUSH_S = 0.25
-"""How far metrics of one worker may be behind when another one is scraped."""
+"""How often a worker writes its metrics to where another worker, when it is scraped, reads them."""
 
 _logger = logging.getLogger(__name__)
 
@@ -89,14 +77,14 @@ class _App(FastAPI):
     security: list[dict[str, list[str]]] = []  # noqa: RUF012
 
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's own text and what it does not know of."""
+        """Return FastAPI's own document, completed with the routes and structs that FastAPI does not know."""
         if not self.openapi_schema:
             self.openapi_schema = complete(super().openapi(), self.security)
         return self.openapi_schema
 
 
 class _TracedMetrics(ServingMetrics):
-    """Metrics, and spans of the stages."""
+    """Metrics that also record a span for each stage."""
 
     def __init__(self, tracer: RequestTracer) -> None:
         super().__init__()
@@ -109,7 +97,7 @@ class _TracedMetrics(ServingMetrics):
 
 
 def create_app(
-    world: PageEngine,
+    engine: PageEngine,
     bundle: Path | None,
     log: FeedbackLog,
     config: ServingConfig,
@@ -118,61 +106,66 @@ def create_app(
     health: Health,
     uploads: Path | None = None,
 ) -> ASGIApp:
-    """The application over `world`, the bundle in folder `bundle` and the feedback in `log`; `uploads` keeps uploaded bundles.
+    """Return the application over `engine`, the bundle in the folder `bundle` and the feedback in `log`.
 
-    Replays the log first. Closes it, and `world`, when the application shuts down. Raises `BundleFilesError`, `LogOpenError`.
+    The log is replayed first. `uploads` is the folder of uploaded bundles; without it there are no routes for uploads. The
+    application closes the log and the engine when it shuts down. Raises `BundleFilesError`, `LogOpenError`.
     """
-    record, budget = world.record, config.pipeline.limits
-    files = BundleFiles(bundle, record.split_version) if bundle else None
-    store = BundleRepository(uploads, lambda: world.splits.versions) if uploads else None
-    current = CurrentBundle(files, store)
-    tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
+    record, limits = engine.record, config.pipeline.limits
+
+    # What is served.
+    store = BundleRepository(uploads, lambda: engine.splits.versions) if uploads else None
+    current = CurrentBundle(BundleFiles(bundle, record.split_version) if bundle else None, store)
+
+    # What observes it.
+    tracer, access_log, telemetry = make_tracer(config.tracing), AccessLog(config.logs), DeviceTelemetry(config.telemetry)
     metrics = _TracedMetrics(tracer) if tracer.enabled else ServingMetrics()
-    price = ComputePrice(config.price)
-    telemetry = DeviceTelemetry(config.telemetry)
     metrics.add(telemetry)
-    intake = FeedbackIntake(log, world.states)
-    maker = PageMaker(world, config.pipeline, observer=metrics, price=price)
-    keep = FeedbackQueue(intake, config.feedback_waiting)
+
+    # Pages and feedback, each behind a queue of bounded length.
+    price = ComputePrice(1, config.price)
+    intake = FeedbackIntake(log, engine.states)
+    make_page = PageMaker(engine, config.pipeline, observer=metrics, price=price)
+    feedback_queue = FeedbackQueue(intake, config.feedback_waiting)
 
     def make(request: PageRequest, since: float) -> Page:
         try:
             intake.follow()
-        except FeedbackLogError as error:  # what others took is known later
-            _logger.error("the log cannot be followed: %s", error)
-        made = maker(request, since)
-        metrics.load(made.compute_price, len(line))
-        return made
+        except FeedbackLogError as error:  # the page lacks the feedback that other workers received in the meantime
+            _logger.error("The feedback log cannot be read: %s", error)
+        page = make_page(request, since)
+        metrics.load(page.compute_price, len(page_queue))
+        return page
 
-    line = PageQueue(make, budget.queue_ms / 1e3, price)
+    page_queue = PageQueue(make, limits.queue_ms / 1e3, price)
 
-    def enter() -> None:
+    def enter_page_queue() -> None:
         try:
-            line.enter()
+            page_queue.enter()
         except BusyError:
             metrics.shed("queue")
             raise
 
-    async def take(events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
+    async def store_feedback(events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
         try:
-            receipt = await keep(events, path)
+            receipt = await feedback_queue(events, path)
         except BusyError:
             metrics.shed("feedback")
             raise
         metrics.feedback(receipt)
         return receipt
 
-    async def page(asked: Any, since: float) -> Page:
-        maker.check(asked)
-        if asked.feedback:
-            with line.reserve():  # or all of a burst enter while their feedback is written
-                await take(asked.feedback, "$.feedback")
-        answer = await line(asked, since)
-        telemetry(asked.telemetry)  # last: a refused request is sent again whole
-        return answer
+    async def answer_page(request: Any, since: float) -> Page:
+        make_page.check(request)
+        if request.feedback:
+            with page_queue.coming():  # else all requests of a burst enter while their feedback is written
+                await store_feedback(request.feedback, "$.feedback")
+        page = await page_queue(request, since)
+        telemetry(request.telemetry)  # last, because a client sends a refused request again as a whole
+        return page
 
-    async def feedback(batch: Any, since: float) -> FeedbackReceipt:
-        receipt = await take(batch.events, "$.events")
+    async def answer_feedback(batch: Any, since: float) -> FeedbackReceipt:
+        receipt = await store_feedback(batch.events, "$.events")
         telemetry(batch.telemetry)
         return receipt
 
@@ -181,15 +174,17 @@ def create_app(
         flushing = asyncio.create_task(_flush_regularly(metrics))
         yield
         flushing.cancel()
-        keep.close()  # after the last answer; nothing may still append when the log closes
+        feedback_queue.close()  # after the last answer, and before the log that it appends to
         log.close()
-        world.close()
+        engine.close()
         tracer.close()
 
     health.add("feedback_log", log.check, required=True)
-    health.add("store", world.splits.check, required=False)
+    health.add("store", engine.splits.check, required=False)
     if access.tokens is not None:
         health.add("tokens", access.tokens.check_file, required=False)
+
+    # The routes of FastAPI.
     app = _App(
         title="Pocketrank",
         summary="Pages for on-device reranking.",
@@ -201,7 +196,6 @@ def create_app(
     app.security = access.openapi_security("device")
     for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, error_response)
-    app.add_middleware(ObserveRequests, metrics=metrics, routes=_ROUTES, access=access_log, tracer=tracer)
     app.include_router(health_router(health))
     app.include_router(bundle_routes(current, access))
     if store is not None:
@@ -209,30 +203,35 @@ def create_app(
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """What is served."""
+        """Return what is served."""
         return {
             "status": "ok",
             "split_version": record.split_version,
-            "split_versions": sorted(world.splits.versions),
-            "items": len(world.published.item_id) - 1,
-            "users": len(world.published.user_id) - 1,
+            "split_versions": sorted(engine.splits.versions),
+            "items": len(engine.published.item_id) - 1,
+            "users": len(engine.published.user_id) - 1,
             "simulated": record.simulated,
             "bundle": await current.maybe() is not None,
             "feedback_replayed": intake.replayed,
-            "threads": world.ranker.threads,
+            "threads": engine.ranker.threads,
         }
 
     @app.get("/metrics", response_class=Response, dependencies=[access.requires("admin")], responses=errors(401, 403, 429))
     async def prometheus() -> Response:
-        """Counters and histograms in Prometheus's text format."""
+        """Return counters and histograms in Prometheus's text format."""
         text, kind = metrics.text()
         return Response(text, media_type=kind)
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return docs_response(app.openapi())
+
+    # The routes of plain ASGI before them, and what is around all routes.
     hot = {
-        "/v1/page": HotRoute(_PAGE_REQUEST, page, enter, metrics.stage),
-        "/v1/feedback": HotRoute(_FEEDBACK_BATCH, feedback),
+        "/v1/page": HotRoute(_PAGE_REQUEST, answer_page, enter_page_queue, metrics.stage),
+        "/v1/feedback": HotRoute(_FEEDBACK_BATCH, answer_feedback),
     }
-    read = BodyReader(budget.body_max, budget.body_s)
-    routes = HotRoutes(app, hot, access=access, read=read, metrics=metrics, log=access_log, tracer=tracer)
+    routes = HotRoutes(app, hot, access=access, read=BodyReader(limits.body_max, limits.body_s))
+    observed = ObserveRequests(routes, metrics, route_labels(app.openapi()), access_log=access_log, tracer=tracer)
     health.loaded()
-    return with_cors(routes, config.cors)
+    return with_cors(observed, config.cors)

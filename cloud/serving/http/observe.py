@@ -1,4 +1,4 @@
-"""Around every request: its id, its trace, its metrics and its line in the log."""
+"""Observation of every request: its id, its trace, its metrics and its line in the access log."""
 
 from __future__ import annotations
 
@@ -26,44 +26,43 @@ class ObserveRequests:
         metrics: ServingMetrics,
         routes: dict[str, str],
         *,
-        access: AccessLog | None = None,
+        access_log: AccessLog | None = None,
         tracer: RequestTracer | None = None,
     ) -> None:
         self._app, self._metrics, self._routes = app, metrics, routes
-        self._access, self._tracer = access or AccessLog(), tracer or RequestTracer()
+        self._access_log, self._tracer = access_log or AccessLog(), tracer or RequestTracer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the lifespan, which passes through."""
+        """Observe one request. The lifespan passes through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status = perf_counter(), 500
         request = RequestInfo(request_id_of(scope["headers"]))
         before = current_request.set(request)
-        route = route_label(scope["path"], self._routes)
+        route, method = route_label(scope["path"], self._routes), method_label(scope["method"])
 
-        async def watched(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request.id.encode())]
-                message = {**message, "headers": headers}
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request.id.encode())]
             await send(message)
 
         try:
             if not self._tracer.enabled:
-                await self._app(scope, receive, watched)
+                await self._app(scope, receive, observed_send)
                 return
             with self._tracer.trace_page(scope["headers"], route):
                 try:
-                    await self._app(scope, receive, watched)
+                    await self._app(scope, receive, observed_send)
                 finally:
                     self._tracer.answered(status, request.id)
         except BaseException as error:
             note_error(error)
             raise
         finally:
-            seconds, method = perf_counter() - started, method_label(scope["method"])
+            seconds = perf_counter() - started
             self._metrics.request(route, method, status, seconds)
-            self._access(method, route, status, seconds, request.error)
+            self._access_log(method, route, status, seconds, request.error)
             current_request.reset(before)

@@ -1,5 +1,5 @@
-"""The OpenAPI text: what FastAPI does not know of, because hot routes are not its own and bodies are structs of the
-contract."""
+"""The OpenAPI document, with what FastAPI cannot know: the hot routes are not its own, and bodies are structs of the contract.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +12,38 @@ from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, ErrorBody
 from pocketrank.cloud.serving.routes.uploads import UPLOAD_STRUCTS
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
 
-__all__ = ["add_structs", "complete", "errors"]
+__all__ = ["complete", "errors", "route_labels"]
 
 _TEMPLATE = "#/components/schemas/{name}"
 _STRUCTS = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody, *UPLOAD_STRUCTS)
 _HOT = (400, 401, 403, 408, 413, 415, 429, 503)
 
-_MEANS: dict[int, str] = {
+_DESCRIPTIONS: dict[int, str] = {
     **REFUSALS,
-    400: "The body is not what the contract says; `path` says where.",
-    404: "Nothing here by that name.",
-    408: "The body did not come in time.",
+    400: "The body breaks the contract; `path` says where.",
+    404: "No such resource.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "Neither MessagePack nor JSON, or in an encoding that is not taken.",
-    503: "The feedback could not be kept, or the server is not ready; nothing of the request had an effect. Send it again.",
+    415: "Neither MessagePack nor JSON, or an encoding that is not supported.",
+    503: "The feedback could not be stored, or the server is not ready. The request had no effect; send it again.",
 }
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What these statuses mean, as FastAPI takes the `responses` of a route."""
-    return {status: {"description": _MEANS[status], "content": _content(ErrorBody, JSON)} for status in statuses}
+    """Return the descriptions of these statuses, as FastAPI takes the `responses` of a route."""
+    return {status: {"description": _DESCRIPTIONS[status], "content": _content(ErrorBody, JSON)} for status in statuses}
 
 
-def add_structs(schema: dict[str, Any], *structs: type[msgspec.Struct]) -> dict[str, Any]:
-    """`schema` with these structs, and those that they refer to, among its components; changed in place."""
-    _, components = msgspec.json.schema_components(structs, ref_template=_TEMPLATE)
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    return schema
-
-
-def complete(schema: dict[str, Any], security: list[dict[str, list[str]]]) -> dict[str, Any]:
-    """`schema` with the hot routes, which ask for `security`, and all structs that are exchanged; changed in place."""
-    add_structs(schema, *_STRUCTS)
-    schemas = schema["components"]["schemas"]
+def complete(document: dict[str, Any], security: list[dict[str, list[str]]]) -> dict[str, Any]:
+    """Add the hot routes, which require `security`, and all structs that are exchanged. Changes and returns `document`."""
+    _, components = msgspec.json.schema_components(_STRUCTS, ref_template=_TEMPLATE)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(components)
     for name in (PageRequest.__name__, FeedbackBatch.__name__):
-        # A report that the contract does not allow is dropped, and the rest of the request is not (`telemetry`).
+        # A telemetry report that breaks the contract is dropped, and the rest of the request is not (`telemetry.devices`).
         properties = schemas[name]["properties"]
         properties["telemetry"] = {"anyOf": [properties["telemetry"], {}], "default": None}
-    schema.setdefault("paths", {}).update(
+    document.setdefault("paths", {}).update(
         {
             "/v1/page": {"post": _operation("Ask for a page", "page", PageRequest, Page, security)},
             "/v1/feedback": {"post": _operation("Upload feedback", "feedback", FeedbackBatch, FeedbackReceipt, security)},
@@ -57,29 +51,30 @@ def complete(schema: dict[str, Any], security: list[dict[str, list[str]]]) -> di
     )
     if security:
         scheme = {"type": "http", "scheme": "bearer"}
-        schema["components"].setdefault("securitySchemes", {}).setdefault(SECURITY_SCHEME, scheme)
-    return schema
+        document["components"].setdefault("securitySchemes", {}).setdefault(SECURITY_SCHEME, scheme)
+    return document
+
+
+def route_labels(document: dict[str, Any]) -> dict[str, str]:
+    """Return the labels of the document's paths in metrics and traces, as `telemetry.metrics.route_label` takes them."""
+    starts = (path.partition("{")[0] for path in document["paths"])
+    return {start: start.rstrip("/") for start in starts}
 
 
 def _operation(
     summary: str,
     name: str,
-    takes: type[msgspec.Struct],
-    gives: type[msgspec.Struct],
+    request: type[msgspec.Struct],
+    answer: type[msgspec.Struct],
     security: list[dict[str, list[str]]],
 ) -> dict[str, Any]:
+    success = {"description": "JSON, or MessagePack when `Accept` names it.", "content": _content(answer, MSGPACK, JSON)}
     operation: dict[str, Any] = {
         "summary": summary,
-        "description": (takes.__doc__ or "") + "\n\n" + (gives.__doc__ or ""),
+        "description": f"{request.__doc__}\n\n{answer.__doc__}",
         "operationId": name,
-        "requestBody": {"required": True, "content": _content(takes, MSGPACK, JSON)},
-        "responses": {
-            "200": {
-                "description": "MessagePack, or JSON when `Accept` names it.",
-                "content": _content(gives, MSGPACK, JSON),
-            },
-            **{str(status): told for status, told in errors(*_HOT).items()},
-        },
+        "requestBody": {"required": True, "content": _content(request, MSGPACK, JSON)},
+        "responses": {"200": success, **{str(status): response for status, response in errors(*_HOT).items()}},
     }
     return operation | ({"security": security} if security else {})
 

@@ -1,4 +1,4 @@
-"""The whole of it around a small application, over ASGI as a server would call it."""
+"""`ObserveRequests` around a small application, called over ASGI as a server would."""
 
 import asyncio
 import json
