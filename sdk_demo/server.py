@@ -1,11 +1,11 @@
 """A page server in a process of its own, for as long as a `with` block lasts.
 
 `python -m pocketrank.sdk_demo.server RUN BUNDLE DB PRICE` is that process. It serves until its standard input ends, which
-happens when the process that started it ends, however that came about: no server outlives a demo that was killed.
+happens when the process that started it ends for whatever reason: no server outlives a demo that was killed.
 
 Errors::
 
-    ServerError                the server did not get ready; carries what it said last
+    ServerError                the server did not get ready; has the last line of its log
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class ServerError(RuntimeError):
 
 @contextmanager
 def running_server(run: Path, bundle: Path, *, feedback_db: Path, said: Path, price: float = 1.0) -> Iterator[str]:
-    """Serve `run` and `bundle` on a free port of this machine; the value is the URL.
+    """Serve `run` and `bundle` on a free port of this machine, and yield the URL.
 
-    A page costs `price` whatever the load, so that equal seeds bring equal sessions. What the server writes to stderr goes to
-    the file `said`. Raises `ServerError` when it ends, or is not ready within a minute. The process is stopped and gone when
-    the block ends.
+    The compute price is `price` whatever the load, so that equal seeds give equal sessions. The server's stderr is written to
+    the file `said`. Raises `ServerError` when the server ends, or is not ready within a minute. The process has ended when the
+    block has.
     """
     command = [sys.executable, "-m", "pocketrank.sdk_demo.server", str(run), str(bundle), str(feedback_db), str(price)]
     with said.open("wb") as log:
@@ -49,7 +49,7 @@ def running_server(run: Path, bundle: Path, *, feedback_db: Path, said: Path, pr
         line = process.stdout.readline()
         too_long.cancel()
         if not line.startswith(_READY):
-            raise ServerError(f"The server did not get ready: {_end(said) or 'it said nothing'}")
+            raise ServerError(f"The server did not get ready: {_last_line(said) or 'its log is empty'}")
         yield line.removeprefix(_READY).strip()
     finally:
         too_long.cancel()
@@ -68,14 +68,14 @@ def _stop(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-def _end(said: Path) -> str:
-    """The last line of what the server said."""
-    lines = said.read_text(errors="replace").strip().splitlines()
+def _last_line(log: Path) -> str:
+    """Return the last line of the server's log."""
+    lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Serve RUN with BUNDLE, feedback in DB, pages at PRICE, on a free port, until standard input ends or SIGTERM comes."""
+    """Serve RUN with BUNDLE, feedback in DB, pages at PRICE, on a free port, until standard input ends or SIGTERM arrives."""
     from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
     from pocketrank.cloud.serving.config import ServingConfig
     from pocketrank.cloud.serving.load.price import PriceConfig
@@ -85,14 +85,14 @@ def main(argv: Sequence[str]) -> None:
     run, bundle, feedback_db = (Path(argument) for argument in argv[:3])
     price = PriceConfig(price_min=float(argv[3]), price_max=float(argv[3]))
     Thread(target=_end_with_input, daemon=True).start()
-    # Nothing is left out of a page however busy the machine is: equal seeds bring equal sessions.
+    # Pages are complete however busy the machine is: equal seeds give equal sessions.
     pipeline = PipelineConfig(limits=BudgetConfig(page_ms=_NEVER_MS, queue_ms=_NEVER_MS))
     config = ServingConfig(pipeline=pipeline, price=price)
     serve(Run.open(run), bundle, port=0, feedback_db=feedback_db, config=config)
 
 
 def _end_with_input() -> None:
-    while os.read(0, 4096):  # not sys.stdin: its lock would hold up the interpreter's end
+    while os.read(0, 4096):  # not sys.stdin, whose lock would block the end of the interpreter
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,9 +1,9 @@
-"""Uploads a bundle to a server: asks which files are missing, sends those, and asks again
+"""Upload of a bundle to a server: ask which files are missing, send those, and ask again
 (`pocketrank.cloud.serving.routes.uploads`).
 
 Errors::
 
-    UploadError                the bundle is not served; says what the server, the network or the folder said
+    UploadError                the bundle is not served; has the reason of the server, the network or the folder
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ __all__ = ["UploadError", "Uploaded", "BundleUploader", "read_token"]
 
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
-_ROUNDS = 2  # a file may go from the server between the question and the end
+_ROUNDS = 2  # the server may remove a file between the question and the end
 
 
 class UploadError(ValueError):
-    """The bundle is not served. The message never has the token."""
+    """The bundle is not served. The message never contains the token."""
 
 
 class Uploaded(NamedTuple):
-    """What is served now."""
+    """The bundle that is served now."""
 
     serial: int
     files: int
     bytes: int
     sent: int
-    """Files that the server did not have."""
+    """Number of files that the server did not have."""
 
 
 def read_token(path: Path) -> str:
-    """The token in a file that only its owner may read. Raises `UploadError`."""
+    """Return the token in a file that only its owner may read. Raises `UploadError`."""
     try:
         if path.stat().st_mode & stat.S_IRWXO:
             raise UploadError(f"Expected a token that only its owner may read (chmod 600), got one that others may - at {path}")
@@ -59,7 +59,7 @@ def read_token(path: Path) -> str:
 
 
 class BundleUploader:
-    """A line to one server. `timeout_s` bounds each wait. Raises `UploadError`."""
+    """Client of one server's uploads. `timeout_s` bounds each wait. Raises `UploadError`."""
 
     def __init__(self, server: str, token: str, timeout_s: float = 60.0) -> None:
         try:
@@ -70,7 +70,7 @@ class BundleUploader:
         if not host or url.scheme not in ("http", "https"):
             raise UploadError(f"Expected a URL like `https://host:port`, got `{server[:200]}`")
         self.is_private = url.scheme == "https" or is_loopback(host)
-        """Whether nobody between here and there sees the token."""
+        """Whether the token is safe on the way: the connection is encrypted, or stays on this machine."""
         # No redirects and no proxies of the environment: the token goes to this server and nowhere else.
         headers = {"Authorization": f"Bearer {token}"}
         self._client = httpx.Client(
@@ -84,7 +84,10 @@ class BundleUploader:
         self._client.close()
 
     def __call__(self, folder: Path, sent: Callable[[str, int], object] = lambda path, size: None) -> Uploaded:
-        """Have the bundle in `folder` served. `sent` hears of each file that was. Raises `UploadError`."""
+        """Upload the bundle in `folder` and have it served. `sent` is called with the path and size of each file.
+
+        Raises `UploadError`.
+        """
         publish, manifest = _read(folder)
         paths = {entry.sha256: entry.path for entry in manifest.files}
         count = 0
@@ -127,8 +130,10 @@ class BundleUploader:
 
     def _expect(self, answer: httpx.Response, status: int) -> None:
         if answer.status_code != status:
-            told = _json(answer).get("error") or answer.reason_phrase
-            raise UploadError(f"Expected the upload to be taken, got {answer.status_code}: {str(told)[:500]} - at {answer.url}")
+            reason = _json(answer).get("error") or answer.reason_phrase
+            raise UploadError(
+                f"Expected the upload to be accepted, got {answer.status_code}: {str(reason)[:500]} - at {answer.url}"
+            )
 
 
 def _read(folder: Path) -> tuple[BundlePublish, BundleManifest]:

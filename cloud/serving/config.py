@@ -1,4 +1,4 @@
-"""How a server serves: what is not in the pipeline file."""
+"""Configuration of a server, apart from the pipeline file."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ __all__ = ["ServingConfig"]
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """A server. It is handed to worker processes, so all of it can be pickled."""
+    """Configuration of a server. Worker processes receive it, so all of it can be pickled."""
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    """How a page is made."""
+    """Stages and limits of a page."""
     folder: Path = Path()
-    """Where relative paths and a user's own modules of the pipeline start: the folder of its file."""
+    """Folder of the pipeline file: relative paths and a user's own modules are looked up from here."""
     workers: int = 1
-    """Processes; about one a core."""
+    """Number of processes; about one per core."""
     tokens: Path | None = None
-    """File of tokens (`pocketrank token`). None leaves the server open to whoever reaches it."""
+    """File of tokens (`pocketrank token`). None serves whoever can connect."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    """What a caller may ask for."""
+    """Rates and sizes that a caller may use."""
     uploads: UploadsConfig = field(default_factory=UploadsConfig)
-    """How bundles are taken."""
+    """Uploads of bundles."""
     cors: CorsConfig = field(default_factory=CorsConfig)
-    """Web pages that may call from a browser."""
+    """Web pages that may call the server from a browser."""
     server: ServerConfig = field(default_factory=ServerConfig)
-    """TLS, and how a process ends."""
+    """TLS, and the shutdown of a process."""
     logs: LoggingConfig = field(default_factory=LoggingConfig)
-    """What is said, and how."""
+    """Format and volume of the log."""
     tracing: TracingConfig = field(default_factory=TracingConfig)
-    """Where traces go, if anywhere."""
+    """Destination of traces, and how many are recorded."""
     health: HealthConfig = field(default_factory=HealthConfig)
-    """How readiness is found out."""
+    """Checks of readiness."""
     state: StateConfig = field(default_factory=StateConfig)
-    """What is kept of a user."""
+    """Limits of a user's state."""
     price: PriceConfig = field(default_factory=PriceConfig)
-    """What a page costs as load rises."""
+    """Compute price of a page as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
-    """How feedback is kept."""
+    """Storage of feedback."""
     feedback_waiting: int = 256
-    """Batches of feedback that may wait for the disk; the next is refused (429), for a disk that has fallen behind must not
-    fill the memory."""
+    """Batches of feedback that may wait for the disk. The next one is refused (429), so that a slow disk does not fill the
+    memory."""
     telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
-    """How much is kept of what devices tell of themselves."""
+    """Limits of the telemetry that devices report."""

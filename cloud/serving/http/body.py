@@ -1,7 +1,6 @@
-"""Bodies of requests: read with a limit of size and time, decompressed with the same limit while they come.
+"""Bodies of requests, read with a limit of size and of time, and decompressed as they arrive.
 
-A compressed body is never held in full before it is known to be small enough: at most one byte more than the limit is ever
-made of it.
+The size limit also holds for the decompressed body: at most one byte more than the limit is ever decompressed.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ from pocketrank.cloud.serving.http.wire import WireError
 __all__ = ["ENCODINGS", "BodyReader"]
 
 ENCODINGS = ("identity", "gzip", "deflate")
-"""Content codings that are taken (RFC 9110, 8.4.1)."""
+"""Supported content codings (RFC 9110, 8.4.1)."""
 
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 class BodyReader:
-    """Reads bodies of up to `most` bytes, which may take `seconds` to come."""
+    """Reader of bodies that have at most `bytes_max` bytes and arrive within `seconds`."""
 
-    def __init__(self, most: int, seconds: float) -> None:
-        self._most, self._seconds = most, seconds
+    def __init__(self, bytes_max: int, seconds: float) -> None:
+        self._bytes_max, self._seconds = bytes_max, seconds
 
     async def __call__(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        """The body, decompressed.
+        """Return the body, decompressed.
 
-        Raises `WireError`: 413 too large, before it is read when it says so itself; 415 another encoding; 400 no such encoding
-        after all; 408 too slow. Raises starlette's `ClientDisconnect`.
+        Raises `WireError`: 413 too large, before anything is read when Content-Length says so; 415 unsupported encoding; 400
+        not in the encoding that the header names; 408 too slow. Raises starlette's `ClientDisconnect`.
         """
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
         if encoding not in ENCODINGS:
             raise WireError(415, "content-encoding", f"one of {', '.join(ENCODINGS)}", f"`{encoding[:64]}`")
-        said = headers.get(b"content-length", b"0")
-        if said.isdigit() and int(said) > self._most:
-            raise WireError(413, "content-length", f"at most {self._most} bytes", f"{said.decode()[:20]} bytes")
-        message = await receive()  # most bodies come whole with their head
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._bytes_max:
+            raise WireError(413, "content-length", f"at most {self._bytes_max} bytes", f"{length.decode()[:20]} bytes")
+        message = await receive()  # most bodies arrive whole, right after their headers
         if encoding == "identity" and message["type"] == "http.request" and not message.get("more_body", False):
             body: bytes = message.get("body", b"")
             self._check(len(body))
@@ -63,7 +62,7 @@ class BodyReader:
                 body += chunk
             else:
                 try:
-                    body += unpack.decompress(chunk, self._most + 1 - len(body))
+                    body += unpack.decompress(chunk, self._bytes_max + 1 - len(body))
                 except zlib.error as error:
                     raise WireError(400, "$", f"a body in {encoding}", str(error)) from None
                 if unpack.unused_data:
@@ -77,5 +76,5 @@ class BodyReader:
         return bytes(body)
 
     def _check(self, size: int) -> None:
-        if size > self._most:
-            raise WireError(413, "$", f"at most {self._most} bytes", "more")
+        if size > self._bytes_max:
+            raise WireError(413, "$", f"at most {self._bytes_max} bytes", "more")

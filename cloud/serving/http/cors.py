@@ -10,23 +10,23 @@ from starlette.types import ASGIApp
 
 __all__ = ["CorsConfig", "CorsError", "with_cors"]
 
-_SENT = ("Authorization", "Content-Type", "If-None-Match", "If-Range", "Range", "X-Request-Id", "traceparent")
-_SHOWN = ("Accept-Ranges", "Content-Range", "ETag", "Retry-After", "WWW-Authenticate", "X-Request-Id")
+_REQUEST_HEADERS = ("Authorization", "Content-Type", "If-None-Match", "If-Range", "Range", "X-Request-Id", "traceparent")
+_ANSWER_HEADERS = ("Accept-Ranges", "Content-Range", "ETag", "Retry-After", "WWW-Authenticate", "X-Request-Id")
 
 
 class CorsError(ValueError):
-    """An origin that no browser would send. The message has it."""
+    """An origin that no browser would send. The message contains it."""
 
 
 @dataclass(frozen=True)
 class CorsConfig:
-    """Who may call from a browser. Raises `CorsError`."""
+    """Origins that may call from a browser. Raises `CorsError`."""
 
     origins: tuple[str, ...] = ()
-    """Origins like `https://app.example` or `https://app.example:8443`; `*` for every page. A browser sends nothing of its own
-    here, no cookie and no password: a page needs a token in any case."""
+    """Origins like `https://app.example` or `https://app.example:8443`; `*` for every page. Browsers send no
+    cookie and no password to the server, so a page needs a token in any case."""
     max_age_s: int = 600
-    """For how long a browser remembers the answer."""
+    """How long a browser may cache the permission, in seconds."""
 
     def __post_init__(self) -> None:
         for origin in self.origins:
@@ -35,8 +35,9 @@ class CorsConfig:
 
 
 def with_cors(app: ASGIApp, config: CorsConfig) -> ASGIApp:
-    """`app` for those origins, or `app` itself when there are none. Goes outside of all that may refuse: a browser shows a page
-    no 401 without these headers, and asks for permission without a token.
+    """Return `app` for these origins, or `app` itself when there are none.
+
+    It must be outermost: a browser shows a page no 401 without these headers, and asks for permission without a token.
     """
     if not config.origins:
         return app
@@ -44,8 +45,8 @@ def with_cors(app: ASGIApp, config: CorsConfig) -> ASGIApp:
         app,
         allow_origins=config.origins,
         allow_methods=("GET", "POST"),
-        allow_headers=_SENT,
-        expose_headers=_SHOWN,
+        allow_headers=_REQUEST_HEADERS,
+        expose_headers=_ANSWER_HEADERS,
         max_age=config.max_age_s,
     )
 

@@ -1,5 +1,4 @@
-"""The OpenAPI document, with what FastAPI cannot know: the hot routes are not its own, and bodies are structs of the contract.
-"""
+"""The OpenAPI document, with what FastAPI cannot know: the hot routes, which are plain ASGI, and the contract's structs."""
 
 from __future__ import annotations
 

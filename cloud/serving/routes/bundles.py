@@ -60,7 +60,9 @@ class CurrentBundle:
         if self._store is not None:
             loaded = self._store.is_loaded()
             stored = self._store.current() if loaded else await run_in_threadpool(self._store.current)
-        return stored or (self._folder and self._folder.current())
+        if stored is None and self._folder is not None:
+            return self._folder.current()
+        return stored
 
 
 def bundle_routes(current: CurrentBundle, access: Access) -> APIRouter:

@@ -1,12 +1,12 @@
-"""How a bundle gets to a running server.
+"""Routes by which a bundle is uploaded to a running server.
 
 ::
 
     PUT /v1/bundle                 BundlePublish -> BundleReceipt; 409 names the files that are missing
     PUT /v1/bundle/blobs/{sha256}  one of them, as its raw bytes
 
-The client asks first, uploads what is missing, and asks again: files that the last bundle had are not sent twice, and an upload
-that broke off goes on where it was. Only the last request changes what is served.
+The client sends the first request, uploads the files that are missing, and repeats it. So files of the last bundle are not sent
+again, and an upload that broke off continues where it was. Only the last request changes what is served.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, ErrorBody, WireErr
 __all__ = ["UPLOAD_STRUCTS", "MissingFilesBody", "UploadsConfig", "upload_routes"]
 
 _BYTES = "application/octet-stream"
-_DISK_BATCH = 1 << 20  # bytes that go to the disk in one turn of a thread
+_DISK_BATCH = 1 << 20  # bytes that a thread writes to the disk at once
 
 
 class MissingFilesBody(ErrorBody, frozen=True, kw_only=True, omit_defaults=True):
-    """Body of a 409: `missing` are the SHA-256 of files to upload; none when the manifest itself is what is refused."""
+    """Body of a 409. `missing` holds the SHA-256 of files to upload; it is empty when the manifest itself is refused."""
 
     missing: tuple[str, ...] = ()
 
 
 UPLOAD_STRUCTS = (BundlePublish, BundleReceipt, MissingFilesBody, ErrorBody)
-"""The structs that the OpenAPI text of these routes refers to; they belong into its components."""
+"""Structs that the OpenAPI document of these routes refers to; they must be among its components."""
 
 
 @dataclass(frozen=True)
 class UploadsConfig:
-    """How uploads are taken."""
+    """Limits of uploads."""
 
     stall_s: float = 30.0
     """Longest wait for the next bytes of a file."""
 
 
 def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig | None = None) -> APIRouter:
-    """The routes over `store`, for tokens with the scope `publish`. Their errors are `WireError`s."""
+    """Return the routes over `store`, for tokens with the scope `publish`. They raise `WireError`."""
     config = config or UploadsConfig()
     router = APIRouter(dependencies=[access.requires("publish")])
     limits = access.limits.config
@@ -65,7 +65,7 @@ def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig
         openapi_extra={"requestBody": {"required": True, "content": {JSON: _of(BundlePublish), MSGPACK: _of(BundlePublish)}}},
     )
     async def publish_bundle(request: Request) -> Response:
-        """Serve this bundle from now on. 409 when files of its manifest have to be uploaded first, or when it is no newer."""
+        """Serve this bundle from now on. 409 when files of its manifest must be uploaded first, or when it is no newer."""
         headers = dict(request.scope["headers"])
         kind = content_type(headers.get(b"content-type"))
         publish = decode(kind, await read(headers, request.receive), BundlePublish)
@@ -88,8 +88,8 @@ def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig
         },
     )
     async def upload_file(request: Request, sha256: str) -> Response:
-        """A file of a bundle under its digest. It is not served before a manifest names it."""
-        size = _said(request, min(limits.publish_bytes, store.config.bundle_bytes_max))
+        """Store a file of a bundle under its digest. It is not served before a published manifest names it."""
+        size = _announced_size(request, min(limits.publish_bytes, store.config.bundle_bytes_max))
         if not await run_in_threadpool(store.has, sha256):
             await _receive(request, store, sha256, size, config.stall_s)
         return Response(status_code=204)
@@ -97,16 +97,16 @@ def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig
     return router
 
 
-def _said(request: Request, most: int) -> int:
+def _announced_size(request: Request, bytes_max: int) -> int:
     kind = request.headers.get("content-type", _BYTES)
     if kind.partition(";")[0].strip().lower() != _BYTES or request.headers.get("content-encoding", "identity") != "identity":
         raise WireError(415, "content-type", f"`{_BYTES}`, not encoded", f"`{kind[:64]}`")
-    said = request.headers.get("content-length", "")
-    if not (said.isascii() and said.isdecimal() and len(said) < 20):
-        raise WireError(411, "content-length", "the file's size in bytes", f"`{said[:64]}`")
-    if int(said) > most:
-        raise WireError(413, "content-length", f"at most {most} bytes", f"{said[:32]} bytes")
-    return int(said)
+    length = request.headers.get("content-length", "")
+    if not (length.isascii() and length.isdecimal() and len(length) < 20):
+        raise WireError(411, "content-length", "the file's size in bytes", f"`{length[:64]}`")
+    if int(length) > bytes_max:
+        raise WireError(413, "content-length", f"at most {bytes_max} bytes", f"{length[:32]} bytes")
+    return int(length)
 
 
 async def _receive(request: Request, store: BundleRepository, sha256: str, size: int, stall_s: float) -> None:
@@ -121,7 +121,7 @@ async def _receive(request: Request, store: BundleRepository, sha256: str, size:
                 batch.clear()
         await run_in_threadpool(new.write, bytes(batch))
     except BaseException as error:
-        # Also when the server stops. Not in a thread, for which a cancelled task cannot wait.
+        # Also when the server stops. Not in a thread, because a cancelled task cannot wait for one.
         arriving.__exit__(type(error), error, error.__traceback__)
         raise
     await run_in_threadpool(arriving.__exit__, None, None, None)
@@ -138,31 +138,31 @@ async def _next(chunks: Any, stall_s: float) -> bytes:
     return b""
 
 
-_MEANS = {
-    400: "A manifest that is not one, or a file that is not as it was announced.",
+_DESCRIPTIONS = {
+    400: "An invalid manifest, or a file that is not as announced.",
     **REFUSALS,
-    408: "The body stopped coming.",
-    409: "Files are missing, the split version is not served, or the bundle is no newer than the one that is.",
+    408: "The body stopped arriving.",
+    409: "Files are missing, the split version is not served, or the bundle is no newer than the served one.",
     411: "No Content-Length.",
     413: "Too large.",
-    415: "Another content type, or compressed.",
-    503: "The disk took nothing; what was served still is.",
-    507: "No room; what was served still is.",
+    415: "An unsupported content type, or a compressed body.",
+    503: "The disk failed; what was served still is.",
+    507: "No space left; what was served still is.",
 }
 
 
-def _responses(gives: type[msgspec.Struct] | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
+def _responses(answer: type[msgspec.Struct] | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {
         status: {
-            "description": _MEANS[status],
+            "description": _DESCRIPTIONS[status],
             "content": {JSON: _of(MissingFilesBody if status == 409 else ErrorBody)},
         }
         for status in statuses
     }
-    if gives is not None:
-        found[200] = {"description": "Served from now on.", "content": {JSON: _of(gives)}}
+    if answer is not None:
+        found[200] = {"description": "Served from now on.", "content": {JSON: _of(answer)}}
     else:
-        found[204] = {"description": "Kept."}
+        found[204] = {"description": "Stored."}
     return found
 
 
