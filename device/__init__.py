@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from pocketrank.device.reports.telemetry import TelemetryConfig
     from pocketrank.device.reports.trace import Tracer
     from pocketrank.device.runtimes.base import ModelRuntimeError
-    from pocketrank.device.session.counters import Counters
-    from pocketrank.device.session.refill import Refill
-    from pocketrank.device.session.session import FeedSession, SessionConfig
+    from pocketrank.device.session import Counters, FeedSession, Refill, SessionConfig
     from pocketrank.device.strategies import Arranger
     from pocketrank.device.updates import BundleStore, Updates
 
@@ -83,15 +81,13 @@ _FROM = {
     "bundle.bundle": ("Bundle", "BundleError"),
     "network.client": ("ClientError", "CloudClient"),
     "contract": ("ContractError", "Ended", "FeedbackEvent", "Network", "Orientation", "Page", "PageRequest"),
-    "session.counters": ("Counters",),
     "feedback.impression": ("DeviceState", "Impression"),
     "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState", "ThresholdPaging", "UpliftPaging"),
     "model.personal": ("PersonalLayer",),
     "feedback.privacy": ("PrivacyPolicy",),
     "ranking.ranker": ("Ranker",),
-    "session.refill": ("Refill",),
     "runtimes.base": ("ModelRuntimeError",),
-    "session.session": ("FeedSession", "SessionConfig"),
+    "session": ("Counters", "FeedSession", "Refill", "SessionConfig"),
     "bundle.signing": ("TrustedKeys",),
     "offline.store": ("DeviceStore",),
     "strategies": ("Arranger",),

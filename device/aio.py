@@ -23,8 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.session.refill import Refill
-from pocketrank.device.session.session import FeedSession
+from pocketrank.device.session import FeedSession, Refill
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,8 +159,8 @@ class AsyncFeedSession(_Async[FeedSession]):
     next = _call(FeedSession.next)
     feedback = _call(FeedSession.feedback)
     wants_page = _call(FeedSession.wants_page)
-    request = _call(FeedSession.request, FeedSession.not_sent)
-    not_sent = _call(FeedSession.not_sent)
+    request = _call(FeedSession.request, FeedSession.request_failed)
+    request_failed = _call(FeedSession.request_failed)
     drain_feedback = _call(FeedSession.drain_feedback, FeedSession.put_back)
     acknowledge = _call(FeedSession.acknowledge)
     put_back = _call(FeedSession.put_back)

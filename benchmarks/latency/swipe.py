@@ -36,7 +36,7 @@ from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.ranking.watchdog import WatchdogConfig
 from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.runtimes import STAGES, Runtime, open_stages
-from pocketrank.device.session.session import FeedSession
+from pocketrank.device.session import FeedSession, SessionConfig
 from pocketrank.device.strategies import AdSlots, Arranger, Cap, KeepBuffered, MinGap
 
 __all__ = ["Kind", "SwipeBench", "TimedRuntime"]
@@ -103,11 +103,10 @@ class SwipeBench:
             ranker,
             user_id=USER,
             session_id="bench",
+            config=SessionConfig(watchdog=WatchdogConfig(), telemetry=TelemetryConfig()) if equipped else None,
             clock=lambda: self._now_ms,
             store=None if store is None else DeviceStore(store),
             strategies=Arranger(STRATEGIES) if equipped else None,
-            watchdog=WatchdogConfig() if equipped else None,
-            telemetry=TelemetryConfig() if equipped else None,
         )
         self._rng = np.random.default_rng(0)
         self._items = 0

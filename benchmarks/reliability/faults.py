@@ -29,8 +29,7 @@ from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
 from pocketrank.device.offline.upload import UploadConfig, Uploader
 from pocketrank.device.paging import FixedPaging
 from pocketrank.device.ranking.ranker import Ranker
-from pocketrank.device.session.refill import RefillConfig
-from pocketrank.device.session.session import FeedSession, SessionConfig
+from pocketrank.device.session import FeedSession, RefillConfig, SessionConfig
 from tests.device.worlds import make_bundle, make_page
 
 __all__ = ["SITUATIONS", "FaultConfig", "swipe_through_faults"]

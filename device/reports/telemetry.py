@@ -104,7 +104,7 @@ class Telemetry:
         """What the caller now sends: a report that was put back, else all since the last; None when there is nothing."""
         return self._unsent.popleft() if self._unsent else self._gathered(now_ms)
 
-    def tell_of(self, bundle: str | None, now_ms: int) -> None:
+    def use_bundle(self, bundle: str | None, now_ms: int) -> None:
         """Another bundle is in use from now on. What was counted before is told of the one before."""
         self.put_back(self._gathered(now_ms))
         self.bundle = bundle

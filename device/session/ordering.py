@@ -1,5 +1,6 @@
-"""How the order of what a session holds is made: by the models, within their time, with less work where a tier or an empty
-battery asks for it. Whatever keeps the models from answering leaves cloud order, and is counted.
+"""Orders what a session holds: by the models, within their time, with less work where a tier or a low battery asks for it.
+
+Whatever keeps the models from answering leaves cloud order, and is counted.
 """
 
 from __future__ import annotations
@@ -23,35 +24,37 @@ from pocketrank.device.session.session_models import SessionModels
 __all__ = ["Order", "Ordering", "Why"]
 
 Why: TypeAlias = Literal["model", "last", "cloud", "failed", "no_number"] | Skipped
-"""What made an order: the models; the models at an earlier swipe; or the cloud, because no form fits the page or there is
-nothing to choose, a run failed, a score was no number, or the watchdog went on without the models."""
+"""What made an order.
+
+The first two are the models, at this swipe or at an earlier one. The others are the cloud: because no form fits the page or
+there is nothing to choose, a run failed, a score was not a finite number, or the watchdog went on without the models."""
 
 
 class Order(NamedTuple):
-    """An order of what is held."""
+    """Order of the candidates that are held."""
 
     indices: NDArray[np.intp]
-    """[count] best first"""
+    """[count] indices of the candidates, best first"""
     why: Why
     """what made it"""
     ranking: Ranking | None = None
-    """what the models said, when they made it"""
+    """the models' answer, when they made the order"""
     shipped: NDArray[np.float32] | None = None
-    """[n, K] the shipped probabilities of the first n held, when the order is personal"""
+    """[n, K] probabilities by the shipped model for the first n candidates, when a personal layer made the order"""
 
     @property
     def values(self) -> NDArray[np.float32] | None:
-        """[n] what showing each of the first n held is worth; None where no model said."""
+        """[n] value of showing each of the first n candidates; None when no model made the order."""
         return None if self.ranking is None else self.ranking.values
 
     def without(self, index: int) -> Order:
-        """The same order once the candidate at `index` is taken out of what is held."""
+        """Return the order of the other candidates, once the one at `index` is taken out and those behind it move up."""
         left = self.indices[self.indices != index]
         return Order(left - (left > index), "last")
 
 
 class Ordering:
-    """Makes one session's orders. Not for use from several threads at once."""
+    """Order of one session's candidates, as a function. Not for use from several threads at once."""
 
     def __init__(self, counters: Counters, telemetry: Telemetry, watchdog: Watchdog | None, tier: Tier | None) -> None:
         self._counters, self._telemetry, self.watchdog = counters, telemetry, watchdog
@@ -63,19 +66,20 @@ class Ordering:
         return self._tier.every > 1
 
     def saver(self, on: bool) -> None:
-        """The battery saver is on or off."""
+        """Do less work from now on when the battery saver is on, and all of it when it is off."""
         if on is (self._tier is self._full):
             self._tier = self._full.saving() if on else self._full
 
     def __call__(
         self, models: SessionModels, form: Form | None, held: Remaining, now_ms: int, position: int, last: Order | None
     ) -> Order:
-        """The order of `held` by the `form` of the models, which was chosen when the page came. `last` is the one before.
+        """Return the order of `held` by the models of `form`, or `last` where a tier skips this swipe.
 
-        After `overran` a late run still reads `held` and the models: the session goes on with copies of them.
+        After `overran` a late run still reads `held` and the models' memory: the caller MUST go on with copies of them.
         """
         if form is None or held.count < 2:
             return Order(np.arange(held.count), "cloud")
+        # Another length means that the page or what is left of it has changed since.
         if last is not None and not self._tier.due(position) and len(last.indices) == held.count:
             return last
         search, begin = self._tier.search, perf_counter_ns()

@@ -1,4 +1,4 @@
-"""Asks the cloud for a page when it is time to, and gives a cloud that does not answer time before it is asked again."""
+"""Requests of pages when it is time for one, with a backoff while the cloud does not answer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Asking", "Refill", "RefillConfig", "Refiller"]
 
-_FAILURES_MAX = 30  # beyond that the span would no longer fit an integer of a phone
+_FAILURES_MAX = 30  # failures that are counted: the span has reached its maximum long before
 
 
 @dataclass(frozen=True)
 class RefillConfig:
-    """How often a cloud is asked that does not answer: after a random part of a span that doubles (full jitter)."""
+    """Backoff with full jitter: each wait is a random share of a span that doubles with every failure."""
 
     backoff_ms: int = 1_000
-    """The first span."""
+    """First span."""
     backoff_max_ms: int = 60_000
-    """The longest one."""
+    """Longest span."""
 
 
 class Asking(Protocol):
-    """What a session that asks the cloud has to offer (`FeedSession`)."""
+    """The part of a `FeedSession` that a `Refiller` needs."""
 
     counters: Counters
 
@@ -38,35 +38,35 @@ class Asking(Protocol):
         """Return whether to ask now, and for how many candidates."""
 
     def request(self, size: int, scene: int = 0) -> PageRequest:
-        """Return the next request, with the feedback that waits."""
+        """Return the next request, with feedback from the queue."""
 
     def take(self, page: Page) -> bool:
         """Hold the page; False when it is refused."""
 
-    def not_sent(self, request: PageRequest) -> None:
-        """Queue the feedback of a request again that got no answer."""
+    def request_failed(self, request: PageRequest) -> None:
+        """Queue again what went along with a request that got no answer."""
 
 
 class Refill(NamedTuple):
-    """What became of asking for a page."""
+    """Result of a call of `FeedSession.refill`."""
 
     decision: PageDecision
     """whether to ask, and why"""
     taken: bool = False
-    """a page came and is held now"""
+    """whether a page arrived and is held now"""
     error: ClientError | None = None
-    """why no page came; its feedback waits again"""
+    """why the request failed; its feedback is queued again"""
 
 
 class Refiller:
-    """One session's. For one thread at a time, which waits for the network."""
+    """Requests of one session's pages. For one thread at a time, which waits for the network."""
 
     def __init__(self, config: RefillConfig, clock: Callable[[], int], rng: random.Random) -> None:
         self._config, self._clock, self._rng = config, clock, rng
         self._failures = self._from_ms = 0
 
     def __call__(self, session: Asking, client: CloudClient, scene: int) -> Refill:
-        """Ask if the session wants a page, and have it take the answer."""
+        """Request a page if the session wants one, and have the session take it."""
         from pocketrank.device.network.errors import ClientError
 
         decision = session.wants_page()
@@ -76,7 +76,7 @@ class Refiller:
         try:
             page = client.page(request)
         except BaseException as error:
-            session.not_sent(request)
+            session.request_failed(request)
             if not isinstance(error, ClientError):
                 raise
             session.counters.pages_missing += 1

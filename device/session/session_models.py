@@ -1,12 +1,10 @@
 """The models that a session orders with, and what they remember of it.
 
-All that depends on the installed bundle is here, so that a session can go on with another one: it makes a new `SessionModels`
-and tells it again what was shown and how that was watched.
+Everything that depends on the installed bundle is here, so that a session can change to another bundle: it makes a new
+`SessionModels` and replays what was shown and how it was watched.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +17,9 @@ from pocketrank.device.model.personal import PersonalLayer, labels
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.paging import Paging, paging_of
 from pocketrank.device.ranking.ranker import Adjust, Ranker, Ranking
+from pocketrank.device.session.shown_items import ShownItem
 
-__all__ = ["SessionModels", "ShownItem"]
+__all__ = ["SessionModels"]
 
 _NO_FEATURES = FeatureSpec(
     tasks=("none",), task_weights={}, candidates_max=1, events_max=1, vector_width=0, list_sizes=(),
@@ -28,29 +27,17 @@ _NO_FEATURES = FeatureSpec(
 )  # fmt: skip
 
 
-class ShownItem(NamedTuple):
-    """An item that was shown."""
-
-    page: Page
-    """the page it came from"""
-    arrays: PageArrays
-    """that page as the models read it"""
-    row: int
-    """the item's, in `arrays`"""
-    shipped: NDArray[np.float32] | None
-    """[K] the shipped model's probabilities when it was shown, as long as they can teach the user's own layer"""
-
-
 class SessionModels:
-    """A ranker (None: cloud order), the user's own layer over it, and the events of one session as they read them.
+    """A ranker (None: cloud order), the user's own layer over it, and the events of one session as they read them."""
 
-    Raises ValueError for a layer over other tasks than the ranker's.
-    """
+    def __init__(self, ranker: Ranker | None, personal: PersonalLayer | None = None, *, expected: bool = True) -> None:
+        """`expected` says whether it is a fallback to have no ranker.
 
-    def __init__(self, ranker: Ranker | None, personal: PersonalLayer | None = None) -> None:
+        Raises ValueError for a layer over other tasks than the ranker's.
+        """
         if personal is not None and ranker is not None and personal.tasks != ranker.spec.tasks:
             raise ValueError(f"expected a personal layer over {ranker.spec.tasks}, got one over {personal.tasks}")
-        self.ranker, self.personal = ranker, personal
+        self.ranker, self.personal, self._expected = ranker, personal, expected
         self._builder = FeatureBuilder(_NO_FEATURES) if ranker is None else ranker.builder
         spec = self._builder.spec
         self.events_max = spec.events_max
@@ -64,36 +51,38 @@ class SessionModels:
 
     @property
     def name(self) -> str | None:
-        """That of the bundle."""
+        """Name of the bundle."""
         return None if self.ranker is None else self.ranker.name
 
     @property
     def paging(self) -> Paging:
-        """When a device asks where the app does not say: as the bundle says, else by fixed counts."""
+        """Policy for when the app gives none: the bundle's, else fixed counts."""
         return paging_of(None if self.ranker is None else self.ranker.paging)
 
     @property
     def privacy(self) -> PrivacyPolicy:
-        """What may leave where the app does not say: what training these models needs."""
+        """Policy for when the app gives none: what training these models needs may leave."""
         return PrivacyPolicy() if self.ranker is None else PrivacyPolicy.for_spec(self.ranker.spec)
 
     @property
     def split_version(self) -> str | None:
-        """That of the pages whose vectors these models can use; None when they use none."""
+        """Split version of the pages whose vectors these models can use; None when they use none."""
         return self.ranker.split_version if self.ranker is not None and "split" in self.ranker.runtimes else None
 
     def read(self, page: Page) -> tuple[PageArrays, Form | None, tuple[str, ...]]:
-        """The page's arrays, the form that can order it (None: cloud order), and the fallbacks taken (names of `Counters`).
+        """Return the page's arrays, the form that can order it (None: cloud order), and the fallbacks (names of `Counters`).
 
-        Vectors that the form does not take are left out: they must not reach a split model later, as features of shown items.
         Raises `BlockError` when not even the item ids can be read.
         """
         arrays = self._builder.page(page)
-        form, fallbacks = (None, ()) if self.ranker is None else self._form(self.ranker, page, arrays)
+        form, fallbacks = self._form(page, arrays)
+        # Vectors that the form does not take must not reach a split model later, as features of shown items.
         return arrays if form == "split" else arrays.without_vectors(), form, fallbacks
 
-    @staticmethod
-    def _form(ranker: Ranker, page: Page, arrays: PageArrays) -> tuple[Form | None, tuple[str, ...]]:
+    def _form(self, page: Page, arrays: PageArrays) -> tuple[Form | None, tuple[str, ...]]:
+        ranker = self.ranker
+        if ranker is None:
+            return None, ("no_model",) if self._expected else ()
         if arrays.problem is not None:
             return None, ("features_bad",)
         taken: tuple[str, ...] = ()
@@ -109,27 +98,29 @@ class SessionModels:
         return ("self_contained", taken) if "self_contained" in ranker.runtimes else (None, (*taken, "no_model"))
 
     def hold(self, arrays: PageArrays, form: Form | None) -> Remaining:
-        """What a session holds of a page, with the work done that depends on the page alone. Raises `RuntimeRunError`."""
+        """Return the candidates to show, with the models' work done that depends on the page alone.
+
+        Raises `RuntimeRunError`.
+        """
         held = Remaining(arrays, 0 if self.ranker is None else self.ranker.rows)
         if self.ranker is not None and form is not None:
             self.ranker.prepare(form, held)
         return held
 
     def fork(self) -> None:
-        """Go on with memory of our own: what was used so far is left to a run that is late."""
+        """Go on with copies of the memory, and leave the originals to a run that is late."""
         self.history, self.context = self.history.copy(), self.context.copy()
 
     def remember(self, event: FeedbackEvent, shown: ShownItem) -> bool:
-        """Take in how an item was watched. False when the event is older than all that the models remember."""
+        """Take in how an item was watched. False when the event is older than every event that the models remember."""
         if self.personal is not None and shown.shipped is not None:
             category = 0 if self._category is None else int(shown.arrays.categories[shown.row, self._category])
-            told = labels(event, self.personal.tasks, self._duration_ms(shown))
-            self.personal.learn(shown.shipped, told, category)
+            self.personal.learn(shown.shipped, labels(event, self.personal.tasks, self._duration_ms(shown)), category)
         self._builder.feedback(event, self._feedback)
         return self.history.append(event.impression_ms, event.position, self._feedback, shown.arrays, shown.row)
 
     def effective(self, event: FeedbackEvent, shown: ShownItem) -> float:
-        """Whether it was an effective view: 1 or 0, NaN where that is not known."""
+        """Return 1 for an effective view, 0 for another, NaN when that is not known."""
         return float(labels(event, ("effective_view",), self._duration_ms(shown))[0])
 
     def _duration_ms(self, shown: ShownItem) -> float | None:
@@ -139,8 +130,10 @@ class SessionModels:
     def rank(
         self, form: Form, held: Remaining, now_ms: int, position: int, search: SearchSpec | None = None
     ) -> tuple[Ranking | None, NDArray[np.float32] | None]:
-        """The order of what is held, None when a score is no number; and with a personal layer the shipped probabilities
-        [n, K] behind it. `search` replaces the ranker's. Raises `RuntimeRunError`.
+        """Return the ranking of what is held, None when a score is not a finite number, and the shipped model's probabilities
+        [n, K] behind it, None without a personal layer.
+
+        `search` replaces the ranker's. Raises `RuntimeRunError`.
         """
         assert self.ranker is not None
         self._builder.context(position, now_ms, self.context[0])
@@ -150,7 +143,7 @@ class SessionModels:
         return ranking, shipped[0] if shipped else None
 
     def _adjust(self, personal: PersonalLayer, held: Remaining, first: list[NDArray[np.float32]]) -> Adjust:
-        """The layer's answers for what is held; the first probabilities it is asked for are kept in `first`."""
+        """Return the layer's adjustment of what is held. A search calls it many times; `first` keeps its first argument."""
         codes = None if self._category is None else held.categories[0, :, self._category]
 
         def adjust(shipped: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -59,7 +59,7 @@ def serve(
     from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
     from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
     from pocketrank.cloud.training.run import Run
-    from pocketrank.device.session.session import telemetry_names
+    from pocketrank.device.session.counters import telemetry_names
 
     config = ServingConfig(
         pipeline=PipelineConfig.open(pipeline) if pipeline else PipelineConfig(),

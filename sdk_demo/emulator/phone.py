@@ -14,7 +14,7 @@ from time import perf_counter
 
 from msgspec.structs import replace
 
-from pocketrank.device import ClientError, CloudClient, FeedbackEvent, FeedSession, Tracer
+from pocketrank.device import ClientError, CloudClient, FeedbackEvent, FeedSession, SessionConfig, Tracer
 from pocketrank.sdk_demo.emulator.asking import RandomPaging
 from pocketrank.sdk_demo.emulator.policies import Policy
 from pocketrank.sdk_demo.emulator.records import SessionRecord
@@ -61,10 +61,10 @@ class Phone:
             self._policy.ranker,
             user_id=user.user_id,
             session_id=session_id,
+            config=SessionConfig(experiment=self._experiment, expects_model=self._policy.uses_models),
             paging=paging,
             clock=lambda: user.now_ms,
             tracer=tracer,
-            experiment=self._experiment,
         )
         while user.alive and not stop.is_set():
             decision = feed.wants_page()

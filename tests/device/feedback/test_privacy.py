@@ -10,7 +10,7 @@ from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackEvent, PageRequest, TelemetryReport
 from pocketrank.device.feedback.privacy import ACTIONS, ALWAYS, PrivacyError, PrivacyPolicy
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.session.session import FeedSession
+from pocketrank.device.session import FeedSession, SessionConfig
 from tests.device.network.test_client import Cloud, serving
 from tests.device.tap import requests, tapped
 from tests.device.worlds import SPEC, Clock, make_event, make_page
@@ -142,14 +142,14 @@ def test_steps_that_no_policy_can_have(steps: dict[str, float]) -> None:
 @pytest.mark.parametrize("policy", [PrivacyPolicy(), PrivacyPolicy.for_spec(SPEC)], ids=["default", "spec"])
 def test_nothing_else_leaves(policy: PrivacyPolicy) -> None:
     """Every byte that a client sends for a session, read back: lines, headers, and each key at every level."""
-    feed = FeedSession(None, user_id=42, session_id="s-1", clock=Clock(), privacy=policy)
+    feed = FeedSession(None, user_id=42, session_id="s-1", clock=Clock(), config=SessionConfig(privacy=policy))
     with serving(Cloud()) as server, tapped(server) as (url, sent), CloudClient(url, token="secret") as client:
         feed.take(make_page([1, 2, FULL.item_id]))
         feed.next()
         feed.feedback(FULL)
         request = feed.request(2)
         client.page(request)
-        feed.not_sent(request)
+        feed.request_failed(request)
         assert feed.flush(client) == 1
         client.health()
     page, upload, health = (asked for line in sent for asked in requests(bytes(line)))

@@ -18,8 +18,7 @@ from pocketrank.device.offline.outbox import OutboxConfig
 from pocketrank.device.paging import FixedPaging
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes import Runtime, open_runtime
-from pocketrank.device.session.counters import Counters
-from pocketrank.device.session.session import FeedSession, SessionConfig
+from pocketrank.device.session import Counters, FeedSession, SessionConfig
 from tests.device.worlds import SPEC, SPLIT, T0, Clock, make_bundle, make_event, make_page, onnx_model, reference
 
 VECTORS = Path(__file__).parents[2] / "vectors"

@@ -24,10 +24,13 @@ from pocketrank.device.ranking.watchdog import WatchdogConfig
 from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.reports.trace import Tracer, read_trace
 from pocketrank.device.runtimes import Runtime
-from pocketrank.device.session.session import FeedSession, telemetry_names
+from pocketrank.device.session import FeedSession, SessionConfig
+from pocketrank.device.session.counters import telemetry_names
 from pocketrank.device.strategies import AdSlots, Arranger, KeepBuffered, MinGap, Pin
 from tests.device.network.test_client import Cloud, serving
 from tests.device.worlds import SPEC, SPLIT, Clock, make_bundle, make_event, make_page
+
+REPORTING = SessionConfig(telemetry=TelemetryConfig())
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +152,7 @@ def test_feedback_of_requests_without_end_that_nobody_answers_waits_again() -> N
 
 
 def test_requests_and_feedback_are_of_the_experiment() -> None:
-    feed = session(None, experiment="b")
+    feed = session(None, config=SessionConfig(experiment="b"))
     feed.take(make_page([1, 2], split=None))
     swipe(feed)
     request = feed.request(1)
@@ -182,7 +185,7 @@ class Stuck(Runtime):
 def test_a_model_that_hangs_leaves_cloud_order_and_may_end_later(ranker: Ranker) -> None:
     stuck = Stuck(ranker.runtimes["split"]["whole"])
     own = Ranker(SPEC, SPLIT, {"split": {"whole": stuck}})
-    feed = session(own, watchdog=WatchdogConfig(budget_ms=50, trust_after=None, overruns_max=9))
+    feed = session(own, config=SessionConfig(watchdog=WatchdogConfig(budget_ms=50, trust_after=None, overruns_max=9)))
     plain = session(ranker)
     for each in (feed, plain):
         each.take(make_page(list(range(8))))
@@ -206,7 +209,7 @@ def test_a_model_that_hangs_leaves_cloud_order_and_may_end_later(ranker: Ranker)
 
 
 def test_battery_saver_orders_at_every_second_swipe(ranker: Ranker) -> None:
-    feed, plain = session(ranker, tier=Tier(name="greedy", search=GREEDY)), session(ranker)
+    feed, plain = session(ranker, config=SessionConfig(tier=Tier(name="greedy", search=GREEDY))), session(ranker)
     for each in (feed, plain):
         each.take(make_page(list(range(8))))
     for _ in range(2):
@@ -254,7 +257,7 @@ def test_strategies_hold_and_what_is_shown_is_what_remaining_says(ranker: Ranker
 
 
 def test_what_is_buffered_stays_and_what_is_thrown_away_is_told(ranker: Ranker) -> None:
-    feed = session(ranker, strategies=Arranger([KeepBuffered()]), telemetry=TelemetryConfig())
+    feed = session(ranker, strategies=Arranger([KeepBuffered()]), config=REPORTING)
     feed.take(make_page(list(range(8))))
     last = feed.remaining.tolist()[-2:]
     feed.buffered({last[0]: 1000, last[1]: 500})
@@ -271,7 +274,7 @@ def test_what_is_buffered_stays_and_what_is_thrown_away_is_told(ranker: Ranker) 
 
 
 def test_what_a_device_tells_comes_with_requests_and_batches_and_counts_once(ranker: Ranker) -> None:
-    feed, cloud = session(ranker, telemetry=TelemetryConfig()), Recorder()
+    feed, cloud = session(ranker, config=REPORTING), Recorder()
     with serving(cloud) as url, CloudClient(url) as client:
         feed.take(make_page(list(range(8)), split="other"))
         for _ in range(3):
@@ -290,7 +293,7 @@ def test_what_a_device_tells_comes_with_requests_and_batches_and_counts_once(ran
 
 
 def test_a_report_says_of_which_sdk_bundle_and_tier_it_is(ranker: Ranker, tmp_path: Path) -> None:
-    feed = session(None, telemetry=TelemetryConfig(), tier=Tier(name="greedy"))
+    feed = session(None, config=SessionConfig(telemetry=TelemetryConfig(), tier=Tier(name="greedy")))
     feed.take(make_page([1, 2, 3], split=None))
     swipe(feed)
     feed.use(ranker)
@@ -307,9 +310,8 @@ def test_a_report_says_of_which_sdk_bundle_and_tier_it_is(ranker: Ranker, tmp_pa
 
 
 def test_all_that_a_session_tells_is_known_by_name(ranker: Ranker) -> None:
-    feed = session(
-        ranker, telemetry=TelemetryConfig(), watchdog=WatchdogConfig(), strategies=Arranger([Pin(2, 0), MinGap("no such", 2)])
-    )
+    config = SessionConfig(telemetry=TelemetryConfig(), watchdog=WatchdogConfig())
+    feed = session(ranker, config=config, strategies=Arranger([Pin(2, 0), MinGap("no such", 2)]))
     feed.take(make_page([1, 2, 3]))
     swipe(feed)
     report = feed.request(1).telemetry
@@ -330,8 +332,8 @@ def test_what_may_leave_is_what_the_models_of_now_are_trained_on(ranker: Ranker)
 
 
 def test_a_session_outside_of_the_sample_tells_nothing(ranker: Ranker) -> None:
-    for keys in ({}, {"telemetry": TelemetryConfig(rate=0)}):
-        feed = session(ranker, **keys)
+    for config in (SessionConfig(), SessionConfig(telemetry=TelemetryConfig(rate=0))):
+        feed = session(ranker, config=config)
         feed.take(make_page([1, 2, 3]))
         swipe(feed)
         assert feed.request(1).telemetry is None

@@ -1,0 +1,89 @@
+"""The page that a session shows from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.device.contract import BlockError, Form, Page
+from pocketrank.device.model.remaining import Remaining
+from pocketrank.device.runtimes.base import RuntimeRunError
+from pocketrank.device.session.counters import Counters
+from pocketrank.device.session.ordering import Order
+from pocketrank.device.session.session_models import SessionModels
+
+__all__ = ["HeldPage", "read_page"]
+
+
+class HeldPage:
+    """A page, what is left of it, and the order of that. Not for use from several threads at once."""
+
+    __slots__ = ("fallbacks", "form", "last", "left", "order", "page", "shown", "taken_ms")
+
+    def __init__(self, page: Page, left: Remaining, form: Form | None, fallbacks: tuple[str, ...], taken_ms: int) -> None:
+        self.page = page
+        self.left = left
+        """candidates that were not shown yet"""
+        self.form = form
+        """form of the model that orders this page; None for cloud order"""
+        self.fallbacks = fallbacks
+        """names of the `Counters` that say why `form` is not the one wanted"""
+        self.taken_ms = taken_ms
+        """time when the page arrived, by the device's clock"""
+        self.shown = 0
+        """number of items shown from this page"""
+        self.order: Order | None = None
+        """order of `left`; None when something changed since it was made"""
+        self.last: Order | None = None
+        """the order before `order`, where a tier lets it serve several swipes"""
+
+    def shipped(self, index: int) -> NDArray[np.float32] | None:
+        """Return the shipped model's probabilities [K] for the candidate at `index`; None when they are not known."""
+        known = None if self.order is None else self.order.shipped
+        return None if known is None or index >= len(known) else known[index]
+
+    def remove(self, index: int, keep_order: bool) -> int:
+        """Take the shown candidate at `index` out of `left`, and return its row in the page's arrays.
+
+        `keep_order` keeps the order of the others for the swipes after this one.
+        """
+        self.last = self.order.without(index) if keep_order and self.order is not None else None
+        self.order = None
+        self.shown += 1
+        return self.left.take(index)
+
+
+def read_page(
+    page: Page, models: SessionModels, counters: Counters, known: Callable[[], Set[int]], taken_ms: int
+) -> HeldPage | None:
+    """Return `page` ready to show from, without the items of `known()`; None when it is refused.
+
+    Each fallback is counted. `known` is called after the page was read, so that it returns the items shown until then.
+    """
+    try:
+        arrays, form, fallbacks = models.read(page)
+    except BlockError:
+        counters.pages_refused += 1
+        return None
+    counters.duplicates += arrays.duplicates
+    # The cloud may send again what was shown: a request's list is bounded, and the page may have been on its way.
+    shown = known()
+    new = [row for row, item in enumerate(arrays.item_id.tolist()) if item not in shown]
+    if repeats := len(arrays.item_id) - len(new):
+        counters.already_shown += repeats
+        arrays = arrays.select(np.array(new, np.intp))
+    if not new:
+        counters.pages_empty += 1
+        return None
+    counters.pages += 1
+    counters.pages_degraded += bool(page.degraded)
+    for name in fallbacks:
+        setattr(counters, name, getattr(counters, name) + 1)
+    counters.columns_missing += 0 if models.ranker is None else arrays.missing_columns
+    try:
+        return HeldPage(page, models.hold(arrays, form), form, fallbacks, taken_ms)
+    except RuntimeRunError:
+        counters.model_failed += 1
+        return HeldPage(page, models.hold(arrays, None), None, fallbacks, taken_ms)
