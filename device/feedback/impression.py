@@ -1,18 +1,20 @@
-"""Fills a `FeedbackEvent` from what a phone's listeners say while an item is shown.
+"""Makes a `FeedbackEvent` of what a phone's listeners report while an item is shown.
 
-What holds between items (sound, orientation, network, battery saver) is told to one `DeviceState`, at any time; what belongs
-to an item, to its `Impression`. What nobody told is None in the event: `None` is a missing value, 0 would be a made-up one.
+What lasts beyond an item (sound, orientation, network, battery saver) belongs to one `DeviceState`, which listeners may set at
+any time. What belongs to an item goes to its `Impression`. A value that nobody reported is None in the event: `None` is a
+missing value, while 0 would be a made-up one.
 
 All time of an impression goes to the first of these that is true: the app is in the background; the user paused; the player
 waits for bytes (`buffering_ms`); else it is watched (`watch_ms`, on the user's clock, whatever the playback rate). A clock that
 goes back adds nothing for that step.
 
-A listener may be called late, twice or out of order, so that only a wrong name raises (ValueError). The rest is stated here:
+A listener may be called late, twice or out of order, so only a wrong name raises (ValueError). For everything else:
 
-- a volume ends at 0 and 1, a scroll speed is without direction, and a playback rate is above 0 (a player's 0 is a pause: tell
-  `paused`); what is no finite number, or such a rate, was not told;
-- `paused` while paused or in the background, and `resumed`, `buffered` or `foregrounded` without their opposite, are nothing;
-- what comes after `finish` changes nothing, and `finish` again gives the same event.
+- a volume is cut to 0..1, a scroll speed has no direction, and a playback rate is above 0 (a player's 0 is a pause: call
+  `paused`). A number that is not finite, and a rate of 0 or below, is ignored;
+- `paused` while paused or in the background is ignored, and so are `resumed`, `buffered` and `foregrounded` without their
+  opposite;
+- calls after `finish` are ignored, and `finish` again returns the same event.
 """
 
 from __future__ import annotations
@@ -28,27 +30,27 @@ from pocketrank.device.contract import Ended, FeedbackEvent, Network, Orientatio
 __all__ = ["Action", "Counted", "DeviceState", "Impression"]
 
 Action = Literal["click", "like", "follow", "comment", "share", "profile_enter", "dislike"]
-"""What a user does with an item, by the event's names."""
+"""An action of the user on an item, by the event's field names."""
 
 Counted = Literal["pauses", "seeks", "buffering_ms", "backgrounded"]
-"""What is counted from 0 where a platform has listeners for it."""
+"""A field that counts from 0 on a platform that has listeners for it."""
 
 _ACTIONS: frozenset[str] = frozenset(get_args(Action))
 _COUNTED: frozenset[str] = frozenset(get_args(Counted))
 
 
-def _number(value: float | None, least: float = -math.inf, most: float = math.inf) -> float | None:
-    """`value` between its ends; None where it is no finite number."""
+def _number(value: float | None, minimum: float = -math.inf, maximum: float = math.inf) -> float | None:
+    """Return `value` cut to its limits; None when it is not a finite number."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return min(max(float(value), least), most)
+    return min(max(float(value), minimum), maximum)
 
 
 @dataclass(slots=True)
 class DeviceState:
-    """What holds from one impression to the next. Listeners set the fields whenever they like; None is what nobody told.
+    """State of the phone that lasts from one impression to the next. None is a value that nobody reported.
 
-    An event has them as they were at its end.
+    Listeners set the fields at any time. An event has them as they were when its impression ended.
     """
 
     volume: float | None = None
@@ -58,8 +60,8 @@ class DeviceState:
     network: Network | None = None
     battery_saver: bool | None = None
     counted: frozenset[Counted] = frozenset()
-    """What this platform has listeners for: an event in which it never happened says 0. Without, it says None, and the first
-    call of a listener is what tells."""
+    """Fields that this platform has listeners for: they are 0 in an event in which nothing happened. A field that is not named
+    here is None until a listener is called."""
 
     def __post_init__(self) -> None:
         if unknown := self.counted - _COUNTED:
@@ -67,7 +69,7 @@ class DeviceState:
 
 
 class Impression:
-    """One item from when it is shown until it is gone. Not for use from several threads at once."""
+    """One item from when it appears on the screen until it leaves. Not for use from several threads at once."""
 
     def __init__(
         self,
@@ -82,10 +84,10 @@ class Impression:
         event_id: str | None = None,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        """Begins now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0.
+        """Begin now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0.
 
-        The event's id is `session_id/position`, so that a session replays bit for bit; give an `event_id` (from a random source
-        of yours) where a session's id may come twice.
+        The event's id is `session_id/position`, so that a session replays bit for bit. Give an `event_id` from a random source
+        where a session's id may occur twice.
         """
         self._device = device or DeviceState()
         self._clock = clock
@@ -94,7 +96,7 @@ class Impression:
         self._background = self._paused = self._buffering = False
         self._watch_ms = 0
         self._event: FeedbackEvent | None = None
-        self._told: dict[str, Any] = dict.fromkeys(self._device.counted, 0)
+        self._reported: dict[str, Any] = dict.fromkeys(self._device.counted, 0)
         self._base: dict[str, Any] = {
             "event_id": f"{session_id}/{position}" if event_id is None else event_id,
             "user_id": user_id,
@@ -106,70 +108,80 @@ class Impression:
             "experiment": experiment,
         }
 
+    @property
+    def item_id(self) -> int:
+        """Id of the item that is shown."""
+        item_id: int = self._base["item_id"]
+        return item_id
+
+    def __repr__(self) -> str:
+        state = "on screen" if self._event is None else "finished"
+        return f"<Impression of item {self.item_id}, event {self._base['event_id']}, {state}>"
+
     def did(self, action: Action, done: bool = True) -> None:
-        """The user did it, or took it back. Raises ValueError for another action."""
+        """Report that the user did `action`, or took it back. Raises ValueError for another action."""
         if action not in _ACTIONS:
             raise ValueError(f"expected one of {', '.join(sorted(_ACTIONS))}, got {action!r}")
-        self._told[action] = done
+        self._reported[action] = done
 
     def paused(self) -> None:
-        """The user paused. What the player does by itself in the background is not a pause."""
+        """Report that the user paused. What the player does by itself in the background is not a pause."""
         self._elapse()
         if not self._paused and not self._background:
             self._count("pauses")
             self._paused = True
 
     def resumed(self) -> None:
-        """The user goes on."""
+        """Report that the user ended the pause."""
         self._elapse()
         self._paused = False
 
     def buffering(self) -> None:
-        """The player waits for bytes."""
+        """Report that the player waits for bytes."""
         self._elapse()
         self._count("buffering_ms", 0)
         self._buffering = True
 
     def buffered(self) -> None:
-        """The player has bytes again."""
+        """Report that the player has bytes again."""
         self._elapse()
         self._buffering = False
 
     def backgrounded(self) -> None:
-        """The app left the screen."""
+        """Report that the app left the screen."""
         self._elapse()
-        self._told["backgrounded"] = self._background = True
+        self._reported["backgrounded"] = self._background = True
 
     def foregrounded(self) -> None:
-        """The app is back."""
+        """Report that the app is on the screen again."""
         self._elapse()
         self._background = False
 
     def seeked(self) -> None:
-        """The user jumped within the item."""
+        """Report that the user jumped within the item."""
         self._count("seeks")
 
     def playback_rate(self, rate: float) -> None:
-        """How fast it plays now, 1 is normal; the event has the last one."""
+        """Report how fast the item plays, where 1 is normal. The event has the last rate."""
         if (known := _number(rate)) is not None and known > 0:
-            self._told["playback_rate"] = known
+            self._reported["playback_rate"] = known
 
     def scrolled(self, screens_per_s: float) -> None:
-        """How fast the finger moved, in screens per second; the event has the last one, which is that of the swipe away."""
+        """Report how fast the finger moved, in screens per second. The event has the last speed, that of the final swipe."""
         if (known := _number(screens_per_s)) is not None:
-            self._told["scroll_speed"] = abs(known)
+            self._reported["scroll_speed"] = abs(known)
 
     def finish(self, ended: Ended = Ended.SWIPE) -> FeedbackEvent:
-        """The event, for `FeedSession.feedback`. `volume_change` is the last volume minus that at the beginning."""
+        """Return the event, for `FeedSession.feedback`. `volume_change` is the last volume minus that at the beginning."""
         if self._event is None:
             self._elapse()
-            told, device = self._told, self._device
+            reported, device = self._reported, self._device
             volume = _number(device.volume, 0, 1)
-            if "backgrounded" in told:
-                told["backgrounded"] = bool(told["backgrounded"])
+            if "backgrounded" in reported:
+                reported["backgrounded"] = bool(reported["backgrounded"])
             self._event = FeedbackEvent(
                 **self._base,
-                **told,
+                **reported,
                 watch_ms=self._watch_ms,
                 ended=ended,
                 volume=volume,
@@ -182,9 +194,10 @@ class Impression:
         return self._event
 
     def _count(self, name: Counted, by: int = 1) -> None:
-        self._told[name] = self._told.get(name, 0) + by
+        self._reported[name] = self._reported.get(name, 0) + by
 
     def _elapse(self) -> None:
+        """Add the time since the last report to what was true during it."""
         now_ms = self._clock()
         spent, self._last_ms = max(0, now_ms - self._last_ms), now_ms
         if self._background or self._paused:

@@ -16,13 +16,13 @@ def begin(clock: Clock, **keys: Any) -> Impression:
     return Impression(11, **{"position": 3, "user_id": 7, "session_id": "s", "clock": clock} | keys)
 
 
-def test_what_nobody_told_is_missing() -> None:
+def test_what_nobody_reported_is_missing() -> None:
     assert begin(Clock()).finish() == FeedbackEvent(
         event_id="s/3", user_id=7, session_id="s", item_id=11, position=3, impression_ms=T0, watch_ms=0
     )
 
 
-def test_everything_told_is_in_the_event() -> None:
+def test_everything_reported_is_in_the_event() -> None:
     clock = Clock()
     device = DeviceState(volume=0.5, network=Network.WIFI)
     shown = begin(clock, device=device, page_id="p", experiment="x", event_id="own")
@@ -53,7 +53,15 @@ def test_everything_told_is_in_the_event() -> None:
         dislike=True, volume=0.75, volume_change=0.25, muted=True, orientation=Orientation.LANDSCAPE, playback_rate=1.5,
         pauses=1, seeks=2, scroll_speed=2.5, network=Network.CELLULAR, buffering_ms=120, battery_saver=True, backgrounded=True,
     )  # fmt: skip
-    assert told(event) == UNTOLD.keys()  # a field that the contract gains fails here until a listener can tell it
+    assert told(event) == UNTOLD.keys()  # a field that the contract gains fails here until a listener reports it
+
+
+def test_an_impression_names_its_item() -> None:
+    shown = begin(Clock(), event_id="own")
+    assert shown.item_id == 11
+    assert repr(shown) == "<Impression of item 11, event own, on screen>"
+    shown.finish()
+    assert repr(shown) == "<Impression of item 11, event own, finished>"
 
 
 def test_what_a_platform_counts_begins_at_zero() -> None:
@@ -68,7 +76,7 @@ def test_the_device_carries_over_to_the_next_item() -> None:
     clock, device = Clock(), DeviceState()
     first = begin(clock, device=device)
     device.volume, device.muted = 0.25, True
-    assert first.finish().volume_change is None  # what it was at the beginning nobody told
+    assert first.finish().volume_change is None  # the volume at the beginning is not known
     second = begin(clock, device=device, position=4)
     device.volume = 1.0
     event = second.finish()
@@ -126,7 +134,7 @@ def test_pauses_are_the_users() -> None:
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf, None, "loud"])
-def test_what_is_no_number_was_not_told(strange: Any) -> None:
+def test_what_is_no_number_is_ignored(strange: Any) -> None:
     shown = begin(Clock(), device=DeviceState(volume=strange))
     shown.playback_rate(strange)
     shown.scrolled(strange)
@@ -134,13 +142,13 @@ def test_what_is_no_number_was_not_told(strange: Any) -> None:
     assert (event.volume, event.volume_change, event.playback_rate, event.scroll_speed) == (None, None, None, None)
 
 
-@pytest.mark.parametrize(("told", "volume"), [(-0.1, 0.0), (7, 1.0), (0, 0.0)])
-def test_a_volume_ends_at_its_ends(told: float, volume: float) -> None:
-    assert begin(Clock(), device=DeviceState(volume=told)).finish().volume == volume
+@pytest.mark.parametrize(("reported", "volume"), [(-0.1, 0.0), (7, 1.0), (0, 0.0)])
+def test_a_volume_is_cut_to_its_limits(reported: float, volume: float) -> None:
+    assert begin(Clock(), device=DeviceState(volume=reported)).finish().volume == volume
 
 
 @pytest.mark.parametrize("rate", [0, -1.0])
-def test_a_rate_of_nothing_is_no_rate(rate: float) -> None:
+def test_a_rate_of_zero_or_below_is_ignored(rate: float) -> None:
     shown = begin(Clock())
     shown.playback_rate(1.25)
     shown.playback_rate(rate)
