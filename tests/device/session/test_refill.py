@@ -1,0 +1,178 @@
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pocketrank.device.codec import from_msgpack
+from pocketrank.device.contract import PageRequest
+from pocketrank.device.network.client import BadStatusError, CloudClient
+from pocketrank.device.paging import FixedPaging
+from pocketrank.device.session import FeedSession, RefillConfig, SessionConfig
+from tests.device.network.test_client import Cloud, serving
+from tests.device.worlds import T0, Clock, make_event
+
+FAILING = {"/v1/page": (500, b"no")}
+
+
+class Draws(random.Random):
+    """A source of one number, for which the largest share of a span is a whole number of milliseconds."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def random(self) -> float:
+        """Return the number."""
+        return self.share
+
+
+class Recorder(Cloud):
+    """A cloud that keeps the page requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[PageRequest] = []
+
+    def handle(self, path: str, body: bytes) -> tuple[int, bytes]:
+        if path == "/v1/page":
+            self.requests.append(from_msgpack(body, PageRequest))
+        return super().handle(path, body)
+
+
+@pytest.fixture
+def cloud() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def client(cloud: Recorder) -> Iterator[CloudClient]:
+    with serving(cloud) as url, CloudClient(url) as client:
+        yield client
+
+
+def session(clock: Clock, share: float, config: RefillConfig | None = None, **keys: Any) -> FeedSession:
+    options = SessionConfig(refill=config or RefillConfig(), expects_model=False)
+    return FeedSession(None, user_id=7, session_id="s", clock=clock, config=options, rng=Draws(share), **keys)
+
+
+def waited(feed: FeedSession, client: CloudClient, cloud: Recorder, clock: Clock) -> int:
+    """Move the clock on until the cloud is asked again; the ms until then."""
+    asked, begin = len(cloud.requests), clock.ms
+    while len(cloud.requests) == asked:
+        clock.ms += 5
+        feed.refill(client)
+    return clock.ms - begin
+
+
+def test_the_backoff_doubles_up_to_its_maximum(cloud: Recorder, client: CloudClient) -> None:
+    clock = Clock()
+    feed = session(clock, 0.5, RefillConfig(backoff_ms=20, backoff_max_ms=100))
+    cloud.answers = FAILING
+    feed.refill(client)
+    assert [waited(feed, client, cloud, clock) for _ in range(5)] == [10, 20, 40, 50, 50]
+    assert feed.counters.pages_missing == len(cloud.requests) == 6
+
+
+def test_the_default_backoff_is_a_second_at_first_and_a_minute_at_most(cloud: Recorder, client: CloudClient) -> None:
+    assert RefillConfig() == RefillConfig(backoff_ms=1_000, backoff_max_ms=60_000)
+    clock = Clock()
+    feed = session(clock, 1.0)
+    cloud.answers = FAILING
+    feed.refill(client)
+    for seconds in (1, 2, 4, 8, 16, 32, 60, 60):
+        asked = len(cloud.requests)
+        clock.ms += 1000 * seconds - 1
+        assert feed.refill(client).error is None
+        assert len(cloud.requests) == asked
+        clock.ms += 1
+        assert isinstance(feed.refill(client).error, BadStatusError)
+
+
+@pytest.mark.parametrize(("share", "ms"), [(0.25, 5), (0.5, 10), (1.0, 20)])
+def test_the_backoff_is_a_random_share_of_its_span(share: float, ms: int, cloud: Recorder, client: CloudClient) -> None:
+    clock = Clock()
+    feed = session(clock, share, RefillConfig(backoff_ms=20))
+    cloud.answers = FAILING
+    feed.refill(client)
+    assert waited(feed, client, cloud, clock) == ms
+
+
+def test_an_answer_resets_the_backoff(cloud: Recorder, client: CloudClient) -> None:
+    clock = Clock()
+    feed = session(clock, 1.0, RefillConfig(backoff_ms=10), paging=FixedPaging(consume=1, size=3))
+    cloud.answers = FAILING
+    feed.refill(client)
+    assert [waited(feed, client, cloud, clock) for _ in range(2)] == [10, 20]
+    cloud.answers = {}
+    clock.ms += 40
+    assert feed.refill(client).taken
+    assert feed.next() is not None
+    # The next request is due at once, and its failure begins with the first span again.
+    cloud.answers = FAILING
+    assert feed.refill(client).error is not None
+    assert waited(feed, client, cloud, clock) == 10
+
+
+def test_years_of_failures_do_no_harm(cloud: Recorder, client: CloudClient) -> None:
+    clock = Clock()
+    feed = session(clock, 1.0, RefillConfig(backoff_ms=1, backoff_max_ms=4))
+    cloud.answers = FAILING
+    for _ in range(100):
+        assert feed.refill(client).error is not None
+        clock.ms += 4
+    assert clock.ms == T0 + 400
+
+
+def test_a_request_is_of_the_wanted_size_and_scene(cloud: Recorder, client: CloudClient) -> None:
+    feed = session(Clock(), 1.0, paging=FixedPaging(consume=2, size=4))
+    assert feed.refill(client, scene=3).taken
+    assert [(request.size, request.scene) for request in cloud.requests] == [(4, 3)]
+    refill = feed.refill(client)
+    assert (refill.decision.request, refill.taken, refill.error) == (False, False, None)
+    assert len(cloud.requests) == 1
+
+
+def test_a_page_that_is_refused_is_not_taken_and_needs_no_backoff(cloud: Recorder, client: CloudClient) -> None:
+    feed = session(Clock(), 1.0, paging=FixedPaging(consume=1, size=2))
+    assert feed.refill(client).taken
+    assert [feed.next(), feed.next()] == [0, 1]
+    for _ in range(2):  # the same two items
+        refill = feed.refill(client)
+        assert (refill.decision.request, refill.taken, refill.error) == (True, False, None)
+    assert feed.counters.pages_empty == 2
+    assert feed.counters.pages_missing == 0
+
+
+def test_feedback_of_a_request_that_failed_goes_with_the_next(cloud: Recorder, client: CloudClient) -> None:
+    clock = Clock()
+    feed = session(clock, 0.0, paging=FixedPaging(consume=1, size=2))
+    feed.refill(client)
+    shown = feed.next()
+    assert shown is not None
+    feed.feedback(make_event(shown))
+    cloud.answers = FAILING
+    feed.refill(client)
+    cloud.answers = {}
+    feed.refill(client)
+    first, second = (request.feedback for request in cloud.requests[1:])
+    assert [event.item_id for event in first] == [shown]
+    assert second == first
+    assert feed.drain_feedback() == ()
+
+
+class Broken(CloudClient):
+    """A client of the app that raises what the SDK does not know."""
+
+    def page(self, request: PageRequest) -> Any:
+        """Raise KeyboardInterrupt, as a user's Ctrl-C would during a call."""
+        raise KeyboardInterrupt
+
+
+def test_an_error_that_is_not_the_clients_is_raised_and_keeps_the_feedback() -> None:
+    feed = session(Clock(), 1.0)
+    feed.feedback(make_event(1))
+    with Broken("http://127.0.0.1:9") as client, pytest.raises(KeyboardInterrupt):
+        feed.refill(client)
+    assert feed.counters.pages_missing == 0
+    assert [event.item_id for event in feed.drain_feedback()] == [1]
