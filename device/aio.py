@@ -1,14 +1,14 @@
-"""`CloudClient` and `FeedSession` for asyncio: the same calls as coroutines, with the same answers and errors.
+"""`CloudClient` and `FeedSession` for asyncio: the same calls as coroutines, with the same results and errors.
 
-Each wraps the one that it is made of and calls it on a thread of its own, one call at a time in the order they were made, so
-that no model, disk or network holds up the event loop. Any number of loops may use one, one after the other.
+Each object here wraps a synchronous one and calls it on a thread of its own, one call at a time in the order they were made, so
+that no model, disk or network blocks the event loop. Several event loops may use one object, one after the other.
 
-Who cancels a coroutine stops waiting, and breaks nothing:
+To cancel a coroutine is safe:
 
-- a call of the client that has not begun is left out; one under way goes on to its end, within the client's `timeout_s`, so
-  that the next finds a whole connection. Its answer is lost: what was to be sent is still the caller's;
-- a call of the session is made all the same: feedback that was told is kept. What a cancelled `request` or `drain_feedback`
-  took out of the queue goes back. An item that a cancelled `next` would have shown counts as shown.
+- a call of the client that has not begun is skipped. One that has begun goes on to its end, within the client's `timeout_s`, so
+  that the next call finds a connection in order. Its result is lost, and what it was to send is still the caller's;
+- a call of the session is made all the same, so that no feedback is lost. What a cancelled `request` or `drain_feedback` took
+  from the queue is queued again. An item that a cancelled `next` would have shown counts as shown.
 
 A call costs the way to another thread and back.
 """
@@ -37,7 +37,7 @@ S = TypeVar("S")
 
 
 class _Async(Generic[S]):
-    """What both have: a thread on which the calls of `sync` take turns."""
+    """Wrapper of `sync` with a thread on which its calls take turns."""
 
     _cancellable: ClassVar[bool]
 
@@ -55,18 +55,18 @@ class _Async(Generic[S]):
         await self.close()
 
     async def close(self) -> None:
-        """After all calls made before, as the sync one; the thread then ends. The next call begins another."""
+        """Close the wrapped object after all calls made before this, and end the thread. The next call begins another."""
         turns, self._turns = self._turns, self._new_turns()
         last = turns.submit(self._end or (lambda: None))
         turns.shutdown(wait=False)  # cancelled or not, what was submitted is still done
-        await asyncio.wrap_future(_kept(last))
+        await asyncio.wrap_future(_uncancellable(last))
         turns.shutdown()
 
     async def _run(self, undo: Callable[[R], None] | None, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """`call` in its turn; `undo` takes an answer that nobody waits for any more."""
+        """Await `call` in its turn. `undo` gets the result of a call that was cancelled meanwhile."""
         job = self._turns.submit(call, *args, **kwargs)
         if not self._cancellable:
-            job = _kept(job)
+            job = _uncancellable(job)
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
@@ -75,26 +75,26 @@ class _Async(Generic[S]):
             raise
 
 
-def _kept(job: Future[R]) -> Future[R]:
-    """`job`, for one who cannot cancel it."""
-    answer: Future[R] = Future()
-    answer.set_running_or_notify_cancel()
+def _uncancellable(job: Future[R]) -> Future[R]:
+    """Return a future with the result of `job`, whose cancellation does not cancel `job`."""
+    result: Future[R] = Future()
+    result.set_running_or_notify_cancel()
 
     def settle(job: Future[R]) -> None:
         error = job.exception()
         if error is None:
-            answer.set_result(job.result())
+            result.set_result(job.result())
         else:
-            answer.set_exception(error)
+            result.set_exception(error)
 
     job.add_done_callback(settle)
-    return answer
+    return result
 
 
 def _call(
     method: Callable[Concatenate[S, P], R], undo: Callable[[S, R], None] | None = None
 ) -> Callable[Concatenate[_Async[S], P], Coroutine[Any, Any, R]]:
-    """`method` of the sync class as a coroutine method."""
+    """Return `method` of the synchronous class as a coroutine method."""
 
     @wraps(method)
     async def call(self: _Async[S], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -105,7 +105,7 @@ def _call(
 
 
 class _Read(Generic[R]):
-    """What a session tells without work, as a property."""
+    """Property of a session that is read without work, and so without a coroutine."""
 
     def __init__(self, read: Callable[[FeedSession], R]) -> None:
         self._read = read
@@ -115,9 +115,9 @@ class _Read(Generic[R]):
 
 
 class AsyncCloudClient(_Async[CloudClient]):
-    """A `CloudClient` for asyncio; see the module for what cancelling does.
+    """`CloudClient` for asyncio; the module says what cancelling does.
 
-    A download takes its turn like any call: give it a client of its own, or pages wait for it.
+    A download takes its turn like any call. Give it a client of its own, or pages wait for it.
     """
 
     _cancellable = True
@@ -135,12 +135,12 @@ class AsyncCloudClient(_Async[CloudClient]):
 
 
 def _remaining(session: FeedSession) -> NDArray[np.int64]:
-    """Item ids of what was not shown yet, in the order of now, best first."""
+    """Return the item ids of what was not shown yet, in the current order, best first."""
     return session.remaining
 
 
 class AsyncFeedSession(_Async[FeedSession]):
-    """A `FeedSession` for asyncio; see the module for what cancelling does. `remaining` may run the model, so it is a call."""
+    """`FeedSession` for asyncio; the module says what cancelling does. `remaining` may run the model, so it is a coroutine."""
 
     _cancellable = False
 
@@ -169,9 +169,9 @@ class AsyncFeedSession(_Async[FeedSession]):
     buffered = _call(FeedSession.buffered)
 
     async def refill(self, client: AsyncCloudClient, scene: int = 0) -> Refill:
-        """As `FeedSession.refill`, on the client's thread: swipes go on meanwhile."""
+        """Do as `FeedSession.refill`, on the client's thread, so that swipes go on meanwhile."""
         return await client._run(None, self._sync.refill, client._sync, scene)
 
     async def flush(self, client: AsyncCloudClient) -> int:
-        """As `FeedSession.flush`, on the client's thread."""
+        """Do as `FeedSession.flush`, on the client's thread."""
         return await client._run(None, self._sync.flush, client._sync)

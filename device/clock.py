@@ -1,4 +1,4 @@
-"""The time that the device's parts go by where nobody gives them another."""
+"""Default clock of the device's parts."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["wall_clock"]
 
 
 def wall_clock() -> int:
-    """Milliseconds since the epoch, UTC."""
+    """Return the time in milliseconds since the epoch, UTC."""
     return time.time_ns() // 1_000_000

@@ -1,15 +1,15 @@
 """What may leave the device. The model on the device still sees everything.
 
-Who, what, where and when of an event always leave (`ALWAYS`): without them it belongs to nothing. Everything else is withheld
-unless the policy names it: an event then says what it would if nothing had been told, None for a signal, False for an action
-and a swipe for its end; who trains must know that these were withheld. Without a bundle the `ACTIONS`
-and the page leave besides; with one, also what its model was trained on.
+The user, item, session and time of an event always leave (`ALWAYS`): without them it belongs to nothing. Everything else is
+withheld unless the policy names it. A withheld field has its default, as if nobody had reported it: None for a signal, False
+for an action, and a swipe for how the impression ended. Whoever trains on the events must know which fields were withheld. By
+default the `ACTIONS` and the page id may leave, and with a bundle also the features that its model was trained on.
 
-A policy is applied where bytes leave, as late as can be, and may be applied again: the second time changes nothing.
+A policy is applied just before bytes leave. To apply it again changes nothing.
 
 Errors::
 
-    PrivacyError               a name that is no field of an event or always leaves, or a step that its field cannot have
+    PrivacyError               a name that is no field of an event, or one that always leaves; a step that its field cannot have
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["ACTIONS", "ALWAYS", "PrivacyError", "PrivacyPolicy"]
 ALWAYS = frozenset(
     {"version", "event_id", "user_id", "session_id", "item_id", "position", "impression_ms", "watch_ms", "experiment"}
 )
-"""Fields that leave whatever the policy: those that an event must have, and its experiment, since an arm's feedback that came
-without it would teach the others."""
+"""Fields that leave whatever the policy: those that an event must have, and its experiment, since the feedback of one arm would
+otherwise teach the others."""
 
 ACTIONS = frozenset({"click", "like", "follow", "comment", "share", "profile_enter", "dislike"})
-"""What the user did, which the models are trained to foresee."""
+"""Actions of the user, which the models are trained to predict."""
 
 _FIELDS = {f.name: f.default for f in msgspec.structs.fields(FeedbackEvent)}
 _WHOLE = frozenset({"impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms"})
@@ -41,7 +41,7 @@ _DIGITS = 12  # so that .3 leaves as .3, not as .30000000000000004
 
 
 class PrivacyError(ValueError):
-    """A policy that cannot be. `expected` and `got` say why."""
+    """Invalid policy. `expected` and `got` say why."""
 
     def __init__(self, expected: str, got: str) -> None:
         super().__init__(f"privacy policy: expected {expected}, got {got}")
@@ -50,18 +50,19 @@ class PrivacyError(ValueError):
 
 @dataclass(frozen=True)
 class PrivacyPolicy:
-    """Which fields leave, and how exactly. Raises `PrivacyError`."""
+    """Which fields may leave, and how exact they are. Raises `PrivacyError`."""
 
     fields: frozenset[str] = ACTIONS | {"page_id"}
-    """Fields of a `FeedbackEvent` that may leave besides `ALWAYS`. `page_id` says what else could have been shown, without
-    which a list cannot be trained on."""
+    """Fields of a `FeedbackEvent` that may leave in addition to `ALWAYS`. `page_id` says what else could have been shown, and
+    training on lists needs it."""
     steps: Mapping[str, float] = field(default_factory=dict)
-    """By field, the step it is told in: {"volume": 0.1, "watch_ms": 1000}. Whole numbers are cut towards 0, others go to the
-    nearest. A watch to the end may then read as shorter than its item, and no longer count as a long view."""
+    """Field → step that its values are rounded to: {"volume": 0.1, "watch_ms": 1000}. Whole numbers are rounded towards 0,
+    others to the nearest. A watch to the end may then look shorter than its item, and no longer count as a long view."""
     exclude: bool = True
-    """A page request may list the items that were shown. Without, the cloud may send them again; the session drops them."""
+    """Whether a page request lists the items that were shown. If not, the cloud may send them again, and the session drops
+    them."""
     telemetry: bool = True
-    """A page request may carry what the device counted of itself."""
+    """Whether requests and batches carry the session's telemetry."""
 
     _withheld: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _rounders: dict[str, Callable[[Any], Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -69,7 +70,7 @@ class PrivacyPolicy:
     def __post_init__(self) -> None:
         _check(self.fields, _FIELDS.keys() - ALWAYS)
         _check(self.steps, _WHOLE | _FRACTIONS)
-        # Made once: an event then costs one copy.
+        # Computed once, so that an event costs one copy.
         self._withheld.update({name: _FIELDS[name] for name in _FIELDS.keys() - ALWAYS - self.fields})
         for name, step in self.steps.items():
             if not (math.isfinite(step) and step > 0 and (name in _FRACTIONS or step == int(step))):
@@ -79,20 +80,20 @@ class PrivacyPolicy:
 
     @classmethod
     def for_spec(cls, spec: FeatureSpec) -> PrivacyPolicy:
-        """The default, and what the model of an installed bundle is trained on: the feedback features that its spec names."""
+        """Return the default policy, which also lets the feedback features leave that the model of this spec is trained on."""
         return cls().allow(*(f.name for f in spec.feedback_floats if f.name not in ALWAYS))
 
     def allow(self, *names: str) -> PrivacyPolicy:
-        """This policy with these fields leaving too."""
+        """Return a policy by which these fields may leave too."""
         return replace(self, fields=self.fields.union(names))
 
     def withhold(self, *names: str) -> PrivacyPolicy:
-        """This policy without these fields."""
+        """Return a policy by which these fields may not leave."""
         _check(names, _FIELDS.keys() - ALWAYS)
         return replace(self, fields=self.fields.difference(names))
 
     def event(self, event: FeedbackEvent) -> FeedbackEvent:
-        """What of `event` may leave."""
+        """Return `event` with only what may leave."""
         changes = self._withheld
         if self._rounders:
             changes = changes.copy()
@@ -102,7 +103,7 @@ class PrivacyPolicy:
         return msgspec.structs.replace(event, **changes) if changes else event
 
     def request(self, request: PageRequest) -> PageRequest:
-        """What of `request` and of the feedback in it may leave."""
+        """Return `request` and the feedback in it with only what may leave."""
         return msgspec.structs.replace(
             request,
             feedback=tuple(map(self.event, request.feedback)),
@@ -121,5 +122,5 @@ def _cut(step: int) -> Callable[[int], int]:
 
 
 def _nearest(step: float) -> Callable[[float], float]:
-    # `%` has an answer for whatever a float can be; `round` without digits raises for NaN and infinities.
+    # `%` is defined for every float; `round` without digits raises for NaN and infinities.
     return lambda value: round((up := value + step / 2) - up % step, _DIGITS)

@@ -1,8 +1,8 @@
-"""What a session counts and times for the team that ships it: summed up on the device, sent along with feedback.
+"""Counts and times of a session for the team that ships the app: summed up on the device, sent along with feedback.
 
-Whole sessions are in the sample or out of it, by a hash of the session's id, so that sums of one session belong together. In
-it are names and numbers only: nothing of the user, no item, no single moment. A report that could not be sent is sent again as
-it was, under its id, so that the cloud counts it once even if it did arrive.
+Whole sessions are in the sample or out of it, by a hash of the session's id, so that the sums of one session belong together.
+A report has names and numbers only: nothing about the user or an item, and the time of no single event. A report that could
+not be sent is sent again unchanged, under its id, so that the cloud counts it once even if it did arrive.
 
 A count costs .2 µs, a time .3 µs, outside of the sample .1 µs; a report with all of a session's counters 40 µs.
 """
@@ -21,23 +21,23 @@ from pocketrank.device.contract.telemetry import BUCKETS_MAX, COUNT_MAX, NAME_PA
 __all__ = ["OTHER", "Telemetry", "TelemetryConfig"]
 
 OTHER = "other"
-"""Name of what has no usable name of its own, or comes when there are `NAMES_MAX` names already."""
+"""Name for what has an invalid name, or a new one when there are `NAMES_MAX` names already."""
 
 _NAME = re.compile(NAME_PATTERN)
 _TIME_MAX = 1 << 32  # µs, more than an hour
-_BUCKETS = (0, *(min(bits, BUCKETS_MAX) - 1 for bits in range(1, _TIME_MAX.bit_length() + 1)))  # by the bits of a time
-_SUM, _MAX = BUCKETS_MAX, BUCKETS_MAX + 1  # places behind the buckets
+_BUCKETS = (0, *(min(bits, BUCKETS_MAX) - 1 for bits in range(1, _TIME_MAX.bit_length() + 1)))  # bit length of a time → bucket
+_SUM, _MAX = BUCKETS_MAX, BUCKETS_MAX + 1  # indices behind the buckets
 
 
 @dataclass(frozen=True)
 class TelemetryConfig:
-    """How much a device tells of itself. Raises ValueError for numbers out of range."""
+    """Which sessions report. Raises ValueError for numbers out of range."""
 
     rate: float = 1.0
-    """Share of sessions that report: all until a fleet is large. Counts of a 1 % sample of a million sessions are off by some
-    1 % where an event is in every session, and by 10 % where it is in one of a hundred."""
+    """Share of sessions that report; all of them until there are many devices. In a 1 % sample of a million sessions, a count
+    is off by some 1 % when it occurs in every session, and by 10 % when it occurs in one of a hundred."""
     unsent_max: int = 4
-    """Reports that wait to be sent again; beyond that the oldest is let go. There is one for each call that is under way."""
+    """Maximum number of reports that wait to be sent again; beyond that the oldest is dropped. Each call under way has one."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.rate <= 1 and self.unsent_max >= 1):
@@ -45,7 +45,7 @@ class TelemetryConfig:
 
 
 class Telemetry:
-    """Sums of one session. Not for use from several threads at once."""
+    """Counts and times of one session. Not for use from several threads at once."""
 
     def __init__(
         self,
@@ -57,13 +57,11 @@ class Telemetry:
         bundle: str | None = None,
         tier: str | None = None,
     ) -> None:
-        """The last three are told in each report (`TelemetryReport`), and may be set anew when they change."""
+        """Count from `now_ms` on. `sdk`, `bundle` and `tier` are in each report (`TelemetryReport`)."""
         self._config, self._session_id = config or TelemetryConfig(), session_id
         self.sampled = _digest(session_id, 8) < int(self._config.rate * (1 << 64))
         """Whether this session reports."""
         self.sdk, self.bundle, self.tier = sdk, bundle, tier
-        self.dropped = 0
-        """reports that were let go unsent"""
         self._since_ms, self._reports = now_ms, 0
         self._counts: dict[str, int] = {}
         self._times: dict[str, list[int]] = {}  # buckets, sum, longest
@@ -71,7 +69,7 @@ class Telemetry:
         self._unsent: deque[TelemetryReport] = deque()
 
     def count(self, name: str, n: int = 1) -> None:
-        """`n` more of `name`."""
+        """Add `n` to the counter `name`."""
         if self.sampled:
             counts = self._counts
             if name not in counts:
@@ -79,11 +77,12 @@ class Telemetry:
             counts[name] += n
 
     def time(self, name: str, ns: int) -> None:
-        """`name` took so many nanoseconds."""
+        """Add a time in nanoseconds to the histogram `name`."""
         if self.sampled:
             times = self._times.get(name)
             if times is None:
                 times = self._times.setdefault(_admit(name, self._times), [0] * (BUCKETS_MAX + 2))
+            # A clock may go back or jump: such a time is cut to what a bucket can hold.
             us = ns // 1000
             if not 0 <= us <= _TIME_MAX:
                 us = 0 if us < 0 else _TIME_MAX
@@ -93,7 +92,7 @@ class Telemetry:
                 times[_MAX] = us
 
     def merge(self, totals: Mapping[str, int]) -> None:
-        """Count by how much each of `totals` grew since the last call; one that is smaller than it was began anew."""
+        """Count by how much each of `totals` grew since the last call. A total that is smaller than before restarted from 0."""
         for name, total in totals.items():
             before = self._totals.get(name, 0)
             self._totals[name] = total
@@ -101,22 +100,22 @@ class Telemetry:
                 self.count(name, more)
 
     def report(self, now_ms: int) -> TelemetryReport | None:
-        """What the caller now sends: a report that was put back, else all since the last; None when there is nothing."""
-        return self._unsent.popleft() if self._unsent else self._gathered(now_ms)
+        """Return a report for the caller to send: one that was put back, else all since the last; None when there is none."""
+        return self._unsent.popleft() if self._unsent else self._new_report(now_ms)
 
     def use_bundle(self, bundle: str | None, now_ms: int) -> None:
-        """Another bundle is in use from now on. What was counted before is told of the one before."""
-        self.put_back(self._gathered(now_ms))
+        """Name another bundle in the reports from now on. What was counted before is reported with the old name."""
+        self.put_back(self._new_report(now_ms))
         self.bundle = bundle
 
-    def _gathered(self, now_ms: int) -> TelemetryReport | None:
+    def _new_report(self, now_ms: int) -> TelemetryReport | None:
         if not (self._counts or self._times):
             return None
         self._reports += 1
-        # A session that is opened again counts its reports from 0 again, but not from the same moment.
-        own = f"{self._session_id}/{self._since_ms}/{self._reports}"
+        # A session that is opened again counts its reports from 0 again, but begins at another time.
+        name = f"{self._session_id}/{self._since_ms}/{self._reports}"
         report = TelemetryReport(
-            report_id=f"{_digest(own, 16):032x}",
+            report_id=f"{_digest(name, 16):032x}",
             since_ms=self._since_ms,
             until_ms=now_ms,
             counters={name: min(count, COUNT_MAX) for name, count in self._counts.items() if count > 0},
@@ -130,16 +129,16 @@ class Telemetry:
         return report
 
     def put_back(self, report: TelemetryReport | None) -> None:
-        """A report that could not be sent goes with the next call. None is nothing, as `report` may have answered."""
+        """Send `report` again with the next call, since it could not be sent. None, as `report` may return it, is ignored."""
         if report is not None:
             self._unsent.append(report)
             if len(self._unsent) > self._config.unsent_max:
                 self._unsent.popleft()
-                self.dropped += 1
+                self.count("reports_dropped")
 
 
 def _digest(text: str, size: int) -> int:
-    # Personal to this use: who is in the sample must not depend on who is in a roll-out that hashes the same id.
+    # `person` keeps the sample independent of roll-outs that hash the same id.
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size, person=b"telemetry").digest())
 
 

@@ -1,20 +1,20 @@
-"""What a session decided and from what, written down on the device for developers to look into (`pocketrank inspect`).
+"""Trace of a session: each decision and its inputs, written to the device's disk for developers (`pocketrank inspect`).
 
 A trace holds what the user was shown and what they did, in the clear. It is off unless the app makes a `Tracer`, stays on the
-device's disk, and nothing here sends it anywhere: leave it out of what a shop's customers run, or ask them.
+device's disk, and nothing here sends it anywhere. Leave it out of the app that customers run, or ask them for consent.
 
 Format. A file MUST begin with `MAGIC`. Frames follow: the payload's length and its CRC-32, both unsigned 32 bits and
-little-endian, then the payload, a `TracedDecision` in MessagePack whose arrays are blocks. Frames are only ever added, each by
-one write, so a process that is killed leaves whole frames and at most the beginning of one. A reader MUST refuse a payload
-above `FRAME_MAX` before it reads it, and one whose CRC-32 is another.
+little-endian, then the payload, a `TracedDecision` in MessagePack whose arrays are blocks. Frames are only ever appended, each
+by one write, so a process that is killed leaves whole frames and at most the beginning of one. A reader MUST refuse a payload
+longer than `FRAME_MAX` before it reads it, and a payload with another CRC-32.
 
 Errors::
 
     TraceError                 a trace that cannot be written or read; says expected, got, and where
-    ├── TracePlaceError        there is a file already, or none can be made
-    ├── NotATraceError         a file of something else
-    ├── CutTraceError          it ends within a frame; all frames before it are good
-    └── CorruptTraceError      a frame that was changed, or that no session writes; all frames before it are good
+    ├── TracePlaceError        the file exists already, or cannot be made
+    ├── NotATraceError         the file is something else
+    ├── CutTraceError          the file ends within a frame; all frames before it are good
+    └── CorruptTraceError      a frame was changed, or no session writes such a frame; all frames before it are good
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ __all__ = [
 MAGIC = b"prtrace1"
 """The first bytes of a trace."""
 BYTES_MAX = 64 << 20
-"""Where a trace ends by default. A decision of the demo's model among 30 candidates after 50 events takes 15 kB, so this is
+"""Default size limit of a trace. A decision of the demo's model among 30 candidates after 50 events takes 15 kB, so this is
 four thousand of them: hours of swiping."""
 FRAME_MAX = 16 << 20
-"""Largest payload of a frame, hundreds of times a usual one."""
+"""Maximum payload of a frame, hundreds of times a usual one."""
 
 _HEAD = struct.Struct("<II")
-_EVENTS_MAX = 10_000  # that of any spec
+_EVENTS_MAX = 10_000  # the maximum of any spec
 _CODES: dict[str, Dtype] = {"float32": "f4", "float16": "f2", "int32": "i4", "int64": "i8"}
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class TraceError(ValueError):
-    """A trace that cannot be written or read. `where` is its path, `expected` and `got` say what."""
+    """A trace cannot be written or read. `where` is its path; `expected` and `got` say why."""
 
     def __init__(self, where: str, expected: str, got: str) -> None:
         super().__init__(f"{where}: expected {expected}, got {got}")
@@ -81,65 +81,64 @@ class TraceError(ValueError):
 
 
 class TracePlaceError(TraceError):
-    """There is a file already, or none can be made."""
+    """The file exists already, or cannot be made."""
 
 
 class NotATraceError(TraceError):
-    """A file of something else."""
+    """The file is not a trace."""
 
 
 class CutTraceError(TraceError):
-    """It ends within a frame, as a full disk or a lost battery leaves it; all frames before that are good."""
+    """The file ends within a frame, as a full disk or an empty battery leaves it. All frames before it are good."""
 
 
 class CorruptTraceError(TraceError):
-    """A frame that was changed, or that no session writes; all frames before it are good."""
+    """A frame was changed, or no session writes such a frame. All frames before it are good."""
 
 
 class TracedDecision(Versioned, frozen=True, kw_only=True, eq=False):
-    """One choice of what to show, with all that it was made from: n candidates held, T events, K tasks."""
+    """One choice of what to show, with everything it was made from: n candidates held, T events, K tasks."""
 
     now_ms: int
-    """when the order was made: what gaps to the events are counted from"""
+    """time when the order was made, which the gaps to the events are counted from"""
     position: int
-    """impressions before this one"""
+    """number of impressions before this one"""
     held: Array
     """i8 [n] item ids in cloud order"""
     order: Array
-    """i4 [n] places in `held`, best first"""
+    """i4 [n] indices into `held`, best first"""
     shown: int
     """the item that was chosen"""
     inputs: dict[str, Array]
-    """the whole model's inputs by the contract's names (`whole_inputs`), empty without a model"""
+    """inputs of the whole model by the contract's names (`whole_inputs`); empty without a model"""
     event_items: Array
-    """i8 [T] which item each event was of; 0 where the trace began later"""
+    """i8 [T] item of each event; 0 for events from before the trace began"""
     page_id: str | None = None
     bundle: str | None = None
     """`name/serial`"""
     split_version: str | None = None
-    """the bundle's"""
+    """split version of the bundle"""
     form: Form | None = None
-    """of the model that was to order this page; None is cloud order"""
+    """form of the model for this page; None for cloud order"""
     fallback: str | None = None
-    """why it was not the form wanted, or not the model that made the order: the name of the counter
-    (`pocketrank.device.session.counters`)
-    """
+    """why the form is not the one wanted, as the name of a counter (`pocketrank.device.session.counters`), or why the model did
+    not make the order (`pocketrank.device.session.ordering.Why`)"""
     spec: FeatureSpec | None = None
-    """how the model's inputs and outputs are to be read; None without a model"""
+    """meaning of the model's inputs and outputs; None without a model"""
     scores: Array | None = None
-    """f4 [m, K] of the first m held, what the order was made from; None where no model ordered"""
+    """f4 [m, K] scores of the first m of `held`, which the order was made from; None when no model made it"""
     personal: bool = False
-    """whether a personal layer made `scores` of the model's"""
+    """whether a personal layer changed the model's scores into `scores`"""
     strategies: tuple[str, ...] = ()
-    """those that changed the order, and those that had to give way, in words"""
+    """what strategies changed, and which rules could not hold, in words"""
     paging: PageDecision | None = None
-    """what the paging policy last said"""
+    """last decision of the paging policy"""
     spent_ms: float = 0.0
-    """in the SDK, from being asked to the answer"""
+    """time that the SDK took for the decision"""
 
     @property
     def total(self) -> NDArray[np.float32] | None:
-        """[m] by what the order is made: the weighted sum of the scores."""
+        """[m] weighted sums of the scores, which the order is made by; None without scores."""
         if self.scores is None or self.spec is None:
             return None
         weights = [self.spec.task_weights.get(task, 0.0) for task in self.spec.tasks]
@@ -155,9 +154,10 @@ def whole_inputs(
     position: int,
     candidates_max: int,
 ) -> dict[str, NDArray[Any]]:
-    """The inputs of the whole model of `form` at a moment, also where a ranker works in stages: views, of no padding.
+    """Return the inputs that the whole model of `form` would have now, also when a ranker works in stages.
 
-    `context` is f32 [1, Fx]. No more than the first `candidates_max` are taken in; an empty history is one masked row.
+    They are views without padding, of at most the first `candidates_max` candidates. An empty history is one masked row.
+    `context` is f32 [1, Fx].
     """
     rows = slice(min(held.count, candidates_max))
     inputs: dict[str, NDArray[Any] | None] = {
@@ -173,17 +173,18 @@ def whole_inputs(
 
 
 class Tracer:
-    """Writes the decisions of one session to a new file. Nothing is raised after it was opened: what cannot be written is
-    `missed`, and `stopped` says why. Not for use from several threads at once.
+    """Writer of one session's decisions to a new file. Not for use from several threads at once.
+
+    Once the file is open nothing is raised: decisions that cannot be written are counted in `missed`, and `stopped` says why.
     """
 
     def __init__(self, path: Path, bytes_max: int = BYTES_MAX) -> None:
         """Raises `TracePlaceError`."""
         self.bytes_max = bytes_max
         self.written = self.missed = 0
-        """decisions"""
+        """number of decisions"""
         self.stopped: str | None = None
-        """why nothing more is written"""
+        """why no more decisions are written; None while they are"""
         self._events: list[tuple[int, int]] = []  # (impression_ms, item id), in the order of an `EventHistory`
         try:
             self._file = path.open("xb", buffering=0)
@@ -192,7 +193,7 @@ class Tracer:
             raise TracePlaceError(str(path), "a new file", err.strerror or type(err).__name__) from err
 
     def feedback(self, event: FeedbackEvent) -> None:
-        """Tell of an event that the session's history has taken in."""
+        """Remember an event that the session's history has taken in."""
         insort(self._events, (event.impression_ms, event.item_id), key=lambda known: known[0])
         del self._events[:-_EVENTS_MAX]
 
@@ -217,14 +218,14 @@ class Tracer:
         paging: PageDecision | None = None,
         spent_ms: float = 0.0,
     ) -> None:
-        """Write what is shown next, before it is taken from `held`; see `TracedDecision`."""
+        """Write what is shown next, before it is taken from `held`. `TracedDecision` explains the arguments."""
         if self.stopped is not None:
             self.missed += 1
             return
         inputs, count = {}, history.count
         if ranker is not None and form is not None:
             views = whole_inputs(form, held, history, context, now_ms, position, ranker.spec.candidates_max)
-            # as they came over the wire
+            # Vectors arrived over the wire as f16, so nothing is lost.
             inputs = {k: v.astype(np.float16) if k.endswith("_vector") else v for k, v in views.items()}
         items = [item for _, item in self._events[-count:]] if count else []
         decision = TracedDecision(
@@ -268,7 +269,7 @@ class Tracer:
         self.missed += 1
 
     def close(self) -> None:
-        """Let go of the file. What was written is there without it."""
+        """Close the file. Decisions after this are missed."""
         self.stopped = self.stopped or "closed"
         self._file.close()
 
@@ -280,9 +281,9 @@ class Tracer:
 
 
 def read_trace(path: Path) -> Iterator[TracedDecision]:
-    """The decisions of a trace, oldest first; those before a bad place come before the error of it. Vectors are f32 again.
+    """Yield the decisions of a trace, oldest first. Vectors are f32 again.
 
-    Raises `TraceError`.
+    Raises `TraceError`, after all decisions before the damage.
     """
     where = str(path)
     try:
@@ -326,15 +327,15 @@ def _decode(payload: bytes, at: str) -> TracedDecision:
 
 
 def _plausible(decision: TracedDecision, spec: FeatureSpec, form: Form) -> bool:
-    """Whether there is an array for each input, with the axes and the rows that it must have."""
+    """Return whether each input has an array, with the axes and the rows that it must have."""
     rows = {"candidate": min(len(decision.held), spec.candidates_max), "event": max(1, len(decision.event_items))}
 
-    def begins(name: str) -> tuple[int, ...]:
+    def expected(name: str) -> tuple[int, ...]:
         kind = name.partition("_")[0]
         return (1, rows[kind]) if kind in rows else (1,)
 
     return tuple(decision.inputs) == INPUT_NAMES[form] and all(
-        x.shape[:-1] == begins(name) if not name.endswith("_mask") else x.shape == begins(name)
+        x.shape[:-1] == expected(name) if not name.endswith("_mask") else x.shape == expected(name)
         for name, x in decision.inputs.items()
     )
 

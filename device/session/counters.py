@@ -64,4 +64,4 @@ def telemetry_names() -> frozenset[str]:
     from pocketrank.device.strategies.slate import StrategyCounters  # not every app has strategies
 
     counted = {field.name for kind in (Counters, WatchdogCounters) for field in fields(kind)}
-    return frozenset({*counted, *StrategyCounters().sums(), "events_dropped", "next", "rerank"})
+    return frozenset({*counted, *StrategyCounters().sums(), "events_dropped", "reports_dropped", "next", "rerank"})
