@@ -1,6 +1,6 @@
-"""The SDK that runs in the user's hand: takes pages, learns from each swipe, reorders what is left, asks for more.
+"""The SDK that runs on the user's device: takes pages, learns from each swipe, reorders what is left, asks for more.
 
-The names below are all that an app needs; each is imported when it is first used, so that `import pocketrank.device` stays
+An app needs no other names than those below. Each is imported when it is first used, so that `import pocketrank.device` stays
 light.
 
 >>> bundle = CloudClient("http://localhost:8080").download_bundle(Path("bundle"))       # doctest: +SKIP
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from pocketrank.device.bundle.bundle import Bundle, BundleError
     from pocketrank.device.bundle.signing import TrustedKeys
     from pocketrank.device.contract import ContractError, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
-    from pocketrank.device.feedback.impression import DeviceState, Impression
-    from pocketrank.device.feedback.privacy import PrivacyPolicy
+    from pocketrank.device.feedback import DeviceState, Impression, PrivacyPolicy
     from pocketrank.device.model.personal import PersonalLayer
     from pocketrank.device.network.client import ClientError, CloudClient
     from pocketrank.device.offline.store import DeviceStore
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from pocketrank.device.ranking.ranker import Ranker
     from pocketrank.device.ranking.tiers import Tier
     from pocketrank.device.ranking.watchdog import WatchdogConfig
-    from pocketrank.device.reports.telemetry import TelemetryConfig
-    from pocketrank.device.reports.trace import Tracer
+    from pocketrank.device.reports import TelemetryConfig, Tracer
     from pocketrank.device.runtimes.base import ModelRuntimeError
     from pocketrank.device.session import Counters, FeedSession, Refill, SessionConfig
     from pocketrank.device.strategies import Arranger
@@ -79,24 +77,22 @@ __all__ = [
 _FROM = {
     "aio": ("AsyncCloudClient", "AsyncFeedSession"),
     "bundle.bundle": ("Bundle", "BundleError"),
-    "network.client": ("ClientError", "CloudClient"),
+    "bundle.signing": ("TrustedKeys",),
     "contract": ("ContractError", "Ended", "FeedbackEvent", "Network", "Orientation", "Page", "PageRequest"),
-    "feedback.impression": ("DeviceState", "Impression"),
-    "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState", "ThresholdPaging", "UpliftPaging"),
+    "feedback": ("DeviceState", "Impression", "PrivacyPolicy"),
     "model.personal": ("PersonalLayer",),
-    "feedback.privacy": ("PrivacyPolicy",),
+    "network.client": ("ClientError", "CloudClient"),
+    "offline.store": ("DeviceStore",),
+    "offline.upload": ("Uploader",),
+    "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState", "ThresholdPaging", "UpliftPaging"),
     "ranking.ranker": ("Ranker",),
+    "ranking.tiers": ("Tier",),
+    "ranking.watchdog": ("WatchdogConfig",),
+    "reports": ("TelemetryConfig", "Tracer"),
     "runtimes.base": ("ModelRuntimeError",),
     "session": ("Counters", "FeedSession", "Refill", "SessionConfig"),
-    "bundle.signing": ("TrustedKeys",),
-    "offline.store": ("DeviceStore",),
     "strategies": ("Arranger",),
-    "reports.telemetry": ("TelemetryConfig",),
-    "ranking.tiers": ("Tier",),
-    "reports.trace": ("Tracer",),
     "updates": ("BundleStore", "Updates"),
-    "offline.upload": ("Uploader",),
-    "ranking.watchdog": ("WatchdogConfig",),
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 

@@ -77,8 +77,10 @@ class Feed:
                 models.remember(event, shown)
         self.models, self._events = models, deque(self._events, models.events_max)
         self._paging = self._own_paging or models.paging
-        if self._watchdog is not None:  # what a watchdog has learned is about the models it watched
+        if (guard := self._ordering.watchdog) is not None:
+            # What a watchdog has learned is about the models it watched. Its counters are the session's, and only grow.
             self._ordering.watchdog = Watchdog(self._watchdog)
+            self._ordering.watchdog.counters = guard.counters
 
     @property
     def remaining(self) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from pocketrank.device.contract import (
 from pocketrank.device.runtimes import INPUT_NAMES
 
 T0 = 1_700_000_000_000
-"""The tests' beginning of time: 2023-11-14 22:13:20 UTC."""
+"""The time at which tests begin: 2023-11-14 22:13:20 UTC."""
 SPLIT = "split-1"
 
 SPEC = FeatureSpec(
@@ -200,7 +200,7 @@ def make_event(item: int, at: int = 0, **changes: Any) -> FeedbackEvent:
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self, ms: int = T0) -> None:
         self.ms = ms

@@ -16,7 +16,7 @@ FAILING = {"/v1/page": (500, b"no")}
 
 
 class Draws(random.Random):
-    """A source of one number, for which the largest share of a span is a whole number of milliseconds."""
+    """A generator that draws the same number each time; 1 too, so that a wait can be the whole span."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def session(clock: Clock, share: float, config: RefillConfig | None = None, **ke
 
 
 def waited(feed: FeedSession, client: CloudClient, cloud: Recorder, clock: Clock) -> int:
-    """Move the clock on until the cloud is asked again; the ms until then."""
+    """Move the clock on until the cloud is asked again, and return the ms until then."""
     asked, begin = len(cloud.requests), clock.ms
     while len(cloud.requests) == asked:
         clock.ms += 5
@@ -162,10 +162,10 @@ def test_feedback_of_a_request_that_failed_goes_with_the_next(cloud: Recorder, c
 
 
 class Broken(CloudClient):
-    """A client of the app that raises what the SDK does not know."""
+    """A client that raises an error that is not a `ClientError`."""
 
     def page(self, request: PageRequest) -> Any:
-        """Raise KeyboardInterrupt, as a user's Ctrl-C would during a call."""
+        """Raise KeyboardInterrupt, as Ctrl-C does during a call."""
         raise KeyboardInterrupt
 
 

@@ -72,7 +72,7 @@ class Recorder(Runtime):
         return self.outputs
 
 
-def test_the_order_is_the_models(ranker: Ranker) -> None:
+def test_the_order_is_made_by_the_model(ranker: Ranker) -> None:
     """One page, one event with its feedback, the clock moved: against inputs made by hand and the model's arithmetic."""
     page, clock = make_page([10, 11, 12, 13]), Clock()
     recorder = Recorder(ranker.runtimes["split"]["whole"])
@@ -111,7 +111,7 @@ def test_the_order_is_the_models(ranker: Ranker) -> None:
         np.testing.assert_array_equal(recorder.inputs[name], array, err_msg=name)
 
 
-def test_feedback_after_a_look_at_the_order_makes_a_new_one(ranker: Ranker) -> None:
+def test_feedback_makes_a_new_order(ranker: Ranker) -> None:
     feed = session(ranker)
     feed.take(make_page(list(range(8)), seed=3))
     item = feed.next()
@@ -164,7 +164,7 @@ def test_the_order_is_made_once_for_each_change(ranker: Ranker) -> None:
     assert feed.counters.reranks == 1
 
 
-def test_the_last_one_needs_no_model(ranker: Ranker) -> None:
+def test_a_single_candidate_needs_no_model(ranker: Ranker) -> None:
     feed = session(ranker)
     feed.take(make_page([5]))
     assert feed.next() == 5
@@ -285,7 +285,7 @@ def test_pages_that_are_refused_leave_what_was_held(ranker: Ranker, page: Page, 
     assert feed.page_id == "page-1"
 
 
-def test_without_the_form_it_is_cloud_order(tmp_path: Path) -> None:
+def test_without_a_model_for_the_form_it_is_cloud_order(tmp_path: Path) -> None:
     feed = session(Ranker.open(make_bundle(tmp_path, forms=("split",))))
     feed.take(make_page([3, 1, 2], split=None))
     assert feed.remaining.tolist() == [3, 1, 2]
@@ -396,7 +396,7 @@ def test_repeated_events_count_once(ranker: Ranker) -> None:
 # ---------------------------------------------------------------------------------------------------- asking the cloud
 
 
-def test_when_it_wants_a_page(ranker: Ranker) -> None:
+def test_the_reasons_to_want_a_page(ranker: Ranker) -> None:
     clock = Clock()
     feed = session(ranker, clock, paging=FixedPaging(consume=2, size=5))
     assert feed.wants_page() == (True, 5, "empty")
@@ -474,30 +474,6 @@ def test_sessions_share_a_ranker_without_sharing_anything_else(ranker: Ranker) -
         assert alone.remaining.tolist() == first.remaining.tolist()
 
 
-def test_a_page_acknowledges_the_feedback_of_its_request_and_no_other(ranker: Ranker) -> None:
-    feed = session(ranker)
-    feed.take(make_page([1, 2, 3]))
-    feed.feedback(make_event(1))
-    first = feed.request(5)
-    feed.feedback(make_event(2))
-    second = feed.request(5)
-    assert [len(r.feedback) for r in (first, second)] == [1, 1]
-    feed.put_back(second.feedback)
-    assert not feed.take(make_page([1], request_id=first.request_id))  # nothing new in it, but it came
-    assert feed.drain_feedback() == second.feedback
-
-
-def test_part_of_a_requests_feedback_can_be_put_back(ranker: Ranker) -> None:
-    feed = session(ranker)
-    feed.take(make_page([1, 2, 3]))
-    for item in (1, 2):
-        feed.feedback(make_event(item))
-    request = feed.request(5)
-    feed.put_back(request.feedback[1:])
-    feed.take(make_page([4], request_id=request.request_id))
-    assert feed.drain_feedback() == request.feedback[1:]
-
-
 def test_two_threads_swipe_and_take_pages(ranker: Ranker) -> None:
     """One takes pages while the other swipes: nothing is shown twice and nothing is lost."""
     feed = session(ranker)
@@ -570,7 +546,7 @@ def layer(config: PersonalConfig = PERSONAL, user_id: int = 7) -> PersonalLayer:
 
 
 @given(st.integers(0, 999), st.lists(st.booleans(), min_size=1, max_size=7))
-def test_a_layer_that_learned_nothing_orders_as_shipped(ranker: Ranker, seed: int, likes: list[bool]) -> None:
+def test_a_layer_that_learned_nothing_keeps_the_shipped_order(ranker: Ranker, seed: int, likes: list[bool]) -> None:
     plain, inert, new = session(ranker), session(ranker, personal=layer(PersonalConfig())), session(ranker, personal=layer())
     for feed in (plain, inert, new):
         feed.take(make_page(FIRST, seed))
@@ -589,7 +565,7 @@ def _category(ranker: Ranker, page: Page) -> NDArray[np.int32]:
     return ranker.builder.page(page).categories[:, 0]
 
 
-def test_what_a_user_likes_rises(ranker: Ranker) -> None:
+def test_a_category_that_the_user_likes_is_ranked_higher(ranker: Ranker) -> None:
     own = layer()
     for number in range(30):
         page = make_page(list(range(100 * number, 100 * number + 8)), number)
@@ -610,7 +586,7 @@ def test_what_a_user_likes_rises(ranker: Ranker) -> None:
     assert np.argsort(places[0]).tolist() == np.argsort(places[1]).tolist()  # among themselves as shipped
 
 
-def test_it_learns_from_shipped_scores_and_what_the_event_tells(ranker: Ranker) -> None:
+def test_a_layer_learns_from_shipped_scores_and_the_event(ranker: Ranker) -> None:
     recorder = Recorder(ranker.runtimes["split"]["whole"])
     own, expected, page = layer(), layer(), make_page(FIRST, 5)
     feed = session(Ranker(SPEC, SPLIT, {"split": {"whole": recorder}}), personal=own)

@@ -1,6 +1,5 @@
 """A session with what an app gives it: a client, a store, a tier, a watchdog, strategies, telemetry, a trace."""
 
-import random
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from pocketrank import __version__
 from pocketrank.device.codec import from_msgpack, to_block
-from pocketrank.device.contract import Columns, FeedbackBatch, Page, PageRequest
+from pocketrank.device.contract import Columns, FeedbackBatch, Page
 from pocketrank.device.model.search import GREEDY
 from pocketrank.device.network.client import ClientError, CloudClient
 from pocketrank.device.offline.store import DeviceStore
@@ -39,7 +38,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
 
 
 class Recorder(Cloud):
-    """A cloud that keeps what came."""
+    """A cloud that keeps what it received."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,35 +58,6 @@ def swipe(feed: FeedSession, **changes: Any) -> int | None:
     if item is not None:
         feed.feedback(make_event(item, feed.position - 1, **changes))
     return item
-
-
-# --------------------------------------------------------------------------------------------------------------- refill
-
-
-def test_refill_takes_a_page_and_gives_a_cloud_that_fails_time(ranker: Ranker) -> None:
-    clock = Clock()
-    feed = session(ranker, clock, rng=random.Random(1))
-    cloud = Recorder()
-    with serving(cloud) as url, CloudClient(url) as client:
-        assert feed.refill(client).taken
-        assert not feed.refill(client).decision.request
-        while swipe(feed) is not None:
-            pass
-        waiting = feed.position
-        cloud.answers = {"/v1/page": (500, b"no")}
-        first = feed.refill(client)
-        assert isinstance(first.error, ClientError)
-        asked = feed.counters.pages_missing
-        assert feed.refill(client).error is None  # too early: not asked
-        assert feed.counters.pages_missing == asked == 1
-        clock.ms += 60_000
-        assert feed.refill(client).error is not None
-        cloud.answers = {}
-        clock.ms += 60_000
-        feed.refill(client)
-        request = from_msgpack(cloud.bodies[-1][1], PageRequest)
-        assert len(request.feedback) == waiting
-        assert feed.drain_feedback() == ()  # the answer acknowledged it
 
 
 # ---------------------------------------------------------------------------------------------------------------- store
@@ -110,15 +80,15 @@ def test_a_session_goes_on_after_a_restart_without_network(ranker: Ranker, tmp_p
         assert not feed.take(make_page([item for item in shown if item is not None], 1))
 
 
-def test_a_stale_page_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_stale_page_is_not_restored(tmp_path: Path) -> None:
     with DeviceStore(tmp_path / "device.db") as store:
         session(None, store=store).take(make_page([1, 2]))
         assert not session(None, Clock(Clock().ms + 600_000), store=store).restore()
         assert session(None, store=store).restore()
 
 
-class Asking(Paging):
-    """Never asks, and keeps what it was told."""
+class NeverAsks(Paging):
+    """A policy that never asks, and keeps the states it was asked about."""
 
     def __init__(self) -> None:
         self.states: list[PagingState] = []
@@ -128,30 +98,21 @@ class Asking(Paging):
         return PageDecision(False, 0, "continue")
 
 
-def test_a_page_that_is_gone_on_with_is_as_old_as_it_is(tmp_path: Path) -> None:
-    clock, asking = Clock(), Asking()
+def test_a_restored_page_keeps_its_age(tmp_path: Path) -> None:
+    clock, paging = Clock(), NeverAsks()
     with DeviceStore(tmp_path / "device.db") as store:
         session(None, clock, store=store).take(make_page([1, 2]))
     clock.ms += 20_000
-    with DeviceStore(tmp_path / "device.db") as store, session(None, clock, store=store, paging=asking) as feed:
+    with DeviceStore(tmp_path / "device.db") as store, session(None, clock, store=store, paging=paging) as feed:
         assert feed.restore()
         feed.wants_page()
-    assert asking.states[0].age_ms == 20_000
+    assert paging.states[0].age_ms == 20_000
 
 
 # ------------------------------------------------------------------------------------------------------------- requests
 
 
-def test_feedback_of_requests_without_end_that_nobody_answers_waits_again() -> None:
-    feed = session(None)
-    feed.take(make_page(list(range(20)), split=None))
-    for n in range(9):
-        swipe(feed)
-        assert [event.position for event in feed.request(1).feedback] == [n]
-    assert [event.position for event in feed.drain_feedback()] == [0]
-
-
-def test_requests_and_feedback_are_of_the_experiment() -> None:
+def test_requests_and_feedback_name_the_experiment() -> None:
     feed = session(None, config=SessionConfig(experiment="b"))
     feed.take(make_page([1, 2], split=None))
     swipe(feed)
@@ -240,7 +201,7 @@ def _authored(items: list[int], authors: list[int], seed: int = 0, ads: list[int
     return replace(page, candidates=replace(page.candidates, categories=columns))
 
 
-def test_strategies_hold_and_what_is_shown_is_what_remaining_says(ranker: Ranker) -> None:
+def test_strategies_hold_and_next_shows_the_first_of_remaining(ranker: Ranker) -> None:
     arranger = Arranger([Pin(6, position=1), AdSlots(2, 3, every=4), MinGap("author", 2)])
     feed = session(ranker, strategies=arranger)
     authors, ads = [1, 1, 2, 2, 3, 3, 4, 9, 9], [0, 0, 0, 0, 0, 0, 0, 1, 1]
@@ -256,7 +217,7 @@ def test_strategies_hold_and_what_is_shown_is_what_remaining_says(ranker: Ranker
     assert not {7, 8} & set(shown[:2])
 
 
-def test_what_is_buffered_stays_and_what_is_thrown_away_is_told(ranker: Ranker) -> None:
+def test_buffered_items_come_first_and_discarded_ones_are_counted(ranker: Ranker) -> None:
     feed = session(ranker, strategies=Arranger([KeepBuffered()]), config=REPORTING)
     feed.take(make_page(list(range(8))))
     last = feed.remaining.tolist()[-2:]
@@ -273,7 +234,7 @@ def test_what_is_buffered_stays_and_what_is_thrown_away_is_told(ranker: Ranker) 
 # ------------------------------------------------------------------------------------------------------------ telemetry
 
 
-def test_what_a_device_tells_comes_with_requests_and_batches_and_counts_once(ranker: Ranker) -> None:
+def test_telemetry_is_sent_with_requests_and_batches_and_counted_once(ranker: Ranker) -> None:
     feed, cloud = session(ranker, config=REPORTING), Recorder()
     with serving(cloud) as url, CloudClient(url) as client:
         feed.take(make_page(list(range(8)), split="other"))
@@ -292,7 +253,7 @@ def test_what_a_device_tells_comes_with_requests_and_batches_and_counts_once(ran
     assert feed.request(1).telemetry is None  # nothing since
 
 
-def test_a_report_says_of_which_sdk_bundle_and_tier_it_is(ranker: Ranker, tmp_path: Path) -> None:
+def test_a_report_names_its_sdk_bundle_and_tier(ranker: Ranker, tmp_path: Path) -> None:
     feed = session(None, config=SessionConfig(telemetry=TelemetryConfig(), tier=Tier(name="greedy")))
     feed.take(make_page([1, 2, 3], split=None))
     swipe(feed)
@@ -309,7 +270,7 @@ def test_a_report_says_of_which_sdk_bundle_and_tier_it_is(ranker: Ranker, tmp_pa
     assert (first.counters["events"], second.counters["events"]) == (1, 1)
 
 
-def test_all_that_a_session_tells_is_known_by_name(ranker: Ranker) -> None:
+def test_telemetry_names_has_every_name_that_a_session_reports(ranker: Ranker) -> None:
     config = SessionConfig(telemetry=TelemetryConfig(), watchdog=WatchdogConfig())
     feed = session(ranker, config=config, strategies=Arranger([Pin(2, 0), MinGap("no such", 2)]))
     feed.take(make_page([1, 2, 3]))
@@ -320,7 +281,7 @@ def test_all_that_a_session_tells_is_known_by_name(ranker: Ranker) -> None:
     assert report.counters.keys() | report.timings.keys() <= telemetry_names()
 
 
-def test_what_may_leave_is_what_the_models_of_now_are_trained_on(ranker: Ranker) -> None:
+def test_what_may_leave_follows_the_models_in_use(ranker: Ranker) -> None:
     wanted = next(f.name for f in ranker.spec.feedback_floats if f.name in ("volume", "scroll_speed"))
     feed = session(None)
     feed.take(make_page([1, 2, 3, 4], split=None))
@@ -331,7 +292,7 @@ def test_what_may_leave_is_what_the_models_of_now_are_trained_on(ranker: Ranker)
     assert [getattr(event, wanted) for event in feed.drain_feedback()] == [None, 0.25]
 
 
-def test_a_session_outside_of_the_sample_tells_nothing(ranker: Ranker) -> None:
+def test_a_session_outside_of_the_sample_reports_nothing(ranker: Ranker) -> None:
     for config in (SessionConfig(), SessionConfig(telemetry=TelemetryConfig(rate=0))):
         feed = session(ranker, config=config)
         feed.take(make_page([1, 2, 3]))
@@ -342,7 +303,7 @@ def test_a_session_outside_of_the_sample_tells_nothing(ranker: Ranker) -> None:
 # ---------------------------------------------------------------------------------------------------------------- trace
 
 
-def test_a_trace_tells_each_choice(ranker: Ranker, tmp_path: Path) -> None:
+def test_a_trace_has_each_choice(ranker: Ranker, tmp_path: Path) -> None:
     with Tracer(tmp_path / "session.trace") as tracer:
         feed = session(ranker, tracer=tracer, strategies=Arranger([Pin(5, position=1)]))
         feed.take(make_page(list(range(8))))
