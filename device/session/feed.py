@@ -112,14 +112,14 @@ class Feed:
     def learn(self, event: FeedbackEvent) -> None:
         """Take in how an item was watched. An item that is held and was not shown by `next` counts as shown."""
         count, held = self._counters, self.held
-        if event.item_id not in self.shown:
+        shown = self.shown.get(event.item_id)
+        if shown is None:
             at = None if held is None else held.left.find(event.item_id)
             if held is None or at is None:
                 count.events_unknown_item += 1
                 return
             count.shown_elsewhere += 1
-            self._show(held, at, event.item_id)
-        shown = self.shown[event.item_id]
+            shown = self._show(held, at, event.item_id)
         if not self.models.remember(event, shown):
             count.events_late += 1
         self._moment.feedback(event, self.models.effective(event, shown))
@@ -169,12 +169,13 @@ class Feed:
                 self.models.fork()
         return held.order
 
-    def _show(self, held: HeldPage, index: int, item: int) -> None:
-        shipped, arrays = held.shipped(index), held.left.page
-        self.shown.add(item, ShownItem(held.page, arrays, held.remove(index, self._ordering.keeps), shipped))
+    def _show(self, held: HeldPage, index: int, item: int) -> ShownItem:
+        shown = held.show(index, self._ordering.keeps)
+        self.shown.add(item, shown)
         self.position += 1
         if self._slate is not None:
             self._slate.show(index)
+        return shown
 
     def _trace(self, tracer: Tracer, held: HeldPage, order: Order, item: int, spent_ns: int) -> None:
         models, decided = self.models, None if self._slate is None else self._slate.decision

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pocketrank.device.contract import BlockError, Form, Page
 from pocketrank.device.model.remaining import Remaining
@@ -13,6 +12,7 @@ from pocketrank.device.runtimes.base import RuntimeRunError
 from pocketrank.device.session.counters import Counters
 from pocketrank.device.session.ordering import Order
 from pocketrank.device.session.session_models import SessionModels
+from pocketrank.device.session.shown_items import ShownItem
 
 __all__ = ["HeldPage", "read_page"]
 
@@ -39,20 +39,16 @@ class HeldPage:
         self.last: Order | None = None
         """the order before `order`, where a tier lets it serve several swipes"""
 
-    def shipped(self, index: int) -> NDArray[np.float32] | None:
-        """Return the shipped model's probabilities [K] for the candidate at `index`; None when they are not known."""
-        known = None if self.order is None else self.order.shipped
-        return None if known is None or index >= len(known) else known[index]
-
-    def remove(self, index: int, keep_order: bool) -> int:
-        """Take the shown candidate at `index` out of `left`, and return its row in the page's arrays.
-
-        `keep_order` keeps the order of the others for the swipes after this one.
-        """
-        self.last = self.order.without(index) if keep_order and self.order is not None else None
+    def show(self, index: int, keep_order: bool) -> ShownItem:
+        """Take the candidate at `index` out of `left`. `keep_order` keeps the order of the others for the next swipes."""
+        order, left = self.order, self.left
+        shipped = None if order is None else order.shipped
+        if shipped is not None:  # a model takes in a limited number of candidates
+            shipped = shipped[index] if index < len(shipped) else None
+        self.last = order.without(index) if keep_order and order is not None else None
         self.order = None
         self.shown += 1
-        return self.left.take(index)
+        return ShownItem(self.page, left.page, left.take(index), shipped)
 
 
 def read_page(

@@ -100,34 +100,21 @@ class FeedSession:
             ranker, personal, updates, user_id=user_id, session_id=session_id, expected=config.expects_model
         )
         models = self._next_models.models
-        self._telemetry = Telemetry(
-            session_id,
-            clock(),
-            config.telemetry or TelemetryConfig(rate=0),
-            sdk=__version__,
-            bundle=models.name,
-            tier=None if config.tier is None else config.tier.name,
-        )
-        self._exchange = Exchange(
-            MemoryOutbox(config.outbox) if store is None else store.outbox,
-            config.privacy or models.privacy,
-            self._telemetry,
-            self._totals,
-            config.request_events_max,
-        )
-        self._feed = Feed(
-            models,
-            config,
-            self.counters,
-            self._telemetry,
-            clock,
-            paging=paging,
-            strategies=strategies,
-            tracer=tracer,
-            shown_before=() if store is None else store.shown_items(),
-        )
+        # What is sent to the cloud.
+        reporting = config.telemetry or TelemetryConfig(rate=0)
+        tier = None if config.tier is None else config.tier.name
+        self._telemetry = Telemetry(session_id, clock(), reporting, sdk=__version__, bundle=models.name, tier=tier)
+        outbox = MemoryOutbox(config.outbox) if store is None else store.outbox
+        privacy = config.privacy or models.privacy
+        self._exchange = Exchange(outbox, privacy, self._telemetry, self._totals, config.request_events_max)
         self._refiller = Refiller(config.refill, clock, rng or random.Random())
         self._requests = 0
+        # What is shown.
+        self._feed = Feed(
+            models, config, self.counters, self._telemetry, clock,
+            paging=paging, strategies=strategies, tracer=tracer,
+            shown_before=() if store is None else store.shown_items(),
+        )  # fmt: skip
         # `_arrival` serializes pages and `_swipe` guards the feed. Whoever holds both took `_arrival` first.
         self._swipe, self._arrival = threading.RLock(), threading.Lock()
 

@@ -42,9 +42,6 @@ class ShownItems:
     def __contains__(self, item_id: object) -> bool:
         return item_id in self._items
 
-    def __getitem__(self, item_id: int) -> ShownItem:
-        return self._items[item_id]
-
     def get(self, item_id: int) -> ShownItem | None:
         """Return the item of this session with that id; None when it was not shown or is no longer remembered."""
         return self._items.get(item_id)
@@ -67,7 +64,9 @@ class ShownItems:
 
     def learned(self, item_id: int) -> None:
         """Drop the item's shipped probabilities, so that an impression teaches once."""
-        self._items[item_id] = self._items[item_id]._replace(shipped=None)
+        page, arrays, row, shipped = self._items[item_id]
+        if shipped is not None:
+            self._items[item_id] = ShownItem(page, arrays, row, None)
 
     def read_again(self, read: Callable[[Page], PageArrays]) -> None:
         """Replace the arrays of all items by those that `read` makes of their pages."""
