@@ -1,4 +1,4 @@
-"""The async client and session beside the sync ones, against the same real server."""
+"""The async client and session compared with the sync ones, against the same real server."""
 
 import asyncio
 import inspect
@@ -14,14 +14,14 @@ from pocketrank.device.aio import AsyncCloudClient, AsyncFeedSession
 from pocketrank.device.contract import PageRequest
 from pocketrank.device.network.client import ClientError, CloudClient
 from pocketrank.device.ranking.ranker import Ranker
-from pocketrank.device.session.session import FeedSession
+from pocketrank.device.session import FeedSession
 from tests.device.network.test_client import Cloud, serving
 from tests.device.tap import requests, tapped
 from tests.device.worlds import Clock, make_bundle, make_event, make_page
 
 PAIRS = [(CloudClient, AsyncCloudClient), (FeedSession, AsyncFeedSession)]
 PIECES = {"fetch", "fetch_file", "fetch_files"}
-"""What is no call by itself, but a piece of `download_bundle`."""
+"""Methods that are parts of `download_bundle` rather than calls of an app."""
 
 
 def ask(number: int, size: int = 2) -> PageRequest:
@@ -29,7 +29,7 @@ def ask(number: int, size: int = 2) -> PageRequest:
 
 
 class Gate(Clock):
-    """A clock that can hold up who asks for the time, and says on which thread that is."""
+    """A clock that can block its callers, and records their threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def no_thread_left() -> Iterator[None]:
 
 
 async def held(place: Gate | Door, call: Awaitable[Any]) -> "asyncio.Task[Any]":
-    """`call` as a task that is held up at `place`."""
+    """Return `call` as a task that is blocked at `place`."""
     place.entered.clear()
     place.open.clear()
     task = asyncio.ensure_future(call)
@@ -100,7 +100,7 @@ def test_every_call_has_its_coroutine_with_the_same_signature(sync: type, aio: t
 
 
 @pytest.mark.parametrize(("sync", "aio"), PAIRS)
-def test_no_coroutine_without_its_call(sync: type, aio: type) -> None:
+def test_every_coroutine_has_its_call(sync: type, aio: type) -> None:
     extra = {name for name in vars(aio) if not name.startswith("_")} - {name for name in dir(sync) if not name.startswith("_")}
     assert extra <= {"user_id", "session_id", "counters"}  # a session's attributes
 
@@ -113,7 +113,7 @@ async def _answer(value: Any) -> Any:
 
 
 async def script(feed: Any, cloud: Any, server: Cloud, clock: Clock) -> list[Any]:
-    """A session with all that can happen in it; what it saw."""
+    """Play a session in which everything happens that can, and return what it observed."""
     saw: list[Any] = [feed.user_id, feed.session_id, feed.position, feed.page_id, feed.form]
 
     async def do(call: Callable[..., Any], *args: Any, **keys: Any) -> Any:
@@ -158,7 +158,7 @@ async def script(feed: Any, cloud: Any, server: Cloud, clock: Clock) -> list[Any
     return [*saw, feed.counters]
 
 
-def test_one_script_through_both_is_the_same_byte_for_byte(tmp_path: Any) -> None:
+def test_both_send_and_return_the_same_byte_for_byte(tmp_path: Any) -> None:
     ranker = Ranker.open(make_bundle(tmp_path / "bundle"))
     server = Cloud()
     with serving(server) as real, tapped(real) as (url, sent):
@@ -257,7 +257,7 @@ def test_close_comes_after_the_calls_before_it() -> None:
 # ----------------------------------------------------------------------------------------------------------- cancelling
 
 
-def test_a_cancelled_page_leaves_a_whole_connection() -> None:
+def test_a_cancelled_page_leaves_the_connection_usable() -> None:
     door = Door()
 
     async def main(url: str) -> None:
@@ -279,7 +279,7 @@ def test_a_cancelled_page_leaves_a_whole_connection() -> None:
 
 @pytest.mark.parametrize("call", ["request", "drain_feedback"])
 @pytest.mark.parametrize("under_way", [True, False])
-def test_what_a_cancelled_call_took_goes_back(call: str, under_way: bool) -> None:
+def test_what_a_cancelled_call_took_is_queued_again(call: str, under_way: bool) -> None:
     gate = Gate()
 
     async def main() -> None:
@@ -302,7 +302,7 @@ def test_what_a_cancelled_call_took_goes_back(call: str, under_way: bool) -> Non
     asyncio.run(main())
 
 
-def test_an_answer_that_came_before_the_cancellation_goes_back_too() -> None:
+def test_a_result_from_before_the_cancellation_is_queued_again_too() -> None:
     gate = Gate()
 
     async def main() -> None:
@@ -320,15 +320,15 @@ def test_an_answer_that_came_before_the_cancellation_goes_back_too() -> None:
     asyncio.run(main())
 
 
-def test_feedback_that_was_told_is_kept() -> None:
+def test_feedback_of_a_cancelled_call_is_kept() -> None:
     gate = Gate()
 
     async def main() -> None:
         async with AsyncFeedSession(FeedSession(None, user_id=7, session_id="s", clock=gate)) as feed:
             other = await held(gate, feed.request(1))
-            told = asyncio.ensure_future(feed.feedback(make_event(1)))
+            call = asyncio.ensure_future(feed.feedback(make_event(1)))
             await asyncio.sleep(0)
-            await cancelled(told)
+            await cancelled(call)
             gate.open.set()
             await other
             assert [event.item_id for event in await feed.drain_feedback()] == [1]
@@ -336,7 +336,7 @@ def test_feedback_that_was_told_is_kept() -> None:
     asyncio.run(main())
 
 
-def test_a_loop_that_ends_meanwhile_is_nothing_to_complain_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loop_that_ends_during_a_call_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate()
     feed = AsyncFeedSession(FeedSession(None, user_id=7, session_id="s", clock=gate))
 

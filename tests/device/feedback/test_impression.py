@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import Ended, FeedbackEvent, Network, Orientation
 from pocketrank.device.feedback.impression import DeviceState, Impression
-from tests.device.feedback.test_privacy import UNTOLD, told
+from tests.device.feedback.test_privacy import UNREPORTED, reported
 from tests.device.worlds import T0, Clock
 
 
@@ -53,7 +53,7 @@ def test_everything_reported_is_in_the_event() -> None:
         dislike=True, volume=0.75, volume_change=0.25, muted=True, orientation=Orientation.LANDSCAPE, playback_rate=1.5,
         pauses=1, seeks=2, scroll_speed=2.5, network=Network.CELLULAR, buffering_ms=120, battery_saver=True, backgrounded=True,
     )  # fmt: skip
-    assert told(event) == UNTOLD.keys()  # a field that the contract gains fails here until a listener reports it
+    assert reported(event) == UNREPORTED.keys()  # a field that the contract gains fails here until a listener reports it
 
 
 def test_an_impression_names_its_item() -> None:

@@ -17,9 +17,9 @@ from tests.device.worlds import SPEC, Clock, make_event, make_page
 from tests.vectors.generate import valid
 
 FULL: Any = msgspec.structs.replace(valid()["event_full"], muted=True, backgrounded=True)
-"""An event in which no field is what it would be if nothing had been told."""
-UNTOLD = {f.name: f.default for f in msgspec.structs.fields(FeedbackEvent)} | {"version": None}
-NAMES = sorted(UNTOLD.keys() - ALWAYS)
+"""An event in which no optional field has its default."""
+UNREPORTED = {f.name: f.default for f in msgspec.structs.fields(FeedbackEvent)} | {"version": None}
+NAMES = sorted(UNREPORTED.keys() - ALWAYS)
 STEPS = {"volume": 0.1, "volume_change": 0.25, "watch_ms": 1000, "impression_ms": 60_000, "scroll_speed": 0.3}
 policies = st.builds(
     PrivacyPolicy,
@@ -42,33 +42,33 @@ events = st.builds(
 )
 
 
-def told(event: FeedbackEvent | dict[str, Any]) -> set[str]:
-    """The fields of which an event says something."""
+def reported(event: FeedbackEvent | dict[str, Any]) -> set[str]:
+    """Return the fields that do not have their defaults."""
     fields = event if isinstance(event, dict) else msgspec.structs.asdict(event)
-    return {name for name, value in fields.items() if value != UNTOLD.get(name, ...)}
+    return {name for name, value in fields.items() if value != UNREPORTED.get(name, ...)}
 
 
 def test_the_full_event_is_full() -> None:
-    assert told(FULL) == UNTOLD.keys()
+    assert reported(FULL) == UNREPORTED.keys()
 
 
 def test_without_a_bundle_only_actions_and_watch_time_leave() -> None:
-    assert told(PrivacyPolicy().event(FULL)) == ALWAYS | ACTIONS | {"page_id"}
+    assert reported(PrivacyPolicy().event(FULL)) == ALWAYS | ACTIONS | {"page_id"}
 
 
 def test_with_a_bundle_what_its_model_is_trained_on_leaves_too() -> None:
     trained = {f.name for f in SPEC.feedback_floats}
     assert trained == {"watch_ms", "like", "volume", "network", "ended"}
-    assert told(PrivacyPolicy.for_spec(SPEC).event(FULL)) == ALWAYS | ACTIONS | {"page_id"} | trained
+    assert reported(PrivacyPolicy.for_spec(SPEC).event(FULL)) == ALWAYS | ACTIONS | {"page_id"} | trained
 
 
-def test_names_widen_and_narrow_it() -> None:
+def test_allow_and_withhold_add_and_remove_fields() -> None:
     policy = PrivacyPolicy().allow("muted", "seeks").withhold("page_id", "share")
-    assert told(policy.event(FULL)) == (ALWAYS | ACTIONS | {"muted", "seeks"}) - {"share"}
+    assert reported(policy.event(FULL)) == (ALWAYS | ACTIONS | {"muted", "seeks"}) - {"share"}
     assert policy.event(FULL).share is False
 
 
-def test_nothing_withheld_is_the_event_itself() -> None:
+def test_an_event_of_which_everything_may_leave_is_not_copied() -> None:
     assert PrivacyPolicy(frozenset(NAMES)).event(FULL) is FULL
 
 
@@ -86,16 +86,16 @@ def test_steps() -> None:
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf, 1e308, 5e-324])
-def test_no_number_is_too_strange_for_a_step(strange: float) -> None:
+def test_steps_accept_every_float(strange: float) -> None:
     policy = PrivacyPolicy(frozenset({"volume"}), {"volume": 0.1})
     assert to_msgpack(policy.event(make_event(1, volume=strange)))
 
 
 @given(policy=policies, event=events)
-def test_what_leaves_is_whole_tells_no_more_and_changes_only_once(policy: PrivacyPolicy, event: FeedbackEvent) -> None:
+def test_what_leaves_is_valid_and_stays_the_same_when_applied_again(policy: PrivacyPolicy, event: FeedbackEvent) -> None:
     left = policy.event(event)
-    assert told(left) <= ALWAYS | policy.fields
-    assert told(left) <= told(event)
+    assert reported(left) <= ALWAYS | policy.fields
+    assert reported(left) <= reported(event)
     assert to_msgpack(policy.event(left)) == to_msgpack(left)  # as bytes, since NaN is not itself
     from_msgpack(to_msgpack(left), FeedbackEvent)
     for name in policy.fields - policy.steps.keys():
@@ -173,8 +173,8 @@ def test_nothing_else_leaves(policy: PrivacyPolicy) -> None:
         "split_version": None, "exclude": [1, FULL.item_id], "experiment": None, "telemetry": None,
     }  # fmt: skip
     assert msgspec.msgpack.decode(upload.body) == {"version": 1, "events": [event], "telemetry": None}
-    assert event.keys() == UNTOLD.keys()
-    assert told(event) == ALWAYS | policy.fields
+    assert event.keys() == UNREPORTED.keys()
+    assert reported(event) == ALWAYS | policy.fields
     assert event == msgspec.to_builtins(policy.event(FULL))
 
 

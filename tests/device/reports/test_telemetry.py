@@ -79,7 +79,7 @@ def test_a_report_is_bounded_whatever_is_counted() -> None:
     assert from_msgpack(data, TelemetryReport) == report
 
 
-def test_totals_are_merged_by_what_they_grew() -> None:
+def test_totals_are_counted_by_what_they_grew() -> None:
     telemetry = Telemetry("s", T0)
     telemetry.merge({"pages": 2, "reranks": 9, "events": 0})
     telemetry.merge({"pages": 3, "reranks": 9, "events": 0})
@@ -90,7 +90,7 @@ def test_totals_are_merged_by_what_they_grew() -> None:
     assert telemetry.report(T0) is None
 
 
-def test_a_report_that_was_put_back_comes_first_and_as_it_was() -> None:
+def test_a_report_that_was_put_back_is_sent_first_and_unchanged() -> None:
     telemetry = Telemetry("s", T0)
     telemetry.put_back(None)
     telemetry.count("a")
@@ -133,7 +133,7 @@ def test_whole_sessions_are_in_the_sample_or_out_of_it() -> None:
     assert telemetry.report(T0) is None
 
 
-def test_ids_are_of_one_report_even_if_a_session_is_opened_again() -> None:
+def test_report_ids_are_unique_even_if_a_session_is_opened_again() -> None:
     ids = set()
     for session, since in (("a", 1), ("a", 2), ("b", 1)):
         telemetry = Telemetry(session, since)
@@ -177,7 +177,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tier": "x" * 65}, "$.tier"),
     ({"version": 2}, "$.version"),
 ]
-"""Changes that make a bad report of a good one, and where a reader sees them."""
+"""Changes that make a report invalid, and where the error says so."""
 
 
 @pytest.mark.parametrize(("change", "where"), BAD)
@@ -189,7 +189,7 @@ def test_a_report_beyond_its_bounds_is_refused(change: dict[str, Any], where: st
         assert caught.value.path.startswith(where)
 
 
-def test_a_batch_carries_it() -> None:
+def test_a_batch_carries_a_report() -> None:
     telemetry = Telemetry("s", T0)
     telemetry.count("a")
     batch = FeedbackBatch(events=(), telemetry=reported(telemetry))

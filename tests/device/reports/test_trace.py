@@ -46,7 +46,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
 
 
 class Moment:
-    """What a session holds after some events: of three candidates, and of items 90, 91, .. that were shown before."""
+    """State of a session after some events: three candidates, and the items 90, 91, .. that were shown before."""
 
     def __init__(self, events: int = 2) -> None:
         builder = FeatureBuilder(SPEC)
@@ -107,7 +107,7 @@ def test_a_decision_comes_back_whole(tmp_path: Path, ranker: Ranker) -> None:
 
 @pytest.mark.parametrize("events", [0, 1, 4])
 @pytest.mark.parametrize("form", ["split", "self_contained"])
-def test_from_its_inputs_the_whole_model_gives_the_scores_of_then(
+def test_the_whole_model_computes_the_recorded_scores_from_the_recorded_inputs(
     form: Any, events: int, tmp_path: Path, ranker: Ranker
 ) -> None:
     moment = Moment(events)
@@ -126,7 +126,7 @@ def test_no_more_candidates_than_the_model_takes(ranker: Ranker) -> None:
     assert {inputs[name].shape[1] for name in inputs if name.startswith("candidate")} == {2}
 
 
-def test_without_a_model_there_are_only_places(tmp_path: Path) -> None:
+def test_without_a_model_a_decision_has_no_inputs(tmp_path: Path) -> None:
     with Tracer(tmp_path / "t") as tracer:
         Moment().write(tracer, None, form=None, scores=None)
     (decision,) = read_trace(tmp_path / "t")
@@ -134,7 +134,7 @@ def test_without_a_model_there_are_only_places(tmp_path: Path) -> None:
     assert decision.order.tolist() == [1, 2, 0]
 
 
-def test_a_trace_is_written_once_and_where_it_can_be(tmp_path: Path) -> None:
+def test_a_trace_is_a_new_file_in_a_folder_that_exists(tmp_path: Path) -> None:
     Tracer(tmp_path / "t").close()
     for place in (tmp_path / "t", tmp_path, tmp_path / "nowhere" / "t"):
         with pytest.raises(TracePlaceError):
@@ -142,7 +142,7 @@ def test_a_trace_is_written_once_and_where_it_can_be(tmp_path: Path) -> None:
     assert list(read_trace(tmp_path / "t")) == []
 
 
-def test_at_its_limit_a_trace_ends_and_tells(tmp_path: Path, ranker: Ranker) -> None:
+def test_a_trace_stops_at_its_limit_and_says_so(tmp_path: Path, ranker: Ranker) -> None:
     frame = _trace(tmp_path / "one", ranker, 1).stat().st_size - len(MAGIC)
     with Tracer(tmp_path / "t", bytes_max=len(MAGIC) + 2 * frame) as tracer:
         for _ in range(4):
@@ -154,7 +154,7 @@ def test_at_its_limit_a_trace_ends_and_tells(tmp_path: Path, ranker: Ranker) -> 
 
 
 def test_a_full_disk_ends_the_trace_and_not_the_swipe(tmp_path: Path, ranker: Ranker) -> None:
-    """A limit on this process's files stands for the disk's end: the write is cut short, then refused."""
+    """A limit on the size of this process's files acts as a full disk: the write is cut short, then refused."""
     frame = _trace(tmp_path / "one", ranker, 1).stat().st_size - len(MAGIC)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Tracer(tmp_path / "t") as tracer:
@@ -171,7 +171,7 @@ def test_a_full_disk_ends_the_trace_and_not_the_swipe(tmp_path: Path, ranker: Ra
     assert len(list(read_trace(tmp_path / "t"))) == 1
 
 
-def test_what_no_frame_can_hold_ends_the_trace(tmp_path: Path, ranker: Ranker) -> None:
+def test_a_decision_that_no_frame_can_hold_ends_the_trace(tmp_path: Path, ranker: Ranker) -> None:
     with Tracer(tmp_path / "t") as tracer:
         Moment().write(tracer, ranker, now_ms=1 << 70)
         Moment().write(tracer, ranker)
@@ -209,7 +209,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, ranker: Ranker) -> bytes:
 
 
 @given(st.data())
-def test_however_a_trace_is_cut_what_was_before_is_read(whole: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
+def test_the_frames_before_a_cut_are_read(whole: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
     size = data.draw(st.integers(len(MAGIC), len(whole) - 1))
     path = tmp_path_factory.getbasetemp() / "cut"
     path.write_bytes(whole[:size])
@@ -220,7 +220,7 @@ def test_however_a_trace_is_cut_what_was_before_is_read(whole: bytes, tmp_path_f
 
 
 @given(st.data())
-def test_whatever_is_changed_is_refused_with_a_typed_error(whole: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
+def test_any_change_is_refused_with_a_typed_error(whole: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
     at, flip = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(1, 255))
     path = tmp_path_factory.getbasetemp() / "changed"
     path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
@@ -257,7 +257,7 @@ def test_garbage_is_refused(tmp_path_factory: Any, garbage: bytes) -> None:
 def test_a_frame_that_no_session_writes_is_refused(
     changes: dict[str, Any], expected: str, whole: bytes, tmp_path: Path, ranker: Ranker
 ) -> None:
-    """With a right CRC-32, as somebody would make it who wants to be read."""
+    """The frame has a valid CRC-32, as an attacker would make it."""
     (decision,) = read_trace(_trace(tmp_path / "good", ranker, 1))
     payload = msgspec.msgpack.encode(
         replace(decision, **changes), enc_hook=lambda array: to_block(array, DTYPES[array.dtype.name])
@@ -277,6 +277,6 @@ def test_a_claim_of_a_huge_frame_costs_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
-def test_what_is_no_file_is_no_trace(name: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(NotATraceError):
         list(read_trace(tmp_path / name))

@@ -81,6 +81,7 @@ def test_every_policy_can_play(server: Live, small_demo: SmallDemo) -> None:
     )
     assert often > seldom
     assert report["gain"]["refreshed"]["uplift_share"]["mean"] != 0, "the cloud ranked again"
+    assert not any(of["no_model"] for of in counters.values()), "cloud order is what these policies are for"
 
 
 def test_feedback_that_is_held_back_reaches_the_cloud_late_and_the_device_at_once(server: Live, small_demo: SmallDemo) -> None:
