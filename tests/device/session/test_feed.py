@@ -155,8 +155,8 @@ def test_feedback_older_than_the_models_memory_is_late_and_changes_no_order(rank
 
 
 def test_what_was_shown_by_other_models_does_not_teach_a_layer(ranker: Ranker, tmp_path: Path) -> None:
-    own = PersonalLayer(SPEC.tasks, bundle="tiny/1", user_id=7)
-    feed = session(ranker)
+    before, own = (PersonalLayer(SPEC.tasks, bundle="tiny/1", user_id=7) for _ in range(2))
+    feed = session(ranker, personal=before)
     feed.take(make_page(list(range(8))))
     shown = feed.next()
     assert shown is not None
