@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from nacl.signing import SigningKey
 
-from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES, replace_file
+from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES, write_atomically
 from pocketrank.device.codec import from_json, to_json
 from pocketrank.device.contract import (
     BundleManifest,
@@ -80,7 +80,7 @@ def sign(role: Role, data: bytes, keys: Sequence[SigningKey]) -> tuple[Signature
 def sign_manifest(folder: Path, keys: Sequence[SigningKey]) -> None:
     """Sign the manifest of the bundle in `folder`. Raises OSError."""
     signatures = sign("manifest", (folder / MANIFEST).read_bytes(), keys)
-    replace_file(folder / SIGNATURES, msgspec.json.format(to_json(Signed(signatures=signatures)), indent=2))
+    write_atomically(folder / SIGNATURES, msgspec.json.format(to_json(Signed(signatures=signatures)), indent=2))
 
 
 def last_release(folder: Path) -> Release | None:
@@ -126,7 +126,7 @@ def write_release(
             kill=kill,
         )
         payload = to_json(release)
-        replace_file(folder / RELEASE, to_json(Signed(payload=payload, signatures=sign("release", payload, keys))))
+        write_atomically(folder / RELEASE, to_json(Signed(payload=payload, signatures=sign("release", payload, keys))))
     except (OSError, ValueError) as error:  # the contract's errors are ValueErrors
         raise ExportOutputError(str(folder), "a bundle to release", str(error)) from error
     return release

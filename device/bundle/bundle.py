@@ -1,14 +1,14 @@
-"""What a device installs: a folder with models, their feature spec, and a manifest that vouches for every file.
+"""The bundle that a device installs: a folder of models, their feature spec, and a manifest with the digest of every file.
 
 Format. The folder MUST hold `manifest.json` (`BundleManifest`), which MUST list every file that a reader uses, with its size
-and SHA-256. A path MUST be relative, of plain ASCII names parted by `/`, and stay inside the folder without `..` or symbolic
+and SHA-256. A path MUST be relative, of plain ASCII names separated by `/`, and stay inside the folder without `..` or symbolic
 links. The spec MUST be one of the listed files; a model is one (or, for Core ML, a folder of them). `personal` MUST adapt tasks
 of the spec only. A reader MUST check all of that before it opens a model, and MAY ignore files that are not listed. A writer
-MUST write `manifest.json` last. Graphs of one form, format and precision are a model of their own for each `group`: a reader
+MUST write `manifest.json` last. Graphs of one form, format and precision are a separate model for each `group`: a reader
 MUST NOT mix them.
 
 A signed bundle also has `manifest.sig` (`Signed`, without payload), the signatures over the bytes of `manifest.json`. A reader
-that was given keys MUST check them before it reads the manifest. Errors are in `bundle_files`.
+that was given keys MUST check them before it reads the manifest. Errors are in `pocketrank.device.bundle.files`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from pocketrank.device.bundle.files import (
     check_paths,
     decode_json,
     read_bytes,
-    replace_file,
     sha256,
 )
 from pocketrank.device.codec import from_msgpack, to_json
@@ -59,6 +58,7 @@ from pocketrank.device.contract import (
     Precision,
     Stage,
 )
+from pocketrank.device.files import TEMPORARY, write_atomically
 from pocketrank.device.model.features import check_spec
 from pocketrank.device.model.personal import PersonalError, PersonalLayer, group
 
@@ -80,17 +80,17 @@ __all__ = [
     "SignatureError",
     "UnsafePathError",
     "check_path",
-    "replace_file",
+    "write_atomically",
     "write_manifest",
 ]
 
 _GOLDEN_MAX = 16 << 20  # bytes; a few cases of a page have hundreds of thousands
-_UNLISTED = (MANIFEST, SIGNATURES, RELEASE)
+_UNLISTED = (MANIFEST, SIGNATURES, RELEASE)  # files of the folder that the manifest does not list
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every file was found as its manifest says."""
+    """A bundle whose files were all checked against its manifest."""
 
     folder: Path
     manifest: BundleManifest
@@ -98,11 +98,12 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path, *, keys: TrustedKeys | None = None, now_ms: int | None = None) -> Bundle:
-        """Read and check the bundle in `folder`. `now_ms` is the time to hold its expiry to (default: this machine's).
+        """Read and check the bundle in `folder`. It must not be expired at `now_ms` (default: this machine's time).
 
-        With `keys` it must be signed by them; without, whatever lies there is trusted: for development. Raises `BundleError`;
-        nothing of a bundle that fails is used.
+        With `keys` it must be signed by them; without keys any bundle is trusted, which is for development. Raises
+        `BundleError`; nothing of a bundle that fails is used.
         """
+        # The signatures come first: no byte of a manifest is interpreted before it is trusted.
         text = read_bytes(folder / MANIFEST)
         if keys is not None:
             keys.verify_beside("manifest", text, folder / SIGNATURES)
@@ -110,6 +111,7 @@ class Bundle:
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         if manifest.expires_ms is not None and now_ms >= manifest.expires_ms:
             raise ExpiredBundleError(str(folder), f"a time before {manifest.expires_ms} ms", f"{now_ms} ms")
+        # Check the files, and then that the spec and the models are among them.
         listed = {entry.path for entry in manifest.files}
         check_paths((entry.path for entry in manifest.files), str(folder / MANIFEST))
         for entry in manifest.files:
@@ -124,17 +126,17 @@ class Bundle:
         try:
             check_spec(spec)
         except ContractError as err:
-            raise CorruptBundleError(str(folder / manifest.spec), "a spec that a device can follow", str(err)) from err
+            raise CorruptBundleError(str(folder / manifest.spec), "a spec that a device can use", str(err)) from err
         _check_personal(folder, manifest.personal, spec)
         return cls(folder, manifest, spec)
 
     @property
     def split_version(self) -> str:
-        """That of the pages whose vectors the split models accept."""
+        """The split version of the pages whose vectors the split models accept."""
         return self.manifest.split_version
 
     def golden(self) -> Golden | None:
-        """What its models answer; None in a bundle that does not tell. Raises `CorruptBundleError`."""
+        """Return the recorded scores of its models, None when the bundle has none. Raises `CorruptBundleError`."""
         if all(entry.path != GOLDEN for entry in self.manifest.files):
             return None
         try:
@@ -143,14 +145,14 @@ class Bundle:
             raise CorruptBundleError(str(self.folder / GOLDEN), f"{err.expected} at `{err.path}`", err.got) from err
 
     def group(self, events_seen: int) -> Group | None:
-        """The group, by the manifest's rule, of a user of whom the app remembers `events_seen` events; None without a rule."""
+        """Return the group of a user with `events_seen` remembered events, by the manifest's rule; None without a rule."""
         return None if self.manifest.groups is None else group(events_seen, self.manifest.groups)
 
     def personal(self, user_id: int, state: bytes = b"") -> PersonalLayer | None:
-        """The user's own last layer over this bundle's models, None where the manifest has nothing adapt.
+        """Return the user's own last layer over this bundle's models, None where the manifest lets no task adapt.
 
-        It knows what it was when it gave `state`. Where that cannot be used (none yet, damaged, another user's or bundle's)
-        the layer is a new one, which has learned from 0 `events` and is the shipped model.
+        The layer continues from `state`, which an earlier one returned. Where that cannot be used (none yet, damaged, another
+        user's or bundle's) the layer is new: it has learned from 0 `events` and scores as the shipped model does.
         """
         config = self.manifest.personal
         if config is None or not config.tasks:
@@ -162,19 +164,18 @@ class Bundle:
             return PersonalLayer(self.spec.tasks, bundle=name, user_id=user_id, config=config)
 
     def forms(self, format: Format, precision: Precision = "fp32", group: Group | None = None) -> tuple[Form, ...]:
-        """The forms there is a whole model of."""
+        """Return the forms that have a whole model."""
         forms = dict.fromkeys(m.form for m in self.manifest.models)
         return tuple(form for form in forms if "whole" in self.stages(form, format, precision, group))
 
     def stages(
         self, form: Form, format: Format, precision: Precision = "fp32", group: Group | None = None
     ) -> dict[Stage, Path]:
-        """The paths of all graphs of a form, the whole model's and its stages': a group's own where there is any of them, else
-        those for all."""
+        """Return the paths of a form's graphs, by stage: those of the group if it has any, else those for all users."""
         key = form, format, precision
         found = [m for m in self.manifest.models if (m.form, m.format, m.precision) == key]
-        served = [m for m in found if m.group == group] or [m for m in found if m.group is None]
-        return {m.stage: self.folder / m.path for m in served}
+        of_group = [m for m in found if m.group == group] or [m for m in found if m.group is None]
+        return {m.stage: self.folder / m.path for m in of_group}
 
     def model(
         self,
@@ -184,14 +185,14 @@ class Bundle:
         stage: Stage = "whole",
         group: Group | None = None,
     ) -> Path:
-        """The path of a model or of a stage of it, as `stages` has it. Raises `NoSuchModelError`."""
+        """Return the path of one graph that `stages` lists. Raises `NoSuchModelError`."""
         if (path := self.stages(form, format, precision, group).get(stage)) is not None:
             return path
-        have = ", ".join(_called(m.form, m.format, m.precision, m.stage, m.group) for m in self.manifest.models) or "none"
-        raise NoSuchModelError(str(self.folder), f"a model {_called(form, format, precision, stage, group)}", have)
+        have = ", ".join(_name(m.form, m.format, m.precision, m.stage, m.group) for m in self.manifest.models) or "none"
+        raise NoSuchModelError(str(self.folder), f"a model {_name(form, format, precision, stage, group)}", have)
 
 
-def _called(form: Form, format: Format, precision: Precision, stage: Stage, group: Group | None) -> str:
+def _name(form: Form, format: Format, precision: Precision, stage: Stage, group: Group | None) -> str:
     return " ".join([form, format, precision, *([] if stage == "whole" else [stage]), *([] if group is None else [group])])
 
 
@@ -214,17 +215,17 @@ def write_manifest(
     groups: GroupRule | None = None,
     paging: PagingModel | None = None,
 ) -> BundleManifest:
-    """Make the files in `folder` a bundle: write `spec.json`, then the manifest over all files, each at once or not at all.
+    """Make the files in `folder` a bundle: write `spec.json`, then the manifest over all files, each atomically.
 
-    The models' `bytes` are counted here, whatever the entries say. Raises `BundleError` for a model that is not there, a
-    symbolic link, or a spec or a `personal` that a device cannot follow; an earlier manifest then stays as it was.
+    The `bytes` of `models` are ignored and counted here. Raises `BundleError` for a model that does not exist, a symbolic link,
+    or a spec or a `personal` that a device cannot use; an earlier manifest then stays as it was.
     """
     try:
         check_spec(spec)
     except ContractError as err:
-        raise CorruptBundleError(str(folder / SPEC), "a spec that a device can follow", str(err)) from err
+        raise CorruptBundleError(str(folder / SPEC), "a spec that a device can use", str(err)) from err
     _check_personal(folder, personal, spec)
-    replace_file(folder / SPEC, to_json(spec))
+    write_atomically(folder / SPEC, to_json(spec))
     files = tuple(_entry(folder, path) for path in sorted(_walk(folder)))
     counted = []
     for model in models:
@@ -245,7 +246,7 @@ def write_manifest(
         groups=groups,
         paging=paging,
     )
-    replace_file(folder / MANIFEST, msgspec.json.format(to_json(manifest), indent=2))
+    write_atomically(folder / MANIFEST, msgspec.json.format(to_json(manifest), indent=2))
     return manifest
 
 
@@ -254,7 +255,7 @@ def _walk(folder: Path) -> Iterator[str]:
         if path.is_symlink():
             raise UnsafePathError(str(path), "a file or folder", "a symbolic link")
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _UNLISTED and not name.endswith(".tmp"):
+        if path.is_file() and name not in _UNLISTED and not name.endswith(TEMPORARY):
             yield name
 
 

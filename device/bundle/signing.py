@@ -1,4 +1,7 @@
-"""Whose signatures a device believes. The one file that needs PyNaCl (libsodium), which is only imported to verify."""
+"""The public keys whose signatures a device trusts.
+
+This is the one file that needs PyNaCl (libsodium). It is imported at the first verification, not before.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketrank.device.bundle.files import CorruptBundleError, SignatureError, decode_json, read_bytes
+from pocketrank.device.bundle.files import CorruptBundleError, SignatureError, UnsignedError, decode_json, read_bytes
 from pocketrank.device.contract import Role, Signature, Signed, key_id, signed_bytes
 
 __all__ = ["TrustedKeys"]
 
 _PUBLIC_BYTES, _SIGNATURE_BYTES = 32, 64
-_SIGNATURES_MAX = 16  # a verification is some 100 µs, which somebody else's file must not multiply at will
-_FILE_MAX = 1 << 16
+_SIGNATURES_MAX = 16  # a verification takes some 100 µs, and a hostile file must not multiply that at will
+_FILE_MAX = 1 << 16  # bytes of a file of signatures
 
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """Public keys in hex that an app was built with, by what they may vouch for. New keys come with a new version of the app.
+    """Public keys in hex that an app was built with, by the role in which they sign. New keys need a new version of the app.
 
-    Raises ValueError for a key that is none, or a threshold that the keys cannot meet.
+    Raises ValueError for a malformed key, or a threshold that the keys cannot meet.
     """
 
     manifest: tuple[str, ...]
-    """Keys that sign what a bundle holds: kept offline, used once for each export."""
+    """Keys that sign the content of bundles: kept offline, used once for each export."""
     release: tuple[str, ...]
-    """Keys that sign which bundle is current: used every few days. They cannot make a bundle."""
+    """Keys that sign which bundle is current: used every few days. They cannot sign a bundle."""
     manifest_threshold: int = 1
-    """Keys that must have signed a manifest. With 2, one stolen key installs nothing."""
+    """Number of keys that must have signed a manifest. With 2, one stolen key installs nothing."""
     release_threshold: int = 1
-    """Keys that must have signed a release."""
+    """Number of keys that must have signed a release."""
 
     def __post_init__(self) -> None:
         for role, (keys, threshold) in self._roles().items():
             if any(len(bytes.fromhex(key)) != _PUBLIC_BYTES for key in keys):
-                raise ValueError(f"expected {role} keys of {_PUBLIC_BYTES} bytes in hex")
+                raise ValueError(f"Expected {role} keys of {_PUBLIC_BYTES} bytes in hex")
             if not 1 <= threshold <= len({key.lower() for key in keys}):
-                raise ValueError(f"expected a {role} threshold of 1 to the number of keys, got {threshold}")
+                raise ValueError(f"Expected a {role} threshold from 1 to the number of keys, got {threshold}")
 
     @classmethod
     def one(cls, key: str) -> TrustedKeys:
-        """One key for everything, which is how a small team starts."""
+        """Return keys with one key for both roles, which is how a small team starts."""
         return cls((key,), (key,))
 
     def verify(self, role: Role, data: bytes, signatures: Sequence[Signature], where: str) -> None:
@@ -69,11 +72,13 @@ class TrustedKeys:
         try:
             found = decode_json(read_bytes(path, _FILE_MAX), Signed, str(path))
         except CorruptBundleError as err:
-            raise SignatureError(str(path), "signatures", str(err)) from err
+            if isinstance(err.__cause__, FileNotFoundError):
+                raise UnsignedError(str(path), "a signed bundle", "an unsigned one") from err
+            raise SignatureError(str(path), f"a file of signatures: {err.expected}", err.got) from err
         self.verify(role, data, found.signatures, str(path))
 
     def open(self, role: Role, data: bytes, where: str) -> bytes:
-        """The payload of a `Signed` in JSON, verified. Raises `BundleError`."""
+        """Return the verified payload of a `Signed` in JSON. Raises `BundleError`."""
         signed = decode_json(data, Signed, where)
         self.verify(role, signed.payload, signed.signatures, where)
         return signed.payload

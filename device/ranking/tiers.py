@@ -20,6 +20,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, product
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 
 from pocketrank.device.bundle.bundle import Bundle, BundleError, NoSuchModelError
 from pocketrank.device.contract import FloatFeature, Form, Format, Group, Precision, SearchSpec
+from pocketrank.device.files import write_atomically
 from pocketrank.device.model.features import PageArrays
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
@@ -183,12 +185,8 @@ def keep_tier(
         pass
     chosen = choose_tier(bundle, format, config, group=group, clock=clock)
     if chosen.ranker is not None:
-        part = file.with_name(file.name + ".part")
-        try:
-            part.write_bytes(msgspec.json.encode(_Kept(key=key, tier=chosen.tier)))
-            part.replace(file)
-        except OSError:
-            pass  # it is measured again next time
+        with suppress(OSError):  # it is measured again next time
+            write_atomically(file, msgspec.json.encode(_Kept(key=key, tier=chosen.tier)))
     return chosen
 
 

@@ -30,13 +30,12 @@ from pocketrank.device.bundle.files import (
     decode_json,
     on_disk,
     read_bytes,
-    replace_file,
-    sync,
 )
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.clock import wall_clock
 from pocketrank.device.codec import to_json
 from pocketrank.device.contract import Release
+from pocketrank.device.files import sync, write_atomically
 from pocketrank.device.updates.trial import Figures
 
 __all__ = ["BundleStore", "StoreState"]
@@ -128,7 +127,7 @@ class BundleStore:
             state = msgspec.structs.replace(self.state, **changes)
             if state != self.state:
                 with on_disk(self._path):
-                    replace_file(self._path, to_json(state))
+                    write_atomically(self._path, to_json(state))
                 self.state = state
 
     def begin(self, serial: int) -> Path:

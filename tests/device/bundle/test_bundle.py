@@ -47,7 +47,7 @@ def test_what_was_written_opens(tmp_path: Path) -> None:
 
 def test_a_model_that_it_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(
-        NoSuchModelError, match="expected a model split onnx int8, got split onnx fp32, self_contained onnx fp32"
+        NoSuchModelError, match="Expected a model split onnx int8, got split onnx fp32, self_contained onnx fp32"
     ):
         make_bundle(tmp_path).model("split", "onnx", "int8")
 
@@ -79,7 +79,7 @@ def test_a_groups_own_model_is_served_whole_and_others_get_the_general_one(tmp_p
     assert bundle.model("split", "onnx", group="heavy") == tmp_path / "heavy.onnx"
     assert bundle.forms("onnx", "int8", "new") == ("split",)
     assert bundle.forms("onnx", "int8") == bundle.forms("onnx", "int8", "heavy") == ()
-    with pytest.raises(NoSuchModelError, match=r"expected a model split onnx fp32 watch heavy, got .*split onnx int8 new"):
+    with pytest.raises(NoSuchModelError, match=r"Expected a model split onnx fp32 watch heavy, got .*split onnx int8 new"):
         bundle.model("split", "onnx", stage="watch", group="heavy")
 
 
@@ -197,7 +197,7 @@ def test_writing_refuses_what_would_not_open_and_leaves_the_manifest(tmp_path: P
     before = (tmp_path / MANIFEST).read_bytes()
     with pytest.raises(CorruptBundleError, match="a model's file or folder"):
         _write(tmp_path, models=[CORE_ML])
-    with pytest.raises(CorruptBundleError, match="a spec that a device can follow"):
+    with pytest.raises(CorruptBundleError, match="a spec that a device can use"):
         _write(tmp_path, spec=msgspec.structs.replace(SPEC, events_max=0))
     os.symlink(tmp_path / "spec.json", tmp_path / "link")
     with pytest.raises(UnsafePathError, match="a symbolic link"):

@@ -100,7 +100,7 @@ def test_of_an_item_that_was_not_held_there_is_no_attention(trace: Path, bundle:
 
 def test_another_bundle_does_not_explain(trace: Path, tmp_path: Path) -> None:
     decision = next(read_trace(trace))
-    with pytest.raises(ForeignBundleError, match=r"expected the bundle small/1.*got small/2"):
+    with pytest.raises(ForeignBundleError, match=r"Expected the bundle small/1.*got small/2"):
         why(decision, explained_bundle(tmp_path / "later", serial=2))
     with pytest.raises(ForeignBundleError, match=worlds.SPLIT):
         why(decision, worlds.make_bundle(tmp_path / "tiny"))
