@@ -1,6 +1,6 @@
-"""Talks to the cloud: pages, feedback, bundles. Standard library only, one kept-alive connection.
+"""Calls to the cloud: pages, feedback and bundles, over one kept-alive connection and by the standard library alone.
 
-Errors are in `transport`; `fetch_file` and `download_bundle` also raise `bundle_files.BundleError`.
+Errors are in `pocketrank.device.network.errors`; calls that write files also raise `pocketrank.device.bundle.BundleError`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pocketrank.device.bundle.files import (
     TEXT_MAX,
     BundleError,
     CorruptBundleError,
+    UnsignedError,
     check_path,
     check_paths,
     on_disk,
@@ -43,31 +44,39 @@ from pocketrank.device.contract import (
     TelemetryReport,
 )
 from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, ClientError, UnreachableError
-from pocketrank.device.network.transport import Transport, beginning
+from pocketrank.device.network.transport import Transport
 
 if TYPE_CHECKING:
     from pocketrank.device.bundle.signing import TrustedKeys
 
-__all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "CloudClient", "UnreachableError"]
+__all__ = [
+    "BadAnswerError",
+    "BadStatusError",
+    "BadUrlError",
+    "ClientError",
+    "CloudClient",
+    "UnreachableError",
+    "fetch_signatures",
+]
 
-MSGPACK = "application/msgpack"
 _ANSWER_MAX = 16 << 20  # bytes; a page of 60 candidates has ten thousand
 _BUNDLE_MAX = 256 << 20  # bytes of all files of a bundle
-_RATE_MIN = 8 << 10  # bytes per second below which a file is given up for now: a tenth of what 3G is good for
+_SIGNATURES_MAX = 1 << 16  # bytes; real ones have hundreds
+_RATE_MIN = 8 << 10  # bytes per second below which a download is interrupted: a tenth of what 3G is good for
 _CHUNK = 1 << 16
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 
 class CloudClient:
-    """One device's line to the cloud. Calls from several threads take turns."""
+    """One device's connection to the cloud. Calls from several threads take turns."""
 
     def __init__(self, base_url: str, token: str | None = None, timeout_s: float = 5.0) -> None:
         """`base_url` like `https://host:port/prefix`; `token` is sent as bearer; `timeout_s` bounds each call as a whole.
 
-        Raises `BadUrlError`; nothing is connected yet.
+        Raises `BadUrlError`. The first call connects.
         """
-        self._line = Transport(base_url, token, timeout_s, MSGPACK)
+        self._transport = Transport(base_url, token, timeout_s)
 
     def __enter__(self) -> CloudClient:
         return self
@@ -77,35 +86,36 @@ class CloudClient:
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
-        self._line.close()
+        self._transport.close()
 
     def page(self, request: PageRequest) -> Page:
-        """A page. Its blocks are not looked into: a session falls back by itself where one is bad.
+        """Request a page. Its blocks are not checked here: a session falls back by itself where one is malformed.
 
-        Raises `ClientError`; the request's feedback is then still yours.
+        Raises `ClientError`; the request's feedback then remains to be sent.
         """
         return self._post("/v1/page", request, Page)
 
     def send_feedback(self, events: Sequence[FeedbackEvent], telemetry: TelemetryReport | None = None) -> FeedbackReceipt:
-        """Upload events, and what the device tells of itself; once this returns the events are durable. Sending an event or a
-        report twice is harmless. Raises `ClientError`.
+        """Upload events and a report of the device's own health; once this returns the events are durable.
+
+        Sending an event or a report twice is harmless. Raises `ClientError`.
         """
         return self._post("/v1/feedback", FeedbackBatch(events=tuple(events), telemetry=telemetry), FeedbackReceipt)
 
     def health(self) -> dict[str, Any]:
-        """What the server says of itself. Raises `ClientError`."""
+        """Return the server's report of its own health. Raises `ClientError`."""
         body = self.fetch("/healthz")
         try:
             return msgspec.json.decode(body, type=dict[str, Any])
         except (ValueError, RecursionError) as err:
-            raise BadAnswerError(self._line.name("GET", "/healthz"), str(err)) from err
+            raise BadAnswerError(self._transport.name("GET", "/healthz"), "a JSON object", str(err)) from err
 
     def download_bundle(self, folder: Path, keys: TrustedKeys | None = None) -> Bundle:
-        """The server's bundle, installed as `folder`: all of it, checked, or what was there before.
+        """Install the server's bundle as `folder`. When anything fails, the earlier content of `folder` stays.
 
-        For a first start and for development; an app that is in use goes through `pocketrank.device.updates`. Without `keys`
-        the server is trusted. Nothing but the manifest is fetched when `folder` already holds the same bundle. Raises
-        `ClientError`, `BundleError`.
+        For a first start and for development; an app in use updates through `pocketrank.device.updates`. Without `keys` the
+        server is trusted. Only the manifest is fetched when `folder` already holds the same bundle. Raises `ClientError`,
+        `BundleError`.
         """
         text = self.fetch(f"/v1/bundle/{MANIFEST}", TEXT_MAX)
         with contextlib.suppress(OSError, BundleError):
@@ -113,17 +123,18 @@ class CloudClient:
                 return Bundle.open(folder, keys=keys)
         with on_disk(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the goal, so that the last step is a rename within one file system.
+            # In the same parent, so that the last step is a rename within one file system.
             new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             try:
                 (new / MANIFEST).write_bytes(text)
                 if keys is not None:
-                    (new / SIGNATURES).write_bytes(self.fetch(f"/v1/bundle/{SIGNATURES}", TEXT_MAX))
+                    (new / SIGNATURES).write_bytes(fetch_signatures(self))
                     keys.verify_beside("manifest", text, new / SIGNATURES)
                 try:
                     manifest = from_json(text, BundleManifest)
                 except ContractError as err:
-                    raise BadAnswerError(self._line.name("GET", f"/v1/bundle/{MANIFEST}"), str(err)) from err
+                    name = self._transport.name("GET", f"/v1/bundle/{MANIFEST}")
+                    raise BadAnswerError(name, f"{err.expected} at `{err.path}`", err.got) from err
                 self.fetch_files(manifest, new)
                 bundle = Bundle.open(new, keys=keys)
                 _install(new, folder)
@@ -132,9 +143,9 @@ class CloudClient:
         return Bundle(folder, bundle.manifest, bundle.spec)
 
     def fetch_files(self, manifest: BundleManifest, folder: Path, bytes_max: int = _BUNDLE_MAX) -> None:
-        """Every file of `manifest` into `folder`, on from where an earlier call was cut off; see `fetch_file`.
+        """Fetch every file of `manifest` into `folder`, each as `fetch_file` does.
 
-        Raises before anything is fetched when together they are more than `bytes_max`.
+        Raises before the first call when all files together have more than `bytes_max` bytes.
         """
         check_paths((entry.path for entry in manifest.files), MANIFEST)
         total = sum(max(0, entry.bytes) for entry in manifest.files)
@@ -144,29 +155,30 @@ class CloudClient:
             self.fetch_file(entry, folder)
 
     def fetch_file(self, entry: FileEntry, folder: Path) -> None:
-        """The file of that entry into `folder`, on from where an earlier call was cut off.
+        """Fetch the entry's file into `folder`, resuming where an earlier call was interrupted.
 
-        It is there when this returns, with the size and digest of its entry. What came before an error stays for the next
-        call, unless it cannot be the beginning of the file. Raises `ClientError`, `BundleError`.
+        The file has the size and digest of its entry when this returns. Bytes that arrived before an error stay for the next
+        call, unless they cannot be the beginning of the file. Raises `ClientError`, `BundleError`.
         """
         target = folder / check_path(entry.path)
         with on_disk(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("a+b") as file:
-                if not self._continue(entry, file):
-                    file.truncate(0)  # not what the manifest says; a fresh start is the only cure
-                    if not self._continue(entry, file):
+                if not self._resume(entry, file):
+                    # The bytes at hand were not the beginning of this file. Only a fresh start can help, once.
+                    file.truncate(0)
+                    if not self._resume(entry, file):
                         file.truncate(0)
                         raise CorruptBundleError(str(target), f"SHA-256 {entry.sha256[:64]}", "another")
                 os.fsync(file.fileno())
 
     def fetch(self, path: str, bytes_max: int = _ANSWER_MAX) -> bytes:
-        """The body of a GET, of at most `bytes_max` bytes. Raises `ClientError`."""
-        return self._line.call("GET", path, bytes_max)
+        """Return the body of a GET, of at most `bytes_max` bytes. Raises `ClientError`."""
+        return self._transport.call("GET", path, bytes_max)
 
-    def _continue(self, entry: FileEntry, file: io.BufferedRandom) -> bool:
-        """Append what is missing. False when the file then has another digest."""
-        line = self._line
+    def _resume(self, entry: FileEntry, file: io.BufferedRandom) -> bool:
+        """Append the missing bytes. False when the file then has another size or digest than its entry."""
+        # Digest the bytes at hand.
         file.seek(0)
         digest = hashlib.sha256()
         while part := file.read(_CHUNK):
@@ -174,47 +186,60 @@ class CloudClient:
         have = file.tell()
         if have < entry.bytes:
             path = f"/v1/bundle/files/{quote(entry.path)}"
-            name = line.name("GET", path)
-            # The tag keeps a server that has another file by now from sending the rest of that one.
+            name = self._transport.name("GET", path)
+            # The tag keeps a server whose file has changed since from sending the rest of the new one.
             headers = {"Range": f"bytes={have}-", "If-Range": f'"{entry.sha256}"'} if have else {}
-            with line.exchange("GET", path, headers, more_s=(entry.bytes - have) / _RATE_MIN) as response:
+            with self._transport.exchange("GET", path, headers, more_s=(entry.bytes - have) / _RATE_MIN) as response:
+                # Check what the server offers: the rest (206), or the whole file again (200).
                 if response.status == 416 and have:
-                    line.hang_up()
+                    response.abandon()
                     return False
                 if response.status != 200 and not (response.status == 206 and have):
-                    raise BadStatusError(name, response.status, beginning(line.read(response, _CHUNK)))
+                    raise self._transport.bad_status("GET", path, response, response.body(_CHUNK))
                 if response.status == 206:
                     expected, got = f"bytes {have}-{entry.bytes - 1}/{entry.bytes}", response.getheader("Content-Range")
                     if got != expected:
-                        raise BadAnswerError(name, f"expected the range {expected}, got {got!r:.100}")
+                        raise BadAnswerError(name, f"the range {expected}", f"{got!r:.100}")
                 start = have if response.status == 206 else 0
                 if response.length is not None and response.length > entry.bytes - start:
-                    raise BadAnswerError(name, f"expected at most {entry.bytes} bytes, got more")
+                    raise BadAnswerError(name, f"at most {entry.bytes} bytes", "more")
                 if start < have:
                     file.truncate(0)
                     have, digest = 0, hashlib.sha256()
-                for part in line.parts(response, entry.bytes - have):
+                # Append it, and never more than the entry's size.
+                for part in response.parts(entry.bytes - have):
                     have += len(part)
                     if have > entry.bytes:
-                        raise BadAnswerError(name, f"expected at most {entry.bytes} bytes, got more")
+                        raise BadAnswerError(name, f"at most {entry.bytes} bytes", "more")
                     with on_disk(Path(file.name)):
                         file.write(part)
-                        file.flush()  # what came stays, whatever happens next
+                        file.flush()  # what arrived must stay, whatever happens next
                     digest.update(part)
             if have < entry.bytes:
-                raise BadAnswerError(name, f"expected {entry.bytes} bytes, got {have}")
+                raise BadAnswerError(name, f"{entry.bytes} bytes", f"{have}")
         return have == entry.bytes and digest.hexdigest() == entry.sha256.lower()
 
     def _post(self, path: str, body: msgspec.Struct, answer: type[S]) -> S:
-        data = self._line.call("POST", path, _ANSWER_MAX, to_msgpack(body), MSGPACK)
+        data = self._transport.call("POST", path, _ANSWER_MAX, to_msgpack(body))
         try:
             return from_msgpack(data, answer)
         except ContractError as err:
-            raise BadAnswerError(self._line.name("POST", path), str(err)) from err
+            name = self._transport.name("POST", path)
+            raise BadAnswerError(name, f"{err.expected} at `{err.path}`", err.got) from err
+
+
+def fetch_signatures(client: CloudClient) -> bytes:
+    """Return the signatures of the server's bundle. Raises `UnsignedError` when it has none, and `ClientError`."""
+    try:
+        return client.fetch(f"/v1/bundle/{SIGNATURES}", _SIGNATURES_MAX)
+    except BadStatusError as err:
+        if err.status != 404:
+            raise
+        raise UnsignedError(err.where, "a signed bundle", "an unsigned one") from err
 
 
 def _install(new: Path, folder: Path) -> None:
-    """Put `new` in `folder`'s place. What was there comes back when that fails."""
+    """Put `new` in the place of `folder`. When that fails, the old folder is restored."""
     if not folder.exists():
         os.rename(new, folder)
         return

@@ -1,5 +1,6 @@
-"""One kept-alive HTTP connection, every answer bounded in time. Apart from `transport`, which an app's start imports: the
-libraries below take tens of milliseconds.
+"""One kept-alive HTTP connection whose answers are bounded in time and size.
+
+This module is apart from `transport`, which an app imports at its start: the libraries below take tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -17,79 +18,98 @@ from typing import Any, cast
 from pocketrank.device.bundle.files import BundleError
 from pocketrank.device.network.errors import BadAnswerError, ClientError, UnreachableError
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Response"]
 
 _CHUNK = 1 << 16
 
 
+class Response(http.client.HTTPResponse):
+    """The beginning of an answer. Its body must be read before the deadline, by `parts` or `body`, or left by `abandon`."""
+
+    def __init__(
+        self, sock: socket.socket, *args: Any, deadline: float, connection: http.client.HTTPConnection, **keys: Any
+    ) -> None:
+        """`deadline` is in seconds of the monotonic clock."""
+        super().__init__(sock, *args, **keys)
+        self._connection = connection
+        self.fp.close()
+        self.fp = io.BufferedReader(_Timed(sock, deadline))
+
+    def parts(self, bytes_max: int) -> Iterator[bytes]:
+        """Yield the body as it arrives, or its first bytes beyond `bytes_max` and then abandon the rest."""
+        size = 0
+        while size <= bytes_max:
+            part = self.read1(min(_CHUNK, bytes_max + 1 - size))
+            if not part:
+                # `read1` reports no error when the server closes the connection early.
+                if self.length:
+                    raise http.client.IncompleteRead(b"", self.length)
+                self.close()  # `read1` does not; the connection is then free for the next call
+                return
+            yield part
+            size += len(part)
+        self.abandon()
+
+    def body(self, bytes_max: int) -> bytes:
+        """Return the body, or its first bytes beyond `bytes_max`."""
+        return b"".join(self.parts(bytes_max))
+
+    def abandon(self) -> None:
+        """Leave the rest of the answer unread, which costs the connection."""
+        self._connection.close()
+
+
 class Connection:
-    """For one exchange at a time. Its errors are http.client's outside of `errors`."""
+    """A connection for one exchange at a time. Errors of http.client pass through, except within `errors`."""
 
     def __init__(self, scheme: str, host: str, port: int | None, timeout_s: float) -> None:
-        """Nothing is connected yet."""
+        """The first exchange connects."""
         self._timeout_s = timeout_s
-        self._line = (
+        self._http = (
             http.client.HTTPConnection(host, port, timeout=timeout_s)
             if scheme == "http"
             else http.client.HTTPSConnection(host, port, timeout=timeout_s, context=ssl.create_default_context())
         )
 
     def close(self) -> None:
-        """The next exchange opens it again."""
-        self._line.close()
+        """Close the connection; the next exchange opens it again."""
+        self._http.close()
 
-    def send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float
-    ) -> http.client.HTTPResponse:
-        """The beginning of the answer, whose rest must be read before `deadline` of the monotonic clock."""
-        line = self._line
-        line.response_class = cast("type[http.client.HTTPResponse]", partial(_Response, deadline=deadline))
-        reused = line.sock is not None
+    def send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float) -> Response:
+        """Send a request and return the beginning of the answer, which must be read before `deadline`."""
+        connection = self._http
+        connection.response_class = cast("type[Response]", partial(Response, deadline=deadline, connection=connection))
+        reused = connection.sock is not None
         try:
             if reused:
-                line.sock.settimeout(self._timeout_s)  # the last answer may have left it short
-            line.request(method, path, body, headers)
-            return line.getresponse()
+                connection.sock.settimeout(self._timeout_s)  # the last answer may have left a shorter one
+            connection.request(method, path, body, headers)
+            return cast("Response", connection.getresponse())
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            # A server may close an idle connection at any time. Every call can be repeated: events carry ids.
-            line.close()
+            # A server may close an idle connection at any time. Every call can be repeated, because events carry ids.
+            connection.close()
             if not reused:
                 raise
-        line.request(method, path, body, headers)
-        return line.getresponse()
-
-    def parts(self, response: http.client.HTTPResponse, bytes_max: int) -> Iterator[bytes]:
-        """The body as it comes, or its first bytes beyond `bytes_max`."""
-        size = 0
-        while size <= bytes_max:
-            part = response.read1(min(_CHUNK, bytes_max + 1 - size))
-            if not part:
-                # `read1` ends quietly when the server hangs up early.
-                if response.length:
-                    raise http.client.IncompleteRead(b"", response.length)
-                response.close()  # `read1` leaves that to us; the connection is then free for the next call
-                return
-            yield part
-            size += len(part)
-        self.close()
+        connection.request(method, path, body, headers)
+        return cast("Response", connection.getresponse())
 
     @contextlib.contextmanager
     def errors(self, name: str) -> Iterator[None]:
-        """Turn what goes wrong within into a `ClientError` of the call `name`."""
+        """Raise a `ClientError` of the call `name` in place of an error within the block."""
         try:
             yield
         except (ClientError, BundleError):
             raise
         except http.client.IncompleteRead as err:
-            raise UnreachableError(name, "the connection broke within the answer") from err
-        except (http.client.RemoteDisconnected, OSError) as err:  # TimeoutError and ssl errors among them
-            raise UnreachableError(name, str(err) or type(err).__name__) from err
+            raise UnreachableError(name, "a whole answer", "a connection that broke within it") from err
+        except (http.client.RemoteDisconnected, OSError) as err:  # includes TimeoutError and ssl errors
+            raise UnreachableError(name, "an answer", str(err) or type(err).__name__) from err
         except (http.client.HTTPException, ValueError) as err:
-            raise BadAnswerError(name, f"expected HTTP, got {type(err).__name__} {err}") from err
+            raise BadAnswerError(name, "HTTP", f"{type(err).__name__} {err}") from err
 
 
 class _Timed(io.RawIOBase):
-    """A socket's bytes until a deadline: a timeout of the socket alone would begin anew with each byte that comes."""
+    """A socket's bytes until a deadline. The socket's own timeout would start again with each byte."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._raw, self._deadline = sock, sock.makefile("rb", buffering=0), deadline
@@ -98,19 +118,12 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
             raise TimeoutError("timed out: no whole answer in time")
-        self._sock.settimeout(left)
+        self._sock.settimeout(left_s)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
         self._raw.close()
         super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **keys: Any) -> None:
-        super().__init__(sock, *args, **keys)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Timed(sock, deadline))

@@ -2,43 +2,41 @@
 
 ::
 
-    ClientError                a call that did not bring an answer; names the method and URL
-    ├── BadUrlError            a base URL that no call can be made to
-    ├── UnreachableError       no server, no such host, a connection that broke, or no answer in time
-    ├── BadStatusError         an answer other than 200; carries `status` and the beginning of the text
-    └── BadAnswerError         200 with something that is not what was asked for, or more than is allowed
+    ClientError                a call without a usable answer; names the method and URL
+    ├── BadUrlError            a base URL or token that no call can be made with
+    ├── UnreachableError       no server, no such host, a broken connection, or no answer in time
+    ├── BadStatusError         a status other than 200; carries `status` and the beginning of the text
+    └── BadAnswerError         status 200 with an unexpected body, or with one that is too long
 """
 
 from __future__ import annotations
 
+from pocketrank.device.errors import MismatchError
+
 __all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "UnreachableError"]
 
 
-class ClientError(RuntimeError):
-    """A call that did not bring an answer. `call` is the method and URL."""
-
-    def __init__(self, call: str, message: str) -> None:
-        super().__init__(f"{call}: {message}")
-        self.call = call
+class ClientError(MismatchError, RuntimeError):
+    """A call without a usable answer. `where` is the method and URL."""
 
 
 class BadUrlError(ClientError):
-    """A base URL that no call can be made to."""
+    """A base URL or token that no call can be made with."""
 
 
 class UnreachableError(ClientError):
-    """No server, no such host, a connection that broke, or no answer in time."""
+    """No server, no such host, a broken connection, or no answer in time."""
 
 
 class BadStatusError(ClientError):
-    """An answer other than 200."""
+    """A status other than 200. `text` is the beginning of the answer's body."""
 
-    def __init__(self, call: str, status: int, text: str, retry_after_s: float | None = None) -> None:
-        super().__init__(call, f"expected status 200, got {status}: {text}")
+    def __init__(self, where: str, status: int, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(where, "status 200", f"{status}: {text}" if text else str(status))
         self.status, self.text = status, text
         self.retry_after_s = retry_after_s
-        """How long the server asks to be left alone, where it says so in seconds."""
+        """Seconds that the server asks to wait before the next call; None when it does not say so in seconds."""
 
 
 class BadAnswerError(ClientError):
-    """200 with something that is not what was asked for, or more than is allowed."""
+    """Status 200 with an unexpected body, or with one that is too long."""

@@ -1,6 +1,7 @@
-"""HTTP as the device speaks it: standard library only, one kept-alive connection, every answer bounded in time and size.
+"""HTTP calls by the standard library: one kept-alive connection, every answer bounded in time and size.
 
-A call is bounded as a whole: a server that drips byte after byte, in its headers or its body, ends like one that is silent.
+The time bound is on the call as a whole: a server that sends a byte at a time, in its headers or its body, times out like one
+that sends nothing.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ from urllib.parse import urlsplit
 from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError
 
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
+    from pocketrank.device.network.connection import Connection, Response
 
-    from pocketrank.device.network.connection import Connection
+__all__ = ["Transport"]
 
-__all__ = ["Transport", "beginning"]
-
-_TEXT_SHOWN = 300  # bytes of an answer's text in an error
+_MSGPACK = "application/msgpack"
+_TEXT_MAX = 300  # bytes of an answer's text in an error
 
 
 class Transport:
-    """One connection to one server, made at the first call. Calls from several threads take turns."""
+    """One connection to one server, opened by the first call. Calls from several threads take turns."""
 
-    def __init__(self, base_url: str, token: str | None, timeout_s: float, accept: str) -> None:
-        """As `client.CloudClient` has it; `accept` is the content type asked for. Raises `BadUrlError`."""
+    def __init__(self, base_url: str, token: str | None, timeout_s: float) -> None:
+        """See `client.CloudClient`. Raises `BadUrlError`."""
         try:
             url = urlsplit(base_url)
             port = url.port
         except ValueError as err:
-            raise BadUrlError(repr(base_url), str(err)) from err
+            raise BadUrlError(repr(base_url), "a URL", str(err)) from err
         if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or not base_url.isascii():
-            raise BadUrlError(repr(base_url), "expected http://host[:port] or https://host[:port]")
-        if any(c <= " " for c in base_url) or (token is not None and (not token.isascii() or any(c <= " " for c in token))):
-            raise BadUrlError(repr(base_url), "expected a URL and a token of printable characters")
+            raise BadUrlError(repr(base_url), "http://host[:port] or https://host[:port]", "another kind of URL")
+        for name, text in ("a URL", base_url), ("a token", token or ""):
+            if not text.isascii() or any(c <= " " for c in text):
+                raise BadUrlError(repr(base_url), f"{name} of printable ASCII characters", "others in it")
         self._base, self._prefix, self._timeout_s = base_url.rstrip("/"), url.path.rstrip("/"), timeout_s
-        self._headers = {"Accept": accept} | ({} if token is None else {"Authorization": f"Bearer {token}"})
+        self._headers = {"Accept": _MSGPACK} | ({} if token is None else {"Authorization": f"Bearer {token}"})
         self._server = (url.scheme, url.hostname, port)
         self._connection: Connection | None = None
         self._lock = threading.Lock()
@@ -47,27 +48,27 @@ class Transport:
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
         with self._lock:
-            self.hang_up()
-
-    def hang_up(self) -> None:
-        """Within an exchange: leave the rest of the answer."""
-        if self._connection is not None:
-            self._connection.close()
+            if self._connection is not None:
+                self._connection.close()
 
     def name(self, method: str, path: str) -> str:
-        """What a call is called in errors."""
+        """Return the name of a call in errors: its method and URL."""
         return f"{method} {self._base}{path}"
 
-    def call(self, method: str, path: str, bytes_max: int, body: bytes | None = None, content_type: str = "") -> bytes:
-        """The body of a 200 of at most `bytes_max` bytes. Raises `ClientError`."""
-        with self.exchange(method, path, {"Content-Type": content_type} if content_type else {}, body) as response:
-            data = self.read(response, bytes_max)
-        name = self.name(method, path)
+    def call(self, method: str, path: str, bytes_max: int, body: bytes | None = None) -> bytes:
+        """Return the body of a 200 of at most `bytes_max` bytes. `body` is MessagePack to send. Raises `ClientError`."""
+        with self.exchange(method, path, {} if body is None else {"Content-Type": _MSGPACK}, body) as response:
+            data = response.body(bytes_max)
         if response.status != 200:
-            raise BadStatusError(name, response.status, beginning(data), _seconds(response.getheader("Retry-After")))
+            raise self.bad_status(method, path, response, data)
         if len(data) > bytes_max:
-            raise BadAnswerError(name, f"expected at most {bytes_max} bytes, got more")
+            raise BadAnswerError(self.name(method, path), f"at most {bytes_max} bytes", "more")
         return data
+
+    def bad_status(self, method: str, path: str, response: Response, body: bytes) -> BadStatusError:
+        """Return the error for an answer with an unexpected status."""
+        text = body[:_TEXT_MAX].decode("utf-8", "replace")
+        return BadStatusError(self.name(method, path), response.status, text, _seconds(response.getheader("Retry-After")))
 
     @contextlib.contextmanager
     def exchange(
@@ -77,10 +78,10 @@ class Transport:
         headers: Mapping[str, str],
         body: bytes | None = None,
         more_s: float = 0.0,
-    ) -> Iterator[HTTPResponse]:
-        """The answer to a call of any status, to be read by `parts` within the block, in `more_s` beyond the usual time.
+    ) -> Iterator[Response]:
+        """Make a call and yield its answer of any status, to be read within the block, in `more_s` beyond the timeout.
 
-        Raises `ClientError`, also for what goes wrong while it is read.
+        Raises `ClientError`, also for errors while the answer is read.
         """
         connection = self._connected()
         deadline = time.monotonic() + self._timeout_s + more_s
@@ -88,22 +89,13 @@ class Transport:
             try:
                 yield connection.send(method, self._prefix + path, body, {**self._headers, **headers}, deadline)
             except BaseException:
-                connection.close()  # an answer half read would be taken for the next one's
+                connection.close()  # the rest of an answer would be read as the beginning of the next
                 raise
-
-    def read(self, response: HTTPResponse, bytes_max: int) -> bytes:
-        """The body, or its first bytes beyond `bytes_max`; the connection is closed when some of it was left."""
-        return b"".join(self.parts(response, bytes_max))
-
-    def parts(self, response: HTTPResponse, bytes_max: int) -> Iterator[bytes]:
-        """The body as it comes, or its first bytes beyond `bytes_max`."""
-        return self._connected().parts(response, bytes_max)
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            from pocketrank.device.network.connection import (
-                Connection,  # what it imports takes longer than an app's whole session
-            )
+            # Importing it takes longer than all swipes of a session; an app without network never does.
+            from pocketrank.device.network.connection import Connection
 
             with self._lock:
                 self._connection = self._connection or Connection(*self._server, self._timeout_s)
@@ -111,10 +103,5 @@ class Transport:
 
 
 def _seconds(text: str | None) -> float | None:
-    # A date, which is the other form, would be by the server's clock.
+    # The other form of `Retry-After` is a date, by the server's clock, which may differ from the device's.
     return float(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else None
-
-
-def beginning(body: bytes) -> str:
-    """What an error shows of an answer."""
-    return body[:_TEXT_SHOWN].decode("utf-8", "replace")
