@@ -68,7 +68,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with serve() as server, CloudClient(server.url, timeout_s=20) as client:
         world = World(tmp_path, server, client)
         device = world.start()
-        assert device.current() == (None, None, "none")
+        assert device.current()[:3] == (None, None, "none")
         assert device.add(make_bundle(tmp_path / "first", 1)) == "staged"
         _use(device.current().ranker)
         device.current()
@@ -86,7 +86,7 @@ def test_a_new_bundle_comes_into_use_between_pages_and_stays(world: World) -> No
     assert world.device.current().serial == 1
     assert world.device.check(world.client) == "staged"
     current = world.device.current()
-    assert (current.serial, current.why) == (2, "ok")
+    assert (current.serial, current.state) == (2, "ok")
     assert world.device.current() == current
     assert world.update() == ("current", 2)
     _use(current.ranker)
@@ -151,7 +151,7 @@ def test_a_probe_that_ends_the_process_is_not_tried_for_ever(world: World) -> No
     world.release(2)
     world.device.store.begin(2)
     world.device.store.change(probes=CONFIG.tries)
-    with pytest.raises(ProbeError, match="a probe that comes to an end"):
+    with pytest.raises(ProbeError, match="a probe that ends"):
         world.device.check(world.client)
     assert world.update() == ("rejected", 1)
 
@@ -178,8 +178,8 @@ def test_a_rollout_reaches_a_device_when_it_is_wide_enough(world: World) -> None
 def test_a_kill_stops_models_until_a_release_says_otherwise(world: World) -> None:
     world.release(1, kill=True)
     assert world.device.check(world.client) == "killed"
-    assert world.device.current() == (None, None, "killed")
-    assert world.start().current().why == "killed"
+    assert world.device.current()[:3] == (None, None, "killed")
+    assert world.start().current().state == "killed"
     world.release(2)
     assert world.update() == ("staged", 2)
 
@@ -198,8 +198,8 @@ def test_an_expired_bundle_leaves_cloud_order(world: World) -> None:
     world.release(2, manifest={"expires_ms": NOW_MS + 5})
     assert world.update() == ("staged", 2)
     world.now_ms += 5
-    assert world.device.current()[1:] == (None, "expired")
-    assert world.start().current() == (2, None, "expired")
+    assert world.device.current()[:3] == (2, None, "expired")
+    assert world.start().current()[:3] == (2, None, "expired")
 
 
 def test_an_expired_release_changes_nothing_and_neither_does_an_older_one(world: World) -> None:
@@ -247,7 +247,7 @@ def test_a_full_disk_leaves_what_is_active(world: World) -> None:
     world.release(3, kill=True)
     with pytest.raises(BundleStorageError):
         world.device.check(world.client)
-    assert world.device.current().why == "killed"  # until the app ends; a later check brings it again
+    assert world.device.current().state == "killed"  # until the app ends; a later check brings it again
     assert world.start().current().serial == 1
     (world.device.store.root / "state.json.tmp").rmdir()
     assert world.device.current().serial == 2
@@ -271,19 +271,19 @@ def test_a_bundle_that_comes_with_the_app_is_checked_like_any_other(world: World
 
 def test_checks_in_the_background(world: World) -> None:
     world.release(2)
-    told: list[Outcome | ClientError | BundleError] = []
+    outcomes: list[Outcome | ClientError | BundleError] = []
     twice = threading.Event()
 
-    def tell(outcome: Outcome | ClientError | BundleError) -> None:
-        told.append(outcome)
-        if len(told) == 1:
+    def report(outcome: Outcome | ClientError | BundleError) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
             world.server.files = {}
         else:
             twice.set()
 
-    world.device.start(world.client, every_s=0.001, told=tell)
+    world.device.start(world.client, every_s=0.001, report=report)
     assert twice.wait(20)
     world.device.close()
-    assert told[0] == "staged"
-    assert isinstance(told[1], BadStatusError)
+    assert outcomes[0] == "staged"
+    assert isinstance(outcomes[1], BadStatusError)
     assert world.device.current().serial == 2
