@@ -1,17 +1,17 @@
-"""One SQLite file that never fails its user: a write that does not get through says so, a damaged file gives way to a new one.
+"""A SQLite file that raises no error in use: a failed write returns False, a damaged file is replaced by a new one.
 
-In write-ahead mode, held by one process. What a write returned True for survives a process killed with -9. While it is open
-nothing waits for the disk, so that no swipe does: syncing at each checkpoint (`synchronous` NORMAL) was measured to hold up
-writes for 40 to 60 ms, and 400 on a busy machine, against 1. The price is paid at a power cut: it takes what the system had not
-written yet, some seconds, and in the seconds after a checkpoint it may damage the file, which then gives way to a new one. To
-close is to sync.
+The file is in write-ahead mode and locked by one process. A write that returned True survives a process killed with -9. While
+the file is open nothing waits for the disk, so no swipe does: syncing at each checkpoint (`synchronous` NORMAL) was measured to
+delay writes by 40 to 60 ms, and by 400 on a busy machine, against 1. The price is paid at a power cut: the last seconds of
+writes, which the system still held in memory, are lost, and in the seconds after a checkpoint the file may be damaged, which
+then is replaced by a new one. `close` syncs.
 
 Errors::
 
-    DatabaseError              the file cannot be had; names it
-    ├── ForeignDatabaseError   another program's database, or ours of another format. It is left as it is
-    ├── DatabaseHeldError      another process has it, or somebody else in this one
-    └── DatabaseOpenError      no permission, a folder in its place, a full disk
+    DatabaseError              a file that cannot be opened; names it
+    ├── ForeignDatabaseError   another program's database, or one of another format; it is left unchanged
+    ├── DatabaseHeldError      a file that is open already, in another process or in this one
+    └── DatabaseOpenError      no permission, a folder in its place, or a full disk
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pocketrank.device.errors import MismatchError
+
 __all__ = ["Database", "DatabaseError", "DatabaseHeldError", "DatabaseOpenError", "ForeignDatabaseError", "Statement"]
 
-_APPLICATION_ID = 0x706B7264  # "pkrd", in the file's header: another program's database is not taken for ours
+_APPLICATION_ID = 0x706B7264  # "pkrd" in the file's header, to recognize another program's database
 _FORMAT = 1
 _PAGE_BYTES = 2048  # writes of one event were fastest with this; 1024 and 4096 took 5 to 15 % longer
-_WAL_PAGES_MAX = 2048  # where nobody tidies, a write does it: 4 MiB, 10 ms
+_WAL_PAGES_MAX = 2048  # without calls of `tidy` a write folds in the write-ahead file at this length: 4 MiB, 10 ms
 
 _HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _NOT_DAMAGE = (
@@ -41,20 +43,16 @@ Statement = tuple[str, Iterable[Sequence[Any]]]
 """SQL, and the rows of values that it is run with."""
 
 
-class DatabaseError(Exception):
-    """The file cannot be had. `where` names it, `expected` and `got` say why."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"Expected {expected}, got: {got} - at {where}")
-        self.where, self.expected, self.got = where, expected, got
+class DatabaseError(MismatchError):
+    """A file that cannot be opened. `where` is its path."""
 
 
 class ForeignDatabaseError(DatabaseError):
-    """Another program's database, or ours of another format."""
+    """Another program's database, or one of another format."""
 
 
 class DatabaseHeldError(DatabaseError):
-    """Another process has it open, or somebody else in this one."""
+    """A file that is open already, in another process or in this one."""
 
 
 class DatabaseOpenError(DatabaseError):
@@ -62,20 +60,20 @@ class DatabaseOpenError(DatabaseError):
 
 
 class Database:
-    """The file at `path`, made with `schema` when there is none. Safe to call from several threads, which take turns.
+    """The file at `path`, created with `schema` when it is missing. Calls from several threads take turns.
 
-    A damaged file is moved to `path` + `.damaged`, where the next one takes its place. Raises `DatabaseError`.
+    A damaged file is moved to `path` + `.damaged`, and replaces an earlier one there. Raises `DatabaseError`.
     """
 
     def __init__(self, path: Path, schema: Sequence[str], wal_bytes: int) -> None:
-        """`tidy` folds in a write-ahead file of more than `wal_bytes`."""
+        """`tidy` folds in a write-ahead file that is longer than `wal_bytes`."""
         self._path, self._schema, self._wal_bytes, self._lock = path, schema, wal_bytes, Lock()
         self._wal = path.with_name(path.name + "-wal")
         self.damaged = 0
-        """files that were moved aside"""
+        """Damaged files that were moved aside."""
         self.failed = 0
-        """writes that did not get through"""
-        self._broken = False  # found damaged since it was opened
+        """Writes that failed."""
+        self._broken = False  # damage was found after the file was opened
         self._db: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +84,10 @@ class Database:
                 return
         except OSError as error:
             raise DatabaseOpenError(str(path), "a place for a file", str(error)) from error
-        raise DatabaseOpenError(str(path), "a database that was just made to be whole", "a damaged one")
+        raise DatabaseOpenError(str(path), "a database that was just created", "a damaged one")
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> bool:
-        """Run one statement; False when it did not get through, and then nothing has changed. On the path of a swipe."""
+        """Run one statement; False when it failed and changed nothing. Runs on the path of a swipe."""
         with self._lock:
             if self._db is None:
                 self.failed += 1
@@ -103,7 +101,7 @@ class Database:
             return True
 
     def write_all(self, statements: Iterable[Statement]) -> bool:
-        """Run them in one transaction: all or none."""
+        """Run statements in one transaction; False when it failed and changed nothing."""
         with self._lock:
             if self._db is None:
                 self.failed += 1
@@ -120,7 +118,7 @@ class Database:
             return True
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Rows; none when the file turns out to be damaged, or is closed."""
+        """Return rows; none when the file is found damaged, or is closed."""
         with self._lock:
             if self._db is None:
                 return []
@@ -131,15 +129,15 @@ class Database:
                 return []
 
     def tidy(self) -> bool:
-        """Fold a long write-ahead file into the database. A write meanwhile waits: 1 ms for 1 MiB.
+        """Fold a long write-ahead file into the database. Writes wait for that: 1 ms for 1 MiB.
 
-        When the file was found damaged since it was opened, it is moved aside; True when an empty one was begun.
+        A file that was found damaged is moved aside instead; True when an empty one has replaced it.
         """
         with self._lock:
             if self._db is None:
                 return False
             if self._broken:
-                return self._begin_anew()
+                return self._replace()
             with contextlib.suppress(OSError):
                 if self._wal.stat().st_size <= self._wal_bytes:
                     return False
@@ -150,14 +148,14 @@ class Database:
             return False
 
     def close(self) -> None:
-        """Fold the write-ahead file into the database, sync, and let go of it; a second call does nothing."""
+        """Fold the write-ahead file into the database, sync and close. A second call does nothing."""
         with self._lock:
             if self._db is not None:
                 self._db.execute("PRAGMA synchronous = FULL")
             self._close()
 
     def _open(self) -> bool:
-        """False when the file is damaged."""
+        """Open the file; False when it is damaged. Raises `DatabaseError`."""
         try:
             db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -166,10 +164,12 @@ class Database:
             self._prepare(db)
         except BaseException as error:
             db.close()
-            if not isinstance(error, (sqlite3.Error, UnicodeDecodeError)):  # the latter for a damaged name in SQLite's message
+            if not isinstance(
+                error, (sqlite3.Error, UnicodeDecodeError)
+            ):  # the latter when SQLite's message quotes damaged text
                 raise
             if (code := _code(error)) in _HELD:
-                raise DatabaseHeldError(str(self._path), "a file of our own", "one that is open elsewhere") from error
+                raise DatabaseHeldError(str(self._path), "a file that is not open", "one that is open elsewhere") from error
             if code in _NOT_DAMAGE:
                 raise DatabaseOpenError(str(self._path), "a file that can be written", str(error)) from error
             return False
@@ -177,7 +177,7 @@ class Database:
         return True
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        # Exclusive before the first access: no shared memory file, a third of the system calls, and nobody else comes in.
+        # Exclusive before the first access: no shared memory file, a third of the system calls, and no second process.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         kind, format_ = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
@@ -188,7 +188,7 @@ class Database:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES_MAX}")
-        db.execute("BEGIN IMMEDIATE")  # takes the lock even of a file that is whole already
+        db.execute("BEGIN IMMEDIATE")  # takes the lock even when there is nothing to create
         if fresh:
             for statement in self._schema:
                 db.execute(statement)
@@ -200,7 +200,7 @@ class Database:
             raise sqlite3.DatabaseError("damaged")
 
     def _note(self, error: sqlite3.Error) -> None:
-        """Leave a transaction that failed, and remember damage."""
+        """Roll back a failed transaction, and remember damage."""
         self._broken |= _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         if self._db is not None and self._db.in_transaction:
             with contextlib.suppress(sqlite3.Error):
@@ -208,27 +208,27 @@ class Database:
 
     def _close(self) -> None:
         if self._db is not None:
-            self._cursor.close()  # after a statement that failed it would keep the file locked
+            self._cursor.close()  # after a failed statement an open one would keep the file locked
             self._db.close()
             self._db = None
 
-    def _begin_anew(self) -> bool:
+    def _replace(self) -> bool:
         self._close()
         try:
             self._move_aside()
             self._broken = not self._open()
-        except (DatabaseError, OSError):  # the disk; without a file everything goes on in memory
+        except (DatabaseError, OSError):  # a disk error: without a file everything is kept in memory
             return False
         return not self._broken
 
     def _move_aside(self) -> None:
         self.damaged += 1
-        # The write-ahead file first: were we killed between the two, a new database would be given the old one's.
+        # The write-ahead file first: after a kill between the two, a new database must not find the old one's.
         for path in (self._wal, self._path):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, path.with_name(path.name.replace(self._path.name, self._path.name + ".damaged")))
 
 
 def _code(error: Exception) -> int:
-    """SQLite's primary result code."""
+    """Return SQLite's primary result code."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

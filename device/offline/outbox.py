@@ -1,8 +1,8 @@
-"""Feedback that waits for its upload: the seam, and the backend that lasts as long as the process.
+"""The queue of feedback events that wait for their upload: the interface, and a backend in memory.
 
-An event is *waiting* from `add` until it is taken; then it is *in flight* until whoever took it says what became of it. What is
-in flight is not given to a second taker, so that a page request and an uploader can share one outbox. `store` has the backend
-that outlives the process.
+An event is *waiting* from `add` to `take`, and then *in flight* until the caller of `take` acknowledges it or puts it back. An
+event in flight is not returned by another `take`, so a page request and an uploader can share one outbox.
+`pocketrank.device.offline.store` has the persistent backend.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ from pocketrank.device.contract import FeedbackEvent
 
 __all__ = ["Held", "MemoryOutbox", "Outbox", "OutboxConfig"]
 
-_CHUNK = 32  # events forgotten under one lock, so that a swipe meanwhile waits for few
+_CHUNK = 32  # events removed under one lock, so that a swipe does not wait for long
 
 
 @dataclass(frozen=True)
 class OutboxConfig:
-    """How much waits. What is in flight is not counted: it is bounded by what its taker takes."""
+    """Bounds of an outbox. Events in flight are not counted: the caller of `take` bounds them."""
 
     waiting_max: int = 10_000
-    """Events that wait; beyond that the oldest are let go. An hour of swiping has about a thousand."""
+    """Maximum number of waiting events; beyond it the oldest are dropped. An hour of swiping has about a thousand."""
     bytes_max: int = 4 << 20
-    """Bytes of those events, as MessagePack: some 400 each with every field set."""
+    """Maximum size of those events in bytes of MessagePack; an event with every field set has some 400."""
     event_bytes_max: int = 16 << 10
-    """A longer event is let go at once, or one of megabytes would push out all others."""
+    """Maximum size of one event. A longer one is dropped at once, because it would displace many others."""
     ids_max: int = 4096
-    """Ids remembered of events that have left, to tell repeats. Those of events still here are always known."""
+    """Number of ids of events that have left to remember, to recognize repeats. Ids of queued events are always known."""
 
 
 class Outbox(ABC):
-    """Events in the order they came, each id once. Full, it lets the oldest go. Safe to call from several threads."""
+    """Events in order of arrival, each id once. A full outbox drops the oldest. Safe to call from several threads."""
 
     dropped: int = 0
-    """events that were let go unsent"""
+    """Events that were dropped unsent."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Events that wait; those in flight do not."""
+        """Number of waiting events, without those in flight."""
 
     @abstractmethod
     def add(self, event: FeedbackEvent) -> bool:
-        """Queue `event`; False when its id was there before, sent or not. On the path of a swipe."""
+        """Queue `event`; False when its id is known, sent or not. Runs on the path of a swipe."""
 
     @abstractmethod
     def take(self, events_max: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
-        """The oldest waiting events, at most so many and so large together (one is given whatever its size), now in flight."""
+        """Return the oldest waiting events within both bounds, which are then in flight. The first may exceed `bytes_max`."""
 
     @abstractmethod
     def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
-        """The cloud has these: forget them."""
+        """Remove events that the cloud has."""
 
     @abstractmethod
     def put_back(self, events: Iterable[FeedbackEvent]) -> None:
-        """Taken events that could not be sent wait again, before those that came since. The cloud applies an id once."""
+        """Queue taken events again, before all later ones. Sending one twice is harmless: the cloud applies an id once."""
 
     def tidy(self) -> None:
-        """Slow work that a backend may have put off; whoever uploads calls it now and then."""
+        """Do slow work that a backend may have postponed. The uploader calls this after each batch."""
         return
 
 
 class Held(NamedTuple):
-    """An event in an outbox. `place` counts up in the order of adding; `body` is MessagePack."""
+    """An event in an outbox. `place` numbers events in order of arrival; `body` is MessagePack."""
 
     place: int
     event_id: str
@@ -77,13 +77,13 @@ class Held(NamedTuple):
 
 
 class MemoryOutbox(Outbox):
-    """In memory. A backend that keeps events elsewhere too overrides `_save` and `_forget`, which are called under the lock."""
+    """An outbox in memory. A persistent backend overrides `_save` and `_forget`, which are called under the lock."""
 
     def __init__(self, config: OutboxConfig | None = None) -> None:
         self._config = config or OutboxConfig()
         self._waiting: OrderedDict[str, Held] = OrderedDict()
         self._in_flight: dict[str, Held] = {}
-        self._gone: dict[str, int] = {}  # ids and items of events that have left, oldest first
+        self._gone: dict[str, int] = {}  # items of events that have left, by event id, oldest first
         self._bytes = self._place = 0
         self._lock = Lock()
 
@@ -91,7 +91,7 @@ class MemoryOutbox(Outbox):
         return len(self._waiting)
 
     def add(self, event: FeedbackEvent) -> bool:
-        """Queue `event`; False when its id was there before, sent or not."""
+        """Queue `event`; False when its id is known, sent or not."""
         name, body = event.event_id, to_msgpack(event)
         with self._lock:
             if name in self._waiting or name in self._gone or name in self._in_flight:
@@ -108,7 +108,7 @@ class MemoryOutbox(Outbox):
         return True
 
     def take(self, events_max: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
-        """The oldest waiting events, now in flight."""
+        """Return the oldest waiting events, which are then in flight."""
         taken: list[bytes] = []
         size = 0
         with self._lock:
@@ -122,7 +122,7 @@ class MemoryOutbox(Outbox):
         return tuple(from_msgpack(body, FeedbackEvent) for body in taken)
 
     def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
-        """Forget these, whether in flight or waiting."""
+        """Remove events, in flight or waiting."""
         names = [event.event_id for event in events]
         for start in range(0, len(names), _CHUNK):
             with self._lock:
@@ -135,11 +135,11 @@ class MemoryOutbox(Outbox):
                 self._leave(gone)
 
     def put_back(self, events: Iterable[FeedbackEvent]) -> None:
-        """What is in flight of these waits again, in its old place."""
+        """Queue those of `events` that are in flight again, in their old order."""
         with self._lock:
             back = [self._in_flight.pop(e.event_id) for e in events if e.event_id in self._in_flight]
             newest = max((held.place for held in back), default=-1)
-            # of another batch, which was put back before
+            # Older events may be waiting already: those of another batch that was put back before. Merge them.
             while self._waiting and (first := next(iter(self._waiting.values()))).place < newest:
                 back.append(self._pop(first.event_id))
             for held in sorted(back, reverse=True):
@@ -148,10 +148,10 @@ class MemoryOutbox(Outbox):
             self._trim()
 
     def _save(self, held: Held) -> None:
-        """Make `held` durable."""
+        """Save an event that was added."""
 
     def _forget(self, gone: Sequence[Held]) -> None:
-        """These have left."""
+        """Remove events that have left from where `_save` put them."""
 
     def _wait(self, held: Held) -> None:
         self._waiting[held.event_id] = held

@@ -1,7 +1,7 @@
-"""What a device keeps between two starts of the app: unsent feedback, pages, what was watched, and small named things.
+"""The persistent data of a device: unsent feedback, pages, the items that were shown, and small named states.
 
-One file (`pocketrank.device.offline.database`, whose errors are this module's too). Every row carries a checksum; one that
-does not fit is left out and counted. Everything is bounded, oldest let go first.
+All of it is in one file (`pocketrank.device.offline.database`, whose errors this module raises too). Every row has a checksum;
+a damaged row is skipped and counted. Everything is bounded, and the oldest rows are dropped first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "StoredOutbox",
 ]
 
-# Strict, so that a check of the whole file also finds values of another type.
+# Strict tables, so that the check of a file also finds values of another type.
 _SCHEMA = (
     "CREATE TABLE event (place INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT",
     "CREATE TABLE gone (slot INTEGER PRIMARY KEY, place INTEGER NOT NULL, event_id TEXT NOT NULL, item_id INTEGER NOT NULL)"
@@ -47,26 +47,26 @@ _SCHEMA = (
     "CREATE TABLE state (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
 )
 _ADD = "REPLACE INTO event VALUES (?, ?)"
-_SUM_BYTES = 4  # of the checksum before each row's data
-_SAVE_CHUNK = 64  # rows saved late under one lock, so that a swipe meanwhile waits for few
+_SUM_BYTES = 4  # length of the checksum before each row's data
+_SAVE_CHUNK = 64  # rows that are saved late under one lock, so that a swipe does not wait for long
 
 
 @dataclass(frozen=True)
 class DeviceStoreConfig:
-    """How much is kept. With the defaults the file stays below 10 MB, its write-ahead file as well."""
+    """Bounds of a store. With the defaults the file stays below 10 MB, and so does its write-ahead file."""
 
     outbox: OutboxConfig = field(default_factory=OutboxConfig)
-    """How much feedback waits."""
+    """Bounds of the waiting feedback."""
     pages_max: int = 4
-    """Pages kept: the one that is held, and some whose rest may be shown when there is nothing else."""
+    """Maximum number of pages: the current one, and some whose rest can be shown when there is nothing else."""
     pages_bytes_max: int = 1 << 20
-    """Bytes of those pages; one of 60 candidates has ten thousand. A page larger than that by itself is not kept."""
+    """Maximum size of all pages in bytes; one of 60 candidates has ten thousand. A single larger page is not saved."""
     shown_max: int = 256
-    """Items that an earlier session is known to have shown; as many as a session remembers (`SessionConfig.shown_max`)."""
+    """Number of items to remember that earlier sessions showed; a session remembers as many (`SessionConfig.shown_max`)."""
     state_bytes_max: int = 1 << 20
-    """Bytes of one named thing; a user's personal layer has a few thousand."""
+    """Maximum size of one named state in bytes; a user's personal layer has a few thousand."""
     wal_bytes: int = 1 << 20
-    """The write-ahead file is folded in beyond this, once in some 200 swipes; a swipe that comes just then waits for 1 ms."""
+    """Size in bytes at which the write-ahead file is folded in, about every 200 swipes. A swipe at that moment waits 1 ms."""
 
 
 class KeptPage(NamedTuple):
@@ -74,23 +74,23 @@ class KeptPage(NamedTuple):
 
     page: Page
     taken_ms: int
-    """when it came, by the device's clock"""
+    """Time of arrival in ms, by the device's clock."""
 
 
 class StoredOutbox(MemoryOutbox):
-    """An outbox whose events are in the file too: `add` returns when the event would survive a kill -9.
+    """An outbox whose events are in the file too: they survive a kill -9 once `add` returns.
 
-    What the file does not take (a full disk) waits in memory all the same, is counted as `unsaved` and tried again by `tidy`.
+    Events that cannot be written (a full disk) wait in memory, are counted as `unsaved`, and are written by a later `tidy`.
     """
 
     def __init__(self, database: Database, config: OutboxConfig) -> None:
         super().__init__(config)
         self._database = database
         self._unsaved: dict[int, Held] = {}
-        # Places of events that have left, and their rows among the `gone`, which the file has not taken yet.
+        # For events that have left and are not yet deleted from the file: their place, and the row for `gone`.
         self._left: deque[tuple[int, tuple[int, int, str, int]]] = deque(maxlen=config.ids_max)
         self.damaged = 0
-        """events in the file that could not be read"""
+        """Events in the file that could not be read."""
         ids = database.read("SELECT place, event_id, item_id FROM gone ORDER BY place")
         self._gone.update((name, item) for _, name, item in ids[-config.ids_max :])
         self._gone_place = ids[-1][0] + 1 if ids else 0
@@ -110,21 +110,21 @@ class StoredOutbox(MemoryOutbox):
 
     @property
     def unsaved(self) -> int:
-        """Events that would not survive a kill, because the file did not take them."""
+        """Number of events that would not survive a kill, because they could not be written."""
         return len(self._unsaved)
 
     def items(self) -> list[int]:
-        """Those of all events that are here or remembered to have been, each once, the latest last."""
+        """Return the items of all events in the outbox or remembered, each once, the latest last."""
         with self._lock:
             here = sorted((*self._in_flight.values(), *self._waiting.values()))
             items = (*self._gone.values(), *(held.item_id for held in here))
         return list(dict.fromkeys(reversed(items)))[::-1]
 
     def tidy(self) -> None:
-        """Fold in, make good a damaged file, and save what could not be saved before. For a thread that no swipe waits for."""
-        begun_anew = self._database.tidy()
+        """Fold in the write-ahead file, replace a damaged file, and save what is unsaved. Not for the thread of the swipes."""
+        replaced = self._database.tidy()
         with self._lock:
-            if begun_anew:
+            if replaced:  # everything is to be saved again, in the new file
                 self._unsaved = {held.place: held for held in (*self._in_flight.values(), *self._waiting.values())}
                 self._left.clear()
                 for name, item in self._gone.items():
@@ -149,7 +149,7 @@ class StoredOutbox(MemoryOutbox):
         for held in gone:
             self._unsaved.pop(held.place, None)
             self._leaving(held.event_id, held.item_id, held.place)
-        # Where this fails they are sent again after a kill, and the cloud knows their ids.
+        # When this fails, a start after a kill sends them again, and the cloud recognizes their ids.
         self._save_left()
 
     def _leaving(self, name: str, item_id: int, event_place: int = -1) -> None:
@@ -168,9 +168,9 @@ class StoredOutbox(MemoryOutbox):
 
 
 class DeviceStore:
-    """The file at `path`, made when missing. Safe to call from several threads. Raises `DatabaseError`.
+    """The file at `path`, created when missing. Safe to call from several threads. Raises `DatabaseError`.
 
-    No method raises for what the disk does: `save_page` and `set_state` answer whether it was kept.
+    No method raises an error of the disk: `save_page` and `set_state` return whether they saved.
     """
 
     def __init__(self, path: Path, config: DeviceStoreConfig | None = None) -> None:
@@ -179,7 +179,7 @@ class DeviceStore:
         self._outbox = StoredOutbox(self._database, self._config.outbox)
         self._lock = Lock()
         self.pages_dropped = 0
-        """pages that were let go for newer ones, or not kept for their size"""
+        """Pages that were dropped for newer ones, or not saved because of their size."""
         self._damaged_rows = 0
         self._pages = deque(self._database.read("SELECT place, length(body) FROM page ORDER BY place"))
         self._page_place = self._pages[-1][0] + 1 if self._pages else 0
@@ -191,39 +191,42 @@ class DeviceStore:
         self.close()
 
     def close(self) -> None:
-        """Save what could not be saved before, and let go of the file. What comes later is kept in memory only."""
+        """Save what is unsaved and close the file. Later events are kept in memory only."""
         self._outbox.tidy()
         self._database.close()
 
     @property
     def outbox(self) -> StoredOutbox:
-        """The feedback that waits."""
+        """The waiting feedback."""
         return self._outbox
 
     @property
     def damaged_files(self) -> int:
-        """Files that were moved aside because they were damaged; the last one lies beside ours as `.damaged`."""
+        """Number of damaged files that were moved aside; the last one has the suffix `.damaged`."""
         return self._database.damaged
 
     @property
     def damaged_rows(self) -> int:
-        """Events, pages and named things in the file that could not be read."""
+        """Number of events, pages and states in the file that could not be read."""
         return self._damaged_rows + self._outbox.damaged
 
     @property
     def writes_failed(self) -> int:
-        """Writes that the disk did not take."""
+        """Number of writes that failed."""
         return self._database.failed
 
     def save_page(self, page: Page, now_ms: int) -> bool:
-        """Keep a page that came at `now_ms` of the device's clock. False when it was not kept; one that was kept before stays
-        as it was, with its age."""
+        """Save a page that arrived at `now_ms` of the device's clock; False when it was not saved.
+
+        A page that is already in the file stays there with its age.
+        """
         body = _seal(to_msgpack(page))
         with self._lock:
             if len(body) > self._config.pages_bytes_max:
                 self.pages_dropped += 1
                 return False
             pages = deque([*self._pages, (self._page_place, len(body))])
+            # Drop the oldest pages until both bounds hold.
             old: list[int] = []
             while len(pages) > self._config.pages_max or sum(size for _, size in pages) > self._config.pages_bytes_max:
                 old.append(pages.popleft()[0])
@@ -240,7 +243,7 @@ class DeviceStore:
             return kept
 
     def pages(self, now_ms: int, *, stale: bool = False) -> Iterator[KeptPage]:
-        """Pages that live by the device's clock, newest first; with `stale` also those that no longer do."""
+        """Yield the pages whose time to live is not over, newest first; with `stale` all pages."""
         for (place,) in self._database.read("SELECT place FROM page ORDER BY place DESC"):
             for taken_ms, sealed in self._database.read("SELECT ms, body FROM page WHERE place = ?", (place,)):
                 try:
@@ -252,11 +255,11 @@ class DeviceStore:
                     yield KeptPage(page, taken_ms)
 
     def shown_items(self) -> list[int]:
-        """The items of the last `shown_max` impressions whose feedback came, oldest first; sent or not."""
+        """Return the items of the last `shown_max` impressions with feedback, sent or not, oldest first."""
         return self._outbox.items()[-self._config.shown_max :]
 
     def state(self, name: str) -> bytes | None:
-        """What was kept under `name`; None: nothing, or it was damaged."""
+        """Return the state `name`, None when it is missing or damaged."""
         for (sealed,) in self._database.read("SELECT body FROM state WHERE name = ?", (name,)):
             try:
                 return _unseal(sealed)
@@ -265,7 +268,7 @@ class DeviceStore:
         return None
 
     def set_state(self, name: str, data: bytes) -> bool:
-        """Keep `data` under `name` instead of what was there, which stays when this answers False: too long, or no room."""
+        """Save `data` as the state `name`; False when it is too long or cannot be written, and the old state stays."""
         if len(data) > self._config.state_bytes_max:
             return False
         return self._database.write("REPLACE INTO state VALUES (?, ?)", (name, _seal(data)))
@@ -276,7 +279,7 @@ def _seal(data: bytes) -> bytes:
 
 
 def _unseal(sealed: object) -> bytes:
-    """Raises `DecodeError` for bytes that are not as they were written."""
+    """Return the data of `_seal`. Raises `DecodeError` for damaged bytes."""
     if isinstance(sealed, bytes) and sealed == _seal(sealed[_SUM_BYTES:]):
         return sealed[_SUM_BYTES:]
-    raise DecodeError("$", "bytes as they were written", "others")
+    raise DecodeError("$", "the bytes that were written", "others")

@@ -1,12 +1,13 @@
-"""Sends the feedback that waits: in batches, again until it is there, once in effect.
+"""The uploader of waiting feedback: in batches, repeated until they succeed, and applied once.
 
-An event leaves the outbox only after a receipt for its whole batch. Killed before that, the next start sends it again, and the
-cloud applies an event id once. What fails is tried again after a random part of a span that doubles (exponential backoff with
-full jitter: Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015), or after the time that the cloud asks for.
+An event leaves the outbox only after a receipt for its whole batch. If the process is killed before that, the next start sends
+it again, and the cloud applies an event id once. A failed batch is retried after a random part of a span that doubles
+(exponential backoff with full jitter: Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015), or after the time
+that the cloud asks for.
 
-A batch that the cloud calls wrong (400, 413, 422) would be wrong for ever, so it is halved until the wrong event is alone; that
-one is let go. After each of them the uploader waits as after a failure: a cloud, or a hotel's network, that refuses everything
-for an hour then costs some events and not all.
+A batch that the cloud refuses (400, 413, 422) would be refused every time, so it is halved until the bad event is alone; that
+event is dropped. After each dropped event the uploader waits as after a failure: a cloud, or a hotel's network, that refuses
+everything for an hour then costs some events and not all.
 """
 
 from __future__ import annotations
@@ -27,49 +28,49 @@ __all__ = ["UploadConfig", "UploadCounters", "Uploader"]
 
 @dataclass(frozen=True)
 class UploadConfig:
-    """When to send, and how much at once."""
+    """Size and timing of the batches."""
 
     events_max: int = 256
-    """Events of a batch."""
+    """Maximum number of events in a batch."""
     bytes_max: int = 256 << 10
-    """Bytes of them; the server takes 1 MiB."""
+    """Maximum size of a batch in bytes; the server accepts 1 MiB."""
     every_s: float = 30.0
-    """Between two looks into an outbox that was empty. The radio of a phone stays awake for seconds after each call."""
+    """Seconds between two looks into an empty outbox. The radio of a phone stays awake for seconds after each call."""
     backoff_s: float = 1.0
-    """The first span after a failure."""
+    """Span in seconds after the first failure."""
     backoff_max_s: float = 300.0
-    """The longest span. Network that comes back is told by `Uploader.kick`, so that nothing hangs on this."""
+    """Longest span in seconds. `Uploader.kick` ends it when the network returns."""
     retry_after_max_s: float = 3600.0
-    """The longest time that the cloud may ask for."""
+    """Longest wait in seconds that the cloud may ask for."""
     refused: tuple[int, ...] = (400, 413, 422)
-    """Statuses that say that the batch itself is wrong. A token (401) or an address (404) may be put right."""
+    """Statuses that blame the batch itself. A token (401) or an address (404) may be corrected later."""
 
 
 @dataclass(slots=True)
 class UploadCounters:
-    """Totals of one uploader, from 0."""
+    """Totals of one uploader."""
 
     batches: int = 0
-    """batches with a receipt"""
+    """Batches with a receipt."""
     events: int = 0
-    """events in them"""
+    """Events in those batches."""
     duplicates: int = 0
-    """of these, known to the cloud from before"""
+    """Events among them that the cloud already had."""
     failed: int = 0
-    """calls without a receipt: tried again"""
+    """Calls without a receipt, to be retried."""
     halved: int = 0
-    """batches that the cloud called wrong: tried again by halves"""
+    """Refused batches, to be retried in halves."""
     refused: int = 0
-    """events that the cloud called wrong: let go"""
+    """Refused events, which were dropped."""
     errors: int = 0
-    """calls that raised what no client should: tried again"""
+    """Calls that raised another error than `ClientError`, to be retried."""
 
 
 class Uploader:
-    """Empties an outbox into the cloud, by a thread of its own (`start`) or by hand (`step`).
+    """Uploads an outbox, in its own thread (`start`) or step by step (`step`).
 
-    `send` is `CloudClient.send_feedback` or wraps it; `rng` the randomness of the backoff. Steps take turns, from whatever
-    threads they come. As a context manager it is started and closed.
+    `send` is `CloudClient.send_feedback` or wraps it; `rng` is the randomness of the backoff. Steps of several threads take
+    turns. The context manager starts and closes it.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Uploader:
         self.counters = UploadCounters()
         self._outbox, self._send, self._config = outbox, send, config or UploadConfig()
         self._rng = rng or random.Random()
-        self._most = self._config.events_max  # events of the next batch
+        self._batch_max = self._config.events_max  # shrinks while the cloud refuses batches
         self._failures = 0  # in a row
         self._turn, self._wake = Lock(), Event()
         self._closed = False
@@ -97,17 +98,17 @@ class Uploader:
         self.close()
 
     def start(self) -> None:
-        """Send from a thread of its own until `close`."""
+        """Send in a thread until `close`."""
         if self._thread is None and not self._closed:
             self._thread = Thread(target=self._run, name="pocketrank-upload", daemon=True)
             self._thread.start()
 
     def kick(self) -> None:
-        """Send now: network came back, the app goes to the background. Not for every swipe, as it cuts a backoff short."""
+        """Send now, because the network is back or the app goes to the background. Not for every swipe: it ends a backoff."""
         self._wake.set()
 
     def close(self, timeout_s: float = 1.0) -> bool:
-        """Stop; False when a call was still under way after `timeout_s`. Its events are then kept or forgotten when it ends."""
+        """Stop; False when a call is still running after `timeout_s`. Its events are settled when it ends."""
         self._closed = True
         self._wake.set()
         if self._thread is None:
@@ -116,9 +117,9 @@ class Uploader:
         return not self._thread.is_alive()
 
     def step(self) -> float:
-        """Send one batch, if anything waits; the seconds that the next step is to wait."""
+        """Send one batch, if any event waits, and return the seconds to wait before the next step."""
         with self._turn:
-            events = self._outbox.take(self._most, self._config.bytes_max)
+            events = self._outbox.take(self._batch_max, self._config.bytes_max)
             try:
                 wait_s = self._upload(events) if events else self._config.every_s
             except BaseException:
@@ -139,13 +140,13 @@ class Uploader:
                 return self._backoff(None if status is None else status.retry_after_s)
             if len(events) > 1:
                 count.halved += 1
-                self._most = len(events) // 2
+                self._batch_max = len(events) // 2
                 self._outbox.put_back(events)
                 return 0.0
             count.refused += 1
             self._outbox.acknowledge(events)
             return self._backoff()
-        if receipt.accepted + receipt.duplicates != len(events):  # a receipt for something else
+        if receipt.accepted + receipt.duplicates != len(events):  # a receipt for another batch
             count.failed += 1
             self._outbox.put_back(events)
             return self._backoff()
@@ -154,17 +155,17 @@ class Uploader:
         count.events += len(events)
         count.duplicates += receipt.duplicates
         self._failures = 0
-        self._most = min(self._config.events_max, 2 * self._most)
+        self._batch_max = min(self._config.events_max, 2 * self._batch_max)
         return 0.0 if len(self._outbox) else self._config.every_s
 
     def _backoff(self, asked_s: float | None = None) -> float:
-        """Seconds to wait after one more failure."""
+        """Count a failure and return the seconds to wait."""
         config = self._config
         span = min(config.backoff_max_s, math.ldexp(config.backoff_s, min(self._failures, 64)))
         self._failures += 1
         wait_s = self._rng.uniform(0, span)
         if asked_s is not None and asked_s > 0:
-            # Jitter on top, or all devices that were sent away together would come back together.
+            # With jitter on top: devices that were refused together must not return together.
             return min(asked_s, config.retry_after_max_s) + wait_s
         return wait_s
 
@@ -173,7 +174,7 @@ class Uploader:
             self._wake.clear()
             try:
                 wait_s = self.step()
-            except Exception:  # of `send`, which is the app's; feedback must go on
+            except Exception:  # of `send`, which may be the app's; the uploads must continue
                 self.counters.errors += 1
                 wait_s = self._backoff()
             if not self._closed:

@@ -1,19 +1,20 @@
-"""Signed bundles, updated in the background and left again when they misbehave.
+"""Signed bundles: updated in the background, and rolled back when they misbehave.
 
-What The Update Framework (https://theupdateframework.io) promises, with two roles: a manifest, signed once for each bundle by
-keys that stay offline, and a short-lived release, signed every few days, that says which bundle is current.
+The design follows The Update Framework (https://theupdateframework.io), with two roles: a manifest, signed once for each bundle
+by keys that stay offline, and a short-lived release, signed every few days, that names the current bundle.
 
-| attack | what stops it |
+| attack | defence |
 |---|---|
-| arbitrary install | nothing is opened before keys that came with the app have signed its manifest, which pins every file |
-| rollback | the last release is kept on disk: serials of releases and bundles never go back |
+| arbitrary install | the app's built-in keys verify the manifest, which pins every file, before anything is opened |
+| rollback | the last release is kept on disk: serials of releases and bundles never decrease |
 | freeze | a release expires, by the device's clock or by the newest release seen, whichever is later |
 | mix-and-match | a release pins one manifest, a manifest pins all files; one serial is one manifest for ever |
-| endless data, slow retrieval | sizes are known before a download begins; every call has a deadline |
-| wrong software | `probe` tries the models on this device, a `Trial` watches them in use; the previous bundle is kept |
+| endless data, slow retrieval | sizes are known before a download starts; every call has a deadline |
+| wrong software | `probe` tries the models on this device, a `Trial` watches them in use; the previous bundle stays |
 
-`Updates` is the whole of it; an app's feed asks it for a ranker between two pages. Errors are in
-`pocketrank.device.bundle.files`.
+`Updates` combines all of this; an app's feed asks it for a ranker between two pages. Errors are in
+`pocketrank.device.bundle.files`. Modules of this folder decide which bundle a device runs; how a bundle is read and verified is
+in `pocketrank.device.bundle`, how it is fetched in `pocketrank.device.network`.
 """
 
 from pocketrank.device.updates.probe import ProbeConfig, probe

@@ -1,7 +1,7 @@
-"""What a bundle has to pass on this device before it is used: it opens, answers as it did when it was exported, and is fast.
+"""The probe that a bundle must pass on this device before it is used: it opens, scores as at export, and is fast.
 
-And it gives a probability to everything that a page may hold: every code of every category, and each float at its limits. A
-model may be signed by the right key and still be broken; one embedding row of NaN would otherwise show in one user's feed.
+It must also return a probability for everything that a page may hold: every code of every category, and each float at its
+limits. A model may be signed by the right key and still be broken; one embedding row of NaN would otherwise reach a feed.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from pocketrank.device.runtimes.base import RuntimeRunError
 
 __all__ = ["ProbeConfig", "probe"]
 
-_NOW_MS = 1 << 40  # any moment will do; only the gaps before it count
+_NOW_MS = 1 << 40  # any time; only the gaps before it matter
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How much is tried, and what is too much."""
+    """How much a probe tries, and its limits."""
 
     codes_max: int = 1 << 17
-    """Codes that are tried of a category; of one with more, so many evenly spread ones. With pages of 60 some 2,000 runs."""
+    """Maximum number of codes to try of a category, evenly spaced. With pages of 60 that takes some 2,000 runs."""
     vector_max: float = 8.0
-    """Value of vectors that are tried beside 0. Their elements are of order 1."""
+    """Largest element of vectors to try. Real elements are of order 1."""
     ms_max: float = 50.0
     """Longest median run in ms: three frames at 60 per second."""
     seconds_max: float = 30.0
-    """When the whole probe is given up. It runs in the background; a sweep of 2,000 runs of .2 ms takes half a second."""
+    """Longest duration of the whole probe. It runs in the background; a sweep of 2,000 runs of .2 ms takes half a second."""
     slack: float = 1e-3
-    """How far beyond 0 and 1 a probability may be, for rounding."""
+    """Distance by which a probability may exceed 0 and 1, for rounding."""
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """Everything that an order depends on."""
+    """All inputs of an order."""
 
     page: PageArrays
     events: PageArrays
@@ -71,7 +71,7 @@ def probe(
     run = _Run(str(bundle.folder), ranker, config or ProbeConfig())
     try:
         golden = bundle.golden()
-    except CorruptBundleError as err:  # its digest is right: this is how it was made
+    except CorruptBundleError as err:  # its digest is right, so it was exported like this
         raise ProbeError(err.where, err.expected, err.got) from err
     if golden is not None:
         _compare(run, golden, format, precision, group)
@@ -83,7 +83,7 @@ def probe(
 
 
 class _Run:
-    """Runs a moment through the ranker, as a session would."""
+    """A ranker that is run as a session would run it."""
 
     def __init__(self, where: str, ranker: Ranker, config: ProbeConfig) -> None:
         self.where, self.ranker, self.config = where, ranker, config
@@ -91,7 +91,7 @@ class _Run:
         self._until = time.monotonic() + config.seconds_max
 
     def __call__(self, form: Form, moment: _Moment) -> NDArray[np.float32]:
-        """The scores [n, tasks]. Raises `ProbeError` for those that are no probabilities, and when it takes too long."""
+        """Return the scores [n, tasks]. Raises `ProbeError` when they are not probabilities, and when the probe is too slow."""
         ranker, position, seen = self.ranker, GAP_POSITIONS_MAX, []
         held = Remaining(moment.page, ranker.rows)
         history = EventHistory(ranker.spec)
@@ -109,7 +109,7 @@ class _Run:
             ranking = ranker.order(form, held, history, moment.context, _NOW_MS, position)
             self.ms.append((time.perf_counter_ns() - start) / 1e6)
             ranker.order(form, held, history, moment.context, _NOW_MS, position, keep)
-        except (RuntimeRunError, IndexError, ValueError) as err:  # a search may answer with places that do not exist
+        except (RuntimeRunError, IndexError, ValueError) as err:  # a search may return indices that do not exist
             raise ProbeError(self.where, f"a {form} model that runs", str(err)) from err
         scores = seen[0]
         slack = self.config.slack
@@ -118,12 +118,12 @@ class _Run:
         if not np.array_equal(np.sort(ranking.order), np.arange(len(ranking.order))):
             raise ProbeError(self.where, f"each candidate once from the {form} model's search", "another list")
         if time.monotonic() > self._until:
-            raise ProbeError(self.where, f"a probe of at most {self.config.seconds_max:g} s", "one that goes on")
+            raise ProbeError(self.where, f"a probe of at most {self.config.seconds_max:g} s", "a longer one")
         return scores
 
 
 def _compare(run: _Run, golden: Golden, format: Format, precision: Precision, group: Group | None) -> None:
-    """Hold the models to the recorded scores."""
+    """Compare the models' scores with the recorded ones."""
     limits = {(t.form, t.format, t.precision): t.max_diff for t in golden.tolerances}
     for i, case in enumerate(golden.cases):
         limit = limits.get((case.form, format, precision))
@@ -143,7 +143,7 @@ def _compare(run: _Run, golden: Golden, format: Format, precision: Precision, gr
 
 
 def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Moment, NDArray[np.float32]]:
-    """A case as arrays. Raises `BlockError` for other shapes than the spec's."""
+    """Return a case as arrays, and its scores. Raises `BlockError` for other shapes than the spec's."""
     wide = {"float": len(spec.candidate_floats), "category": len(spec.candidate_categories), "vector": spec.vector_width}
 
     def block(name: str, rows: int | None, width: int) -> NDArray[np.float32]:
@@ -154,14 +154,14 @@ def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Moment, NDArray[np.floa
             raise BlockError(f"$.{name}", f"[{'n' if rows is None else rows}, {width}]", str(list(value.shape)))
         return value
 
-    def items(of: str, user: NDArray[np.float32] | None) -> PageArrays:
-        floats = block(f"{of}_float", None, wide["float"])
+    def items(kind: str, user: NDArray[np.float32] | None) -> PageArrays:
+        floats = block(f"{kind}_float", None, wide["float"])
         n = len(floats)
         return PageArrays(
             item_id=np.arange(n),
             floats=floats,
-            categories=block(f"{of}_category", n, wide["category"]).astype(np.int32),
-            vector=None if user is None else block(f"{of}_vector", n, wide["vector"]),
+            categories=block(f"{kind}_category", n, wide["category"]).astype(np.int32),
+            vector=None if user is None else block(f"{kind}_vector", n, wide["vector"]),
             user_vector=user,
         )
 
@@ -181,7 +181,7 @@ def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Moment, NDArray[np.floa
 
 
 def _sweep(ranker: Ranker, form: Form, config: ProbeConfig) -> Iterator[_Moment]:
-    """Every code and every limit, as candidates and as events, a page at a time."""
+    """Yield pages that together hold every code and every limit, as candidates and as events."""
     spec = ranker.spec
     fixed = [s for stage, r in ranker.runtimes[form].items() if stage != "event" for s in r.list_sizes or ()]
     step = min([spec.candidates_max, spec.events_max, *([max(fixed)] if fixed else [])])
@@ -203,15 +203,15 @@ def _sweep(ranker: Ranker, form: Form, config: ProbeConfig) -> Iterator[_Moment]
         yield _Moment(page, page, feedback[at % len(feedback)], gap, contexts[number % len(contexts)][None])
 
 
-def _codes(size: int, most: int) -> NDArray[np.int32]:
-    return np.linspace(0, size - 1, min(size, most)).round().astype(np.int32)
+def _codes(size: int, codes_max: int) -> NDArray[np.int32]:
+    return np.linspace(0, size - 1, min(size, codes_max)).round().astype(np.int32)
 
 
 def _limits(features: tuple[FloatFeature, ...]) -> NDArray[np.float32]:
-    """Rows [2 F + 3, F]: the defaults, all smallest, all largest, and each feature at its limits among the others' defaults."""
-    least, most, default = (np.array([getattr(f, name) for f in features], np.float32) for name in ("min", "max", "default"))
+    """Return rows [2 F + 3, F]: all defaults, all minima, all maxima, and each feature at its limits among defaults."""
+    low, high, default = (np.array([getattr(f, name) for f in features], np.float32) for name in ("min", "max", "default"))
     rows = np.tile(default, (2 * len(features) + 3, 1))
-    rows[1], rows[2] = least, most
+    rows[1], rows[2] = low, high
     for i in range(len(features)):
-        rows[3 + 2 * i, i], rows[4 + 2 * i, i] = least[i], most[i]
+        rows[3 + 2 * i, i], rows[4 + 2 * i, i] = low[i], high[i]
     return rows

@@ -1,12 +1,12 @@
-"""The bundles on a device's disk: one active, the one before it, and the one that is to come.
+"""The bundles on a device's disk: the active one, the previous one, and the next one.
 
 ::
 
-    bundles/<serial>/     each bundle in a folder of its own; what it is, only the state says
-    state.json            `StoreState`, replaced whole: every step below is one such replacement
+    bundles/<serial>/     one folder for each bundle; only the state says which of them is the active one
+    state.json            `StoreState`, replaced atomically: every step below is one such replacement
 
-So a process that is killed at any moment leaves the state before the step or the state after it, and folders that no state
-speaks of, which the next start removes. A store is for one process; its methods may be called from several threads.
+So a process that is killed at any moment leaves the state before the step or the state after it, and perhaps folders that the
+state does not name, which the next start removes. A store is for one process; its methods may be called from several threads.
 """
 
 from __future__ import annotations
@@ -40,40 +40,40 @@ from pocketrank.device.updates.trial import Figures
 
 __all__ = ["BundleStore", "StoreState"]
 
-_REJECTED_MAX = 64  # serials remembered; releases that name older ones are refused by their number
+_REJECTED_MAX = 64  # serials; older ones are refused because serials never decrease
 
 
 class StoreState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store remembers. Bundles are named by their serials."""
+    """The persistent state of a store. Bundles are named by their serials."""
 
     version: int = 1
     active: int | None = None
-    """The one in use."""
+    """The bundle in use."""
     previous: int | None = None
-    """The one before it, to go back to."""
+    """The bundle to return to."""
     staged: int | None = None
-    """Downloaded, verified and probed; becomes active between two pages."""
+    """The bundle that is downloaded, verified and probed; it becomes active between two pages."""
     pending: int | None = None
-    """On its way; some of its files may be here."""
+    """The bundle that is being downloaded; some of its files may be here."""
     release: Release | None = None
-    """The last that was followed: the floor under everything that comes."""
+    """The last release that was followed. Later ones must not go back behind it."""
     rejected: dict[int, str] = {}
-    """Serials that failed on this device, and why; they are not tried again."""
+    """Bundles that failed on this device, and why; they are not tried again."""
     probes: int = 0
-    """Probes of the pending one that did not come to an end."""
+    """Probes of the pending bundle that did not end."""
     starts: int = 0
-    """Starts with the active one on trial in which it never ran."""
+    """Starts since the active bundle last ran, while it is on trial."""
     trial: Figures | None = None
-    """Of the active one while it is on trial."""
+    """Figures of the active bundle; None when it is not on trial."""
     baseline: Figures | None = None
-    """Of the last one that came through its trial."""
+    """Figures of the last bundle that passed its trial."""
 
 
 class BundleStore:
-    """Bundles in the folder `root`, all signed by `keys`. `clock` tells the time in ms since the epoch, UTC."""
+    """Bundles in the folder `root`, all signed by `keys`. `clock` returns the time in ms since the epoch, UTC."""
 
     def __init__(self, root: Path, keys: TrustedKeys, *, clock: Callable[[], int] = wall_clock) -> None:
-        """Open the store, make it if there is none, and remove what a killed process left. Raises `StoreError`."""
+        """Open the store or create it, and remove what a killed process left. Raises `BundleStorageError`."""
         self.root, self.keys, self._clock = root, keys, clock
         self._lock = threading.RLock()
         self._bundles, self._path = root / "bundles", root / "state.json"
@@ -81,35 +81,35 @@ class BundleStore:
             self._bundles.mkdir(parents=True, exist_ok=True)
             found = self._path.exists()
         self.state = StoreState()
-        """What it remembers. It changes through the methods below only."""
+        """The current state. Only the methods below change it."""
         if found:
             try:
                 self.state = decode_json(read_bytes(self._path), StoreState, str(self._path))
-            except BundleError:
+            except BundleError:  # the state is lost: start over with the newest intact bundle, on trial again
                 newest = self._newest()
                 self.change(active=newest, trial=None if newest is None else Figures())
         self._clean()
 
     def now(self) -> int:
-        """The time in ms, never before that of the last release: a clock that is set back brings nothing back to life."""
+        """Return the time in ms, at least that of the last release: setting the clock back revives no expired bundle."""
         release = self.state.release
         return max(self._clock(), 0 if release is None else release.created_ms)
 
     def folder(self, serial: int) -> Path:
-        """Where a bundle lies, or would."""
+        """Return the folder of a bundle, which need not exist."""
         return self._bundles / str(serial)
 
     def open(self, serial: int) -> Bundle:
-        """A bundle of the store, checked again. Raises `BundleError`."""
+        """Return a bundle of the store, checked again. Raises `BundleError`."""
         bundle = Bundle.open(self.folder(serial), keys=self.keys, now_ms=self.now())
         if bundle.manifest.serial != serial:
             raise CorruptBundleError(str(bundle.folder), f"serial {serial}", f"{bundle.manifest.serial}")
         return bundle
 
     def active(self) -> Bundle | None:
-        """The bundle in use, checked again; None without one. One that was damaged gives way to the previous one.
+        """Return the bundle in use, checked again; None without one. A damaged bundle is replaced by the previous one.
 
-        Raises `ExpiredBundleError`, and `StoreError` when that cannot be written down.
+        Raises `ExpiredBundleError`, and `BundleStorageError` when a replacement cannot be saved.
         """
         with self._lock:
             while self.state.active is not None:
@@ -122,7 +122,7 @@ class BundleStore:
             return None
 
     def change(self, **changes: Any) -> None:
-        """Remember `changes` of the state's fields, all or none. Raises `StoreError`; what was remembered then stays."""
+        """Save `changes` of the state's fields, all or none. Raises `BundleStorageError`; the state is then unchanged."""
         with self._lock:
             state = msgspec.structs.replace(self.state, **changes)
             if state != self.state:
@@ -131,7 +131,7 @@ class BundleStore:
                 self.state = state
 
     def begin(self, serial: int) -> Path:
-        """The folder for a bundle that is about to be downloaded, with what an earlier try left. Raises `StoreError`."""
+        """Return the folder for a download, with the files of an earlier attempt. Raises `BundleStorageError`."""
         with self._lock:
             if self.state.pending != serial:
                 self.change(pending=serial, probes=0)
@@ -142,7 +142,7 @@ class BundleStore:
             return folder
 
     def add(self, bundle: Bundle) -> None:
-        """Copy a bundle that lies elsewhere, which is then pending. Raises `StoreError`."""
+        """Copy a bundle from elsewhere, which is then pending. Raises `BundleStorageError`."""
         folder = self.begin(bundle.manifest.serial)
         with on_disk(folder):
             for path in (MANIFEST, SIGNATURES, *(entry.path for entry in bundle.manifest.files)):
@@ -150,7 +150,7 @@ class BundleStore:
                 shutil.copyfile(bundle.folder / path, folder / path)
 
     def stage(self) -> None:
-        """The pending bundle, found good, is now staged. Raises `StoreError`."""
+        """Make the pending bundle, which passed its probe, the staged one. Raises `BundleStorageError`."""
         with self._lock:
             serial = self.state.pending
             assert serial is not None
@@ -161,21 +161,21 @@ class BundleStore:
             self._clean()
 
     def activate(self) -> None:
-        """The staged bundle is now the active one and on trial, the active one the previous. Raises `StoreError`."""
+        """Make the staged bundle active and on trial, and the active one the previous. Raises `BundleStorageError`."""
         with self._lock:
             state = self.state
             assert state.staged is not None
-            # One that has not come through its trial is less to go back to than one that has.
+            # A bundle that has passed its trial is the better one to return to.
             previous = state.previous if state.trial is not None and state.previous is not None else state.active
             self.change(active=state.staged, previous=previous, staged=None, trial=Figures(), starts=0)
             self._clean()
 
     def settle(self, figures: Figures) -> None:
-        """The active bundle came through its trial with `figures`. Raises `StoreError`."""
+        """End the trial of the active bundle, which passed it with `figures`. Raises `BundleStorageError`."""
         self.change(trial=None, baseline=figures)
 
     def reject(self, serial: int, why: str) -> None:
-        """Never try that bundle again. The active one gives way to the previous one, if there is one. Raises `StoreError`."""
+        """Never try that bundle again. If it is the active one, return to the previous. Raises `BundleStorageError`."""
         with self._lock:
             state = self.state
             rejected = dict(sorted({**state.rejected, serial: why}.items())[-_REJECTED_MAX:])
@@ -187,7 +187,7 @@ class BundleStore:
             self._clean()
 
     def _newest(self) -> int | None:
-        """The newest bundle that is whole, for a state that was lost."""
+        """Return the newest intact bundle, for a state that was lost."""
         for serial in sorted((int(p.name) for p in self._bundles.iterdir() if p.name.isdecimal()), reverse=True):
             with suppress(BundleError):
                 self.open(serial)
@@ -197,7 +197,7 @@ class BundleStore:
     def _clean(self) -> None:
         state = self.state
         kept = {str(serial) for serial in (state.active, state.previous, state.staged, state.pending)}
-        with suppress(OSError):  # what cannot be removed now is at the next start
+        with suppress(OSError):  # the next start tries again
             for path in self._bundles.iterdir():
                 if path.name not in kept:
                     shutil.rmtree(path, ignore_errors=True)

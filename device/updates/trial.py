@@ -1,7 +1,7 @@
-"""Whether a new bundle does well on this device: its models' times, failures and scores in their first runs in use.
+"""The trial of a new bundle on this device: its models' times, failures and scores in their first runs in use.
 
-They are compared with what the bundle before it did here, and with what its own scores looked like when it was exported. On the
-path of a swipe that is two clock reads and two appends; everything else happens between pages (`Trial.verdict`).
+They are compared with the figures of the previous bundle on this device, and with the range of its own scores at export. On the
+path of a swipe that costs two clock reads and two appends; everything else happens between pages (`Trial.verdict`).
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeRunErr
 
 __all__ = ["Figures", "Trial", "TrialConfig", "Verdict", "unwatch", "watch"]
 
-_STAGES: tuple[Stage, ...] = ("whole", "watch", "search")  # those that score candidates
+_STAGES: tuple[Stage, ...] = ("whole", "watch", "search")  # the stages that score candidates
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """When a trial is over, and what fails it."""
+    """When a trial ends, and what fails it."""
 
     runs: int = 200
-    """Runs after which a bundle that did well is trusted: some ten minutes of swiping."""
+    """Runs after which a healthy bundle is trusted: some ten minutes of swiping."""
     failures: int = 5
     """Failures in a row that end a trial at once."""
     failure_share: float = 0.02
-    """Share of runs that may fail beyond the previous bundle's share; the session ranks those in cloud order."""
+    """Share of runs that may fail in excess of the previous bundle's share; a failed run leaves cloud order."""
     ms_max: float = 50.0
     """Longest median run, in ms, whatever the previous bundle took."""
     slower: float = 2.0
-    """How many times the previous bundle's median a run may take."""
+    """Factor by which the median run may be slower than the previous bundle's."""
     ms_free: float = 2.0
     """Medians up to this many ms are never too slow: an eighth of a frame at 60 per second."""
     samples: int = 64
-    """Runs whose scores are kept: of 60 candidates and 8 tasks, 2 kB each."""
+    """Runs whose scores are kept: 2 kB each for 60 candidates and 8 tasks."""
     drift: float = 3.0
-    """How many of the recorded standard deviations a task's mean score may be off. One user's mean is off by part of one."""
+    """Recorded standard deviations by which a task's mean score may differ. One user's mean differs by a part of one."""
     spread: float = 0.02
-    """Smallest standard deviation of a task's scores, as a share of the recorded one: below, all candidates are the same."""
+    """Smallest standard deviation of a task's scores, as a share of the recorded one: below it, all candidates score alike."""
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trial saw so far, small enough to be kept on disk. `scores` counts, sums and sums squares by form and task."""
+    """The figures of a trial so far, small enough to be saved. `scores` has count, sum and sum of squares by form and task."""
 
     failures: int = 0
     ms: tuple[float, ...] = ()
@@ -57,29 +57,29 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def runs(self) -> int:
-        """Runs that came to an end."""
+        """Runs that did not fail."""
         return len(self.ms)
 
     @property
     def median_ms(self) -> float:
-        """Of a run; 0 without any."""
+        """Median time of a run in ms; 0 without runs."""
         return float(np.median(self.ms)) if self.ms else 0.0
 
     @property
     def failure_share(self) -> float:
-        """Of all runs; 0 without any."""
+        """Share of runs that failed; 0 without runs."""
         return self.failures / max(1, self.failures + self.runs)
 
 
 class Verdict(NamedTuple):
-    """How a trial ended. `why` says what was wrong, and is empty when nothing was."""
+    """The end of a trial. `why` says what failed; it is empty for a healthy bundle."""
 
     healthy: bool
     why: str
 
 
 class Trial:
-    """Watches one bundle. `ran`, `failed` and `scores` are told while swiping, `verdict` is asked between pages."""
+    """The trial of one bundle. `ran`, `failed` and `scores` are called while swiping, `verdict` between pages."""
 
     def __init__(
         self,
@@ -89,39 +89,37 @@ class Trial:
         baseline: Figures | None = None,
         figures: Figures | None = None,
     ) -> None:
-        """`ranges` are the bundle's own, `baseline` what the bundle before it did, `figures` what was seen before a restart."""
+        """`ranges` are of the bundle, `baseline` of the previous one, `figures` of this trial before a restart."""
         self._config = config or TrialConfig()
         self._ranges = {r.form: r for r in ranges}
         self._baseline, self._figures = baseline, figures or Figures()
         self._ms: list[float] = []
         self._scores: list[tuple[Form, NDArray[np.float32], NDArray[np.float32] | None]] = []
-        self.wants = self._config.samples
-        """Runs whose scores it still wants."""
-        self._failures = self._row = 0
+        self.samples_left = self._config.samples
+        """Number of runs whose scores are still to be recorded."""
+        self._failures = self._failures_in_a_row = 0
         self._kinds: dict[str, int] = {}
 
     def ran(self, ms: float) -> None:
-        """A run came to an end after so long."""
+        """Record a run of `ms`."""
         self._ms.append(ms)
-        self._row = 0
+        self._failures_in_a_row = 0
 
     def failed(self, kind: str) -> None:
-        """A run failed."""
+        """Record a failed run."""
         self._failures += 1
-        self._row += 1
+        self._failures_in_a_row += 1
         self._kinds[kind] = self._kinds.get(kind, 0) + 1
 
     def scores(self, form: Form, scores: NDArray[np.float32], mask: NDArray[np.float32] | None = None) -> None:
-        """A run's scores [n, tasks], of real candidates where `mask` [n] is 1. They are copied; later ones than it `wants` are
-        passed over.
-        """
-        if self.wants:
-            self.wants -= 1
+        """Record a copy of a run's scores [n, tasks], of real candidates where `mask` [n] is 1, while `samples_left`."""
+        if self.samples_left:
+            self.samples_left -= 1
             self._scores.append((form, scores.copy(), None if mask is None else mask.copy()))
 
     @property
     def figures(self) -> Figures:
-        """All that it saw, to be kept over a restart."""
+        """All figures so far, to be saved for the next start."""
         ms, scores, failures = self._ms, self._scores, self._failures
         self._ms, self._scores, self._failures = [], [], 0
         old = self._figures
@@ -146,19 +144,20 @@ class Trial:
         return self._figures
 
     def verdict(self) -> Verdict | None:
-        """How it ended, None while it goes on."""
+        """Return how the trial ended, None while it runs."""
         config, seen = self._config, self.figures
-        if self._row >= config.failures:
-            return Verdict(False, f"{self._row} failures in a row: {self._told()}")
+        # A broken model fails at once; everything else is judged after enough runs.
+        if self._failures_in_a_row >= config.failures:
+            return Verdict(False, f"{self._failures_in_a_row} failures in a row: {self._failure_kinds()}")
         if seen.runs + seen.failures < config.runs:
             return None
         base = self._baseline
         allowed = config.failure_share + (0 if base is None else base.failure_share)
         if seen.failure_share > allowed:
-            return Verdict(False, f"{seen.failure_share:.0%} of runs failed: {self._told()}")
+            return Verdict(False, f"{seen.failure_share:.0%} of runs failed: {self._failure_kinds()}")
         limit = config.ms_max if base is None or not base.runs else min(config.ms_max, config.slower * base.median_ms)
         if seen.median_ms > max(limit, min(config.ms_free, config.ms_max)):
-            return Verdict(False, f"a median run of {seen.median_ms:.2f} ms, at most {limit:.2f} were expected")
+            return Verdict(False, f"Expected a median run of at most {limit:.2f} ms, got {seen.median_ms:.2f} ms")
         return self._drift(seen) or Verdict(True, "")
 
     def _drift(self, seen: Figures) -> Verdict | None:
@@ -170,17 +169,20 @@ class Trial:
                 mean = total / count
                 std = max(0.0, squares / count - mean**2) ** 0.5
                 if abs(mean - expected.mean[task]) > self._config.drift * expected.std[task]:
-                    return Verdict(False, f"task {task} has a mean score of {mean:.3g}, recorded was {expected.mean[task]:.3g}")
+                    return Verdict(False, f"task {task} has a mean score of {mean:.3g}, {expected.mean[task]:.3g} at export")
                 if std < self._config.spread * expected.std[task]:
-                    return Verdict(False, f"scores of task {task} spread {std:.3g}, recorded were {expected.std[task]:.3g}")
+                    return Verdict(
+                        False,
+                        f"scores of task {task} have a standard deviation of {std:.3g}, {expected.std[task]:.3g} at export",
+                    )
         return None
 
-    def _told(self) -> str:
+    def _failure_kinds(self) -> str:
         return ", ".join(f"{kind} {count}" for kind, count in self._kinds.items()) or "before a restart"
 
 
 class _Watched(Runtime):
-    """A runtime that tells a trial what it does."""
+    """A runtime that reports its runs to a trial."""
 
     def __init__(self, inner: Runtime, trial: Trial, form: Form, stage: Stage) -> None:
         self.inner, self._trial, self._form = inner, trial, form
@@ -197,18 +199,18 @@ class _Watched(Runtime):
             raise
         trial, scores = self._trial, outputs[self._scores][0]
         first = scores[0, 0]
-        if first != first:  # NaN seldom comes alone, and looking at all of them would cost more than the rest
+        if first != first:  # NaN is seldom alone, and checking all scores would cost more than the rest of the trial
             trial.failed("scores")
             return outputs
         trial.ran((time.perf_counter_ns() - start) / 1e6)
-        if trial.wants:
+        if trial.samples_left:
             mask = inputs.get("candidate_mask")
             trial.scores(self._form, scores, None if mask is None else mask[0])
         return outputs
 
 
 def watch(ranker: Ranker, trial: Trial) -> None:
-    """Have `trial` told of every run of the ranker's models that scores candidates."""
+    """Report every run of the ranker's models that scores candidates to `trial`."""
     for form, stages in ranker.runtimes.items():
         for stage in _STAGES:
             if stage in stages:
@@ -216,6 +218,6 @@ def watch(ranker: Ranker, trial: Trial) -> None:
 
 
 def unwatch(ranker: Ranker) -> None:
-    """Undo `watch`: a bundle that is trusted runs as it is."""
+    """Undo `watch`: a trusted bundle runs without it."""
     for stages in ranker.runtimes.values():
         stages.update({stage: r.inner for stage, r in stages.items() if isinstance(r, _Watched)})

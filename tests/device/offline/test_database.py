@@ -24,7 +24,7 @@ def test_all_of_a_transaction_or_none(tmp_path: Path) -> None:
     database.close()
 
 
-def test_it_lets_go_of_the_file_also_after_a_write_that_failed(tmp_path: Path) -> None:
+def test_close_unlocks_the_file_even_after_a_failed_write(tmp_path: Path) -> None:
     database = opened(tmp_path)
     with full_disk():
         assert not database.write(PUT, ("a", 1))
@@ -44,7 +44,7 @@ def test_other_tables_than_ours_are_damage(tmp_path: Path, change: str) -> None:
     database.close()
 
 
-def test_after_closing_nothing_gets_through(tmp_path: Path) -> None:
+def test_a_closed_database_writes_and_reads_nothing(tmp_path: Path) -> None:
     database = opened(tmp_path)
     database.close()
     assert not database.write(PUT, ("a", 1))

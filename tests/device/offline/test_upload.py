@@ -44,7 +44,7 @@ def ok(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
     return FeedbackReceipt(accepted=len(events), duplicates=0)
 
 
-def test_all_that_waits_goes_in_batches(cloud: FaultyCloud, client: CloudClient) -> None:
+def test_waiting_events_are_sent_in_batches(cloud: FaultyCloud, client: CloudClient) -> None:
     box, config = outbox(10), UploadConfig(events_max=4, every_s=7.0)
     uploader = Uploader(box, client.send_feedback, config)
     assert [uploader.step() for _ in range(4)] == [0.0, 0.0, 7.0, 7.0]
@@ -73,11 +73,11 @@ def test_what_fails_is_sent_again_and_applied_once(cloud: FaultyCloud, client: C
     while len(box):
         uploader.step()
     assert sorted(cloud.events) == ["e0", "e1", "e2"]
-    if fault in ("cut", "garbage"):  # the cloud had applied what it could not tell
+    if fault in ("cut", "garbage"):  # the cloud had applied them, but its answer was lost
         assert uploader.counters.duplicates > 0
 
 
-def test_a_receipt_for_something_else_is_none() -> None:
+def test_a_receipt_for_another_batch_is_a_failure() -> None:
     box = outbox(3)
     receipts = [FeedbackReceipt(accepted=0, duplicates=0), FeedbackReceipt(accepted=4, duplicates=-2)]
     uploader = Uploader(box, lambda events: receipts.pop())
@@ -87,7 +87,7 @@ def test_a_receipt_for_something_else_is_none() -> None:
 
 
 @given(st.sets(st.integers(0, 40)))
-def test_events_that_the_cloud_refuses_are_let_go_and_all_others_arrive(bad: set[int]) -> None:
+def test_refused_events_are_dropped_and_all_others_arrive(bad: set[int]) -> None:
     box, arrived = outbox(40), []
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
@@ -128,7 +128,7 @@ def test_a_cloud_that_refuses_everything_costs_few_events() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
-def test_other_statuses_let_nothing_go(status: int) -> None:
+def test_other_statuses_drop_nothing(status: int) -> None:
     box = outbox(1)
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
@@ -163,12 +163,12 @@ def test_the_backoff_doubles_to_its_bound_with_full_jitter_and_replays() -> None
     assert max(run[81] for run in drawn) <= 1, "a success ends it"
 
 
-@pytest.mark.parametrize(("asked", "least", "most"), [(30.0, 30, 31), (1e9, 3600, 3601), (-5.0, 0, 1), (float("nan"), 0, 1)])
-def test_what_the_cloud_asks_for_is_honoured_within_reason(asked: float, least: float, most: float) -> None:
+@pytest.mark.parametrize(("asked", "low", "high"), [(30.0, 30, 31), (1e9, 3600, 3601), (-5.0, 0, 1), (float("nan"), 0, 1)])
+def test_what_the_cloud_asks_for_is_honoured_within_reason(asked: float, low: float, high: float) -> None:
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
         raise refusing(429, asked)
 
-    assert least <= Uploader(outbox(1), send).step() <= most
+    assert low <= Uploader(outbox(1), send).step() <= high
 
 
 def test_the_thread_sends_what_comes_and_is_woken_by_a_kick(cloud: FaultyCloud, client: CloudClient) -> None:

@@ -15,8 +15,8 @@ from pocketrank.device.updates import ProbeConfig, probe
 from tests.device.worlds import make_bundle as make_world
 
 WHOLE = golden(weights())
-UNTOLD = to_msgpack(msgspec.structs.replace(WHOLE, cases=()))
-"""A file without cases, where they would tell first."""
+NO_CASES = to_msgpack(msgspec.structs.replace(WHOLE, cases=()))
+"""A file without cases, which would fail before the sweep does."""
 
 
 def _probe(folder: Path, config: ProbeConfig | None = None, **keys: Any) -> None:
@@ -46,13 +46,13 @@ def test_models_of_fixed_sizes_pass(tmp_path: Path, fixed: tuple[Any, Any]) -> N
 @pytest.mark.parametrize("row", [1, 38, 39])
 def test_every_code_is_tried(tmp_path: Path, row: int) -> None:
     with pytest.raises(ProbeError, match="probabilities"):
-        _probe(tmp_path, files={MODEL: _poisoned(row), GOLDEN: UNTOLD})
+        _probe(tmp_path, files={MODEL: _poisoned(row), GOLDEN: NO_CASES})
 
 
 def test_of_many_codes_so_many_are_tried(tmp_path: Path) -> None:
     spec = msgspec.structs.replace(SPEC, candidate_categories=(CategoryFeature(name="category", size=41),))
     with pytest.raises(ProbeError, match="runs"):  # the last of 41 is always one of them, and the table has 40
-        _probe(tmp_path, ProbeConfig(codes_max=2), spec=spec, files={GOLDEN: UNTOLD})
+        _probe(tmp_path, ProbeConfig(codes_max=2), spec=spec, files={GOLDEN: NO_CASES})
 
 
 def test_other_scores_than_recorded(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_no_probabilities(tmp_path: Path) -> None:
             tmp_path,
             files={
                 MODEL: model(weights(), last="Exp"),
-                GOLDEN: UNTOLD,
+                GOLDEN: NO_CASES,
             },
         )
 

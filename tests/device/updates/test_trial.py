@@ -18,7 +18,7 @@ CONFIG = TrialConfig(runs=10, failures=3, failure_share=0.2, ms_max=20, slower=2
 RANGE = ScoreRange(form="split", mean=(0.5, 0.1), std=(0.1, 0.02))
 
 
-def _told(trial: Trial, runs: int = 10, ms: float = 3.0, failed: int = 0) -> Verdict | None:
+def _after(trial: Trial, runs: int = 10, ms: float = 3.0, failed: int = 0) -> Verdict | None:
     for _ in range(failed):
         trial.failed("run")
         trial.ran(ms)
@@ -32,10 +32,10 @@ def _scores(mean: tuple[float, float] = (0.5, 0.1), std: tuple[float, float] = (
     return np.asarray(np.array(mean) + z * np.array(std), np.float32)
 
 
-def test_one_that_does_well_is_trusted_after_so_many_runs() -> None:
+def test_a_healthy_bundle_is_trusted_after_enough_runs() -> None:
     trial = Trial(CONFIG)
-    assert _told(trial, 9) is None
-    assert _told(trial, 1) == Verdict(True, "")
+    assert _after(trial, 9) is None
+    assert _after(trial, 1) == Verdict(True, "")
 
 
 def test_failures_in_a_row_end_it_at_once() -> None:
@@ -49,18 +49,18 @@ def test_failures_in_a_row_end_it_at_once() -> None:
     assert trial.verdict() == Verdict(False, "3 failures in a row: run 4, scores 1")
 
 
-def test_more_failures_than_the_one_before_had() -> None:
-    assert _told(Trial(CONFIG), failed=2) == Verdict(True, "")
-    assert _told(Trial(CONFIG), failed=3) == Verdict(False, "30% of runs failed: run 3")
-    assert _told(Trial(CONFIG, baseline=Figures(failures=1, ms=(3.0,) * 9)), failed=3) == Verdict(True, "")
+def test_more_failures_than_the_previous_bundle() -> None:
+    assert _after(Trial(CONFIG), failed=2) == Verdict(True, "")
+    assert _after(Trial(CONFIG), failed=3) == Verdict(False, "30% of runs failed: run 3")
+    assert _after(Trial(CONFIG, baseline=Figures(failures=1, ms=(3.0,) * 9)), failed=3) == Verdict(True, "")
 
 
 @pytest.mark.parametrize(
     ("before", "now", "healthy"),
     [(None, 19, True), (None, 21, False), (3, 6, True), (3, 7, False), (0.1, 0.9, True), (15, 21, False)],
 )
-def test_slower_than_the_one_before(before: float | None, now: float, healthy: bool) -> None:
-    verdict = _told(Trial(CONFIG, baseline=None if before is None else Figures(ms=(before,))), ms=now)
+def test_slower_than_the_previous_bundle(before: float | None, now: float, healthy: bool) -> None:
+    verdict = _after(Trial(CONFIG, baseline=None if before is None else Figures(ms=(before,))), ms=now)
     assert verdict is not None
     assert verdict.healthy is healthy
     assert ("median" in verdict.why) is not healthy
@@ -73,7 +73,7 @@ def test_slower_than_the_one_before(before: float | None, now: float, healthy: b
         (_scores(mean=(0.7, 0.1)), ""),
         (_scores(mean=(0.9, 0.1)), "task 0 has a mean score"),
         (_scores(mean=(0.5, 0.01)), "task 1 has a mean score"),
-        (_scores(std=(0.1, 0.0)), "scores of task 1 spread"),
+        (_scores(std=(0.1, 0.0)), "scores of task 1 have a standard deviation"),
         (np.full((60, 2), np.nan, np.float32), "29% of runs failed"),
     ],
     ids=["as_recorded", "another_user", "far_up", "far_down", "all_the_same", "nan"],
@@ -82,16 +82,16 @@ def test_scores_that_drift(scores: NDArray[np.float32], why: str) -> None:
     trial = Trial(CONFIG, ranges=[RANGE])
     for _ in range(6):
         trial.scores("split", scores)
-    verdict = _told(trial)
+    verdict = _after(trial)
     assert verdict is not None
     assert verdict.healthy is (why == "")
     assert verdict.why.startswith(why)
 
 
-def test_scores_that_nothing_was_recorded_of_tell_nothing() -> None:
+def test_scores_without_a_recorded_range_are_not_judged() -> None:
     trial = Trial(CONFIG, ranges=[RANGE])
     trial.scores("self_contained", _scores(mean=(9, 9)))
-    assert _told(trial) == Verdict(True, "")
+    assert _after(trial) == Verdict(True, "")
 
 
 def test_samples_are_copies_and_few() -> None:
@@ -101,7 +101,7 @@ def test_samples_are_copies_and_few() -> None:
         trial.scores("split", scores)
         scores[:] = 7
     assert trial.figures.scores["split"][0][0] == 4 * 60
-    assert trial.wants == 0
+    assert trial.samples_left == 0
 
 
 @settings(max_examples=30)
@@ -109,7 +109,7 @@ def test_samples_are_copies_and_few() -> None:
 def test_a_restart_in_the_middle_changes_nothing(events: list[str], at: int) -> None:
     config = TrialConfig(runs=10, failures=99, samples=99)
 
-    def tell(trial: Trial, events: list[str]) -> Trial:
+    def feed(trial: Trial, events: list[str]) -> Trial:
         for i, event in enumerate(events):
             if event == "scores":
                 trial.scores("split", _scores() * (i + 1))
@@ -117,9 +117,9 @@ def test_a_restart_in_the_middle_changes_nothing(events: list[str], at: int) -> 
                 trial.ran(float(i)) if event == "ran" else trial.failed("run")
         return trial
 
-    begun = tell(Trial(config), events[:at]).figures
-    resumed = tell(Trial(config, figures=from_json(to_json(begun), Figures)), events[at:])
-    straight = tell(tell(Trial(config), events[:at]), events[at:])
+    begun = feed(Trial(config), events[:at]).figures
+    resumed = feed(Trial(config, figures=from_json(to_json(begun), Figures)), events[at:])
+    straight = feed(feed(Trial(config), events[:at]), events[at:])
     assert resumed.figures.ms == straight.figures.ms
     assert resumed.figures.failures == straight.figures.failures
     for form, rows in straight.figures.scores.items():
@@ -127,7 +127,7 @@ def test_a_restart_in_the_middle_changes_nothing(events: list[str], at: int) -> 
     assert (resumed.verdict() is None) == (straight.verdict() is None)
 
 
-def test_a_watched_ranker_tells_of_every_run(tmp_path: Path) -> None:
+def test_a_watched_ranker_reports_every_run(tmp_path: Path) -> None:
     ranker = Ranker.open(make_bundle(tmp_path))
     plain = dict(ranker.runtimes["split"])
     trial = Trial(CONFIG)
@@ -145,7 +145,7 @@ def test_a_watched_ranker_tells_of_every_run(tmp_path: Path) -> None:
     assert ranker.runtimes["split"] == plain
 
 
-def test_a_watched_ranker_tells_of_nan(tmp_path: Path) -> None:
+def test_a_watched_ranker_reports_nan(tmp_path: Path) -> None:
     ranker = Ranker.open(make_bundle(tmp_path, poison=float("nan")))
     trial = Trial(CONFIG)
     watch(ranker, trial)
