@@ -10,11 +10,11 @@ import java.security.MessageDigest
 class BundleException(message: String, cause: Throwable? = null) : Exception(message, cause)
 
 /**
- * A folder with a manifest, a feature spec and models, of which every listed file was found as the manifest says. Download into
- * a folder beside the old one, open it, and only then remember the new folder's name (SharedPreferences, `commit`): a bundle is
- * installed whole or not at all. A change of bundle needs a new session, since a model's state must not reach another model.
+ * A folder with a manifest, a feature spec and models, whose listed files were all checked against the manifest. Download into
+ * a new folder, open it, and only then remember the new folder's name (SharedPreferences, `commit`): a bundle is
+ * installed completely or not at all. A change of bundle needs a new session, since a model's state must not reach another model.
  *
- * Whose manifest it is must be checked before this, by its signature; see "What is left out" in README.md.
+ * The manifest's signature must be verified before this; see "What is left out" in README.md.
  */
 class Bundle private constructor(val folder: File, val splitVersion: String, val spec: FeatureSpec, private val models: List<Node>) {
     /** The file of a form's model, for all users; null when there is none. LiteRT has all stages of it in one file. */
@@ -27,7 +27,7 @@ class Bundle private constructor(val folder: File, val splitVersion: String, val
         private const val TEXT_MAX = 4 shl 20 // bytes of a manifest or spec; real ones have thousands
         private const val PATH_MAX = 1024
 
-        /** Read and check it all: some milliseconds, on a background thread. Throws [BundleException]. */
+        /** Read and check the whole bundle, which takes some milliseconds, on a background thread. Throws [BundleException]. */
         fun open(folder: File, nowMs: Long = System.currentTimeMillis()): Bundle = try {
             read(folder, nowMs)
         } catch (e: IOException) {

@@ -4,8 +4,8 @@ package pocketrank.sample
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
-// What crosses between cloud and device, as docs/contract.md has it. `read` looks at types, so that a page whose features are
-// bad can still be shown in cloud order; what is in a block is checked where it is used.
+// The messages between cloud and device, as in docs/contract.md. `read` checks types only, so that a page whose features are
+// bad can still be shown in cloud order; the content of a block is checked where it is used.
 
 /** An array: little-endian, row-major, `dtype` one of f2, f4, i4, i8, u1. */
 class Block private constructor(private val dtype: String, private val shape: List<Long>, private val data: ByteArray) {
@@ -13,7 +13,7 @@ class Block private constructor(private val dtype: String, private val shape: Li
     fun table(path: String, dtype: String, dims: Int): Table {
         if (this.dtype != dtype) throw ContractException("$path.dtype", "`$dtype`", "`${this.dtype}`")
         if (shape.size != dims) throw ContractException("$path.shape", "$dims dimensions", "${shape.size}")
-        // Before anything is computed from it: the shape is only a claim.
+        // Check the shape before anything is computed from it: a hostile page may claim any.
         if (shape.any { it !in 0..ELEMENTS_MAX } || shape.fold(1.0) { all, d -> all * d } > ELEMENTS_MAX) {
             throw ContractException("$path.shape", "at most $ELEMENTS_MAX elements", shape.toString())
         }
@@ -93,19 +93,19 @@ class Page(
     }
 }
 
-enum class Ended { SWIPE, COMPLETE, EXIT, BACKGROUND } // their places are the codes on the wire
+enum class Ended { SWIPE, COMPLETE, EXIT, BACKGROUND } // their ordinals are the codes on the wire
 
 enum class Orientation { PORTRAIT, LANDSCAPE }
 
 enum class Network { OFFLINE, CELLULAR, WIFI }
 
-/** One finished impression. What this phone cannot tell stays null: a made-up value would teach the model something untrue. */
+/** One finished impression. A value that this phone does not report stays null, because an invented one would mislead the model. */
 data class FeedbackEvent(
-    val eventId: String, // unique for ever: the session and a UUID. The cloud applies an id once, so sending twice is harmless
+    val eventId: String, // unique: the session and a UUID. The cloud applies an id once, so sending twice is harmless
     val userId: Long,
     val sessionId: String,
     val itemId: Long,
-    val position: Long, // place in the session, from 0
+    val position: Long, // index in the session, from 0
     val impressionMs: Long,
     val watchMs: Long,
     val pageId: String? = null,
@@ -131,7 +131,7 @@ data class FeedbackEvent(
     val batterySaver: Boolean? = null,
     val backgrounded: Boolean? = null,
 ) {
-    /** By the names of the wire, which are those of the spec's `feedback_floats` too. */
+    /** The fields by their names on the wire, which are also the names of the spec's `feedback_floats`. */
     fun fields(): Map<String, Any?> = linkedMapOf(
         "version" to Node.WIRE_VERSION, "event_id" to eventId, "user_id" to userId, "session_id" to sessionId,
         "item_id" to itemId, "position" to position, "impression_ms" to impressionMs, "watch_ms" to watchMs,

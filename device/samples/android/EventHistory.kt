@@ -1,7 +1,7 @@
 // SAMPLE, not run on a device. Pure Kotlin, held to the committed vectors on a JVM: see README.md.
 package pocketrank.sample
 
-/** The last `events_max` impressions, oldest first, and what the model's stage `event` made of each. */
+/** The last `events_max` impressions, oldest first, and the state that the model's stage `event` computed for each. */
 class EventHistory(private val spec: FeatureSpec) {
     private class Event(
         val impressionMs: Long,
@@ -15,20 +15,20 @@ class EventHistory(private val spec: FeatureSpec) {
     }
 
     private val events = ArrayList<Event>()
-    private var fresh = 0 // newest events whose state is not known
+    private var fresh = 0 // newest events whose state is not computed yet
     private var stateOf: Form? = null
 
     val count get() = events.size
 
     /**
-     * Remember that [row] of [page] was shown. One that comes late is put before those of later impressions; false for one older
-     * than all of a full history, which is not kept.
+     * Remember that [row] of [page] was shown. A late event is inserted before those of later impressions. False for
+     * one that is older than all of a full history, which is dropped.
      */
     fun append(impressionMs: Long, position: Long, feedback: FloatArray, page: PageFeatures, row: Int): Boolean {
         val shownMs = impressionMs.coerceIn(-FAR_MS, FAR_MS)
         val at = events.indexOfLast { it.impressionMs <= shownMs } + 1
         if (at == 0 && events.size == spec.eventsMax) return false
-        // States behind it are made again: in a run of the stage several events share a tensor.
+        // The states after it are computed again, because events of one run of the stage share a tensor.
         fresh = minOf(maxOf(fresh, events.size - at) + 1, spec.eventsMax)
         val far = position.coerceIn(-FAR_POSITION, FAR_POSITION)
         events.add(at, Event(shownMs, far, page.floats[row], page.categories[row], page.vectors?.get(row), feedback))
@@ -36,7 +36,7 @@ class EventHistory(private val spec: FeatureSpec) {
         return true
     }
 
-    /** What the model is told of the events themselves: [length] rows that end [before] rows before the newest. */
+    /** The model's inputs about the events themselves: [length] rows that end [before] rows before the newest. */
     fun inputs(length: Int, before: Int = 0): Map<String, Tensor> {
         val window = List(length) { events.getOrNull(events.size - before - length + it) } // null is padding, at the front
         return mapOf(
@@ -47,7 +47,7 @@ class EventHistory(private val spec: FeatureSpec) {
         )
     }
 
-    /** The part that changes with the moment: seconds and positions since each impression, none of them negative. */
+    /** The inputs that change with time: seconds and positions since each impression, none of them negative. */
     fun moment(length: Int, nowMs: Long, position: Long): Map<String, Tensor> {
         val padding = length - events.size
         val gap = FloatArray(length * 2)
@@ -65,7 +65,7 @@ class EventHistory(private val spec: FeatureSpec) {
     }
 
     /**
-     * Have [stage] make the states that are missing in this [form]; usually that of one event, since each is kept. [lengths] are
+     * Compute the missing states of this [form] with [stage]; usually that of one event, because states are kept. [lengths] are
      * the counts that the stage was compiled for, ascending; null is any count.
      */
     fun encode(form: Form, lengths: List<Int>?, stage: (Int, Map<String, Tensor>) -> Tensor.Floats) {
@@ -89,7 +89,7 @@ class EventHistory(private val spec: FeatureSpec) {
         fresh = 0
     }
 
-    /** `event_state` of the last events, as [encode] made it. */
+    /** `event_state` of the last events, as [encode] computed it. */
     fun states(length: Int, width: Int): Tensor.Floats =
         rows(List(length) { events.getOrNull(events.size - length + it)?.state }, width)
 
@@ -114,5 +114,5 @@ internal fun codes(rows: List<IntArray?>, width: Int): Tensor.Ints {
     return Tensor.Ints(intArrayOf(1, rows.size, width), values)
 }
 
-/** The smallest size that holds [count], else the largest; where there are no sizes, any count goes. */
+/** The smallest size that holds [count], else the largest; without sizes, [count] itself. */
 internal fun fitting(sizes: List<Int>?, count: Int) = if (sizes == null) count else sizes.firstOrNull { it >= count } ?: sizes.last()

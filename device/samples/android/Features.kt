@@ -11,7 +11,7 @@ sealed class Tensor {
 }
 
 /**
- * A page as the model sees it, in cloud order without repeats. Made once when the page arrives; a swipe only copies rows.
+ * A page as the model sees it, in cloud order without repeats. Built once when the page arrives; a swipe only copies rows.
  * Features that could not be read ([readable] is false) are defaults, and the page can only be shown in cloud order.
  */
 class PageFeatures(
@@ -28,16 +28,16 @@ class PageFeatures(
     fun withoutVectors() = PageFeatures(itemIds, floats, categories, null, null, readable, duplicates, missingColumns)
 }
 
-/** Builds the model's inputs as one spec says. Keeps nothing, so that all sessions share it. */
+/** Builds the model's inputs as one spec says. It keeps no state, so all sessions can share it. */
 class FeatureBuilder(val spec: FeatureSpec) {
-    /** Throws [ContractException] when not even the item ids can be read. */
+    /** Throws [ContractException] when even the item ids cannot be read. */
     fun page(page: Page): PageFeatures {
         val ids = page.itemId.table("$.candidates.item_id", "i8", 1)
         val kept = (0 until ids.rows).distinctBy { ids.long(it) } // the first of each id
         val floats = try { floatColumns(page, ids.rows) } catch (e: ContractException) { null }
         val categories = try { categoryColumns(page, ids.rows) } catch (e: ContractException) { null }
         val readable = floats != null && categories != null
-        // A column is the raw value of a row; one that is missing answers the feature's default in each.
+        // A column returns the raw value of a row. A missing column returns the feature's default for every row.
         val floatOf = spec.candidateFloats.map { feature -> feature to if (readable) floats[feature.name] else null }
         val codeOf = spec.candidateCategories.map { feature -> feature to if (readable) categories[feature.name] else null }
         val vectors = vectors(page, ids.rows)
@@ -67,7 +67,7 @@ class FeatureBuilder(val spec: FeatureSpec) {
         return columns(page.categories) { column -> { row -> table.int(row, column) } }
     }
 
-    /** By name, never by place: a page may carry more than the spec names, in any order. */
+    /** Columns are found by name, never by index: a page may have more columns than the spec names, in any order. */
     private fun <T> columns(group: Columns, column: (Int) -> T) = group.names.withIndex().associate { (i, name) -> name to column(i) }
 
     private fun table(group: Columns, path: String, dtype: String, rows: Int): Block.Table {
@@ -95,7 +95,7 @@ class FeatureBuilder(val spec: FeatureSpec) {
 
     private fun finite(value: Float) = if (value.isFinite()) value else 0f
 
-    /** `event_feedback` of one event. What the platform could not tell takes the feature's default. */
+    /** `event_feedback` of one event. A value that the platform does not report becomes the feature's default. */
     fun feedback(event: FeedbackEvent): FloatArray {
         val fields = event.fields()
         return FloatArray(spec.feedbackFloats.size) { i ->

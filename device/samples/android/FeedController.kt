@@ -16,10 +16,10 @@ import java.util.concurrent.TimeUnit
 
 /**
  * Stands between the screen and a [FeedSession]. The session, the model and the outbox live on one background thread; the network
- * on another, so that a slow cloud never holds up an order; the screen is only ever told, on the main thread, what comes next.
+ * on another, so that a slow cloud never holds up an order; the screen only receives the next item, on the main thread.
  *
- * The feed holds what is on screen and the item behind it, whose video is being buffered. Neither moves when the order changes:
- * each swipe decides what comes behind those.
+ * The feed holds the item on screen and the next one, whose video is being buffered. Neither moves when the order changes:
+ * each swipe decides what follows them.
  */
 class FeedController(
     filesDir: File, // Context.filesDir: the bundle's folder and the outbox
@@ -34,7 +34,7 @@ class FeedController(
     private val bundleFolder = File(filesDir, "pocketrank/bundle")
     private val outboxFile = File(filesDir, "pocketrank/outbox")
 
-    // Of the ranking thread, all that follows.
+    // The members below belong to the ranking thread.
     private lateinit var outbox: Outbox
     private lateinit var session: FeedSession
     private var models = emptyList<LiteRtModel>()
@@ -42,7 +42,7 @@ class FeedController(
     private var asking = false
     private var retryMs = RETRY_MS
 
-    /** What is handed over after the end is dropped: an upload's answer then comes to nobody, and its events are sent again. */
+    /** Work that arrives after the end is dropped. An upload's answer is then ignored, and its events are sent again. */
     private fun background(name: String) =
         ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS, LinkedBlockingQueue(), { Thread(it, name) }, ThreadPoolExecutor.DiscardPolicy())
 
@@ -53,7 +53,7 @@ class FeedController(
         fill()
     }
 
-    /** A bundle that is missing, damaged or will not run leaves cloud order, not a crash. */
+    /** A bundle that is missing, damaged or does not run results in cloud order, not in a crash. */
     private fun openRanker(): Ranker? = try {
         val bundle = Bundle.open(bundleFolder)
         val byForm = Form.entries.mapNotNull { form -> bundle.model(form)?.let { form to LiteRtModel(it) } }.toMap()
@@ -65,7 +65,7 @@ class FeedController(
         null
     }
 
-    /** The user has left an item for the one at position [now]: learn from it, then choose what comes behind the buffered one. */
+    /** The user has left an item for the one at position [now]: learn from it, then choose the item after the buffered one. */
     fun finished(event: FeedbackEvent, now: Long) = ranking.execute {
         session.feedback(event)
         reached = maxOf(reached, now)
@@ -96,7 +96,7 @@ class FeedController(
     private fun answered(request: PageRequest, answer: ByteArray?) {
         val page = try { answer?.let(Page::decode) } catch (e: ContractException) { null }
         if (page == null) {
-            // The feedback still waits in the outbox. No swipe asks before the time is over, each time twice as long.
+            // The feedback still waits in the outbox. Swipes do not ask again during a delay that doubles with each failure.
             main.postDelayed({ ranking.execute { asking = false; ask() } }, retryMs)
             retryMs = minOf(retryMs * 2, RETRY_MAX_MS)
             return
@@ -107,7 +107,7 @@ class FeedController(
         if (session.take(page)) fill()
     }
 
-    /** The app goes to the background, maybe for ever. What cannot be sent now is sent at the next start. */
+    /** The app goes to the background and may be killed there. Events that cannot be sent now are sent at the next start. */
     fun stop() = ranking.execute {
         val waiting = outbox.waiting().keys.toList()
         if (waiting.isEmpty()) return@execute
@@ -122,7 +122,7 @@ class FeedController(
         stop()
         ranking.execute {
             models.forEach { it.close() }
-            network.shutdown() // lets the last upload be done
+            network.shutdown() // the last upload still runs
         }
         ranking.shutdown()
     }

@@ -9,7 +9,7 @@ import androidx.fragment.app.Fragment
 import androidx.recyclerview.widget.RecyclerView
 import androidx.viewpager2.widget.ViewPager2
 
-/** One place of the feed, once decided. */
+/** One position of the feed and the item that was chosen for it. */
 class Place(val itemId: Long, val pageId: String?, val position: Long)
 
 /** A full-screen feed. The adapter only ever grows at its end: what is on screen or buffered does not move. */
@@ -29,7 +29,7 @@ class FeedAdapter(private val bind: (View, Long) -> Unit, private val create: (V
     override fun onBindViewHolder(holder: Holder, position: Int) = bind(holder.itemView, places[position].itemId)
 }
 
-/** Shows where the calls go. Your app's own views, player and dependency injection take the place of the abstract parts. */
+/** It shows where the calls belong. Your app's own views, player and dependency injection take the place of the abstract parts. */
 abstract class FeedFragment : Fragment() {
     abstract fun controller(context: Context, append: (Long, String?, Long) -> Unit): FeedController
     abstract fun createItemView(parent: ViewGroup): View
@@ -40,7 +40,7 @@ abstract class FeedFragment : Fragment() {
     private lateinit var pager: ViewPager2
     private lateinit var adapter: FeedAdapter
 
-    /** What is on screen. Buttons and the player's listeners write into it: `current?.like = true`. */
+    /** The impression on screen. Buttons and the player's listeners write into it: `current?.like = true`. */
     var current: Impression? = null
         private set
 
@@ -55,7 +55,7 @@ abstract class FeedFragment : Fragment() {
         pager.registerOnPageChangeCallback(Swipes())
         controller = controller(context) { item, page, position ->
             adapter.append(Place(item, page, position))
-            if (adapter.places.size == 1) begin(0) // the pager tells of no selection before the first swipe
+            if (adapter.places.size == 1) begin(0) // the pager reports no selection before the first swipe
         }
         controller.start()
     }
@@ -66,7 +66,7 @@ abstract class FeedFragment : Fragment() {
 
         override fun onPageSelected(position: Int) {
             finish(Ended.SWIPE, position)
-            begin(position) // back to an item seen before is an impression of its own, in the place that it had
+            begin(position) // returning to an earlier item is a new impression, at the same position
         }
 
         override fun onPageScrolled(position: Int, positionOffset: Float, positionOffsetPixels: Int) {
@@ -83,7 +83,7 @@ abstract class FeedFragment : Fragment() {
         current = adapter.places.getOrNull(index)?.let { Impression(it.itemId, it.pageId, it.position, phone) }
     }
 
-    /** No work for the main thread: the event is made here, and handed over. [next] is the index of what is on screen now. */
+    /** The main thread only makes the event and hands it over. [next] is the index of the item on screen now. */
     private fun finish(ended: Ended, next: Int) {
         val now = adapter.places.getOrNull(next) ?: return
         current?.let { controller.finished(it.finish(controller.userId, controller.sessionId, ended), now.position) }

@@ -1,7 +1,7 @@
 // SAMPLE, not run on a device. Pure Kotlin, held to the committed vectors on a JVM: see README.md.
 package pocketrank.sample
 
-/** What was counted, so that no fallback is silent. The names are those of the SDK's counters. */
+/** Counters of everything unusual, so that no fallback is silent. The names are those of the SDK's counters. */
 enum class Count {
     PAGES_REFUSED, PAGES_EMPTY, FEATURES_BAD, COLUMNS_MISSING, SPLIT_MISMATCH, VECTORS_ABSENT, VECTORS_BAD, NO_MODEL, DUPLICATES,
     ALREADY_SHOWN, RERANKS, MODEL_FAILED, SCORES_BAD, EVENTS, EVENTS_DUPLICATE, EVENTS_UNKNOWN_ITEM, EVENTS_LATE, SHOWN_ELSEWHERE
@@ -15,8 +15,8 @@ class PageDecision(val request: Boolean, val size: Int, val reason: String)
 
 /**
  * One user's feed: takes pages, shows the best item next, learns from each swipe, says when to ask for more. Not for use from
- * several threads: give it one background executor (FeedFragment.kt). Nothing here throws for bad data or a broken model; what
- * happens instead is counted in [counts]. Without a [ranker] (no bundle yet) the feed keeps cloud order.
+ * several threads: give it one background executor (FeedFragment.kt). Nothing here throws for bad data or a broken model; each
+ * fallback is counted in [counts]. Without a [ranker] (no bundle yet) the feed keeps cloud order.
  */
 class FeedSession(
     private val ranker: Ranker?,
@@ -32,7 +32,7 @@ class FeedSession(
     var form: Form? = null
         private set
 
-    /** Impressions so far: the position in the session of what [next] will show. */
+    /** Impressions so far: the position in the session of the item that [next] will show. */
     var position = 0L
         private set
 
@@ -41,15 +41,15 @@ class FeedSession(
     private val shown = LinkedHashMap<Long, Pair<PageFeatures, Int>>() // item → its row of its page, oldest first
     private var page: Page? = null
     private var held: Remaining? = null
-    private var order: List<Int>? = null // null: not made since something changed
+    private var order: List<Int>? = null // null: out of date
     private var takenMs = 0L
     private var shownOfPage = 0
     private var requests = 0
 
-    /** Id of the page that is held, for [FeedbackEvent.pageId]. */
+    /** Id of the current page, for [FeedbackEvent.pageId]. */
     val pageId get() = page?.pageId
 
-    /** Hold [page] instead of what was not shown yet. False when there is nothing new in it; what was held then stays. */
+    /** Replace the remaining items by [page]. False when it has no new item; the remaining items then stay. */
     fun take(page: Page): Boolean {
         var features = try { builder.page(page) } catch (e: ContractException) { count(Count.PAGES_REFUSED); return false }
         count(Count.DUPLICATES, features.duplicates)
@@ -68,7 +68,7 @@ class FeedSession(
         return true
     }
 
-    /** Never vectors of one split version into a model of another: then the self-contained form, else cloud order. */
+    /** A model never gets vectors of another split version: then the self-contained form orders the page, else cloud order. */
     private fun chooseForm(page: Page, features: PageFeatures): Form? {
         val models = ranker?.models ?: return null
         count(Count.COLUMNS_MISSING, features.missingColumns)
@@ -86,14 +86,14 @@ class FeedSession(
         return null
     }
 
-    /** The item to show now, which then counts as shown; null when nothing is held. */
+    /** The item to show now, which then counts as shown; null when none remains. */
     fun next(): Long? {
         val held = held?.takeIf { it.rows.isNotEmpty() } ?: return null
         val best = rank(held)[0]
         return held.itemAt(best).also { show(held, best) }
     }
 
-    /** What was not shown yet, in the order of now: what to prefetch. */
+    /** The remaining items in their current order, for prefetching. */
     fun remaining(): List<Long> = held?.let { held -> rank(held).map(held::itemAt) }.orEmpty()
 
     /** Learn from a finished impression and queue it for upload. False for one whose id is known. */
@@ -127,7 +127,7 @@ class FeedSession(
         return PageDecision(reason != "continue", paging.size, reason)
     }
 
-    /** The request for the next page, with all feedback that waits. When it was answered, tell [Outbox.acknowledged] of its events. */
+    /** The request for the next page, with all waiting feedback. After its answer, pass its events to [Outbox.acknowledged]. */
     fun request(size: Int, scene: Int = 0): PageRequest {
         requests++
         val waiting = outbox.waiting()
@@ -139,7 +139,7 @@ class FeedSession(
             "now_ms" to clock(),
             "size" to size,
             "scene" to scene,
-            // Without it the cloud answers a page without vectors.
+            // Without the version the cloud sends a page without vectors.
             "split_version" to ranker?.takeIf { Form.SPLIT in it.models }?.splitVersion,
             "feedback" to waiting.values.map { MessagePack.Raw(it) },
             "exclude" to shown.keys.toList(),
@@ -147,7 +147,7 @@ class FeedSession(
         return PageRequest(MessagePack.encode(body), waiting.keys.toList())
     }
 
-    /** Places in `held.rows`, best first; made once after each change. */
+    /** Indices into `held.rows`, best first; computed once after each change. */
     private fun rank(held: Remaining): List<Int> =
         order ?: (scored(held) ?: held.rows.indices.toList()).also { order = it }
 
@@ -175,7 +175,7 @@ class FeedSession(
     private fun count(what: Count, by: Int = 1) { counts[what] = (counts[what] ?: 0) + by }
 
     private companion object {
-        const val SHOWN_MAX = 256 // items that the cloud is asked to leave out; feedback finds their features
+        const val SHOWN_MAX = 256 // items that the cloud leaves out of the next page, and whose features feedback needs
         val NO_FEATURES = FeatureSpec(listOf("none"), emptyMap(), 1, 1, 0, emptyList(), emptyList(), emptyList(), emptyList(), false)
     }
 }

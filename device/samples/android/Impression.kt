@@ -10,7 +10,7 @@ import android.os.PowerManager
 import android.os.SystemClock
 import java.util.UUID
 
-/** What the phone says of itself now. Null is what it cannot say: a made-up value would teach the model something untrue. */
+/** The state of the phone now. Null is a value that it does not report: an invented one would mislead the model. */
 class PhoneState(context: Context) {
     private val audio = context.getSystemService(AudioManager::class.java)
     private val power = context.getSystemService(PowerManager::class.java)
@@ -38,18 +38,18 @@ class PhoneState(context: Context) {
         return when {
             about.hasTransport(NetworkCapabilities.TRANSPORT_WIFI) -> Network.WIFI
             about.hasTransport(NetworkCapabilities.TRANSPORT_CELLULAR) -> Network.CELLULAR
-            else -> null // a cable, a VPN over who knows what: not one of the contract's
+            else -> null // a cable, or a VPN over an unknown network: the contract has no name for it
         }
     }
 }
 
 /**
- * One item on screen, from the moment it is the one in the middle until the next one is. The player's listeners and the buttons
+ * One item on screen, from the moment it is in the middle until the next one is. The player's listeners and the buttons
  * write into it; all on the main thread.
  */
 class Impression(val itemId: Long, val pageId: String?, val position: Long, private val phone: PhoneState) {
     private val startedMs = System.currentTimeMillis() // the event's time, for the cloud
-    private val started = SystemClock.elapsedRealtime() // durations: the wall clock may be set at any moment
+    private val started = SystemClock.elapsedRealtime() // for durations, because the wall clock may be changed at any moment
     private val volumeAtStart = phone.volume()
     private var bufferingSince = 0L
     private var bufferingMs = 0L
@@ -76,7 +76,7 @@ class Impression(val itemId: Long, val pageId: String?, val position: Long, priv
         if (!now && bufferingSince != 0L) { bufferingMs += at - bufferingSince; bufferingSince = 0L }
     }
 
-    /** The swipe that ended the impression, at its fastest. */
+    /** The greatest speed of the swipe that ended the impression. */
     fun onScroll(screensPerSecond: Double) { scrollSpeed = maxOf(scrollSpeed ?: 0.0, screensPerSecond) }
 
     /** The activity was stopped while the item was shown, whether or not the user came back to it. */

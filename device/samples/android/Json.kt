@@ -2,7 +2,7 @@
 package pocketrank.sample
 
 /**
- * Reads a bundle's `manifest.json` and spec. An app that has kotlinx.serialization or Moshi uses that; `org.json` will not do
+ * Reads a bundle's `manifest.json` and spec. An app with kotlinx.serialization or Moshi can use that; `org.json` is not suitable
  * for integers beyond 2^53. Integers become `Long`, other numbers `Double`.
  */
 class Json private constructor(private val text: String) {

@@ -17,7 +17,7 @@ class LiteRtModel(file: File) : Model, AutoCloseable {
 
     private class Output(val own: String, val shape: IntArray, val isInt: Boolean)
 
-    // One thread: a model of some 100 kB is done before a second thread has woken up, and the video decoder needs the cores.
+    // One thread: a model of some 100 kB finishes before a second thread has started, and the video decoder needs the cores.
     private val interpreter = try {
         Interpreter(file, Interpreter.Options().setNumThreads(1).setUseXNNPACK(true))
     } catch (e: IllegalArgumentException) {
@@ -41,7 +41,7 @@ class LiteRtModel(file: File) : Model, AutoCloseable {
 
     private fun signature(key: String, stage: Stage): Signature {
         val own = interpreter.getSignatureOutputs(key)
-        // Where there is but one output, converters may call it what they like.
+        // Converters may give a single output any name.
         val outputs = own.associate { name ->
             val tensor = interpreter.getOutputTensorFromSignature(name, key)
             val called = if (own.size > 1) name else when (stage) { Stage.PAGE -> "page_state"; Stage.EVENT -> "event_state"; else -> "scores" }

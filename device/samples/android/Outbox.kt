@@ -6,16 +6,16 @@ import java.io.IOException
 import java.nio.ByteBuffer
 
 /**
- * Events that wait for their upload, in the order they came, each id once; full, it lets the oldest go. They are written to
- * [file] as they come and survive the app's end: an event must be kept until the cloud has acknowledged it. Where the disk fails
+ * Events that wait for their upload, in order of arrival, each id once. A full outbox drops the oldest. They are written to
+ * [file] on arrival and survive the app's end: an event must be kept until the cloud has acknowledged it. Where the disk fails
  * they stay in memory: feedback must never stop the feed.
  */
 class Outbox(private val file: File?, private val waitingMax: Int = WAITING_MAX) {
     private val waiting = LinkedHashMap<String, ByteArray>()
-    private val known = LinkedHashSet<String>() // ids sent or not, to tell repeats
+    private val known = LinkedHashSet<String>() // ids of events, sent or not, to recognize repeats
 
     init {
-        // One event after the other, each behind its size. What was cut by the end of the process is left out.
+        // One event after the other, each behind its size. An event that was cut off by the end of the process is skipped.
         val bytes = try { file?.takeIf { it.exists() }?.readBytes() } catch (e: IOException) { null } ?: ByteArray(0)
         var at = 0
         while (at + 4 <= bytes.size) {
@@ -28,10 +28,10 @@ class Outbox(private val file: File?, private val waitingMax: Int = WAITING_MAX)
             at += 4 + size
         }
         trim()
-        if (at < bytes.size) rewrite() // what comes next must not stand behind half an event
+        if (at < bytes.size) rewrite() // the next event must not follow half an event
     }
 
-    /** False when an event of this id was there before, sent or not. */
+    /** False when the id of this event is known, sent or not. */
     fun add(event: FeedbackEvent): Boolean {
         if (!remember(event.eventId)) return false
         val bytes = event.encode()
@@ -40,16 +40,16 @@ class Outbox(private val file: File?, private val waitingMax: Int = WAITING_MAX)
         return true
     }
 
-    /** All that waits, as it is sent, by id. It waits until it is [acknowledged]. */
+    /** All waiting events in their form on the wire, by id. They wait until they are [acknowledged]. */
     fun waiting(): Map<String, ByteArray> = LinkedHashMap(waiting)
 
-    /** The cloud has answered the request or batch that held these. */
+    /** Remove these events: the cloud has answered their request or batch. */
     fun acknowledged(eventIds: Collection<String>) {
         waiting.keys.removeAll(eventIds.toSet())
         rewrite()
     }
 
-    /** The body of `POST /v1/feedback`, for when the app leaves and no page is asked for. */
+    /** The body of `POST /v1/feedback`, for the time when the app goes to the background and requests no page. */
     fun batch(): ByteArray = MessagePack.encode(
         linkedMapOf("version" to Node.WIRE_VERSION, "events" to waiting.values.map { MessagePack.Raw(it) }),
     )
@@ -59,13 +59,13 @@ class Outbox(private val file: File?, private val waitingMax: Int = WAITING_MAX)
     private fun trim(): Boolean {
         val over = waiting.size - waitingMax
         if (over <= 0) return false
-        // Some more than must go, so that a full outbox does not rewrite its file at every swipe.
+        // Drop more than necessary, so that a full outbox does not rewrite its file at every swipe.
         waiting.keys.take(over + waitingMax / 100).forEach(waiting::remove)
         rewrite()
         return true
     }
 
-    /** Whole or not at all: beside it, then renamed over it. */
+    /** Write the file atomically: under a temporary name, then renamed. */
     private fun rewrite() {
         if (file == null) return
         val beside = File(file.path + ".new")

@@ -4,13 +4,13 @@ package pocketrank.sample
 /** With the cloud's vectors, or without. */
 enum class Form(val wire: String) { SPLIT("split"), SELF_CONTAINED("self_contained") }
 
-/** A graph of a model: the whole of it, or a part that is run once, when its inputs become known. */
+/** A graph of a model: the whole model, or a part that runs once, when its inputs are known. */
 enum class Stage(val wire: String) { WHOLE("whole"), PAGE("page"), EVENT("event"), WATCH("watch"), SEARCH("search") }
 
-/** A run that failed. The session goes on in cloud order. */
+/** A run that failed. The session continues in cloud order. */
 class ModelException(message: String, cause: Throwable? = null) : Exception(message, cause)
 
-/** The seam to the platform's runtime: one form's model. [LiteRtModel] is the one for a phone. */
+/** The interface to the platform's runtime: one form's model. [LiteRtModel] is the one for a phone. */
 interface Model {
     /** The counts of candidates (of [Stage.EVENT]: of events) that each stage was compiled for, ascending; null is any count. */
     val sizes: Map<Stage, List<Int>?>
@@ -21,18 +21,18 @@ interface Model {
     /** Width of an event's state, 0 for a model without stages. */
     val eventStateWidth: Int
 
-    /** The stage's outputs by the contract's names. Takes those of [inputs] that its graph has. Throws [ModelException]. */
+    /** The stage's outputs by the contract's names. Uses those of [inputs] that its graph has. Throws [ModelException]. */
     fun run(stage: Stage, size: Int, inputs: Map<String, Tensor>): Map<String, Tensor>
 }
 
-/** What a session still holds of a page: [rows] of it, in cloud order. */
+/** The part of a page that was not shown yet: [rows] of it, in cloud order. */
 class Remaining(val page: PageFeatures, val rows: MutableList<Int>) {
     var states: Array<FloatArray?>? = null // by row of the page
 
     fun itemAt(index: Int) = page.itemIds[rows[index]]
 }
 
-/** Orders what a session holds. Keeps nothing of a session; as safe to share between threads as its models are. */
+/** Orders the remaining items of a session. It keeps no state of a session, and is as thread-safe as its models. */
 class Ranker(val spec: FeatureSpec, val splitVersion: String, val models: Map<Form, Model>) {
     val builder = FeatureBuilder(spec)
     private val weights = FloatArray(spec.tasks.size) { (spec.taskWeights[spec.tasks[it]] ?: 0.0).toFloat() }
@@ -47,7 +47,7 @@ class Ranker(val spec: FeatureSpec, val splitVersion: String, val models: Map<Fo
         var at = 0
         while (at < held.rows.size) {
             val size = fitting(model.sizes[Stage.PAGE], held.rows.size - at)
-            // The last rows again where a full size would reach beyond them.
+            // Repeat the last rows where a full size would exceed them.
             val first = maxOf(0, minOf(at, held.rows.size - size))
             val out = model.run(Stage.PAGE, size, candidates(form, held, first, size)).floats("page_state", size)
             val width = out.shape[2]
@@ -60,8 +60,8 @@ class Ranker(val spec: FeatureSpec, val splitVersion: String, val models: Map<Fo
     }
 
     /**
-     * Places in `held.rows`, best first: the best list, where a graph searches for it, then by the weighted sum of the scores,
-     * ties in cloud order; what is beyond the model's largest size follows in cloud order. Null when a score is no finite number.
+     * Indices into `held.rows`, best first: the best list, where a graph searches for it, then by the weighted sum of the scores,
+     * ties in cloud order; what is beyond the model's largest size follows in cloud order. Null when a score is not finite.
      */
     fun order(form: Form, held: Remaining, history: EventHistory, nowMs: Long, position: Long): List<Int>? {
         val model = models.getValue(form)
@@ -91,7 +91,7 @@ class Ranker(val spec: FeatureSpec, val splitVersion: String, val models: Map<Fo
         model: Model, form: Form, stage: Stage, size: Int, count: Int,
         held: Remaining, history: EventHistory, nowMs: Long, position: Long,
     ): Map<String, Tensor> {
-        // Few exported graphs survive an axis of length 0: no feedback yet is one masked row.
+        // Few exported graphs accept an axis of length 0, so an empty history is one masked row.
         val length = if (model.fixedEvents) spec.eventsMax else maxOf(1, history.count)
         val common = HashMap(history.moment(length, nowMs, position))
         common["context"] = builder.context(position, nowMs).let { Tensor.Floats(intArrayOf(1, it.size), it) }
@@ -124,7 +124,7 @@ class Ranker(val spec: FeatureSpec, val splitVersion: String, val models: Map<Fo
         else mapOf("user_vector" to Tensor.Floats(intArrayOf(1, spec.vectorWidth), page.userVector))
 
     private companion object {
-        /** What it takes to rank without the whole model. */
+        /** The stages that replace the whole model. */
         val STAGES = setOf(Stage.PAGE, Stage.EVENT, Stage.WATCH)
 
         fun Map<String, Tensor>.floats(name: String, rows: Int): Tensor.Floats {

@@ -57,7 +57,7 @@ class FeatureSpec(
 
         private fun count(node: Node, allowed: IntRange) = node.int().also { if (it !in allowed) node.refuse("$allowed") }
 
-        /** Features that a device cannot compute are refused now, rather than left at their defaults for ever. */
+        /** Features that a device cannot compute are refused now, because they would stay at their defaults. */
         private fun floats(group: Node, known: Set<String>?) = unique(group) { node ->
             val feature = FloatFeature(
                 name = node["name"].text(),

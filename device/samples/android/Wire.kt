@@ -10,8 +10,8 @@ import java.nio.ByteBuffer
 class ContractException(val path: String, expected: String, got: String) : Exception("Expected $expected, got $got - at `$path`")
 
 /**
- * A decoded value and where it stood. MessagePack and JSON both become maps, lists, strings, `Long`, `Double`, booleans, byte
- * arrays and null; the functions below read them as the contract's types. Fields that nobody asks for are ignored.
+ * A decoded value and its path. MessagePack and JSON both become maps, lists, strings, `Long`, `Double`, booleans, byte
+ * arrays and null; the functions below read them as the contract's types. Fields that are not read are ignored.
  */
 class Node(val value: Any?, val path: String = "$") {
     operator fun get(name: String) = Node(map()[name], "$path.$name")
@@ -25,10 +25,10 @@ class Node(val value: Any?, val path: String = "$") {
     fun list() = (value as? List<*> ?: refuse("`array`")).mapIndexed { i, entry -> Node(entry, "$path[$i]") }
     fun map(): Map<*, *> = value as? Map<*, *> ?: refuse("`object`")
 
-    /** The value as [read] has it, or null where there is none. */
+    /** The value as [read] returns it, or null when there is none. */
     fun <T> optional(read: Node.() -> T): T? = if (value == null) null else read()
 
-    /** Structs of another version are refused, also where the rest would decode. */
+    /** Structs of another version are refused, even when the rest would decode. */
     fun checkVersion() {
         val version = this["version"].optional { long() } ?: WIRE_VERSION
         if (version != WIRE_VERSION) throw ContractException("$path.version", "version $WIRE_VERSION", "version $version")
@@ -52,7 +52,7 @@ class Node(val value: Any?, val path: String = "$") {
 
 /** The part of MessagePack that the contract uses: no extension types, text as keys, integers of 64 signed bits. */
 object MessagePack {
-    /** Bytes that are MessagePack already, to be written as they are. */
+    /** Bytes that are already MessagePack, written unchanged. */
     class Raw(val bytes: ByteArray)
 
     private const val DEPTH_MAX = 32 // a page has 4 levels; a hostile one must not end in a StackOverflowError
@@ -110,7 +110,7 @@ object MessagePack {
         }
     }
 
-    /** A claim of more than what is left is refused before anything is allocated for it. */
+    /** A size beyond the remaining bytes is refused before anything is allocated for it. */
     private fun claimed(input: ByteBuffer, count: Int): Int =
         if (count in 0..input.remaining()) count else throw malformed("a claim of $count with ${input.remaining()} bytes left")
 

@@ -7,11 +7,11 @@ struct BundleError: Error {
     let message: String
 }
 
-/// A folder with a manifest, a feature spec and models, of which every listed file was found as the manifest says. Download into
-/// a folder beside the old one, open it, and only then remember the new folder's name: a bundle is installed whole or not at all.
+/// A folder with a manifest, a feature spec and models, whose listed files were all checked against the manifest. Download into
+/// a new folder, open it, and only then remember the new folder's name: a bundle is installed completely or not at all.
 /// Keep it in Application Support and set `isExcludedFromBackup`. A change of bundle needs a new session.
 ///
-/// Whose manifest it is must be checked before this, by its signature; see "What is left out" in README.md.
+/// The manifest's signature must be verified before this; see "What is left out" in README.md.
 struct ModelBundle {
     let folder: URL
     let splitVersion: String
@@ -61,7 +61,7 @@ struct ModelBundle {
         return found.map { folder.appending(path: $0.path, directoryHint: .isDirectory) }
     }
 
-    /// Read and check it all: some milliseconds, not on the main thread.
+    /// Read and check the whole bundle, which takes some milliseconds, not on the main thread.
     init(opening folder: URL, now: Date = Date()) throws {
         let manifest = try JSONDecoder().decode(Manifest.self, from: Self.text(folder.appending(path: "manifest.json")))
         guard manifest.version ?? wireVersion == wireVersion else { throw BundleError(message: "a manifest of another version") }

@@ -1,8 +1,8 @@
 // SAMPLE, never compiled and never run: there was no Swift compiler. See README.md.
 import Foundation
 
-// What crosses between cloud and device, as docs/contract.md has it. `init(_ node:)` looks at types, so that a page whose features
-// are bad can still be shown in cloud order; what is in a block is checked where it is used.
+// The messages between cloud and device, as in docs/contract.md. `init(_ node:)` checks types only, so that a page whose features
+// are bad can still be shown in cloud order; the content of a block is checked where it is used.
 
 /// An array: little-endian, row-major, `dtype` one of f2, f4, i4, i8, u1.
 struct Block {
@@ -24,7 +24,7 @@ struct Block {
     func table(_ path: String, dtype: String, dims: Int) throws -> Table {
         guard self.dtype == dtype else { throw ContractError(path: "\(path).dtype", expected: "`\(dtype)`", got: "`\(self.dtype)`") }
         guard shape.count == dims else { throw ContractError(path: "\(path).shape", expected: "\(dims) dimensions", got: "\(shape)") }
-        // Before anything is computed from it: the shape is only a claim.
+        // Check the shape before anything is computed from it: a hostile page may claim any.
         guard shape.allSatisfy({ (0...Self.elementsMax).contains($0) }),
               shape.reduce(1.0, { $0 * Double($1) }) <= Double(Self.elementsMax) else {
             throw ContractError(path: "\(path).shape", expected: "at most \(Self.elementsMax) elements", got: "\(shape)")
@@ -101,13 +101,13 @@ enum Orientation: Int64 { case portrait, landscape }
 
 enum Network: Int64 { case offline, cellular, wifi }
 
-/// One finished impression. What this phone cannot tell stays nil: a made-up value would teach the model something untrue.
+/// One finished impression. A value that this phone does not report stays nil, because an invented one would mislead the model.
 struct FeedbackEvent {
     let id = UUID()
     let userId: Int64
     let sessionId: String
     let itemId: Int64
-    let position: Int64 // place in the session, from 0
+    let position: Int64 // index in the session, from 0
     let impressionMs: Int64
     let watchMs: Int64
     var pageId: String?
@@ -133,10 +133,10 @@ struct FeedbackEvent {
     var batterySaver: Bool?
     var backgrounded: Bool?
 
-    /// Unique for ever. The cloud applies an id once, so sending twice is harmless.
+    /// Globally unique. The cloud applies an id once, so sending twice is harmless.
     var eventId: String { "\(sessionId)/\(id.uuidString)" }
 
-    /// By the names of the wire, which are those of the spec's `feedback_floats` too.
+    /// The fields by their names on the wire, which are also the names of the spec's `feedback_floats`.
     var fields: [String: Value] {
         [
             "version": .int(wireVersion), "event_id": .text(eventId), "user_id": .int(userId), "session_id": .text(sessionId),

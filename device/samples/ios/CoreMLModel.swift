@@ -7,7 +7,7 @@ final class CoreMLModel: Model {
     private let model: MLModel
     private let inputs: Set<String>
 
-    /// Compiling takes a second or so, once for each bundle: keep the .mlmodelc beside the bundle and open that the next time.
+    /// Compiling takes about a second, once for each bundle: keep the .mlmodelc next to the bundle and open that the next time.
     /// Not on the main thread.
     static func compile(_ package: URL, to compiled: URL) async throws {
         let temporary = try await MLModel.compileModel(at: package)
@@ -17,7 +17,7 @@ final class CoreMLModel: Model {
 
     init(compiled: URL) throws {
         let configuration = MLModelConfiguration()
-        // So small a model is done on the CPU before the Neural Engine has been woken; measure it on your devices.
+        // The CPU finishes so small a model before the Neural Engine has started; measure it on your devices.
         configuration.computeUnits = .cpuOnly
         model = try MLModel(contentsOf: compiled, configuration: configuration)
         inputs = Set(model.modelDescription.inputDescriptionsByName.keys)

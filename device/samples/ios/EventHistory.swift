@@ -24,8 +24,8 @@ struct EventHistory {
 
     var count: Int { events.count }
 
-    /// Remember that `row` of `page` was shown. One that comes late is put before those of later impressions; false for one older
-    /// than all of a full history, which is not kept.
+    /// Remember that `row` of `page` was shown. A late event is inserted before those of later impressions. False for
+    /// one that is older than all of a full history, which is dropped.
     mutating func append(impressionMs: Int64, position: Int64, feedback: [Float], page: PageFeatures, row: Int) -> Bool {
         let shownMs = min(max(impressionMs, -Self.farMs), Self.farMs)
         let at = (events.lastIndex { $0.impressionMs <= shownMs } ?? -1) + 1
@@ -43,7 +43,7 @@ struct EventHistory {
         return true
     }
 
-    /// The event inputs: no feedback yet is one masked row, since few graphs survive an axis of length 0.
+    /// The event inputs. An empty history is one masked row, because few graphs accept an axis of length 0.
     func inputs(nowMs: Int64, position: Int64) -> [String: Tensor] {
         let window: [Event?] = events.isEmpty ? [nil] : events
         let gap: [Float] = window.flatMap { event -> [Float] in

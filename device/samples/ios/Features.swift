@@ -7,7 +7,7 @@ enum Tensor {
     case ints([Int32], shape: [Int])
 }
 
-/// A page as the model sees it, in cloud order without repeats. Made once when the page arrives; a swipe only copies rows.
+/// A page as the model sees it, in cloud order without repeats. Built once when the page arrives; a swipe only copies rows.
 /// Features that could not be read (`readable` is false) are defaults, and the page can only be shown in cloud order.
 struct PageFeatures {
     let itemIds: [Int64]
@@ -28,13 +28,13 @@ struct PageFeatures {
     }
 }
 
-/// Builds the model's inputs as one spec says. Keeps nothing, so that all sessions share it.
+/// Builds the model's inputs as one spec says. It keeps no state, so all sessions can share it.
 struct FeatureBuilder {
     let spec: FeatureSpec
 
     private typealias Column<T> = (Int) -> T
 
-    /// Throws when not even the item ids can be read.
+    /// Throws when even the item ids cannot be read.
     func page(_ page: Page) throws -> PageFeatures {
         let ids = try page.itemId.table("$.candidates.item_id", dtype: "i8", dims: 1)
         var seen: Set<Int64> = []
@@ -42,7 +42,7 @@ struct FeatureBuilder {
         let floats = try? floatColumns(page, rows: ids.rows)
         let categories = try? categoryColumns(page, rows: ids.rows)
         let readable = floats != nil && categories != nil
-        // A column is the raw value of a row; one that is missing answers the feature's default in each.
+        // A column returns the raw value of a row. A missing column returns the feature's default for every row.
         let floatOf = spec.candidateFloats.map { (feature: $0, raw: readable ? floats?[$0.name] : nil) }
         let codeOf = spec.candidateCategories.map { (feature: $0, raw: readable ? categories?[$0.name] : nil) }
         let missing = floatOf.filter { $0.raw == nil }.count + codeOf.filter { $0.raw == nil }.count
@@ -69,7 +69,7 @@ struct FeatureBuilder {
         return columns(page.categories) { column in { row in table.int(row, column) } }
     }
 
-    /// By name, never by place: a page may carry more than the spec names, in any order.
+    /// Columns are found by name, never by index: a page may have more columns than the spec names, in any order.
     private func columns<T>(_ group: Columns, _ column: (Int) -> Column<T>) -> [String: Column<T>] {
         Dictionary(uniqueKeysWithValues: group.names.enumerated().map { ($0.element, column($0.offset)) })
     }
@@ -99,7 +99,7 @@ struct FeatureBuilder {
 
     private func finite(_ value: Float) -> Float { value.isFinite ? value : 0 }
 
-    /// `event_feedback` of one event. What the platform could not tell takes the feature's default.
+    /// `event_feedback` of one event. A value that the platform does not report becomes the feature's default.
     func feedback(_ event: FeedbackEvent) -> [Float] {
         let fields = event.fields
         return spec.feedbackFloats.map { feature in

@@ -1,7 +1,7 @@
 // SAMPLE, never compiled and never run: there was no Swift compiler. See README.md.
 import Foundation
 
-/// One place of the feed, once decided.
+/// One position of the feed and the item that was chosen for it.
 struct Place: Sendable {
     let itemId: Int64
     let pageId: String?
@@ -9,10 +9,10 @@ struct Place: Sendable {
 }
 
 /// Stands between the screen and a `FeedSession`. An actor: the session, the model and the outbox are touched by one task at a
-/// time and never by the main thread; while a page is on its way the actor is free, so that a slow cloud never holds up an order.
+/// time and never by the main thread; during a page request the actor is free, so that a slow cloud never holds up an order.
 ///
-/// The feed holds what is on screen and the item behind it, whose video is being buffered. Neither moves when the order changes:
-/// each swipe decides what comes behind those.
+/// The feed holds the item on screen and the next one, whose video is being buffered. Neither moves when the order changes:
+/// each swipe decides what follows them.
 actor FeedController {
     static let ahead: Int64 = 1
     static let retryNanoseconds: UInt64 = 1_000_000_000
@@ -46,7 +46,7 @@ actor FeedController {
         fill()
     }
 
-    /// A bundle that is missing, damaged or will not run leaves cloud order, not a crash.
+    /// A bundle that is missing, damaged or does not run results in cloud order, not in a crash.
     private func openRanker() async -> Ranker? {
         guard let bundle = try? ModelBundle(opening: folder.appending(path: "bundle")) else { return nil }
         var models: [Form: any Model] = [:]
@@ -59,7 +59,7 @@ actor FeedController {
         return models.isEmpty ? nil : Ranker(spec: bundle.spec, splitVersion: bundle.splitVersion, models: models)
     }
 
-    /// The user has left an item for the one at position `now`: learn from it, then choose what comes behind the buffered one.
+    /// The user has left an item for the one at position `now`: learn from it, then choose the item after the buffered one.
     /// Two quick swipes may come here in either order: the history sorts by the time of the impression.
     func finished(_ event: FeedbackEvent, now: Int64) {
         _ = session?.feedback(event)
@@ -89,7 +89,7 @@ actor FeedController {
 
     private func answered(_ request: PageRequest, _ page: Page?) async {
         guard let page else {
-            // The feedback still waits in the outbox. No swipe asks before the time is over, each time twice as long.
+            // The feedback still waits in the outbox. Swipes do not ask again during a delay that doubles with each failure.
             try? await Task.sleep(nanoseconds: retry)
             retry = min(retry * 2, Self.retryMaxNanoseconds)
             asking = false

@@ -27,7 +27,7 @@ struct PageDecision {
 /// (FeedController.swift). Nothing here throws for bad data or a broken model; what happens instead is counted in `counts`.
 /// Without a `ranker` (no bundle yet) the feed keeps cloud order.
 final class FeedSession {
-    static let shownMax = 256 // items that the cloud is asked to leave out; feedback finds their features
+    static let shownMax = 256 // items that the cloud leaves out of the next page, and whose features feedback needs
     static let noFeatures = FeatureSpec(
         version: nil, tasks: ["none"], taskWeights: [:], candidatesMax: 1, eventsMax: 1, vectorWidth: 0,
         candidateFloats: [], candidateCategories: [], feedbackFloats: [], contextFloats: []
@@ -51,7 +51,7 @@ final class FeedSession {
     private var shownInOrder: [Int64] = []
     private var page: Page?
     private var held: Remaining?
-    private var order: [Int]? // nil: not made since something changed
+    private var order: [Int]? // nil: out of date
     private var takenMs: Int64 = 0
     private var shownOfPage = 0
     private var requests = 0
@@ -71,7 +71,7 @@ final class FeedSession {
         history = EventHistory(spec: builder.spec)
     }
 
-    /// Id of the page that is held, for `FeedbackEvent.pageId`.
+    /// Id of the current page, for `FeedbackEvent.pageId`.
     var pageId: String? { page?.pageId }
 
     /// Hold `page` instead of what was not shown yet. False when there is nothing new in it; what was held then stays.
@@ -97,7 +97,7 @@ final class FeedSession {
         return true
     }
 
-    /// Never vectors of one split version into a model of another: then the self-contained form, else cloud order.
+    /// A model never gets vectors of another split version: then the self-contained form orders the page, else cloud order.
     private func chooseForm(_ page: Page, _ features: PageFeatures) -> Form? {
         guard let ranker else { return nil }
         count(.columnsMissing, features.missingColumns)
@@ -129,7 +129,7 @@ final class FeedSession {
         return held.item(at: best)
     }
 
-    /// What was not shown yet, in the order of now: what to prefetch.
+    /// The remaining items in their current order, for prefetching.
     func remaining() -> [Int64] {
         guard let held else { return [] }
         return rank(held).map { held.item(at: $0) }
@@ -195,7 +195,7 @@ final class FeedSession {
         return PageRequest(bytes: MessagePack.encode(.map(body)), eventIds: waiting.map(\.id))
     }
 
-    /// Places in `held.rows`, best first; made once after each change.
+    /// Indices into `held.rows`, best first; computed once after each change.
     private func rank(_ held: Remaining) -> [Int] {
         if let order { return order }
         let made = scored(held) ?? Array(held.rows.indices)

@@ -2,10 +2,10 @@
 import UIKit
 
 /// A full-screen feed that pages vertically. `places` only ever grows at its end: what is on screen or buffered does not move.
-/// Shows where the calls go; your app's own cells, player and loading take the place of `userId`, `cloud`, `folder` and `show`.
+/// It shows where the calls belong; your app's own cells, player and loading replace `userId`, `cloud`, `folder` and `show`.
 @MainActor
 class FeedViewController: UIViewController, UICollectionViewDataSource, UICollectionViewDelegateFlowLayout {
-    /// What is on screen. Buttons and the player's observers write into it: `current?.like = true`.
+    /// The impression on screen. Buttons and the player's observers write into it: `current?.like = true`.
     private(set) var current: Impression?
     private let phone = PhoneState()
     private var places: [Place] = []
@@ -55,7 +55,7 @@ class FeedViewController: UIViewController, UICollectionViewDataSource, UICollec
         current = places.indices.contains(index) ? Impression(places[index], phone: phone) : nil
     }
 
-    /// No work for the main thread: the event is made here, and handed to the actor.
+    /// The main thread only makes the event and hands it to the actor.
     private func finish(_ ended: Ended, next: Int) {
         guard let impression = current, places.indices.contains(next) else { return }
         current = nil
@@ -76,7 +76,7 @@ class FeedViewController: UIViewController, UICollectionViewDataSource, UICollec
             current?.onScroll(screensPerSecond: abs(Double(screens - last.to)) / (now - last.at))
         }
         scrolled = (screens, now)
-        // The item in the middle is the one that is watched, also before the scroll view has come to rest.
+        // The item in the middle is the one that is watched, even before the scroll view has stopped.
         let index = Int(screens.rounded())
         if index != shownIndex, places.indices.contains(index) {
             finish(.swipe, next: index)
@@ -97,7 +97,7 @@ class FeedViewController: UIViewController, UICollectionViewDataSource, UICollec
     @objc private func toBackground() {
         current?.backgrounded = true
         finish(.background, next: shownIndex)
-        // Some seconds are ours for the upload.
+        // iOS grants some seconds for the upload.
         var task = UIBackgroundTaskIdentifier.invalid
         task = UIApplication.shared.beginBackgroundTask { UIApplication.shared.endBackgroundTask(task) }
         Task {

@@ -3,7 +3,7 @@ import AVFoundation
 import Network
 import UIKit
 
-/// What the phone says of itself now. Nil is what it cannot say: a made-up value would teach the model something untrue.
+/// The state of the phone now. Nil is a value that it does not report: an invented one would mislead the model.
 @MainActor
 final class PhoneState {
     private let monitor = NWPathMonitor()
@@ -16,7 +16,7 @@ final class PhoneState {
 
     deinit { monitor.cancel() }
 
-    /// Known once the audio session is active, as it is while a video plays.
+    /// Available once the audio session is active, as it is while a video plays.
     var volume: Double? { Double(AVAudioSession.sharedInstance().outputVolume) }
 
     var batterySaver: Bool? { ProcessInfo.processInfo.isLowPowerModeEnabled }
@@ -27,21 +27,21 @@ final class PhoneState {
     }
 
     var network: Network? {
-        guard let path else { return nil } // not told yet
+        guard let path else { return nil } // not reported yet
         if path.status != .satisfied { return .offline }
         if path.usesInterfaceType(.wifi) { return .wifi }
-        return path.usesInterfaceType(.cellular) ? .cellular : nil // a cable: not one of the contract's
+        return path.usesInterfaceType(.cellular) ? .cellular : nil // a cable: the contract has no name for it
     }
 }
 
-/// One item on screen, from the moment it is the one in the middle until the next one is. The player's observers and the buttons
+/// One item on screen, from the moment it is in the middle until the next one is. The player's observers and the buttons
 /// write into it; all on the main actor.
 @MainActor
 final class Impression {
     let place: Place
     private let phone: PhoneState
     private let startedMs = Int64(Date().timeIntervalSince1970 * 1000) // the event's time, for the cloud
-    private let started = ContinuousClock.now // durations: the wall clock may be set at any moment
+    private let started = ContinuousClock.now // for durations, because the wall clock may be changed at any moment
     private let volumeAtStart: Double?
     private var bufferingSince: ContinuousClock.Instant?
     private var buffering = Duration.zero
@@ -49,7 +49,7 @@ final class Impression {
     var seeks: Int64 = 0 // AVPlayerItem.timeJumpedNotification that the user caused
     var click = false, like = false, follow = false, comment = false, share = false, profileEnter = false, dislike = false
     var playbackRate: Double? = 1 // AVPlayer.defaultRate; nil for an item without a player
-    var muted: Bool? // AVPlayer.isMuted: the app's own; iOS does not tell of the ring switch
+    var muted: Bool? // AVPlayer.isMuted: the app's own; iOS does not report the ring switch
     var completed = false
     var backgrounded = false
     private var scrollSpeed: Double?
@@ -70,7 +70,7 @@ final class Impression {
         }
     }
 
-    /// The swipe that ended the impression, at its fastest.
+    /// The greatest speed of the swipe that ended the impression.
     func onScroll(screensPerSecond: Double) { scrollSpeed = max(scrollSpeed ?? 0, screensPerSecond) }
 
     func finish(userId: Int64, sessionId: String, ended: Ended, window: UIWindow?) -> FeedbackEvent {

@@ -12,7 +12,7 @@ struct ContractError: Error, CustomStringConvertible {
 
 let wireVersion: Int64 = 1
 
-/// What MessagePack can hold of the contract. `raw` is MessagePack already, to be written as it is.
+/// What MessagePack can hold of the contract. `raw` is already MessagePack, written unchanged.
 enum Value {
     case null
     case bool(Bool)
@@ -25,7 +25,7 @@ enum Value {
     case raw(Data)
 }
 
-/// A decoded value and where it stood. Fields that nobody asks for are ignored; an absent one is null.
+/// A decoded value and its path. Fields that are not read are ignored; an absent one is null.
 struct Node {
     let value: Value
     var path = "$"
@@ -63,13 +63,13 @@ struct Node {
         return entries.enumerated().map { Node(value: $0.element, path: "\(path)[\($0.offset)]") }
     }
 
-    /// What `read` makes of the value, or nil where there is none.
+    /// The value as `read` returns it, or nil when there is none.
     func optional<T>(_ read: (Node) throws -> T) throws -> T? {
         if case .null = value { return nil }
         return try read(self)
     }
 
-    /// Structs of another version are refused, also where the rest would decode.
+    /// Structs of another version are refused, even when the rest would decode.
     func checkVersion() throws {
         let version = try field("version").optional { try $0.int() } ?? wireVersion
         if version != wireVersion {
@@ -151,7 +151,7 @@ enum MessagePack {
             try take(size).reduce(0) { $0 << 8 | UInt64($1) }
         }
 
-        /// A claim of more than what is left is refused before anything is allocated for it.
+        /// A size beyond the remaining bytes is refused before anything is allocated for it.
         private mutating func count(_ size: UInt8) throws -> Int {
             let count = Int(try unsigned(Int(size)))
             guard count <= left else { throw MessagePack.malformed("a claim of \(count) with \(left) bytes left") }

@@ -1,8 +1,8 @@
 // SAMPLE, never compiled and never run: there was no Swift compiler. See README.md.
 import Foundation
 
-/// Events that wait for their upload, in the order they came, each id once; full, it lets the oldest go. They are written to
-/// `file` as they come and survive the app's end: an event must be kept until the cloud has acknowledged it. Where the disk fails
+/// Events that wait for their upload, in order of arrival, each id once. A full outbox drops the oldest. They are written to
+/// `file` on arrival and survive the app's end: an event must be kept until the cloud has acknowledged it. Where the disk fails
 /// they stay in memory: feedback must never stop the feed.
 final class Outbox {
     static let waitingMax = 10_000 // an hour of swiping has about a thousand
@@ -10,12 +10,12 @@ final class Outbox {
 
     private let file: URL?
     private var waiting: [(id: String, bytes: Data)] = []
-    private var known: Set<String> = [] // ids sent or not, to tell repeats
+    private var known: Set<String> = [] // ids of events, sent or not, to recognize repeats
     private var knownInOrder: [String] = []
 
     init(file: URL?) {
         self.file = file
-        // One event after the other, each behind its size. What was cut by the end of the process is left out.
+        // One event after the other, each behind its size. An event that was cut off by the end of the process is skipped.
         let bytes = file.flatMap { try? Data(contentsOf: $0) } ?? Data()
         var at = 0
         while at + 4 <= bytes.count {
@@ -28,10 +28,10 @@ final class Outbox {
             at += 4 + size
         }
         _ = trim()
-        if at < bytes.count { rewrite() } // what comes next must not stand behind half an event
+        if at < bytes.count { rewrite() } // the next event must not follow half an event
     }
 
-    /// False when an event of this id was there before, sent or not.
+    /// False when the id of this event is known, sent or not.
     func add(_ event: FeedbackEvent) -> Bool {
         guard !known.contains(event.eventId) else { return false }
         remember(event.eventId)
@@ -41,17 +41,17 @@ final class Outbox {
         return true
     }
 
-    /// All that waits, as it is sent. It waits until it is acknowledged.
+    /// All waiting events in their form on the wire. They wait until they are acknowledged.
     func waitingEvents() -> [(id: String, bytes: Data)] { waiting }
 
-    /// The cloud has answered the request or batch that held these.
+    /// Remove these events: the cloud has answered their request or batch.
     func acknowledged(_ eventIds: [String]) {
         let sent = Set(eventIds)
         waiting.removeAll { sent.contains($0.id) }
         rewrite()
     }
 
-    /// The body of `POST /v1/feedback`, for when the app leaves and no page is asked for.
+    /// The body of `POST /v1/feedback`, for the time when the app goes to the background and requests no page.
     func batch() -> Data {
         MessagePack.encode(.map(["version": .int(wireVersion), "events": .list(waiting.map { .raw($0.bytes) })]))
     }
@@ -65,7 +65,7 @@ final class Outbox {
     private func trim() -> Bool {
         let over = waiting.count - Self.waitingMax
         guard over > 0 else { return false }
-        // Some more than must go, so that a full outbox does not rewrite its file at every swipe.
+        // Drop more than necessary, so that a full outbox does not rewrite its file at every swipe.
         waiting.removeFirst(over + Self.waitingMax / 100)
         rewrite()
         return true

@@ -7,19 +7,19 @@ enum Form: String, CaseIterable {
     case selfContained = "self_contained"
 }
 
-/// The seam to the platform's runtime: one form's whole model, for any count of candidates and events. Core ML's export has no
+/// The interface to the platform's runtime: one form's whole model, for any count of candidates and events. Core ML's export has no
 /// stages. `CoreMLModel` is the one for a phone.
 protocol Model {
-    /// `scores`, flat [1, candidates, tasks]. Takes those of `inputs` that its graph has.
+    /// `scores`, flat [1, candidates, tasks]. Uses those of `inputs` that its graph has.
     func scores(_ inputs: [String: Tensor]) throws -> [Float]
 }
 
-/// A run that failed. The session goes on in cloud order.
+/// A run that failed. The session continues in cloud order.
 struct ModelError: Error {
     let message: String
 }
 
-/// What a session still holds of a page: `rows` of it, in cloud order.
+/// The part of a page that was not shown yet: `rows` of it, in cloud order.
 struct Remaining {
     let page: PageFeatures
     var rows: [Int]
@@ -27,7 +27,7 @@ struct Remaining {
     func item(at index: Int) -> Int64 { page.itemIds[rows[index]] }
 }
 
-/// Orders what a session holds. Keeps nothing of a session.
+/// Orders the remaining items of a session. It keeps no state of a session.
 struct Ranker {
     let spec: FeatureSpec
     let splitVersion: String
@@ -43,8 +43,8 @@ struct Ranker {
         weights = spec.tasks.map { Float(spec.taskWeights[$0] ?? 0) }
     }
 
-    /// Places in `held.rows`, best first by the weighted sum of the scores, ties in cloud order; what is beyond `candidates_max`
-    /// follows in cloud order. Nil when a score is no finite number.
+    /// Indices into `held.rows`, best first by the weighted sum of the scores, ties in cloud order; what is beyond `candidates_max`
+    /// follows in cloud order. Nil when a score is not finite.
     func order(_ form: Form, _ held: Remaining, _ history: EventHistory, nowMs: Int64, position: Int64) throws -> [Int]? {
         guard let model = models[form] else { throw ModelError(message: "no model of the form \(form)") }
         let count = min(held.rows.count, spec.candidatesMax)
@@ -56,7 +56,7 @@ struct Ranker {
             zip(weights, scores[(row * weights.count)...]).reduce(Float(0)) { $0 + $1.0 * $1.1 }
         }
         guard total.allSatisfy(\.isFinite) else { return nil }
-        // `sort` does not promise to be stable, so the place decides where sums are the same.
+        // `sort` does not promise to be stable, so the index breaks ties.
         let best = (0..<count).sorted { total[$0] != total[$1] ? total[$0] > total[$1] : $0 < $1 }
         return best + (count..<held.rows.count)
     }

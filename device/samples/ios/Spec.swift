@@ -70,7 +70,7 @@ struct FeatureSpec: Decodable {
         return Set(event.fields.keys).subtracting(others)
     }()
 
-    /// A spec that this code cannot follow is refused, rather than features left at their defaults for ever.
+    /// A spec that this code cannot follow is refused, because it would leave features at their defaults.
     static func read(_ json: Data) throws -> FeatureSpec {
         let spec = try JSONDecoder().decode(FeatureSpec.self, from: json)
         try spec.need(spec.version ?? wireVersion == wireVersion, "$.version", "version \(wireVersion)")
