@@ -222,3 +222,59 @@ def test_close_waits_no_longer_than_it_may() -> None:
     assert uploader.counters.events == 1
     uploader.start()  # a closed one stays closed
     assert uploader.close()
+
+
+def test_a_long_wait_that_the_cloud_asks_for_has_jitter_on_top() -> None:
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        raise refusing(503, 30.0)
+
+    waits = {Uploader(outbox(1), send, rng=random.Random(seed)).step() for seed in range(20)}
+    assert len(waits) == 20, "devices that were refused together must not return together"
+
+
+def test_a_batch_shrinks_by_halves_and_grows_again_to_its_bound() -> None:
+    box, sizes = outbox(60), []
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        sizes.append(len(events))
+        if len(sizes) <= 3:
+            raise refusing(422)
+        return ok(events)
+
+    uploader = Uploader(box, send, UploadConfig(events_max=16))
+    while len(box):
+        uploader.step()
+    assert sizes == [16, 8, 4, 2, 4, 8, 16, 16, 14]
+
+
+def test_a_sender_that_raises_anything_loses_no_event() -> None:
+    box = outbox(3)
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        raise KeyError("the app's own")
+
+    uploader = Uploader(box, send)
+    with pytest.raises(KeyError):
+        uploader.step()
+    assert len(box) == 3
+
+
+def test_each_step_tidies_the_outbox() -> None:
+    class Tidied(MemoryOutbox):
+        times = 0
+
+        def tidy(self) -> None:
+            self.times += 1
+
+    box = Tidied()
+    box.add(make_event(1))
+    uploader = Uploader(box, ok)
+    uploader.step()
+    uploader.step()
+    assert box.times == 2
+
+
+def test_duplicates_are_counted() -> None:
+    uploader = Uploader(outbox(3), lambda events: FeedbackReceipt(accepted=1, duplicates=2))
+    uploader.step()
+    assert (uploader.counters.events, uploader.counters.duplicates) == (3, 2)
