@@ -99,7 +99,7 @@ def test_a_manifest_from_before_groups_and_personal_layers_opens(tmp_path: Path)
 PERSONAL = PersonalConfig(tasks={"like": TaskPrior()})
 
 
-def test_a_layer_comes_with_what_it_learned_or_else_new(tmp_path: Path) -> None:
+def test_a_layer_continues_from_its_state_or_starts_new(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     _write(tmp_path, personal=PersonalConfig())
     assert Bundle.open(tmp_path).personal(7) is None

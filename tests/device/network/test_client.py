@@ -94,20 +94,20 @@ def serving(cloud: Cloud) -> Iterator[str]:
 
 @contextmanager
 def raw(*answers: bytes | None, hold: bool = False) -> Iterator[str]:
-    """A server that reads a request per connection, sends the next of `answers` as it is and hangs up, or holds the line."""
+    """A server that reads one request a connection and sends the next of `answers`; with `hold` it stays connected."""
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
     def run() -> None:
         for answer in answers:
             try:
-                line, _ = listener.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
-            with line:
-                line.recv(1 << 16)
+            with connection:
+                connection.recv(1 << 16)
                 if answer is not None:
-                    line.sendall(answer)
+                    connection.sendall(answer)
                 if hold:
                     over.wait()
 
@@ -205,12 +205,12 @@ def test_no_answer_in_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"),
+    ("header", "seconds"),
     [(b"Retry-After: 30\r\n", 30.0), (b"", None), (b"Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n", None),
      (b"Retry-After: -1\r\n", None), (b"Retry-After: 99999999999\r\n", None)],
 )  # fmt: skip
-def test_how_long_a_server_asks_to_be_left_alone(said: bytes, seconds: float | None) -> None:
-    with raw(b"HTTP/1.1 503 Busy\r\n" + said + b"Content-Length: 0\r\n\r\n") as url, CloudClient(url) as client:
+def test_the_wait_that_a_server_asks_for(header: bytes, seconds: float | None) -> None:
+    with raw(b"HTTP/1.1 503 Busy\r\n" + header + b"Content-Length: 0\r\n\r\n") as url, CloudClient(url) as client:
         with pytest.raises(BadStatusError) as caught:
             client.page(REQUEST)
         assert caught.value.retry_after_s == seconds
@@ -225,7 +225,7 @@ def test_other_statuses(status: int) -> None:
             client.page(REQUEST)
         assert caught.value.status == status
         assert caught.value.text in ("", "because \N{REPLACEMENT CHARACTER}")
-        # The line still works.
+        # The connection still works.
         assert client.health() == {"status": "ok"}
 
 
@@ -278,9 +278,9 @@ def test_an_answer_without_end_is_refused() -> None:
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", BadAnswerError),
         (None, UnreachableError),
     ],
-    ids=["not_http", "cut", "bad_chunk", "headers", "long_header", "hang_up"],
+    ids=["not_http", "cut", "bad_chunk", "headers", "long_header", "disconnect"],
 )
-def test_what_is_no_http(answer: bytes | None, error: Any) -> None:
+def test_answers_that_are_not_http(answer: bytes | None, error: Any) -> None:
     with raw(answer) as url, pytest.raises(error):
         CloudClient(url).health()
 
@@ -379,7 +379,7 @@ PATH = f"files/{ENTRY.path}"
 
 
 @pytest.mark.parametrize("have", [0, 1, 1000, len(DATA) - 1, len(DATA)])
-def test_a_file_goes_on_where_it_was_cut_off(tmp_path: Path, have: int) -> None:
+def test_a_file_resumes_where_it_was_interrupted(tmp_path: Path, have: int) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / ENTRY.path).write_bytes(DATA[:have])
     with serve() as server, CloudClient(server.url) as client:
@@ -392,7 +392,7 @@ def test_a_file_goes_on_where_it_was_cut_off(tmp_path: Path, have: int) -> None:
 
 
 @pytest.mark.parametrize("have", [b"x", bytes(1000), bytes(len(DATA)), bytes(5000)], ids=len)
-def test_what_cannot_be_its_beginning_is_thrown_away(tmp_path: Path, have: bytes) -> None:
+def test_bytes_that_cannot_be_its_beginning_are_discarded(tmp_path: Path, have: bytes) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / ENTRY.path).write_bytes(have)
     with serve() as server, CloudClient(server.url) as client:
@@ -441,7 +441,7 @@ def test_a_server_that_drips_is_given_up_in_time(where: bytes) -> None:
             client.fetch(f"/v1/bundle/{PATH}")
 
 
-def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "models").write_bytes(b"a file where a folder should be")
     with serve() as server, CloudClient(server.url) as client:
         server.files = {PATH: DATA}

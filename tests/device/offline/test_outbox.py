@@ -44,7 +44,7 @@ class Conformance(ABC):
         assert len(outbox) == 0
         assert outbox.take() == ()
 
-    def test_what_is_in_flight_is_given_to_nobody_else(self, make: Callable[..., Outbox]) -> None:
+    def test_events_in_flight_are_not_taken_twice(self, make: Callable[..., Outbox]) -> None:
         outbox = make()
         for item in range(5):
             outbox.add(make_event(item))
@@ -55,7 +55,7 @@ class Conformance(ABC):
         outbox.put_back(first)
         assert ids(outbox) == [0, 1]
 
-    def test_events_put_back_come_before_later_ones_in_any_order_of_batches(self, make: Callable[..., Outbox]) -> None:
+    def test_events_put_back_precede_later_ones_in_any_order_of_batches(self, make: Callable[..., Outbox]) -> None:
         outbox = make()
         for item in range(4):
             outbox.add(make_event(item))

@@ -211,7 +211,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_whatever_happened_to_the_file_only_what_was_kept_comes_out(whole: bytes, data: st.DataObject) -> None:
+def test_a_damaged_file_returns_only_data_that_was_saved(whole: bytes, data: st.DataObject) -> None:
     text = bytearray(whole)
     for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(text) - 1), st.integers(0, 255)), max_size=20)):
         text[at] = byte
@@ -320,7 +320,7 @@ def test_the_write_ahead_file_is_folded_in(path: Path) -> None:
     assert not wal.exists()
 
 
-def test_after_closing_it_goes_on_in_memory(path: Path) -> None:
+def test_a_closed_store_continues_in_memory(path: Path) -> None:
     store = DeviceStore(path)
     store.close()
     store.close()

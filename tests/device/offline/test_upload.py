@@ -62,7 +62,7 @@ def test_batches_are_bounded_by_bytes(cloud: FaultyCloud, client: CloudClient) -
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_fails_is_sent_again_and_applied_once(cloud: FaultyCloud, client: CloudClient, fault: Fault) -> None:
+def test_a_failed_batch_is_sent_again_and_applied_once(cloud: FaultyCloud, client: CloudClient, fault: Fault) -> None:
     box = outbox(3)
     uploader = Uploader(box, client.send_feedback, UploadConfig(events_max=2))
     cloud.fault = fault
@@ -171,7 +171,7 @@ def test_what_the_cloud_asks_for_is_honoured_within_reason(asked: float, low: fl
     assert low <= Uploader(outbox(1), send).step() <= high
 
 
-def test_the_thread_sends_what_comes_and_is_woken_by_a_kick(cloud: FaultyCloud, client: CloudClient) -> None:
+def test_the_thread_sends_new_events_and_a_kick_wakes_it(cloud: FaultyCloud, client: CloudClient) -> None:
     box, sent = MemoryOutbox(), Event()
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:

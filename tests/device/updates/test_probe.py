@@ -49,13 +49,13 @@ def test_every_code_is_tried(tmp_path: Path, row: int) -> None:
         _probe(tmp_path, files={MODEL: _poisoned(row), GOLDEN: NO_CASES})
 
 
-def test_of_many_codes_so_many_are_tried(tmp_path: Path) -> None:
+def test_only_some_of_many_codes_are_tried(tmp_path: Path) -> None:
     spec = msgspec.structs.replace(SPEC, candidate_categories=(CategoryFeature(name="category", size=41),))
     with pytest.raises(ProbeError, match="runs"):  # the last of 41 is always one of them, and the table has 40
         _probe(tmp_path, ProbeConfig(codes_max=2), spec=spec, files={GOLDEN: NO_CASES})
 
 
-def test_other_scores_than_recorded(tmp_path: Path) -> None:
+def test_scores_that_differ_from_the_recorded_ones(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match=r"golden scores within 0\.0001, got a difference of"):
         _probe(tmp_path, files={GOLDEN: to_msgpack(golden(weights(1)))})
 

@@ -33,7 +33,7 @@ def test_a_rollout_reaches_its_share_and_each_bundle_another_one() -> None:
     [LAST, release_of(b"m", 5, number=10), release_of(b"n", 6, number=10), release_of(b"m", 5, number=10, kill=True)],
     ids=["the_same", "same_bundle", "next_bundle", "kill"],
 )
-def test_what_goes_on_is_followed(release: Release) -> None:
+def test_later_releases_are_followed(release: Release) -> None:
     follow(release, LAST, NOW_MS)
     follow(release, None, NOW_MS)
 
@@ -49,7 +49,7 @@ def test_what_goes_on_is_followed(release: Release) -> None:
     ],
     ids=["expired", "older", "another_of_the_same_serial", "older_bundle", "another_bundle_of_the_same_serial"],
 )
-def test_what_goes_back_is_not(release: Release, message: str) -> None:
+def test_releases_that_go_back_are_refused(release: Release, message: str) -> None:
     with pytest.raises(ReleaseError, match=message):
         follow(release, LAST, NOW_MS)
 

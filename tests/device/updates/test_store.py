@@ -53,7 +53,7 @@ def test_the_next_start_finds_what_the_last_one_left(store: BundleStore) -> None
     assert again.state.baseline == Figures(ms=(1.0,))
 
 
-def test_left_overs_are_removed_and_what_is_pending_stays(store: BundleStore) -> None:
+def test_unknown_folders_are_removed_and_a_pending_bundle_stays(store: BundleStore) -> None:
     (store.begin(3) / "part").write_bytes(b"half a file")
     (store.root / "bundles" / "9").mkdir()
     (store.root / "bundles" / "noise").mkdir()
@@ -64,7 +64,7 @@ def test_left_overs_are_removed_and_what_is_pending_stays(store: BundleStore) ->
     assert _folders(again) == ["1", "2", "4"]
 
 
-def test_a_rejected_bundle_gives_way_to_the_one_before_and_is_remembered(store: BundleStore) -> None:
+def test_a_rejected_bundle_is_replaced_by_the_previous_one_and_remembered(store: BundleStore) -> None:
     store.reject(2, "slow")
     again = _open(store.root)
     assert _serial(again) == 1
@@ -74,13 +74,13 @@ def test_a_rejected_bundle_gives_way_to_the_one_before_and_is_remembered(store: 
     assert again.active() is None
 
 
-def test_one_on_trial_does_not_push_a_trusted_one_out(store: BundleStore, tmp_path: Path) -> None:
+def test_a_bundle_on_trial_does_not_displace_a_trusted_one(store: BundleStore, tmp_path: Path) -> None:
     _activate(store, tmp_path, 3)
     assert (store.state.active, store.state.previous) == (3, 1)
     assert _folders(store) == ["1", "3"]
 
 
-def test_a_damaged_one_gives_way_and_may_come_again(store: BundleStore) -> None:
+def test_a_damaged_bundle_is_replaced_and_may_be_downloaded_again(store: BundleStore) -> None:
     (store.folder(2) / MODEL).write_bytes(b"rot")
     assert _serial(store) == 1
     assert (store.state.active, store.state.rejected) == (1, {})
@@ -88,7 +88,7 @@ def test_a_damaged_one_gives_way_and_may_come_again(store: BundleStore) -> None:
     assert _serial(store) is None
 
 
-def test_an_expired_one_is_told_and_kept(tmp_path: Path) -> None:
+def test_an_expired_bundle_is_reported_and_stays(tmp_path: Path) -> None:
     store = _open(tmp_path / "store")
     store.add(Bundle.open(make_bundle(tmp_path / "1", 1, expires_ms=NOW_MS + 9), keys=KEYS, now_ms=NOW_MS))
     store.stage()
@@ -101,7 +101,7 @@ def test_an_expired_one_is_told_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [b"", b"{", b'{"version": 2}', b'{"active": "2"}', b"[" * 9999, b'{"active": 99'])
-def test_a_state_that_was_lost_is_made_anew_from_the_newest_whole_bundle(store: BundleStore, state: bytes) -> None:
+def test_a_lost_state_is_rebuilt_from_the_newest_intact_bundle(store: BundleStore, state: bytes) -> None:
     (store.begin(3) / "part").write_bytes(b"half a file")
     (store.root / "state.json").write_bytes(state)
     again = _open(store.root)
@@ -110,7 +110,7 @@ def test_a_state_that_was_lost_is_made_anew_from_the_newest_whole_bundle(store: 
     assert _folders(again) == ["2"]
 
 
-def test_a_bundle_under_another_serial_is_none(store: BundleStore) -> None:
+def test_a_bundle_in_the_folder_of_another_serial_is_refused(store: BundleStore) -> None:
     shutil.copytree(store.folder(1), store.folder(7))
     with pytest.raises(CorruptBundleError, match="serial 7"):
         store.open(7)
@@ -122,7 +122,7 @@ def test_a_clock_that_is_set_back_stays_at_the_last_release(store: BundleStore) 
     assert _open(store.root, NOW_MS + 5).now() == NOW_MS + 5
 
 
-def test_a_disk_that_takes_nothing_leaves_everything(store: BundleStore) -> None:
+def test_a_disk_that_cannot_be_written_changes_nothing(store: BundleStore) -> None:
     before = store.state
     (store.root / "state.json.tmp").mkdir()  # nothing can be written over a folder
     for step in (lambda: store.reject(2, "slow"), lambda: store.change(probes=1), lambda: store.settle(Figures())):

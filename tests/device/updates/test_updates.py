@@ -81,7 +81,7 @@ def _use(ranker: Ranker | None, *, fails: bool = False, runs: int = 4) -> None:
     use(ranker, runs, fails=fails)
 
 
-def test_a_new_bundle_comes_into_use_between_pages_and_stays(world: World) -> None:
+def test_a_new_bundle_is_activated_between_pages_and_stays(world: World) -> None:
     world.release(2)
     assert world.device.current().serial == 1
     assert world.device.check(world.client) == "staged"
@@ -98,7 +98,7 @@ def test_a_new_bundle_comes_into_use_between_pages_and_stays(world: World) -> No
     assert world.start().current().serial == 2
 
 
-def test_one_staged_before_a_restart_comes_into_use_after_it(world: World) -> None:
+def test_a_bundle_staged_before_a_restart_is_activated_after_it(world: World) -> None:
     world.release(2)
     assert world.device.check(world.client) == "staged"
     device = world.start()
@@ -106,7 +106,7 @@ def test_one_staged_before_a_restart_comes_into_use_after_it(world: World) -> No
     assert device.current().serial == 2
 
 
-def test_one_that_fails_in_use_is_left_and_not_tried_again(world: World) -> None:
+def test_a_bundle_that_fails_in_use_is_replaced_and_not_tried_again(world: World) -> None:
     world.release(2)
     assert world.update() == ("staged", 2)
     _use(world.device.current().ranker, fails=True)
@@ -119,7 +119,7 @@ def test_one_that_fails_in_use_is_left_and_not_tried_again(world: World) -> None
     assert world.update() == ("staged", 3)
 
 
-def test_a_trial_goes_on_after_a_restart(world: World) -> None:
+def test_a_trial_continues_after_a_restart(world: World) -> None:
     world.release(2)
     assert world.update() == ("staged", 2)
     _use(world.device.current().ranker, runs=3)
@@ -131,7 +131,7 @@ def test_a_trial_goes_on_after_a_restart(world: World) -> None:
     assert device.store.state.trial is None
 
 
-def test_one_that_ends_the_process_before_it_ran_is_left(world: World) -> None:
+def test_a_bundle_that_ends_the_process_before_a_run_is_rejected(world: World) -> None:
     world.release(2)
     assert world.update() == ("staged", 2)
     assert [world.start().current().serial for _ in range(3)] == [2, 2, 1]
@@ -184,7 +184,7 @@ def test_a_kill_stops_models_until_a_release_says_otherwise(world: World) -> Non
     assert world.update() == ("staged", 2)
 
 
-def test_a_revoked_bundle_is_left(world: World) -> None:
+def test_a_revoked_bundle_is_replaced(world: World) -> None:
     world.release(2)
     assert world.update() == ("staged", 2)
     world.release(2, revoked=(2,), rollout=0)
@@ -218,7 +218,7 @@ def test_an_expired_release_changes_nothing_and_neither_does_an_older_one(world:
     assert world.device.current().serial == 3
 
 
-def test_a_download_goes_on_where_it_was_cut_off(world: World) -> None:
+def test_a_download_resumes_where_it_was_interrupted(world: World) -> None:
     world.release(2)
     whole = world.server.files
     data = whole[f"files/{MODEL}"]
@@ -236,7 +236,7 @@ def test_a_download_goes_on_where_it_was_cut_off(world: World) -> None:
     assert len(files) == 2  # and the spec; what was whole was not asked for again
 
 
-def test_a_full_disk_leaves_what_is_active(world: World) -> None:
+def test_a_full_disk_keeps_the_active_bundle(world: World) -> None:
     world.release(2)
     assert world.device.check(world.client) == "staged"
     (world.device.store.root / "state.json.tmp").mkdir()  # nothing can be written over a folder
@@ -261,7 +261,7 @@ def test_a_device_that_lost_its_bundle_ranks_with_the_one_before(world: World) -
     assert world.update() == ("staged", 2)  # it was the disk, not the bundle
 
 
-def test_a_bundle_that_comes_with_the_app_is_checked_like_any_other(world: World) -> None:
+def test_a_bundle_that_is_part_of_the_app_is_checked_like_any_other(world: World) -> None:
     assert world.device.add(world.folder / "first") == "current"
     folder = make_bundle(world.folder / "newer", 2)
     (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes() + b" ")
