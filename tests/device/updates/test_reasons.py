@@ -120,6 +120,7 @@ def test_the_first_session_of_an_app_that_forgot_to_start(phone: Phone, caplog: 
         (served(revoked=(2,)), KEYS, "bundle 2 is revoked", ""),
         (served(files={MODEL: model(weights(9))}), KEYS, "bundle 2 was rejected on this device", "golden scores within"),
         ({RELEASE: Answer.whole(b"no", 401)}, KEYS, "the server answered with status 401", "got 401: no - at GET"),
+        (without(SIGNATURES) | {RELEASE: Answer.whole(b"no", 503)}, KEYS, "the server answered with status 503", "got 503"),
         (without(f"files/{MODEL}"), KEYS, "the server answered with status 404", MODEL),
         ({RELEASE: bytes(1 << 17)}, KEYS, "the server gave an answer that cannot be used", "at most 65536 bytes"),
         ({RELEASE: b"<html>"}, KEYS, "the server's release or bundle is malformed", "release.json"),
@@ -127,8 +128,8 @@ def test_the_first_session_of_an_app_that_forgot_to_start(phone: Phone, caplog: 
     ],
     ids=[
         "no_bundle", "no_release", "unsigned", "unsigned_but_released", "release_by_another", "bundle_by_another",
-        "release_expired", "bundle_expired", "roll_out", "revoked", "probe", "status", "no_file", "too_long",
-        "malformed", "version",
+        "release_expired", "bundle_expired", "roll_out", "revoked", "probe", "status", "status_of_an_unsigned", "no_file",
+        "too_long", "malformed", "version",
     ],
 )  # fmt: skip
 def test_why_there_is_no_model(phone: Phone, files: Mapping[str, Any], keys: TrustedKeys, clause: str, detail: str) -> None:

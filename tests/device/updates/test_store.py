@@ -138,3 +138,30 @@ def test_no_place_for_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BundleStorageError):
         _open(tmp_path / "file" / "store")
+
+
+def test_few_rejected_bundles_are_remembered_the_newest(store: BundleStore) -> None:
+    for serial in range(100, 200):
+        store.reject(serial, "slow")
+    assert list(store.state.rejected) == list(range(136, 200))
+
+
+def test_a_rejected_previous_bundle_is_not_returned_to(store: BundleStore) -> None:
+    store.reject(1, "revoked")
+    assert (store.state.active, store.state.previous) == (2, None)
+    assert _folders(store) == ["2"]
+
+
+def test_probes_and_starts_are_counted_for_each_bundle(store: BundleStore, tmp_path: Path) -> None:
+    store.change(probes=2, starts=2)
+    store.begin(3)
+    assert store.state.probes == 0
+    store.change(starts=2)
+    _activate(store, tmp_path, 3)
+    assert store.state.starts == 0
+
+
+def test_a_damaged_bundle_ends_its_trial(store: BundleStore) -> None:
+    (store.folder(2) / MODEL).write_bytes(b"rot")
+    assert _serial(store) == 1
+    assert store.state.trial is None

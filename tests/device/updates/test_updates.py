@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import pytest
 
 from benchmarks.reliability.released import (
@@ -12,6 +13,7 @@ from benchmarks.reliability.released import (
     MODEL,
     NOW_MS,
     Server,
+    golden,
     make_bundle,
     make_files,
     model,
@@ -21,10 +23,13 @@ from benchmarks.reliability.released import (
     use,
     weights,
 )
-from pocketrank.device.bundle.bundle import MANIFEST, BundleError, SignatureError
+from pocketrank.device.bundle.bundle import GOLDEN, MANIFEST, BundleError, ExpiredBundleError, SignatureError
 from pocketrank.device.bundle.files import BundleStorageError, ProbeError, ReleaseError
+from pocketrank.device.codec import to_msgpack
+from pocketrank.device.contract import ScoreRange
 from pocketrank.device.network.client import BadStatusError, ClientError, CloudClient
 from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes.onnx import OnnxRuntime
 from pocketrank.device.updates import BundleStore, Outcome, TrialConfig, UpdateConfig, Updates
 
 CONFIG = UpdateConfig(trial=TrialConfig(runs=4, failures=2, ms_max=1e6, slower=1e6), tries=2)
@@ -287,3 +292,62 @@ def test_checks_in_the_background(world: World) -> None:
     assert outcomes[0] == "staged"
     assert isinstance(outcomes[1], BadStatusError)
     assert world.device.current().serial == 2
+
+
+def test_a_check_saves_the_progress_of_a_trial(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    _use(world.device.current().ranker, runs=3)
+    assert world.device.check(world.client) == "current"
+    figures = world.device.store.state.trial
+    assert figures is not None
+    assert figures.runs == 3
+
+
+def test_a_trusted_bundle_runs_unwatched(world: World) -> None:
+    ranker = world.device.current().ranker
+    assert ranker is not None
+    assert isinstance(ranker.runtimes["self_contained"]["whole"], OnnxRuntime)
+    world.release(2)
+    world.update()
+    on_trial = world.device.current().ranker
+    assert on_trial is not None
+    assert not isinstance(on_trial.runtimes["self_contained"]["whole"], OnnxRuntime)
+
+
+def test_a_staged_bundle_that_is_revoked_is_never_activated(world: World) -> None:
+    world.release(2)
+    assert world.device.check(world.client) == "staged"
+    world.release(2, revoked=(2,))
+    assert world.device.check(world.client) == "rejected"
+    assert world.device.current().serial == 1
+    assert world.start().current().serial == 1
+
+
+def test_a_staged_bundle_is_not_downloaded_again(world: World) -> None:
+    world.release(2)
+    assert [world.device.check(world.client) for _ in range(2)] == ["staged", "current"]
+
+
+def test_a_staged_bundle_that_was_damaged_is_downloaded_again(world: World) -> None:
+    world.release(2)
+    assert world.device.check(world.client) == "staged"
+    (world.device.store.folder(2) / MODEL).write_bytes(b"rot")
+    assert world.start().current().serial == 1
+    assert world.update() == ("staged", 2)
+
+
+def test_a_bundle_of_the_app_that_expired_is_refused(world: World) -> None:
+    with pytest.raises(ExpiredBundleError):
+        world.device.add(make_bundle(world.folder / "old", 2, expires_ms=NOW_MS))
+
+
+def test_a_trial_compares_with_the_previous_bundle_and_the_recorded_scores(world: World) -> None:
+    ranges = msgspec.structs.replace(
+        golden(weights()), ranges=(ScoreRange(form="self_contained", mean=(0.9, 0.9), std=(0.01, 0.01)),)
+    )
+    world.release(2, files={GOLDEN: to_msgpack(ranges)})
+    assert world.update() == ("staged", 2)
+    _use(world.device.current().ranker)
+    assert world.device.current().serial == 1
+    assert "task 0 has a mean score of" in world.device.store.state.rejected[2]
