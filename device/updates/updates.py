@@ -211,7 +211,7 @@ class Updates:
             state, ranker, reasons = "expired", None, [Reason(f"Bundle {serial} is expired")]
         else:
             state, reasons = "ok", [Reason(f"Bundle {serial} is in use")]
-        # The newest bundle that this device refuses; of those before the one in use nobody asks any more.
+        # The newest bundle that this device refuses. Refusals of bundles older than the one in use no longer matter.
         revoked, rejected = () if release is None else release.revoked, self.store.state.rejected
         refused = max((*revoked, *rejected), default=0)
         if refused in revoked:

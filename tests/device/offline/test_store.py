@@ -331,3 +331,16 @@ def test_a_closed_store_continues_in_memory(path: Path) -> None:
     store.outbox.tidy()
     store.outbox.acknowledge(store.outbox.take())
     assert len(store.outbox) == 0
+
+
+def test_remembered_ids_take_a_bounded_number_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    for items in (range(10), [10]):  # the places continue after a restart
+        with DeviceStore(path, DeviceStoreConfig(outbox=OutboxConfig(ids_max=3))) as store:
+            for item in items:
+                store.outbox.add(make_event(item))
+                store.outbox.acknowledge(store.outbox.take())
+    db = sqlite3.connect(path)
+    rows = db.execute("SELECT item_id FROM gone ORDER BY place").fetchall()
+    db.close()
+    assert rows == [(8,), (9,), (10,)]
