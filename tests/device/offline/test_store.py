@@ -344,3 +344,27 @@ def test_remembered_ids_take_a_bounded_number_of_rows(tmp_path: Path) -> None:
     rows = db.execute("SELECT item_id FROM gone ORDER BY place").fetchall()
     db.close()
     assert rows == [(8,), (9,), (10,)]
+
+
+def test_a_damaged_event_is_counted_once_and_removed(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with DeviceStore(path) as store:
+        store.outbox.add(make_event(1))
+    db = sqlite3.connect(path)
+    db.execute("UPDATE event SET body = x'00'")
+    db.commit()
+    db.close()
+    for damaged in (1, 0):
+        with DeviceStore(path) as store:
+            assert (store.damaged_rows, len(store.outbox)) == (damaged, 0)
+
+
+def test_an_unsaved_event_that_has_left_is_not_saved_later(tmp_path: Path) -> None:
+    with DeviceStore(tmp_path / "store.db") as store:
+        with full_disk():
+            store.outbox.add(make_event(1))
+            assert store.outbox.unsaved == 1
+            store.outbox.acknowledge(store.outbox.take())
+        assert store.outbox.unsaved == 0
+    with DeviceStore(tmp_path / "store.db") as store:
+        assert waiting(store) == []
