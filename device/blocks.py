@@ -1,4 +1,4 @@
-"""Arrays to blocks and back: one little-endian array in row-major order, raw bytes or a list of numbers."""
+"""Conversion of arrays to blocks and back. A block is one little-endian array in row-major order."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pocketrank.device.contract import Block, BlockError, Dtype
 __all__ = ["MAX_ELEMENTS", "from_block", "shorten", "to_block"]
 
 MAX_ELEMENTS = 1 << 24
-"""Most elements a block may claim: 64 MB of f4, a thousand times the largest page seen."""
+"""Most elements that a block may claim to hold: 64 MB of f4, a thousand times the largest page seen."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {code: np.dtype("<" + code) for code in ("f2", "f4", "i4", "i8", "u1")}
 
 
 def to_block(array: NDArray[Any], dtype: Dtype) -> Block:
-    """`array` as a block of `dtype`, row-major and little-endian.
+    """Return `array` as a block of `dtype`.
 
-    Floats are rounded to nearest; beyond f2's 65,504 they become infinite, which a reader treats as missing. Raises
-    `BlockError` for an integer out of `dtype`'s range and for floats given to an integer block.
+    Floats are rounded to the nearest of `dtype`; beyond f2's 65,504 they become infinite, which a reader treats as missing.
+    Raises `BlockError` for an integer out of `dtype`'s range and for floats in an integer block.
     """
     target = _DTYPES[dtype]
     if array.dtype != target:
@@ -39,16 +39,17 @@ def to_block(array: NDArray[Any], dtype: Dtype) -> Block:
 
 
 def from_block(block: Block, path: str = "$", *, dtype: Dtype | None = None, ndim: int | None = None) -> NDArray[Any]:
-    """The block's array: a read-only view of its bytes (no copy), or a new array when `data` is a list of numbers.
+    """Return the block's array: a read-only view of its bytes (no copy), or a new array when `data` is a list of numbers.
 
-    `path` is named in errors; `dtype` and `ndim`, when given, are required. Raises `BlockError`.
+    `path` is the block's place in errors. Raises `BlockError` for a block that is not whole, or that has another `dtype` or
+    `ndim` than those given.
     """
     if dtype is not None and block.dtype != dtype:
         raise BlockError(f"{path}.dtype", f"`{dtype}`", f"`{block.dtype}`")
     shape = block.shape
     if ndim is not None and len(shape) != ndim:
         raise BlockError(f"{path}.shape", f"{ndim} dimensions", f"{len(shape)}")
-    # Checked before anything is allocated: a claim of a huge array costs its sender nothing.
+    # Checked before anything is allocated, since a claim to hold a huge array costs its sender nothing.
     if len(shape) > 4 or any(d < 0 or d > MAX_ELEMENTS for d in shape) or (count := math.prod(shape)) > MAX_ELEMENTS:
         raise BlockError(f"{path}.shape", f"at most 4 dimensions and {MAX_ELEMENTS} elements", shorten(list(shape)))
     target = _DTYPES.get(block.dtype)
@@ -80,6 +81,6 @@ def _from_numbers(data: Sequence[int | float | None], target: np.dtype[Any], pat
 
 
 def shorten(value: object) -> str:
-    """`value` for an error message: at most 60 characters, and no integer of a million digits."""
+    """Return `value` for an error message, in at most 60 characters. A huge integer is described, not printed."""
     text = repr(value) if not isinstance(value, int) or value.bit_length() < 128 else f"an integer of {value.bit_length()} bits"
     return text if len(text) <= 60 else text[:57] + "..."

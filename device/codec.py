@@ -1,9 +1,9 @@
-"""Structs to bytes and back, arrays to blocks and back, and what makes a page whole.
+"""Encoding of structs as bytes and back, and the check that a page is whole.
 
-MessagePack is the form between devices and cloud; JSON is for people. In MessagePack a block's data MUST be `bin`; in JSON
-it MUST be a flat list of numbers, where null stands for every value that is not finite. Decoding either form gives the same
-struct, whose blocks hold bytes. Integers MUST fit 64 signed bits. Every error is one of `contract`'s typed ones; decoding
-never raises anything else, whatever the bytes.
+Devices and the cloud exchange MessagePack; JSON is for people. In MessagePack a block's data MUST be `bin`; in JSON it MUST be
+a flat list of numbers, where null stands for every value that is not finite. Decoding either form returns the same struct,
+whose blocks hold bytes. Integers MUST fit 64 signed bits. Decoding raises the typed errors of `contract` and nothing else,
+whatever the bytes are.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ __all__ = [
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected (?P<expected>.*), got (?P<got>.*)$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
 _DECODERS: dict[tuple[str, type[Any]], Callable[[bytes], Any]] = {}
-_MAKING = Lock()
+_DECODER_LOCK = Lock()
 _ENCODE_MSGPACK = msgspec.msgpack.Encoder()
 _ENCODE_JSON = msgspec.json.Encoder()
 _EVENT_INTS = ("user_id", "item_id", "position", "impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms")
@@ -74,9 +74,9 @@ def _decoder(wire: str, struct: type[Any]) -> Callable[[bytes], Any]:
     decode = _DECODERS.get((wire, struct))
     if decode is None:
         kind = msgspec.msgpack.Decoder if wire == "msgpack" else msgspec.json.Decoder
-        # One at a time: msgspec 0.22 keeps what it learns of a type where all find it before it is whole, and a thread that
-        # decodes by the half of it crashes the process.
-        with _MAKING:
+        # One at a time: msgspec 0.22 publishes what it derives from a type before it is complete, and a thread that decodes
+        # by the incomplete half crashes the process.
+        with _DECODER_LOCK:
             decode = _DECODERS[wire, struct] = kind(struct).decode
     return decode
 
@@ -85,7 +85,7 @@ def _decoder(wire: str, struct: type[Any]) -> Callable[[bytes], Any]:
 
 
 def to_msgpack(struct: msgspec.Struct) -> bytes:
-    """`struct` as MessagePack. Raises `DecodeError` when a value cannot be written, such as an integer beyond 64 bits."""
+    """Return `struct` as MessagePack. Raises `DecodeError` for a value that cannot be written, such as a 65-bit integer."""
     try:
         return _ENCODE_MSGPACK.encode(struct)
     except (OverflowError, TypeError, ValueError) as err:
@@ -93,7 +93,10 @@ def to_msgpack(struct: msgspec.Struct) -> bytes:
 
 
 def to_json(struct: msgspec.Struct) -> bytes:
-    """`struct` as JSON, blocks as flat lists of numbers (null for NaN and infinities). Raises `BlockError`, `DecodeError`."""
+    """Return `struct` as JSON with a page's blocks as flat lists of numbers, null for NaN and infinities.
+
+    Raises `BlockError` for a block that is not whole, `DecodeError` for a value that cannot be written.
+    """
     if isinstance(struct, Page):
         struct = _map_blocks(struct, _to_numbers)
     try:
@@ -103,9 +106,9 @@ def to_json(struct: msgspec.Struct) -> bytes:
 
 
 def from_msgpack(data: bytes, type: type[S]) -> S:
-    """The struct in `data`. Raises `VersionError`, or `DecodeError` for anything else that is wrong.
+    """Return the struct in `data`. Raises `VersionError` for an unknown version, `DecodeError` for any other defect.
 
-    A page's blocks are looked into by `from_block` or `check_page`, not here.
+    The contents of a page's blocks are checked by `from_block` or `check_page`, not here.
     """
     struct = _decode("msgpack", data, type)
     if isinstance(struct, Page):
@@ -116,7 +119,7 @@ def from_msgpack(data: bytes, type: type[S]) -> S:
 
 
 def from_json(data: bytes, type: type[S]) -> S:
-    """The struct in `data`, blocks turned into bytes. Raises `VersionError`, `DecodeError` or `BlockError`."""
+    """Return the struct in `data`, with its blocks as bytes. Raises `VersionError`, `DecodeError` or `BlockError`."""
     struct = _decode("json", data, type)
     return cast(S, _map_blocks(struct, _to_bytes)) if isinstance(struct, Page) else struct
 
@@ -132,11 +135,11 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
         _refuse_version(version, "$.version")
     if isinstance(value, PageRequest):
         ints = value.user_id, value.now_ms, value.size, value.scene
-        if not _LEAST <= min(ints) <= max(ints) <= _MOST:
+        if not _INT_MIN <= min(ints) <= max(ints) <= _INT_MAX:
             _check_ints(value, _REQUEST_INTS, "$")
         if value.feedback:
             _check_events(value.feedback, "$.feedback")
-        if value.exclude and not _LEAST <= min(value.exclude) <= max(value.exclude) <= _MOST:
+        if value.exclude and not _INT_MIN <= min(value.exclude) <= max(value.exclude) <= _INT_MAX:
             for i, item in enumerate(value.exclude):
                 _check_int(item, f"$.exclude[{i}]")
     elif isinstance(value, FeedbackBatch):
@@ -164,7 +167,7 @@ def _refuse_version(version: int, path: str) -> None:
 
 def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
     ints = [value for event in events for value in _event_ints(event) if value is not None]
-    if (not ints or _LEAST <= min(ints) <= max(ints) <= _MOST) and all(event.version == WIRE_VERSION for event in events):
+    if (not ints or _INT_MIN <= min(ints) <= max(ints) <= _INT_MAX) and all(event.version == WIRE_VERSION for event in events):
         return
     for i, event in enumerate(events):
         _refuse_version(event.version, f"{path}[{i}].version")
@@ -174,13 +177,13 @@ def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
 def _check_ints(struct: msgspec.Struct, names: tuple[str, ...], path: str) -> None:
     for name in names:
         value = getattr(struct, name)
-        if value is not None and not _LEAST <= value <= _MOST:
-            _check_int(value, f"{path}.{name}")  # the path is only made for an error: this runs at every swipe
+        if value is not None and not _INT_MIN <= value <= _INT_MAX:
+            _check_int(value, f"{path}.{name}")  # this runs at every swipe, so the path is only formatted for an error
 
 
 def _check_int(value: int, path: str) -> None:
     # JSON allows any integer and MessagePack unsigned 64 bits; columns, stores and other languages hold signed 64.
-    if not _LEAST <= value <= _MOST:
+    if not _INT_MIN <= value <= _INT_MAX:
         raise DecodeError(path, "an integer of 64 signed bits", shorten(value))
 
 
@@ -198,7 +201,7 @@ def _translate(err: Exception, name: str) -> DecodeError:
 
 
 class PageColumns(NamedTuple):
-    """A page's arrays, all read-only views: n candidates, F floats, C categories, vectors of width D."""
+    """Arrays of a page with n candidates, F floats, C categories and vectors of width D. All are read-only views."""
 
     item_id: NDArray[np.int64]
     """[n]"""
@@ -213,7 +216,10 @@ class PageColumns(NamedTuple):
 
 
 def from_columns(columns: Columns, path: str, *, dtype: Dtype, rows: int) -> NDArray[Any]:
-    """The array [rows, len(names)] of a column group. Raises `BlockError`: names that repeat, another width or row count."""
+    """Return the array [rows, len(names)] of a column group.
+
+    Raises `BlockError` for names that repeat, and for another width or number of rows.
+    """
     if len(set(columns.names)) != len(columns.names):
         twice = next(name for name in columns.names if columns.names.count(name) > 1)
         raise BlockError(f"{path}.names", "unique names", f"{shorten(twice)} twice")
@@ -224,10 +230,10 @@ def from_columns(columns: Columns, path: str, *, dtype: Dtype, rows: int) -> NDA
 
 
 def read_page(page: Page) -> PageColumns:
-    """All arrays of a page that is whole. Raises `BlockError` at the first thing that is not.
+    """Return all arrays of a page that is whole. Raises `BlockError` for the first defect.
 
-    Whole means: every block agrees with its dtype and shape, every group has one row per candidate and one column per unique
-    name, both vectors have one width, and a page with vectors says of which split version they are.
+    A page is whole when every block agrees with its dtype and shape, every group has one row per candidate and one column per
+    name, names are unique within a group, both vectors have the same width, and a page with vectors has a split version.
     """
     c = page.candidates
     item_id = from_block(c.item_id, "$.candidates.item_id", dtype="i8", ndim=1)

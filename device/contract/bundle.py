@@ -1,4 +1,4 @@
-"""What a bundle promises."""
+"""The manifest of a bundle: its files, its models and how a device uses them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Form = Literal["split", "self_contained"]
 Format = Literal["onnx", "tflite", "coreml"]
 Precision = Literal["fp32", "fp16", "int8"]
 Stage = Literal["whole", "page", "event", "watch", "choose", "search"]
-"""The whole model as one graph, or the parts of it that a device runs as their inputs become known (`FeatureSpec`)."""
+"""The whole model as one graph, or one of the stages that a device runs as their inputs become known (`FeatureSpec`)."""
 Group = Literal["new", "casual", "heavy"]
-"""Users by how much of them a device remembers (`GroupRule`)."""
+"""Groups of users by the number of their events that a device remembers (`GroupRule`)."""
 
 _SHIFT_MAX = 20.0  # log-odds, far beyond any use and far from the overflow of a float32
 
 
 class FileEntry(Wire, frozen=True, kw_only=True):
-    """A file of a bundle: path relative to the bundle with `/`, size in bytes, SHA-256 in hex."""
+    """A file of a bundle: its path relative to the bundle, with `/`, its size in bytes, and its SHA-256 in hex."""
 
     path: str
     bytes: int
@@ -44,28 +44,34 @@ class FileEntry(Wire, frozen=True, kw_only=True):
 
 
 class ModelEntry(Wire, frozen=True, kw_only=True):
-    """One exported graph of a bundle. `path` is a file, or a folder for Core ML; `bytes` counts all of it.
+    """One exported graph of a bundle.
 
-    A format whose files hold several graphs (LiteRT's signatures) has an entry for each stage with the same path.
+    A format whose files hold several graphs (LiteRT's signatures) has an entry for each stage, all with the same path.
     """
 
     form: Form
     format: Format
     precision: Precision
     path: str
+    """A file, or a folder for Core ML."""
     bytes: int
+    """Size of the file, or of everything in the folder."""
     stage: Stage = "whole"
     group: Group | None = None
-    """Whom it is for; None: all whose group has no model of its own in this form, format and precision."""
+    """The group of users that the model is for. None serves every group without a model of its own in this form, format and
+    precision."""
 
 
 class GroupRule(Wire, frozen=True, kw_only=True):
-    """Which group a user is in: new below `casual_from` events that a device remembers, heavy from `heavy_from` on, casual
-    between. The defaults part KuaiRand-Pure as `benchmarks.personal` does. Raises ValueError for numbers out of order.
+    """Thresholds between the groups of users, in events that a device remembers.
+
+    The defaults divide KuaiRand-Pure as `benchmarks.personal` does. Raises ValueError for numbers out of order.
     """
 
     casual_from: int = 20
+    """A user with fewer events is new."""
     heavy_from: int = 60
+    """A user with at least so many is heavy. Users between the two are casual."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.casual_from <= self.heavy_from:
@@ -73,34 +79,36 @@ class GroupRule(Wire, frozen=True, kw_only=True):
 
 
 class TaskPrior(Wire, frozen=True, kw_only=True):
-    """How far users are from the shipped model in one task: standard deviations in log-odds.
+    """How far users differ from the shipped model in one task, as standard deviations in log-odds.
 
-    Rare actions tell users apart more than views do, so these are per task; `benchmarks.personal` fits them to a log. The
+    Users differ more in rare actions than in views, so each task has its own. `benchmarks.personal` fits them to a log; the
     defaults are what it fits for click and long_view on KuaiRand-Pure.
     """
 
     user: float = 0.2
-    """Of a user as a whole."""
+    """Deviation of a user over all items."""
     category: float = 0.4
-    """Of a user's taste for a category, beyond that."""
+    """Further deviation of a user for the items of one category."""
 
 
 class PersonalConfig(Wire, frozen=True, kw_only=True):
-    """What of a user's own last layer (`pocketrank.device.model.personal`) adapts, and how far. The default adapts nothing.
+    """How a user's own last layer (`pocketrank.device.model.personal`) adapts to the user. The default adapts nothing.
+
     Raises ValueError for numbers out of range.
     """
 
     tasks: dict[str, TaskPrior] = msgspec.field(default_factory=dict)
     """Tasks that adapt. All others stay as shipped."""
     forget: float = 0.03
-    """Share of what was learned that an impression takes away: a memory of some 33 impressions. From .02 to .1 all do about as
-    well; with none a third of the gain in log loss was lost in the simulated world."""
+    """Share of what was learned that each impression removes. .03 is a memory of some 33 impressions. Values from .02 to .1 did
+    about as well; with 0 a third of the gain in log loss was lost in the simulated world."""
     drift_max: float = 2.0
-    """Farthest that a task's weights may be from the shipped model, in standard deviations of the prior. Replayed users seldom
-    came to 1.5, and a bound there changed nothing; it is for the user who is not like any other, or not human."""
+    """Largest distance of a task's weights from the shipped model, in standard deviations of the prior. Replayed users seldom
+    reached 1.5, and a bound there changed nothing. It is meant for a user who is like no other, or is not human."""
     buckets: int = 32
-    """Categories that are told apart: codes are folded onto so many. With 16 for the 24 categories of the simulated world a
-    quarter of the gain in log loss was lost, with 8 more than half; for the 43 of KuaiRand 64 were no better."""
+    """Number of categories that have weights of their own; codes are taken modulo this number. With 16 for the 24 categories of
+    the simulated world a quarter of the gain in log loss was lost, with 8 more than half; for the 43 of KuaiRand 64 were no
+    better."""
 
     def __post_init__(self) -> None:
         sizes = [size for prior in self.tasks.values() for size in (prior.user, prior.category)]
@@ -113,21 +121,24 @@ class PersonalConfig(Wire, frozen=True, kw_only=True):
 
 
 class BundleManifest(Versioned, frozen=True, kw_only=True):
-    """What a bundle holds: `manifest.json` at its root. `spec` is the path of the feature spec.
-
-    `serial` grows with each release. `split_version` is that of the pages whose vectors the split models accept. `personal`
-    says how a user's own last layer adapts, `groups` which users the models with a `group` are for, `paging` when to ask for a
-    page; None: there is none.
-    """
+    """Contents of a bundle: the file `manifest.json` at its root."""
 
     name: str
     serial: int
+    """Grows with each release."""
     created_ms: int
     split_version: str
+    """Split version of the pages whose vectors the split models accept."""
     spec: str
+    """Path of the feature spec."""
     files: tuple[FileEntry, ...]
+    """Every file of the bundle except the manifest."""
     models: tuple[ModelEntry, ...]
     expires_ms: int | None = None
+    """When devices stop using the bundle. None is never."""
     personal: PersonalConfig | None = None
+    """How a user's own last layer adapts. None gives users no layer of their own."""
     groups: GroupRule | None = None
+    """Which users the models with a `group` are for. None puts users in no group."""
     paging: PagingModel | None = None
+    """When to ask for a page. None asks after a fixed number of impressions."""

@@ -1,4 +1,4 @@
-"""What a bundle's models answer: known inputs and scores, which a device tries before it uses the bundle."""
+"""Golden cases of a bundle: known inputs with their scores, which a device checks before it uses the bundle."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["Golden", "GoldenCase", "GoldenTolerance", "ScoreRange"]
 
 
 class GoldenCase(Wire, frozen=True, kw_only=True):
-    """Inputs of the whole model by their contract names (`FeatureSpec`), without masks, and its scores f4 [1, N, tasks].
-
-    Gaps MUST be whole, not negative and descending: a device then comes to the same ones through its history of events.
-    """
+    """Inputs of the whole model and the scores that it must return for them."""
 
     form: Form
     inputs: dict[str, Block]
+    """Inputs by their contract names (`FeatureSpec`), without masks. Gaps MUST be whole, descending and not negative: only then
+    does a device that appends the events to its history compute the same gaps."""
     scores: Block
+    """f4 [1, N, tasks]"""
     group: Group | None = None
 
 
 class GoldenTolerance(Wire, frozen=True, kw_only=True):
-    """How far a model of this kind may be from the scores."""
+    """Largest difference from the golden scores that a model of this form, format and precision may have."""
 
     form: Form
     format: Format
@@ -38,8 +38,9 @@ class ScoreRange(Wire, frozen=True, kw_only=True):
 
 
 class Golden(Versioned, frozen=True, kw_only=True):
-    """The file `golden.msgpack`. `ranges` is what scores look like in use, by which drift is told."""
+    """The file `golden.msgpack` of a bundle."""
 
     cases: tuple[GoldenCase, ...]
     tolerances: tuple[GoldenTolerance, ...]
     ranges: tuple[ScoreRange, ...] = ()
+    """The scores to expect in use. A device detects drift by them."""

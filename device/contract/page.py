@@ -1,4 +1,4 @@
-"""What a device asks for, and what it gets."""
+"""The request for a page, and the page that answers it."""
 
 from __future__ import annotations
 
@@ -10,56 +10,60 @@ __all__ = ["Candidates", "Page", "PageRequest"]
 
 
 class Candidates(Wire, frozen=True, kw_only=True):
-    """The n candidates of a page, columnar, in cloud order.
-
-    `item_id` is i8 [n]; `floats` f4 [n, F] in raw units, pXTRs as `pxtr_<task>`; `categories` i4 [n, C] with 0 = unknown;
-    `vector` f2 [n, D], absent when the page carries none.
-    """
+    """The n candidates of a page in cloud order, stored by column."""
 
     item_id: Block
+    """i8 [n]. An item may appear twice; a device keeps the first."""
     floats: Columns
+    """f4 [n, F] in raw units. The probabilities of the cloud's tasks are named `pxtr_<task>`."""
     categories: Columns
+    """i4 [n, C]. Code 0 is unknown."""
     vector: Block | None = None
+    """f2 [n, D], the item vectors of the split form. None when the page carries none."""
 
 
 class PageRequest(Versioned, frozen=True, kw_only=True):
-    """What a device sends to ask for a page.
-
-    `size` is the number of candidates wanted. `feedback` is what happened since the last call. `exclude` lists items that
-    are not wanted: what this session has shown. `split_version` is that of the installed bundle; None asks for a page
-    without vectors. What a user does within an `experiment` is known to later requests of the same experiment only, so that
-    its arms do not teach one another. `telemetry` is what the device tells of itself.
-    """
+    """A device's request for a page."""
 
     request_id: str
+    """Chosen by the device. The page repeats it."""
     user_id: int
     session_id: str
     now_ms: int
+    """The device's clock, in milliseconds since the Unix epoch."""
     size: int
+    """Number of candidates wanted."""
     scene: int = 0
+    """The feed that the page is for."""
     split_version: str | None = None
+    """Split version of the installed bundle. None asks for a page without vectors."""
     feedback: tuple[FeedbackEvent, ...] = ()
+    """Impressions that ended since the last request."""
     exclude: tuple[int, ...] = ()
+    """Items that are not wanted: those that this session has already shown."""
     experiment: str | None = None
+    """Arm of an experiment. Feedback within an experiment is visible only to later requests of the same experiment, so that its
+    arms do not influence one another."""
     telemetry: TelemetryReport | None = None
+    """What the device counted since its last report."""
 
 
 class Page(Versioned, frozen=True, kw_only=True):
-    """A page of candidates in cloud order with all that the device model needs.
-
-    `split_version` names the lower half that produced the vectors; when it is None the page has none and `split_reason` says
-    why. `user_vector` is f2 [D]. `compute_price` is the cloud's relative price of one more page (1.0 = normal load). After
-    `ttl_ms` from `created_ms` the page is stale. `degraded` names what the cloud left out or replaced for want of time, or
-    because something failed.
-    """
+    """A page of candidates in cloud order, with everything that the device model needs."""
 
     page_id: str
     request_id: str
     created_ms: int
     ttl_ms: int
+    """The page is stale once this many milliseconds have passed since `created_ms`."""
     candidates: Candidates
     compute_price: float = 1.0
+    """The cloud's relative price of one more page. 1.0 is normal load."""
     user_vector: Block | None = None
+    """f2 [D], the user's vector of the split form. None when the page carries none."""
     split_version: str | None = None
+    """The lower half that computed the vectors. None when the page carries none."""
     split_reason: str | None = None
+    """Why the page carries no vectors."""
     degraded: tuple[str, ...] = ()
+    """Stages that the cloud left out or replaced, because time ran out or because something failed."""

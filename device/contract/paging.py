@@ -1,4 +1,4 @@
-"""When a device asks for a page, as a model that travels in a bundle's manifest."""
+"""The paging model of a bundle's manifest: when a device asks for the next page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["PagePlan", "PagingModel", "PagingTerm"]
 
 
 class PagePlan(Wire, frozen=True, kw_only=True):
-    """A steady way to ask: pages of `size`, each after `consume` impressions of the last.
+    """A fixed routine: request pages of `size`, each after `consume` impressions of the last.
 
-    At a compute price p it wins `level - p * drop` per impression, in effective views, against a feed in which each item was
-    the first of a fresh page that cost nothing.
+    At a compute price p it gains `level - p * drop` effective views per impression, compared with a feed in which each item is
+    the first of a fresh page that costs nothing.
     """
 
     size: int
@@ -23,7 +23,10 @@ class PagePlan(Wire, frozen=True, kw_only=True):
 
 
 class PagingTerm(Wire, frozen=True, kw_only=True):
-    """`weight` times a feature of the state (`pocketrank.device.paging.uplift`), or times how far it is below `knot`."""
+    """`weight` times a feature of the state (`pocketrank.device.paging.uplift`).
+
+    With a `knot` it is `weight` times how far the feature is below the knot, and 0 above.
+    """
 
     feature: str
     weight: float
@@ -31,20 +34,19 @@ class PagingTerm(Wire, frozen=True, kw_only=True):
 
 
 class PagingModel(Wire, frozen=True, kw_only=True):
-    """What asking now wins, learned from devices that asked at random (`pocketrank.cloud.training.paging`).
+    """Predicted gain of a page request, learned from devices that asked at random (`pocketrank.cloud.training.paging`).
 
-    The gain of the next impression, in effective views, is `bias` plus the sum of `terms`. Against it stands what the best of
-    `plans` pays per impression for fresh pages at the price of now. Plans are in order of falling `drop` and must not fall in
-    `size`: the dearer compute is, the less often a device asks, and for the larger pages. `simulated` says whose sessions it
-    was learned from.
-
-    Raises ValueError for numbers that cannot be.
+    The gain of the next impression, in effective views, is `bias` plus the sum of `terms`. A device compares it with what the
+    best of `plans` pays per impression for fresh pages at the current price. Plans are in order of falling `drop` and must not
+    fall in `size`: the dearer compute is, the less often a device asks, and for the larger pages. Raises ValueError for numbers
+    that break this.
     """
 
     bias: float
     terms: tuple[PagingTerm, ...]
     plans: tuple[PagePlan, ...]
     simulated: bool = False
+    """Whether the sessions that it was learned from were simulated."""
 
     def __post_init__(self) -> None:
         if not self.plans:

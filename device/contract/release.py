@@ -1,7 +1,7 @@
-"""Which bundle is released to whom, and what signatures are over.
+"""Releases of bundles: which bundle is current, for which devices, and what signatures cover.
 
 A signature is Ed25519 over `signed_bytes`: DSSE's pre-authentication encoding (https://github.com/secure-systems-lab/dsse) of a
-role, the wire version and the exact bytes that are vouched for. What is signed in one role is nothing in another.
+role, the wire version and the exact bytes that are signed. A signature in one role is not valid in another.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from pocketrank.device.contract.wire import WIRE_VERSION, Versioned, Wire
 __all__ = ["BundleRef", "Release", "Role", "Signature", "Signed", "in_rollout", "key_id", "signed_bytes"]
 
 Role = Literal["manifest", "release"]
-"""What a key may vouch for: what a bundle holds, or which bundle is current."""
+"""What a key may sign: the contents of a bundle, or which bundle is current."""
 
 _SERIAL_MAX = 1 << 53  # what a double, and so every language's JSON, holds exactly
 _SHARES = 1 << 64
 
 
 def signed_bytes(role: Role, data: bytes) -> bytes:
-    """What a signature over `data` in `role` is made of."""
+    """Return the bytes that a signature over `data` in `role` covers."""
     kind = f"application/vnd.pocketrank.{role}.v{WIRE_VERSION}+json".encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(data), data)
 
 
 def key_id(public: bytes) -> str:
-    """The name of a public key: the first half of its SHA-256, in hex. It only says which key to try."""
+    """Return the name of a public key: the first half of its SHA-256, in hex. It proves nothing; it says which key to try."""
     return hashlib.sha256(public).hexdigest()[:32]
 
 
 def in_rollout(device_id: str, salt: str, percent: float) -> bool:
-    """Whether a device is among the first `percent` for this `salt`. One that is stays in as the percentage grows."""
+    """Return whether a device is among the first `percent` for this `salt`. A device stays in as the percentage grows."""
     place = int.from_bytes(hashlib.sha256(f"{salt}\0{device_id}".encode()).digest()[:8], "big")
     return place < percent / 100 * _SHARES
 
 
 class Signature(Wire, frozen=True, kw_only=True):
-    """Of the key that `key_id` names: 64 bytes (base64 in JSON)."""
+    """A signature by the key that `key_id` names: 64 bytes, base64 in JSON."""
 
     key_id: str
     signature: bytes
 
 
 class Signed(Versioned, frozen=True, kw_only=True):
-    """Signatures over `payload`, or over a file beside them when that is empty."""
+    """Signatures over `payload`. When `payload` is empty, they cover a file that is stored beside them."""
 
     signatures: tuple[Signature, ...]
     payload: bytes = b""
 
 
 class BundleRef(Wire, frozen=True, kw_only=True):
-    """One bundle: its serial, and size and SHA-256 of its manifest, which in turn pins every file."""
+    """Reference to one bundle by its serial and the size and SHA-256 of its manifest, which in turn pins every file."""
 
     serial: int
     manifest_bytes: int
@@ -60,21 +60,24 @@ class BundleRef(Wire, frozen=True, kw_only=True):
 
 
 class Release(Versioned, frozen=True, kw_only=True):
-    """The bundle that is current: short-lived, so that nobody can keep devices on an old one for long.
+    """The bundle that is current. It is short-lived, so that nobody can keep devices on an old one for long.
 
-    `serial` grows with each release, `bundle.serial` never shrinks. The first `rollout` percent of devices by `salt` get the
-    bundle; the others keep what they have. A device leaves bundles whose serials are `revoked`. With `kill` none runs a model:
-    all feeds are in cloud order until a release says otherwise. Raises ValueError for numbers out of range.
+    Raises ValueError for numbers out of range.
     """
 
     serial: int
+    """Grows with each release."""
     created_ms: int
     expires_ms: int
     bundle: BundleRef
+    """Its serial never shrinks from one release to the next."""
     rollout: float = 100.0
+    """The first so many percent of devices by `salt` install the bundle. The others keep the one they have."""
     salt: str = ""
     revoked: tuple[int, ...] = ()
+    """Serials of bundles that a device must not use any more."""
     kill: bool = False
+    """No device runs a model: all feeds are in cloud order until a release without it."""
 
     def __post_init__(self) -> None:
         if not all(0 < serial < _SERIAL_MAX for serial in (self.serial, self.bundle.serial)):

@@ -1,4 +1,4 @@
-"""The bases of every struct that crosses the wire, and the arrays in them."""
+"""Base classes of every struct that crosses the wire, and the arrays inside them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import msgspec
 __all__ = ["WIRE_VERSION", "Block", "Columns", "Dtype", "Versioned", "Wire"]
 
 WIRE_VERSION = 1
-"""Version written into every struct of this release."""
+"""The version that this release writes into every top-level struct, and the only one it reads."""
 
 Dtype = Literal["f2", "f4", "i4", "i8", "u1"]
+"""Element type of a block, in numpy's codes: f2 and f4 are IEEE 754 floats, i4, i8 and u1 are integers."""
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of every wire struct: immutable, fields by name, unknown fields ignored."""
+    """Base of every wire struct. It is immutable, its fields are read by name, and unknown fields are ignored."""
 
 
 class Versioned(Wire, frozen=True, kw_only=True):
-    """Base of the top-level ones, which say their version."""
+    """Base of the top-level structs, which carry their version."""
 
     version: int = WIRE_VERSION
 
@@ -27,8 +28,8 @@ class Versioned(Wire, frozen=True, kw_only=True):
 class Block(Wire, frozen=True, kw_only=True):
     """An n-dimensional little-endian array in row-major order.
 
-    `data` is the raw bytes in MessagePack. In JSON it is a flat list of numbers (null is NaN), so that a page can be read
-    with curl. `dtype` is numpy's code without the byte order: f2, f4, i4, i8, u1.
+    In MessagePack `data` is the raw bytes. In JSON it is a flat list of numbers, where null is NaN, so that a person can read
+    a page with curl.
     """
 
     dtype: Dtype
@@ -37,7 +38,7 @@ class Block(Wire, frozen=True, kw_only=True):
 
 
 class Columns(Wire, frozen=True, kw_only=True):
-    """A named group of columns: `values` has shape [rows, len(names)]."""
+    """A named group of columns. `values` has shape [rows, len(names)]."""
 
     names: tuple[str, ...]
     values: Block
