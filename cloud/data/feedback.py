@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pocketrank.device.contract import FloatFeature
 
-__all__ = ["EFFECTIVE_VIEW_S", "FEEDBACK_FLOATS", "HISTORY_FEEDBACK"]
+__all__ = ["FEEDBACK_FLOATS", "HISTORY_FEEDBACK"]
 
 FEEDBACK_FLOATS = (
     FloatFeature(name="watch_ms", scale=1e-3, min=0, max=1800),
@@ -29,9 +29,5 @@ FEEDBACK_FLOATS = (
 """Feedback features of a device model; its spec leaves out those whose column is empty in the log."""
 
 HISTORY_FEEDBACK = ("long_view", "like", "watch_log", "engaged", "logged")
-"""Feedback features of a past event in the cloud: watch_log is log1p(seconds), engaged is click or effective view, and logged
-is 0 for events from before the log, of which only long_view and like are known."""
-
-EFFECTIVE_VIEW_S = 7.0
-"""Watch time in seconds that makes an effective view, or the whole item if it is shorter. It applies to logs without a label of
-effective views, and in serving, because events have no such label."""
+"""What the cloud knows of a past event: watch_log is log1p(seconds), engaged is click or effective view, logged is 0 for events
+from before the log, of which only long_view and like are known."""

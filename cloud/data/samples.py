@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pocketrank.cloud.data.feedback import EFFECTIVE_VIEW_S, FEEDBACK_FLOATS
+from pocketrank.cloud.data.feedback import FEEDBACK_FLOATS
 from pocketrank.cloud.data.schema import LABELS, DataError, ImpressionLog
-from pocketrank.device.contract import FloatFeature
+from pocketrank.device.contract import EFFECTIVE_VIEW_MS, FloatFeature
 
 __all__ = ["SampleConfig", "Samples", "build_samples"]
 
@@ -148,8 +148,9 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
             labels[~logged, k] = known[task][order[~logged]]
     watch_s = _column(table, "watch_ms", np.float32) / 1000
     duration_s = item_floats["item_duration_s"][_index(item_ids, _column(table, "item_id", np.int64))]
+    # Where a log has no label of effective views, the watch decides, as it does for the events of serving.
     effective = _column(table, "effective_view", np.float32)
-    by_watch = watch_s >= np.minimum(np.where(duration_s > 0, duration_s, np.inf), EFFECTIVE_VIEW_S)
+    by_watch = watch_s >= np.minimum(np.where(duration_s > 0, duration_s, np.inf), EFFECTIVE_VIEW_MS / 1000)
     engaged = np.fmax(_column(table, "click", np.float32), np.where(np.isnan(effective), by_watch, effective))
     cloud_side = np.nan_to_num(
         np.stack(

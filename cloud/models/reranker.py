@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from pocketrank.cloud.models.layers import Embedding, MultiGate, SoftBins, join_heads, penalty, split_heads
 from pocketrank.cloud.models.presets import UpperConfig
-from pocketrank.device.contract import FeatureSpec, FloatFeature
+from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeatureSpec, FloatFeature
 
 __all__ = ["Normalise", "UpperHalf", "logit"]
 
@@ -109,8 +109,8 @@ class UpperHalf(nn.Module):
         names = [f.name for f in spec.candidate_floats]
         feedback = [f.name for f in spec.feedback_floats]
         self.watch_at, self.duration_at = feedback.index("watch_ms"), names.index("duration_ms")
-        # Scales of the share watched and its largest value: of the whole item, of 7 s (effective view), of 18 s (long view).
-        ranges = torch.tensor([[spec.candidate_floats[self.duration_at].max + 1, 7.0, 18.0], [2.0, 1.0, 1.0]])
+        views_s = EFFECTIVE_VIEW_MS / 1000, LONG_VIEW_MS / 1000
+        ranges = torch.tensor([[spec.candidate_floats[self.duration_at].max + 1, *views_s], [2.0, 1.0, 1.0]])
         self.register_buffer("share_of", ranges[0], persistent=False)
         self.register_buffer("share_max", ranges[1], persistent=False)
         self.share_of: Tensor
@@ -225,7 +225,7 @@ class UpperHalf(nn.Module):
     ) -> Float[Tensor, "b t e"]:
         """Return the states of events: key and value in the watched list, factors of the crossings, logits of the pXTRs."""
         parts, pxtr = self._item(event_float, event_category)
-        # The share watched, on the scales of `share_of` or of the whole item if that is shorter.
+        # how much of the item was watched, on three scales: of the whole, of an effective view and of a long view
         watched = event_feedback[..., self.watch_at : self.watch_at + 1]
         duration = event_float[..., self.duration_at : self.duration_at + 1] + 0.5
         share = torch.minimum(watched / torch.minimum(duration, self.share_of), self.share_max)  # b t 3

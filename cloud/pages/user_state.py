@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketrank.cloud.data.feedback import EFFECTIVE_VIEW_S, HISTORY_FEEDBACK
+from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
-from pocketrank.device.contract import FeedbackEvent
+from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeedbackEvent
 
 __all__ = ["StateConfig", "UserState", "UserStates"]
 
@@ -32,14 +32,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StateConfig:
-    """How much is kept of a user, and which watch times count as views."""
+    """What is kept of a user."""
 
     seen_max: int = 2000
-    """Number of latest events kept, at least the run's `history_max`. An item may be shown again once its events fell out."""
-    long_view_ms: int = 18_000
-    """A watch of this, or of the whole item if that is shorter, is a long view (KuaiRand's definition)."""
-    effective_view_ms: int = round(1000 * EFFECTIVE_VIEW_S)
-    """A watch of this, or of the whole item if that is shorter, is an effective view."""
+    """Latest events kept; an item whose last event falls out may be shown again. At least the run's `history_max` are kept."""
 
 
 class UserState(NamedTuple):
@@ -113,9 +109,9 @@ class UserStates:
         item = self._items([e.item_id for e in events])
         watch = np.array([max(0, e.watch_ms) for e in events], np.float64)
         duration = self._duration_ms[item]
-        effective = watch >= np.minimum(duration, self._config.effective_view_ms)
+        effective = watch >= np.minimum(duration, EFFECTIVE_VIEW_MS)
         columns: dict[str, Float | NDArray[np.float64] | NDArray[np.bool_]] = {
-            "long_view": watch >= np.minimum(duration, self._config.long_view_ms),
+            "long_view": watch >= np.minimum(duration, LONG_VIEW_MS),
             "like": np.array([e.like for e in events], np.bool_),
             "watch_log": np.log1p(watch / 1000),
             "engaged": np.array([e.click for e in events], np.bool_) | effective,

@@ -1,7 +1,7 @@
-"""From the wire to the model's inputs, once per page, per event and per swipe, as the feature spec says.
+"""Conversion of pages, events and moments into the model's inputs, by the feature spec.
 
-A page becomes arrays when it arrives; a swipe only slices them. Columns are found by name, never by place: a page may carry
-more than the model wants, in any order, and a column that it lacks takes the feature's default.
+A page becomes arrays once, when it arrives; a swipe only slices them. Columns are found by name, never by place: a page may
+carry more columns than the model reads, in any order. A feature whose column is missing takes its default.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from pocketrank.device.contract import BlockError, DecodeError, FeatureSpec, Fee
 __all__ = ["CONTEXT_FLOATS", "FeatureBuilder", "PageArrays", "check_spec"]
 
 CONTEXT_FLOATS = ("position", "hour")
-"""Context features a device can compute: impressions so far in the session, and the whole hour of the day in UTC, 0..23."""
+"""Context features that a device can compute. Both are whole numbers before they are scaled.
+
+`position` counts the impressions so far in the session. `hour` is the hour of the day in UTC by the device's clock, 0..23:
+floor(now_ms / 3,600,000) mod 24, without a fraction and without the user's time zone.
+"""
 
 _NUMERIC_FEEDBACK = frozenset(FeedbackEvent.__struct_fields__) - {
     "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms",
 }  # fmt: skip
-_LARGEST = 1e30  # a product below f4's largest value, above every feature's
+_LARGEST = 1e30  # far beyond the values of any feature, and below the largest f4
 
 
 def check_spec(spec: FeatureSpec) -> None:
@@ -38,8 +42,8 @@ def check_spec(spec: FeatureSpec) -> None:
 
     need(len(set(spec.tasks)) == len(spec.tasks) > 0, "$.tasks", "unique names, at least one", spec.tasks)
     for task, weight in spec.task_weights.items():
-        known_task = task in spec.tasks and abs(weight) <= _LARGEST
-        need(known_task, f"$.task_weights.{task}", "a finite weight of a known task", weight)
+        valid = task in spec.tasks and abs(weight) <= _LARGEST
+        need(valid, f"$.task_weights.{task}", "a finite weight of a known task", weight)
     survival = spec.survival_task
     need(survival is None or survival in spec.tasks, "$.survival_task", "a known task", survival)
     need(1 <= spec.candidates_max <= 10_000, "$.candidates_max", "1..10000", spec.candidates_max)
@@ -47,6 +51,7 @@ def check_spec(spec: FeatureSpec) -> None:
     need(0 <= spec.vector_width <= 4096, "$.vector_width", "0..4096", spec.vector_width)
     sizes = spec.list_sizes
     need(all(1 <= s <= 10_000 for s in sizes) and list(sizes) == sorted(set(sizes)), "$.list_sizes", "ascending sizes", sizes)
+    # Candidate floats are columns of a page, which may have any name; the others are computed here, by name.
     known: dict[str, frozenset[str] | None] = {
         "candidate_floats": None,
         "feedback_floats": _NUMERIC_FEEDBACK,
@@ -68,43 +73,41 @@ def check_spec(spec: FeatureSpec) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PageArrays:
-    """A page as the model sees it: n candidates in cloud order without repeats.
-
-    `problem` is the first thing that kept features from being read; the feature arrays then hold defaults and the page can
-    only be shown in cloud order. `vector_problem` likewise says why `vector` and `user_vector` are None.
-    """
+    """A page as the model reads it: n candidates in cloud order, each item once."""
 
     item_id: NDArray[np.int64]
     """[n]"""
     floats: NDArray[np.float32]
-    """[n, Fc], scaled, clipped, defaults filled in"""
+    """[n, Fc], scaled, clipped, with defaults in place of missing values"""
     categories: NDArray[np.int32]
-    """[n, C], 0 unknown"""
+    """[n, C], 0 is unknown"""
     vector: NDArray[np.float32] | None
-    """[n, D], 0 where the wire had no finite number"""
+    """[n, D], 0 where the page had no finite number"""
     user_vector: NDArray[np.float32] | None
     """[1, D]"""
     problem: str | None = None
+    """Why the features could not be read. The arrays then hold defaults, and the page can only be shown in cloud order."""
     vector_problem: str | None = None
+    """Why `vector` and `user_vector` are None."""
     duplicates: int = 0
-    """candidates dropped because an earlier one had their item id"""
+    """Candidates that were dropped because an earlier one has the same item id."""
     missing_columns: int = 0
-    """features of the spec that the page did not carry"""
+    """Features of the spec that the page does not carry."""
 
     def select(self, rows: NDArray[np.intp]) -> PageArrays:
-        """The same page with these rows only."""
+        """Return the page with these rows only."""
         vector = None if self.vector is None else self.vector[rows]
         return replace(
             self, item_id=self.item_id[rows], floats=self.floats[rows], categories=self.categories[rows], vector=vector
         )
 
     def without_vectors(self) -> PageArrays:
-        """The same page for the self-contained form, or for a history that must not mix split versions."""
+        """Return the page for the self-contained form, or for a history that must not mix split versions."""
         return replace(self, vector=None, user_vector=None)
 
 
 class _Scaler:
-    """Raw values [..., F] to inputs, for one group of float features."""
+    """Scales raw values [..., F] of one group of float features to inputs."""
 
     def __init__(self, features: tuple[FloatFeature, ...]) -> None:
         self.scale = np.array([f.scale for f in features], np.float64)
@@ -113,7 +116,7 @@ class _Scaler:
         self.default = np.array([f.default for f in features], np.float64)
 
     def __call__(self, raw: NDArray[np.float64], out: NDArray[np.float32]) -> None:
-        """`raw` is changed. Infinities end at the limits, whatever is not a number at the default."""
+        """Write the inputs into `out`, overwriting `raw`. Infinities become the limits, NaN the default."""
         np.multiply(raw, self.scale, out=raw)
         missing = np.isnan(raw)
         np.maximum(raw, self.min, out=raw)
@@ -123,26 +126,30 @@ class _Scaler:
 
 
 class FeatureBuilder:
-    """Builds inputs as one `FeatureSpec` says. Stateless, shared by all sessions. Raises `DecodeError` for a bad spec."""
+    """Builder of inputs by one `FeatureSpec`. It is stateless, and all sessions share it."""
 
     def __init__(self, spec: FeatureSpec) -> None:
+        """Raises `DecodeError` for a spec whose inputs no device can build (`check_spec`)."""
         check_spec(spec)
         self.spec = spec
         self._candidate = _Scaler(spec.candidate_floats)
         self._feedback = _limits(spec.feedback_floats)
         self._context = _limits(spec.context_floats)
         self._sizes = np.array([f.size for f in spec.candidate_categories], np.int32)
-        names = [f.name for f in spec.feedback_floats]
-        self._read = _reader(names)
+        self._read = _reader([f.name for f in spec.feedback_floats])
 
     def page(self, page: Page) -> PageArrays:
-        """All of a page's arrays. Raises `BlockError` when not even the item ids can be read; see `PageArrays` otherwise."""
+        """Return all of a page's arrays. Raises `BlockError` when the item ids cannot be read.
+
+        Any other defect is reported in the result, and the affected arrays hold defaults.
+        """
         spec, c = self.spec, page.candidates
         item_id: NDArray[np.int64] = from_block(c.item_id, "$.candidates.item_id", dtype="i8", ndim=1)
         rows = len(item_id)
         raw = np.full((rows, len(spec.candidate_floats)), np.nan)
         categories = np.zeros((rows, len(spec.candidate_categories)), np.int32)
         problem, missing = None, 0
+        # A page with unreadable features still has an order: the cloud's.
         try:
             values = from_columns(c.floats, "$.candidates.floats", dtype="f4", rows=rows)
             codes = from_columns(c.categories, "$.candidates.categories", dtype="i4", rows=rows)
@@ -156,6 +163,7 @@ class FeatureBuilder:
         with np.errstate(invalid="ignore"):  # infinity times a scale of 0
             self._candidate(raw, floats)
         vector, user, vector_problem = self._vectors(page, rows)
+        # An item that appears twice keeps its first row, so the order stays the cloud's.
         first = np.sort(np.unique(item_id, return_index=True)[1])
         repeats = rows - len(first)
         arrays = PageArrays(item_id, floats, categories, vector, user, problem, vector_problem, repeats, missing)
@@ -178,11 +186,11 @@ class FeatureBuilder:
         return _finite(vector), _finite(user[None, :]), None
 
     def feedback(self, event: FeedbackEvent, out: NDArray[np.float32]) -> None:
-        """Write the event's `feedback_floats` into `out` [Fb]. Raises TypeError or ValueError for a field that is no number."""
+        """Write the event's `feedback_floats` into `out` [Fb]. Raises TypeError or ValueError for a field without a number."""
         out[:] = _scaled(self._read(event), self._feedback)
 
     def context(self, position: int, now_ms: int, out: NDArray[np.float32]) -> None:
-        """Write the `context_floats` into `out` [Fx]."""
+        """Write the `context_floats` of a moment into `out` [Fx] (`CONTEXT_FLOATS`)."""
         values = {"position": position, "hour": now_ms // 3_600_000 % 24}
         out[:] = _scaled([values[f.name] for f in self.spec.context_floats], self._context)
 
@@ -192,11 +200,11 @@ def _limits(features: tuple[FloatFeature, ...]) -> list[tuple[float, float, floa
 
 
 def _scaled(values: Iterable[Any], limits: list[tuple[float, float, float, float]]) -> list[float]:
-    """What `_Scaler` does, for one row: a score of numbers takes plain Python half as long as numpy. None is missing too."""
+    """Return one row scaled as by `_Scaler`. None is missing too. For some 20 numbers Python takes half as long as numpy."""
     scaled = []
-    for value, (scale, least, most, default) in zip(values, limits, strict=True):
+    for value, (scale, low, high, default) in zip(values, limits, strict=True):
         x = math.nan if value is None else value * scale
-        scaled.append(least if x < least else most if x > most else x if x == x else default)
+        scaled.append(low if x < low else high if x > high else x if x == x else default)
     return scaled
 
 
@@ -207,7 +215,7 @@ def _reader(names: list[str]) -> Callable[[FeedbackEvent], tuple[Any, ...]]:
 
 
 def _gather(values: NDArray[Any], have: tuple[str, ...], want: list[str], out: NDArray[Any]) -> int:
-    """Copy the wanted columns into `out`; the number of those that are missing."""
+    """Copy the wanted columns into `out` and return how many of them are missing."""
     place = {name: i for i, name in enumerate(have)}
     found = [(i, place[name]) for i, name in enumerate(want) if name in place]
     if found:

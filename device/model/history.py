@@ -1,8 +1,8 @@
-"""What the model remembers of a session: the last events, ready to be read in place, and what it made of them.
+"""History of a session's last events as model inputs, with the states that the model computed from them.
 
-Each group of event inputs is one buffer several windows long. An event is one row written behind the last; the window the
-model sees is a slice that ends there, padded at the front by the zeros that the buffer began with. When the buffer is full
-the window moves back to its beginning, once in hundreds of events.
+Each group of event inputs is one buffer several windows long. An event is one row, written behind the last. The window that
+the model reads is a slice that ends there, padded at the front by the zeros that the buffer began with. When the buffer is
+full the window is copied back to its beginning, once in hundreds of events.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pocketrank.device.model.features import PageArrays
 __all__ = ["GAP_POSITIONS_MAX", "GAP_SECONDS_MAX", "EventHistory"]
 
 GAP_SECONDS_MAX = 604_800
-"""Longest time since an impression that the model is told, a week."""
+"""Largest input for the time since an impression, in seconds: one week."""
 GAP_POSITIONS_MAX = 10_000
-"""Longest distance in positions that the model is told."""
+"""Largest input for the number of positions since an impression."""
 
 _WINDOWS = 4  # buffer length in windows: 4 times 50 events of 65 numbers are 52 kB
 _GAP_MAX = np.array([[GAP_SECONDS_MAX * 1e3], [GAP_POSITIONS_MAX]])
 _GAP_SCALE = np.array([[1e-3], [1.0]])
-_EVENT_ROWS = 5  # groups of rows that describe events; their states come behind
+_EVENT_ROWS = 5  # groups of rows that describe events; the group of their states follows
 _FAR_MS = 1 << 53
 _FAR_POSITION = 1 << 40
 
 
 class EventHistory:
-    """The last `spec.events_max` events in the order of their impressions, as f32 and i32 rows."""
+    """The last `spec.events_max` events of a session in the order of their impressions, as f32 and i32 rows."""
 
     def __init__(self, spec: FeatureSpec) -> None:
         self._spec, self.max = spec, spec.events_max
@@ -50,14 +50,14 @@ class EventHistory:
         )  # fmt: skip
         self._states = np.zeros((1, rows, 0), np.float32)
         self._state_of: Form | None = None
-        self._fresh = 0  # newest events whose state is not known
+        self._stateless = 0  # newest events whose states have not been computed
         self._gap_columns = self._gap[0].T
         self._mask = np.repeat(np.array([[0, 1]], np.float32), self.max, axis=1)
         self._now = np.zeros((2, 1))
         self._scratch = np.zeros((2, self.max))
 
     def copy(self) -> EventHistory:
-        """The same in memory of its own; states are made anew."""
+        """Return a copy that shares no memory. Its states are computed again when they are needed."""
         new = EventHistory(self._spec)
         new._end, new.count = self._end, self.count
         for own, theirs in zip(new._rows[:_EVENT_ROWS], self._rows[:_EVENT_ROWS], strict=True):
@@ -65,15 +65,16 @@ class EventHistory:
         return new
 
     def append(self, impression_ms: int, position: int, feedback: NDArray[np.float32], page: PageArrays, row: int) -> bool:
-        """Remember that `row` of `page` was shown, with its `feedback` [Fb]; copies, nothing of the page is kept.
+        """Add the event that `row` of `page` was shown, with its `feedback` [Fb]. Everything is copied.
 
-        An event that comes late is put before those of later impressions; one older than a full window is not kept (False).
-        The vector of a page without vectors is 0.
+        A late event is inserted before those of later impressions. Returns False for an event that is older than a full window,
+        which is not kept. The vector of a page without vectors is 0.
         """
-        if self._end == self._shown.shape[1]:
+        if self._end == self._shown.shape[1]:  # the buffer is full: back to its beginning
             for rows in self._rows:
                 rows[: self.max] = rows[self._end - self.max : self._end]
             self._end = self.max
+        # Bounded, so that an absurd time or position stays exact as f64.
         impression_ms = max(-_FAR_MS, min(_FAR_MS, impression_ms))
         end = at = self._end
         start = end - self.count
@@ -83,7 +84,8 @@ class EventHistory:
                 return False
             for rows in self._rows:
                 rows[at + 1 : end + 1] = rows[at:end]
-        self._fresh = min(max(self._fresh, end - at) + 1, self.max)
+        # States are computed for a run of the newest events, so a late event makes those behind it stateless again.
+        self._stateless = min(max(self._stateless, end - at) + 1, self.max)
         floats, categories, vector, own, *_ = self._rows
         floats[at] = page.floats[row]
         categories[at] = page.categories[row]
@@ -102,18 +104,18 @@ class EventHistory:
         lengths: tuple[int, ...] | None,
         stage: Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]],
     ) -> None:
-        """Have `stage` make states [1, n, width] of the events that have none yet in this `form`.
+        """Compute states [1, n, width] of the events that have none yet in this `form`, by calling `stage`.
 
-        One event between two swipes is the usual case; all of them are made again when the form changes. `lengths` are the
-        counts that the stage takes, ascending, None for any. What it raises leaves the history as it was.
+        Usually that is one event between two swipes; after a change of form it is all of them. `lengths` are the event counts
+        that the stage accepts, ascending; None is any. When `stage` raises, the events stay without states.
         """
         if form != self._state_of:
             self._states = np.zeros((1, self._shown.shape[1], width), np.float32)
             self._rows = (*self._rows[:_EVENT_ROWS], self._states[0])
-            self._state_of, self._fresh = form, self.count
-        end, fresh = self._end, self._fresh
-        while fresh:
-            length = fresh if lengths is None else next((n for n in lengths if n >= fresh), lengths[-1])
+            self._state_of, self._stateless = form, self.count
+        end, left = self._end, self._stateless
+        while left:  # from the newest backwards, in as few runs as `lengths` allows
+            length = left if lengths is None else next((n for n in lengths if n >= left), lengths[-1])
             rows = slice(end - length, end)
             inputs = {
                 "event_float": self.floats[:, rows],
@@ -121,20 +123,20 @@ class EventHistory:
                 "event_vector": self.vector[:, rows],
                 "event_feedback": self.feedback[:, rows],
             }
-            done = min(fresh, length)
+            done = min(left, length)
             self._states[:, end - done : end] = stage(inputs)[:, length - done :]
-            end, fresh = end - done, fresh - done
-        self._fresh = 0
+            end, left = end - done, left - done
+        self._stateless = 0
 
     def states(self, length: int) -> NDArray[np.float32]:
-        """`event_state` [1, length, E] of the last events, as `encode` made it."""
+        """Return `event_state` [1, length, E] of the last events, as `encode` computed it."""
         return self._states[:, self._end - length : self._end]
 
     def inputs(self, length: int, now_ms: int, position: int) -> dict[str, NDArray[Any]]:
-        """The event inputs of the whole model as slices of `length` rows (count <= length <= max), gaps counted from `now_ms`
-        and `position`.
+        """Return the event inputs of the whole model as slices of `length` rows (count <= length <= max).
 
-        They are views: valid until the next `append`. An impression from the future has a gap of 0.
+        Gaps are counted from `now_ms` and `position`; an impression from the future has a gap of 0. The slices are views, valid
+        until the next `append`.
         """
         window = slice(self._end - length, self._end)
         return {
@@ -146,7 +148,7 @@ class EventHistory:
         }
 
     def moment(self, length: int, now_ms: int, position: int) -> dict[str, NDArray[Any]]:
-        """The part of `inputs` that changes with the moment: gaps and mask."""
+        """Return the part of `inputs` that depends on the moment: gaps and mask."""
         count, end = self.count, self._end
         if count:
             start, gap = end - count, self._scratch[:, :count]

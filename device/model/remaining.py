@@ -1,7 +1,7 @@
-"""What a session still holds of its page, as arrays that the model reads in place.
+"""Candidates of a page that a session has not shown yet, as arrays that the model reads in place.
 
-Rows stay packed and in cloud order: taking an item out moves the rows behind it up by one (a few kilobytes), so that a swipe
-hands the model a slice and copies nothing per candidate.
+Rows stay packed and in cloud order: taking an item out moves the rows behind it up by one (a few kilobytes). So a swipe passes
+the model a slice and copies nothing per candidate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 class Remaining:
-    """The candidates of one page that were not shown yet. `count` rows are real; zeros follow up to at least `rows`."""
+    """Candidates of one page that were not shown yet. The first `count` rows are real; zeros follow, up to at least `rows`."""
 
     def __init__(self, page: PageArrays, rows: int) -> None:
         n = len(page.item_id)
@@ -28,7 +28,7 @@ class Remaining:
         self.count = n
         self._ids = np.stack([np.arange(n), page.item_id])
         self.row, self.item_id = self._ids
-        """[count ..] places in the page, and ids"""
+        """[n] of which `count` are real: rows of the page, and item ids"""
         self.floats, floats = _padded(page.floats, capacity)
         """[1, capacity, Fc]"""
         self.categories, categories = _padded(page.categories, capacity)
@@ -37,29 +37,29 @@ class Remaining:
         self.vector: NDArray[np.float32] | None = None
         """[1, capacity, D]"""
         self.state: NDArray[np.float32] | None = None
-        """[1, capacity, S], what a model's stage `page` made of them"""
+        """[1, capacity, S] computed by the model's stage `page`"""
         if page.vector is not None:
             self.vector, vector = _padded(page.vector, capacity)
             self._flat.append(vector)
 
     def attach(self, state: NDArray[np.float32]) -> None:
-        """Keep the `page_state` [count, S] of what is left beside it."""
+        """Store the `page_state` [count, S] of the remaining candidates."""
         self.state, flat = _padded(state, self.floats.shape[1])
         self._flat.append(flat)
 
     def take(self, index: int) -> int:
-        """Take the candidate at `index` (0 <= index < count) out; its row in the page."""
+        """Remove the candidate at `index` (0 <= index < count) and return its row in the page."""
         row, last = int(self.row[index]), self.count - 1
         if index < last:
             self._ids[:, index:last] = self._ids[:, index + 1 : last + 1]
         for flat, width in self._flat:
-            # One axis: such a shift needs no copy in between. The zeros behind the last row move up with it.
+            # On one axis numpy shifts without a copy in between. The zeros behind the last row move up with it.
             flat[index * width : (last + 1) * width] = flat[(index + 1) * width : (last + 2) * width]
         self.count = last
         return row
 
     def copy(self) -> Remaining:
-        """The same in memory of its own."""
+        """Return a copy that shares no memory with this one, except the page."""
         new = Remaining(self.page, self.floats.shape[1])
         kept = set(self.row[: self.count].tolist())
         for row in reversed(range(new.count)):
@@ -70,13 +70,13 @@ class Remaining:
         return new
 
     def find(self, item_id: int) -> int | None:
-        """Where `item_id` is among the remaining, None when it is not."""
+        """Return the index of `item_id` among the remaining candidates, or None."""
         found = np.flatnonzero(self.item_id[: self.count] == item_id)
         return int(found[0]) if len(found) else None
 
 
 def _padded(values: NDArray[T], capacity: int) -> tuple[NDArray[T], tuple[NDArray[T], int]]:
-    """`values` with zeros up to `capacity`, as [1, capacity, width]; and flat with one more row of zeros, and the width."""
+    """Return `values` padded with zeros as [1, capacity, width], then the same memory flat with one more row, and the width."""
     rows, width = values.shape
     flat = np.zeros((capacity + 1) * width, values.dtype)
     flat[: rows * width] = values.reshape(-1)

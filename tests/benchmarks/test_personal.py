@@ -10,7 +10,8 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.personal import ReplayRows, main, measure, replay
 from pocketrank.cloud.data.kuairand import load_kuairand
 from pocketrank.cloud.training.run import Run
-from pocketrank.device.model.personal import PersonalConfig, PersonalLayer, TaskPrior
+from pocketrank.device.contract import PersonalConfig, TaskPrior
+from pocketrank.device.model.personal import PersonalLayer
 from tests.cloud.data.folders import DAY, NOON, Row, impression, user, video, write_folder
 from tests.export.small_run import small_run
 

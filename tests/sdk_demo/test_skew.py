@@ -13,13 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pocketrank.cloud.data.feedback import EFFECTIVE_VIEW_S
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker as CloudRanker
 from pocketrank.cloud.models.full_ranker import FullRankerConfig
-from pocketrank.cloud.pages.user_state import StateConfig
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec
@@ -315,4 +313,3 @@ def test_a_log_without_the_label_calls_a_view_effective_as_serving_does(log: Imp
     table = _set(log.impressions, "effective_view", pa.nulls(len(log.impressions), pa.bool_()))
     config = replace(samples.config, tasks=("long_view",))
     np.testing.assert_array_equal(build_samples(replace(log, impressions=table), config).event_history, samples.event_history)
-    assert StateConfig().effective_view_ms == EFFECTIVE_VIEW_S * 1000

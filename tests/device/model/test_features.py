@@ -100,7 +100,7 @@ def test_whatever_comes_the_inputs_stay_within_their_limits(rows: list[list[floa
     assert ((floats >= low) & (floats <= high)).all()
 
 
-def test_feedback_is_read_by_name_with_defaults_for_what_is_not_told() -> None:
+def test_feedback_is_read_by_name_and_unknown_fields_take_defaults() -> None:
     out = np.zeros(5, np.float32)
     BUILD.feedback(make_event(1, watch_ms=2_500, like=True), out)
     assert out.tolist() == [2.5, 1.0, 0.5, 2.0, 0.0]

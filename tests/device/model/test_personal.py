@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.cloud.pages.user_state import StateConfig
 from pocketrank.device.contract import GroupRule, PersonalConfig, TaskPrior
 from pocketrank.device.model.personal import (
-    EFFECTIVE_VIEW_MS,
-    LONG_VIEW_MS,
     CorruptStateError,
     ForeignStateError,
     PersonalError,
@@ -44,8 +41,8 @@ def layer(config: PersonalConfig = CONFIG) -> PersonalLayer:
 
 def learned(steps: list[tuple[tuple[float, ...], tuple[float, ...], int]], config: PersonalConfig = CONFIG) -> PersonalLayer:
     made = layer(config)
-    for probabilities, told, category in steps:
-        made.learn(f32(*probabilities), f32(*told), category)
+    for probabilities, known, category in steps:
+        made.learn(f32(*probabilities), f32(*known), category)
     return made
 
 
@@ -205,9 +202,9 @@ def test_a_restart_changes_nothing(first: list[Any], then: list[Any]) -> None:
     made = learned(first)
     again = restore(made.state())
     assert again.events == made.events
-    for probabilities, told, category in then:
-        made.learn(f32(*probabilities), f32(*told), category)
-        again.learn(f32(*probabilities), f32(*told), category)
+    for probabilities, known, category in then:
+        made.learn(f32(*probabilities), f32(*known), category)
+        again.learn(f32(*probabilities), f32(*known), category)
     assert again.state() == made.state()
 
 
@@ -224,17 +221,17 @@ def test_a_changed_byte_is_found(at: int, change: int) -> None:
 
 @given(st.binary(max_size=40) | st.integers(0, len(STATE) - 1).map(lambda n: STATE[:n]))
 def test_other_bytes_are_a_typed_error(data: bytes) -> None:
-    with pytest.raises(PersonalError, match="personal state: expected"):
+    with pytest.raises(PersonalError, match=r"Expected .*, got .* - at the personal state"):
         restore(data)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bundle": "feed/4"}, "expected bundle feed/4, got feed/3"),
-        ({"user_id": 8}, "expected user 8, got 7"),
-        ({"tasks": ("click", "has_next", "like")}, r"expected tasks .*'has_next', 'like'\), got"),
-        ({"config": PersonalConfig(tasks=CONFIG.tasks, forget=0.5)}, "expected config .*forget=0.5"),
+        ({"bundle": "feed/4"}, "Expected bundle feed/4, got feed/3"),
+        ({"user_id": 8}, "Expected user 8, got 7"),
+        ({"tasks": ("click", "has_next", "like")}, r"Expected tasks .*'has_next', 'like'\), got"),
+        ({"config": PersonalConfig(tasks=CONFIG.tasks, forget=0.5)}, "Expected config .*forget=0.5"),
     ],
 )
 def test_the_state_of_something_else_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -342,10 +339,5 @@ def test_actions_are_labels_by_name_and_what_comes_later_is_unknown() -> None:
 def test_views_are_labels_by_watch_and_duration(
     watch_ms: int, duration_ms: float | None, effective: float, long: float
 ) -> None:
-    told = labels(make_event(1, watch_ms=watch_ms), ("effective_view", "long_view"), duration_ms)
-    np.testing.assert_array_equal(told, f32(effective, long))
-
-
-def test_views_are_what_the_cloud_takes_them_for() -> None:
-    cloud = StateConfig()
-    assert (cloud.effective_view_ms, cloud.long_view_ms) == (EFFECTIVE_VIEW_MS, LONG_VIEW_MS)
+    views = labels(make_event(1, watch_ms=watch_ms), ("effective_view", "long_view"), duration_ms)
+    np.testing.assert_array_equal(views, f32(effective, long))
