@@ -1,7 +1,7 @@
-"""When a device asks the cloud for the next page, and for how many candidates.
+"""Paging policies: when a device requests the next page, and for how many candidates.
 
-`base` is the seam; `fixed` asks after so many, `threshold` when what is left is no longer worth much, `uplift` when a fresh
-page is predicted to win more than it costs. `moment` remembers what of a session they look at.
+`base` is the seam. `fixed` requests after a fixed number of impressions, `threshold` when the remaining candidates have little
+value, `uplift` when a fresh page is predicted to gain more than it costs. `moment` records what the policies read of a session.
 """
 
 from pocketrank.device.paging.base import PageDecision, Paging, PagingState, must_ask

@@ -1,4 +1,4 @@
-"""The seam of every rule for asking: what it may look at, and what it answers."""
+"""The seam of paging policies: the state that they read, and the decision that they return."""
 
 from __future__ import annotations
 
@@ -12,39 +12,43 @@ __all__ = ["PageDecision", "Paging", "PagingState", "must_ask"]
 
 
 class PagingState(NamedTuple):
-    """What a policy may look at. What a device cannot tell is left at its default.
+    """State of a session that a policy may read. A signal that the device does not have is left at its default.
 
-    Values are the model's, weighted as for the order: the shown item's expected worth. NaN without a model or a page.
+    Values are the expected rewards of showing an item: the model's scores, weighted as for the order. They are NaN without a
+    model or a page.
     """
 
     remaining: int
-    """candidates that the device still holds"""
+    """Candidates that the device still holds."""
     shown: int
-    """candidates of the current page that were shown"""
+    """Candidates of the current page that were shown."""
     age_ms: int
-    """since the current page arrived; 0 without a page"""
+    """Time since the current page arrived. 0 without a page."""
     ttl_ms: int
-    """how long the current page stays fresh"""
+    """How long the current page stays fresh."""
     compute_price: float
-    """the cloud's relative price of one more page, 1.0 = normal load"""
+    """The cloud's relative price of one more page. 1.0 is normal load."""
     best: float = math.nan
-    """value of what would be shown next"""
+    """Value of the item that would be shown next."""
     top: float = math.nan
-    """mean value of the three that would be shown next"""
+    """Mean value of the three items that would be shown next."""
     arrived: float = math.nan
-    """`top` of the current page when it was ranked first"""
+    """`top` of the current page when it was first ranked."""
     position: int = 0
-    """impressions of the session so far"""
+    """Impressions of the session so far."""
     recent: float = math.nan
-    """share of effective views among the last impressions, the latest weighing most"""
+    """Share of effective views among the recent impressions, an exponential mean."""
     network: Network | None = None
-    """of the last impression"""
+    """Network connection at the last impression."""
     battery_saver: bool | None = None
-    """of the last impression"""
+    """Whether battery saver was on at the last impression."""
 
 
 class PageDecision(NamedTuple):
-    """Ask now or not, for how many, and why (`empty`, `stale`, `consumed`, `value`, `uplift`, `continue`)."""
+    """Whether to request a page now, for how many candidates, and why.
+
+    The reasons are `empty`, `stale`, `consumed`, `value` and `uplift`; `continue` is no request.
+    """
 
     request: bool
     size: int
@@ -52,18 +56,18 @@ class PageDecision(NamedTuple):
 
 
 class Paging(ABC):
-    """The seam: decides after each swipe. Must not keep anything of one session, since many share a policy."""
+    """A paging policy, called after each swipe. It must keep nothing of a session, since many sessions share a policy."""
 
     uses_values: ClassVar[bool] = False
-    """Whether it looks at the values of what is left: the model is then run before it is asked."""
+    """Whether it reads the values of the remaining candidates. The model then runs before the policy is called."""
 
     @abstractmethod
     def __call__(self, state: PagingState) -> PageDecision:
-        """The decision for one session's state."""
+        """Return the decision for one session's state."""
 
 
 def must_ask(state: PagingState) -> str | None:
-    """Why every policy asks: nothing is left (`empty`), or what is left is `stale`; None leaves it to the policy."""
+    """Return why every policy requests a page: nothing is left (`empty`), or the page is `stale`. None leaves the choice."""
     if state.remaining == 0:
         return "empty"
     return "stale" if state.age_ms >= state.ttl_ms else None

@@ -1,4 +1,4 @@
-"""Ask after so many, for so many."""
+"""Paging by fixed counts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["FixedPaging"]
 
 
 class FixedPaging(Paging):
-    """Ask again once `consume` candidates of a page were shown, none is left, or the page is stale; always for `size`.
+    """Request `size` candidates once `consume` of a page were shown, none is left, or the page is stale.
 
-    The rule of the published system (Gong et al. 2022, arXiv 2208.09577), which shows 6 of 9.
+    This is the policy of the published system (Gong et al. 2022, arXiv 2208.09577), which shows 6 of 9.
     """
 
     def __init__(self, consume: int = 10, size: int = 30) -> None:

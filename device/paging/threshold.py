@@ -1,4 +1,4 @@
-"""Ask when what is left is no longer worth much."""
+"""Paging by the value of the remaining candidates."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ __all__ = ["ThresholdPaging"]
 
 
 class ThresholdPaging(Paging):
-    """Ask once the best left is worth less than `value`, or no more than `left` are left; always for `size`.
+    """Request `size` candidates once the best one left has less than `value`, or no more than `left` are left.
 
-    Never before `consume` of a page were shown, so that a page that is poor from its first item on is not asked for anew at
-    every swipe. Without a model there are no values, and `left` alone decides.
+    It requests nothing before `consume` of a page were shown. Otherwise a page that is poor from its first item on would be
+    replaced at every swipe. Without a model there are no values, and `left` alone decides.
     """
 
     uses_values = True
 
     def __init__(self, value: float, left: int = 0, consume: int = 3, size: int = 30) -> None:
-        """`value` is on the scale of the model's scores. Raises ValueError for NaN, `left` below 0, or others below 1."""
+        """`value` is on the scale of the model's weighted scores. Raises ValueError for NaN and for counts out of range."""
         if not (value == value and left >= 0 and consume >= 1 and size >= 1):
             raise ValueError(f"expected a value, left >= 0 and consume, size >= 1, got {value}, {left}, {consume} and {size}")
         self.value, self.left, self.consume, self.size = value, left, consume, size

@@ -1,15 +1,15 @@
-"""Ask when a fresh page is predicted to win more than it costs.
+"""Paging by uplift: request a page when a fresh one is predicted to gain more than it costs.
 
-With the discount of a session that may end at any swipe, asking now is worth W, and going on for one more item is worth what
-that item is worth plus the discounted W. So the gain of asking now against going on is what an item of a fresh page wins per
-impression, all pages to come being paid for, less what the best item left wins: one marginal value against one long-run rate
-(Charnov 1976, https://doi.org/10.1016/0040-5809(76)90040-X). The first is predicted from the state, the second depends on the
-price of compute alone and is looked up (`PagingModel`). To weigh the uplift of a request against a budget is the idea of
-AdaRequest (Qian et al. 2022, arXiv 2206.12296).
+A session may end at any swipe, so future value is discounted. Let requesting now have the value W. Continuing for one more item
+has that item's value plus the discounted W. So the gain of requesting now is the value per impression of a fresh page, with all
+future pages paid for, less the value of the best item left: one marginal value against one long-run rate (Charnov 1976,
+https://doi.org/10.1016/0040-5809(76)90040-X). The gain is predicted from the state; the rate depends on the price of compute
+alone and is looked up (`PagingModel`). Weighing the uplift of a request against a budget is the idea of AdaRequest (Qian et al.
+2022, arXiv 2206.12296).
 
 Errors::
 
-    PagingModelError           a model that this device cannot follow; says expected and got
+    PagingModelError           a model that this device cannot use
 """
 
 from __future__ import annotations
@@ -18,30 +18,26 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from pocketrank.device.contract import Network, PagePlan, PagingModel
+from pocketrank.device.contract import MismatchError, Network, PagePlan, PagingModel
 from pocketrank.device.paging.base import PageDecision, Paging, PagingState, must_ask
 from pocketrank.device.paging.fixed import FixedPaging
 
 __all__ = ["FEATURES", "PRICE_MAX", "PagingModelError", "UpliftPaging", "features", "paging_of"]
 
 FEATURES = ("best", "top", "arrived", "recent", "left", "shown", "age", "position", "cellular", "battery_saver")
-"""What a model may look at, in the order of `features`."""
+"""Names of the features that a model may use, in the order of `features`."""
 PRICE_MAX = 1000.0
-"""A price above is taken for this one."""
-_UNKNOWN_RATE = 0.5  # of effective views, before the first feedback
+"""Largest price. A higher one counts as this one."""
+_UNKNOWN_RATE = 0.5  # rate of effective views before the first feedback
 _MINUTE_MS = 60_000
 
 
-class PagingModelError(ValueError):
-    """A model that this device cannot follow."""
-
-    def __init__(self, expected: str, got: str) -> None:
-        super().__init__(f"paging model: expected {expected}, got {got}")
-        self.expected, self.got = expected, got
+class PagingModelError(MismatchError, ValueError):
+    """A paging model that this device cannot use, such as one for a newer device."""
 
 
 def features(state: PagingState) -> tuple[float, ...] | None:
-    """`FEATURES` of a state: counts as ln(1 + n), age in minutes. None where the values of what is left are not known."""
+    """Return the `FEATURES` of a state: counts as ln(1 + n), age in minutes. None if the values of what is left are unknown."""
     if not (math.isfinite(state.best) and math.isfinite(state.top) and math.isfinite(state.arrived)):
         return None
     return (
@@ -59,10 +55,10 @@ def features(state: PagingState) -> tuple[float, ...] | None:
 
 
 class UpliftPaging(Paging):
-    """Asks when the predicted uplift is above 0 at the price of now, for as many as is best at that price.
+    """Request a page when its predicted uplift is above 0 at the current price, of the size that is best at that price.
 
-    A dearer request is never asked for in a state in which a cheaper one was not, and never for a smaller page. Without the
-    values of what is left (no model, cloud order) it asks as often as the plan for the price does.
+    In any one state, a higher price never leads to a request that a lower price would not, and never to a smaller page. If the
+    values of what is left are unknown (no model, cloud order), it requests as often as the plan for the price does.
     """
 
     uses_values = True
@@ -70,12 +66,12 @@ class UpliftPaging(Paging):
     def __init__(self, model: PagingModel) -> None:
         """Raises `PagingModelError` for a feature that this device does not know."""
         if unknown := {term.feature for term in model.terms} - set(FEATURES):
-            raise PagingModelError(f"features among {', '.join(FEATURES)}", ", ".join(sorted(unknown)))
+            raise PagingModelError("the paging model", f"features among {', '.join(FEATURES)}", ", ".join(sorted(unknown)))
         self.model = model
         terms = [(FEATURES.index(term.feature), term.weight, term.knot) for term in model.terms]
         self._linear = [(i, weight) for i, weight, knot in terms if knot is None]
         self._below = [(i, weight, knot) for i, weight, knot in terms if knot is not None]
-        # The upper envelope of the plans' lines over the price: plan i is the best up to `_until[i]`.
+        # The upper envelope of the lines level - price * drop: plan i is the best up to the price `_until[i]`.
         self._plans, self._until = _envelope(model.plans)
 
     def __call__(self, state: PagingState) -> PageDecision:
@@ -92,7 +88,7 @@ class UpliftPaging(Paging):
         return PageDecision(asks, plan.size, reason if asks else "continue")
 
     def gain(self, known: tuple[float, ...]) -> float:
-        """What asking now wins at the next impression, in effective views, by its `features`."""
+        """Return the gain of requesting now at the next impression, in effective views, from the state's `features`."""
         gain = self.model.bias
         for i, weight in self._linear:
             gain += weight * known[i]
@@ -103,8 +99,9 @@ class UpliftPaging(Paging):
 
 
 def paging_of(model: PagingModel | None) -> Paging:
-    """How a device asks that installed a bundle with this `paging`: by uplift, or by fixed counts where it has no model, or
-    one for a newer device.
+    """Return the policy for a bundle with this `paging` model.
+
+    Without a model, or with one that this device cannot use, pages are requested by fixed counts.
     """
     try:
         return FixedPaging() if model is None else UpliftPaging(model)
@@ -113,10 +110,11 @@ def paging_of(model: PagingModel | None) -> Paging:
 
 
 def _envelope(plans: Sequence[PagePlan]) -> tuple[list[PagePlan], list[float]]:
-    """The plans that are the best at some price from 0, and the prices at which one takes over from another, rising."""
+    """Return the plans that are best at some price from 0 on, and the rising prices at which each gives way to the next."""
     best: list[PagePlan] = []
     until: list[float] = []
     for plan in plans:
+        # Plans are in order of falling drop. One that the new plan overtakes before it was the best is never the best.
         while best:
             price = (best[-1].level - plan.level) / (best[-1].drop - plan.drop)
             if price > (until[-1] if until else 0.0):

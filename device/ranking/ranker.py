@@ -1,12 +1,12 @@
-"""The models of a bundle and the order they give to what a session still holds.
+"""The ranker: the models of a bundle, and the order that they give to the candidates that a session still holds.
 
-A bundle has the whole model or its stages (`FeatureSpec`). With stages a page is worked on when it comes and an event when it
-is over, so that a swipe only does what depends on the moment; and when the spec asks for a list search, the order begins with
-the best list (`pocketrank.device.model.search`), which one graph finds, or the stages step by step where a bundle lacks that
-graph.
+A bundle holds the whole model or its stages (`FeatureSpec`). With stages, a page is encoded when it arrives and an event when
+it has ended, so that a swipe computes only what depends on the moment. When the spec has a list search, the order begins with
+the best list (`pocketrank.device.model.search`). One graph finds that list; in a bundle without that graph the stages find it
+step by step.
 
-A `Ranker` is opened once and shared by all sessions and threads: it keeps nothing of a session. The arrays that it reads
-belong to the session (`Remaining`, `EventHistory`) and are handed to the runtime in place.
+A `Ranker` is opened once, and all sessions and threads share it; it keeps nothing of a session. The arrays that it reads belong
+to the session (`Remaining`, `EventHistory`) and are passed to the runtime in place.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from pocketrank.device.runtimes import STAGES, Runtime, RuntimeLoadError, Runtim
 __all__ = ["Adjust", "Ranker", "Ranking"]
 
 Adjust: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""A user's own probabilities f32 [n, K] from the model's, of the first n of the remaining. An order begins with those of being
-the next item; a search goes on with those behind others. What it is given may be memory that the next run writes over."""
+"""A user's own probabilities f32 [n, K] of the first n remaining candidates, from the model's. It is called with the
+probabilities of being the next item, and by a search with those of following other items. Its argument may be memory that the
+next run overwrites."""
 
 
 class Ranking(NamedTuple):
-    """An order of what a session holds: `count` candidates, of which the model scored the first n."""
+    """An order of the `count` candidates that a session holds, of which the model scored the first n in cloud order."""
 
     order: NDArray[np.intp]
     """[count] indices, best first"""
     values: NDArray[np.float32]
-    """[n] what showing each next is worth: the weighted sum of its scores"""
+    """[n] reward of showing each next: the weighted sum of its scores"""
     scores: NDArray[np.float32]
     """[n, K] probabilities of being the next item"""
 
 
 class Ranker:
-    """Scores candidates with the model of a form and orders them. Thread-safe as its runtimes are."""
+    """Scorer and order of candidates by the model of a form. It is as thread-safe as its runtimes."""
 
     def __init__(
         self,
@@ -56,8 +57,11 @@ class Ranker:
         name: str | None = None,
         paging: PagingModel | None = None,
     ) -> None:
-        """`search` is the spec's unless given, where a model has the stages for it. `name` is for reports, `paging` what the
-        bundle says of when to ask. Raises `DecodeError` for a spec, `RuntimeLoadError` for a model, that no device can follow.
+        """`search` replaces the spec's own. The spec's own is left out for a form without the stages that it needs. `name` is
+        for reports, `paging` the bundle's paging model.
+
+        Raises `DecodeError` for a spec that no device can follow, `RuntimeLoadError` for a model that does not fit the spec or
+        cannot do `search`.
         """
         self.spec, self.split_version, self.name, self.paging = spec, split_version, name, paging
         self.runtimes = {form: dict(stages) for form, stages in runtimes.items()}
@@ -66,8 +70,9 @@ class Ranker:
         """How the order is made: the best next item, or the best list."""
         weights = [spec.task_weights.get(task, 0.0) for task in spec.tasks]
         self._reward = Reward(weights, None if spec.survival_task is None else spec.tasks.index(spec.survival_task))
-        # Negative, so that the best come first in ascending order.
+        # Negative, so that ascending order is best first.
         self._weights = -self._reward.weights
+        # Every form must be able to rank: reject at opening what would otherwise fail at a swipe.
         for form, stages in self.runtimes.items():
             if not ("whole" in stages or set(STAGES) <= set(stages)):
                 raise RuntimeLoadError(form, f"the whole model or {', '.join(STAGES)}", ", ".join(stages) or "none")
@@ -79,11 +84,12 @@ class Ranker:
                 if runtime.events is not None and stage != "event" and runtime.events != spec.events_max:
                     expected = f"{spec.events_max} events, the spec's `events_max`"
                     raise RuntimeLoadError(f"{form} {stage}", expected, str(runtime.events))
+        # The largest static shape decides how much padding the session's arrays need.
         sizes = [s for stages in self.runtimes.values() for k, r in stages.items() if k != "event" for s in r.list_sizes or ()]
         largest = max([1, *sizes])
         self._mask = np.repeat(np.array([[1, 0]], np.float32), max(largest, spec.candidates_max), axis=1)
         self.rows = largest
-        """Rows that a `Remaining` must have at least, for models of static shapes."""
+        """Smallest number of rows that a `Remaining` must have, for models with static shapes."""
         self._state_width: dict[Form, int] = {}
         for form in self.runtimes:
             self._try(form)
@@ -98,8 +104,10 @@ class Ranker:
         group: Group | None = None,
         threads: int = 1,
     ) -> Ranker:
-        """The bundle's models of one format and precision for users of `group` (`Bundle.group`), each run on so many `threads`.
-        Raises `NoSuchModelError`, `RuntimeLoadError`.
+        """Open the bundle's models of one format and precision for users of `group` (`Bundle.group`).
+
+        Each model runs on `threads` threads. Raises `NoSuchModelError` when the bundle has no such model, `RuntimeLoadError`
+        when a model cannot be used.
         """
         forms = bundle.forms(format, precision, group)
         if not forms:
@@ -115,7 +123,7 @@ class Ranker:
         return cls(bundle.spec, bundle.split_version, runtimes, search, name, manifest.paging)
 
     def _try(self, form: Form) -> None:
-        """One run on zeros: shapes that disagree with the spec show here, not at a user's first swipe."""
+        """Run once on zeros, so that shapes that disagree with the spec fail here and not at a user's first swipe."""
         n, spec = self.rows, self.spec
         zeros = PageArrays(
             item_id=np.arange(n),
@@ -125,17 +133,17 @@ class Ranker:
             user_vector=np.zeros((1, spec.vector_width), np.float32),
         )
         context = np.zeros((1, len(spec.context_floats)), np.float32)
-        held = Remaining(zeros, n)
+        remaining = Remaining(zeros, n)
         try:
-            self.prepare(form, held)
-            order = self.order(form, held, EventHistory(spec), context, 0, 0)
+            self.prepare(form, remaining)
+            order = self.order(form, remaining, EventHistory(spec), context, 0, 0)
         except RuntimeRunError as err:
             raise RuntimeLoadError(form, "a model that runs on the spec's inputs", str(err)) from err
         if order is None:
             raise RuntimeLoadError(form, "finite scores for inputs of zeros", "NaN or infinity")
 
     def prepare(self, form: Form, remaining: Remaining) -> None:
-        """Do the work that depends on a page alone, when it arrives. Raises `RuntimeRunError`."""
+        """Compute what depends on a page alone, once it has arrived. Raises `RuntimeRunError`."""
         stage = self.runtimes[form].get("page")
         if stage is None:
             return
@@ -144,7 +152,7 @@ class Ranker:
             size = count - at
             if stage.list_sizes is not None:
                 size = next((s for s in stage.list_sizes if s >= count - at), stage.list_sizes[-1])
-            # the last rows again where a full size would reach beyond them
+            # A static size may reach past the last row; the window then moves back and covers some rows twice.
             first = max(0, min(at, remaining.floats.shape[1] - size))
             rows = slice(first, first + size)
             state = stage.run(self._taken(stage, self._candidates(form, remaining, rows)))[0]
@@ -162,11 +170,10 @@ class Ranker:
         position: int,
         stages: Mapping[Stage, Runtime] | None = None,
     ) -> tuple[dict[str, NDArray[Any]], int]:
-        """The whole model's inputs, or those of its stage `watch` or `search`, all views; and how many of the remaining they
-        hold: the first ones in cloud order.
+        """Return the inputs of the whole model, or of its stage `watch` or `search`, and how many candidates they hold.
 
-        That is all of them up to `candidates_max` and the largest list size the model has. `context` is f32 [1, Fx]; `stages`
-        are the form's, or some of them.
+        The inputs are views. They hold the first remaining candidates in cloud order, up to `candidates_max` and the largest
+        list size of the model. `context` is f32 [1, Fx]; `stages` are the form's, or some of them.
         """
         stages = stages or self.runtimes[form]
         runtime = self._last(stages)
@@ -175,7 +182,7 @@ class Ranker:
         if runtime.list_sizes is not None:
             size = next((s for s in runtime.list_sizes if s >= count), runtime.list_sizes[-1])
             count = min(count, size)
-        # A dynamic axis of length 0 is something few exported graphs survive, so an empty history is one masked row.
+        # Few exported graphs can run on an axis of length 0, so an empty history is one masked row.
         length = history.max if runtime.events is not None else max(1, history.count)
         start = self._mask.shape[1] // 2 - count
         if "watch" in stages:
@@ -204,18 +211,20 @@ class Ranker:
         adjust: Adjust | None = None,
         search: SearchSpec | None = None,
     ) -> Ranking | None:
-        """The remaining, best first: the list that the search finds, then the others by the weighted sum of their scores as
-        the next item, ties in cloud order.
+        """Return the remaining candidates best first, or None when a score is not finite.
 
-        Those beyond what the model takes follow in cloud order. What `remaining` holds must have been given to `prepare`. None
-        when a score is not a number. `search` replaces the ranker's own for this order. With `adjust` all scores are what it
-        makes of the model's; since a graph's own search cannot know them, lists are then searched for with `choose`, and not at
-        all without it. Raises `RuntimeRunError`.
+        The list that the search finds comes first. The others follow by the weighted sum of their scores as the next item, ties
+        in cloud order. Candidates beyond those that the model takes follow in cloud order. `remaining` must have been prepared
+        (`prepare`). `search` replaces the ranker's own for this order.
+
+        With `adjust`, it is applied to all scores. A graph's own search cannot include it, so lists are then searched for with
+        the stage `choose`, and not at all in a bundle without that stage. Raises `RuntimeRunError`.
         """
         stages, search = self.runtimes[form], search or self.search
         if adjust is not None or search != self.search:
             stages = {stage: runtime for stage, runtime in stages.items() if stage != "search"}
         inputs, count = self.inputs(form, remaining, history, context, now_ms, position, stages)
+        # Scores of each candidate as the next item: one run, whatever the search is.
         outputs = self._last(stages).run_all(inputs)
         scores = outputs[1] if self._in_graph(stages) else outputs[0]
         if scores.ndim != 3 or scores.shape[0] != 1 or scores.shape[1] < count or scores.shape[2] != len(self._weights):
@@ -224,9 +233,10 @@ class Ranker:
             scores = adjust(scores[0, :count])[None]
         loss = np.vecdot(scores[0, :count], self._weights)
         best = loss.argsort(kind="stable")
-        # The ends tell: infinities are sorted there, and NaN behind everything.
+        # Sorting puts infinities at the ends and NaN last, so the two ends are enough to check.
         if not (math.isfinite(loss[best[0]]) and math.isfinite(loss[best[-1]])):
             return None
+        # A list search decides the first places; the others keep their order.
         if search.steps_max > 1 and self._searches(stages):
             in_graph = self._in_graph(stages)
             found = outputs[0][0] if in_graph else self._search(stages, inputs, scores, outputs[1], count, adjust, search)
@@ -251,7 +261,7 @@ class Ranker:
         adjust: Adjust | None,
         spec: SearchSpec,
     ) -> NDArray[np.int64] | None:
-        """The best list, found with the stage `choose` step by step."""
+        """Return the best list, found step by step with the stage `choose`."""
         choose, beam, longest = stages["choose"], spec.beam, spec.steps_max
         chosen, mask = np.zeros((beam, longest), np.int32), np.zeros((beam, longest), np.float32)
 
@@ -262,25 +272,25 @@ class Ranker:
             chosen[:rows, longest - length :] = prefixes
             mask[:, longest - length :] = 1
             own = {"ready": ready, "page_state": inputs["page_state"], "chosen": chosen, "chosen_mask": mask}
-            behind = choose.run(own)[:rows, :count]
-            return behind if adjust is None else np.stack([adjust(scores) for scores in behind])
+            following = choose.run(own)[:rows, :count]
+            return following if adjust is None else np.stack([adjust(scores) for scores in following])
 
         result = search(step, count, self._reward, spec)
         return None if result is None else result.order
 
     def _searches(self, stages: Mapping[Stage, Runtime]) -> bool:
-        """Whether there is a way to do `search`. A spec's own is left out where there is none."""
+        """Return whether `stages` can do the ranker's search. A spec's own search is left out where they cannot."""
         return self.search.steps_max == 1 or "choose" in stages or self._in_graph(stages)
 
     def _in_graph(self, stages: Mapping[Stage, Runtime]) -> bool:
-        """Whether the list search is done by a graph: one was made for just this search."""
+        """Return whether a graph does the list search, which it can for the spec's own search only."""
         return "search" in stages and self.search == self.spec.search
 
     def _last(self, stages: Mapping[Stage, Runtime]) -> Runtime:
         return stages["search" if self._in_graph(stages) else "watch" if "watch" in stages else "whole"]
 
     def _width(self, form: Form) -> int:
-        """Of an event's state."""
+        """Return the width E of an event's state."""
         if form not in self._state_width:
             event, spec = self.runtimes[form]["event"], self.spec
             blank = EventHistory(spec).inputs((event.list_sizes or (1,))[0], 0, 0)
@@ -299,14 +309,14 @@ class Ranker:
 
     @staticmethod
     def _taken(runtime: Runtime, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Those that the graph takes."""
+        """Return those of the inputs that the graph takes."""
         if len(inputs) > len(runtime.input_names):
             return {name: inputs[name] for name in runtime.input_names if name in inputs}
         return inputs
 
 
 def _first(found: NDArray[Any], order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """`found`, then what else is in `order`."""
+    """Return `found`, then the rest of `order`."""
     left = np.ones(len(order), np.bool_)
     left[found] = False
     return np.concatenate([found, order[left[order]]])

@@ -1,17 +1,17 @@
-"""What this device can do in time: a short self-benchmark picks precision, threads and search.
+"""Tiers: a short self-benchmark selects the precision, threads and search that this device can run in time.
 
-A tier is the best order that the device makes within a budget. The search counts most: in the published experiment (Gong et
-al., CIKM 2022) the adaptive beam brought +1.28 % effective views and the greedy order +.91 %, while precision hardly mattered
-(fp16 and int8 lost at most .0002 AUC here). So for one model after the other the searches are tried, best first::
+A tier is the best order that the device can compute within a budget. The search matters most: in the published experiment
+(Gong et al., CIKM 2022) the adaptive beam gained 1.28 % effective views and the greedy order .91 %, while precision hardly
+mattered (fp16 and int8 lost at most .0002 AUC here). So for one model after another the searches are tried, best first::
 
     full      the bundle's own search
     narrow    half its beam, step by step
-    greedy    the best next item; all there is where a bundle has no search
+    greedy    the best next item; the only search of a bundle without one
     cloud     no model: cloud order
 
-What is measured are whole orders by the bundle's own models, with full lists of random features and one new event each, as in a
-swipe. How far a search goes depends on what it finds: `pocketrank.device.ranking.watchdog` is for pages on which it goes too
-far.
+The benchmark measures whole orders by the bundle's own models, each with a full list of random features and one new event, as
+at a swipe. How long a search takes depends on the page; `pocketrank.device.ranking.watchdog` handles pages on which it takes
+too long.
 """
 
 from __future__ import annotations
@@ -46,28 +46,29 @@ __all__ = ["Chosen", "Tier", "TierConfig", "TierName", "choose_tier", "keep_tier
 
 TierName: TypeAlias = Literal["full", "narrow", "greedy", "cloud"]
 
-_GAP_MS = 9_000  # between two impressions of the self-benchmark
-_SPREAD = 1.0  # of its features around their defaults, where their own limits are wider
-_NONE = 9  # more than there are searches
+_GAP_MS = 9_000  # time between two impressions of the self-benchmark
+_SPREAD = 1.0  # range of its features around their defaults, where their own limits are wider
+_NO_RANK = 9  # larger than the number of searches
 
 
 @dataclass(frozen=True)
 class TierConfig:
-    """What is tried and what is enough. Raises ValueError for numbers out of range."""
+    """Settings of the self-benchmark: what is tried, and when it is fast enough. Raises ValueError for numbers out of range."""
 
     budget_ms: float = 16.0
-    """What nearly all orders of a tier take at most: one frame of a screen of 60 Hz."""
+    """Longest time that all but `slow` orders of a tier may take. The default is one frame of a 60 Hz screen."""
     runs: int = 10
-    """Orders that are measured of each search."""
+    """Number of orders that are measured for each search."""
     slow: int = 1
-    """How many of them may take longer; with ten runs the budget holds for the 90th percentile."""
+    """How many of them may take longer. With ten runs the budget holds for the 90th percentile."""
     limit_ms: float = 150.0
-    """Nothing more is begun so long after the first model is open. Opening one took 50 to 110 ms here, ten orders 3 to 10."""
+    """Time after the first model was opened at which nothing more is started. Opening a model took 50 to 110 ms here, ten
+    orders 3 to 10 ms."""
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-    """Best first."""
+    """Precisions to try, best first."""
     threads: tuple[int, ...] = (1, 2)
-    """Fewest first: more threads are only tried when fewer do not make the best search in time. Models as small as ours gain
-    nothing: on a busy machine the fastest tenth of orders took 16 to 18 % longer on two."""
+    """Thread counts to try, fewest first: more are tried only when fewer cannot run the best search in time. Models as small as
+    ours gain nothing: on a busy machine the fastest tenth of orders took 16 to 18 % longer on two threads."""
 
     def __post_init__(self) -> None:
         known = bool(self.precisions and self.threads) and min(self.threads) >= 1
@@ -76,46 +77,46 @@ class TierConfig:
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
-    """How this device makes orders of this bundle; plain data, to be kept as JSON."""
+    """How this device orders candidates with this bundle. It is plain data, which can be stored as JSON."""
 
     name: TierName
     format: Format = "onnx"
     precision: Precision = "fp32"
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     search: SearchSpec | None = None
-    """None: the bundle's own."""
+    """None is the bundle's own search."""
     every: Annotated[int, msgspec.Meta(ge=1)] = 1
-    """An order is made at every so many swipes; the others go on in the last one."""
+    """Number of swipes for which one order is used."""
     median_ms: float = 0.0
     slow_ms: float = 0.0
-    """The longest that counted (`TierConfig.slow`)."""
+    """Longest time of an order, without the slowest ones (`TierConfig.slow`)."""
 
     def saving(self) -> Tier:
-        """The tier under battery saver, half the work or less: greedy; or every second order, where greedy is what there is."""
+        """Return the tier for battery saver, with half the work or less: greedy, or half as many orders if greedy already."""
         if self.name in ("full", "narrow"):
             return replace(self, name="greedy", search=GREEDY)
         return replace(self, every=2 * self.every)
 
     def due(self, position: int) -> bool:
-        """Whether the swipe at `position` makes a new order."""
+        """Return whether the swipe at `position` computes a new order."""
         return position % self.every == 0
 
     def open(self, bundle: Bundle, group: Group | None = None) -> Ranker | None:
-        """The tier's ranker, None in cloud order. Raises as `Ranker.open` does."""
+        """Open the tier's ranker. None in cloud order. Raises as `Ranker.open` does."""
         if self.name == "cloud":
             return None
         return Ranker.open(bundle, self.format, self.precision, self.search, group, self.threads)
 
     def sharing(self, ranker: Ranker) -> Ranker:
-        """A ranker with this tier's search and the models of `ranker`, opened by a tier that differs in no more than that.
+        """Return a ranker with this tier's search and the open models of `ranker`, whose tier may differ in the search only.
 
-        The two may take turns within a page. Raises `RuntimeLoadError` where the models cannot do the search.
+        The two may take turns within a page. Raises `RuntimeLoadError` if the models cannot do the search.
         """
         return Ranker(ranker.spec, ranker.split_version, ranker.runtimes, self.search)
 
 
 class Chosen(NamedTuple):
-    """A tier and its ranker, which is open; None in cloud order."""
+    """A tier and its open ranker, which is None in cloud order."""
 
     tier: Tier
     ranker: Ranker | None
@@ -129,11 +130,12 @@ def choose_tier(
     group: Group | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Chosen:
-    """The best tier of the bundle's models of `format` that fits the budget. A model that fails is passed over, and the tier is
-    `cloud` when nothing is left. `clock` tells nanoseconds.
+    """Return the best tier of the bundle's models of `format` that fits the budget.
+
+    A model that fails is skipped. When no model is left, the tier is `cloud`. `clock` returns nanoseconds.
     """
     config = config or TierConfig()
-    best, rank, until = Chosen(Tier(name="cloud"), None), _NONE, 0
+    best, rank, until = Chosen(Tier(name="cloud"), None), _NO_RANK, 0
     for precision, threads in product(config.precisions, config.threads):
         if rank == 0 or (until and clock() >= until):
             break
@@ -144,7 +146,8 @@ def choose_tier(
         except (NoSuchModelError, ModelRuntimeError):
             continue
         until = until or clock() + int(config.limit_ms * 1e6)
-        for i, (candidate, longest) in enumerate(islice(_searches(tier, opened), rank)):  # the others would be no better
+        # Only searches that would be better than the best so far.
+        for i, (candidate, longest) in enumerate(islice(_searches(tier, opened), rank)):
             try:
                 ranker = candidate.sharing(opened)
                 times = bench(
@@ -168,10 +171,10 @@ def keep_tier(
     device: str = "",
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Chosen:
-    """The tier in `file` if it is of this bundle, device and config, else what `choose_tier` finds, which is then kept there.
+    """Return the tier stored in `file` for this bundle, device and config, or else choose one (`choose_tier`) and store it.
 
-    `device` is what the app knows of it: model, system version. Cloud order is not kept: it may have been a busy moment. A file
-    that cannot be read is as none, and one that cannot be written is left.
+    `device` is what the app knows of the device, such as its model and system version. Cloud order is not stored, since the
+    device may just have been busy. A file that cannot be read counts as missing, and a failure to write it is ignored.
     """
     config = config or TierConfig()
     digests = [entry.sha256 for entry in bundle.manifest.files]
@@ -185,8 +188,12 @@ def keep_tier(
         pass
     chosen = choose_tier(bundle, format, config, group=group, clock=clock)
     if chosen.ranker is not None:
-        with suppress(OSError):  # it is measured again next time
-            write_atomically(file, msgspec.json.encode(_Kept(key=key, tier=chosen.tier)))
+        part = file.with_name(file.name + ".part")
+        try:
+            part.write_bytes(msgspec.json.encode(_Kept(key=key, tier=chosen.tier)))
+            part.replace(file)
+        except OSError:
+            pass  # the next start measures again
     return chosen
 
 
@@ -196,9 +203,9 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _searches(tier: Tier, ranker: Ranker) -> Iterator[tuple[Tier, SearchSpec | None]]:
-    """`tier` with each search that the models may do, best first, and what to measure of it.
+    """Return `tier` with each search that the models can do, best first, and the search to measure in its place.
 
-    That is the longest that a search can become, except in a graph, which was made for one search and does it as it does.
+    That is the longest that the search can become. None measures the search itself: one in a graph has its own length.
     """
     own = ranker.search
     stages = set.intersection(*(set(stages) for stages in ranker.runtimes.values()))
@@ -215,7 +222,7 @@ def _longest(search: SearchSpec) -> SearchSpec:
 
 
 class _Bench:
-    """A session's arrays with full lists, by random features within their limits."""
+    """Self-benchmark: the arrays of a session with full lists, of random features within their limits."""
 
     def __init__(self, ranker: Ranker) -> None:
         """Raises `RuntimeRunError`."""
@@ -238,12 +245,12 @@ class _Bench:
             user_vector=rng.normal(size=(1, spec.vector_width)).astype(np.float32),
         )
         self._feedback = floats(spec.feedback_floats, spec.events_max)
-        self._held, self._history, self._position = Remaining(self._page, ranker.rows), EventHistory(spec), 0
+        self._remaining, self._history, self._position = Remaining(self._page, ranker.rows), EventHistory(spec), 0
         self._context = np.zeros((1, len(spec.context_floats)), np.float32)
-        ranker.prepare(self._form, self._held)
+        ranker.prepare(self._form, self._remaining)
         for _ in range(spec.events_max):
             self._swipe()
-        self._order(ranker)  # makes the states of all events; a swipe makes that of one
+        self._order(ranker)  # computes the states of all events, of which a swipe computes one
 
     def _swipe(self) -> None:
         at = self._position
@@ -253,11 +260,13 @@ class _Bench:
 
     def _order(self, ranker: Ranker) -> Ranking | None:
         now_ms = self._position * _GAP_MS
-        return ranker.order(self._form, self._held, self._history, self._context, now_ms, self._position)
+        return ranker.order(self._form, self._remaining, self._history, self._context, now_ms, self._position)
 
     def __call__(self, ranker: Ranker, config: TierConfig, clock: Callable[[], int], until: int) -> tuple[float, float] | None:
-        """Median and the longest time that counts, in ms; None when the budget or the time left is not enough, or scores are
-        no numbers. Raises `RuntimeRunError`.
+        """Return the median time of an order and the longest one that counts, in ms.
+
+        None when the orders exceed the budget, when no time is left to measure them, and when scores are not finite. Raises
+        `RuntimeRunError`.
         """
         times: list[float] = []
         while len(times) < config.runs:

@@ -1,19 +1,20 @@
-"""Keeps a swipe from waiting for a model that does not answer in time.
+"""The watchdog, which keeps a swipe from waiting for a model that is too slow.
 
-A run that was begun cannot be stopped: not in LiteRT, and in onnxruntime only between two nodes of the graph. So the watchdog
-has the run made on a thread of its own, waits for it as long as the budget allows, and goes on without it::
+A run that has started cannot be stopped: not in LiteRT, and in onnxruntime only between two nodes of the graph. So the watchdog
+runs the model on a thread of its own, waits for it as long as the budget allows, and then continues without it::
 
-    overran     the budget is used up: the caller goes on, the run is late and its answer will be dropped
-    busy        a late run still goes on; no other is begun before it ends
-    resting     after `overruns_max` overruns in a row, for `rest` swipes; then it is tried once, and a failure doubles the rest
+    overran     the budget is used up: the caller continues, the run is late and its result will be dropped
+    busy        a late run is still active; no other starts before it ends
+    resting     for `rest` swipes after `overruns_max` overruns in a row; then one run is tried, and a failure doubles the rest
 
-Handing a run over costs 30 µs where both threads share a core, 70 to 100 µs where another core must wake up first, and 3 to 10
-ms where a dozen processes want two cores, beside the 140 to 600 µs of the order itself (`benchmarks.latency.subject`'s tiny
-model). Therefore a model earns trust: after `trust_after` runs in time, one after the other, the caller's thread makes the
-run, which costs .7 µs; the first overrun ends the trust. So a model that hangs from the start, or after it was slow once,
-never holds a swipe, and one that hangs out of the blue holds one. For a hard bound on every swipe set `trust_after` to None.
+Passing a run to the thread costs 30 µs where both threads share a core, 70 to 100 µs where another core must wake up first,
+and 3 to 10 ms where a dozen processes compete for two cores. The order itself takes 140 to 600 µs (the tiny model of
+`benchmarks.latency.subject`). Therefore a model earns trust: after `trust_after` consecutive runs in time it runs on the
+caller's thread, which costs .7 µs, and the first overrun ends the trust. So a model that hangs from the start, or after it was
+slow once, never blocks a swipe. A trusted model that hangs blocks one. For a hard bound on every swipe, set `trust_after` to
+None.
 
-A late run still reads what it was given. Whoever gets `overran` MUST leave those arrays to it and go on with copies.
+A late run still reads its arrays. A caller that gets `overran` MUST leave those arrays to the run and continue with copies.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ __all__ = ["Skipped", "Watchdog", "WatchdogConfig", "WatchdogCounters"]
 T = TypeVar("T")
 
 Skipped: TypeAlias = Literal["overran", "busy", "resting"]
-"""Why there is no answer."""
+"""Why there is no result."""
 
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """When a swipe goes on without the model. Raises ValueError for numbers out of range."""
+    """When a swipe continues without the model. Raises ValueError for numbers out of range."""
 
     budget_ms: float = 50.0
-    """Longest wait for an order: three frames of a screen of 60 Hz, and three times what a tier may take
+    """Longest wait for an order. The default is three frames of a 60 Hz screen, and three times what a tier may take
     (`pocketrank.device.ranking.tiers`). The published system took 49 ms on iOS and 121 ms on Android (Gong et al., CIKM
     2022)."""
     trust_after: int | None = 20
-    """Runs within the budget in a row after which the model is run on the caller's thread; None: never, 0: always."""
+    """Consecutive runs within the budget after which the model runs on the caller's thread. None is never, 0 always."""
     overruns_max: int = 3
-    """Overruns in a row after which the model rests."""
+    """Consecutive overruns after which the model rests."""
     rest: int = 8
-    """Swipes of the first rest: about a minute of watching."""
+    """Length of the first rest in swipes: about a minute of watching."""
     rest_max: int = 256
-    """Swipes of the longest rest."""
+    """Length of the longest rest in swipes."""
 
     def __post_init__(self) -> None:
         trust = self.trust_after is None or self.trust_after >= 0
@@ -59,18 +60,18 @@ class WatchdogConfig:
 
 @dataclass(slots=True)
 class WatchdogCounters:
-    """Totals of one watchdog, from 0."""
+    """Counters of one watchdog, which start at 0."""
 
     watchdog_overran: int = 0
-    """runs that took longer than the budget, their answers dropped or not"""
+    """Runs that took longer than the budget, whether or not their results were dropped."""
     watchdog_busy: int = 0
-    """swipes without a run since a late one had not ended"""
+    """Swipes without a run because a late one had not ended."""
     watchdog_resting: int = 0
-    """swipes without a run since the model rested"""
+    """Swipes without a run because the model rested."""
 
 
 class _Run(Generic[T]):
-    """One run that was handed over. `ended` is locked until it is over."""
+    """One run on the watchdog's thread. The lock `ended` is held until the run has ended."""
 
     __slots__ = ("answer", "ended", "error", "work")
 
@@ -82,14 +83,14 @@ class _Run(Generic[T]):
 
 
 class Watchdog:
-    """Guards the runs of one session with one `Ranker`; another ranker is another's. Not for use from several threads at once.
+    """Guard of one session's runs with one `Ranker`. Not for use from several threads at once.
 
-    The thread begins with the first run that is handed over, sleeps between two, and ends when the watchdog is let go of. It is
-    a daemon: a run that hangs does not keep the process.
+    Its thread starts with the first run, sleeps between runs, and ends when the watchdog is garbage-collected. It is a daemon
+    thread: a run that hangs does not keep the process alive.
     """
 
     def __init__(self, config: WatchdogConfig | None = None, clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        """`clock` tells nanoseconds, and only judges runs on the caller's thread: no clock can be waited for."""
+        """`clock` returns nanoseconds. It measures runs on the caller's thread; the wait for other runs is in real time."""
         self.counters = WatchdogCounters()
         self._config, self._clock = config or WatchdogConfig(), clock
         self._budget_s, self._budget_ns = self._config.budget_ms / 1e3, self._config.budget_ms * 1e6
@@ -100,13 +101,13 @@ class Watchdog:
 
     @property
     def trusts(self) -> bool:
-        """Whether the next run would be made on the caller's thread."""
+        """Whether the next run would be on the caller's thread."""
         return self._config.trust_after is not None and self._good >= self._config.trust_after
 
     def __call__(self, run: Callable[[], T]) -> tuple[T | None, Skipped | None]:
-        """What `run` answers, or None and why there is no answer in time. Raises what `run` raises in time.
+        """Return the result of `run`, or None and why there is none in time. Raises what `run` raises in time.
 
-        An answer that came too late on the caller's thread is given all the same, since it is there.
+        A result that is late on the caller's thread is returned all the same, since it is there.
         """
         if self._late is not None:
             if not self._late.ended.acquire(blocking=False):
@@ -130,7 +131,7 @@ class Watchdog:
             self._queue = SimpleQueue()
             threading.Thread(target=_serve, args=(self._queue,), name="pocketrank-watchdog", daemon=True).start()
             weakref.finalize(self, self._queue.put, None)
-        self._late = run = _Run(work)  # at once, for a wait that is broken off by an interrupt
+        self._late = run = _Run(work)  # set first, in case an interrupt ends the wait
         self._queue.put(run)
         if not run.ended.acquire(timeout=self._budget_s):
             self._judge(False)
@@ -155,11 +156,11 @@ class Watchdog:
 
 
 def _serve(queue: SimpleQueue[_Run[Any] | None]) -> None:
-    # Knows the queue alone: a thread that held its watchdog would keep it forever.
+    # The thread refers to the queue only: a reference to its watchdog would keep that alive for ever.
     while (run := queue.get()) is not None:
         try:
             run.answer = run.work()
-        except BaseException as error:  # the caller's to raise
+        except BaseException as error:  # raised by the caller's thread
             run.error = error
         run.ended.release()
-        del run  # with what it reads, until the next one comes
+        del run  # frees the arrays that it read before the next run arrives

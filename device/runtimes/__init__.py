@@ -1,4 +1,4 @@
-"""Model runtimes behind one seam; `open_runtime` picks one by format and imports only that one."""
+"""Model runtimes behind one seam. `open_runtime` selects one by format and imports only that one."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ __all__ = [
 
 
 def open_runtime(path: Path, format: Format, threads: int = 1) -> Runtime:
-    """The whole model at `path` (a file) in the runtime for `format`, ready for its first run. See `open_stages`."""
+    """Open the whole model in the file `path` with the runtime for `format`. See `open_stages`."""
     return open_stages({"whole": path}, format, threads)["whole"]
 
 
 def open_stages(paths: Mapping[Stage, Path], format: Format, threads: int = 1) -> dict[Stage, Runtime]:
-    """The graph of each stage in the runtime for `format`, run on so many `threads`; those in one file share what it holds.
+    """Open the graph of each stage with the runtime for `format`, to run on `threads` threads.
 
-    Raises `RuntimeLoadError`: no such file, not a model, a runtime that is not installed, or a format without a runtime
-    here (Core ML runs on Apple's systems only).
+    Stages in the same file share its weights. Raises `RuntimeLoadError` for a missing file, a file that is no model, a runtime
+    that is not installed, and a format without a runtime here (Core ML runs on Apple's systems only).
     """
     if format == "onnx":
         from pocketrank.device.runtimes.onnx import OnnxRuntime

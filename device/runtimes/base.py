@@ -1,11 +1,11 @@
-"""The seam between the SDK and whatever runs a model.
+"""The seam between the SDK and the library that runs a model.
 
-A runtime runs one graph, the whole model or a stage of it (`FeatureSpec`): it takes the contract's inputs by name and answers
-the stage's outputs. It never changes an input and keeps none.
+A runtime runs one graph, the whole model or a stage of it (`FeatureSpec`). It takes the contract's inputs by name and returns
+the stage's outputs. It never changes an input and keeps no reference to one.
 
 Errors::
 
-    ModelRuntimeError          a model cannot be used; says expected, got, and where
+    ModelRuntimeError          a model cannot be used
     ├── RuntimeLoadError       at opening: no file, not a model, runtime not installed, inputs that the contract does not have
     └── RuntimeRunError        at a run: shapes that the model was not made for, or the runtime itself failed
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketrank.device.contract import Form, Stage
+from pocketrank.device.contract import Form, MismatchError, Stage
 
 __all__ = [
     "INPUT_NAMES",
@@ -56,7 +56,7 @@ OUTPUT_NAMES: dict[Stage, tuple[str, ...]] = {
 """The contract's outputs of each stage."""
 
 STAGES: tuple[Stage, ...] = ("page", "event", "watch")
-"""What it takes to rank without the whole model."""
+"""Stages that together replace the whole model."""
 
 _WATCH = ("page_state", "event_state", "event_gap", "event_mask", "context", "user_vector")
 _STAGE_NAMES: dict[Stage, tuple[str, ...]] = {
@@ -69,17 +69,13 @@ _STAGE_NAMES: dict[Stage, tuple[str, ...]] = {
 
 
 def stage_inputs(form: Form, stage: Stage) -> tuple[str, ...]:
-    """The contract's inputs of a stage, in the contract's order."""
+    """Return the names of a stage's inputs in the contract's order."""
     names = _STAGE_NAMES.get(stage, INPUT_NAMES[form])
     return names if form == "split" else tuple(name for name in names if not name.endswith("_vector"))
 
 
-class ModelRuntimeError(RuntimeError):
-    """A model cannot be used. `where` is the model's path or input, `expected` and `got` say what."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}")
-        self.where, self.expected, self.got = where, expected, got
+class ModelRuntimeError(MismatchError, RuntimeError):
+    """A model cannot be used. `where` is the model's path or the input."""
 
 
 class RuntimeLoadError(ModelRuntimeError):
@@ -97,25 +93,24 @@ class Runtime(ABC):
     """The contract's names of the inputs that the graph takes, a subset of those of its form and stage."""
 
     list_sizes: tuple[int, ...] | None
-    """Candidate counts that the graph was compiled for, ascending (of the stage `event`: event counts); None when any goes."""
+    """Candidate counts that the graph was compiled for, ascending; event counts for the stage `event`. None is any count."""
 
     events: int | None
-    """Event count that the graph was compiled for; None when any count from 1 goes."""
+    """Event count that the graph was compiled for. None is any count from 1."""
 
     @abstractmethod
     def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        """The stage's outputs (`OUTPUT_NAMES`) for the contract's inputs, which must be C-contiguous; exactly `input_names`
-        must be there.
+        """Return the stage's outputs (`OUTPUT_NAMES`), in new memory.
 
-        The answers are new memory. Raises `RuntimeRunError`.
+        `inputs` must hold exactly `input_names`, as C-contiguous arrays. Raises `RuntimeRunError`.
         """
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The first output; see `run_all`."""
+        """Return the first output; see `run_all`."""
         return self.run_all(inputs)[0]
 
 
 def first_line(err: Exception) -> str:
-    """Kind and first line of a runtime's own error; the rest is often a page of stack."""
+    """Return the type and first line of a runtime's own error. The rest is often a page of stack."""
     lines = str(err).strip().splitlines()
     return f"{type(err).__name__} {lines[0]}" if lines else type(err).__name__

@@ -1,12 +1,13 @@
 """LiteRT (TFLite) models on the CPU with XNNPACK, one thread unless asked for more.
 
-Shapes are static: the file has one signature `n<size>` per candidate count of the feature spec's `list_sizes`, all with the
-same event count; those of a stage are called `<stage>_n<size>`, those of the stage `event`, which counts events,
+Shapes are static. The file has one signature `n<size>` for each candidate count in the feature spec's `list_sizes`, all with
+the same event count. Signatures of a stage are named `<stage>_n<size>`; those of the stage `event`, which counts events,
 `event_t<size>`. A signature names its inputs as the contract does, or `args_0`, `args_1`, … in the contract's order. The stages
 of a file share one interpreter, which holds their weights once.
 
-Signature runners are used because they are public API: 18 µs around the graph for twelve inputs, against 6 µs through the
-interpreter's private wrapper. `CompiledModel` took as long as a runner: what its run saves, twelve buffer writes cost.
+Signature runners are used because they are public API. They take 18 µs around the graph for twelve inputs, against 6 µs through
+the interpreter's private wrapper. `CompiledModel` took as long as a runner: its run is faster, but twelve buffer writes cost
+what it saves.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ _FORMS: tuple[Form, ...] = ("split", "self_contained")
 class _Signature(NamedTuple):
     runner: Any
     names: dict[str, str]
-    """contract's name → signature's name"""
+    """Contract's name → signature's name."""
     shapes: dict[str, tuple[int, ...]]
-    """by the contract's name"""
+    """By the contract's name."""
     dtypes: dict[str, np.dtype[Any]]
     outputs: list[str]
-    """signature's names, in the contract's order"""
+    """Signature's names, in the contract's order."""
 
 
 class LiteRtFile:
-    """A .tflite file, opened."""
+    """An open .tflite file, which the runtimes of its stages share."""
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         try:
@@ -61,7 +62,7 @@ class LiteRtFile:
 
 
 class LiteRtRuntime(Runtime):
-    """One stage of a file: a signature per candidate count."""
+    """One stage of a file, with a signature for each candidate count."""
 
     def __init__(self, file: LiteRtFile, stage: Stage = "whole") -> None:
         self._file, self._stage, self._path = file, stage, file.path
@@ -83,13 +84,13 @@ class LiteRtRuntime(Runtime):
         self._warm_up()
 
     def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """See `Runtime.run_all`; the candidate count must be one of `list_sizes`."""
+        """See `Runtime.run_all`. The candidate count must be one of `list_sizes`."""
         count = inputs[self._axis].shape[1] if self._axis in inputs else -1
         signature = self._signatures.get(count)
         if signature is None:
             counted = "an event" if self._stage == "event" else "a candidate"
             raise RuntimeRunError(str(self._path), f"{counted} count among {self.list_sizes}", str(count))
-        # The runner would silently resize the graph to whatever it is given.
+        # Checked here, since a runner silently resizes the graph to the shapes that it is given.
         for name, shape in signature.shapes.items():
             if name not in inputs:
                 raise RuntimeRunError(name, "an input", "none")
@@ -127,6 +128,6 @@ class LiteRtRuntime(Runtime):
         )
 
     def _warm_up(self) -> None:
-        # The first run of a signature allocates and prepares; that must not happen during a swipe.
+        # The first run of a signature allocates memory, which must not happen during a swipe.
         for signature in self._signatures.values():
             self.run_all({name: np.zeros(shape, signature.dtypes[name]) for name, shape in signature.shapes.items()})

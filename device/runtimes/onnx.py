@@ -1,7 +1,7 @@
 """ONNX models in onnxruntime on the CPU, one thread unless asked for more.
 
-Plain `run` on numpy arrays: it reads a contiguous array in place. For the twelve small inputs of a swipe it took 12 µs around
-the graph, re-binding an IOBinding at each run 19 µs; a binding made once takes 6 µs but needs inputs of one address and shape,
+A plain `run` reads contiguous numpy arrays in place. For the twelve small inputs of a swipe it took 12 µs around the graph;
+re-binding an IOBinding at each run took 19 µs. A binding made once takes 6 µs, but it needs inputs of one address and shape,
 which sliding windows over the events do not have.
 """
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from pocketrank.device.contract import Stage
 from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at the import: what runs here is nobody's business
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for privacy; onnxruntime reads it when it is imported
 import onnxruntime
 
 __all__ = ["OnnxRuntime"]
 
 
 class OnnxRuntime(Runtime):
-    """An ONNX file with the contract's input names; candidate and event axes may be dynamic or fixed."""
+    """An open ONNX file with the contract's input names. The axes of candidates and events may be dynamic or fixed."""
 
     def __init__(self, path: Path, stage: Stage = "whole", threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
@@ -47,7 +47,7 @@ class OnnxRuntime(Runtime):
             if name not in known:
                 raise RuntimeLoadError(str(path), "inputs of the contract", f"`{name}`")
         outputs = [node.name for node in self._session.get_outputs()]
-        # by name where there are several, by place where a graph has but one
+        # Several outputs are found by name; a single one may have any name.
         self._outputs = list(OUTPUT_NAMES[stage]) if len(outputs) > 1 else outputs
         if len(outputs) != len(OUTPUT_NAMES[stage]) or set(self._outputs) != set(outputs):
             raise RuntimeLoadError(str(path), f"the outputs {', '.join(OUTPUT_NAMES[stage])}", ", ".join(outputs))

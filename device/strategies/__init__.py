@@ -1,4 +1,4 @@
-"""Which of the model's favourites is shown: rules that hold, preferences that shift, by an app's stated priorities.
+"""Strategies of an app that change the model's order: rules that hold by priority, and preferences that shift scores.
 
 >>> arranger = Arranger([KeepBuffered(), Pin(7, position=2), AdSlots(4, 6, every=8), MinGap("author", 3), Freshness(2.0)])
 >>> [f"{c.winner} over {c.loser}" for c in arranger.conflicts][:2]

@@ -1,4 +1,4 @@
-"""Where ads are shown: in slots, each a range of positions, and nowhere else."""
+"""Ad slots: ads are shown in certain ranges of positions and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["AdSlots"]
 
 @dataclass(frozen=True)
 class AdSlots(Rule):
-    """One ad from `first` to `last`, one from `every` positions later, and so on; where in the range, the order decides.
+    """One ad in the positions `first` to `last`, one `every` positions later, and so on. The order decides where in the range.
 
-    At a slot's last position an ad is demanded, or at an earlier one when rules of higher priority have pinned other items
-    behind it; an ad that they have pinned in the slot is the slot's. So a slot has its ad wherever one is held at that position
-    that the rules of higher priority allow. Raises ValueError.
+    A slot demands its ad at its last position, or at an earlier one when rules of higher priority have pinned other items to
+    the positions behind. An ad that they have pinned within the slot is the slot's ad. So a slot has its ad if, at the position
+    where it is demanded, an ad is held that the rules of higher priority allow. Raises ValueError for slots that overlap.
     """
 
     first: int
-    """earliest position of the first ad, from 0"""
+    """Earliest position of the first ad, from 0."""
     last: int
-    """latest position of the first ad"""
+    """Latest position of the first ad."""
     every: int
-    """from one slot to the next; slots do not overlap"""
+    """Positions from the start of one slot to the start of the next."""
     column: str = "ad"
-    """category that tells ads"""
+    """Category that marks ads."""
     code: int | None = None
-    """that of ads; None: each but 0"""
+    """Code of ads in that category. None is every code except 0."""
 
     forces: ClassVar[bool] = True
 
@@ -45,11 +45,11 @@ class AdSlots(Rule):
             return None
         first, every, span, is_ad = self.first, self.every, self.last - self.first, self._is_ad
         ads = [is_ad(code) for code in codes]
-        pinned = {position: ads[row] for position, row in facts.taken.items() if self._in_slot(position)}
+        pinned = {position: ads[row] for position, row in facts.reserved.items() if self._in_slot(position)}
 
         @cache
         def plan(start: int) -> tuple[int, int]:
-            """Of the slot from `start`: where an ad is pinned, -1 for nowhere; where one is demanded."""
+            """Return where an ad is pinned in the slot from `start`, or -1, and where an ad is demanded."""
             slot = range(start, start + span + 1)
             promised = next((position for position in slot if pinned.get(position)), -1)
             return promised, max((position for position in slot if position not in pinned), default=start + span)
@@ -69,7 +69,7 @@ class AdSlots(Rule):
         return allows
 
     def clash(self, other: Rule) -> Clash | None:
-        """Slots against other slots, and against gaps and caps of ads, can be told from the numbers."""
+        """Return how the slots conflict with other slots, gaps and caps of ads, which their numbers alone determine."""
         if isinstance(other, AdSlots) and (other.column, other.code) == (self.column, self.code):
             if other == self:
                 return None
@@ -80,12 +80,12 @@ class AdSlots(Rule):
                 return None
             max_items, within = (other.max_items, other.within) if isinstance(other, Cap) else (1, other.gap)
             span = self.last - self.first
-            # max_items + 1 ads are this far from first to last, at least and at most
+            # The fewest and the most positions that max_items + 1 ads take up, the first and the last included.
             nearest, farthest = max_items * self.every - span + 1, max_items * self.every + span + 1
             if isinstance(within, int) and within < max(1, nearest):
                 return None
             certain = max_items == 0 or within == "session" or (isinstance(within, int) and within >= farthest)
-            # each code by itself: ads of different ones may take turns
+            # Gaps and caps hold for each code by itself, so ads of different codes may alternate.
             same = self.code is not None or (isinstance(other, Cap) and other.value is not None)
             return Clash(certain and same, f"{self.name} demands more ads than {other.name} allows")
         return super().clash(other)

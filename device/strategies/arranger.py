@@ -1,8 +1,8 @@
-"""Strategies together: which may contradict each other, and what each session shows by them.
+"""An app's strategies as one configuration, from which each session starts.
 
-The order in which rules are listed is their priority, highest first. At a position each candidate breaks some rules, and a rule
-weighs more than all below it together: the candidate whose breaks weigh least is shown, of equal ones that which the order puts
-first. So a rule is relaxed only where no candidate that is held keeps it together with the rules above that are kept there.
+Rules are listed by priority, highest first. At a position each candidate breaks some of the rules, and a rule weighs more than
+all rules below it together. The candidate whose broken rules weigh least is shown; among equals, the one that the order puts
+first. So a rule is relaxed only where no held candidate keeps it together with the rules above it that are kept there.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["Arranger", "Conflict"]
 
 
 class Conflict(NamedTuple):
-    """Two rules that may contradict each other; where they do, the winner is kept and the loser relaxed."""
+    """Two rules that may conflict. Where they do, the winner is kept and the loser is relaxed."""
 
     winner: str
     loser: str
     certain: bool
-    """Whether they are bound to."""
+    """Whether they are certain to conflict."""
     reason: str
 
 
 class Arranger:
-    """An app's strategies, shared by all its sessions and threads: keeps nothing of a session."""
+    """An app's strategies. All its sessions and threads share them; nothing of a session is kept here."""
 
     def __init__(self, strategies: Sequence[Rule | Preference]) -> None:
-        """Rules by priority, highest first; preferences add up in any order."""
+        """Rules are in order of priority, highest first. Preferences add up, so their order does not matter."""
         self.rules = tuple(s for s in strategies if isinstance(s, Rule))
         self.preferences = tuple(s for s in strategies if isinstance(s, Preference))
         self.conflicts = tuple(
@@ -39,10 +39,10 @@ class Arranger:
             for winner, loser in combinations(self.rules, 2)
             if (clash := _clash(winner, loser)) is not None
         )
-        """Told, not refused: which pairs may contradict each other, who wins, and why."""
+        """Pairs of rules that may conflict, with the winner and the reason. They are reported, not rejected."""
 
     def start(self, position: int = 0) -> Slate:
-        """What one session shows, from its impression `position` on."""
+        """Return the slate of one session, which begins at its impression `position`."""
         return Slate(self.rules, self.preferences, position)
 
 

@@ -1,8 +1,8 @@
-"""What a strategy is: rules say which candidates may be shown at a position, preferences shift the model's scores.
+"""Base classes of strategies: rules decide which candidates may be shown at a position, preferences shift the model's scores.
 
-A strategy is a frozen config, shared by all sessions. When a page arrives it is asked once, with the session's `Facts`, for
-what it does there: a rule gives a `Test`, a preference a `Bonus`, and either gives None where it has nothing to do, such as on
-a page without its column. An app's own rule is one small class::
+A strategy is a frozen config that all sessions share. When a page arrives, it is called once with the session's `Facts`. A rule
+returns a `Test` and a preference a `Bonus` for the page; either returns None where it has no effect, as on a page without its
+column. An app's own rule is one small class::
 
     @dataclass(frozen=True)
     class NoLongAfterLong(Rule):
@@ -33,63 +33,66 @@ from pocketrank.device.strategies.facts import Facts
 __all__ = ["Bonus", "Clash", "Preference", "Rule", "Strategy", "Test", "need"]
 
 Test: TypeAlias = Callable[[int, int], bool]
-"""Whether the candidate in a row of the page may be shown at a position of the session, the next one. Runs for a few candidates
-of each swipe."""
+"""Whether the candidate in a row of the page may be shown at the session's next position. Called for a few candidates of each
+swipe."""
 
 
 class Clash(NamedTuple):
-    """Why two rules may contradict each other, and whether they are bound to."""
+    """Whether two rules are certain to conflict, or only may, and why."""
 
     certain: bool
     reason: str
 
 
 class Bonus:
-    """What a preference adds to each row of one page, [n], finite. It depends on what is shown where `show` is overridden."""
+    """Values [n] that a preference adds to the rows of one page. They are finite, and constant unless `show` is overridden."""
 
     def __init__(self, values: NDArray[np.floating[Any]]) -> None:
         self.values = values
 
     def show(self, row: int) -> None:
-        """The candidate in `row` is shown. Must bind new arrays and not write into old ones: shallow copies look ahead."""
+        """Update the values after the candidate in `row` was shown.
+
+        An override must bind new arrays and must not write into the old ones, since shallow copies are used to look ahead.
+        """
 
 
 class Strategy:
-    """Base of both kinds."""
+    """Base of rules and preferences."""
 
     @property
     def name(self) -> str:
-        """Names it in reports and counters."""
+        """Name of the strategy in reports and counters, such as `MinGap(author, 3)`."""
         values: list[str] = [str(getattr(self, f.name)) for f in fields(self)] if is_dataclass(self) else []
         return f"{type(self).__name__}({', '.join(values)})"
 
 
 class Rule(Strategy, ABC):
-    """Hard: holds at every position where some candidate allows it, and is relaxed where none does."""
+    """A hard strategy: it holds at every position where some candidate allows it, and is relaxed where none does."""
 
     forces: ClassVar[bool] = False
-    """Whether it may leave but a few candidates, which other rules may forbid."""
+    """Whether it may demand one of a few candidates, which other rules may then forbid."""
 
     @abstractmethod
     def test(self, facts: Facts) -> Test | None:
-        """The rule on the page that arrived. Rules are asked in order of priority."""
+        """Return the rule's test for the page that arrived. Rules are called in order of priority."""
 
     def clash(self, other: Rule) -> Clash | None:
-        """How it may contradict `other`, as far as can be told before any page."""
+        """Return how it may conflict with `other`, as far as their configs alone determine that."""
         return Clash(False, f"{self.name} may demand what {other.name} forbids") if self.forces else None
 
 
 class Preference(Strategy, ABC):
-    """Soft: adds `weight` times its bonus to scores whose spread over the page, best to worst, is 1."""
+    """A soft strategy: it adds `weight` times its bonus to scores that are scaled to a spread of 1 over the page."""
 
     weight: float
 
     @abstractmethod
     def bonus(self, facts: Facts) -> Bonus | None:
-        """The preference on the page that arrived."""
+        """Return the preference's bonus for the page that arrived."""
 
 
 def need(holds: bool, expected: str, got: object) -> None:
-    """Raise ValueError unless a config `holds`."""
+    """Raise ValueError that names `expected` and `got`, unless `holds`."""
     if not holds:
         raise ValueError(f"expected {expected}, got {got}")

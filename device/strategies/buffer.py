@@ -1,4 +1,4 @@
-"""What the player has loaded comes next, so that no swipe waits for bytes and none are thrown away."""
+"""Items that the player has loaded are shown next, so that no swipe waits for bytes and no bytes are wasted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["KeepBuffered"]
 
 @dataclass(frozen=True)
 class KeepBuffered(Rule):
-    """What is on screen or buffered (`Slate.buffered`) is shown next, in its order.
+    """Items on screen or in the player's buffer (`Slate.buffered`) are shown next, in the buffer's order.
 
-    Where a rule of higher priority puts another item before it, it comes after that one.
+    Where a rule of higher priority puts another item first, they follow that item.
     """
 
     forces: ClassVar[bool] = True
@@ -26,5 +26,5 @@ class KeepBuffered(Rule):
         return lambda row, position: not buffered or row == next(iter(buffered))
 
     def clash(self, other: Rule) -> Clash | None:
-        """One buffer is kept once."""
+        """Return None for another `KeepBuffered`, which holds the same items."""
         return None if isinstance(other, KeepBuffered) else super().clash(other)

@@ -1,8 +1,8 @@
-"""Candidates unlike what was shown: marginal relevance (MMR) and determinantal point processes (DPP).
+"""Diversity: candidates unlike what was shown, by marginal relevance (MMR) or determinantal point processes (DPP).
 
-Both are greedy and incremental: an item that is shown costs one product of its vector with the candidates'. Similarity is the
-cosine of the page's item vectors; on a page without them 1 within a category and 0 between two. What was shown before the page
-counts as far as `memory` reaches back and is described alike: by vectors of the same split version, or by category.
+Both are greedy and incremental: showing an item costs one product of its vector with those of the candidates. Similarity is the
+cosine of the page's item vectors; on a page without them it is 1 within a category and 0 between two. The last `memory` items
+shown before the page count as well, if they are described alike: by vectors of the same split version, or by category.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pocketrank.device.strategies.facts import RECENT_MAX, Facts
 
 __all__ = ["DPP", "MMR"]
 
-_ROWS = 16  # to begin with; doubled as more is shown
+_ROWS = 16  # of the factor at first; doubled as more items are shown
 
 
 @dataclass(frozen=True)
 class _Diversity(Preference):
     weight: float = 0.3
-    """Against a spread of scores of 1. Not tuned: what variety is worth shows in an app's own retention."""
+    """Relative to a spread of scores of 1. Not tuned: the value of variety shows in an app's own retention."""
     memory: int = 10
-    """Items shown before the page that count: about what a viewer remembers of one sitting, a page of the default size."""
+    """Number of items shown before the page that count: one page of the default size, about what a viewer remembers."""
     column: str = "category"
-    """category that tells items apart on a page without vectors"""
+    """Category by which items are similar on a page without vectors."""
 
     def __post_init__(self) -> None:
         need(0 <= self.weight < np.inf, "a weight from 0", self.weight)
@@ -36,6 +36,7 @@ class _Diversity(Preference):
 
     def bonus(self, facts: Facts) -> Bonus | None:
         """See `Preference`."""
+        # Without vectors each category is a unit vector of its own, and an unknown one is 0: unlike everything.
         shown = facts.shown(self.column)
         vectors, before = facts.vectors(), facts.recent(self.memory)
         if vectors is None:
@@ -52,13 +53,13 @@ class _Diversity(Preference):
 
     @abstractmethod
     def _start(self, before: NDArray[np.float32], vectors: NDArray[np.float32]) -> Bonus:
-        """The bonus of rows with unit `vectors` [n, D], after items with those of `before` [m, D]."""
+        """Return the bonus of rows with unit `vectors` [n, D], after items with the vectors `before` [m, D]."""
 
 
 class MMR(_Diversity):
-    """Minus the similarity to the most similar item shown, where that is above 0.
+    """Minus the similarity to the most similar item that was shown, where that is above 0.
 
-    Carbonell and Goldstein, SIGIR 1998, whose λ is 1 / (1 + weight). Raises ValueError.
+    Carbonell and Goldstein, SIGIR 1998, whose λ is 1 / (1 + weight). Raises ValueError for numbers out of range.
     """
 
     def _start(self, before: NDArray[np.float32], vectors: NDArray[np.float32]) -> Bonus:
@@ -76,15 +77,15 @@ class _Marginal(Bonus):
 
 @dataclass(frozen=True)
 class DPP(_Diversity):
-    """The log of how much volume the item adds to those shown: greedy MAP inference of a determinantal point process.
+    """The log of the volume that the item adds to those shown: greedy MAP inference of a determinantal point process.
 
     Chen, Zhang and Zhou, NeurIPS 2018, algorithm 1 for a kernel of scores and similarities, whose θ is 1 / (1 + weight). Unlike
-    MMR it sees when an item is made up of several that were shown. Raises ValueError.
+    MMR it recognises an item that is a combination of several that were shown. Raises ValueError for numbers out of range.
     """
 
     independent: float = 0.1
-    """Share of an item that nothing else can make up for, from .01 to 1: bounds the bonus to its log, so that a second item of
-    a category is held back and not banned."""
+    """Share of an item that no other item can replace, from .01 to 1. Its log bounds the bonus, so that a second item of a
+    category is held back and not banned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,7 +96,7 @@ class DPP(_Diversity):
 
 
 class _Volume(Bonus):
-    """The incremental Cholesky factor of what was shown, extended to every candidate."""
+    """Bonus by the incremental Cholesky factor of the items shown, extended to every candidate."""
 
     def __init__(self, before: NDArray[np.float32], vectors: NDArray[np.float32], independent: float) -> None:
         self._first = len(before)
@@ -113,7 +114,7 @@ class _Volume(Bonus):
         if k == len(self._factor):
             self._factor = np.concatenate([self._factor, np.zeros_like(self._factor)])
         similar = (1 - self._floor) * (self._vectors @ self._vectors[at])
-        # Rows from k on belong to nobody: a copy that looked ahead may have written there.
+        # Rows from k on are free: a copy that looked ahead may have written there.
         new = self._factor[k]
         np.subtract(similar, self._factor[:k, at] @ self._factor[:k], out=new)
         new /= np.sqrt(self._left[at])

@@ -1,6 +1,6 @@
-"""What strategies may look at: the page that is held, what was shown before, what the player has buffered.
+"""Facts that strategies may read: the current page, what was shown before, and what the player has buffered.
 
-Attributes are read by name from the page's own columns, and not through a model's spec, which folds codes that its vocabulary
+Attributes are read by name from the page's own columns, not through a model's spec, which replaces codes that its vocabulary
 lacks. They are plain lists: a swipe looks up a few values, for which numpy is slow.
 """
 
@@ -19,49 +19,49 @@ from pocketrank.device.contract import BlockError, Page
 __all__ = ["RECENT_MAX", "Facts", "Mark", "Value"]
 
 Value: TypeAlias = int | float | None
-"""One attribute of one item; None is unknown: code 0, NaN, or an item of a page without the column."""
+"""One attribute of one item. None is unknown: code 0, NaN, or an item of a page without the column."""
 
 RECENT_MAX = 64
-"""Shown items whose vectors are remembered when their page goes: 16 kB for vectors of 64."""
+"""Number of shown items whose vectors are kept after their page was replaced: 16 kB for vectors of width 64."""
 
 _Vectors: TypeAlias = NDArray[np.float32]
 
 
 class Mark(NamedTuple):
-    """What `Facts.rewind` goes back to."""
+    """State that `Facts.rewind` restores."""
 
     position: int
     buffered: dict[int, int]
 
 
 class _Track:
-    """One attribute of the rows of this page, and of what was shown."""
+    """One attribute of the rows of the page, and of the items that were shown."""
 
     def __init__(self, position: int) -> None:
         self.values: list[Value] = []
         self.shown: list[Value] = [None] * position
-        self.counts: defaultdict[Value, int] | None = None  # until asked for
+        self.counts: defaultdict[Value, int] | None = None  # None until they are needed
 
 
 class Facts:
-    """What one session's strategies share. They only read it; its `Slate` alone changes it.
+    """Facts of one session, which its strategies read. Only the session's `Slate` changes them.
 
-    A row is a place among the candidates with which the page was taken. A position counts the session's impressions from 0.
+    A row is a place among the candidates that were taken with the page. A position counts the session's impressions from 0.
     """
 
     def __init__(self, position: int = 0) -> None:
         self.position = position
-        """of what is shown next"""
+        """Position of the next impression."""
         self.item_ids: list[int] = []
-        """by row"""
+        """Item id of each row."""
         self.buffered: dict[int, int] = {}
-        """row → bytes of what the player has loaded and not shown, in its order"""
-        self.taken: dict[int, int] = {}
-        """position → row that a rule reserves it for; one that is asked sees those of higher priority and may add its own"""
-        self.lacking: set[str] = set()
-        """columns asked for that the page has not"""
+        """Row → bytes of each item that the player has loaded and not shown, in the player's order."""
+        self.reserved: dict[int, int] = {}
+        """Position → row for which a rule reserves it. A rule reads those of higher priority and may add its own."""
+        self.missing: set[str] = set()
+        """Columns that strategies read and the page does not have."""
         self._page: Page | None = None
-        self._raw: list[int] = []  # row → place in the page's columns, -1 for an item that they have not
+        self._raw: list[int] = []  # row → place in the page's columns, -1 for an item that is not in them
         self._columns: dict[str, NDArray[Any]] = {}
         self._tracks: dict[str, _Track] = {}
         self._vectors: _Vectors | None = None
@@ -71,25 +71,25 @@ class Facts:
     # ------------------------------------------------------------------------------------------------------ for strategies
 
     def values(self, column: str) -> list[Value] | None:
-        """The attribute by row: of the category of that name, else of the float. None when the page lacks it."""
+        """Return the attribute by row, of the category of that name or else of the float. None when the page has neither."""
         if column not in self._columns:
-            self.lacking.add(column)
+            self.missing.add(column)
             return None
         return self._track(column).values
 
     def shown(self, column: str) -> list[Value]:
-        """The attribute of what was shown, by position. One list for the whole session, which grows."""
+        """Return the attribute of what was shown, by position: one list for the whole session, which keeps growing."""
         return self._track(column).shown
 
     def counts(self, column: str) -> defaultdict[Value, int]:
-        """How often each value was shown. Grows likewise."""
+        """Return how often each value was shown in the session. The counts keep growing too."""
         track = self._track(column)
         if track.counts is None:
             track.counts = defaultdict(int, Counter(track.shown))
         return track.counts
 
     def vectors(self) -> _Vectors | None:
-        """The items' vectors f32 [n, D], of length 1, or 0 where there is none. None for a page without vectors."""
+        """Return the items' vectors f32 [n, D], of length 1, or 0 for an item without one. None for a page without vectors."""
         if self._vectors is None and self._page is not None and (block := self._page.candidates.vector) is not None:
             try:
                 vectors = from_block(block, dtype="f2", ndim=2)
@@ -102,25 +102,25 @@ class Facts:
                 self._vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
         return self._vectors
 
-    def recent(self, most: int) -> _Vectors:
-        """`vectors` [m, D] of the last `most` items shown before this page, without those of another split version."""
+    def recent(self, items_max: int) -> _Vectors:
+        """Return `vectors` [m, D] of the last `items_max` items shown before this page, if they are of its split version."""
         vectors = self.vectors()
         if vectors is None or self._page is None:
             return np.zeros((0, 0), np.float32)
         like = (self._page.split_version, vectors.shape[1])
-        recent = self._recent[-most:] if most else []
+        recent = self._recent[-items_max:] if items_max else []
         known = [v for version, v in recent if v is not None and (version, len(v)) == like]
         return np.stack(known) if known else vectors[:0]
 
     # ------------------------------------------------------------------------------------------------------- for the slate
 
     def take(self, page: Page, item_ids: Iterable[int]) -> list[int]:
-        """Hold these items of `page` instead. Sizes of what was buffered and is not among them."""
+        """Replace the held items by these items of `page`. Return the sizes of buffered items that are not among them."""
         buffered = {self.item_ids[row]: size for row, size in self.buffered.items()}
         version = None if self._page is None else self._page.split_version
         self._recent += [(version, None if self._vectors is None else self._vectors[row]) for row in self._rows_shown]
         del self._recent[:-RECENT_MAX]
-        self._page, self._vectors, self._rows_shown, self.taken = page, None, [], {}
+        self._page, self._vectors, self._rows_shown, self.reserved = page, None, [], {}
         self.item_ids = list(item_ids)
         self._columns, self._raw = self._read(page)
         for name, track in self._tracks.items():
@@ -130,7 +130,7 @@ class Facts:
         return [size for item, size in buffered.items() if item not in row_of]
 
     def show(self, row: int) -> None:
-        """The candidate in `row` is shown at `position`."""
+        """Record that the candidate in `row` is shown at `position`."""
         for track in self._tracks.values():
             value = track.values[row]
             track.shown.append(value)
@@ -141,11 +141,11 @@ class Facts:
         self.position += 1
 
     def mark(self) -> Mark:
-        """The state of now, to come back to after looking ahead."""
+        """Return the current state, to which `rewind` returns after looking ahead."""
         return Mark(self.position, dict(self.buffered))
 
     def rewind(self, mark: Mark) -> None:
-        """Forget what was shown since `mark`."""
+        """Undo what was shown since `mark`."""
         back = self.position - mark.position
         for track in self._tracks.values():
             for _ in range(back):
@@ -154,7 +154,7 @@ class Facts:
                     track.counts[value] -= 1
         del self._rows_shown[len(self._rows_shown) - back :]
         self.position = mark.position
-        # In place: tests hold on to it.
+        # In place, since rules' tests keep a reference.
         self.buffered.clear()
         self.buffered.update(mark.buffered)
 
@@ -169,7 +169,7 @@ class Facts:
             return {}, [-1] * len(self.item_ids)
         columns.update(zip(c.floats.names, floats.T, strict=True))
         columns.update(zip(c.categories.names, codes.T, strict=True))
-        place = {item: len(known) - 1 - i for i, item in enumerate(reversed(known))}  # a repeated item is its first row
+        place = {item: len(known) - 1 - i for i, item in enumerate(reversed(known))}  # a repeated item has its first place
         return columns, [place.get(item, -1) for item in self.item_ids]
 
     def _track(self, column: str) -> _Track:

@@ -1,4 +1,4 @@
-"""New items get a head start."""
+"""Freshness: a head start for new items."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ __all__ = ["Freshness"]
 
 @dataclass(frozen=True)
 class Freshness(Preference):
-    """`weight` for an item of age 0, half of it after `half_life`, nothing for one of unknown age. Raises ValueError."""
+    """A bonus of `weight` for an item of age 0, half of it at the age `half_life`, and none for an item of unknown age.
+
+    Raises ValueError for numbers out of range.
+    """
 
     half_life: float
-    """in the unit of the column"""
+    """In the unit of the column."""
     column: str = "age"
-    """attribute with the age; what is younger than 0 counts as 0"""
+    """Attribute with the age. A negative age counts as 0."""
     weight: float = 0.1
-    """A tenth of the way from the worst candidate to the best. Not measured: what new items are worth is the app's to say."""
+    """A tenth of the way from the worst candidate to the best. Not measured: the value of new items is the app's decision."""
 
     def __post_init__(self) -> None:
         need(0 < self.half_life < np.inf and 0 <= self.weight < np.inf, "a half life above 0 and a weight from 0", self)

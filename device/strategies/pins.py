@@ -1,4 +1,4 @@
-"""Items that must be at a position: named by the app, or by the page."""
+"""Pins: items at fixed positions, which the app or the page names."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ __all__ = ["PagePins", "Pin"]
 
 @dataclass(frozen=True)
 class Pin(Rule):
-    """An item is shown at a position of the session and not earlier; relaxed where it is not held then. Raises ValueError."""
+    """An item is shown at a position of the session and not earlier. The rule is relaxed if the item is not held then.
+
+    Raises ValueError for a negative position.
+    """
 
     item_id: int
-    """of what is pinned"""
     position: int
-    """of the session, from 0"""
+    """Position in the session, from 0."""
 
     forces: ClassVar[bool] = True
 
@@ -34,7 +36,7 @@ class Pin(Rule):
         return _placed(facts, {facts.item_ids.index(self.item_id): self.position})
 
     def clash(self, other: Rule) -> Clash | None:
-        """Two pins either agree or never can."""
+        """Return a certain conflict of two pins that cannot both hold; pins otherwise never conflict."""
         if not isinstance(other, Pin):
             return super().clash(other)
         if (self.position == other.position) == (self.item_id == other.item_id):
@@ -45,13 +47,13 @@ class Pin(Rule):
 
 @dataclass(frozen=True)
 class PagePins(Rule):
-    """The page says in a column where it wants its items: code k is the k-th impression after the page was taken, from 1.
+    """The page pins its items through a column: code k is the k-th impression after the page was taken, counted from 1.
 
-    Of two items with one code the first in the page's order has the position.
+    If two items have the same code, the first in the page's order has the position.
     """
 
     column: str = "pin"
-    """category of the page with the place, 0 for an item that is not pinned"""
+    """Category of the page with the place of each item, 0 for an item that is not pinned."""
 
     forces: ClassVar[bool] = True
 
@@ -69,9 +71,9 @@ class PagePins(Rule):
 
 
 def _placed(facts: Facts, due: dict[int, int]) -> Test:
-    """Rows that are due at positions. Reserves those that no rule of higher priority has."""
+    """Return the test of rows that are `due` at positions, and reserve the positions that no rule of higher priority has."""
     at = {position: row for row, position in due.items()}
-    facts.taken = at | facts.taken
+    facts.reserved = at | facts.reserved
 
     def allows(row: int, position: int) -> bool:
         return at[position] == row if position in at else due.get(row, -1) < position

@@ -1,7 +1,7 @@
-"""What one session shows next: the model's order, shifted by preferences, held to rules.
+"""The slate of a session: what is shown next, by the model's order, the preferences and the rules.
 
-A swipe needs one item, so it tests candidates from the best one down and stops at the first that breaks nothing, mostly the
-first or second. All of the order is only made for who asks.
+A swipe needs one item, so it tests candidates from the best one down and stops at the first that breaks no rule, mostly the
+first or second. The whole order is only computed on request (`Slate.order`).
 """
 
 from __future__ import annotations
@@ -31,60 +31,50 @@ class SlateDecision(NamedTuple):
     position: int
     item_id: int
     model_item_id: int
-    """What the model's order had first; the same where no strategy changed it."""
+    """The first item of the model's order. It is the same item if no strategy changed the order."""
     preferred: tuple[str, ...]
     """Preferences that put another item before the model's first."""
     held_back: tuple[tuple[int, str], ...]
-    """Better items that were not chosen, best first, and the rule that kept each back."""
+    """Better items that were not chosen, best first, with the rule that held each back."""
     relaxed: tuple[str, ...]
-    """Rules that the item breaks: no candidate that was held keeps them together with the rules above them."""
+    """Rules that the item breaks, since no held candidate keeps them together with the rules above them."""
 
     @property
-    def told(self) -> tuple[str, ...]:
-        """What strategies had to do with it, in words."""
+    def explanation(self) -> tuple[str, ...]:
+        """The part that strategies had in the decision, in words."""
         return (
             *(f"{name} preferred it" for name in self.preferred),
-            *(f"{rule} kept {item} back" for item, rule in self.held_back),
-            *(f"{rule} could not hold" for rule in self.relaxed),
+            *(f"{rule} held {item} back" for item, rule in self.held_back),
+            *(f"{rule} was relaxed" for rule in self.relaxed),
         )
 
 
 @dataclass
 class StrategyCounters:
-    """Totals of one session, by the names of strategies, from 0. What was decided counts when it is shown."""
+    """Totals of one session by strategy name, from 0. A decision is counted when its item is shown."""
 
     fired: Counter[str] = field(default_factory=Counter)
-    """positions where it made another item come first"""
+    """Positions where the strategy put another item first."""
     relaxed: Counter[str] = field(default_factory=Counter)
-    """positions where a rule did not hold"""
+    """Positions where a rule did not hold."""
     column_missing: Counter[str] = field(default_factory=Counter)
-    """pages on which it did nothing, or less, for want of a column"""
+    """Pages on which the strategy had no effect, or less, because a column was missing."""
     failed: Counter[str] = field(default_factory=Counter)
-    """pages on which it raised and was left out from there"""
+    """Pages on which the strategy raised an error and was left out from then on."""
     discarded_buffer_items: int = 0
-    """items that the player had loaded and nobody will see: a page without them came, or others took their place"""
+    """Items that the player loaded and never showed, because the next page or the next buffer was without them."""
     discarded_buffer_bytes: int = 0
-    """what was loaded of them"""
+    """Bytes loaded of those items."""
 
     def sums(self) -> dict[str, int]:
-        """Over all strategies, for telemetry, whose names are few."""
+        """Return the totals over all strategies, for telemetry, which allows few names."""
         kinds = {f"strategies_{kind}": getattr(self, kind).total() for kind in ("fired", "relaxed", "column_missing", "failed")}
         buffer = ("discarded_buffer_items", "discarded_buffer_bytes")
         return kinds | {kind: getattr(self, kind) for kind in buffer}
 
-    def totals(self) -> dict[str, int]:
-        """All of them by name, `strategies.relaxed.MinGap(author, 3)`, for telemetry."""
-        by_name = {
-            f"strategies.{kind}.{name}": count
-            for kind in ("fired", "relaxed", "column_missing", "failed")
-            for name, count in getattr(self, kind).items()
-        }
-        buffer = ("discarded_buffer_items", "discarded_buffer_bytes")
-        return by_name | {f"strategies.{kind}": getattr(self, kind) for kind in buffer}
-
 
 class _Choice(NamedTuple):
-    """A decision as it is made; few are ever read."""
+    """A decision by rows. Few decisions are ever read, so names and ids are looked up only then."""
 
     position: int
     items: list[int]  # by row
@@ -92,19 +82,19 @@ class _Choice(NamedTuple):
     model_row: int
     preferred: tuple[str, ...]
     broken: int
-    passed: list[tuple[int, int]]  # rows that came before it, and what they break
+    passed: list[tuple[int, int]]  # better rows that were passed over, and the rules that they break
 
 
 class Slate:
-    """One session's part of an `Arranger`. Like the session, not for use from several threads at once.
+    """The strategies of an `Arranger` in one session. Like the session, not for use from several threads at once.
 
-    Held candidates are told by their index among what is left of the page, as in `Remaining`: those behind one that is shown
+    A held candidate is named by its index among what is left of the page, as in `Remaining`: when one is shown, those behind it
     move up.
     """
 
     def __init__(self, rules: Sequence[Rule], preferences: Sequence[Preference], position: int = 0) -> None:
         self.counters = StrategyCounters()
-        # A rule's bit is of more worth than all those below it together.
+        # A rule's bit weighs more than all bits below it together.
         self._rules = [(1 << len(rules) - 1 - place, rule) for place, rule in enumerate(rules)]
         self._names = {bit: rule.name for bit, rule in self._rules}
         self._preferences = [(preference, preference.name) for preference in preferences]
@@ -117,12 +107,12 @@ class Slate:
 
     @property
     def position(self) -> int:
-        """Of what is shown next, in the session."""
+        """Position of the next impression in the session."""
         return self._facts.position
 
     @property
     def decision(self) -> SlateDecision | None:
-        """The last one that `first` made; None before it made one."""
+        """The last decision of `first`, or None before the first call."""
         if self._choice is None:
             return None
         position, items, row, model_row, preferred, broken, passed = self._choice
@@ -136,7 +126,7 @@ class Slate:
         )
 
     def take(self, page: Page, item_ids: Iterable[int]) -> None:
-        """Hold these of the page's items instead of what was held, by index. Repeats in a page are their first row."""
+        """Replace what is held by these items of the page. An item that the page repeats is described by its first row."""
         facts = self._facts
         self._discard(facts.take(page, item_ids))
         self._rows, self._spread = list(range(len(facts.item_ids))), None
@@ -149,9 +139,10 @@ class Slate:
                 self._bonuses.append((name, preference.weight, bonus))
 
     def first(self, order: NDArray[np.intp], scores: NDArray[np.floating[Any]] | None = None) -> int | None:
-        """The index to show next, of the model's `order` [n] of what is held, best first; None when it is empty.
+        """Return the index to show next, or None when nothing is held.
 
-        `scores` are the totals by which the model ordered, more is better, in any order; without them preferences go by ranks.
+        `order` [n] is the model's order of the held indices, best first. `scores` are the totals by which the model ordered, in
+        any order, higher is better. Without them preferences are weighed against ranks.
         """
         left = order.tolist()
         if not left:
@@ -164,63 +155,63 @@ class Slate:
         self._choice = _Choice(facts.position, facts.item_ids, rows[index], rows[left[0]], preferred, broken, passed)
         return index
 
-    def order(
-        self, order: NDArray[np.intp], scores: NDArray[np.floating[Any]] | None = None, most: int | None = None
-    ) -> NDArray[np.intp]:
-        """Indices in the order in which they would be shown if nothing changed, the first `most` of them; see `first`.
+    def order(self, order: NDArray[np.intp], scores: NDArray[np.floating[Any]] | None = None) -> NDArray[np.intp]:
+        """Return the indices in the order in which they would be shown if nothing changed; see `first`.
 
-        Tests every candidate for every place at worst: some n² / 2 of them.
+        In the worst case every candidate is tested for every place, some n² / 2 tests.
         """
         if not (self._tests or self._bonuses):
-            return order[:most]
+            return order
         left: list[int] = order.tolist()
         relevance = self._relevance(len(left), scores)
         chosen: list[int] = []
+        # Show one after the other on copies, then return to the state from before.
         mark, bonuses = self._facts.mark(), self._bonuses
         self._bonuses = [(name, weight, copy.copy(bonus)) for name, weight, bonus in bonuses]
         try:
-            for _ in range(len(left) if most is None else min(most, len(left))):
+            while left:
                 ranked = self._preferred(left, relevance) if self._bonuses else left
                 index = ranked[self._pick(ranked)[0]]
                 at = left.index(index)
                 del left[at]
                 relevance = relevance[:-1] if scores is None else np.delete(relevance, at)  # ranks move up, scores stay
                 chosen.append(index)
-                self._tell(self._rows[index])
+                self._record(self._rows[index])
         finally:
             self._facts.rewind(mark)
             self._bonuses = bonuses
         return np.array(chosen, np.intp)
 
     def show(self, index: int) -> None:
-        """What is held at `index` is shown, because it was `first` or because the app did, and held no more."""
+        """Record that the candidate at `index` is shown, and stop holding it. It may be another than `first` returned."""
         row, choice, facts = self._rows.pop(index), self._choice, self._facts
         if choice is not None and choice.row == row and choice.items is facts.item_ids and choice.position == facts.position:
             self._count(choice)
-        self._tell(row)
+        self._record(row)
 
     def buffered(self, items: Mapping[int, int]) -> None:
-        """What the player has on screen or loaded now, in its order: item id → bytes. Ids that are not held are left aside.
+        """Set what the player has on screen or loaded now, in its order: item id → bytes. Ids that are not held are ignored.
 
-        What it had loaded before, has no more and did not show is counted as thrown away.
+        Items that it had loaded before, did not show and no longer has are counted as discarded.
         """
         facts = self._facts
         held = {facts.item_ids[row]: row for row in self._rows}
         buffer = {held[item]: size for item, size in items.items() if item in held}
         self._discard([size for row, size in facts.buffered.items() if row not in buffer])
-        # In place: tests hold on to it.
+        # In place, since rules' tests keep a reference.
         facts.buffered.clear()
         facts.buffered.update(buffer)
 
     # ------------------------------------------------------------------------------------------------------------ choosing
 
     def _pick(self, ranked: list[int]) -> tuple[int, int, list[int]]:
-        """Place of the candidate whose breaks are the least, what it breaks, and what those before it break."""
+        """Return the place of the candidate whose broken rules weigh least, those rules, and what those before it break."""
         rows, tests, position = self._rows, self._tests, self._facts.position
         bit, best, place = 0, 1 << len(self._rules), 0
         breaks: list[int] = []
         try:
             for at, index in enumerate(ranked):
+                # Tests run by priority, so a candidate is dropped as soon as it is no better than the best so far.
                 row, broken = rows[index], 0
                 for bit, allows in tests:
                     if not allows(row, position):
@@ -239,17 +230,19 @@ class Slate:
         return place, best, breaks[:place]
 
     def _relevance(self, count: int, scores: NDArray[np.floating[Any]] | None) -> NDArray[np.float64]:
-        """What each place of an order is worth, [count], best first: a page's scores spread over 1 when it is first ordered.
+        """Return the relevance of each place of an order, [count], best first. A page's first order has a spread of 1.
 
-        A list search puts some candidates before others of a higher score: they swap scores, and the order stays the model's.
+        Scores are assigned to places by rank. So the order stays the model's where a list search puts a candidate before others
+        of a higher score.
         """
         if scores is not None and len(scores):
             best_first = np.sort(-scores.astype(np.float64))  # negative
             best, worst = float(best_first[0]), float(best_first[-1])  # NaN is sorted behind everything
             if math.isfinite(worst - best):
+                # The first order of a page sets the scale, so that a bonus keeps its weight as candidates are used up.
                 self._spread = self._spread or worst - best
                 if self._spread:
-                    with np.errstate(over="ignore"):  # the first spread may have been next to nothing
+                    with np.errstate(over="ignore"):  # the first spread may have been tiny
                         relevance: NDArray[np.float64] = (best - best_first) / self._spread
                     beyond = count - len(relevance)
                     return np.concatenate([relevance, np.full(beyond, relevance[-1])]) if beyond > 0 else relevance[:count]
@@ -263,26 +256,26 @@ class Slate:
         return [left[i] for i in (-total).argsort(kind="stable").tolist()]
 
     def _pulled(self, row: int, other: int) -> tuple[str, ...]:
-        """The preferences that think more of `row` than of `other`."""
+        """Return the preferences that rate `row` higher than `other`."""
         return tuple(name for name, _, bonus in self._bonuses if bonus.values[row] > bonus.values[other])
 
     # ---------------------------------------------------------------------------------------------------------- bookkeeping
 
-    def _begin(self, name: str, ask: Callable[[Facts], T | None]) -> T | None:
+    def _begin(self, name: str, start: Callable[[Facts], T | None]) -> T | None:
         count, facts, made = self.counters, self._facts, None
         try:
-            made = ask(facts)
+            made = start(facts)
             if isinstance(made, Bonus) and made.values.shape != (len(facts.item_ids),):
                 raise ValueError(f"expected a bonus [{len(facts.item_ids)}], got {list(made.values.shape)}")
         except Exception:  # an app's own strategy must not cost the app its page
             count.failed[name] += 1
             made = None
-        if facts.lacking:
+        if facts.missing:
             count.column_missing[name] += 1
-            facts.lacking.clear()
+            facts.missing.clear()
         return made
 
-    def _tell(self, row: int) -> None:
+    def _record(self, row: int) -> None:
         self._facts.show(row)
         for entry in self._bonuses[:]:
             try:
@@ -308,5 +301,5 @@ class Slate:
 
 
 def _highest(bits: int) -> int:
-    """The bit that decides between two candidates, of those in which their breaks differ."""
+    """Return the highest of the bits in which the broken rules of two candidates differ. It decides between them."""
     return 1 << bits.bit_length() - 1

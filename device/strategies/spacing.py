@@ -1,6 +1,7 @@
-"""How close and how often items of one source, author, category or any other attribute may come.
+"""Spacing: how close together and how often items of one author, source, category or other attribute are shown.
 
-Both rules look back over what was shown, also of earlier pages. Items whose attribute is unknown are free.
+Both rules look back over everything that was shown, earlier pages included. Items whose attribute is unknown are always
+allowed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ __all__ = ["Cap", "MinGap"]
 
 @dataclass(frozen=True)
 class MinGap(Rule):
-    """Items of one value are at least `gap` positions apart: 2 keeps them from being neighbours. Raises ValueError."""
+    """Items of one value are at least `gap` positions apart: 2 keeps them from being neighbours.
+
+    Raises ValueError for a gap below 1.
+    """
 
     column: str
-    """attribute: `author`, `source`, `category`, .."""
+    """Attribute such as `author`, `source` or `category`."""
     gap: int
-    """least distance in positions"""
+    """Smallest distance in positions."""
 
     def __post_init__(self) -> None:
         need(self.gap >= 1, "a gap from 1", self.gap)
@@ -33,17 +37,20 @@ class MinGap(Rule):
 
 @dataclass(frozen=True)
 class Cap(Rule):
-    """At max_items so many items of one value in any so many positions, of a page, or of the session. Raises ValueError."""
+    """At most `max_items` items of one value in a number of consecutive positions, since the page was taken, or in the session.
+
+    Raises ValueError for numbers out of range.
+    """
 
     column: str
-    """attribute: `author`, `source`, `category`, .."""
+    """Attribute such as `author`, `source` or `category`."""
     max_items: int
-    """items of one value"""
+    """Most items of one value."""
     within: int | Literal["page", "session"] = "page"
-    """Consecutive positions that are looked at; `page` are those since the page was taken. The page is the default since that
-    is what a cap in the cloud can hold too."""
+    """Number of consecutive positions, or all positions since the page was taken, or those of the session. The page is the
+    default, since a cap in the cloud can cover a page too."""
     value: int | None = None
-    """The only code that is capped; None caps each."""
+    """The only code that is capped. None caps every code."""
 
     def __post_init__(self) -> None:
         need(self.max_items >= 0, "a cap from 0", self.max_items)

@@ -137,7 +137,7 @@ def test_models_that_disagree_with_the_spec_do_not_open(tmp_path: Path) -> None:
     wider = msgspec.structs.replace(SPEC, vector_width=5)
     with pytest.raises(RuntimeLoadError, match="a model that runs on the spec's inputs"):
         _ranker(tmp_path, wider)
-    with pytest.raises(RuntimeLoadError, match="expected 6 events"):
+    with pytest.raises(RuntimeLoadError, match="Expected 6 events"):
         _ranker(tmp_path, events=5)
     tasks = msgspec.structs.replace(SPEC, tasks=("like",), task_weights={})
     with pytest.raises(RuntimeLoadError, match="scores"):
