@@ -154,10 +154,10 @@ class PersonalLayer:
         rows = [0, 2 + (category - 1) % self._config.buckets if category > 0 else 1]
         m, v = mean[rows], variance[rows]
         p = _shifted(np.where(known, probabilities, np.float32(0)), m.sum(0))
-        q = p * (1 - p)
+        q = p * (1 - p)  # 0 where the label is unknown, as p is there
         gain = v / (1 + q * v.sum(0))
         mean[rows] = m + gain * (np.where(known, labels, p) - p)
-        variance[rows] = v - gain * v * (q * known)
+        variance[rows] = v - gain * v * q
         # Bound: m <- m drift_max / |m|.
         distance = self._distance()
         if (distance > self._config.drift_max).any():

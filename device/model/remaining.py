@@ -66,7 +66,7 @@ class Remaining:
             if row not in kept:
                 new.take(row)
         if self.state is not None:
-            new.attach(self.state[0, : self.count].copy())
+            new.attach(self.state[0, : self.count])
         return new
 
     def find(self, item_id: int) -> int | None:

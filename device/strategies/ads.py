@@ -57,7 +57,7 @@ class AdSlots(Rule):
         def allows(row: int, position: int) -> bool:
             offset = (position - first) % every
             start = position - offset
-            if position < first or offset > span or (offset and any(map(is_ad, shown[start:]))):
+            if position < first or offset > span or any(map(is_ad, shown[start:])):
                 return not ads[row]
             if not pinned:
                 return ads[row] or offset < span
@@ -82,7 +82,7 @@ class AdSlots(Rule):
             span = self.last - self.first
             # The fewest and the most positions that max_items + 1 ads take up, the first and the last included.
             nearest, farthest = max_items * self.every - span + 1, max_items * self.every + span + 1
-            if isinstance(within, int) and within < max(1, nearest):
+            if isinstance(within, int) and within < nearest:
                 return None
             certain = max_items == 0 or within == "session" or (isinstance(within, int) and within >= farthest)
             # Gaps and caps hold for each code by itself, so ads of different codes may alternate.

@@ -52,6 +52,16 @@ def test_repeats_go_with_their_features_the_first_stays() -> None:
     np.testing.assert_array_equal(arrays.vector, whole.vector[[0, 1, 3]])
 
 
+def test_items_that_repeat_stay_in_cloud_order() -> None:
+    assert BUILD.page(make_page([6, 5, 6])).item_id.tolist() == [6, 5]
+
+
+def test_a_page_without_vectors_has_neither_kind() -> None:
+    arrays = BUILD.page(make_page([1])).without_vectors()
+    assert arrays.vector is None
+    assert arrays.user_vector is None
+
+
 def test_vectors_become_f4_and_what_is_not_finite_becomes_zero() -> None:
     vector = to_block(np.array([[1.0, math.nan, math.inf, -2.0]]), "f2")
     arrays = BUILD.page(_with(make_page([1]), vector=vector))
@@ -66,6 +76,8 @@ def test_vectors_become_f4_and_what_is_not_finite_becomes_zero() -> None:
     ("page", "problem"),
     [
         (make_page([1, 2], split=None), "no vectors"),
+        (msgspec.structs.replace(make_page([1, 2], split=None), split_reason="the split version is too old"), "too old"),
+        (msgspec.structs.replace(make_page([1, 2]), user_vector=None), "no vectors"),
         (_with(make_page([1, 2]), vector=to_block(np.zeros((2, 5)), "f2")), r"Expected \[2, 4\], got \[2, 5\]"),
         (_with(make_page([1, 2]), vector=to_block(np.zeros((3, 4)), "f2")), r"Expected \[2, 4\], got \[3, 4\]"),
         (msgspec.structs.replace(make_page([1, 2]), user_vector=to_block(np.zeros(3), "f2")), r"Expected \[4\], got \[3\]"),
@@ -135,10 +147,13 @@ def _spec(**changes: Any) -> FeatureSpec:
         (_spec(tasks=("like", "like")), "$.tasks"),
         (_spec(task_weights={"share": 1.0}), "$.task_weights.share"),
         (_spec(task_weights={"like": math.nan}), "$.task_weights.like"),
+        (_spec(task_weights={"like": -math.inf}), "$.task_weights.like"),
         (_spec(candidates_max=0), "$.candidates_max"),
         (_spec(events_max=0), "$.events_max"),
         (_spec(vector_width=-1), "$.vector_width"),
+        (_spec(vector_width=4097), "$.vector_width"),
         (_spec(list_sizes=(8, 4)), "$.list_sizes"),
+        (_spec(list_sizes=(4, 4)), "$.list_sizes"),
         (_spec(list_sizes=(0,)), "$.list_sizes"),
         (_spec(context_floats=(FloatFeature(name="moon", min=0, max=1),)), "$.context_floats[0].name"),
         (_spec(feedback_floats=(FloatFeature(name="event_id", min=0, max=1),)), "$.feedback_floats[0].name"),
@@ -146,9 +161,11 @@ def _spec(**changes: Any) -> FeatureSpec:
         (_spec(candidate_floats=(FloatFeature(name="a", min=1, max=0),)), "$.candidate_floats[0]"),
         (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=1, default=2),)), "$.candidate_floats[0]"),
         (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=math.inf),)), "$.candidate_floats[0]"),
+        (_spec(candidate_floats=(FloatFeature(name="a", min=-math.inf, max=1),)), "$.candidate_floats[0]"),
         (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=1, scale=math.nan),)), "$.candidate_floats[0].scale"),
         (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=1),) * 2), "$.candidate_floats"),
         (_spec(candidate_categories=(CategoryFeature(name="a", size=0),)), "$.candidate_categories[0].size"),
+        (_spec(candidate_categories=(CategoryFeature(name="a", size=2**31),)), "$.candidate_categories[0].size"),
     ],
 )
 def test_specs_that_a_device_cannot_follow_name_the_path(spec: FeatureSpec, path: str) -> None:

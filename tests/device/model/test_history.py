@@ -1,10 +1,14 @@
+from typing import Any
+
 import msgspec
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from pocketrank.device.contract import Form
 from pocketrank.device.model.features import FeatureBuilder
-from pocketrank.device.model.history import GAP_POSITIONS_MAX, GAP_SECONDS_MAX, EventHistory
+from pocketrank.device.model.history import EventHistory
 from tests.device.worlds import SPEC, T0, make_page
 
 BUILD = FeatureBuilder(SPEC)
@@ -48,7 +52,74 @@ def test_gaps_are_limited_and_never_negative() -> None:
     history.append(T0 + 5_000, 9, _row(0), PAGE, 0)
     history.append(2**63, 2**63, _row(0), PAGE, 0)
     gap = history.inputs(3, T0, 4)["event_gap"][0].tolist()
-    assert gap == [[GAP_SECONDS_MAX, GAP_POSITIONS_MAX], [0.0, 0.0], [0.0, 0.0]]
+    assert gap == [[604_800.0, 10_000.0], [0.0, 0.0], [0.0, 0.0]]  # a week, and what the contract says of positions
+
+
+def test_times_and_positions_beyond_any_float_are_limited_too() -> None:
+    history = EventHistory(SPEC)
+    for far in (-(10**400), 10**400):
+        history.append(far, far, _row(0), PAGE, 0)
+    assert history.inputs(2, T0, 4)["event_gap"][0].tolist() == [[604_800.0, 10_000.0], [0.0, 0.0]]
+
+
+class _Stage:
+    """A model's stage `event` whose state is the first feedback feature, and the lengths that it was run for."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def __call__(self, inputs: dict[str, Any]) -> NDArray[np.float32]:
+        self.lengths.append(inputs["event_feedback"].shape[1])
+        state: NDArray[np.float32] = inputs["event_feedback"][:, :, :1].copy()
+        return state
+
+    def runs(self, history: EventHistory, form: Form = "split", lengths: tuple[int, ...] | None = None) -> list[int]:
+        """The lengths of the runs that bring all states up to date."""
+        self.lengths = []
+        history.encode(form, 1, lengths, self)
+        count = history.count
+        assert history.states(count)[0, :, 0].tolist() == history.inputs(count, 0, 0)["event_feedback"][0, :, 0].tolist()
+        return self.lengths
+
+
+def test_only_events_without_a_state_are_encoded() -> None:
+    history, stage = EventHistory(SPEC), _Stage()
+    assert stage.runs(history) == []
+    for i in range(3):
+        history.append(T0 + 10 * i, i, _row(i + 1), PAGE, i)
+    assert stage.runs(history) == [3]
+    assert stage.runs(history) == []
+    history.append(T0 + 100, 3, _row(4), PAGE, 3)
+    assert stage.runs(history) == [1]
+    history.append(T0 + 15, 4, _row(5), PAGE, 4)  # late: it and the two behind it
+    assert stage.runs(history) == [3]
+    assert stage.runs(history, "self_contained") == [5]
+    for i in range(3 * E):
+        history.append(T0 + 1000 + i, i, _row(i), PAGE, 0)
+    assert stage.runs(history, "self_contained") == [E]
+
+
+def test_events_are_encoded_in_the_lengths_that_the_stage_accepts() -> None:
+    history, stage = EventHistory(SPEC), _Stage()
+    for i in range(3):
+        history.append(T0 + i, i, _row(i + 1), PAGE, i)
+    assert stage.runs(history, lengths=(1, 2)) == [2, 1]
+    history.append(T0 + 9, 3, _row(4), PAGE, 3)
+    assert stage.runs(history, lengths=(1, 2)) == [1]
+
+
+def test_a_copy_has_the_same_events_and_states_and_shares_nothing() -> None:
+    history, stage = EventHistory(SPEC), _Stage()
+    for i in range(2 * E):
+        history.append(T0 + i, i, _row(i), PAGE, i)
+    stage.runs(history)
+    copy = history.copy()
+    assert stage.runs(copy) == [E]
+    before = {name: array.copy() for name, array in copy.inputs(E, T0, 0).items()}
+    history.append(T0 + 100, 7, _row(-1), PAGE, 3)
+    for name, array in copy.inputs(E, T0, 0).items():
+        np.testing.assert_array_equal(array, before[name])
+    assert before["event_feedback"][0, :, 0].tolist() == list(range(E, 2 * E))
 
 
 def test_gaps_grow_with_the_clock_without_new_events() -> None:

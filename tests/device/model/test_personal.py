@@ -270,6 +270,23 @@ def test_numbers_that_no_learning_leads_to_are_refused(change: Any, error: type[
     assert restore(_written(lambda s: {"a field of later": 1})).state() == STATE
 
 
+def test_a_weight_of_a_task_that_does_not_adapt_is_refused() -> None:
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        mean = np.frombuffer(state["mean"], "<f4").reshape(-1, len(TASKS)).copy()
+        mean[0, TASKS.index("has_next")] = 0.1
+        return {"mean": mean.tobytes()}
+
+    with pytest.raises(CorruptStateError):
+        restore(_written(change))
+
+
+def test_an_impression_of_an_unknown_category_changes_no_category() -> None:
+    config = PersonalConfig(tasks={"click": TaskPrior(user=0.0, category=0.5)}, buckets=4)
+    made, shipped = layer(config), f32(*[[0.3, 0.2, 0.1]] * 6)
+    made.learn(shipped[0], f32(1, NAN, NAN), 0)
+    np.testing.assert_array_equal(made.adjust(shipped, np.arange(6)), shipped)
+
+
 @pytest.mark.parametrize(
     "numbers",
     [
@@ -331,6 +348,7 @@ def test_actions_are_labels_by_name_and_what_comes_later_is_unknown() -> None:
         (3_999, 4_000, 0, 0),
         (12_345, float(np.float32(12.345)) * 1000, 1, 1),  # watched to the end, the duration read back from a feature
         (-5, 10_000, 0, 0),
+        (-5, 0, 1, 1),
         (2**63 - 1, float("inf"), 1, 1),
         (9_000, None, NAN, NAN),
         (9_000, NAN, NAN, NAN),

@@ -34,6 +34,30 @@ def test_find() -> None:
     held.take(1)
     assert held.find(8) is None
     assert held.find(9) == 1
+    held.take(1)
+    assert held.find(9) is None
+
+
+@given(st.data())
+def test_a_copy_holds_the_same_and_shares_nothing(data: st.DataObject) -> None:
+    held = Remaining(BUILD.page(make_page(list(range(100, 108)))), 12)
+    for _ in range(data.draw(st.integers(0, 7))):
+        held.take(data.draw(st.integers(0, held.count - 1)))
+    n = held.count
+    if data.draw(st.booleans()):
+        held.attach(np.arange(2 * n, dtype=np.float32).reshape(n, 2))
+    copy = held.copy()
+    assert copy.count == n
+    assert copy.row[:n].tolist() == held.row[:n].tolist()
+    kept = {name: getattr(held, name) for name in ("item_id", "floats", "categories", "vector", "state")}
+    for name, array in kept.items():
+        own = getattr(copy, name)
+        assert (own is None) == (array is None)
+        if array is not None:
+            assert not np.shares_memory(own, array)
+            np.testing.assert_array_equal(
+                own[:n] if name == "item_id" else own[:, :n], array[:n] if name == "item_id" else array[:, :n]
+            )
 
 
 def test_the_page_itself_is_left_alone() -> None:

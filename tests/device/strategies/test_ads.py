@@ -67,6 +67,28 @@ def test_of_two_pins_for_one_position_the_slot_goes_by_the_one_above() -> None:
     assert shown[:2] == [0, 2]
 
 
+def test_a_slot_that_pins_fill_is_relaxed_at_its_last_position() -> None:
+    slots, items = AdSlots(1, 2, 3), list(range(5))
+    slate = Arranger([Pin(1, 1), Pin(2, 2), slots]).start()
+    slate.take(page_of(items, {"ad": [0, 0, 0, 0, 1]}), items)
+    relaxed = []
+    for _ in range(3):
+        index = slate.first(cloud_order(5 - slate.position))
+        assert index is not None
+        assert slate.decision is not None
+        relaxed.append(slate.decision.relaxed)
+        slate.show(index)
+    assert relaxed == [(), (), (slots.name,)]
+
+
+def test_another_ad_takes_the_position_of_a_pinned_one_that_was_shown_before() -> None:
+    items = list(range(6))
+    slate = Arranger([Pin(4, 2), AdSlots(1, 3, 9)]).start()
+    slate.take(page_of(items, {"ad": [0, 0, 0, 0, 1, 1]}), items)
+    slate.show(4)
+    assert show_all(slate, [0, 1, 2, 3, 5]) == [0, 5, 1, 2, 3]
+
+
 def test_a_slot_without_an_ad_is_told() -> None:
     assert _shown(AdSlots(1, 2, 10), ads=[0, 0, 0, 0]) == ([0, 1, 2, 3], {"AdSlots(1, 2, 10, ad, None)": 1})
 

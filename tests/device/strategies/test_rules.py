@@ -21,6 +21,20 @@ def test_a_pinned_item_is_at_its_position_and_not_before() -> None:
     assert _shown(Pin(4, 0), [1, 2, 3, 4]) == [4, 1, 2, 3]
 
 
+def test_a_pin_of_an_item_that_is_not_held_is_relaxed_at_its_position() -> None:
+    slate = Arranger([Pin(9, 1)]).start()
+    slate.take(page_of([1, 2, 3]), [1, 2, 3])
+    assert show_all(slate, [1, 2, 3]) == [1, 2, 3]
+    assert slate.counters.relaxed == {"Pin(9, 1)": 1}
+
+
+def test_places_that_are_no_numbers_pin_nothing() -> None:
+    slate = Arranger([PagePins()]).start()
+    slate.take(page_of([1, 2, 3, 4], floats={"pin": [float("inf"), float("nan"), 1.0, 1e30]}), [1, 2, 3, 4])
+    assert show_all(slate, [1, 2, 3, 4]) == [3, 1, 2, 4]
+    assert not slate.counters.failed
+
+
 def test_pins_of_a_page_count_from_its_first_impression() -> None:
     slate = Arranger([PagePins()]).start()
     slate.take(page_of([1, 2]), [1, 2])
@@ -73,6 +87,12 @@ def test_new_items_get_a_head_start_that_halves() -> None:
     assert slate.order(cloud_order(5), np.array([10.0, 9.0, 6.0, 1.0, 0.0])).tolist() == [2, 1, 0, 3, 4]
     slate.take(page_of([6]), [6])
     assert slate.counters.column_missing == {"Freshness(2.0, age, 0.5)": 1}
+
+
+def test_a_negative_age_counts_as_new_and_not_as_more_than_that() -> None:
+    slate = Arranger([Freshness(2.0, weight=0.5)]).start()
+    slate.take(page_of([1, 2, 3], floats={"age": [0.0, -2.0, 0.0]}), [1, 2, 3])
+    assert slate.order(cloud_order(3), np.array([1.0, 0.9, 0.0])).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
