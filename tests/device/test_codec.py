@@ -66,7 +66,7 @@ def test_errors_say_expected_got_and_where() -> None:
         from_json(data, FeedbackEvent)
 
 
-def test_a_later_version_is_told_even_when_its_fields_changed_type() -> None:
+def test_a_later_version_is_reported_even_if_its_fields_changed_type() -> None:
     with pytest.raises(VersionError, match="Expected version 1, got version 2"):
         from_msgpack(msgspec.msgpack.encode({"version": 2, "candidates": "elsewhere"}), Page)
 

@@ -1,1 +1,1 @@
-"""Committed vectors that every implementation of the contract is held to. `python -m tests.vectors.generate` makes them."""
+"""Committed vectors that every implementation of the contract must reproduce. `tests.vectors.generate` writes them."""

@@ -1,9 +1,9 @@
-"""Vectors of whole sessions: what an SDK session answers step by step, and all that goes into its model and comes out of it.
+"""Vectors of whole sessions: the result of each step of an SDK session, with all inputs and outputs of its model.
 
-`stages` says which graphs each form has, and for which candidate counts (events for the stage `event`) they were compiled; null
-is any. `runs` are the model's runs within a step: a reader holds its own to `inputs` and goes on with `outputs`, or with
-a failure where they are null. A model here answers noise in sixteenths, so that scores tie and their weighted sums are exact in
-any order of adding.
+`stages` lists the graphs of each form, with the candidate counts (event counts for the stage `event`) that they were compiled
+for; null is any. `runs` are the model's runs within a step. A reader compares its own inputs with `inputs` and continues with
+`outputs`, or with a failure where they are null. The model here returns noise in sixteenths, so that scores tie and their
+weighted sums are exact in any order of addition.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ def _named(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 class Noise(Runtime):
-    """A model of one stage that answers noise and tells `log` of each run. `mood` may be "fail" or "nan"."""
+    """A model of one stage that returns noise and adds each run to `log`. `mood` may be "fail" or "nan"."""
 
     mood = ""
 
@@ -70,7 +70,7 @@ class Noise(Runtime):
 
 
 class Recorder:
-    """Plays steps to an SDK session and writes down what it answers."""
+    """Player of steps in an SDK session, which records their results."""
 
     def __init__(self, spec: str, stages: Mapping[Form, Stages], static: bool) -> None:
         log: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ class Recorder:
         self.log, self.now_ms, self.pages = log, T0, pages()
         paging = FixedPaging(CONSUME, SIZE)
         self.session = FeedSession(ranker, user_id=42, session_id="s-1", paging=paging, clock=lambda: self.now_ms)
-        self.told: dict[str, Any] = {
+        self.record: dict[str, Any] = {
             "spec": f"{spec}.json",
             "split_version": SPLIT,
             "stages": stages,
@@ -98,7 +98,7 @@ class Recorder:
         runs = [dict(run) for run in self.log]
         self.log.clear()
         step = {"do": do, "now_ms": self.now_ms} | more | {"answer": answer}
-        self.told["steps"].append(step | ({"runs": runs} if runs else {}))
+        self.record["steps"].append(step | ({"runs": runs} if runs else {}))
 
     def take(self, page: str) -> None:
         taken = self.session.take(self.pages[page])
@@ -132,11 +132,11 @@ class Recorder:
         names = ("pages_refused", "pages_empty", "features_bad", "columns_missing", "split_mismatch", "vectors_absent",
                  "vectors_bad", "no_model", "duplicates", "already_shown", "reranks", "model_failed", "scores_bad", "events",
                  "events_duplicate", "events_unknown_item", "events_late", "shown_elsewhere")  # fmt: skip
-        return self.told | {"counters": {name: getattr(self.session.counters, name) for name in names}}
+        return self.record | {"counters": {name: getattr(self.session.counters, name) for name in names}}
 
 
 def _play(r: Recorder) -> dict[str, Any]:
-    """Everything that can happen to a session, once."""
+    """Play everything that can happen to a session, once."""
     r.wants_page()
     r.next()
     r.request(SIZE)
@@ -144,16 +144,18 @@ def _play(r: Recorder) -> dict[str, Any]:
     r.remaining()
     r.next(2)
     r.remaining()
-    r.feedback(r.told["steps"][-1]["answer"][3], 2, event_id="elsewhere", impression_ms=r.now_ms - 400, like=True)
-    shown = [step["answer"] for step in r.told["steps"] if step["do"] == "next" and step["answer"]]
+    r.feedback(r.record["steps"][-1]["answer"][3], 2, event_id="elsewhere", impression_ms=r.now_ms - 400, like=True)
+    shown = [step["answer"] for step in r.record["steps"] if step["do"] == "next" and step["answer"]]
     r.feedback(shown[0], 0, impression_ms=r.now_ms - 9_000)
-    r.feedback(shown[1], 1, impression_ms=r.now_ms - 5_000, volume=0.4, muted=True)  # later than the first it came after
+    r.feedback(
+        shown[1], 1, impression_ms=r.now_ms - 5_000, volume=0.4, muted=True
+    )  # arrives late: it is earlier than an event before it
     r.feedback(shown[1], 1)  # twice
     r.feedback(999, 3, event_id="unknown")
     r.remaining()
     for at in range(4, 9):
         r.next()
-        item = r.told["steps"][-1]["answer"]
+        item = r.record["steps"][-1]["answer"]
         r.feedback(item, at, impression_ms=r.now_ms + (10_000 if at == 8 else 0), event_id=f"late-{at}")
     r.feedback(shown[0], 0, event_id="oldest", impression_ms=T0 - 1)
     r.wants_page()
@@ -166,7 +168,7 @@ def _play(r: Recorder) -> dict[str, Any]:
     r.take("odd")
     r.next()
     r.mood("nan")
-    r.feedback(r.told["steps"][-1]["answer"], 10**5, impression_ms=r.now_ms)
+    r.feedback(r.record["steps"][-1]["answer"], 10**5, impression_ms=r.now_ms)
     r.remaining()
     r.mood("fail")
     r.take("next")
@@ -179,9 +181,9 @@ def _play(r: Recorder) -> dict[str, Any]:
     for page in ("other_split", "late", "narrow_vectors", "no_user_vector", "bad_features"):
         r.take(page)
         r.next()
-        r.feedback(r.told["steps"][-1]["answer"], 20)
+        r.feedback(r.record["steps"][-1]["answer"], 20)
         r.remaining()
-    r.take("next")  # the history now holds items without vectors, seen by the split form
+    r.take("next")  # the history now holds items without vectors, which the split form reads
     r.now_ms += 700_000_000
     r.remaining()
     r.request(3)
@@ -189,7 +191,7 @@ def _play(r: Recorder) -> dict[str, Any]:
 
 
 def sessions() -> dict[str, dict[str, Any]]:
-    """Recorded sessions by name: whole models as Core ML has them, as LiteRT has them, and stages."""
+    """Return recorded sessions by name: whole models as in Core ML, as in LiteRT, and stages."""
     any_size: dict[Stage, tuple[int, ...] | None] = {"whole": None}
     parts: dict[Stage, tuple[int, ...] | None] = {"page": SIZES, "event": (1, SPEC.events_max), "watch": SIZES}
     return {
@@ -202,5 +204,5 @@ def sessions() -> dict[str, dict[str, Any]]:
 
 
 def files() -> dict[str, bytes]:
-    """Every session's file by its path."""
+    """Return the contents of every session's file by its path."""
     return {f"features/sessions/{name}.json": lines(session, 2).encode() + b"\n" for name, session in sessions().items()}

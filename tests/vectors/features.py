@@ -1,8 +1,8 @@
-"""Vectors of how a device builds a model's inputs, for any language; `tests.vectors.generate` writes them to `features/`.
+"""Vectors of the inputs that a device builds for a model, for any language. `generate` writes them to `features/`.
 
 `spec.json`, `spec_search.json`   feature specs
 `pages/NAME.msgpack`              pages, good and bad
-`encodings.json`                  by `spec.json`: what each page, feedback event and moment becomes
+`encodings.json`                  the inputs of each page, feedback event and moment by `spec.json`
 `sessions/NAME.json`              whole sessions: see `tests.vectors.feature_sessions`
 
 An array is its shape and flat values; floats are the shortest decimals that round to the f32; null stands for NaN.
@@ -78,7 +78,7 @@ SPECS = {"spec": SPEC, "spec_search": msgspec.structs.replace(SPEC, search=Searc
 
 
 def _page(name: str, items: Sequence[int], seed: int, split: str | None = SPLIT, **changes: Any) -> Page:
-    """A page of `items`; `changes` to `Candidates` fields are made there."""
+    """Return a page of `items` with these `changes` to the fields of its `Candidates`."""
     rng, n = np.random.default_rng(seed), len(items)
     floats = np.stack([rng.random(n), rng.random(n) * 60_000, rng.normal(size=n), rng.random(n) * 1500], 1)
     codes = np.stack([rng.integers(0, 10, n), rng.integers(0, 100, n)], 1)
@@ -99,7 +99,7 @@ def _page(name: str, items: Sequence[int], seed: int, split: str | None = SPLIT,
 
 
 def pages() -> dict[str, Page]:
-    """By name; the long ones hold more than the model takes."""
+    """Return pages by name. The long ones hold more candidates than the model takes."""
     nan, inf = math.nan, math.inf
     odd = np.array(
         # unheard_of, duration_ms, age, pxtr_like; `distance` is missing
@@ -141,7 +141,7 @@ def make_event(item: int, at: int, **changes: Any) -> FeedbackEvent:
 
 
 def events() -> dict[str, FeedbackEvent]:
-    """Feedback by name: what a platform can tell, cannot tell, and should never tell."""
+    """Return feedback by name: with signals that a platform has, that it lacks, and that are absurd."""
     return {
         "nulls": make_event(11, 0),
         "full": make_event(
@@ -163,7 +163,7 @@ def events() -> dict[str, FeedbackEvent]:
 
 
 def array(values: NDArray[Any]) -> dict[str, Any]:
-    """As the vectors tell it."""
+    """Return the value as the vectors write it."""
     flat = values.ravel()
     return {"shape": list(values.shape), "values": flat.tolist() if flat.dtype.kind == "i" else [_short(x) for x in flat]}
 
@@ -175,7 +175,7 @@ def _short(value: np.float32) -> float | None:
 
 
 def encodings() -> dict[str, Any]:
-    """What the SDK's builder makes of each page, event and moment."""
+    """Return the inputs that the SDK builds from each page, event and moment."""
     builder = FeatureBuilder(SPEC)
     told: dict[str, Any] = {"pages": {}, "events": {}, "moments": []}
     for name, page in pages().items():
@@ -207,7 +207,7 @@ def encodings() -> dict[str, Any]:
 
 
 def lines(value: Any, depth: int) -> str:
-    """JSON with a line for each entry of the upper `depth` levels: short, and a diff still says what changed."""
+    """Return JSON with a line for each entry of the upper `depth` levels: short, and a diff still shows what changed."""
     if depth == 0 or not isinstance(value, dict | list) or not value:
         return json.dumps(value, separators=(",", ":"))
     if isinstance(value, dict):
@@ -216,7 +216,7 @@ def lines(value: Any, depth: int) -> str:
 
 
 def files() -> dict[str, bytes]:
-    """Every file of these vectors by its path."""
+    """Return the contents of every file of these vectors by its path."""
     out = {f"features/{name}.json": to_json(spec) + b"\n" for name, spec in SPECS.items()}
     out |= {f"features/pages/{name}.msgpack": to_msgpack(page) for name, page in pages().items()}
     out["features/encodings.json"] = lines(encodings(), 2).encode() + b"\n"

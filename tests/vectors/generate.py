@@ -1,8 +1,8 @@
-"""Writes the contract's committed vectors: `python -m tests.vectors.generate`.
+"""Writer of the contract's committed vectors: `python -m tests.vectors.generate`.
 
-`valid/NAME.json` and `valid/NAME.msgpack` are two encodings of one struct, `bad/NAME.json` or `.msgpack` must be refused, and
-`index.json` says of which type each is, and for bad ones which error at which path. `blocks.json` holds blocks as hex with
-the values they decode to. `features/` is told of in `tests.vectors.features`.
+`valid/NAME.json` and `valid/NAME.msgpack` are two encodings of the same struct; `bad/NAME.json` or `.msgpack` must be rejected.
+`index.json` gives the type of each, and for bad ones the error and its path. `blocks.json` holds blocks as hex with the values
+that they decode to. `tests.vectors.features` describes `features/`.
 """
 
 import json
@@ -202,7 +202,7 @@ def bad_json() -> dict[str, tuple[str, Any, str, str]]:
 
 
 def blocks() -> list[dict[str, Any]]:
-    """Blocks as hex with their values; NaN is null, infinities are text."""
+    """Return blocks as hex with their values. NaN is null, infinities are text."""
     half = ["0000", "0080", "0038", "00bd", "ff7b", "0100", "ff03", "0004", "5535", "007c", "00fc", "007e"]
     samples: list[tuple[Any, list[int], bytes]] = [
         ("f2", [len(half)], bytes.fromhex("".join(half))),
@@ -224,13 +224,13 @@ def blocks() -> list[dict[str, Any]]:
 
 
 def files() -> dict[str, bytes]:
-    """Every file of the vectors by its path."""
+    """Return the contents of every file of the vectors by its path."""
     out: dict[str, bytes] = {}
     index: dict[str, Any] = {"valid": {}, "bad": {}}
     for name, struct in valid().items():
         index["valid"][name] = {"type": type(struct).__name__}
         out[f"valid/{name}.json"], out[f"valid/{name}.msgpack"] = to_json(struct) + b"\n", to_msgpack(struct)
-    # A reader of this version must skip what a later one adds.
+    # A reader of this version must ignore fields that a later version adds.
     extra = changed(event(), later={"deep": [1, None]}, another="x")
     index["valid"]["event_unknown_fields"] = {"type": "FeedbackEvent", "same_as": "event_nulls"}
     out["valid/event_unknown_fields.json"] = msgspec.json.encode(extra) + b"\n"
@@ -265,7 +265,7 @@ def main() -> None:
 
 
 def written() -> set[str]:
-    """Paths of the files in the folders that hold nothing but these vectors."""
+    """Return the paths of all files in the folders that hold nothing but these vectors."""
     found = (path for folder in ("valid", "bad", "features") for path in (FOLDER / folder).rglob("*") if path.is_file())
     return {path.relative_to(FOLDER).as_posix() for path in found}
 

@@ -1,7 +1,7 @@
-"""Makes the small LiteRT models of the runtime's tests: `python -m tests.vectors.litert` (some 30 s).
+"""Writer of the small LiteRT models of the runtime's tests: `python -m tests.vectors.litert` (some 30 s).
 
-They compute `tests.device.worlds.reference` for its spec, one signature per list size: `split.tflite` names its inputs as the
-contract does, `self_contained.tflite` has them as `args_0`, `args_1`, ...
+They compute `tests.device.worlds.reference` for its spec, with one signature per list size. `split.tflite` names its inputs as
+the contract does, `self_contained.tflite` names them `args_0`, `args_1`, …
 """
 
 from pathlib import Path

@@ -62,7 +62,7 @@ def test_a_page_without_vectors_has_neither_kind() -> None:
     assert arrays.user_vector is None
 
 
-def test_vectors_become_f4_and_what_is_not_finite_becomes_zero() -> None:
+def test_vectors_become_f4_with_zero_for_values_that_are_not_finite() -> None:
     vector = to_block(np.array([[1.0, math.nan, math.inf, -2.0]]), "f2")
     arrays = BUILD.page(_with(make_page([1]), vector=vector))
     assert arrays.vector is not None
@@ -105,7 +105,7 @@ def test_items_that_cannot_be_read_are_an_error() -> None:
 
 
 @given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_whatever_comes_the_inputs_stay_within_their_limits(rows: list[list[float]]) -> None:
+def test_inputs_stay_within_their_limits(rows: list[list[float]]) -> None:
     names = tuple(f.name for f in SPEC.candidate_floats)
     floats = BUILD.page(_with(make_page(list(range(len(rows)))), floats=_floats(names, rows))).floats
     low, high = (np.array([getattr(f, side) for f in SPEC.candidate_floats], np.float32) for side in ("min", "max"))

@@ -57,7 +57,7 @@ def log_odds(p: np.ndarray) -> np.ndarray:
 
 
 @given(st.lists(st.tuples(*[PROBABILITY] * 3), min_size=1, max_size=8))
-def test_with_nothing_learned_the_answers_are_the_shipped_ones_bit_for_bit(rows: list[tuple[float, ...]]) -> None:
+def test_a_new_layer_returns_the_shipped_probabilities_bit_for_bit(rows: list[tuple[float, ...]]) -> None:
     shipped = f32(*rows)
     for categories in (None, np.arange(len(rows), dtype=np.int32)):
         assert layer().adjust(shipped, categories).tobytes() == shipped.tobytes()
@@ -139,7 +139,7 @@ def test_it_predicts_a_user_who_differs_better_than_the_shipped_model() -> None:
 
 
 @given(st.lists(IMPRESSION, max_size=60))
-def test_whatever_comes_the_drift_is_bounded_and_all_stays_finite(steps: list[Any]) -> None:
+def test_the_drift_is_bounded_and_everything_stays_finite(steps: list[Any]) -> None:
     made = learned(steps)
     assert 0 <= made.drift <= CONFIG.drift_max * 1.001
     shipped = np.full((6, 3), 0.5, np.float32)
@@ -151,7 +151,7 @@ def test_whatever_comes_the_drift_is_bounded_and_all_stays_finite(steps: list[An
 
 @pytest.mark.parametrize("shipped", [0.0, 1e-6, 0.5, 1.0])
 @pytest.mark.parametrize("label", [0, 1])
-def test_thousands_of_equal_answers_end_at_the_bound_at_most(shipped: float, label: int) -> None:
+def test_thousands_of_equal_labels_end_within_the_bound(shipped: float, label: int) -> None:
     made = learned([((shipped,) * 3, (label,) * 3, 1)] * 5000)
     assert made.events == 5000
     assert made.drift <= CONFIG.drift_max * 1.001
@@ -331,7 +331,7 @@ def test_a_rule_that_makes_no_sense_is_refused(rule: tuple[int, int]) -> None:
         GroupRule(casual_from=rule[0], heavy_from=rule[1])
 
 
-def test_actions_are_labels_by_name_and_what_comes_later_is_unknown() -> None:
+def test_actions_are_labels_by_name_and_later_events_are_unknown() -> None:
     tasks = ("like", "click", "has_next", "dislike", "follow", "comment", "share", "profile_enter", "watch_ms")
     event = make_event(1, like=True, follow=True, profile_enter=True)
     np.testing.assert_array_equal(labels(event, tasks, 9_000), f32(1, 0, NAN, 0, 1, 0, 0, 1, NAN))

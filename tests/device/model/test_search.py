@@ -172,7 +172,7 @@ def test_what_a_user_does_not_stay_for_is_discounted() -> None:
     assert undiscounted.reward == pytest.approx(1.4)
 
 
-def test_answers_equal_those_of_plain_loops() -> None:
+def test_results_equal_those_of_plain_loops() -> None:
     """Bit for bit, ties included."""
     reasons = set()
     for seed in range(3000):
@@ -195,7 +195,7 @@ def test_a_beam_that_holds_all_lists_finds_the_best(seed: int, n: int, length: i
 
 
 @given(cases)
-def test_what_holds_of_every_answer(drawn: tuple[Model, Reward, SearchSpec, list[int]]) -> None:
+def test_invariants_of_every_result(drawn: tuple[Model, Reward, SearchSpec, list[int]]) -> None:
     model, reward, config, fixed = drawn
     n = model.candidates
     result = found(search(model, n, reward, config, fixed))
@@ -251,7 +251,7 @@ def test_equals_keep_cloud_order(value: float, weights: list[float], survival: i
     assert np.isfinite(result.reward)
 
 
-def test_equal_lists_come_by_parent_and_then_by_candidate() -> None:
+def test_ties_are_ordered_by_parent_and_then_by_candidate() -> None:
     """After 1 and after 0, which is worth less alone, the same is reached; 1's lists come first, those of 0 make room."""
     seen: list[list[list[int]]] = []
 
@@ -335,7 +335,7 @@ def test_fewer_candidates_than_the_list_and_the_beam_want() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("task", [0, 1])
 @pytest.mark.parametrize(("prefix", "item"), [((), 0), ((0,), 2), ((0, 2), 1), ((0, 2), 3)])
-def test_one_number_that_is_not_finite_leaves_no_answer(prefix: tuple[int, ...], item: int, task: int, bad: float) -> None:
+def test_one_number_that_is_not_finite_returns_none(prefix: tuple[int, ...], item: int, task: int, bad: float) -> None:
     """Whatever its task weighs, and be it a fixed item's or that of the worst candidate."""
     model, reward = Model(3, 4), Reward([1, 0], survival=1)
     assert search(model, 4, reward, GREEDY, fixed=[0, 2]) is not None
@@ -344,7 +344,7 @@ def test_one_number_that_is_not_finite_leaves_no_answer(prefix: tuple[int, ...],
 
 
 @pytest.mark.filterwarnings("error")
-def test_rewards_beyond_float32_give_no_answer() -> None:
+def test_rewards_beyond_float32_return_none() -> None:
     def step(prefixes: NDArray[np.int64]) -> NDArray[np.float32]:
         return np.ones((len(prefixes), 3, 2), np.float32)
 
@@ -354,13 +354,13 @@ def test_rewards_beyond_float32_give_no_answer() -> None:
 
 
 @pytest.mark.parametrize("layout", [np.asfortranarray, lambda p: p.astype(np.float64), lambda p: p.astype(np.float16)])
-def test_layout_and_type_of_the_answer_are_the_steps_own_affair(layout: Callable[[Any], Any]) -> None:
+def test_any_layout_and_type_of_probabilities_is_accepted(layout: Callable[[Any], Any]) -> None:
     model, reward, config = Model(5, 6, coarse=True), Reward([1, 0.5], survival=0), SearchSpec(list_size=4)
     expected = as_dict(search(model, 6, reward, config))
     assert as_dict(search(lambda prefixes: layout(model(prefixes)), 6, reward, config)) == expected
 
 
-def test_the_answer_may_be_written_over_by_the_next() -> None:
+def test_the_next_step_may_overwrite_the_probabilities() -> None:
     model, reward, config = Model(5, 6), Reward([1, 0.5], survival=0), SearchSpec(list_size=4)
     buffer = np.zeros((config.beam, 6, 2), np.float32)
 
@@ -373,7 +373,7 @@ def test_the_answer_may_be_written_over_by_the_next() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1, 3), (1, 2, 2), (1, 3, 1), (2, 3, 2), (1, 4, 2)])
-def test_an_answer_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+def test_probabilities_of_the_wrong_shape_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(RuntimeRunError, match=r"Expected \[1, 3, 2\], got \[.* - at probabilities"):
         search(lambda prefixes: np.zeros(shape, np.float32), 3, Reward([1, 1]))
 

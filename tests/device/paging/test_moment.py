@@ -36,7 +36,7 @@ def test_a_new_page_and_an_order_without_a_model_have_no_values() -> None:
     assert (_state(moment)["best"], _state(moment)["arrived"]) == (0.2, 0.2)
 
 
-def test_recent_events_weigh_most_and_unknown_ones_nothing() -> None:
+def test_recent_events_have_the_largest_weight_and_unknown_ones_none() -> None:
     moment = PagingMoment()
     assert math.isnan(_state(moment)["recent"])  # type: ignore[arg-type]
     assert _state(moment)["network"] is None

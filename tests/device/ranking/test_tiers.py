@@ -146,7 +146,7 @@ def test_nothing_that_fits_is_cloud_order(tmp_path: Path) -> None:
     assert choose_tier(bundle).tier.name == "cloud"
 
 
-def test_a_model_that_answers_no_numbers_is_passed_over(tmp_path: Path) -> None:
+def test_a_model_whose_scores_are_not_finite_is_skipped(tmp_path: Path) -> None:
     assert choose_tier(make_bundle(tmp_path, poison=float("nan")), config=PATIENT).tier.name == "cloud"
 
 

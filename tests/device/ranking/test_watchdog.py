@@ -80,7 +80,7 @@ def let_go(world: World, watchdog: Watchdog) -> None:
         pass
 
 
-def test_an_answer_in_time_is_that_of_the_run() -> None:
+def test_a_result_in_time_is_returned() -> None:
     world, watchdog = World(), Watchdog(WatchdogConfig(budget_ms=NEVER * 1e3))
     order, why = watchdog(world.order)
     assert why is None
@@ -114,7 +114,7 @@ def test_a_trusted_model_that_was_slow_once_holds_no_swipe() -> None:
     world.model.free.set()
 
 
-def test_no_run_begins_before_the_last_one_ended_and_its_answer_is_dropped() -> None:
+def test_no_run_starts_before_a_late_one_ended_and_its_result_is_dropped() -> None:
     world, watchdog = World(), Watchdog(SOON)
     runs = world.model.runs
     for _ in range(20):

@@ -61,7 +61,7 @@ class Conformance:
         for name, x in inputs.items():
             np.testing.assert_array_equal(views[name], x)
 
-    def test_an_answer_outlives_the_next_run(self, tmp_path: Path) -> None:
+    def test_outputs_survive_the_next_run(self, tmp_path: Path) -> None:
         runtime = self.open("split", tmp_path)
         first = runtime.run(random_inputs("split", 4, SPEC.events_max, 1))
         kept = first.copy()
@@ -113,7 +113,7 @@ class TestOnnx(Conformance):
         assert (runtime.list_sizes, runtime.events) == (None, None)
         np.testing.assert_allclose(runtime.run(inputs), reference(SPEC, inputs), atol=TOLERANCE)
 
-    def test_fixed_axes_are_told(self, tmp_path: Path) -> None:
+    def test_fixed_axes_are_reported(self, tmp_path: Path) -> None:
         onnx.save(onnx_model(SPEC, "split", candidates=8, events=6), tmp_path / "fixed.onnx")
         runtime = open_runtime(tmp_path / "fixed.onnx", "onnx")
         assert (runtime.list_sizes, runtime.events) == ((8,), 6)

@@ -43,13 +43,13 @@ def _shown(*rules: Pin | PagePins | AdSlots, ads: list[int], pins: list[int] | N
     return show_all(slate, items), dict(slate.counters.relaxed)
 
 
-def test_an_ad_comes_earlier_where_pins_have_the_rest_of_the_slot() -> None:
+def test_an_ad_is_demanded_earlier_where_pins_fill_the_rest_of_the_slot() -> None:
     slots = AdSlots(1, 3, 10)
     assert _shown(Pin(2, 2), Pin(3, 3), slots, ads=[0, 0, 0, 0, 0, 1]) == ([0, 5, 2, 3, 1, 4], {})
     assert _shown(PagePins(), slots, ads=[0, 0, 0, 0, 0, 1], pins=[0, 0, 4, 0, 0, 0]) == ([0, 1, 5, 2, 3, 4], {})
 
 
-def test_a_slot_that_pins_fill_is_told_once() -> None:
+def test_a_slot_that_pins_fill_is_counted_once() -> None:
     slots = AdSlots(1, 2, 3)
     assert _shown(Pin(1, 1), Pin(2, 2), slots, ads=[0, 0, 0, 0, 1]) == ([0, 1, 2, 3, 4], {slots.name: 1})
 
@@ -89,7 +89,7 @@ def test_another_ad_takes_the_position_of_a_pinned_one_that_was_shown_before() -
     assert show_all(slate, [0, 1, 2, 3, 5]) == [0, 5, 1, 2, 3]
 
 
-def test_a_slot_without_an_ad_is_told() -> None:
+def test_a_slot_without_an_ad_is_counted() -> None:
     assert _shown(AdSlots(1, 2, 10), ads=[0, 0, 0, 0]) == ([0, 1, 2, 3], {"AdSlots(1, 2, 10, ad, None)": 1})
 
 

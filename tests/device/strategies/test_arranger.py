@@ -26,7 +26,7 @@ from tests.device.strategies.pages import page_of, show_all
         (KeepBuffered(), Pin(1, 3), False),
     ],
 )
-def test_pairs_that_may_contradict_each_other_are_told(winner: Rule, loser: Rule, certain: bool) -> None:
+def test_rules_that_may_conflict_are_reported(winner: Rule, loser: Rule, certain: bool) -> None:
     (conflict,) = Arranger([winner, Freshness(1.0), loser]).conflicts
     assert conflict[:3] == Conflict(winner.name, loser.name, certain, "")[:3]
     assert conflict.reason
@@ -46,7 +46,7 @@ def test_pairs_that_may_contradict_each_other_are_told(winner: Rule, loser: Rule
         (AdSlots(3, 5, 8, code=1), Cap("ad", 0, value=2)),
     ],
 )
-def test_pairs_that_cannot_are_not(pair: tuple[Rule, Rule]) -> None:
+def test_rules_that_cannot_conflict_are_not_reported(pair: tuple[Rule, Rule]) -> None:
     assert Arranger(pair).conflicts == ()
 
 

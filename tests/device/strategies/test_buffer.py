@@ -10,7 +10,7 @@ def _slate(*rules: KeepBuffered | MinGap | Pin | AdSlots) -> Slate:
     return slate
 
 
-def test_what_is_buffered_comes_next_in_its_order() -> None:
+def test_buffered_items_are_shown_next_in_their_order() -> None:
     slate = _slate(KeepBuffered())
     slate.buffered({3: 100, 2: 50})
     assert show_all(slate, ITEMS) == [3, 2, 1, 4]
@@ -25,7 +25,7 @@ def test_a_rule_above_puts_an_item_before_it() -> None:
     assert slate.counters.discarded_buffer_items == 0
 
 
-def test_what_a_new_page_lacks_is_thrown_away_and_counted() -> None:
+def test_buffered_items_that_a_new_page_lacks_are_counted_as_discarded() -> None:
     slate = _slate(KeepBuffered())
     slate.buffered({3: 100, 2: 50, 1: 7})
     slate.take(page_of([5, 2, 3]), [5, 2, 3])
@@ -33,7 +33,7 @@ def test_what_a_new_page_lacks_is_thrown_away_and_counted() -> None:
     assert show_all(slate, [5, 2, 3]) == [3, 2, 5]
 
 
-def test_what_the_player_let_go_is_counted_and_what_it_showed_is_not() -> None:
+def test_items_that_the_player_dropped_are_counted_and_shown_ones_are_not() -> None:
     slate = _slate(KeepBuffered())
     slate.buffered({3: 100, 2: 50})
     assert slate.first(cloud_order(4)) == 2

@@ -118,7 +118,7 @@ def test_a_list_that_a_search_chose_stays_in_its_order() -> None:
     assert slate.order(np.array([1, 0, 2]), np.array([0.9, 0.1, 0.5])).tolist() == [1, 0, 2]
 
 
-def test_what_a_preference_moved_is_told() -> None:
+def test_a_decision_names_the_preference_that_moved_it() -> None:
     slate = Arranger([MMR(0.6)]).start()
     slate.take(page_of([1, 2, 3], {"category": [7, 7, 8]}), [1, 2, 3])
     shown = show_all(slate, [1, 2, 3], most=2)
