@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from fastapi.routing import APIRoute
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from pocketrank.cloud.pipeline.config import PipelineConfig
@@ -170,13 +172,31 @@ def test_compose_names_only_services_and_volumes_that_it_has() -> None:
     assert all(publish.startswith("127.0.0.1:") for service in services.values() for publish in service.get("ports", []))
 
 
-def test_the_image_installs_what_the_project_pins_and_nothing_of_training() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = {*project["dependencies"], *(pin for extra in project["optional-dependencies"].values() for pin in extra)}
-    lines = (DEPLOY / "requirements.txt").read_text().splitlines()
-    wanted = {line for line in lines if line and not line.startswith("#")}
-    assert wanted <= pins
-    assert not [line for line in wanted if line.startswith(("torch", "pyarrow", "onnx=="))]
+def test_the_image_installs_serving_within_the_pins_and_nothing_of_training() -> None:
+    (install,) = [line for line in dockerfile("RUN") if "pip install" in line]
+    assert install.endswith("pip install --constraint constraints.txt '.[serve]'")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def libraries(extra: str) -> set[str]:
+        names: set[str] = set()
+        for wanted in map(Requirement, extras[extra]):
+            own = wanted.name == "pocketrank"
+            names |= set().union(*map(libraries, wanted.extras)) if own else {canonicalize_name(wanted.name)}
+        return names
+
+    assert {"faiss-cpu", "fastapi", "onnxruntime", "typer"} <= libraries("serve")
+    assert not libraries("serve") & {"torch", "pyarrow", "polars", "onnx", "safetensors", "matplotlib", "tensorboard"}
+    assert libraries("serve") <= {canonicalize_name(pin.name) for pin in pins()}
+
+
+def test_pins_are_exact_versions_that_the_package_index_serves() -> None:
+    for pin in pins():
+        assert re.fullmatch(r"==[^+*]+", str(pin.specifier)), f"{pin}: a local version such as 2.13.0+cpu is on no index"
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
 def test_what_serving_imports_is_in_the_image() -> None:

@@ -22,7 +22,6 @@ _BY_LIBRARY = {
     "ai_edge_quantizer": "tflite",
     "coremltools": "coreml",
     "executorch": "executorch",
-    "httpx": "demo",
     "litert_torch": "tflite",
     "matplotlib": "demo",
 }
@@ -33,6 +32,7 @@ _LIBRARIES = frozenset(_BY_LIBRARY) | {
     "filelock",
     "flatbuffers",
     "httptools",
+    "httpx",
     "jaxtyping",
     "nacl",
     "onnx",

@@ -24,6 +24,9 @@ from pocketrank.device.bundle.files import SignatureError
 from pocketrank.export.signing import generate_key, last_release
 from pocketrank.sdk_demo.demo import BUNDLE, KEY, RELEASE_DAYS, RUN
 from tests.sdk_demo.conftest import EARLIER_SERIAL, SmallDemo
+from tests.test_docs import blocks
+
+README = Path(__file__).parents[2] / "README.md"
 
 SERVE = "import sys; sys.modules.update(torch=None, pyarrow=None); from pocketrank.sdk_demo.cli import main; main()"
 
@@ -100,3 +103,25 @@ def test_a_demo_made_again_keeps_its_key_and_raises_the_serial(small_demo: Small
     before = (small_demo.out / "key_before.txt").read_text()
     assert (small_demo.out / f"{KEY}.pub").read_text() == before + "\n"
     assert small_demo.report["public_key"] == before
+
+
+def test_the_session_of_the_readme_installs_the_bundle_and_reorders(
+    small_demo: SmallDemo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The block as it stands, but for the port of the server, and the folders of the demo and of the phone."""
+    (block,) = blocks(README.read_text(), "python")
+    assert "http://127.0.0.1:8080" in block.code
+    phone, demo = str(tmp_path / "phone"), str(small_demo.out)
+    namespace: dict[str, object] = {}
+    with served(small_demo.out, tmp_path / "feedback.db") as url:
+        code = block.code.replace("http://127.0.0.1:8080", url).replace("runs/demo/phone", phone).replace("runs/demo", demo)
+        exec(compile(code, str(README), "exec"), namespace)
+    session = namespace["session"]
+    assert isinstance(session, FeedSession)
+    assert (session.form, session.position) == ("split", 6)
+    assert session.counters.reranks >= 6
+    assert session.counters.no_model == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("showed ")]
+    assert len(lines) == 6
+    orders = [line.partition("next were ")[2].split(", now are ") for line in lines]
+    assert any(planned != now for planned, now in orders)
