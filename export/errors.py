@@ -15,25 +15,18 @@ Errors::
 
 from __future__ import annotations
 
+from pocketrank.device.contract import MismatchError
+
 __all__ = [
     "BudgetError",
     "ConversionError",
     "ExportError",
     "ExportOutputError",
     "GateError",
-    "MismatchError",
     "ParityError",
     "SigningKeyError",
     "UnsupportedError",
 ]
-
-
-class MismatchError(Exception):
-    """An expectation that was not met: what was `expected`, what it `got`, and `where`."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"Expected {expected}, got {got} - at {where}")
-        self.where, self.expected, self.got = where, expected, got
 
 
 class ExportError(MismatchError, RuntimeError):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pocketrank.cloud.errors import MismatchError
+from pocketrank.device.contract import MismatchError
 
 __all__ = [
     "EmbeddingStore",

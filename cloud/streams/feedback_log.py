@@ -14,8 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pocketrank.cloud.errors import MismatchError
-from pocketrank.device.contract import FeedbackEvent
+from pocketrank.device.contract import FeedbackEvent, MismatchError
 
 __all__ = ["Appended", "FeedbackLog", "FeedbackLogError", "LogBusyError", "LogOpenError", "LogWriteError"]
 

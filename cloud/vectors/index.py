@@ -22,6 +22,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.device.contract import MismatchError
+
 __all__ = [
     "AGE_UNKNOWN", "ANY", "NONE", "Attributes", "Found", "IndexConfigError", "IndexUnavailableError", "RetrievalError",
     "RowsError", "VectorIndex", "AttributeFilter", "WidthError", "checked_query", "checked_rows", "raise_closed",
@@ -34,12 +36,8 @@ _COMPARED_MAX = 16
 """Up to so many wanted values are compared one by one, which is faster than a search in them (200,000 rows: 30 µs each)."""
 
 
-class RetrievalError(Exception):
+class RetrievalError(MismatchError):
     """The index cannot do what was asked. `where` names the index or the argument, `expected` and `got` say what."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"Expected {expected}, got {got} - at {where}")
-        self.where, self.expected, self.got = where, expected, got
 
 
 class IndexUnavailableError(RetrievalError):

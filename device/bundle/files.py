@@ -28,8 +28,7 @@ from typing import TypeVar
 import msgspec
 
 from pocketrank.device.codec import from_json
-from pocketrank.device.contract import ContractError, FileEntry, VersionError
-from pocketrank.device.errors import MismatchError
+from pocketrank.device.contract import ContractError, FileEntry, MismatchError, VersionError
 
 __all__ = [
     "GOLDEN",

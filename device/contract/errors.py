@@ -11,6 +11,8 @@ Errors::
 
 from __future__ import annotations
 
+from pathlib import Path
+
 __all__ = ["BlockError", "ContractError", "DecodeError", "MismatchError", "VersionError"]
 
 
@@ -20,9 +22,9 @@ class MismatchError(Exception):
     The message is "Expected `expected`, got `got` - at `where`". The three texts are attributes.
     """
 
-    def __init__(self, where: str, expected: str, got: str) -> None:
+    def __init__(self, where: str | Path, expected: str, got: str) -> None:
         super().__init__(f"Expected {expected}, got {got} - at {where}")
-        self.where, self.expected, self.got = where, expected, got
+        self.where, self.expected, self.got = str(where), expected, got
 
 
 class ContractError(MismatchError, ValueError):

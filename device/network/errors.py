@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from pocketrank.device.errors import MismatchError
+from pocketrank.device.contract import MismatchError
 
 __all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "UnreachableError"]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pocketrank.device.errors import MismatchError
+from pocketrank.device.contract import MismatchError
 
 __all__ = ["Database", "DatabaseError", "DatabaseHeldError", "DatabaseOpenError", "ForeignDatabaseError", "Statement"]
 

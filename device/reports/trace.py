@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.device.blocks import from_block, to_block
-from pocketrank.device.contract import WIRE_VERSION, Block, Dtype, FeatureSpec, FeedbackEvent, Form
+from pocketrank.device.contract import WIRE_VERSION, Block, Dtype, FeatureSpec, FeedbackEvent, Form, MismatchError
 from pocketrank.device.contract.wire import Versioned
 from pocketrank.device.model.features import check_spec
 from pocketrank.device.model.history import EventHistory
@@ -72,12 +72,8 @@ _CODES: dict[str, Dtype] = {"float32": "f4", "float16": "f2", "int32": "i4", "in
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-class TraceError(ValueError):
+class TraceError(MismatchError, ValueError):
     """A trace cannot be written or read. `where` is its path; `expected` and `got` say why."""
-
-    def __init__(self, where: str, expected: str, got: str) -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}")
-        self.where, self.expected, self.got = where, expected, got
 
 
 class TracePlaceError(TraceError):

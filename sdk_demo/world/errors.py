@@ -11,7 +11,7 @@ Errors::
 
 from __future__ import annotations
 
-from pocketrank.export.errors import MismatchError
+from pocketrank.device.contract import MismatchError
 
 __all__ = ["SessionOverError", "UnknownIdError", "WorldConfigError", "WorldError"]
 

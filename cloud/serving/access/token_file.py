@@ -30,6 +30,7 @@ from msgspec import Meta
 
 from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.serving.access.limits import SCOPES, RateLimit, TokenScope
+from pocketrank.device.contract import MismatchError
 
 __all__ = [
     "IssuedToken",
@@ -50,12 +51,8 @@ _BYTES_MAX = 64 << 20
 _LOCK_S = 10.0
 
 
-class TokenFileError(ValueError):
+class TokenFileError(MismatchError, ValueError):
     """A file that is not one of tokens, missing, unreadable, or accessible to others. The message never holds a secret."""
-
-    def __init__(self, where: Path, expected: str, got: str) -> None:
-        super().__init__(f"Expected {expected}, got {got} - at {where}")
-        self.where, self.expected, self.got = where, expected, got
 
 
 class NoSuchTokenError(TokenFileError):

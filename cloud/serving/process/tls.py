@@ -13,15 +13,13 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketrank.device.contract import MismatchError
+
 __all__ = ["TlsConfig", "TlsError"]
 
 
-class TlsError(ValueError):
+class TlsError(MismatchError, ValueError):
     """A certificate or key that cannot be used. The message names the file."""
-
-    def __init__(self, where: Path, expected: str, got: str) -> None:
-        super().__init__(f"Expected {expected}, got {got} - at {where}")
-        self.where, self.expected, self.got = where, expected, got
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_a_certificate_without_a_key_is_refused_and_a_key_without_a_certificate(
     for files, alone in (((certfile, None), certfile), ((None, keyfile), keyfile)):
         with pytest.raises(TlsError, match=r"Expected the certificate and its key, got a .* alone") as caught:
             TlsConfig.of(*files)
-        assert caught.value.where == alone
+        assert caught.value.where == str(alone)
 
 
 def test_an_invalid_file_is_named_before_the_start(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_invalid_file_is_named_before_the_start(tmp_path: Path) -> None:
     ):
         with pytest.raises(TlsError, match=message) as caught:
             TlsConfig(certfile, keyfile).check()
-        assert caught.value.where == named
+        assert caught.value.where == str(named)
         assert str(named) in str(caught.value)
 
 
@@ -99,7 +99,7 @@ def test_a_server_with_an_invalid_certificate_is_refused_before_anything_is_load
     text.write_text("no certificate")
     with pytest.raises(TlsError, match="Expected a certificate in PEM") as caught:
         ServerConfig(TlsConfig(text, good.keyfile))
-    assert caught.value.where == text
+    assert caught.value.where == str(text)
     assert ServerConfig(good).tls == good
 
 
