@@ -1,7 +1,7 @@
 """Item statistics as of a day: smoothed rates of the item, its author and its category, and the item's age.
 
 Only events of earlier days count, so that a rate never contains the row that it is a feature of. Rates are the strongest
-hand-made features of a full ranker (see the data notes in docs/measuring.md).
+hand-made features of a full ranker.
 """
 
 from __future__ import annotations
