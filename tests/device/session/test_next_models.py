@@ -20,7 +20,9 @@ def session(ranker: Ranker | None, clock: Clock | None = None, **keys: Any) -> F
 
 
 def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "pocketrank.device"]
+    """Warnings of the session; `Updates` logs its own reasons."""
+    messages = [record.getMessage() for record in caplog.records if record.name == "pocketrank.device"]
+    return [message for message in messages if message.startswith("Session ")]
 
 
 def test_a_session_without_a_ranker_counts_its_pages_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:

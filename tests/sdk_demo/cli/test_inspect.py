@@ -108,7 +108,7 @@ def test_a_damaged_trace_is_shown_up_to_the_damage(trace: Path, tmp_path: Path, 
     (tmp_path / "changed").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert _inspect(tmp_path / "changed") == 2
     text = capsys.readouterr().out
-    assert "expected a frame as it was written" in text
+    assert "Expected a frame as it was written" in text
     assert sum("continue" in line for line in text.splitlines()) == 2
 
 
@@ -121,7 +121,10 @@ def test_a_damaged_trace_is_shown_up_to_the_damage(trace: Path, tmp_path: Path, 
         (["b", "--position", "1"], "--position: expected a session's trace as PATH"),
         (["b", "--bundle", "b"], "--bundle: expected a session's trace as PATH"),
         (["t", "--position", "9"], "--position: expected one of the trace's, 0..3"),
-        (["t", "--position", "1", "--bundle", "nowhere"], "nowhere/manifest.json: expected a readable file"),
+        (
+            ["t", "--position", "1", "--bundle", "nowhere"],
+            "Expected a readable file, got No such file or directory - at nowhere/manifest.json",
+        ),
     ],
 )
 def test_wrong_input_ends_in_one_line(

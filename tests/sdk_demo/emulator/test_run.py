@@ -197,7 +197,9 @@ def test_a_server_that_dies_half_way_leaves_an_error_and_no_report(small_demo: S
             phones.kill()
             phones.wait()
     assert phones.returncode == 2, said
-    assert said.splitlines()[-1].startswith("error: POST http://127.0.0.1")
+    last = said.splitlines()[-1]
+    assert last.startswith("error: Expected ")
+    assert " - at POST http://127.0.0.1" in last
     assert list(tmp_path.glob("report*")) == []
 
 

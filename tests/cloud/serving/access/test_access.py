@@ -166,9 +166,12 @@ def test_no_other_method_or_spelling_bypasses_the_check(guarded: Guarded) -> Non
             assert status in (307, 401, 404, 405), f"{route} as {path}"
 
 
-def test_only_the_openapi_document_is_public(guarded: Guarded) -> None:
+def test_only_the_openapi_document_and_its_page_are_public(guarded: Guarded) -> None:
     assert guarded.server.send("GET", "/openapi.json").status == 200
-    for path in ("/docs", "/redoc", "/docs/oauth2-redirect"):  # they would load scripts from elsewhere
+    page = guarded.server.send("GET", "/docs")
+    assert page.status == 200
+    assert b"<script" not in page.body
+    for path in ("/redoc", "/docs/oauth2-redirect"):  # they would load scripts from elsewhere
         assert guarded.server.send("GET", path).status == 404
 
 
