@@ -10,10 +10,11 @@ from benchmarks.processes import Processes
 __all__ = ["measure_import"]
 
 _BARE = "import numpy, onnxruntime"
+_DEVICE = f"{_BARE}; from pocketrank import device"
 _SESSION = (
-    f"{_BARE}, device, pocketrank.device.runtimes.onnx; device.FeedSession, device.Ranker, device.Bundle, device.CloudClient"
+    f"{_DEVICE}; import pocketrank.device.runtimes.onnx; device.FeedSession, device.Ranker, device.Bundle, device.CloudClient"
 )
-_ALL = f"{_BARE}, device; [getattr(device, name) for name in device.__all__]"
+_ALL = f"{_DEVICE}; [getattr(device, name) for name in device.__all__]"
 
 
 def measure_import(rounds: int) -> dict[str, float]:
