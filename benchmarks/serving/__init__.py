@@ -1,10 +1,11 @@
 """How fast the cloud makes pages, beside the ranking model's own run, beside peers, and as the catalogue grows.
 
-`python -m benchmarks.serving --json FILE`. A server has one core, the load comes from another process on another core: a
-closed loop of keep-alive connections over loopback, users drawn at random, prebuilt MessagePack bodies. Everything is measured
-in rounds, all servers of a part in turn; a figure is the median over rounds. 500 candidates are ranked, 30 come back with
-vectors of 64. The tables are drawn at random and the models' weights are random, in the architecture that is trained
-(`published`), which changes no time. Of the report::
+Run `python -m benchmarks.serving --json FILE`. A server has one core. The load comes from another process on another core: a
+closed loop of keep-alive connections over loopback, with users drawn at random and prebuilt MessagePack bodies. Everything is
+measured in rounds, all servers of a part in turn; a figure is the median over rounds. 500 candidates are ranked, and 30 are
+returned with vectors of 64. The tables and the models' weights are random, in the architecture that is trained
+(`benchmarks.serving.published`), which changes no time. A file belongs here when it serves pages, ours or a peer's, loads such
+a server, or makes what it serves; a server that is meant to fail belongs to `benchmarks.reliability`. The report::
 
     page.{rps,p50_ms,p99_ms,bytes}   requests without feedback: those that the peers answer too; cpu_ms: CPU time of the
                                      server's process a request, measured by the kernel
@@ -31,8 +32,8 @@ vectors of 64. The tables are drawn at random and the models' weights are random
     stores                           rows of embeddings out of each store (`benchmarks.stores`)
     setup                            what was measured; cores_shared is true where there was only one core for both
 
-Beside the figures of each server: answers, all of them with status 200, for one that is not ends the benchmark; load_busy, the
-share of the time in which the load's process computed, which was no bottleneck where that is far from 1; others_share, the
-share of the server's core that other processes took. Where that is not near 0, requests a second say less than CPU time does:
-a server of several processes then gets more of the core than one of a single process.
+Each server has these figures too. answers: all of them have status 200, because any other ends the benchmark. load_busy: the
+share of the time in which the load's process computed; it was no bottleneck where that is far below 1. others_share: the share
+of the server's core that other processes took. Where it is not near 0, requests a second mean less than CPU time does: a server
+of several processes then gets more of the core than one of a single process.
 """
