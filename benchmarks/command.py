@@ -1,33 +1,71 @@
-"""What a benchmark's command line does with an error: one line for ours, a traceback for everything else."""
+"""What the command lines of the benchmarks share: options, tables, and errors as one line."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import ParamSpec
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
 from pocketrank.sdk_demo.cli.errors import is_domain_error
 
-__all__ = ["tells_wrong_input"]
-
-P = ParamSpec("P")
+__all__ = ["command_parser", "count", "figure_table", "make_work_folder", "one_line_errors"]
 
 _WRONG_INPUT = 2
 
+Main = Callable[[Sequence[str] | None], int]
 
-def tells_wrong_input(main: Callable[P, int]) -> Callable[P, int]:
-    """`main`, with the exit code 2 and a line `error: …` on stderr for an error of ours."""
+
+def one_line_errors(main: Main) -> Callable[..., int]:
+    """Make `main` report an error of ours as one line `error: …` on stderr with exit code 2; other errors keep a traceback."""
 
     @wraps(main)
-    def told(*args: P.args, **kwargs: P.kwargs) -> int:
+    def wrapped(arguments: Sequence[str] | None = None) -> int:
         try:
-            return main(*args, **kwargs)
+            return main(arguments)
         except Exception as error:
             if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
                 raise
             print(f"error: {error}", file=sys.stderr)
             return _WRONG_INPUT
 
-    return told
+    return wrapped
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of `python -m benchmarks.NAME`, which has the option `--json`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    return parser
+
+
+def count(text: str) -> int:
+    """Parse an option's value that must be 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
+    return number
+
+
+def make_work_folder(folder: Path) -> None:
+    """Make the folder of `--work`, where finished parts are kept. Raises `BenchmarkError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchmarkError(str(folder), "a folder to work in", error.strerror or str(error)) from error
+
+
+def figure_table(title: str, *columns: str, label: str = "") -> Table:
+    """Return an empty table whose first column, headed `label`, names the row, and whose other `columns` hold figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(label, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

@@ -17,7 +17,6 @@ trainings.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,23 +24,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import msgspec
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.command import tells_wrong_input
-from benchmarks.errors import BenchmarkError
-from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
-from pocketrank.cloud.files import write_atomically
+from benchmarks.command import command_parser, count, figure_table, make_work_folder, one_line_errors
+from benchmarks.trained import PlayedWorld, Progress
 from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
 from pocketrank.sdk_demo.cli.options import parse_list
-from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
 from pocketrank.sdk_demo.cli.stages import stages
-from pocketrank.sdk_demo.emulator import play
 from pocketrank.sdk_demo.emulator.figures import FIGURES, FigureConfig, figures
 from pocketrank.sdk_demo.emulator.records import SessionRecord
-from pocketrank.sdk_demo.server import running_server
 from pocketrank.sdk_demo.world import VARIANTS, WorldConfig
 
 __all__ = ["PLAYERS", "EmulationExtent", "main", "measure", "print_table"]
@@ -57,8 +49,6 @@ option makes anew what it touches.
 """
 PLAYERS = ("cloud_order", "refreshed", "greedy", "beam", "informed", "oracle")
 """Policies that play."""
-CLIENTS = 8
-"""Phones at the same time; two cores are busy from four on."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +69,18 @@ class EmulationExtent:
     """One training, as in the demo."""
 
 
-def measure(extent: EmulationExtent, work: Path, tell: Tell) -> dict[str, Any]:
-    """The report. What is finished is found again in `work`. `tell` gets a stage and the share of it that is done.
+def measure(extent: EmulationExtent, work: Path, progress: Progress) -> dict[str, Any]:
+    """The report. What is finished is found again in `work`. `progress` takes a stage and the share of it that is done.
 
     Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
     step raises.
     """
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchmarkError(str(work), "a folder to work in", error.strerror or str(error)) from error
+    make_work_folder(work)
     seeds = list(range(extent.seed, extent.seed + extent.trainings))
     worlds = {}
     for name in extent.worlds:
-        variant, bench = VARIANTS[name], _Bench(name, extent, work, tell)
-        records = {seed: bench.played(seed) for seed in seeds}
+        variant, world = VARIANTS[name], PlayedWorld(name, extent.base, extent.train, work, progress)
+        records = {seed: _played(world, extent, seed) for seed in seeds}
         everything = [record for seed in seeds for record in records[seed]]
         worlds[name] = {
             "says": variant.description,
@@ -115,58 +102,27 @@ def measure(extent: EmulationExtent, work: Path, tell: Tell) -> dict[str, Any]:
     }
 
 
-class _Bench:
-    """One world: what happens in it with the models of each training, made once and kept in `work`."""
+def _played(world: PlayedWorld, extent: EmulationExtent, seed: int) -> list[SessionRecord]:
+    """Return every session of every policy with the models of training `seed`."""
 
-    def __init__(self, name: str, extent: EmulationExtent, work: Path, tell: Tell) -> None:
-        self._name, self._extent, self._work = name, extent, work
-        self._world = VARIANTS[name](extent.base or WorldConfig.load())
-        self._delay_s = VARIANTS[name].feedback_delay_s
-        self._tell: Tell = lambda what, share: tell(f"{name}: {what}", share)
+    def play() -> list[SessionRecord]:
+        policies = {name: name for name in PLAYERS}
+        return world.play(f"emulate, seed {seed}", policies, training=seed, sessions=extent.sessions, seed=seed)
 
-    def played(self, seed: int) -> list[SessionRecord]:
-        """Every session of every policy with the models of training `seed`."""
-        extent = self._extent
-        what = (self._world, self._delay_s, extent.train, seed, extent.sessions, PLAYERS, code(PLAYED_BY))
-        file = self._work / f"played-{digest(what)}.json"
-        if file.is_file():
-            try:
-                return msgspec.json.decode(file.read_bytes(), type=list[SessionRecord])
-            except msgspec.MsgspecError as error:
-                raise BenchmarkError(str(file), "the sessions that were kept there", str(error)) from error
-        run, bundle = trained(self._world, extent.train, seed, self._work, self._tell)
-        with TemporaryDirectory(prefix="pocketrank-") as scratch:
-            database, said = Path(scratch) / "feedback.db", Path(scratch) / "server.log"
-            with running_server(run.folder, bundle, feedback_db=database, said=said) as url:
-                records = play(
-                    url,
-                    clients=CLIENTS,
-                    sessions=extent.sessions,
-                    seed=seed,
-                    world=self._world,
-                    policies=PLAYERS,
-                    bundle=bundle,
-                    feedback_delay_s=self._delay_s,
-                    progress=lambda share: self._tell(f"emulate, seed {seed}", share),
-                ).records
-        refuse_fallbacks(f"{self._name}, seed {seed}", records, PLAYERS)
-        # Times are of no use here, and there are many of them.
-        records = [replace(record, training=seed, rerank_ms=[], page_ms=[]) for record in records]
-        write_atomically(file, msgspec.json.encode(records))
-        return records
+    return world.kept((seed, extent.sessions, PLAYERS), play)
 
 
 def _by_policy(records: list[SessionRecord], seed: int) -> dict[str, dict[str, Any]]:
     """Every policy's figures as `{mean, ci95}`, and its share. Cloud order's is 0, being what is counted from."""
-    told = figures(records, PLAYERS, seed=seed)
-    shares = {policy: gain["uplift_share"] for policy, gain in told["gain"].items()}
+    found = figures(records, PLAYERS, seed=seed)
+    shares = {policy: gain["uplift_share"] for policy, gain in found["gain"].items()}
     shares["cloud_order"] = {"mean": 0.0, "ci95": [0.0, 0.0]}
     return {
         policy: {
             "uplift_share": shares[policy],
             **{name: {"mean": row[name], "ci95": row[f"{name}_ci95"]} for name in FIGURES},
         }
-        for policy, row in told["policies"].items()
+        for policy, row in found["policies"].items()
     }
 
 
@@ -175,19 +131,16 @@ def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]
     return {name: gain[name] for name in FIGURES}
 
 
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = EmulationExtent()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.emulation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser = command_parser("emulation", _HELP)
     parser.add_argument("--worlds", default=",".join(VARIANTS), help="comma list [%(default)s]")
     parser.add_argument(
-        "--sessions", type=_count, default=defaults.sessions, help="of each policy with each training [%(default)s]"
+        "--sessions", type=count, default=defaults.sessions, help="of each policy with each training [%(default)s]"
     )
-    parser.add_argument("--seeds", type=_count, default=defaults.trainings, help="trainings in each world [%(default)s]")
+    parser.add_argument("--seeds", type=count, default=defaults.trainings, help="trainings in each world [%(default)s]")
     parser.add_argument(
         "--world", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"
     )
@@ -200,8 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainings=options.seeds,
         base=WorldConfig.load(options.world),
     )
-    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
-        report = measure(extent, options.work or Path(scratch), tell)
+    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as progress:
+        report = measure(extent, options.work or Path(scratch), progress)
     target.write(report)
     print_table(target.console, report)
     return 0
@@ -216,19 +169,19 @@ _COLUMNS = {
 def print_table(console: Console, report: Mapping[str, Any]) -> None:
     """The report for people."""
     for name, world in report["worlds"].items():
-        table = Table(title=f"{name}: {world['says']}", title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("policy", no_wrap=True)
-        for column in ("share of the oracle's uplift", *_COLUMNS):
-            table.add_column(column.removesuffix("_per_session").replace("_", " "), justify="right")
+        columns = (column.removesuffix("_per_session").replace("_", " ") for column in _COLUMNS)
+        table = figure_table(f"{name}: {world['says']}", "share of the oracle's uplift", *columns, label="policy")
         for policy in report["policies"]:
             row = world[policy]
             table.add_row(policy, _share(row["uplift_share"]), *(f"{row[f]['mean']:.{d}f}" for f, d in _COLUMNS.items()))
         console.print(table)
         gain = world["beam_over_greedy"]["effective_views_per_session"]
         low, high = gain["ci95"]
-        _line(console, f"beam over greedy, effective views: {gain['mean']:+.2f} (95 % interval {low:+.2f} to {high:+.2f})\n")
+        print_line(
+            console, f"beam over greedy, effective views: {gain['mean']:+.2f} (95 % interval {low:+.2f} to {high:+.2f})\n"
+        )
     count, trainings = report["sessions"], len(report["trainings"])
-    _line(
+    print_line(
         console,
         f"Simulated users; means per session. {count} sessions of each policy with each of {trainings} trainings a world; "
         "intervals of 95 % over users and trainings.",
@@ -240,17 +193,6 @@ def _share(share: Mapping[str, Any] | None) -> str:
         return "the oracle wins nothing"
     low, high = share["ci95"]
     return f"{share['mean']:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ nothing. Intervals are of 95 % over users.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,14 +44,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from scipy.optimize import linprog
 
-from benchmarks.command import tells_wrong_input
-from benchmarks.errors import BenchmarkError
-from benchmarks.trained import PLAYED_BY, Tell, code, digest, refuse_fallbacks, trained
+from benchmarks.command import command_parser, figure_table, make_work_folder, one_line_errors
+from benchmarks.trained import PLAYED_BY, PlayedWorld, Progress, code, digest
 from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.training.paging import UpliftConfig, UpliftLog, train_uplift
 from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
@@ -60,13 +56,11 @@ from pocketrank.device import FixedPaging, Paging, PagingState
 from pocketrank.device.contract import PagingModel
 from pocketrank.device.paging import ThresholdPaging, UpliftPaging
 from pocketrank.sdk_demo.cli.options import parse_list
-from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
 from pocketrank.sdk_demo.cli.stages import stages
-from pocketrank.sdk_demo.emulator import play
 from pocketrank.sdk_demo.emulator.asking import OnDeviceWithPaging, RandomAsking, RandomConfig, uplift_log
 from pocketrank.sdk_demo.emulator.figures import FIGURES, resampled
 from pocketrank.sdk_demo.emulator.records import SessionRecord
-from pocketrank.sdk_demo.server import running_server
 from pocketrank.sdk_demo.world import VARIANTS, WorldConfig
 
 __all__ = ["BASELINE", "POLICIES", "PagingCase", "PagingExtent", "judge", "main", "measure", "plot", "print_table"]
@@ -82,7 +76,6 @@ Effective views against requests, for policies that ask for pages by fixed count
 With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
 option makes anew what it touches.
 """
-_CLIENTS = 8
 _VIEWS, _REQUESTS, _CANDIDATES = (
     FIGURES.index(name) for name in ("effective_views_per_session", "requests_per_session", "candidates_per_session")
 )
@@ -141,92 +134,55 @@ class PagingExtent:
     """Of the model that asks."""
 
 
-def measure(extent: PagingExtent, work: Path, tell: Tell) -> dict[str, Any]:
-    """The report. What is finished is found again in `work`. `tell` gets a stage and the share of it that is done.
+def measure(extent: PagingExtent, work: Path, progress: Progress) -> dict[str, Any]:
+    """The report. What is finished is found again in `work`. `progress` takes a stage and the share of it that is done.
 
     Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
     step raises.
     """
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchmarkError(str(work), "a folder to work in", error.strerror or str(error)) from error
-    bench = _Bench(extent, work, tell)
-    model, impressions = bench.model()
+    make_work_folder(work)
+
+    def world(name: str) -> PlayedWorld:
+        return PlayedWorld(name, extent.base, extent.train, work, progress)
+
+    log = _logged(world("default"), extent, work)
+    model, impressions = train_uplift(log, extent.uplift, seed=extent.seed), len(log.effective)
     return {
         "simulated": True,
         "model": {**msgspec.to_builtins(model), "learned_from": impressions, "consulted_us": _consulted_us(model)},
-        "worlds": {name: judge(bench.played(name, model), extent.seed, VARIANTS[name].description) for name in extent.worlds},
+        "worlds": {
+            name: judge(_played(world(name), extent, model), extent.seed, VARIANTS[name].description) for name in extent.worlds
+        },
         "sessions": extent.sessions,
         "seed": extent.seed,
     }
 
 
-class _Bench:
-    """What is played, kept in `work`."""
+def _logged(world: PlayedWorld, extent: PagingExtent, work: Path) -> UpliftLog:
+    """Return the log of phones that ask at random, which the model is learned from."""
+    random = RandomConfig()
+    file = work / f"logged-{digest((world.config, extent.train, extent.seed, extent.logged, random, code(PLAYED_BY)))}.npz"
+    if not file.is_file():
+        policies = {RandomAsking.name: partial(RandomAsking, config=random)}
+        seed = extent.seed + _LOG_SEED
+        records = world.play("ask at random", policies, training=extent.seed, sessions=extent.logged, seed=seed)
+        uplift_log(records).save(file)
+    return UpliftLog.load(file)
 
-    def __init__(self, extent: PagingExtent, work: Path, tell: Tell) -> None:
-        self._extent, self._work, self._tell = extent, work, tell
-        self._base = extent.base or WorldConfig.load()
 
-    def model(self) -> tuple[PagingModel, int]:
-        """What phones that ask by uplift have, and how many impressions it was learned from."""
-        extent = self._extent
-        log = self._logged()
-        return train_uplift(log, extent.uplift, seed=extent.seed), len(log.effective)
-
-    def _logged(self) -> UpliftLog:
-        extent, random = self._extent, RandomConfig()
-        what = (self._base, extent.train, extent.seed, extent.logged, random, code(PLAYED_BY))
-        file = self._work / f"logged-{digest(what)}.npz"
-        if not file.is_file():
-            kinds = [partial(RandomAsking, config=random)]
-            records = self._play("default", kinds, extent.logged, extent.seed + _LOG_SEED, 1.0, "ask at random")
-            refuse_fallbacks("default", records, [RandomAsking.name])
-            uplift_log(records).save(file)
-        return UpliftLog.load(file)
-
-    def played(self, world: str, model: PagingModel) -> list[SessionRecord]:
-        """Every session of every policy in `world`."""
-        extent, records = self._extent, []
-        for price in sorted({policy.price for policy in POLICIES}):
-            asked = [policy for policy in POLICIES if policy.price == price]
-            names = [policy.name for policy in asked]
-            what = (VARIANTS[world](self._base), VARIANTS[world].feedback_delay_s, extent.train, extent.seed, extent.sessions)
-            file = self._work / f"played-{digest((*what, names, model, code(PLAYED_BY)))}.json"
-            if not file.is_file():
-                kinds = [partial(OnDeviceWithPaging, name=policy.name, paging=policy.make(model)) for policy in asked]
-                fresh = self._play(world, kinds, extent.sessions, extent.seed, price, f"price {price:g}")
-                refuse_fallbacks(world, fresh, names)
-                write_atomically(file, msgspec.json.encode([replace(r, rerank_ms=[], page_ms=[]) for r in fresh]))
-            try:
-                records += msgspec.json.decode(file.read_bytes(), type=list[SessionRecord])
-            except msgspec.MsgspecError as error:
-                raise BenchmarkError(str(file), "the sessions that were kept there", str(error)) from error
-        return records
-
-    def _play(
-        self, world: str, kinds: Sequence[Callable[..., Any]], sessions: int, seed: int, price: float, stage: str
-    ) -> list[SessionRecord]:
-        def tell(what: str, share: float) -> None:
-            self._tell(f"{world}: {what}", share)
-
-        config = VARIANTS[world](self._base)
-        run, bundle = trained(config, self._extent.train, self._extent.seed, self._work, tell)
-        with TemporaryDirectory(prefix="pocketrank-") as scratch:
-            database, said = Path(scratch) / "feedback.db", Path(scratch) / "server.log"
-            with running_server(run.folder, bundle, feedback_db=database, said=said, price=price) as url:
-                return play(
-                    url,
-                    clients=_CLIENTS,
-                    sessions=sessions,
-                    seed=seed,
-                    world=config,
-                    policies=kinds,
-                    bundle=bundle,
-                    feedback_delay_s=VARIANTS[world].feedback_delay_s,
-                    progress=lambda share: tell(stage, share),
-                ).records
+def _played(world: PlayedWorld, extent: PagingExtent, model: PagingModel) -> list[SessionRecord]:
+    """Return every session of every policy in `world`."""
+    records: list[SessionRecord] = []
+    for price in sorted({case.price for case in POLICIES}):
+        policies = {
+            case.name: partial(OnDeviceWithPaging, name=case.name, paging=case.make(model))
+            for case in POLICIES
+            if case.price == price
+        }
+        play = partial(world.play, f"price {price:g}", policies, price=price)
+        play = partial(play, training=extent.seed, sessions=extent.sessions, seed=extent.seed)
+        records += world.kept((extent.seed, extent.sessions, list(policies), model), play)
+    return records
 
 
 def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
@@ -244,9 +200,9 @@ def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
                 "policy": policy.name,
                 "kind": policy.kind,
                 "price": policy.price,
-                **{name: _told(drawn[policy.name][:, i]) for i, name in enumerate(FIGURES)},
-                "requests_ratio": _told(_ratio(drawn[policy.name][:, _REQUESTS], base[:, _REQUESTS])),
-                "engagement_gain": _told(_ratio(drawn[policy.name][:, _VIEWS], base[:, _VIEWS]) - 1),
+                **{name: _with_interval(drawn[policy.name][:, i]) for i, name in enumerate(FIGURES)},
+                "requests_ratio": _with_interval(_ratio(drawn[policy.name][:, _REQUESTS], base[:, _REQUESTS])),
+                "engagement_gain": _with_interval(_ratio(drawn[policy.name][:, _VIEWS], base[:, _VIEWS]) - 1),
             }
             for policy in POLICIES
         ],
@@ -255,8 +211,8 @@ def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
         "learned_timing": {price: _over_mixture(of, plain, names) for price, of in uplift.items()},
         "crunch": {
             price: {
-                "requests_per_session": _told(of[:, _REQUESTS]),
-                "candidates_per_request": _told(of[:, _CANDIDATES] / of[:, _REQUESTS]),
+                "requests_per_session": _with_interval(of[:, _REQUESTS]),
+                "candidates_per_request": _with_interval(of[:, _CANDIDATES] / of[:, _REQUESTS]),
             }
             for price, of in uplift.items()
         },
@@ -268,8 +224,8 @@ def _against(policies: Sequence[Floats], base: Floats) -> dict[str, Any]:
     points = np.stack([p[:, [_REQUESTS, _VIEWS]] for p in policies], 1)  # [1 + resamples, policies, 2]
     requests, views = base[:, _REQUESTS], base[:, _VIEWS]
     return {
-        "requests_at_equal_engagement": _told(-_best(points[:, :, ::-1] * [-1, -1], -views) / requests),
-        "engagement_gain_at_equal_requests": _told(_ratio(_best(points, requests), views) - 1),
+        "requests_at_equal_engagement": _with_interval(-_best(points[:, :, ::-1] * [-1, -1], -views) / requests),
+        "engagement_gain_at_equal_requests": _with_interval(_ratio(_best(points, requests), views) - 1),
     }
 
 
@@ -306,10 +262,10 @@ def _over_mixture(of: Floats, plain: Sequence[Floats], names: Sequence[str]) -> 
         return {"gain": None, "mixture": None}  # none of them asks as little
     views = np.tensordot(found.x, np.stack([p[:, _VIEWS] for p in plain]), 1)
     mixture = {name: float(share) for name, share in zip(names, found.x, strict=True) if share > 1e-6}
-    return {"gain": _told(of[:, _VIEWS] / views - 1), "mixture": mixture}
+    return {"gain": _with_interval(of[:, _VIEWS] / views - 1), "mixture": mixture}
 
 
-def _told(values: Floats) -> dict[str, Any]:
+def _with_interval(values: Floats) -> dict[str, Any]:
     """A figure, the first of `values`, with the interval that the others make; null where it cannot be reached."""
     known = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(known):
@@ -334,7 +290,7 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
     worlds = report["worlds"]
     figure = Figure(figsize=(5.2 * len(worlds), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"OnDeviceWithPaging otherwise than {BASELINE.name}: simulated users, 95 %")
+    figure.suptitle(f"Paging policies against {BASELINE.name}: simulated users, 95 %")
     axes = np.ravel(figure.subplots(1, len(worlds), squeeze=False))
     letters = dict(zip((policy.name for policy in POLICIES), ascii_lowercase, strict=False))
     for axis, (world, found) in zip(axes, worlds.items(), strict=True):
@@ -366,22 +322,20 @@ _COLUMNS = {
 def print_table(console: Console, report: Mapping[str, Any]) -> None:
     """The report for people."""
     for name, world in report["worlds"].items():
-        table = Table(title=f"{name}: {world['says']}", title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("policy", no_wrap=True)
-        for column in _COLUMNS:
-            table.add_column(column.removesuffix("_per_session").replace("_", " "), justify="right")
+        columns = (column.removesuffix("_per_session").replace("_", " ") for column in _COLUMNS)
+        table = figure_table(f"{name}: {world['says']}", *columns, label="policy")
         for row in world["curve"]:
             table.add_row(row["policy"], *(f"{row[f]['mean']:.{d}f}" for f, d in _COLUMNS.items()))
         console.print(table)
         for who, of in (("uplift", world), ("page size alone", world["page_size_alone"])):
             requests = _span(of["requests_at_equal_engagement"], "{:.2f}")
             gain = _span(of["engagement_gain_at_equal_requests"], "{:+.1%}")
-            _line(console, f"{who}, against {BASELINE.name}: {requests} of its requests, or {gain} effective views")
+            print_line(console, f"{who}, against {BASELINE.name}: {requests} of its requests, or {gain} effective views")
         for price, row in world["learned_timing"].items():
             gain = "nobody else asks as little" if row["gain"] is None else _span(row["gain"], "{:+.1%}")
-            _line(console, f"learned timing at price {price}, against the best that learns nothing: {gain}")
+            print_line(console, f"learned timing at price {price}, against the best that learns nothing: {gain}")
         console.print()
-    _line(console, f"Simulated users; means per session of {report['sessions']} sessions, intervals of 95 % over users.")
+    print_line(console, f"Simulated users; means per session of {report['sessions']} sessions, intervals of 95 % over users.")
 
 
 def _span(figure: Mapping[str, Any], form: str) -> str:
@@ -391,18 +345,11 @@ def _span(figure: Mapping[str, Any], form: str) -> str:
     return f"{form.format(figure['mean'])} ({form.format(low)} to {form.format(high)})"
 
 
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = PagingExtent()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paging", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser = command_parser("paging", _HELP)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="file for the curves")
     parser.add_argument("--model", type=Path, metavar="FILE", help="file for the model, to ship in a bundle's manifest")
     parser.add_argument("--worlds", default=",".join(defaults.worlds), help="comma list [%(default)s]")
@@ -422,8 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=options.seed,
         base=WorldConfig.load(options.world),
     )
-    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
-        report = measure(extent, options.work or Path(scratch), tell)
+    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as progress:
+        report = measure(extent, options.work or Path(scratch), progress)
     target.write(report)
     if options.plot:
         plot(report, options.plot)

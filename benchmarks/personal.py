@@ -22,7 +22,6 @@ the state that users have by then. The report::
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,10 +35,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from sklearn.linear_model import SGDClassifier
 
-from benchmarks.command import tells_wrong_input
+from benchmarks.command import command_parser, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
 from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
 from pocketrank.cloud.data.samples import SampleConfig, build_samples
@@ -128,17 +126,14 @@ class ReplayRows:
         )
 
 
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.personal", description="Replay users' own last layers over the test rows of a run."
-    )
+    parser = command_parser("personal", "Replay users' own last layers over the test rows of a run.")
     parser.add_argument("--data", required=True, help="`world` (simulated) or `kuairand:DIR`")
     parser.add_argument("--run", type=Path, metavar="DIR", help="a run of that data; without it one is trained")
     parser.add_argument("--test-from", metavar="DAY", help="first test day of that training [half of the rows]")
     parser.add_argument("--form", choices=get_args(Form), default="split", help="of the model [%(default)s]")
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
     source = parse_source(options.data)
@@ -153,16 +148,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = ReplayRows.of(run, log, options.form)
     about = {"name": log.name, "simulated": log.simulated, "digest": run.record.data_digest}
     about |= {"test_from": run.record.test_from, "form": options.form}
-    with progress(target.console, "replaying") as tell:
-        report = measure(rows, tell)
+    with progress(target.console, "replaying") as update:
+        report = measure(rows, update)
     report["data"] = about | report["data"]
     target.write(report)
     _print(target.console, report)
     return 0
 
 
-def measure(rows: ReplayRows, tell: Callable[[float], None] = lambda _: None, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The report of the module, without the log's name. `tell` gets the share done. Raises `BenchmarkError`."""
+def measure(
+    rows: ReplayRows, update: Callable[[float], None] = lambda _: None, *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """The report of the module, without the log's name. `update` takes the share done. Raises `BenchmarkError`."""
     fits = rows.ms < np.quantile(rows.ms, FIT_SHARE)
     if fits.all() or not fits.any():
         raise BenchmarkError("test rows", "some earlier and some later ones", f"{len(rows.ms)} of one time")
@@ -171,7 +168,7 @@ def measure(rows: ReplayRows, tell: Callable[[float], None] = lambda _: None, *,
     for number, (base, shift) in enumerate((("shipped", np.zeros_like(offset)), ("recalibrated", offset))):
         based = replace(rows, shipped=_moved(rows.shipped, shift))
         config = fit(based.take(fits))
-        tell((number + 0.5) / 2)
+        update((number + 0.5) / 2)
         fresh, frozen = replay(based, config)
         figures: dict[str, Any] = {"offset": dict(zip(rows.tasks, shift.tolist(), strict=True))}
         figures["config"] = msgspec.to_builtins(config)
@@ -180,7 +177,7 @@ def measure(rows: ReplayRows, tell: Callable[[float], None] = lambda _: None, *,
             at = np.flatnonzero(~fits & ((groups == name) | (name == "all")))
             figures[name] = _compare(based.take(at), fresh[at], frozen[at], resamples)
         report[base] = figures
-        tell((number + 1) / 2)
+        update((number + 1) / 2)
     return report | {"cost": _cost(rows.tasks)}
 
 
@@ -339,10 +336,8 @@ def _print(console: Console, report: dict[str, Any]) -> None:
     for base in ("shipped", "recalibrated"):
         adapts = report[base]["config"]["tasks"]
         title = f"{about['name']}, {about['form']}, {base}: gains where {', '.join(adapts) or 'nothing'} adapts"
-        table = Table(title=title, title_justify="left")
         metrics = ("auc", "gauc", "ndcg", "logloss")
-        for column in ("", "", "rows", *metrics):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table = figure_table(title, "task", "rows", *metrics, label="users")
         for name in ("all", *get_args(Group)):
             figures = report[base][name]
             for task in (*adapts, "order"):

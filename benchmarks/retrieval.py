@@ -35,7 +35,6 @@ inverted lists have nothing to find.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import threading
@@ -48,9 +47,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.command import tells_wrong_input
+from benchmarks.command import command_parser, count, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.latency.timed import milliseconds
 from pocketrank.cloud.vectors.exact import ExactIndex
@@ -69,7 +67,7 @@ Time and recall of the index of lists beside exact search, with filters, while i
 """
 
 Floats = NDArray[np.float32]
-Tell = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 
 _K = 100
 _TOPICS, _TASTE, _ZIPF, _NOISE, _OWN, _LENGTH, _MIXED = 2000, 16, 1.2, 0.6, 0.15, 0.2, 3
@@ -127,18 +125,18 @@ def uniform(extent: RetrievalExtent) -> VectorSet:
     return VectorSet(made[0], np.zeros(extent.items, np.int64), made[1], made[2])
 
 
-def measure(extent: RetrievalExtent, tell: Tell) -> dict[str, Any]:
+def measure(extent: RetrievalExtent, progress: Progress) -> dict[str, Any]:
     """The report. Raises `BenchmarkError` for an extent that cannot be measured."""
     if extent.items < 10 * _BATCH:
         raise BenchmarkError("--items", f"{10 * _BATCH} at least", str(extent.items))
     world = clustered(extent)
     attributes = _attributes(world, extent)
-    tell("clustered: build", 0)
+    progress("clustered: build", 0)
     before = _resident()
     lists = _built(world, attributes)
     resident = _resident() - before
     exact = ExactIndex.over(world.vectors, attributes)
-    tell("clustered: search", 0)
+    progress("clustered: search", 0)
     report = _beside(world, lists, exact) | {"vectors": "clustered"}
     filtered = {share: _pair(world, lists, exact, AttributeFilter(categories=codes)) for share, codes in _SHARES.items()}
     report["filtered_recall"] = {share: found.pop("recall") for share, found in filtered.items()}
@@ -146,12 +144,12 @@ def measure(extent: RetrievalExtent, tell: Tell) -> dict[str, Any]:
     topics, share = _some_topics(world)
     report["filtered_by_topic"] = _pair(world, lists, exact, AttributeFilter(authors=topics)) | {"share": share}
     report["excluded"] = _pair(world, lists, exact, ANY, seen=_SEEN)
-    tell("clustered: changes", 0)
+    progress("clustered: changes", 0)
     report |= _visible(world, lists, extent)
     report |= _writes(world, lists, attributes)
     report |= {"resident_bytes": resident, "memory_per_item": resident / extent.items}
     lists.close()
-    tell("uniform: build and search", 0)
+    progress("uniform: build and search", 0)
     world = uniform(extent)
     lists = _built(world, attributes)
     report["uniform"] = _beside(world, lists, ExactIndex.over(world.vectors, attributes))
@@ -304,9 +302,8 @@ def _resident() -> int:
 
 def print_table(console: Console, report: dict[str, Any]) -> None:
     """The report for people."""
-    table = Table(title=f"{report['config']['items']} x {report['config']['width']}, the best {_K}", title_justify="left")
-    for column in ("", "recall", "ms", "exact ms", "x exact"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    title = f"{report['config']['items']} x {report['config']['width']}, the best {_K}"
+    table = figure_table(title, "recall", "ms", "exact ms", "x exact")
 
     def row(name: str, recall: float, of: dict[str, Any]) -> None:
         table.add_row(name, f"{recall:.4f}", f"{of['ms']:.3f}", f"{of['exact_ms']:.3f}", f"{of['time_to_exact']:.2f}")
@@ -332,33 +329,23 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
     )
 
 
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = RetrievalExtent()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.retrieval", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser = command_parser("retrieval", _HELP)
     parser.add_argument("--items", type=int, default=defaults.items, help="in the index [%(default)s]")
-    parser.add_argument("--width", type=_count, default=defaults.width, help="of a vector [%(default)s]")
-    parser.add_argument("--queries", type=_count, default=defaults.queries, help="for each figure [%(default)s]")
+    parser.add_argument("--width", type=count, default=defaults.width, help="of a vector [%(default)s]")
+    parser.add_argument("--queries", type=count, default=defaults.queries, help="for each figure [%(default)s]")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of vectors and attributes [%(default)s]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
     extent = RetrievalExtent(items=options.items, width=options.width, queries=options.queries, seed=options.seed)
-    with stages(target.console) as tell:
-        report = measure(extent, tell)
+    with stages(target.console) as progress:
+        report = measure(extent, progress)
     target.write(report)
     print_table(target.console, report)
     return 0
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

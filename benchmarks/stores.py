@@ -7,9 +7,8 @@ are the rows' places: caches help as little as they would in serving.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.command import tells_wrong_input
+from benchmarks.command import command_parser, count, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.latency.timed import Timed, milliseconds
-from pocketrank.cloud.stores.base import EmbeddingStore
 from pocketrank.cloud.stores.opening import open_store
 from pocketrank.sdk_demo.cli.output import JsonTarget, print_report
 from tests.valkey import valkey_cluster, valkey_server
@@ -31,7 +29,6 @@ from tests.valkey import valkey_cluster, valkey_server
 __all__ = ["StoreRepetitions", "main", "measure_stores"]
 
 Int = NDArray[np.int64]
-Half = NDArray[np.float16]
 
 _ID_MAX = 1 << 40
 
@@ -77,7 +74,7 @@ def measure_stores(
         def places() -> Int:
             return rng.integers(0, len(ids), batch)
 
-        timed = {"take": _plain(vectors, places)}
+        timed = {"take": Timed(lambda at: vectors.take(at, axis=0), lambda: (places(),))}
         for name, url in urls.items():
             store = open_store(url)
             stack.callback(store.close)
@@ -86,7 +83,7 @@ def measure_stores(
             got = store.get("bench", ids)
             if not got.found.all() or got.vectors.tobytes() != vectors.tobytes():
                 raise BenchmarkError(name, "the rows that were put", "others")
-            timed[name] = _stored(store, ids, places)
+            timed[name] = Timed(partial(store.get, "bench"), lambda: (ids[places()],))
         for number in range(repetitions.warm_up + repetitions.rounds):
             if number == repetitions.warm_up:
                 for turn in timed.values():
@@ -101,47 +98,19 @@ def measure_stores(
     return {**report, "rows": len(ids), "width": width, "batch": batch, "repetitions": done, "seed": seed}
 
 
-def _plain(vectors: Half, places: Callable[[], Int]) -> _Turn:
-    return _Turn(lambda at: vectors.take(at, axis=0), places)
-
-
-def _stored(store: EmbeddingStore, ids: Int, places: Callable[[], Int]) -> _Turn:
-    return _Turn(partial(store.get, "bench"), lambda: ids[places()])
-
-
-class _Turn(Timed):
-    """Times a call with arguments that are made before the clock starts."""
-
-    def __init__(self, call: Callable[[Int], object], argument: Callable[[], Int]) -> None:
-        super().__init__(self._run)
-        self._of, self._argument = call, argument
-        self._next = argument()
-
-    def _run(self) -> object:
-        return self._of(self._next)
-
-    def step(self) -> None:
-        """One timed call."""
-        self._next = self._argument()
-        super().step()
-
-
 def _figures(turn: Timed, take: Timed) -> dict[str, float]:
     figures = milliseconds(turn.ns)
     return {"p50_us": 1e3 * figures["p50_ms"], "p99_us": 1e3 * figures["p99_ms"], "ratio_to_take": turn.ms / take.ms}
 
 
-@tells_wrong_input
-def main(arguments: list[str] | None = None) -> int:
+@one_line_errors
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stores", description=__doc__.splitlines()[0] if __doc__ else None
-    )
-    parser.add_argument("--json", help="write the report to this file, or to stdout with -")
-    parser.add_argument("--rows", type=_count, default=200_000, help="rows of the table (default: %(default)s)")
-    parser.add_argument("--width", type=_count, default=64, help="values a row (default: %(default)s)")
-    parser.add_argument("--batch", type=_count, default=60, help="rows got at a time (default: %(default)s)")
-    parser.add_argument("--rounds", type=_count, default=StoreRepetitions.rounds, help="turns of all (default: %(default)s)")
+    parser = command_parser("stores", "Time the rows of a page out of each embedding store, beside a plain array's `take`.")
+    parser.add_argument("--rows", type=count, default=200_000, help="rows of the table (default: %(default)s)")
+    parser.add_argument("--width", type=count, default=64, help="values a row (default: %(default)s)")
+    parser.add_argument("--batch", type=count, default=60, help="rows got at a time (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=StoreRepetitions.rounds, help="turns of all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of ids, rows and places (default: %(default)s)")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
@@ -152,13 +121,6 @@ def main(arguments: list[str] | None = None) -> int:
     print_report(target.console, shown, rows="store", title=f"µs for {options.batch} rows of {options.width} values")
     target.write(report)
     return 0
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,41 +1,7 @@
-"""How fast a swipe is on the device, beside its peers and beside the limit that this core's matrix products set.
-
-`python -m benchmarks.latency --json FILE`. The report is `presets.<name>` for each preset that is measured, the first of
-them also at the top. Times are medians in milliseconds unless they say p99; the lists are the longest of the spec. Of the split
-form::
-
-    rerank.{onnx,tflite,executorch,torch}     p50_ms, p99_ms, ratio_to_limit      a run of the whole model; null: not installed
-    incremental.{onnx,tflite}     page_ms; event_ms (one event), watch_ms, their sum swipe_ms; full_ms, the whole model;
-                                  speedup = full_ms / swipe_ms; limit_ms and ratio_to_limit of the swipe
-    swipe.{onnx,tflite}           p50_ms, p99_ms, run_p50_ms, outside_p50_ms, sdk_overhead_share     feedback(event) and next()
-    swipe_whole, swipe_search     the same with the whole model, and with the list search in the graph
-    swipe_equipped.KIND.{onnx,tflite}      the same with strategies, a watchdog and telemetry; added_ms, added_share: what that
-                                  adds, by the model's runs; over_run_share: all of the SDK by them
-    swipe_durable.KIND            swipe_equipped with a durable outbox too
-    search.{onnx,tflite}          host_ms, in_graph_ms, their ratio, mean number of steps      a ranker's order with a beam
-    beam                          stability and relative_cost by number of steps when no search stops early, found on the host
-                                  in `runtime` with `weights` on `lists` of test rows or random ones
-    bytes.{onnx,tflite}           of the whole model's file, of its stages', and of all
-    flop, flop_swipe              operations of the matrix products of the whole model, of one event and `watch` (`arithmetic`)
-    limit_ms                      flop at the best rate
-    fastest                       the runtime with the fastest swipe, of which the next two are
-    ratio_to_limit                p50 of a run of the whole model by limit_ms
-    sdk_overhead_share            share of a swipe outside the model's runs
-    torch_eager                   rerank.torch
-
-And for the preset::
-
-    forms.{split,self_contained}  all of the above for each form
-    matmul_gflop_s                this core's rate, `best` and by library and size (`matmul`)
-    memory                        device_process_mib, above_bare_mib: peak of a process with one session, and above a bare one
-    memory.{onnx,tflite}          the same by runtime
-    imports                       bare_ms, session_above_ms, all_above_ms: a process that imports (`imports`)
-    weights, candidates, events   what was measured
-"""
+"""The command line of `benchmarks.latency`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,9 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.command import tells_wrong_input
+from benchmarks.command import command_parser, count, figure_table, one_line_errors
 from benchmarks.latency.measure import Repetitions, measure
 from benchmarks.latency.searches import PUBLISHED
 from benchmarks.latency.subject import FORMATS, subjects
@@ -63,14 +28,11 @@ this core's matrix products.
 """
 
 
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = Repetitions()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser = command_parser("latency", _HELP)
     parser.add_argument(
         "--bundle", type=Path, metavar="DIR", help="bundle with onnx and tflite; without --run it must be of the default sizes"
     )
@@ -82,18 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         help="run to measure, exported when there is no --bundle; may be repeated",
     )
-    parser.add_argument("--rounds", type=_count, default=defaults.rounds, help="turns of everything [%(default)s]")
-    parser.add_argument("--runs", type=_count, default=defaults.runs, help="runs of each kind in a turn [%(default)s]")
+    parser.add_argument("--rounds", type=count, default=defaults.rounds, help="turns of everything [%(default)s]")
+    parser.add_argument("--runs", type=count, default=defaults.runs, help="runs of each kind in a turn [%(default)s]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
     presets: dict[str, dict[str, Any]] = {}
     with TemporaryDirectory(prefix="pocketrank-") as scratch:
-        with progress(target.console, "preparing the bundles") as tell:
-            found = subjects(options.bundle, options.run, Path(scratch), tell)
+        with progress(target.console, "preparing the bundles") as update:
+            found = subjects(options.bundle, options.run, Path(scratch), update)
         for subject in found:
-            with progress(target.console, f"measuring {subject.name}") as tell:
+            with progress(target.console, f"measuring {subject.name}") as update:
                 repetitions = Repetitions(rounds=options.rounds, runs=options.runs)
-                presets[subject.name] = measure(subject, repetitions, tell)
+                presets[subject.name] = measure(subject, repetitions, update)
     target.write({**next(iter(presets.values())), "presets": presets})
     for name, report in presets.items():
         print_report(target.console, name, report)
@@ -104,7 +66,7 @@ def print_report(console: Console, name: str, report: Mapping[str, Any]) -> None
     """The report of a preset for people; of stages, searches and the beam that of the headline form."""
     for form, figures in report["forms"].items():
         title = f"{name}, {form}: {report['candidates']} candidates, {report['events']} events, one thread, microseconds"
-        table = _table(title, "run p50", "run p99", "x limit", "swipe p50", "swipe p99", "of it SDK")
+        table = figure_table(title, "run p50", "run p99", "x limit", "swipe p50", "swipe p99", "of it SDK")
         for runtime, run in figures["rerank"].items():
             cells = ["-"] if run is None else [_us(run["p50_ms"]), _us(run["p99_ms"]), f"{run['ratio_to_limit']:.1f}"]
             if (swipe := figures["swipe"].get(runtime)) is not None:
@@ -129,7 +91,7 @@ def print_report(console: Console, name: str, report: Mapping[str, Any]) -> None
 
 
 def _print_stages(console: Console, report: Mapping[str, Any]) -> None:
-    table = _table(f"{report['form']}: what a swipe does anew, microseconds", *FORMATS)
+    table = figure_table(f"{report['form']}: what a swipe does anew, microseconds", *FORMATS)
     rows = report["incremental"].values()
     table.add_row("stage page, when a page comes", *(_us(row["page_ms"]) for row in rows))
     table.add_row("stage event, of one event", *(_us(row["event_ms"]) for row in rows))
@@ -165,30 +127,15 @@ def _print_stages(console: Console, report: Mapping[str, Any]) -> None:
 
 def _print_beam(console: Console, beam: Mapping[str, Any]) -> None:
     title = f"A beam of {beam['beam']} by steps, {beam['runtime']}, {beam['lists']} lists, weights: {beam['weights']}"
-    table = _table(title, *(str(i + 1) for i in range(len(beam["stability"]))))
+    table = figure_table(title, *(str(i + 1) for i in range(len(beam["stability"]))))
     for what, said in {"stability": "stability", "relative_cost": "cost by the first step's"}.items():
         table.add_row(said, *(f"{value:.4g}" for value in beam[what]))
         table.add_row("  published", *(f"{value:.4g}" for value in PUBLISHED[what][: len(beam[what])]))
     console.print(table)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
 def _us(ms: float) -> str:
     return f"{ms * 1e3:.0f}"
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

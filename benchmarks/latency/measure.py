@@ -60,7 +60,7 @@ class _Turn(Protocol):
 
 
 def measure(subject: LatencySubject, repetitions: Repetitions, progress: Callable[[float], None]) -> dict[str, Any]:
-    """The report of one preset. `progress` gets the share done.
+    """The report of one preset. `progress` takes the share done.
 
     Raises `BenchmarkError`, and what opening a bundle's models raises.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.latency.subject import LatencySubject
-from benchmarks.latency.timed import milliseconds
+from benchmarks.latency.timed import Timed
 from pocketrank.device.contract import Form, Format, SearchSpec
 from pocketrank.device.model.features import PageArrays
 from pocketrank.device.model.history import EventHistory
@@ -69,7 +70,7 @@ class Moment:
         return cls(remaining, history, inputs["context"], position)
 
 
-class SearchBench:
+class SearchBench(Timed):
     """Orders of the same moments, one after the other, with the list search in the graph or on the host."""
 
     def __init__(self, subject: LatencySubject, form: Form, format: Format, lists: list[Inputs], *, host: bool) -> None:
@@ -81,25 +82,8 @@ class SearchBench:
         self._ranker = Ranker(bundle.spec, bundle.split_version, {form: open_stages(paths, format)})
         self._moments = [Moment.of(self._ranker, form, inputs) for inputs in lists]
         self.orders = [self._order(moment) for moment in self._moments]
-        self._next = 0
-        self.ns: list[int] = []
-
-    def step(self) -> None:
-        """One timed order."""
-        moment = self._moments[self._next % len(self._moments)]
-        self._next += 1
-        start = time.perf_counter_ns()
-        self._order(moment)
-        self.ns.append(time.perf_counter_ns() - start)
-
-    def forget(self) -> None:
-        """Leave out the times so far."""
-        self.ns.clear()
-
-    @property
-    def ms(self) -> float:
-        """The median."""
-        return milliseconds(self.ns)["p50_ms"]
+        moments = cycle(self._moments)
+        super().__init__(self._order, lambda: (next(moments),))
 
     def steps(self) -> float:
         """Mean number of items that a search in the graph decides."""

@@ -124,10 +124,10 @@ def subjects(bundle: Path | None, runs: Sequence[Path], scratch: Path, progress:
     for i, run in enumerate(opened):
         made = scratch / f"bundle-{i}"
 
-        def tell(what: str, share: float, i: int = i) -> None:
+        def update(what: str, share: float, i: int = i) -> None:
             progress((i + share) / len(opened))
 
-        export_bundle(run, made, formats=FORMATS, progress=tell)
+        export_bundle(run, made, formats=FORMATS, progress=update)
         found.append(LatencySubject.of(run, made))
     return found
 

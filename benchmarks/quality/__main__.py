@@ -1,24 +1,7 @@
-"""How well the device model orders what is shown next, beside the server, published peers and the model with parts left out.
-
-`python -m benchmarks.quality --data kuairand:DIR --train-to DATE --test-from DATE --json FILE`. All models learn from the rows
-up to `--train-to`, score the rows from `--test-from` on, each right before it was shown, and have the scores that one full
-ranker made before it learned the row. The report::
-
-    models.NAME.TASK         auc, gauc, ndcg, logloss, each with its _std over seeds; ece, predicted_over_observed
-    paired.NAME.TASK         mean, std over seeds of the AUC above that of `server_score_refreshed`
-    aims.TASK                what the split form was to reach; split, met
-    curves.events_since_request.BIN      rows; over_server_score, over_server_score_refreshed: the split form's gain, by task
-    curves.events_known.BIN  the same by the number of events that the device knows
-    curves.fresh_feedback.BIN            rows; over_boosted_trees@request: what boosted trees gain by events since the request
-    curves.training_share.FORM.SHARE     auc, auc_std by task, after training on a share of the users
-    data, seeds, fewer_seeds, seconds    what was asked for, which models have fewer seeds, and how long it took
-
-With `--tune` instead: `tuned.NAME`, the settings tried and the AUC by task of each on the last training days.
-"""
+"""The command line of `benchmarks.quality`."""
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
@@ -33,18 +16,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.command import tells_wrong_input
+from benchmarks.command import command_parser, count, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.quality.models import MODELS, TUNABLE, Data, Quality, TrainingJob, jobs
 from benchmarks.quality.report import AIMS, REFERENCE, report
 from pocketrank.cloud.data.kuairand import load_kuairand
 from pocketrank.sdk_demo.cli.errors import OptionError
 from pocketrank.sdk_demo.cli.options import parse_date, parse_list, parse_source
-from pocketrank.sdk_demo.cli.output import JsonTarget
+from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
 from pocketrank.sdk_demo.cli.stages import stages
 
 __all__ = ["main", "print_table"]
@@ -62,23 +43,20 @@ benchmark goes on. A change of data, dates or numbers makes anew what it touches
 JOBS = min(2, os.cpu_count() or 1)
 """Trainings side by side, one thread each: more would take each other's memory bandwidth."""
 
-Tell = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 
 
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("quality", _HELP)
     parser.add_argument("--data", required=True, metavar="kuairand:DIR", help="folder in the public KuaiRand layout")
     parser.add_argument("--train-to", required=True, metavar="DATE", help="last training day")
     parser.add_argument("--test-from", required=True, metavar="DATE", help="first test day")
-    parser.add_argument("--seeds", type=_count, default=5, help="how many times to train [%(default)s]")
+    parser.add_argument("--seeds", type=count, default=5, help="how many times to train [%(default)s]")
     parser.add_argument("--models", default=",".join(MODELS), help="comma list [all]")
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is finished [a temporary one]")
-    parser.add_argument("--jobs", type=_count, default=JOBS, help="trainings side by side [%(default)s]")
+    parser.add_argument("--jobs", type=count, default=JOBS, help="trainings side by side [%(default)s]")
     parser.add_argument("--tune", action="store_true", help="try settings on the last training days instead")
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -90,16 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if test_from <= train_to:
         raise OptionError("--test-from", f"a day after --train-to {train_to}", options.test_from)
     models = parse_list(options.models, MODELS, "--models")
-    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as tell:
+    with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as progress:
         bench = partial(_open, source.folder, train_to, test_from, options.work or Path(scratch))
-        tell("loading the log", 0.0)
+        progress("loading the log", 0.0)
         quality = bench()
         result: dict[str, Any]
         if options.tune:
-            result = {"tuned": _tune(quality, [name for name in models if name in TUNABLE], tell)}
+            result = {"tuned": _tune(quality, [name for name in models if name in TUNABLE], progress)}
         else:
             seeds = list(range(options.seeds))
-            _train(quality, bench, models, seeds, options.jobs, tell)
+            _train(quality, bench, models, seeds, options.jobs, progress)
             result = report(quality, models, seeds)
     result["seconds"] = round(time.monotonic() - began, 1)
     target.write(result)
@@ -138,7 +116,12 @@ def _one(quality: Quality, task: int | TrainingJob) -> None:
 
 
 def _train(
-    quality: Quality, bench: Callable[[], Quality], models: Sequence[str], seeds: Sequence[int], processes: int, tell: Tell
+    quality: Quality,
+    bench: Callable[[], Quality],
+    models: Sequence[str],
+    seeds: Sequence[int],
+    processes: int,
+    progress: Progress,
 ) -> None:
     """Train all that is missing, rankers first, in this process or in several."""
     todo = [job for job in jobs(models, seeds) if not quality.done(job)]
@@ -147,17 +130,17 @@ def _train(
     if processes == 1 or len(todo) + len(rankers) < 2:
         for stage, tasks in stages_of:
             for i, task in enumerate(tasks):
-                tell(stage, i / len(tasks))
+                progress(stage, i / len(tasks))
                 _one(quality, task)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     with ProcessPoolExecutor(processes, context, _begin, (bench,)) as pool:
         try:
             for stage, tasks in stages_of:
-                tell(stage, 0.0)
+                progress(stage, 0.0)
                 futures = [pool.submit(_do, task) for task in tasks]
                 for i, future in enumerate(as_completed(futures)):
-                    tell(stage, i / len(tasks))
+                    progress(stage, i / len(tasks))
                     future.result()
         except BrokenProcessPool:
             expected = "every training to end by itself"
@@ -166,14 +149,14 @@ def _train(
             pool.shutdown(cancel_futures=True)
 
 
-def _tune(quality: Quality, models: Sequence[str], tell: Tell) -> dict[str, list[dict[str, Any]]]:
+def _tune(quality: Quality, models: Sequence[str], progress: Progress) -> dict[str, list[dict[str, Any]]]:
     """Each model's settings with the first seed, and their AUC by task on the last training days."""
-    tell("ranker", 0.0)
+    progress("ranker", 0.0)
     quality.rank(0)
     tasks = quality.data.samples.config.tasks
     tuned: dict[str, list[dict[str, Any]]] = {}
     for name in models:
-        tell(name, 0.0)
+        progress(name, 0.0)
         tuned[name] = [
             {"learning_rate": setting.learning_rate, "rounds": setting.rounds, "auc": dict(zip(tasks, figures, strict=True))}
             for setting, figures in quality.tune(name, 0)
@@ -186,10 +169,7 @@ def print_table(console: Console, report: Mapping[str, Any]) -> None:
     for task in AIMS:
         data = report["data"]
         title = f"{task}: {data['test_rows']} rows from {data['test_from']} on, {len(report['seeds'])} seeds"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("model", no_wrap=True)
-        for column in ("AUC", "above refreshed", "GAUC", "nDCG", "log loss"):
-            table.add_column(column, justify="right")
+        table = figure_table(title, "AUC", "above refreshed", "GAUC", "nDCG", "log loss", label="model")
         for name, row in report["models"].items():
             figures, gain = row[task], report.get("paired", {}).get(name, {}).get(task, {})
             table.add_row(
@@ -200,17 +180,13 @@ def print_table(console: Console, report: Mapping[str, Any]) -> None:
         if aim := report.get("aims", {}).get(task):
             above = aim[f"above_{REFERENCE}"]
             missed = [name for name, gain in aim["above_peers"].items() if not gain["met"]]
-            _line(
+            print_line(
                 console,
                 f"split: AUC {_pm(aim['auc']['split'])}, aim {aim['auc']['aim']}; "
                 f"{_pm(above['split'], sign='+')} above refreshed, aim {above['aim']:+}; "
                 + (f"not clear of {', '.join(missed)}" if missed else "clear of every peer")
                 + "\n",
             )
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _pm(mean: float | None, std: float | None = None, sign: str = "") -> str:
@@ -220,21 +196,12 @@ def _pm(mean: float | None, std: float | None = None, sign: str = "") -> str:
 
 
 def _print_settings(console: Console, tuned: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    table = Table(title="settings on the last training days, AUC", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("model", "learning rate", "rounds", *AIMS):
-        table.add_column(column)
+    table = figure_table("settings on the last training days, AUC", "learning rate", "rounds", *AIMS, label="model")
     for name, tried in tuned.items():
         for row in tried:
             figures = [f"{row['auc'][task]:.4f}" for task in AIMS]
             table.add_row(name, f"{row['learning_rate']:g}", str(row["rounds"]), *figures)
     console.print(table)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.command import make_work_folder
 from benchmarks.errors import BenchmarkError
 from benchmarks.quality.hand_features import TreeConfig, Trees, hand_features
 from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
@@ -258,10 +259,7 @@ class Quality:
         dates = [data.digest, data.train_to.isoformat(), data.test_from.isoformat()]
         self._base = [dates, msgspec.to_builtins(RANKER), msgspec.to_builtins(data.samples.config), REFRESHED_LIST]
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BenchmarkError(str(folder), "a folder to work in", error.strerror or str(error)) from error
+        make_work_folder(folder)
 
     def rank(self, seed: int) -> None:
         """Train the full ranker of a seed and keep what it says of each row, at request time and refreshed."""

@@ -1,17 +1,11 @@
-"""What a device or the cloud loses, applies twice or refuses when it is killed, overloaded, attacked, or cut off.
-
-`python -m benchmarks.reliability --device --json FILE`, or `--cloud`. A benchmark tells and does not judge: the exit code is 0
-whatever the figures. The report has one key, `device` (`benchmarks.reliability.device`) or `cloud`
-(`benchmarks.reliability.cloud`). With `--only` it has what those parts tell.
-"""
+"""The command line of `benchmarks.reliability`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.command import tells_wrong_input
+from benchmarks.command import command_parser, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.reliability import cloud as reliability_cloud
 from benchmarks.reliability import device as reliability_device
@@ -34,17 +28,14 @@ Ask the cloud for twice the pages that it can make, kill it with -9, kill its st
 """
 
 
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     device, cloud = reliability_device, reliability_cloud
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reliability", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("reliability", _HELP)
     side = parser.add_mutually_exclusive_group(required=True)
     side.add_argument("--device", action="store_true", help="measure the device")
     side.add_argument("--cloud", action="store_true", help="measure the cloud")
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
     parser.add_argument("--kills", type=int, help=f"processes to kill, from 2 [device {device.KILLS}, cloud {cloud.KILLS}]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the load and the attacks [%(default)s]")
     parser.add_argument("--minutes", type=float, default=cloud.MINUTES, help="of overload of the cloud [%(default)s]")

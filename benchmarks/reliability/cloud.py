@@ -36,8 +36,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.command import figure_table
 from benchmarks.reliability.cloud_disk import fill_disk
 from benchmarks.reliability.cloud_kills import kill_servers
 from benchmarks.reliability.cloud_overload import OverloadConfig, overload
@@ -84,35 +84,33 @@ def measure_cloud(parts: Sequence[str], extent: CloudExtent, console: Console) -
     found: dict[str, dict[str, Any]] = {}
     for part in PARTS:
         if part in parts:
-            with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, PARTS[part]) as tell:
-                found[part] = _measure(part, Path(work), extent, tell)
+            with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, PARTS[part]) as update:
+                found[part] = _measure(part, Path(work), extent, update)
     headlines: dict[str, Any] = {}
     for name in _HEADLINES:
         if name in _SUMS:
-            if told := [figures[name] for figures in found.values() if name in figures]:
-                headlines[name] = sum(told)
+            if values := [figures[name] for figures in found.values() if name in figures]:
+                headlines[name] = sum(values)
         elif (source := "kills" if name == "kills" else "overload") in found:
             headlines[name] = found[source][name]
     return headlines | {_KEYS.get(part, part): figures for part, figures in found.items()}
 
 
-def _measure(part: str, work: Path, extent: CloudExtent, tell: Callable[[float], None]) -> dict[str, Any]:
+def _measure(part: str, work: Path, extent: CloudExtent, update: Callable[[float], None]) -> dict[str, Any]:
     match part:
         case "overload":
-            return overload(work, extent.seed, tell, OverloadConfig(seconds=60 * extent.minutes, items=extent.items))
+            return overload(work, extent.seed, update, OverloadConfig(seconds=60 * extent.minutes, items=extent.items))
         case "kills":
-            return kill_servers(work, extent.kills, extent.seed, tell)
+            return kill_servers(work, extent.kills, extent.seed, update)
         case "store":
-            return kill_store(work, extent.seed, tell, StoreKillConfig(items=extent.items))
+            return kill_store(work, extent.seed, update, StoreKillConfig(items=extent.items))
         case _:
-            return fill_disk(work, extent.seed, tell)
+            return fill_disk(work, extent.seed, update)
 
 
 def print_cloud(console: Console, report: Mapping[str, Any]) -> None:
     """The figures as tables."""
-    table = Table(title="The cloud under overload, kills and faults", title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("", justify="right")
+    table = figure_table("The cloud under overload, kills and faults", "")
     for name in _HEADLINES:
         if name in report:
             table.add_row(name.replace("_", " "), _cell(report[name]))
@@ -127,9 +125,7 @@ def print_cloud(console: Console, report: Mapping[str, Any]) -> None:
     console.print(table)
     _print_pages(console, report)
     if "overload" in report:
-        table = Table(title="Overload by time", title_justify="left")
-        for name in ("from s", "pages", "p50 ms", "p99 ms", "whole", "price", "MB"):
-            table.add_column(name, justify="right")
+        table = figure_table("Overload by time", "pages", "p50 ms", "p99 ms", "whole", "price", "MB", label="from s")
         for row in report["overload"]["series"]:
             cells = [_cell(row.get(name)) for name in ("from_s", "pages", "p50_ms", "p99_ms", "whole_share", "price")]
             table.add_row(*cells, _cell(row["memory"] / 1e6))
@@ -149,9 +145,9 @@ def _print_pages(console: Console, report: Mapping[str, Any]) -> None:
     ]
     if not times:
         return
-    table = Table(title="Pages, and the share of them that lacks what", title_justify="left")
-    for name in ("", "pages", "p50 ms", "p99 ms", "whole", "price", "degraded"):
-        table.add_column(name, justify="right" if name not in ("", "degraded") else "left", no_wrap=not name)
+    title = "Pages, and the share of them in which something is missing"
+    table = figure_table(title, "pages", "p50 ms", "p99 ms", "whole", "price")
+    table.add_column("degraded")
     for name, row in times:
         lacks = ", ".join(f"{reason} {share:.3f}" for reason, share in row.get("degraded_share", {}).items())
         table.add_row(name, *(_cell(row.get(n)) for n in ("pages", "p50_ms", "p99_ms", "whole_share", "price")), lacks)

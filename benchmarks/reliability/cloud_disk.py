@@ -120,7 +120,7 @@ class _Limit(_Disk):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))  # Python ignores the signal with it
 
 
-def fill_disk(work: Path, seed: int, tell: Callable[[float], None], config: DiskConfig | None = None) -> dict[str, Any]:
+def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: DiskConfig | None = None) -> dict[str, Any]:
     """Fill the disk under the log and make room again; the report. Raises `BenchmarkError`."""
     config, never = config or DiskConfig(), Event()
     run = small_run(work / "run")
@@ -139,13 +139,13 @@ def fill_disk(work: Path, seed: int, tell: Callable[[float], None], config: Disk
             never.wait(config.before_s)
             disk.fill(server.pid)
             full_at, taken = monotonic() - began, devices.counts["batches"]
-            tell(config.before_s / total)
+            progress(config.before_s / total)
             never.wait(config.full_s)
             ready, taken = _ready(server.port), devices.counts["batches"] - taken
             disk.free(server.pid)
             free_at = monotonic() - began
             again_s = _taken_again(devices, config.again_s)
-            tell((config.before_s + config.full_s) / total)
+            progress((config.before_s + config.full_s) / total)
             never.wait(config.after_s)
             devices.finish()
             result = load.wait()

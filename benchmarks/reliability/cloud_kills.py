@@ -58,7 +58,7 @@ class CloudKillConfig:
 
 
 def kill_servers(
-    work: Path, kills: int, seed: int, tell: Callable[[float], None], config: CloudKillConfig | None = None
+    work: Path, kills: int, seed: int, progress: Callable[[float], None], config: CloudKillConfig | None = None
 ) -> dict[str, Any]:
     """Kill so many servers and workers, with files in the folder `work`; what came of it."""
     config, rng = config or CloudKillConfig(), random.Random(seed)
@@ -69,7 +69,7 @@ def kill_servers(
         for era in itertools.count():
             killer = _Killer(server, run, work / f"log-{era}.db", rng, config, killed)
             done = killed.total()
-            counts.update(killer.era(min(config.lives, kills - done), kills, lambda: tell(killed.total() / kills)))
+            counts.update(killer.era(min(config.lives, kills - done), kills, lambda: progress(killed.total() / kills)))
             if killed.total() >= kills:
                 break
     return {
@@ -92,7 +92,7 @@ class _Killer:
         self._order = ServeOrder(run=str(run.folder), log=str(log))
         self._never, self._start_s = Event(), 0.5
 
-    def era(self, lives: int, kills: int, tell: Callable[[], None]) -> Counter[str]:
+    def era(self, lives: int, kills: int, progress: Callable[[], None]) -> Counter[str]:
         """Live and be killed until there are `kills` in all or `lives` are over; then look what is left."""
         server, config, devices = self._server, self._config, None
         for _ in range(lives):
@@ -113,7 +113,7 @@ class _Killer:
                 self._start_s = monotonic() - started
                 devices = devices or self._devices()
                 self._kill_serving()
-            tell()
+            progress()
         server.start(self._order)
         if devices is None:
             raise BenchmarkError("--kills", "some", "none")

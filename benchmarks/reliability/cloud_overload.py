@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.http_connection import http_request
 from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from benchmarks.reliability.open_loop import OpenLoad, OpenPhase, OpenResult
 from benchmarks.serving.asked import PageRequests
 from benchmarks.serving.host import cores, on_core
-from benchmarks.serving.load import Load, LoadOrder, http_request
+from benchmarks.serving.load import Load, LoadOrder
 from benchmarks.serving.published import WorldSize, publish_world
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.run import Run
@@ -73,7 +74,7 @@ class OverloadConfig:
 
 
 def overload(
-    work: Path, seed: int, tell: Callable[[float], None], config: OverloadConfig | None = None, run: Run | None = None
+    work: Path, seed: int, progress: Callable[[float], None], config: OverloadConfig | None = None, run: Run | None = None
 ) -> dict[str, Any]:
     """Overload a server over `run`, or over one that is drawn; the report. Raises `BenchmarkError`."""
     config, where = config or OverloadConfig(), cores()
@@ -90,7 +91,7 @@ def overload(
         )
         with OpenLoad(work, where.load) as load:
             load.begin(server.port, requests, phases, seed=seed)
-            memory = _watch(server, config, tell)
+            memory = _watch(server, config, progress)
             result = load.wait()
         server.stop()
     return {"capacity_rps": capacity, "offered_rps": config.times * capacity} | _report(result, memory, config)
@@ -133,13 +134,13 @@ def _capacity(server: CloudServer, requests: list[PageRequest], config: Overload
     return best
 
 
-def _watch(server: CloudServer, config: OverloadConfig, tell: Callable[[float], None]) -> list[tuple[float, int]]:
+def _watch(server: CloudServer, config: OverloadConfig, progress: Callable[[float], None]) -> list[tuple[float, int]]:
     """Memory in bytes by seconds since the start, until the last phase is over."""
     began, total, never = monotonic(), config.calm_s + config.seconds + config.after_s, Event()
     found: list[tuple[float, int]] = []
     while (now := monotonic() - began) < total:
         found.append((now, server.memory_bytes()))
-        tell(now / total)
+        progress(now / total)
         never.wait(config.seconds / config.samples)
     return found
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,9 +20,9 @@ from typing import Any
 import msgspec
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.processes import own_environment
+from benchmarks.processes import OrderedProcess
 from benchmarks.reliability.forks import fork_each
-from benchmarks.serving.host import children, cpu_s, memory_bytes
+from benchmarks.serving.host import children, cpu_s, memory_bytes, process_tree
 
 __all__ = ["CloudServer", "ServeOrder", "main"]
 
@@ -57,32 +56,20 @@ class ServeOrder(msgspec.Struct, frozen=True, kw_only=True):
 class CloudServer:
     """One server at a time, which starts again on the same port. A context.
 
-    `before` is a command that runs this module's, such as one that mounts something first. What servers log goes to the file
-    `said`.
+    `before` is a command that runs this module's, such as one that mounts something first. What servers log is
+    appended to the file `log`.
     """
 
-    def __init__(self, said: Path, *, ahead: bool = False, before: Sequence[str] = ()) -> None:
-        self._said = said
-        command = [*before, sys.executable, "-m", "benchmarks.reliability.cloud_server", *(["ahead"] if ahead else [])]
-        # Killed ones leave temporary files behind: they go with the rest of the scratch.
-        environment = own_environment(OMP_NUM_THREADS="1", TMPDIR=str(said.parent))
-        with said.open("ab") as file:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-                bufsize=1,
-                env=environment,
-            )
+    def __init__(self, log: Path, *, ahead: bool = False, before: Sequence[str] = ()) -> None:
+        options = ["ahead"] if ahead else []
+        # Killed servers leave temporary files behind, which are removed with the rest of the scratch.
+        environment = {"OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
+        self._process = OrderedProcess("benchmarks.reliability.cloud_server", *options, before=before, log=log, **environment)
         self.port = self.pid = 0
 
     def begin(self, order: ServeOrder) -> None:
         """Start a server and return while it loads."""
-        assert self._process.stdin is not None
-        order = msgspec.structs.replace(order, port=self.port)
-        self._process.stdin.write(msgspec.json.encode(order).decode() + "\n")
+        self._process.send(msgspec.structs.replace(order, port=self.port))
         self.pid = int(self._heard("pid "))
 
     def wait_ready(self) -> None:
@@ -100,20 +87,15 @@ class CloudServer:
         return self._process.pid
 
     def _heard(self, beginning: str) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().rstrip("\n")
+        line = self._process.read_line()
         if not line.startswith(beginning):
-            raise BenchmarkError("the server", f"`{beginning}…`", f"`{line}`; it said: {self._said.read_text()[-2000:]}")
+            raise BenchmarkError("the server", f"`{beginning}…`", f"`{line}`{self._process.logged}")
         return line.removeprefix(beginning)
 
     @property
     def pids(self) -> list[int]:
         """The server and all processes that it started."""
-        found, new = [], [self.pid] if self.pid else []
-        while new:
-            found += new
-            new = [child for pid in new for child in children(pid)]
-        return found
+        return process_tree(self.pid) if self.pid else []
 
     @property
     def workers(self) -> list[int]:
@@ -132,26 +114,12 @@ class CloudServer:
         """With -9, all its processes; they are gone when this returns."""
         if not self.pid:
             return
-        ends = [end for end in map(_end_of, self.pids) if end is not None]
-        try:
-            for end in ends:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(end, signal.SIGKILL)
-            for end in ends:
-                select([end], [], [], _STOP_S)
-        finally:
-            for end in ends:
-                os.close(end)
+        _kill_and_wait(self.pids)
         self._ended(-signal.SIGKILL)
 
     def kill_worker(self, pid: int) -> None:
         """One of `workers`, with -9; it is gone when this returns."""
-        if (end := _end_of(pid)) is not None:
-            try:
-                signal.pidfd_send_signal(end, signal.SIGKILL)
-                select([end], [], [], _STOP_S)
-            finally:
-                os.close(end)
+        _kill_and_wait([pid])
 
     def stop(self) -> None:
         """As an operator does. Raises `BenchmarkError` when it does not end in order."""
@@ -159,15 +127,11 @@ class CloudServer:
         self._ended(0)
 
     def _ended(self, expected: int) -> None:
-        assert self._process.stdout is not None
         self.pid = 0
-        for line in self._process.stdout:  # a killed one may have said that it serves
-            if line.startswith("end "):
-                if (code := int(line.removeprefix("end "))) != expected:
-                    said = self._said.read_text()[-2000:]
-                    raise BenchmarkError("the server", f"an end by {expected}", f"one by {code}; it said: {said}")
-                return
-        raise BenchmarkError("the server", "its last word", "nothing more")
+        while not (line := self._process.read_line()).startswith("end "):
+            pass  # a killed server may have reported before that it serves
+        if (code := int(line.removeprefix("end "))) != expected:
+            raise BenchmarkError("the server", f"an end by {expected}", f"one by {code}{self._process.logged}")
 
     def __enter__(self) -> CloudServer:
         return self
@@ -176,15 +140,24 @@ class CloudServer:
         for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.communicate()
+        self._process.close()
 
 
-def _end_of(pid: int) -> int | None:
-    """A handle by which to end a process and wait for its end, though another is its parent."""
-    with suppress(ProcessLookupError):
-        return os.pidfd_open(pid)
-    return None
+def _kill_and_wait(pids: Sequence[int]) -> None:
+    """Kill processes with -9 and wait until they have ended, though another process is their parent."""
+    handles: list[int] = []
+    try:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                handles.append(os.pidfd_open(pid))
+        for handle in handles:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        for handle in handles:
+            select([handle], [], [], _STOP_S)
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def _command_line(pid: int) -> bytes:

@@ -48,7 +48,7 @@ class StoreKillConfig:
 
 
 def kill_store(
-    work: Path, seed: int, tell: Callable[[float], None], config: StoreKillConfig | None = None, run: Run | None = None
+    work: Path, seed: int, progress: Callable[[float], None], config: StoreKillConfig | None = None, run: Run | None = None
 ) -> dict[str, Any]:
     """Kill the store under a server over `run`, or over one that is drawn; the report. Raises `BenchmarkError`."""
     config = config or StoreKillConfig()
@@ -70,7 +70,7 @@ def kill_store(
                 never.wait(config.away_s)
                 valkey.restart()
                 backs.append(monotonic() - began)
-                tell((number + 0.5) / config.kills)
+                progress((number + 0.5) / config.kills)
                 never.wait(config.back_s)
             result = load.wait()
         server.stop()

@@ -26,8 +26,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.command import figure_table
 from benchmarks.reliability.faults import swipe_through_faults
 from benchmarks.reliability.kills_events import kill_devices
 from pocketrank.sdk_demo.cli.output import progress
@@ -58,48 +58,44 @@ def measure_device(parts: Sequence[str], kills: int, seed: int, console: Console
     found: dict[str, dict[str, Any]] = {}
     for part in PARTS:
         if part in parts:
-            with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, PARTS[part]) as tell:
-                found[part] = _measure(part, Path(work), kills - switches, switches, seed, tell)
+            with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, PARTS[part]) as update:
+                found[part] = _measure(part, Path(work), kills - switches, switches, seed, update)
     headlines = {name: sum(figures.get(name, 0) for figures in found.values()) for name in _HEADLINES}
-    told = {name for figures in found.values() for name in figures}
-    return {name: value for name, value in headlines.items() if name in told} | found
+    known = {name for figures in found.values() for name in figures}
+    return {name: value for name, value in headlines.items() if name in known} | found
 
 
-def _measure(part: str, work: Path, events: int, switches: int, seed: int, tell: Progress) -> dict[str, Any]:
+def _measure(part: str, work: Path, events: int, switches: int, seed: int, update: Progress) -> dict[str, Any]:
     match part:
         case "events":
-            return kill_devices(work, events, seed, tell)
+            return kill_devices(work, events, seed, update)
         case "switches":
             from benchmarks.reliability.kills_bundle import kill_switches  # with the next it needs the extra that signs bundles
 
-            return kill_switches(work, switches, seed, tell)
+            return kill_switches(work, switches, seed, update)
         case "hostile":
             from benchmarks.reliability.hostile import attack
 
-            return attack(work, seed, tell)
+            return attack(work, seed, update)
         case _:
-            return swipe_through_faults(work, tell)
+            return swipe_through_faults(work, update)
 
 
 def print_device(console: Console, report: Mapping[str, Any]) -> None:
     """The figures as tables."""
-    table = Table(title="A device under kills, attacks and faults", title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("", justify="right")
+    table = figure_table("A device under kills, attacks and faults", "")
     for name in _HEADLINES:
         if name in report:
             table.add_row(name.replace("_", " "), str(report[name]))
     console.print(table)
     if "events" in report:
-        table = Table(title="What was going on when the kill came", title_justify="left")
-        for name in report["events"]["during"]:
-            table.add_column(name, justify="right")
-        table.add_row(*map(str, report["events"]["during"].values()))
+        during = report["events"]["during"]
+        table = figure_table("Activity at the moment of the kill", *during)
+        table.add_row("", *map(str, during.values()))
         console.print(table)
     if "faults" in report:
-        table = Table(title="Swipes through faults, milliseconds", title_justify="left")
-        for name in ("", "swipes", "failed", "p50", "p99", "longest", "events lost", "calls failed"):
-            table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+        columns = ("swipes", "failed", "p50", "p99", "longest", "events lost", "calls failed")
+        table = figure_table("Swipes through faults, milliseconds", *columns)
         for name, day in report["faults"]["situations"].items():
             counts = day["counts"]
             times = [f"{day[column]:.2f}" for column in ("p50_ms", "p99_ms", "max_ms")]

@@ -11,8 +11,6 @@ import mmap
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from benchmarks.processes import OrderedProcess
 from benchmarks.reliability.released import (
     BUNDLE_KEY,
     KEYS,
@@ -68,11 +67,9 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
     invalid, root = 0, work / "device"
     _first(root, make_bundle(work / "first", 1))
     floor, activated, rejected = 0, set[int](), set[int]()
-    server = subprocess.Popen([sys.executable, "-m", "benchmarks.reliability.kills_bundle"], stdout=subprocess.PIPE, text=True)
     step = mmap.mmap(-1, 1)
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
+    with OrderedProcess("benchmarks.reliability.kills_bundle") as server:
+        url = server.read_line()
         with CloudClient(url) as client:
             started = time.perf_counter()
             _updates(root).check(client)
@@ -96,9 +93,6 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
             invalid += not _valid(store) or followed < floor or state.active in state.rejected
             floor = followed
             progress((i + 1) / kills)
-    finally:
-        server.kill()
-        server.wait()
     return {
         "kills": kills,
         "invalid_bundles_active": invalid,

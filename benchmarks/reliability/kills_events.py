@@ -12,8 +12,6 @@ import mmap
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,9 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from benchmarks.errors import BenchmarkError
+from benchmarks.processes import OrderedProcess
 from benchmarks.reliability.kills_device import MARKS, Life
 from benchmarks.reliability.log_server import LogServer
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
@@ -60,30 +57,23 @@ class _Life:
     killed: bool = False
 
 
-class _Devices:
+class _Devices(OrderedProcess):
     """The process that forks them."""
 
     def __init__(self, marks: Path) -> None:
         self._marks = marks
         marks.write_bytes(bytes(len(MARKS)))
-        command, pipe = [sys.executable, "-m", "benchmarks.reliability.kills_device"], subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
-
-    def close(self) -> None:
-        self._process.kill()  # a device that still lives ends when nobody listens
-        self._process.communicate()
+        super().__init__("benchmarks.reliability.kills_device")
 
     def live(self, life: Life, events: int | None = None, kill: Callable[[], None] = lambda: None) -> _Life:
         """Let one live; after `events` events call `kill`, then kill it. None leaves it to its own end."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(life).decode() + "\n")
+        self.send(life)
         lived = _Life()
         pid = 0
         with self._marks.open("r+b") as file, mmap.mmap(file.fileno(), len(MARKS)) as marks:
             marks[:] = bytes(len(MARKS))
-            for line in self._process.stdout:
-                what, _, value = line.rstrip("\n").partition(" ")
+            while True:
+                what, _, value = self.read_line().partition(" ")
                 match what:
                     case "pid":
                         pid = int(value)
@@ -101,7 +91,6 @@ class _Devices:
                     kill()
                     os.kill(pid, signal.SIGKILL)
                     lived.killed = True
-        raise BenchmarkError("the devices", "their last word", "nothing more")
 
     def _check(self, code: int, killed: bool) -> None:
         expected = -signal.SIGKILL if killed else 0

@@ -6,12 +6,12 @@ start, and this one is started again many times. It does not sync the disk: no p
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from threading import Event
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.processes import OrderedProcess
 from benchmarks.reliability.faulty_cloud import FaultyCloud
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
 
@@ -23,7 +23,7 @@ class LogServer:
 
     def __init__(self, log: Path) -> None:
         self._log, self._port = log, 0
-        self._process: subprocess.Popen[str] | None = None
+        self._process: OrderedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -33,10 +33,8 @@ class LogServer:
         """Start it if it does not run, and wait until it serves."""
         if self._process is not None:
             return
-        command = [sys.executable, "-m", "benchmarks.reliability.log_server", str(self._log), str(self._port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        self._process = OrderedProcess("benchmarks.reliability.log_server", str(self._log), str(self._port))
+        line = self._process.read_line()
         if not line.startswith("http"):
             raise BenchmarkError("the server of the log", "its URL", repr(line))
         self._port = int(line.rsplit(":", 1)[1])
@@ -44,10 +42,7 @@ class LogServer:
     def kill(self) -> None:
         """With -9."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
+            self._process.close()
             self._process = None
 
 

@@ -8,8 +8,6 @@ latencies count from it, so that a server that stalls does not hide what it made
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.processes import own_environment
+from benchmarks.processes import OrderedProcess
 from pocketrank.device.contract import PageRequest
 
 __all__ = ["DROPPED", "MALFORMED", "UNSENT", "OpenDone", "OpenLoad", "OpenOrder", "OpenPhase", "OpenResult"]
@@ -104,41 +101,26 @@ class OpenResult:
         return (self.at >= since) & (self.at < until)
 
 
-class OpenLoad:
-    """The process. A context. `core` None leaves it to the system."""
+class OpenLoad(OrderedProcess):
+    """The process that sends. A context. It runs on `core`, or where the system puts it when that is None."""
 
     def __init__(self, work: Path, core: int | None = None) -> None:
+        super().__init__("benchmarks.reliability.open_sender", *([] if core is None else [str(core)]))
         self._work = work
-        command = [sys.executable, "-m", "benchmarks.reliability.open_sender", *([] if core is None else [str(core)])]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=own_environment())
 
     def begin(self, port: int, requests: Sequence[PageRequest], phases: Sequence[OpenPhase], **more: Any) -> None:
-        """Begin to send; `more` are fields of `OpenOrder`."""
-        assert self._process.stdin is not None
+        """Begin to send; `more` are fields of `OpenOrder`. Raises `BenchmarkError` when the process dies."""
         file = self._work / "open-requests.msgpack"
         file.write_bytes(msgspec.msgpack.encode(list(requests)))
         result = str(self._work / "open-result.npz")
-        order = OpenOrder(port=port, requests=str(file), phases=tuple(phases), result=result, **more)
-        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-        self._process.stdin.flush()
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != b"begun\n":
-            raise BenchmarkError("the open loop", "a process that sends", f"exit code {self._process.wait()}")
+        self.send(OpenOrder(port=port, requests=str(file), phases=tuple(phases), result=result, **more))
+        self.read_line()  # it has begun
 
     def wait(self) -> OpenResult:
-        """What came back, once all phases are over. Raises `BenchmarkError` when the process dies."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise BenchmarkError("the open loop", "a process that answers", f"exit code {self._process.wait()}")
-        done = msgspec.json.decode(line, type=OpenDone)
+        """Return what came back, once all phases are over. Raises `BenchmarkError` when the process dies."""
+        done = msgspec.json.decode(self.read_line(), type=OpenDone)
         with np.load(self._work / "open-result.npz") as columns:
             return OpenResult(**dict(columns), **msgspec.structs.asdict(done))
 
     def __enter__(self) -> OpenLoad:
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.communicate()

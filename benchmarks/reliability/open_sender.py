@@ -10,7 +10,6 @@ import os
 import random
 import re
 import selectors
-import socket
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
@@ -21,40 +20,25 @@ from time import perf_counter, process_time
 import msgspec
 import numpy as np
 
+from benchmarks.http_connection import HttpConnection, http_request
 from benchmarks.reliability.open_loop import DROPPED, MALFORMED, UNSENT, OpenDone, OpenOrder
-from benchmarks.serving.load import http_request
 from pocketrank.device.codec import from_msgpack, read_page, to_msgpack
 from pocketrank.device.contract import ContractError, Page, PageRequest
 
 __all__ = ["main"]
 
-_HEAD_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _RETRY_AFTER = re.compile(rb"\r\nretry-after: *\d+\r\n", re.IGNORECASE)
-_RECEIVE = 1 << 18
 _IDLE_S = 2.0  # uvicorn closes after 5 s what does not ask; who asks just then would have to ask again
 
 
-class _Connection:
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.got, self.number, self.request_id, self.since = b"", -1, "", 0.0
+class _Connection(HttpConnection):
+    """A connection, and the request that is under way on it."""
 
-    def receive(self) -> tuple[bytes, bytes] | None:
-        """Head and body, once they are whole. Raises OSError when they never will be."""
-        chunk = self.socket.recv(_RECEIVE)
-        if not chunk:
-            raise ConnectionError("closed")
-        self.got += chunk
-        end = self.got.find(_HEAD_END)
-        if end < 0:
-            return None
-        head, body = self.got[: end + 2], self.got[end + len(_HEAD_END) :]
-        length = _LENGTH.search(head)
-        if length is None:
-            raise ConnectionError("an answer without its length")
-        return (head, body) if len(body) >= int(length[1]) else None
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.number, self.request_id = -1, ""
+        """Place of the request among the arrivals, below 0 at rest; and its id."""
+        self.idle_since = 0.0
 
 
 class _Loop:
@@ -130,11 +114,10 @@ class _Loop:
             else:
                 connection = _Connection(self._order.port)
                 self._selector.register(connection.socket, selectors.EVENT_READ, connection)
-            connection.got, connection.number, connection.request_id = b"", number, request.request_id
-            connection.since = perf_counter()
-            self._late.append(connection.since - self._began - at)
+            connection.number, connection.request_id = number, request.request_id
+            self._late.append(perf_counter() - self._began - at)
             self._busy[number] = connection
-            connection.socket.sendall(data)
+            connection.send(data)
         except OSError as error:
             self._status[number] = DROPPED
             self._err(str(error))
@@ -144,7 +127,7 @@ class _Loop:
     def _readable(self, connection: _Connection) -> None:
         number = connection.number
         try:
-            answer = connection.receive()
+            is_whole = connection.receive()
         except OSError as error:
             if number >= 0:  # one at rest may be closed
                 self._status[number] = DROPPED
@@ -154,16 +137,18 @@ class _Loop:
                 self._free.remove(connection)
             self._close(connection)
             return
-        if answer is None or number < 0:
+        if not is_whole or number < 0:
             return
         now = perf_counter()
         del self._busy[number]
-        connection.number, connection.since = -1, now
+        connection.number, connection.idle_since = -1, now
         self._free.append(connection)
         self._ms[number] = 1e3 * (now - self._began - self._at[number])
-        self._status[number] = self._read(number, connection.request_id, *answer)
+        self._status[number] = self._read(number, connection)
 
-    def _read(self, number: int, request_id: str, head: bytes, body: bytes) -> int:
+    def _read(self, number: int, connection: _Connection) -> int:
+        """Record what the answer to request `number` says and return its status."""
+        head, body = connection.head, connection.body
         try:
             status = int(head.split(b" ", 2)[1])
         except (IndexError, ValueError):
@@ -175,7 +160,7 @@ class _Loop:
             except ContractError as error:
                 self._err(str(error))
                 return MALFORMED
-            if page.request_id != request_id or not len(columns.item_id):
+            if page.request_id != connection.request_id or not len(columns.item_id):
                 self._err("another's page, or an empty one")
                 return MALFORMED
             self._price[number], self._vectors[number] = page.compute_price, page.split_version is not None
@@ -191,10 +176,10 @@ class _Loop:
 
     def _tidy(self) -> None:
         now = perf_counter()
-        while self._free and now - self._free[0].since > _IDLE_S:
+        while self._free and now - self._free[0].idle_since > _IDLE_S:
             self._close(self._free.pop(0))
         for number, connection in list(self._busy.items())[:1]:  # the oldest is first
-            if now - connection.since > self._order.patience_s:
+            if now - connection.sent_at > self._order.patience_s:
                 self._err(f"no answer within {self._order.patience_s:g} s")
                 self._status[number] = DROPPED
                 del self._busy[number]

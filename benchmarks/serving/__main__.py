@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.command import tells_wrong_input
+from benchmarks.command import command_parser, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.host import cores, on_core
 from benchmarks.serving.load import Load
@@ -44,14 +42,11 @@ PARTS = {
 """What is measured, and how that is called while it lasts."""
 
 
-@tells_wrong_input
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line says; the exit code."""
     defaults = ServingExtent()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="file for the report; - prints it to stdout")
+    parser = command_parser("serving", _HELP)
     parser.add_argument("--only", choices=PARTS, action="append", help="a part to measure; may be repeated [all]")
     parser.add_argument("--seconds", type=float, default=defaults.seconds, help="of a round of one server [%(default)s]")
     parser.add_argument("--rounds", type=int, default=defaults.rounds, help="turns of all servers of a part [%(default)s]")
@@ -87,24 +82,24 @@ def measure_serving(
     where, size = cores(), WorldSize(extent.items)
     report: dict[str, Any] = {}
     if set(parts) - {"stores"}:
-        with progress(console, "drawing a catalogue") as tell:
+        with progress(console, "drawing a catalogue") as update:
             small = small or publish_small(work / "small", size)
-            tell(0.7)
+            update(0.7)
             run = publish_world(work / "run", size, small)
         with on_core(where.load), Load(where.load, work) as load:
             bench = Bench(extent, where, load, work)
             for part in PARTS:
                 if part in parts and part != "stores":
-                    with progress(console, PARTS[part]) as tell:
+                    with progress(console, PARTS[part]) as update:
                         match part:
                             case "page":
-                                report |= measure_page(bench, run, tell)
+                                report |= measure_page(bench, run, update)
                             case "peers":
-                                report |= measure_peers(bench, run, tell)
+                                report |= measure_peers(bench, run, update)
                             case "http":
-                                report |= measure_http(bench, run, tell)
+                                report |= measure_http(bench, run, update)
                             case "growth":
-                                report |= measure_growth(bench, small, size, tell)
+                                report |= measure_growth(bench, small, size, update)
     if "stores" in parts:
         with progress(console, PARTS["stores"]):
             report["stores"] = import_module("benchmarks.stores").measure_stores()
@@ -139,9 +134,8 @@ def _check(extent: ServingExtent) -> None:
 def print_report(console: Console, report: Mapping[str, Any]) -> None:
     """The report for people."""
     setup = report["setup"]
-    table = Table(title=f"Pages from one core, {setup['connections']} connections", title_justify="left")
-    for column in ("", "a second", "p50 ms", "p99 ms", "CPU ms", "bytes", "others' share"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    title = f"Pages from one core, {setup['connections']} connections"
+    table = figure_table(title, "a second", "p50 ms", "p99 ms", "CPU ms", "bytes", "others' share")
     for name, row in _rows(report):
         cells = (
             f"{row['rps']:.0f}",

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy as np
 
-from benchmarks.serving.load import http_request
+from benchmarks.http_connection import http_request
 from pocketrank.cloud.published.published import Published, PublishedRecord
 from pocketrank.device.codec import to_json, to_msgpack
 from pocketrank.device.contract import FeedbackEvent, PageRequest

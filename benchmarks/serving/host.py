@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from benchmarks.errors import BenchmarkError
 from benchmarks.processes import own_environment
 
-__all__ = ["Cores", "Host", "children", "cores", "cpu_s", "hosted", "memory_bytes", "on_core"]
+__all__ = ["Cores", "Host", "children", "cores", "cpu_s", "hosted", "memory_bytes", "on_core", "process_tree"]
 
 _START_S = 120.0
 _STOP_S = 15.0
@@ -61,11 +61,7 @@ class Host:
     @property
     def pids(self) -> list[int]:
         """The server and its descendants."""
-        found, new = [], [self.process.pid]
-        while new:
-            found += new
-            new = [child for pid in new for child in children(pid)]
-        return found
+        return process_tree(self.process.pid)
 
     def cpu_s(self) -> float:
         """CPU seconds since the start, of all processes that live; in steps of the kernel's 10 ms."""
@@ -146,6 +142,15 @@ def children(pid: int) -> list[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):
                 found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def process_tree(pid: int) -> list[int]:
+    """Return a process and all its descendants that live, it first."""
+    found, new = [], [pid]
+    while new:
+        found += new
+        new = [child for parent in new for child in children(parent)]
     return found
 
 

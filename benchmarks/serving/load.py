@@ -9,28 +9,19 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import re
 import selectors
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, process_time
-from types import TracebackType
 
 import msgspec
 import numpy as np
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.processes import own_environment
+from benchmarks.http_connection import STUCK_S, HttpConnection
+from benchmarks.processes import OrderedProcess
 
-__all__ = ["Load", "LoadOrder", "LoadResult", "http_request"]
-
-_HEAD_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-_RECEIVE = 1 << 18
-_STUCK_S = 30.0
+__all__ = ["Load", "LoadOrder", "LoadResult"]
 
 
 class LoadOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,82 +64,26 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
         return self.answers / self.seconds
 
 
-def http_request(path: str, body: bytes, content_type: str) -> bytes:
-    """A whole POST."""
-    kinds = f"Content-Type: {content_type}\r\nAccept: {content_type}"
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{kinds}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-class Load:
+class Load(OrderedProcess):
     """A process that sends requests, pinned to `core`. A context."""
 
     def __init__(self, core: int, work: Path) -> None:
+        super().__init__("benchmarks.serving.load", str(core))
         self._work, self._files = work, itertools.count()
-        command = [sys.executable, "-m", "benchmarks.serving.load", str(core)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environment())
 
     def file(self, requests: Sequence[bytes]) -> str:
-        """A file of requests."""
+        """Write `requests` to a new file and return its path."""
         path = self._work / f"requests-{next(self._files)}.msgpack"
         path.write_bytes(msgspec.msgpack.encode(requests))
         return str(path)
 
     def __call__(self, order: LoadOrder) -> LoadResult:
-        """Send it. Raises `BenchmarkError` when the process dies, as it does when nothing listens."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise BenchmarkError("load", "a process that answers", f"exit code {self._process.wait()}")
-        return msgspec.json.decode(line, type=LoadResult)
+        """Send requests as `order` says. Raises `BenchmarkError` when the process dies, as it does when nothing listens."""
+        self.send(order)
+        return msgspec.json.decode(self.read_line(), type=LoadResult)
 
     def __enter__(self) -> Load:
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-class _Connection:
-    """One connection and the answer that is under way on it."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=_STUCK_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.got, self.needed, self.body, self.sent_at = b"", -1, 0, 0.0
-
-    def send(self, request: bytes) -> None:
-        self.got, self.needed = b"", -1
-        self.sent_at = perf_counter()
-        self.socket.sendall(request)
-
-    def receive(self) -> bool:
-        """True when the answer is whole. Raises `ConnectionError`."""
-        chunk = self.socket.recv(_RECEIVE)
-        if not chunk:
-            raise ConnectionError("closed")
-        self.got = self.got + chunk if self.got else chunk
-        if self.needed < 0:
-            end = self.got.find(_HEAD_END)
-            if end < 0:
-                return False
-            length = _LENGTH.search(self.got, 0, end)
-            if length is None:
-                raise ConnectionError(f"no content-length: {self.got[:end]!r}")
-            self.body = int(length[1])
-            self.needed = end + len(_HEAD_END) + self.body
-        return len(self.got) >= self.needed
 
 
 def _run(order: LoadOrder) -> LoadResult:
@@ -159,7 +94,7 @@ def _run(order: LoadOrder) -> LoadResult:
     sent, errors, size, first_error = 0, 0, 0, None
     latencies: list[float] = []
     with selectors.DefaultSelector() as selector:
-        connections = [_Connection(order.port) for _ in range(order.connections)]
+        connections = [HttpConnection(order.port) for _ in range(order.connections)]
         busy, started = process_time(), perf_counter()
         until = started + order.seconds
         for connection in connections:
@@ -168,10 +103,10 @@ def _run(order: LoadOrder) -> LoadResult:
             sent += 1
         under_way = len(connections)
         while under_way:
-            ready = selector.select(_STUCK_S)
+            ready = selector.select(STUCK_S)
             if not ready:
                 errors += under_way
-                first_error = first_error or f"no answer within {_STUCK_S} s"
+                first_error = first_error or f"no answer within {STUCK_S} s"
                 break
             for key, _ in ready:
                 connection = key.data
@@ -185,12 +120,12 @@ def _run(order: LoadOrder) -> LoadResult:
                     selector.unregister(connection.socket)
                     continue
                 now = perf_counter()
-                if connection.got.startswith(b"HTTP/1.1 200"):
+                if connection.answer.startswith(b"HTTP/1.1 200"):
                     latencies.append(now - connection.sent_at)
-                    size += connection.body
+                    size += connection.body_bytes
                 else:
                     errors += 1
-                    first_error = first_error or connection.got[:300].decode(errors="replace")
+                    first_error = first_error or connection.answer[:300].decode(errors="replace")
                 if now < until and sent < limit:
                     connection.send(requests[(turn + sent) % count])
                     sent += 1

@@ -27,10 +27,10 @@ _SPARE = 1.5
 _FIRST = 500
 """Requests made for a first round, a second."""
 
-Tell = Callable[[float], None]
+Progress = Callable[[float], None]
 
 
-def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
+def measure_page(bench: Bench, run: Run, progress: Progress) -> dict[str, Any]:
     """`page`, `model_ms` and `ratio_to_model`, and those of the model as it is served."""
     timer, served = (ModelTimer(Model(run.published, whole=whole)) for whole in (True, False))
     with ExitStack() as stack:
@@ -43,7 +43,7 @@ def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
                 timer.round(seconds / 2)
                 served.round(seconds / 2)
 
-        bench.measure({"page": page, "with_feedback": with_feedback}, tell, time_model)
+        bench.measure({"page": page, "with_feedback": with_feedback}, progress, time_model)
     feedback = with_feedback.report()
     feedback |= {"events": asking.config.events, "ratio_to_model": feedback["cpu_ms"] / timer.ms - 1}
     return {
@@ -56,12 +56,12 @@ def measure_page(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
     }
 
 
-def measure_peers(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
+def measure_peers(bench: Bench, run: Run, progress: Progress) -> dict[str, Any]:
     """`peers`, `peers_ours` in the same rounds, and the ratios to the best of them."""
     with ExitStack() as stack:
         asking = _asking(run)
         subjects = {name: _subject(bench, asking, _host(bench, stack, name, run)) for name in ("ours", *PEERS)}
-        bench.measure(subjects, tell)
+        bench.measure(subjects, progress)
     reports = {name: subject.report() for name, subject in subjects.items()}
     ours = reports.pop("ours")
     best = max(reports, key=lambda name: reports[name]["rps"])
@@ -75,7 +75,7 @@ def measure_peers(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
     }
 
 
-def measure_http(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
+def measure_http(bench: Bench, run: Run, progress: Progress) -> dict[str, Any]:
     """`http`: a page made beforehand, behind our stack and behind none."""
     names = {"ours": "http_ours", "raw_asgi": "http_raw"}
     with ExitStack() as stack:
@@ -84,14 +84,14 @@ def measure_http(bench: Bench, run: Run, tell: Tell) -> dict[str, Any]:
             key: replace(_subject(bench, asking, _host(bench, stack, name, run)), connections=bench.extent.http_connections)
             for key, name in names.items()
         }
-        bench.measure(subjects, tell)
+        bench.measure(subjects, progress)
     ours, raw = (subject.report() for subject in subjects.values())
     figures = {"ours_rps": ours["rps"], "raw_asgi_rps": raw["rps"], "ratio": ours["rps"] / raw["rps"]}
     of_cpu = {"cpu_ratio": raw["cpu_ms"] / ours["cpu_ms"]}
     return {"http": {**figures, **of_cpu, "ours": ours, "raw_asgi": raw}}
 
 
-def measure_growth(bench: Bench, small: Run, size: WorldSize, tell: Tell) -> dict[str, Any]:
+def measure_growth(bench: Bench, small: Run, size: WorldSize, progress: Progress) -> dict[str, Any]:
     """`growth`: the same load on catalogues of all sizes."""
     items = bench.extent.sizes
     with ExitStack() as stack:
@@ -99,8 +99,8 @@ def measure_growth(bench: Bench, small: Run, size: WorldSize, tell: Tell) -> dic
         for i, count in enumerate(items):
             run = publish_world(bench.work / f"growth-{count}", replace(size, items=count), small)
             subjects[str(count)] = _subject(bench, _asking(run), _host(bench, stack, "ours", run, f"ours_{count}"))
-            tell(0.3 * (i + 1) / len(items))
-        bench.measure(subjects, lambda share: tell(0.3 + 0.7 * share))
+            progress(0.3 * (i + 1) / len(items))
+        bench.measure(subjects, lambda share: progress(0.3 + 0.7 * share))
         memory = [subject.host.memory_bytes() for subject in subjects.values()]
     reports = [subject.report() for subject in subjects.values()]
     p99 = [report["p99_ms"] for report in reports]

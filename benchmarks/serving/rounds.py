@@ -15,7 +15,7 @@ from benchmarks.serving.load import Load, LoadOrder, LoadResult
 
 __all__ = ["Bench", "ServingExtent", "ServerSubject"]
 
-Tell = Callable[[float], None]
+Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Bench:
         return lambda: file
 
     def measure(
-        self, subjects: Mapping[str, ServerSubject], tell: Tell, between: Callable[[float], None] | None = None
+        self, subjects: Mapping[str, ServerSubject], progress: Progress, between: Callable[[float], None] | None = None
     ) -> None:
         """All rounds. `between` is run after each with the seconds of a round."""
         extent = self.extent
@@ -122,4 +122,4 @@ class Bench:
                     subject.forget()
             elif between:
                 between(seconds)
-            tell(done / extent.rounds)
+            progress(done / extent.rounds)
