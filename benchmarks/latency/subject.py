@@ -71,9 +71,9 @@ def measured_spec(spec: FeatureSpec, preset: str) -> FeatureSpec:
     return replace(spec, candidates_max=PAPER_CANDIDATES, list_sizes=(PAPER_CANDIDATES,)) if preset == "paper" else spec
 
 
-def random_run(folder: Path, spec: FeatureSpec, config: UpperConfig | None = None, seed: int = 0) -> Run:
+def random_run(folder: Path, spec: FeatureSpec, config: UpperConfig) -> Run:
     """Write what an export needs of a run into `folder`: both forms of the upper half with random weights."""
-    config = config or UpperConfig()
+    seed = 0
     weights = folder / f"seed-{seed}"
     weights.mkdir(parents=True)
     for form in get_args(Form):

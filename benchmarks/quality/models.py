@@ -288,8 +288,8 @@ class Quality:
             return None if ranked is None else ranked[_SERVER.index(model)][self.test]
         return self._read(seed, model)
 
-    def tune(self, model: str, seed: int, start: Setting | None = None) -> Iterator[tuple[Setting, list[float]]]:
-        """Settings, and the AUC of each task on the last training days; `start` is the setting of a split form's other half."""
+    def tune(self, model: str, seed: int) -> Iterator[tuple[Setting, list[float]]]:
+        """Yield each setting that is tried, and its AUC of each task on the last training days."""
         from sklearn.metrics import roc_auc_score
 
         after = (self.data.train_to - day_of(self.data.samples.first_day)).days + 1
@@ -307,7 +307,7 @@ class Quality:
             else:
                 pair = next(pair for pair in _PAIRS if model in (pair.own, pair.split))
                 if model == pair.split and base is None:
-                    base = self._fit(self._ours(pair, start or CHOSEN["self_contained"], seed), seed, rows)
+                    base = self._fit(self._ours(pair, CHOSEN["self_contained"], seed), seed, rows)
                 scores = predict(self._fit(self._ours(pair, setting, seed, base), seed, rows), held_out)
             yield setting, [float(roc_auc_score(y, p)) for y, p in zip(labels.T, scores.T, strict=True)]
 

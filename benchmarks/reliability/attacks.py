@@ -1,4 +1,4 @@
-"""The corpus of attacks on a device's updates: what servers send, signed or not, and what happens to a device's disk."""
+"""The corpus of attacks on a device's updates: answers of servers, signed or not, and changes of a device's own files."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from pocketrank.export.signing import sign
 __all__ = ["FOLLOWED", "HELD", "Attack", "attacks", "honest"]
 
 FLIPS = 12
-"""Bytes of each file that are flipped, one at a time, at random places."""
+"""Bytes of each file in which a bit is flipped, one at a time, at random places."""
 CUTS = 4
 """Lengths that each file is cut to."""
 ENDLESS = 1 << 12
 """Pieces of an answer without end: 256 MiB, where a device reads that far."""
 DRIP_S = 0.02
-"""Between two bytes of a drip: each comes well within a device's timeout."""
+"""Seconds between two bytes of a drip: each arrives well within a device's timeout."""
 HELD, NEXT = 5, 6
 """Serials of the bundle that a device has, and of the one that is attacked."""
 FOLLOWED = 9
@@ -68,24 +68,24 @@ Sent = dict[str, bytes | Answer]
 
 
 class Attack(NamedTuple):
-    """What a server sends in one attack, and to what device."""
+    """One attack: what a server sends, and the keys and the clock of the device that receives it."""
 
     kind: str
     sent: Sent
     keys: TrustedKeys = KEYS
     now_ms: int = NOW_MS
     spoil: Callable[[Path], None] | None = None
-    """What is done to the device's own folder instead."""
+    """Change of the device's own folder, in an attack on its disk."""
 
 
 def honest() -> dict[str, bytes]:
-    """An honest update: the files of a bundle, and its release."""
+    """Return an honest update: the files of a bundle, and its release."""
     files = make_files(NEXT, seed=1)
     return {**files, **signed_release(release_of(files[MANIFEST], NEXT))}
 
 
 def attacks(seed: int) -> Iterator[Attack]:
-    """Every attack. `seed` says which bytes are changed."""
+    """Yield every attack. `seed` decides which bytes are changed."""
     whole = honest()
     yield from _tampered(whole, np.random.default_rng(seed))
     yield from _badly_signed(whole)
@@ -109,7 +109,7 @@ def _tampered(whole: dict[str, bytes], rng: np.random.Generator) -> Iterator[Att
         for place in rng.choice(places, FLIPS, replace=False).tolist():
             flipped = bytearray(data)
             flipped[place] ^= 1
-            yield Attack("tampered", {**whole, name: bytes(flipped)}, KEYS_OF_TWO)  # who wants one of two, may lose the other
+            yield Attack("tampered", {**whole, name: bytes(flipped)}, KEYS_OF_TWO)  # one lost signature must not be enough
         for size in rng.integers(0, len(data) - 2, CUTS).tolist():
             yield Attack("truncated", {**whole, name: data[:size]})
         yield Attack("longer", {**whole, name: data + b"}"})
@@ -226,11 +226,11 @@ def _mixed(whole: dict[str, bytes]) -> Iterator[Attack]:
     yield Attack("mixed_serials", {**other, **signed_release(unlike)})
 
 
-def _resigned(whole: dict[str, bytes], manifest: dict[str, Any] | bytes, files: Sent | None = None) -> Sent:
+def _resigned(whole: dict[str, bytes], manifest: dict[str, Any] | bytes) -> Sent:
     """A manifest that its own signer got wrong, released as if it were right."""
     text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
     signatures = to_json(Signed(signatures=sign("manifest", text, [BUNDLE_KEY])))
-    return {**whole, MANIFEST: text, SIGNATURES: signatures, **signed_release(release_of(text, NEXT)), **(files or {})}
+    return {**whole, MANIFEST: text, SIGNATURES: signatures, **signed_release(release_of(text, NEXT))}
 
 
 def _bad_manifests(whole: dict[str, bytes]) -> Iterator[Attack]:

@@ -2,25 +2,25 @@
 
 The report is `cloud`::
 
-    unexpected_5xx              of all parts: answers 5xx that nothing excuses, connections that the server dropped, and answers
-                                that are not what they should be
+    unexpected_5xx              of all parts: answers 5xx that no fault explains, connections that the server dropped, and
+                                answers that cannot be read or are not for this request
     memory_growth               percent, from after the warm-up of the overload to its end
-    recovery_s                  from the end of the overload to whole pages in the time of before; null: not within the calm
+    recovery_s                  from the end of the overload to whole pages as fast as before it; null: not within the calm
     kills                       of servers and workers, with -9
     events_lost                 acknowledged events that the log does not have
-    events_twice                events that the log has twice, that a start counted twice, or that were applied twice
+    events_twice                events that are in the log twice, or that a restart or a user's state counted twice
     overload                    twice the capacity for minutes (`benchmarks.reliability.cloud_overload`)
-      .capacity_rps, offered_rps, goodput_rps (pages), whole_rps (pages that nothing was left out of)
-      .answers, .unexpected     by status; what should not have come
+      .capacity_rps, offered_rps, goodput_rps (pages), whole_rps (pages that are not degraded)
+      .answers, .unexpected     by status; answers that a server should never give
       .before, .overload, .after: pages, p50_ms, p99_ms, whole_share, degraded_share by reason, mean compute price
       .series                   the same in parts of the overload, and memory in bytes
-      .load_busy, late_p99_ms   of the load: it was no bottleneck where the first is well below 1 and the second small
+      .load_busy, late_p99_ms   of the load, which was no bottleneck where the first is well below 1 and the second small
     kills_under_load            (`benchmarks.reliability.cloud_kills`)
       .killed                   serving, starting, workers
       .batches, resent          acknowledged; those of them that were sent more than once
-      .effects_seen, effects_wrong  users' states looked at after a batch was sent again
+      .effects_seen, effects_wrong  users' states that were checked after a batch was sent again
     store                       a Valkey killed and restarted empty (`benchmarks.reliability.cloud_store`)
-      .vectors_s                longest time from its restart to pages with vectors; null: they did not come back
+      .vectors_s                longest time from its restart to pages with vectors; null: no page had them again
       .before, .away, .after    as in `overload`, and pages without_vectors
     disk                        a full disk (`benchmarks.reliability.cloud_disk`)
       .refused, taken_while_full, taken_again_s, refused_without_retry_after, readyz_while_full
@@ -47,40 +47,40 @@ from pocketrank.sdk_demo.cli.output import progress
 __all__ = ["ITEMS", "KILLS", "MINUTES", "PARTS", "CloudExtent", "measure_cloud", "print_cloud"]
 
 KILLS = 200
-"""Of servers and workers, by default."""
+"""Default number of servers and workers to kill."""
 MINUTES = 10.0
-"""Of overload, by default."""
+"""Default minutes of overload."""
 ITEMS = OverloadConfig.items
-"""Of the catalogue, by default."""
+"""Default number of items in the catalogue."""
 PARTS = {
     "overload": "asking for twice the pages that can be made",
     "kills": "killing servers under feedback",
     "store": "killing the embedding store",
     "disk": "filling the disk",
 }
-"""What is measured, and how that is called while it lasts."""
+"""Parts of the benchmark, and the text of their progress bars."""
 _KEYS = {"kills": "kills_under_load"}
-"""Parts whose key in the report is another: `kills` is their number."""
+"""Keys of parts in the report that differ from the part's name: `kills` is the number of kills."""
 _SUMS = ("unexpected_5xx", "events_lost", "events_twice")
 _HEADLINES = ("unexpected_5xx", "memory_growth", "recovery_s", "kills", "events_lost", "events_twice")
 
 
 @dataclass(frozen=True)
 class CloudExtent:
-    """How much is measured."""
+    """Extent of the measurement."""
 
     minutes: float = MINUTES
-    """Of overload."""
+    """Minutes of overload."""
     kills: int = KILLS
-    """Of servers and workers."""
+    """Number of servers and workers to kill."""
     items: int = ITEMS
-    """Of the catalogue under overload and in the store."""
+    """Items in the catalogue under overload and in the store."""
     seed: int = 0
-    """Of the load and the moments of kills."""
+    """Seed of the load and of the moments of kills."""
 
 
 def measure_cloud(parts: Sequence[str], extent: CloudExtent, console: Console) -> dict[str, Any]:
-    """Measure `parts` of `PARTS`; the report, headlines first. Raises `BenchmarkError`."""
+    """Measure `parts` of `PARTS` and return the report, headlines first. Raises `BenchmarkError`."""
     found: dict[str, dict[str, Any]] = {}
     for part in PARTS:
         if part in parts:
@@ -109,7 +109,7 @@ def _measure(part: str, work: Path, extent: CloudExtent, update: Callable[[float
 
 
 def print_cloud(console: Console, report: Mapping[str, Any]) -> None:
-    """The figures as tables."""
+    """Print the figures as tables."""
     table = figure_table("The cloud under overload, kills and faults", "")
     for name in _HEADLINES:
         if name in report:

@@ -1,4 +1,4 @@
-"""What an open loop's answers say: by status, by what pages lack, by time."""
+"""Summaries of an open loop's answers: by status, by degradation, by time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _NAMES = {UNSENT: "unsent", DROPPED: "dropped", MALFORMED: "malformed"}
 
 
 def answers(result: OpenResult, among: NDArray[np.bool_]) -> dict[str, int]:
-    """How many of the requests `among` [n] came to what: a status, `unsent`, `dropped` or `malformed`."""
+    """Count the requests `among` [n] by outcome: a status, `unsent`, `dropped` or `malformed`."""
     status, count = np.unique(result.status[among], return_counts=True)
     return {_NAMES.get(s, str(s)): n for s, n in zip(status.tolist(), count.tolist(), strict=True)}
 
 
 def unexpected(result: OpenResult) -> dict[str, int]:
-    """What no server should answer, by kind; all of them `unexpected_5xx` together, as is an answer that is not to be read.
+    """Count what no server should answer. `unexpected_5xx` is the sum of statuses 5xx, dropped and malformed answers.
 
-    `other` are statuses other than 200 and 429, `mute` those of 429 that do not say when to come again.
+    `other` counts the remaining statuses except 200 and 429, and `mute` the answers 429 without `Retry-After`.
     """
     status = result.status
     found = {
@@ -37,7 +37,7 @@ def unexpected(result: OpenResult) -> dict[str, int]:
 
 
 def pages(result: OpenResult, among: NDArray[np.bool_]) -> dict[str, Any]:
-    """The pages `among` [n]: how many, their times, prices, and the share of them that lacks what."""
+    """Summarise the pages `among` [n]: their number, times and price, and the share of them that each reason degraded."""
     page = among & (result.status == 200)
     count = int(page.sum())
     if not count:

@@ -28,30 +28,30 @@ __all__ = ["Devices", "DevicesConfig", "Effect"]
 _HEADERS = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
 _NOW_MS = 1_700_000_000_000
 _TIMEOUT_S = 30.0
-_AWAY_S = 0.01
+_RECONNECT_S = 0.01
 _JOIN_S = 120.0
 
 
 @dataclass(frozen=True)
 class DevicesConfig:
-    """How they send."""
+    """Pace and content of what devices send."""
 
     connections: int = 4
     """Devices at work at once."""
     events: int = 4
-    """In a batch."""
+    """Events in a batch."""
     page_share: float = 0.3
-    """Of the batches, those that go with a request for a page."""
+    """Share of the batches that are sent with a request for a page."""
     pause_s: float = 5e-3
     """Longest pause between two batches."""
     retry_s: float = 0.1
-    """Longest pause before a refused batch is sent again, whatever `Retry-After` says: the benchmark is no fleet."""
+    """Longest pause before a refused batch is sent again, whatever `Retry-After` says; a fleet would wait."""
     size: int = 5
     """Candidates of a page."""
 
 
 class Effect(NamedTuple):
-    """What a server knew of the user of a batch that had been sent more than once."""
+    """State at the server of the user of a batch that had been sent more than once."""
 
     events: tuple[FeedbackEvent, ...]
     vector: NDArray[np.float16]
@@ -65,14 +65,14 @@ class _Answer(NamedTuple):
 
 
 class Devices:
-    """They begin with `start` and end with `finish`; both may be called again, and what was counted stays."""
+    """Devices that send from `start` to `finish`. Both may be called again; the counts go on."""
 
     def __init__(self, port: int, items: NDArray[np.int64], split_version: str, seed: int, config: DevicesConfig) -> None:
         """`items` are the ids of items that the server knows."""
         self.config, self._port, self._items, self._split = config, port, items.tolist(), split_version
         self._seed, self._users = seed, itertools.count(1 << 40)  # nobody's past is published
         self.acknowledged: list[str] = []
-        """Event ids."""
+        """Ids of acknowledged events."""
         self.effects: list[Effect] = []
         self.counts: Counter[str] = Counter()
         """`batches` acknowledged, `resent` of them more than once, `broken` connections, answers by `status_N` other than
@@ -90,7 +90,7 @@ class Devices:
             thread.start()
 
     def finish(self) -> None:
-        """Begin no batch any more, and wait until all are acknowledged. Raises `BenchmarkError` when they are not in time."""
+        """Begin no more batches, and wait until all are acknowledged. Raises `BenchmarkError` when that takes too long."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
@@ -108,12 +108,12 @@ class Devices:
             self._failed.append(error)
 
     def count(self, name: str) -> None:
-        """One more of it."""
+        """Count one more of `name`."""
         with self._counting:
             self.counts[name] += 1
 
     def batch(self, rng: random.Random) -> tuple[FeedbackEvent, ...]:
-        """A new user's."""
+        """Return a new user's batch."""
         user = next(self._users)
         watched = rng.sample(self._items, self.config.events)
         return tuple(
@@ -130,8 +130,8 @@ class Devices:
             for i, item in enumerate(watched)
         )
 
-    def asking(self, user: int, feedback: tuple[FeedbackEvent, ...] = ()) -> PageRequest:
-        """A request for a page."""
+    def page_request(self, user: int, feedback: tuple[FeedbackEvent, ...] = ()) -> PageRequest:
+        """Return a request for a page."""
         return PageRequest(
             request_id=str(user),
             user_id=user,
@@ -153,8 +153,8 @@ class _Device:
         while not stopping.wait(self._rng.uniform(0, self._config.pause_s)):
             events = self._all.batch(self._rng)
             paged = self._rng.random() < self._config.page_share
-            body: msgspec.Struct = self._all.asking(events[0].user_id, events) if paged else FeedbackBatch(events=events)
-            answer, tries = self._until_taken("/v1/page" if paged else "/v1/feedback", body)
+            body: msgspec.Struct = self._all.page_request(events[0].user_id, events) if paged else FeedbackBatch(events=events)
+            answer, tries = self._until_accepted("/v1/page" if paged else "/v1/feedback", body)
             self._all.acknowledged.extend(event.event_id for event in events)
             count("batches")
             if not self._is_whole(answer.body, paged):
@@ -175,20 +175,20 @@ class _Device:
 
     def _see_effect(self, events: tuple[FeedbackEvent, ...]) -> None:
         while True:
-            answer, _ = self._until_taken("/v1/page", self._all.asking(events[0].user_id))
+            answer, _ = self._until_accepted("/v1/page", self._all.page_request(events[0].user_id))
             page = from_msgpack(answer.body, Page)
-            if page.user_vector is not None:  # else there was no time for it
+            if page.user_vector is not None:  # else the server had no time to compute it
                 self._all.effects.append(Effect(events, np.array(from_block(page.user_vector, "user_vector"), np.float16)))
                 return
 
-    def _until_taken(self, path: str, what: msgspec.Struct) -> tuple[_Answer, int]:
-        """The answer with status 200, and how often it was sent."""
+    def _until_accepted(self, path: str, what: msgspec.Struct) -> tuple[_Answer, int]:
+        """Send until the status is 200; return that answer and the number of tries."""
         body, count = to_msgpack(what), self._all.count
         for tries in itertools.count(1):
             answer = self._send(path, body)
             if answer is None:
                 count("broken")
-                self._pause.wait(_AWAY_S)
+                self._pause.wait(_RECONNECT_S)
                 continue
             if answer.status == 200:
                 return answer, tries
@@ -199,7 +199,7 @@ class _Device:
         raise AssertionError
 
     def _send(self, path: str, body: bytes) -> _Answer | None:
-        """None when the connection breaks, as it does when the server is killed."""
+        """Send once; None when the connection breaks, as it does when the server is killed."""
         try:
             self._connection.request("POST", path, body, _HEADERS)
             response = self._connection.getresponse()

@@ -1,7 +1,7 @@
 """A server whose feedback log is on a disk that is full for a while, under a load of feedback and of pages.
 
 The disk is a small tmpfs in a mount namespace of the server's own, which a file of ballast fills to its last byte. Where that
-cannot be had, a limit on the length of the server's files takes its place, and the report says `limit`.
+is not available, a limit on the length of the server's files takes its place, and the report says `limit`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.reliability.cloud_devices import Devices, DevicesConfig
 from benchmarks.reliability.cloud_kills import kept, read_log
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from benchmarks.reliability.open_loop import OpenLoad, OpenPhase
-from benchmarks.serving.asked import PageRequests
+from benchmarks.serving.page_requests import PageRequests
 from tests.cloud.small_published import small_run
 
 __all__ = ["DiskConfig", "fill_disk"]
@@ -37,22 +37,22 @@ _MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
 
 @dataclass(frozen=True)
 class DiskConfig:
-    """How large the disk is, and for how long it is full."""
+    """Size of the disk, and how long it is full."""
 
     bytes: int = 64 << 20
-    """More than the log takes by then."""
+    """Size of the disk: more than the log needs before the disk is filled."""
     page_rps: float = 50.0
-    """Pages without feedback asked for a second."""
+    """Requests a second for pages without feedback."""
     before_s: float = 4.0
-    """With room."""
+    """Seconds with room on the disk."""
     full_s: float = 6.0
-    """Without."""
+    """Seconds without room."""
     after_s: float = 6.0
-    """With room again."""
+    """Seconds with room again."""
     again_s: float = 60.0
-    """Longest wait for feedback to be taken again."""
+    """Longest wait for feedback to be accepted again."""
     tolerance: float = 0.02
-    """Of a user's vector (`benchmarks.reliability.cloud_kills`)."""
+    """Tolerance of a user's vector (`benchmarks.reliability.cloud_kills`)."""
     devices: DevicesConfig = DevicesConfig()
 
 
@@ -64,11 +64,11 @@ class _Disk(ABC):
 
     @property
     def before(self) -> list[str]:
-        """What the server's command is run by."""
+        """Command that runs the server's command."""
         return []
 
     def seen(self, pid: int, name: str) -> Path:
-        """Where a file of the disk is for this process."""
+        """Return the path of a file of the disk as this process sees it."""
         return self.folder / name
 
     @abstractmethod
@@ -92,14 +92,14 @@ class _Tmpfs(_Disk):
 
     def fill(self, pid: int) -> None:
         with suppress(OSError), self.seen(pid, "ballast").open("wb", buffering=0) as file:
-            while True:  # until the disk is full: a write that meets the end is cut short, the next fails
+            while True:  # the write that reaches the end is cut short, and the next one fails
                 file.write(bytes(1 << 16))
 
     def free(self, pid: int) -> None:
         self.seen(pid, "ballast").unlink()
 
     @classmethod
-    def can_be_had(cls, folder: Path) -> bool:
+    def is_available(cls, folder: Path) -> bool:
         if shutil.which("unshare") is None:
             return False
         tried = subprocess.run([*cls(folder, 1 << 20).before, "true"], capture_output=True, check=False)
@@ -116,17 +116,17 @@ class _Limit(_Disk):
         self._set(pid, resource.RLIM_INFINITY)
 
     @staticmethod
-    def _set(pid: int, most: int) -> None:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))  # Python ignores the signal with it
+    def _set(pid: int, bytes_max: int) -> None:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_max, resource.RLIM_INFINITY))  # Python ignores the signal with it
 
 
 def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: DiskConfig | None = None) -> dict[str, Any]:
-    """Fill the disk under the log and make room again; the report. Raises `BenchmarkError`."""
+    """Fill the disk under the log and make room again. Return the report. Raises `BenchmarkError`."""
     config, never = config or DiskConfig(), Event()
     run = small_run(work / "run")
     folder = work / "disk"
     folder.mkdir()
-    disk: _Disk = (_Tmpfs if _Tmpfs.can_be_had(folder) else _Limit)(folder, config.bytes)
+    disk: _Disk = (_Tmpfs if _Tmpfs.is_available(folder) else _Limit)(folder, config.bytes)
     total = config.before_s + config.full_s + config.after_s
     requests = PageRequests(run.published, run.record, seed).requests(200, feedback=False)
     with CloudServer(work / "disk.log", before=disk.before) as server:
@@ -144,7 +144,7 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
             ready, taken = _ready(server.port), devices.counts["batches"] - taken
             disk.free(server.pid)
             free_at = monotonic() - began
-            again_s = _taken_again(devices, config.again_s)
+            again_s = _wait_until_accepted(devices, config.again_s)
             progress((config.before_s + config.full_s) / total)
             never.wait(config.after_s)
             devices.finish()
@@ -172,12 +172,12 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
     }
 
 
-def _taken_again(devices: Devices, longest_s: float) -> float:
-    """Seconds until a batch is acknowledged."""
+def _wait_until_accepted(devices: Devices, longest_s: float) -> float:
+    """Wait until a batch is acknowledged and return the seconds it took. Raises `BenchmarkError`."""
     since, before, never = monotonic(), devices.counts["batches"], Event()
     while devices.counts["batches"] == before:
         if monotonic() - since > longest_s:
-            raise BenchmarkError("feedback", f"to be taken within {longest_s:g} s after there was room", "none")
+            raise BenchmarkError("feedback", f"to be accepted within {longest_s:g} s after there was room", "none")
         never.wait(0.005)
     return monotonic() - since
 

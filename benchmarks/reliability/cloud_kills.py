@@ -1,8 +1,8 @@
-"""Kills the server with -9 under feedback load, and counts what its log then holds and what its users' states show.
+"""Kills of the server with -9 under feedback load, and a check of its log and of its users' states.
 
-Lives of the server follow each other on one log; each ends at a random moment, some while it still starts. In some lives two
-workers serve, and single ones of them are killed while the other goes on. Devices (`benchmarks.reliability.cloud_devices`)
-send again what was not acknowledged. After some lives the log is read and a new one begun: every acknowledged event must be in
+Servers live one after the other on one log; each is killed at a random moment, some while they still start. In some lives two
+workers serve, and one of them is killed while the other goes on. Devices (`benchmarks.reliability.cloud_devices`)
+resend what was not acknowledged. After some lives the log is read and a new one is begun: every acknowledged event must be in
 it, once; the server that replays it must count each once; and what a server knew of a user whose batch was sent again must be
 what one batch makes.
 
@@ -41,31 +41,31 @@ class CloudKillConfig:
     """When to kill."""
 
     lives: int = 25
-    """On one log."""
+    """Servers that live on one log."""
     serving_max_s: float = 0.3
-    """A server is killed up to so long after it was ready; a batch takes some milliseconds."""
+    """Longest time from ready to the kill; a batch takes some milliseconds."""
     starting_share: float = 0.1
-    """Of the lives, those that end in their start."""
+    """Share of the lives that end while the server starts."""
     workers_every: int = 12
-    """Every so many lives two workers serve."""
+    """In one of so many lives two workers serve."""
     worker_kills: int = 3
-    """Of single workers in such a life; their supervisor gives up after five deaths of one in a row."""
+    """Kills of single workers in such a life; their supervisor gives up after five deaths of one in a row."""
     worker_s: float = 60.0
     """Longest wait for a killed worker to be replaced."""
     tolerance: float = 0.02
-    """Of a user's vector, which comes as fp16 and is some units long; an event more or less moves it by tenths and more."""
+    """Tolerance of a user's vector, which is sent as fp16 and is some units long; one event changes it by tenths or more."""
     devices: DevicesConfig = DevicesConfig()
 
 
 def kill_servers(
     work: Path, kills: int, seed: int, progress: Callable[[float], None], config: CloudKillConfig | None = None
 ) -> dict[str, Any]:
-    """Kill so many servers and workers, with files in the folder `work`; what came of it."""
+    """Kill `kills` servers and workers, with files in the folder `work`, and return the report. Raises `BenchmarkError`."""
     config, rng = config or CloudKillConfig(), random.Random(seed)
     run = small_run(work / "run")
     counts: Counter[str] = Counter()
     killed: Counter[str] = Counter()
-    with CloudServer(work / "said.log", ahead=True) as server:
+    with CloudServer(work / "server.log", ahead=True) as server:
         for era in itertools.count():
             killer = _Killer(server, run, work / f"log-{era}.db", rng, config, killed)
             done = killed.total()
@@ -82,7 +82,7 @@ def kill_servers(
 
 
 class _Killer:
-    """The lives on one log."""
+    """Lives of servers on one log."""
 
     def __init__(
         self, server: CloudServer, run: SmallRun, log: Path, rng: random.Random, config: CloudKillConfig, killed: Counter[str]
@@ -93,7 +93,7 @@ class _Killer:
         self._never, self._start_s = Event(), 0.5
 
     def era(self, lives: int, kills: int, progress: Callable[[], None]) -> Counter[str]:
-        """Live and be killed until there are `kills` in all or `lives` are over; then look what is left."""
+        """Run and kill servers until there were `kills` in all or `lives` have ended; then check what is left."""
         server, config, devices = self._server, self._config, None
         for _ in range(lives):
             if self._killed.total() >= kills:
@@ -118,8 +118,8 @@ class _Killer:
         if devices is None:
             raise BenchmarkError("--kills", "some", "none")
         devices.finish()
-        server.kill()  # the last: what was acknowledged just now must be there as well
-        return self._look(devices)
+        server.kill()  # the last kill: what was acknowledged just before must be kept too
+        return self._check(devices)
 
     def _devices(self) -> Devices:
         ids = np.asarray(self._run.published.item_id)[1:]
@@ -150,7 +150,7 @@ class _Killer:
                 raise BenchmarkError("a killed worker", f"another within {self._config.worker_s:g} s", "none")
             self._never.wait(0.01)
 
-    def _look(self, devices: Devices) -> Counter[str]:
+    def _check(self, devices: Devices) -> Counter[str]:
         logged = read_log(self._log)
         self._server.start(self._order)
         replayed = _replayed(self._server.port)
@@ -164,7 +164,7 @@ class _Killer:
 
 
 def read_log(file: Path) -> Counter[str]:
-    """How often each event id is in a log."""
+    """Count each event id in a log."""
     log = SqliteFeedbackLog(file)
     try:
         return Counter(event.event_id for event in log.replay())
@@ -173,7 +173,7 @@ def read_log(file: Path) -> Counter[str]:
 
 
 def kept(run: SmallRun, devices: Devices, logged: Counter[str], tolerance: float) -> dict[str, int]:
-    """What the log, and the states of those who sent a batch again, hold of what `devices` know to be acknowledged."""
+    """Compare acknowledged events with the log, and the effects of resent batches with what one batch makes."""
     acknowledged = set(devices.acknowledged)
     twice = logged.total() - len(logged)
     wrong = sum(wrong_effect(run, effect, tolerance) for effect in devices.effects)
@@ -188,11 +188,10 @@ def kept(run: SmallRun, devices: Devices, logged: Counter[str], tolerance: float
     }
 
 
-def wrong_effect(run: SmallRun, effect: Effect, tolerance: float, times: int = 1) -> bool:
-    """Whether the vector is another than the batch makes that has been applied so many `times`."""
+def wrong_effect(run: SmallRun, effect: Effect, tolerance: float) -> bool:
+    """Return whether the user's vector differs from the one that a single use of the batch makes."""
     states = UserStates(run.published, run.record)
-    for _ in range(times):
-        states.apply(effect.events)
+    states.apply(effect.events)
     expected = run.expected_vector(0, states(effect.events[0].user_id).history)
     return not np.allclose(expected, effect.vector.astype(np.float32), atol=tolerance)
 

@@ -1,4 +1,4 @@
-"""Twice as many pages as the server can make, for minutes: what it answers, what it takes, and how soon it is well again.
+"""Twice as many requests as the server can answer, for minutes: its answers, its memory, and how soon it recovers.
 
 The capacity is measured first, in a closed loop. Then an open loop (`benchmarks.reliability.open_loop`) sends a calm rate, the
 overload and the calm rate again, from another process and, where there are two cores, on another one. A share of the requests
@@ -21,9 +21,9 @@ from benchmarks.http_connection import http_request
 from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from benchmarks.reliability.open_loop import OpenLoad, OpenPhase, OpenResult
-from benchmarks.serving.asked import PageRequests
-from benchmarks.serving.host import cores, on_core
+from benchmarks.serving.host import Cores, on_core
 from benchmarks.serving.load import Load, LoadOrder
+from benchmarks.serving.page_requests import PageRequests
 from benchmarks.serving.published import WorldSize, publish_world
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.run import Run
@@ -35,49 +35,49 @@ __all__ = ["OverloadConfig", "overload", "recovery"]
 
 @dataclass(frozen=True)
 class OverloadConfig:
-    """How much is sent for how long."""
+    """Load, and how long it lasts."""
 
     seconds: float = 600.0
-    """Of overload."""
+    """Seconds of overload."""
     times: float = 2.0
-    """The capacity."""
+    """Factor of the overload: arrivals by the capacity."""
     items: int = 100_000
-    """Of the catalogue."""
+    """Items in the catalogue."""
     users: int = 2_000
-    """Who ask, each again and again: states and cached rankings of all are there after the warm-up."""
+    """Users, each of whom asks again and again: all have states and cached rankings after the warm-up."""
     feedback_share: float = 0.2
-    """Of the requests, those with feedback, ten events each."""
+    """Share of the requests that have feedback, ten events each."""
     capacity_s: float = 4.0
-    """Of one measurement of the capacity."""
+    """Seconds of one measurement of the capacity."""
     capacity_rounds: int = 3
-    """Measurements; the best one counts."""
+    """Measurements of the capacity; the best one counts."""
     capacity_connections: int = 4
-    """Requests under way meanwhile: the server never waits for one, and no page waits long enough to be degraded."""
+    """Requests under way in them: the server never waits for one, and no page waits long enough to be degraded."""
     calm_share: float = 0.3
-    """Of the capacity, before and after."""
+    """Arrivals before and after the overload, by the capacity."""
     calm_s: float = 15.0
-    """Of calm before."""
+    """Seconds of calm before the overload."""
     after_s: float = 20.0
-    """Of calm after: what recovers later has not recovered."""
+    """Seconds of calm after it; a server that recovers later counts as not recovered."""
     window_s: float = 1.0
-    """So long all pages must be whole and in time for the server to have recovered."""
+    """Seconds in which all pages must be whole and in time for the server to have recovered."""
     recovered: float = 1.5
-    """Times the p99 of before that pages may take then."""
+    """Largest p99 of those pages, by the p99 before the overload."""
     warm_up_share: float = 0.2
-    """Of the overload, before the growth of memory counts."""
+    """Share of the overload before the growth of memory counts."""
     samples: int = 100
-    """Of memory, in the overload."""
+    """Samples of memory in the overload."""
     series: int = 20
-    """Parts of the overload that are told of one by one."""
+    """Parts of the overload that are reported one by one."""
     requests: int = 20_000
-    """Different ones; they are sent again when they run out."""
+    """Different requests; they are sent again when they run out."""
 
 
 def overload(
     work: Path, seed: int, progress: Callable[[float], None], config: OverloadConfig | None = None, run: Run | None = None
 ) -> dict[str, Any]:
-    """Overload a server over `run`, or over one that is drawn; the report. Raises `BenchmarkError`."""
-    config, where = config or OverloadConfig(), cores()
+    """Overload a server over `run`, or over one that is drawn, and return the report. Raises `BenchmarkError`."""
+    config, where = config or OverloadConfig(), Cores()
     run = run or publish_world(work / "run", WorldSize(config.items, users=config.users))
     requests = _requests(run, config, seed)
     order = ServeOrder(run=str(run.folder), log=str(work / "overload.db"), core=where.server)
@@ -107,9 +107,9 @@ def _requests(run: Run, config: OverloadConfig, seed: int) -> list[PageRequest]:
 
 
 def _capacity(server: CloudServer, requests: list[PageRequest], config: OverloadConfig, core: int, work: Path) -> float:
-    """Pages for each second that the server computes, which is what it makes a second where nobody takes time from its core.
+    """Return the pages per CPU second of the server: its rate where nobody else takes time from its core.
 
-    Pages a second alone would be fewer on a machine that is busy with others, and twice that no overload. Raises
+    Pages per second of the clock would be fewer on a busy machine, and twice that rate would not be an overload. Raises
     `BenchmarkError` when there are answers other than pages.
     """
     best, share = 0.0, len(requests) // config.capacity_rounds
@@ -135,7 +135,7 @@ def _capacity(server: CloudServer, requests: list[PageRequest], config: Overload
 
 
 def _watch(server: CloudServer, config: OverloadConfig, progress: Callable[[float], None]) -> list[tuple[float, int]]:
-    """Memory in bytes by seconds since the start, until the last phase is over."""
+    """Sample memory until the last phase is over; return bytes by seconds since the start."""
     began, total, never = monotonic(), config.calm_s + config.seconds + config.after_s, Event()
     found: list[tuple[float, int]] = []
     while (now := monotonic() - began) < total:
@@ -184,14 +184,14 @@ def _mean(memory: list[tuple[float, int]], since: float, until: float) -> float:
     return float(np.mean(inside)) if inside else float("nan")
 
 
-def recovery(result: OpenResult, end: float, most_ms: float, window_s: float) -> float | None:
-    """Seconds after `end` from which on pages were whole, and their p99 at most `most_ms`, for `window_s`; None: never."""
+def recovery(result: OpenResult, end: float, max_ms: float, window_s: float) -> float | None:
+    """Return the seconds after `end` from which pages were whole with a p99 up to `max_ms`, for `window_s`; None: never."""
     after = result.between(end, np.inf)
     at, ms, whole = result.at[after], result.ms[after], result.whole[after]
     for place, since in enumerate(at):
         to = int(np.searchsorted(at, since + window_s))
         if to == len(at):
             return None
-        if whole[place:to].all() and np.percentile(ms[place:to], 99) <= most_ms:
+        if whole[place:to].all() and np.percentile(ms[place:to], 99) <= max_ms:
             return float(since - end)
     return None

@@ -1,8 +1,8 @@
-"""The server of `pocketrank serve` in processes to be killed: `python -m benchmarks.reliability.cloud_server [ahead]`.
+"""The server of `pocketrank serve` in processes that are killed: `python -m benchmarks.reliability.cloud_server [ahead]`.
 
 It forks a process for each `ServeOrder` (`benchmarks.reliability.forks`), which serves until it is ended. With `ahead` it
-imports the server first: that is most of a start, and one that is killed hundreds of times then starts in a fraction of a
-second.
+imports the server first. Imports are most of a start, so a server that is killed hundreds of times then starts in a fraction
+of a second.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _AHEAD = (
     "uvicorn.loops.auto", "uvicorn.lifespan.on", "onnxruntime", "faiss",
 )  # fmt: skip
 _STOP_S = 15.0
-_SAYS = "Serving on http://127.0.0.1:"
+_READY = "Serving on http://127.0.0.1:"
 
 
 class ServeOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What to serve."""
+    """Order to serve."""
 
     run: str
     """Folder of the run."""
@@ -50,11 +50,11 @@ class ServeOrder(msgspec.Struct, frozen=True, kw_only=True):
     store: str | None = None
     """URL of the embedding store; None: files in the run's folder."""
     core: int | None = None
-    """The core that it is held to; None: any."""
+    """Core that the server is pinned to; None: any."""
 
 
 class CloudServer:
-    """One server at a time, which starts again on the same port. A context.
+    """One server at a time, which restarts on the same port. A context.
 
     `before` is a command that runs this module's, such as one that mounts something first. What servers log is
     appended to the file `log`.
@@ -70,23 +70,19 @@ class CloudServer:
     def begin(self, order: ServeOrder) -> None:
         """Start a server and return while it loads."""
         self._process.send(msgspec.structs.replace(order, port=self.port))
-        self.pid = int(self._heard("pid "))
-
-    def wait_ready(self) -> None:
-        """Wait until it serves. Raises `BenchmarkError` when it ends instead."""
-        self.port = int(self._heard(_SAYS))
+        self.pid = int(self._expect("pid "))
 
     def start(self, order: ServeOrder) -> None:
-        """Start a server and wait until it serves."""
+        """Start a server and wait until it serves. Raises `BenchmarkError` when it ends instead."""
         self.begin(order)
-        self.wait_ready()
+        self.port = int(self._expect(_READY))
 
     @property
     def host_pid(self) -> int:
-        """The process that forks servers; it outlives them."""
+        """Id of the process that forks servers; it outlives them."""
         return self._process.pid
 
-    def _heard(self, beginning: str) -> str:
+    def _expect(self, beginning: str) -> str:
         line = self._process.read_line()
         if not line.startswith(beginning):
             raise BenchmarkError("the server", f"`{beginning}…`", f"`{line}`{self._process.logged}")
@@ -94,35 +90,35 @@ class CloudServer:
 
     @property
     def pids(self) -> list[int]:
-        """The server and all processes that it started."""
+        """Ids of the server and all processes that it started."""
         return process_tree(self.pid) if self.pid else []
 
     @property
     def workers(self) -> list[int]:
-        """Those of its processes that serve beside others."""
+        """Ids of its workers."""
         return [pid for pid in children(self.pid) if b"spawn_main" in _command_line(pid)]
 
     def cpu_s(self) -> float:
-        """CPU seconds of all its processes since their start."""
+        """Return the CPU seconds of all its processes since their start."""
         return sum(cpu_s(pid) for pid in self.pids)
 
     def memory_bytes(self) -> int:
-        """Of all its processes; pages that several map are shared out."""
+        """Return the proportional set size of all its processes."""
         return sum(memory_bytes(pid) for pid in self.pids)
 
     def kill(self) -> None:
-        """With -9, all its processes; they are gone when this returns."""
+        """Kill all its processes with -9 and wait until they have ended."""
         if not self.pid:
             return
         _kill_and_wait(self.pids)
         self._ended(-signal.SIGKILL)
 
     def kill_worker(self, pid: int) -> None:
-        """One of `workers`, with -9; it is gone when this returns."""
+        """Kill one of `workers` with -9 and wait until it has ended."""
         _kill_and_wait([pid])
 
     def stop(self) -> None:
-        """As an operator does. Raises `BenchmarkError` when it does not end in order."""
+        """Stop the server with SIGTERM, as an operator does. Raises `BenchmarkError` when it does not end in order."""
         os.kill(self.pid, signal.SIGTERM)
         self._ended(0)
 
@@ -167,7 +163,7 @@ def _command_line(pid: int) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve what standard input says, one after the other."""
+    """Serve one order after the other from standard input."""
     if "ahead" in arguments:
         for name in _AHEAD:
             import_module(name)

@@ -1,7 +1,7 @@
-"""A server whose vectors are in a Valkey that is killed with -9 and comes back empty, under a steady load of pages.
+"""A server whose vectors are in a Valkey that is killed with -9 and restarts empty, under a steady load of pages.
 
-An open loop sends the pages. Pages must go on without a failed answer: while the store is away they come without vectors and
-say so, and some time after it is back they have them again, because the server fills it anew.
+An open loop requests the pages. No answer may fail. While the store is unavailable, pages have no vectors and report that as
+degraded; some time after its restart they have vectors again, because the server refills it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from benchmarks.reliability.open_loop import OpenLoad, OpenPhase, OpenResult
-from benchmarks.serving.asked import PageRequests
+from benchmarks.serving.page_requests import PageRequests
 from benchmarks.serving.published import WorldSize, publish_world
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.run import Run
@@ -29,28 +29,28 @@ __all__ = ["StoreKillConfig", "kill_store"]
 
 @dataclass(frozen=True)
 class StoreKillConfig:
-    """When the store is killed, and for how long."""
+    """When the store is killed, and how long it is unavailable."""
 
     items: int = 100_000
-    """Whose vectors are in the store, 64 wide."""
+    """Items whose vectors are in the store, 64 wide."""
     rps: float = 100.0
-    """Pages asked for a second."""
+    """Page requests a second."""
     kills: int = 3
-    """Of the store, one after the other."""
+    """Kills of the store, one after the other."""
     before_s: float = 4.0
-    """Before each kill."""
+    """Seconds before each kill."""
     away_s: float = 5.0
-    """Between a kill and the restart."""
+    """Seconds between a kill and the restart."""
     back_s: float = 12.0
-    """After a restart: longer than filling takes."""
+    """Seconds after a restart: longer than refilling takes."""
     requests: int = 4_000
-    """Different ones; they are sent again when they run out."""
+    """Different requests; they are sent again when they run out."""
 
 
 def kill_store(
     work: Path, seed: int, progress: Callable[[float], None], config: StoreKillConfig | None = None, run: Run | None = None
 ) -> dict[str, Any]:
-    """Kill the store under a server over `run`, or over one that is drawn; the report. Raises `BenchmarkError`."""
+    """Kill the store under a server over `run`, or over one that is drawn, and return the report. Raises `BenchmarkError`."""
     config = config or StoreKillConfig()
     run = run or publish_world(work / "run", WorldSize(config.items))
     asking = PageRequests(*Published.open(run.published), seed)
@@ -78,10 +78,10 @@ def kill_store(
 
 
 def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[str, Any]:
-    away = np.zeros(len(result.at), np.bool_)
-    after, vectors = away.copy(), list[float | None]()
+    down = np.zeros(len(result.at), np.bool_)
+    after, vectors = down.copy(), list[float | None]()
     for killed, back, end in zip(kills, backs, [*kills[1:], np.inf], strict=True):
-        away |= result.between(killed, back)
+        down |= result.between(killed, back)
         vectors.append(_vectors_s(result, back, end))
         after |= result.between(back + (vectors[-1] or 0.0), end)
     found = unexpected(result)
@@ -94,12 +94,12 @@ def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[
         "vectors_s_each": vectors,
         "answers": answers(result, np.ones(len(result.at), np.bool_)),
         "before": pages(result, result.between(0, kills[0])),
-        "away": pages(result, away),
+        "away": pages(result, down),
         "after": pages(result, after),
     }
 
 
 def _vectors_s(result: OpenResult, back: float, end: float) -> float | None:
-    """Seconds after `back` at which the first page with vectors was asked for; None when there was none."""
+    """Return the seconds from `back` to the request of the first page with vectors; None when there was none."""
     at = result.at[result.between(back, end) & (result.vectors == 1)]
     return float(at[0] - back) if len(at) else None

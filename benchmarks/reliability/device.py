@@ -1,14 +1,14 @@
-"""The device's side of `benchmarks.reliability`: what it loses, applies twice or runs when it is killed, attacked, or alone.
+"""The device's side of `benchmarks.reliability`: what it loses, applies twice or runs when it is killed, attacked or cut off.
 
 The report is `device`::
 
     kills                       of processes, with -9: `events` and `switches` together
-    events_lost                 events that the session had taken and the cloud never got
+    events_lost                 events that the session had accepted and the cloud never received
     events_twice                events that the cloud applied twice
     invalid_bundles_active      starts after a kill that found no valid bundle, or a half-made one
     hostile_bundles, hostile_accepted
-    failed_swipes               while the cloud was away, slow, answering garbage, 500 for every other call or half an answer,
-                                and on a full disk; see `benchmarks.reliability.faults` for what counts as failed
+    failed_swipes               while the cloud was unavailable, was slow, answered garbage, 500 to every other call or half an
+                                answer, and on a full disk; `benchmarks.reliability.faults` defines a failed swipe
     events                      kills while feedback is written and uploaded (`benchmarks.reliability.kills_events`)
       .events_taken, events_resent (the receipt had been lost), repeats_taken (of ids known before the kill), damaged (files or
       rows that a store could not read), not_emptied (stores whose events did not all arrive in the end)
@@ -35,16 +35,16 @@ from pocketrank.sdk_demo.cli.output import progress
 __all__ = ["KILLS", "PARTS", "measure_device", "print_device"]
 
 KILLS = 1200
-"""Of processes, by default."""
+"""Default number of processes to kill."""
 SWITCH_SHARE = 0.25
-"""Of the kills, those while bundles are switched; a switch is short and has few moments."""
+"""Share of the kills that happen while bundles are switched; a switch is short and has few moments."""
 PARTS = {
     "events": "killing devices that write and upload",
     "switches": "killing devices that switch bundles",
     "hostile": "attacking devices",
     "faults": "swiping through faults",
 }
-"""What is measured, and how that is called while it lasts."""
+"""Parts of the benchmark, and the text of their progress bars."""
 _HEADLINES = (
     "kills", "events_lost", "events_twice", "invalid_bundles_active", "hostile_bundles", "hostile_accepted", "failed_swipes",
 )  # fmt: skip
@@ -53,7 +53,7 @@ Progress = Callable[[float], None]
 
 
 def measure_device(parts: Sequence[str], kills: int, seed: int, console: Console) -> dict[str, Any]:
-    """Measure `parts` of `PARTS`; the report, headlines first."""
+    """Measure `parts` of `PARTS` and return the report, headlines first. Raises `BenchmarkError`."""
     switches = max(1, round(SWITCH_SHARE * kills))
     found: dict[str, dict[str, Any]] = {}
     for part in PARTS:
@@ -82,7 +82,7 @@ def _measure(part: str, work: Path, events: int, switches: int, seed: int, updat
 
 
 def print_device(console: Console, report: Mapping[str, Any]) -> None:
-    """The figures as tables."""
+    """Print the figures as tables."""
     table = figure_table("A device under kills, attacks and faults", "")
     for name in _HEADLINES:
         if name in report:

@@ -1,9 +1,9 @@
-"""Swipes through a cloud's bad days, with a real session, model, store, uploader and client.
+"""Swipes while the cloud fails, with a real session, model, store, uploader and client.
 
 A device has one good page; then the cloud fails, in each of the ways of `benchmarks.reliability.faulty_cloud`, while one
-thread swipes, one asks for pages, and one uploads. Half-way the app starts again, from its store. At last the cloud is well,
-and what waits is sent. A failed swipe is one that raised, that showed nothing or what had been shown before, or that took as
-long as a call to the cloud may.
+thread swipes, one asks for pages, and one uploads. Half-way the app restarts from its store. At the end the cloud works
+again, and all waiting events are sent. A swipe failed if it raised, if it showed nothing or an item that had been shown before,
+or if it took as long as a call to the cloud may take.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ from tests.device.worlds import make_bundle, make_page
 __all__ = ["SITUATIONS", "FaultConfig", "swipe_through_faults"]
 
 SITUATIONS = ("well", *FAULTS, "full_disk")
-"""The last is the device's own."""
+"""A cloud that works, each fault of the cloud, and a fault of the device."""
 
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """How long a bad day is."""
+    """Length of a day in one situation."""
 
     swipes: int = 300
-    """At least, before and after the app starts again."""
+    """Least number of swipes before and after the app restarts."""
     calls: int = 5
-    """To the cloud in each half, before it ends."""
+    """Least number of calls to the cloud in each half."""
     dwell_s: float = 2e-3
-    """Between two swipes."""
+    """Seconds between two swipes."""
     wait_s: float = 2e-2
-    """Between two swipes beyond `swipes`, made only until there were enough calls."""
+    """Seconds between two swipes beyond `swipes`, which are made only until there were enough calls."""
     timeout_s: float = 0.3
-    """Of a call. A swipe that takes as long has waited for the network."""
+    """Timeout of a call. A swipe that takes as long has waited for the network."""
     slow_s: float = 0.45
-    """Until a slow cloud answers."""
+    """Seconds until a slow cloud answers."""
     items: int = 1000
-    """Of a page, so that there is always something to show."""
+    """Items of a page: enough that one is always left to show."""
     session: SessionConfig = SessionConfig(shown_max=5000, refill=RefillConfig(backoff_ms=5, backoff_max_ms=50))
-    """Tries again sooner than in the field, and remembers the whole day to tell repeats."""
+    """Retries sooner than in the field, and remembers the whole day, so that a repeat is seen."""
     store: DeviceStoreConfig = DeviceStoreConfig(shown_max=5000)
     """Remembers the whole day too."""
     upload: UploadConfig = UploadConfig(events_max=64, every_s=5e-3, backoff_s=5e-3, backoff_max_s=5e-2)
-    """Tries again sooner than in the field."""
+    """Retries sooner than in the field."""
     evening_s: float = 30.0
-    """For what waits to be sent when the cloud is well again."""
+    """Seconds in which waiting events must be sent when the cloud works again."""
 
 
 def swipe_through_faults(work: Path, progress: Callable[[float], None], config: FaultConfig | None = None) -> dict[str, Any]:
-    """What came of each situation, with files in the folder `work`; `failed_swipes` is their sum."""
+    """Return the figures of each situation, and the sum `failed_swipes`. Files are in the folder `work`."""
     config, report = config or FaultConfig(), {}
     ranker = Ranker.open(make_bundle(work / "bundle"))
     for at, situation in enumerate(SITUATIONS):
@@ -77,7 +77,7 @@ def swipe_through_faults(work: Path, progress: Callable[[float], None], config: 
 
 
 class _Day:
-    """One situation from morning to evening."""
+    """One situation: two halves with the fault, then an evening without it."""
 
     def __init__(self, ranker: Ranker, path: Path, config: FaultConfig, situation: str) -> None:
         self._ranker, self._path, self._config, self._situation = ranker, path, config, situation
@@ -125,7 +125,7 @@ class _Day:
 
     @contextmanager
     def _app(self, name: str, client: CloudClient) -> Iterator[tuple[FeedSession, DeviceStore]]:
-        """The app from its start to its end, which leaves the last events to the next start."""
+        """Run the app from its start to its end, which leaves the last events to the next start."""
         config, over = self._config, Event()
         with ExitStack() as stack:
             store = stack.enter_context(DeviceStore(self._path, config.store))
@@ -152,7 +152,7 @@ class _Day:
             self._counts["writes_failed"] += store.writes_failed
 
     def _swipe(self, session: FeedSession) -> None:
-        """Until enough calls met the cloud as it is."""
+        """Swipe until enough calls reached the cloud as it is."""
         config, end = self._config, time.monotonic() + self._config.evening_s
         for at in count():
             if at >= config.swipes and (self._cloud.calls.total() >= config.calls or time.monotonic() > end):
@@ -166,7 +166,7 @@ class _Day:
                     event = _event(session, item, at)
                     if session.feedback(event):
                         self._taken.append(event.event_id)
-            except Exception:  # whatever it is: it is what is counted
+            except Exception:  # any error is a failed swipe
                 self._counts["raised"] += 1
                 item = None
             spent = time.perf_counter_ns() - start

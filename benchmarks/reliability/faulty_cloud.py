@@ -1,17 +1,17 @@
-"""A small cloud of the contract that can be told to fail: the other end for a device's bad days."""
+"""A small cloud that keeps the contract until a fault is set: the other end of a device in `benchmarks.reliability.faults`."""
 
 from __future__ import annotations
 
 import socket
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
-from threading import Event, Lock, Thread
-from typing import Any, Literal, get_args
+from threading import Event, Lock
+from typing import Literal, get_args
 
+from benchmarks.reliability.loopback import LoopbackHandler, serve_loopback
 from pocketrank.cloud.streams.feedback_log import FeedbackLog
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
@@ -20,20 +20,15 @@ __all__ = ["FAULTS", "Fault", "FaultyCloud"]
 
 Fault = Literal["away", "slow", "garbage", "errors", "cut"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-"""No connection; an answer after the device has given up; bytes that are no answer; 500 for every other call; a connection that
-ends half-way through the answer, after the cloud has done its part."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a device that hangs up, or is killed
-            super().handle_error(request, client_address)
+"""In this order: no connection; an answer after the device's timeout; bytes that are not an answer; 500 for every other call; a
+connection that ends half-way through the answer, after the cloud has applied the request."""
 
 
 class FaultyCloud:
-    """Pages by `make_page`, feedback once an event id: in memory or in `log`. Its state may be read and set as it serves."""
+    """Cloud that answers pages from `make_page` and applies each event id once, in memory or in `log`.
+
+    Its state may be read and set while it serves.
+    """
 
     def __init__(
         self, make_page: Callable[[PageRequest], Page] | None = None, slow_s: float = 1.0, log: FeedbackLog | None = None
@@ -41,38 +36,27 @@ class FaultyCloud:
         self._make_page, self._slow_s, self._log = make_page, slow_s, log
         self.fault: Fault | None = None
         self.refuses: Callable[[FeedbackEvent], bool] = lambda event: False
-        """Events for which a whole batch is answered by 422."""
+        """Whether an event makes the answer to its whole batch 422."""
         self.calls: Counter[str] = Counter()
-        """By what became of them."""
+        """Calls by their answer: a status, or a fault."""
         self.events: dict[str, FeedbackEvent] = {}
-        """What was applied, by event id, where there is no log."""
+        """Applied events by their id, where there is no log."""
         self._numbers, self._lock, self._over = count(), Lock(), Event()
 
     @contextmanager
     def serving(self, port: int = 0) -> Iterator[str]:
-        """Serve on a port of the loopback interface, 0: a free one; the value is the base URL."""
+        """Serve on a port of the loopback interface, a free one for 0, while the block runs. The value is the base URL."""
         cloud = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # headers and body are two writes
-
-            def do_POST(self) -> None:
+        class Handler(LoopbackHandler):
+            def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
                 cloud._answer(self)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        server = _Server(("127.0.0.1", port), Handler)
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            self._over.set()
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with serve_loopback(Handler, port) as url:
+            try:
+                yield url
+            finally:
+                self._over.set()  # slow answers are not waited for
 
     def _answer(self, call: BaseHTTPRequestHandler) -> None:
         fault, number = self.fault, next(self._numbers)
@@ -113,7 +97,7 @@ class FaultyCloud:
         return 404, b"nothing here"
 
     def _apply(self, events: tuple[FeedbackEvent, ...]) -> int:
-        """Apply what is new; how many that were."""
+        """Apply the new events and return their number."""
         if self._log is not None:
             return len(self._log.append(events).accepted)
         with self._lock:

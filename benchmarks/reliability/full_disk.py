@@ -1,4 +1,4 @@
-"""A disk that takes no more."""
+"""A full disk, imitated by a limit on the length of files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["full_disk"]
 
 @contextmanager
 def full_disk(bytes_max: int = 0) -> Iterator[None]:
-    """No file of this process grows past `bytes_max` while the block runs: the write fails as the system says, not as we do."""
+    """Let no file of this process grow past `bytes_max` while the block runs. The failed write is the system's own error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, hard))  # Python ignores the signal that comes with it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, hard))  # Python ignores the signal that is sent too
     try:
         yield
     finally:

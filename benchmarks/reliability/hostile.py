@@ -1,7 +1,8 @@
-"""Hostile bundles, releases and servers against a device that has bundle 5 and follows release 9: none may change what it runs.
+"""Hostile bundles, releases and servers, against a device that has bundle 5 and follows release 9.
 
-Each attack is tried through the code that an app runs: a real server, `Updates.check`, `Updates.current`, and a new start. An
-honest update is tried between them, because a device that accepts nothing would pass too.
+None may change the bundle that the device runs. Each attack is tried through the code that an app runs: a real server,
+`Updates.check`, `Updates.current`, and a restart. An honest update is tried between them, because a device that accepts nothing
+would pass too.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ __all__ = ["attack"]
 HONEST_EVERY = 50
 """Attacks between two honest updates."""
 TIMEOUT_S = 0.3
-"""Of a device's call; a drip has to be given up after that."""
+"""Timeout of a device's call, after which it gives up an answer that arrives too slowly."""
 ACCEPTED = "accepted"
-"""What no attack may come to."""
+"""Outcome that no attack may have."""
 
 Progress = Callable[[float], None]
 
 
 def attack(work: Path, seed: int, progress: Progress, every: int = 1) -> dict[str, Any]:
-    """Try every attack; `hostile_bundles`, `hostile_accepted`, and `by_kind` how often each was accepted or what refused it.
+    """Try every attack and return `hostile_bundles`, `hostile_accepted`, and the outcomes `by_kind`: accepted, or what refused.
 
-    `work` is an empty folder; of the attacks each `every`th is tried. Raises `BenchmarkError` when an honest update is refused,
-    for then none of that means anything.
+    `work` is an empty folder; each `every`th of the attacks is tried. Raises `BenchmarkError` when an honest update is refused,
+    because the figures would then mean nothing.
     """
     by_kind = defaultdict[str, Counter[str]](Counter)
     device, update = work / "device", honest()
@@ -46,19 +47,19 @@ def attack(work: Path, seed: int, progress: Progress, every: int = 1) -> dict[st
         for i, each in enumerate(tried):
             if i % HONEST_EVERY == 0:
                 for keys in (KEYS, KEYS_OF_TWO):
-                    if (came_to := _try(Attack("honest", dict(update), keys), device, work / "tried", server)) != ACCEPTED:
-                        raise BenchmarkError("an honest update", ACCEPTED, came_to)
+                    if (outcome := _try(Attack("honest", dict(update), keys), device, work / "tried", server)) != ACCEPTED:
+                        raise BenchmarkError("an honest update", ACCEPTED, outcome)
             by_kind[each.kind][_try(each, device, work / "tried", server)] += 1
             progress((i + 1) / len(tried))
     return {
-        "hostile_bundles": sum(came_to.total() for came_to in by_kind.values()),
-        "hostile_accepted": sum(came_to[ACCEPTED] for came_to in by_kind.values()),
-        "by_kind": {kind: dict(came_to) for kind, came_to in by_kind.items()},
+        "hostile_bundles": sum(outcome.total() for outcome in by_kind.values()),
+        "hostile_accepted": sum(outcome[ACCEPTED] for outcome in by_kind.values()),
+        "by_kind": {kind: dict(outcome) for kind, outcome in by_kind.items()},
     }
 
 
 def _install(device: Path, held: Path) -> None:
-    """A device that has run bundle 5 for long."""
+    """Make a device that has run bundle 5 for long."""
     store = BundleStore(device, KEYS, clock=lambda: NOW_MS)
     updates = Updates(store, device_id="device")
     updates.add(held)
@@ -67,8 +68,8 @@ def _install(device: Path, held: Path) -> None:
 
 
 def _try(each: Attack, device: Path, folder: Path, server: Server) -> str:
-    """What the attack on a copy of the device came to: `ACCEPTED` when anything but bundle 5 runs, now or after a new start;
-    else what refused it.
+    """Try an attack on a copy of the device. Return `ACCEPTED` when another bundle than 5 runs, now or after a restart; else
+    what refused it.
     """
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(device, folder)

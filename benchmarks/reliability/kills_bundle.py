@@ -1,8 +1,8 @@
-"""A device process killed with -9 at random moments of its updates; after each kill, exactly one valid bundle is active.
+"""Kills of a device with -9 at random moments of its updates. After each, exactly one valid bundle must be active.
 
 The device is forked from a process that has imported everything, so that a kill costs no start of Python. It asks a server, in
-a process of its own, that releases the next bundle at every other question and sends files in small pieces. Some bundles fail
-in use, and the device then goes back to the one before.
+a process of its own, that releases the next bundle at every other request and sends files in small pieces. Some bundles fail
+in use, and the device then returns to the previous one.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ __all__ = ["kill_switches", "main"]
 LIFE = 3.0
 """Longest life of a device, in whole updates as long as the first one took on this machine."""
 PAUSE_S = 0.0003
-"""Between two pieces of a file: time enough for a kill to fall into."""
+"""Seconds between two pieces of a file, so that a kill can happen within a file."""
 RUNS = 5
-"""Runs after which a trial is over."""
+"""Model runs after which a trial is over."""
 FAILS_EVERY = 3
-"""Every so many bundles one fails in use."""
+"""One bundle of so many fails in use."""
 STEPS = ("start", "check", "activate", "use", "judge")
-"""What a device was at when it was killed."""
+"""Steps of a device that a kill may interrupt."""
 
 Progress = Callable[[float], None]
 
 
 def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict[str, Any]:
-    """Kill so many devices; `kills`, `invalid_bundles_active`, and how often a kill fell into which step (`at`), what was left
-    on the disk (`pending`, `staged`), and how many bundles came into use and were left again (`activated`, `rejected`).
+    """Kill `kills` devices and return the report: `kills`, `invalid_bundles_active`, the number of kills in each step (`at`),
+    what they left on the disk (`left`), and how many bundles were `activated` and `rejected`.
 
     `work` is an empty folder.
     """
@@ -83,7 +83,7 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             at[STEPS[step[0]]] += 1
-            # as the next start would find it
+            # The next start would find this state.
             store = BundleStore(root, KEYS, clock=lambda: NOW_MS)
             state = store.state
             seen.update(name for name in ("pending", "staged") if getattr(state, name) is not None)
@@ -104,7 +104,7 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
 
 
 def _first(root: Path, folder: Path) -> None:
-    """A device that trusts what it has."""
+    """Make a device whose first bundle has passed its trial."""
     updates = _updates(root)
     updates.add(folder)
     current = updates.current()
@@ -119,7 +119,7 @@ def _updates(root: Path) -> Updates:
 
 
 def _valid(store: BundleStore) -> bool:
-    """Whether there is one active bundle, signed, whole, and with a model that opens."""
+    """Return whether one bundle is active, signed and whole, and its model opens."""
     serial = store.state.active
     if serial is None:
         return False
@@ -146,7 +146,7 @@ def _device(root: Path, url: str, step: mmap.mmap) -> NoReturn:
 
 
 def main() -> None:
-    """Serve bundle after bundle until killed: the same files under ever higher serials. Prints the URL."""
+    """Serve bundle after bundle until killed: the same files under rising serials. Print the URL."""
     files, asked = make_files(1), 0
     manifest = from_json(files[MANIFEST], BundleManifest)
 

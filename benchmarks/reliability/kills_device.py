@@ -1,17 +1,17 @@
-"""A device to be killed: real session, store, uploader and client, in processes that start fast.
+"""A device that is killed: real session, store, uploader and client, in processes that start fast.
 
 `python -m benchmarks.reliability.kills_device` imports the device once and forks a process for each `Life`
-(`benchmarks.reliability.forks`), which says::
+(`benchmarks.reliability.forks`), which reports::
 
     pid 123          it runs
-    + ID             an event that `feedback` took: from here on it must not be lost
-    again N          repeats of earlier events that were taken as new
+    + ID             `feedback` accepted this event: from here on it must not be lost
+    again N          repeats of earlier events that were accepted as new
     damaged N        files and rows that the store could not read
     resent N         events that the cloud had already, because the receipt was lost
-    empty            all that waited was sent
-    end -9           it is over: its exit code, below 0 the signal
+    empty            all waiting events were sent
+    end -9           it has ended: its exit code, below 0 the signal
 
-Whatever it is in at the moment is a byte in the file `marks`, which outlives a kill.
+Each operation under way is marked by a byte in the file `marks`, which outlives a kill.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.reliability.forks import fork_each, say
+from benchmarks.reliability.forks import fork_each, report
 from pocketrank.device.codec import to_block
 from pocketrank.device.contract import Candidates, Columns, FeedbackEvent, FeedbackReceipt, Page
 from pocketrank.device.network.client import CloudClient
@@ -39,33 +39,33 @@ from pocketrank.device.session.session import FeedSession
 __all__ = ["MARKS", "Life", "main"]
 
 MARKS = ("open", "page", "next", "feedback", "send", "acknowledge", "tidy")
-"""What may be going on when the kill comes."""
+"""Operations that a kill may interrupt."""
 STORE = DeviceStoreConfig(wal_bytes=64 << 10)
-"""Folds its write-ahead file in often, so that kills meet that too."""
+"""Checkpoints its write-ahead file often, so that kills interrupt that too."""
 UPLOAD = UploadConfig(events_max=16, every_s=1e-3, backoff_s=1e-3, backoff_max_s=1e-2)
-"""Never rests for long."""
+"""Never waits for long."""
 PAGE_ITEMS = 20
-"""A page for so many swipes."""
+"""Items of a page, one for each swipe."""
 PAUSE_S = 2e-4
-"""Between two swipes beside an uploader, or it would get no turn."""
+"""Seconds between two swipes while an uploader works; without a pause it would never run."""
 EMPTY_S = 30.0
-"""For an outbox to be emptied."""
+"""Seconds in which an outbox must be emptied."""
 
 
 class Life(msgspec.Struct):
-    """What a process is to do."""
+    """Order for one process."""
 
     store: str
     marks: str
     url: str
     name: str
-    """Of the session; no two lives have the same."""
+    """Name of the session; no two lives have the same."""
     uploads: bool
-    """Whether an uploader works beside the swipes."""
+    """Whether an uploader works while the device swipes."""
     empties: bool
-    """Send all that waits, and end."""
+    """Whether the process only sends all waiting events, and ends."""
     known: tuple[str, ...]
-    """Ids of events that were taken in earlier lives."""
+    """Ids of events that earlier lives accepted."""
 
 
 class _Marks:
@@ -81,7 +81,7 @@ class _Marks:
 
 
 class _Marked(Outbox):
-    """What an uploader does with an outbox leaves marks."""
+    """Outbox whose use by an uploader is marked."""
 
     def __init__(self, outbox: Outbox, marks: _Marks) -> None:
         self._outbox, self._marks = outbox, marks
@@ -108,7 +108,7 @@ class _Marked(Outbox):
 
 
 def main() -> None:
-    """Do what the module says."""
+    """Fork a device for each order on standard input."""
     fork_each(Life, _live)
 
 
@@ -118,15 +118,15 @@ def _live(life: Life) -> None:
         store = DeviceStore(Path(life.store), STORE)
         session = FeedSession(None, user_id=1, session_id=life.name, store=store)
         session.restore()
-    say(f"damaged {store.damaged_files + store.damaged_rows}")
-    say(f"again {sum(session.feedback(_event(life, name, 0, 0)) for name in life.known)}")
+    report(f"damaged {store.damaged_files + store.damaged_rows}")
+    report(f"again {sum(session.feedback(_event(life, name, 0, 0)) for name in life.known)}")
     client, outbox = CloudClient(life.url), _Marked(store.outbox, marks)
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
         with marks("send"):
             receipt = client.send_feedback(events)
         if receipt.duplicates:
-            say(f"resent {receipt.duplicates}")
+            report(f"resent {receipt.duplicates}")
         return receipt
 
     uploader = Uploader(outbox, send, UPLOAD, rng=random.Random(life.name))
@@ -135,7 +135,7 @@ def _live(life: Life) -> None:
         while len(outbox) and time.monotonic() < until:
             time.sleep(uploader.step())
         if not len(outbox):
-            say("empty")
+            report("empty")
         store.close()
         return
     if life.uploads:
@@ -144,7 +144,7 @@ def _live(life: Life) -> None:
 
 
 def _swipe(life: Life, session: FeedSession, marks: _Marks) -> None:
-    """Until killed."""
+    """Swipe until killed."""
     for at in count():
         with marks("next"):
             item = session.next()
@@ -156,7 +156,7 @@ def _swipe(life: Life, session: FeedSession, marks: _Marks) -> None:
         with marks("feedback"):
             taken = session.feedback(event)
         if taken:
-            say(f"+ {event.event_id}")
+            report(f"+ {event.event_id}")
         if life.uploads:
             time.sleep(PAUSE_S)
 

@@ -1,9 +1,9 @@
-"""Kills a device with -9 while it keeps and uploads feedback, and counts what the cloud then has of it.
+"""Kills of a device with -9 while it stores and uploads feedback, and a count of what the cloud then has of it.
 
 Devices live one after the other on one store (`benchmarks.reliability.kills_device`). Each is killed a random time after a
-random event of its life, or after its start; what it was in just then is read from its marks. Every other device has an
-uploader at work, and now and then the server (`benchmarks.reliability.log_server`) is killed first. After some lives all that
-waits is sent, and a new store begun. At the end the log is read: every event that a device took must be in it, once.
+random event of its life, or after its start; its marks show what the kill interrupted. Every other device has an uploader at
+work, and sometimes the server (`benchmarks.reliability.log_server`) is killed first. After some lives all waiting events are
+sent, and a new store is begun. At the end the log is read: it must have every event that a device accepted, once.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class KillConfig:
     """When to kill."""
 
     events_max: int = 60
-    """A device is killed after 0 to so many events of its life."""
+    """Largest number of events in a device's life before it is killed."""
     delay_max_s: float = 4e-3
-    """And up to so much later: longer than an event, a request or the opening of a store takes."""
+    """Longest wait after that event: longer than an event, a request or the opening of a store takes."""
     lives: int = 20
-    """On one store."""
+    """Devices that live on one store."""
     server_share: float = 0.1
-    """Of the devices with an uploader, those whose server is killed first."""
+    """Share of the devices with an uploader whose server is killed first."""
     known_max: int = 20
-    """Latest events that the next device tries to give once more."""
+    """Number of the latest events that the next device offers a second time."""
 
 
 @dataclass
 class _Life:
-    """What is known of a device that has lived."""
+    """Record of a device's life."""
 
     taken: list[str] = field(default_factory=list)
     during: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class _Life:
 
 
 class _Devices(OrderedProcess):
-    """The process that forks them."""
+    """Process that forks devices."""
 
     def __init__(self, marks: Path) -> None:
         self._marks = marks
@@ -66,7 +66,7 @@ class _Devices(OrderedProcess):
         super().__init__("benchmarks.reliability.kills_device")
 
     def live(self, life: Life, events: int | None = None, kill: Callable[[], None] = lambda: None) -> _Life:
-        """Let one live; after `events` events call `kill`, then kill it. None leaves it to its own end."""
+        """Run one device; after `events` events call `kill`, then kill the device. None leaves it to its own end."""
         self.send(life)
         lived = _Life()
         pid = 0
@@ -99,18 +99,18 @@ class _Devices(OrderedProcess):
 
 
 def twice(applied: Iterable[FeedbackEvent]) -> int:
-    """Events that a cloud applied though it had applied the same impression: two under one id, or one under two."""
+    """Count events whose impression a cloud had applied before, under the same event id or under another one."""
     return sum(times - 1 for times in Counter((event.session_id, event.position) for event in applied).values())
 
 
 def kill_devices(
     work: Path, kills: int, seed: int, progress: Callable[[float], None], config: KillConfig | None = None
 ) -> dict[str, Any]:
-    """Kill so many devices, with files in the folder `work`; what came of it."""
+    """Kill `kills` devices, with files in the folder `work`, and return the figures of the report. Raises `BenchmarkError`."""
     config, rng = config or KillConfig(), random.Random(seed)
     server, devices = LogServer(work / "log.db"), _Devices(work / "marks")
     taken: list[str] = []
-    begun = 0  # how many were taken by earlier stores
+    begun = 0  # how many events earlier stores accepted
     counts: Counter[str] = Counter()
     during: Counter[str] = Counter()
 
@@ -122,7 +122,7 @@ def kill_devices(
         if kills_server:
             server.kill()
         until = time.perf_counter() + rng.uniform(0, config.delay_max_s)
-        while time.perf_counter() < until:  # a sleep would be longer than asked for
+        while time.perf_counter() < until:  # because a sleep would be longer than `delay_max_s`
             pass
 
     try:

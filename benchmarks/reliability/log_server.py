@@ -1,7 +1,7 @@
-"""A server of feedback in a process of its own, to be killed: `python -m benchmarks.reliability.log_server FILE PORT`.
+"""A feedback server in a process of its own, which is killed: `python -m benchmarks.reliability.log_server FILE PORT`.
 
 The log is that of `pocketrank.cloud.serving`, behind a plain HTTP server: the whole serving application takes seconds to
-start, and this one is started again many times. It does not sync the disk: no power is cut here.
+start, and this one is restarted many times. It does not sync the disk, because no power is cut here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["LogServer", "main"]
 
 
 class LogServer:
-    """The process. It starts again on the same port."""
+    """Process of the server. It restarts on the same port."""
 
     def __init__(self, log: Path) -> None:
         self._log, self._port = log, 0
@@ -30,7 +30,7 @@ class LogServer:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start it if it does not run, and wait until it serves."""
+        """Start the server unless it runs, and wait until it serves. Raises `BenchmarkError`."""
         if self._process is not None:
             return
         self._process = OrderedProcess("benchmarks.reliability.log_server", str(self._log), str(self._port))
@@ -40,7 +40,7 @@ class LogServer:
         self._port = int(line.rsplit(":", 1)[1])
 
     def kill(self) -> None:
-        """With -9."""
+        """Kill the server with -9."""
         if self._process is not None:
             self._process.close()
             self._process = None

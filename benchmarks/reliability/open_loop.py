@@ -1,8 +1,8 @@
-"""An open loop of page requests from a process of its own: they come when they come, whether or not the server has answered.
+"""An open loop of page requests from a process of its own: requests arrive whether or not the server has answered earlier ones.
 
-Arrivals are a Poisson process whose rate changes by phase. Each takes a free connection, and one that finds none, because as
-many requests are under way as there may be, is never sent and counted as such. What is told of each is kept by arrival, and
-latencies count from it, so that a server that stalls does not hide what it made others wait.
+Arrivals are a Poisson process whose rate changes by phase. A request takes a free connection; one that finds none, because the
+largest number is under way, is never sent and is counted as unsent. Latencies count from the arrival, so that a server that
+stalls cannot hide how long it made requests wait.
 `benchmarks.reliability.open_sender` is the process.
 """
 
@@ -23,11 +23,11 @@ from pocketrank.device.contract import PageRequest
 __all__ = ["DROPPED", "MALFORMED", "UNSENT", "OpenDone", "OpenLoad", "OpenOrder", "OpenPhase", "OpenResult"]
 
 UNSENT, DROPPED, MALFORMED = 0, 1, 2
-"""What stands for a status: never sent, for want of a connection; no whole answer came; an answer that is none."""
+"""In place of a status: never sent, because no connection was free; no whole answer; an answer that cannot be read."""
 
 
 class OpenPhase(msgspec.Struct, frozen=True):
-    """A time of one rate."""
+    """Time with one rate of arrivals."""
 
     rps: float
     """Arrivals a second, on average."""
@@ -35,26 +35,26 @@ class OpenPhase(msgspec.Struct, frozen=True):
 
 
 class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send."""
+    """Order to send requests."""
 
     port: int
     """On loopback."""
     requests: str
-    """File of a MessagePack list of `PageRequest`, sent in turn; feedback gets new event ids each time."""
+    """File of a MessagePack list of `PageRequest`, sent in turn; feedback has new event ids each time."""
     phases: tuple[OpenPhase, ...]
     """One after the other, without a pause."""
     result: str
-    """File for what came back."""
+    """File for the columns of `OpenResult`."""
     connections: int = 512
-    """Most requests under way."""
+    """Largest number of requests under way."""
     patience_s: float = 10.0
-    """A request that is not answered by then is dropped."""
+    """Seconds after which a request without an answer is dropped."""
     seed: int = 0
-    """Of the arrivals, and the beginning of event ids."""
+    """Seed of the arrivals, and the beginning of event ids."""
 
 
 class OpenDone(msgspec.Struct, frozen=True, kw_only=True):
-    """The process's word that it is done; `OpenResult` says what the fields mean."""
+    """Last answer of the process; the fields are those of `OpenResult`."""
 
     reasons: tuple[tuple[str, ...], ...]
     first_error: str | None
@@ -64,14 +64,14 @@ class OpenDone(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class OpenResult:
-    """What came back, n requests by their arrival."""
+    """Outcome of n requests, in the order of their arrival."""
 
     at: NDArray[np.float64]
     """[n] seconds after the start at which it arrived"""
     status: NDArray[np.int16]
     """[n] of HTTP, or `UNSENT`, `DROPPED`, `MALFORMED`"""
     ms: NDArray[np.float32]
-    """[n] from the arrival to the whole answer; NaN where none came"""
+    """[n] from the arrival to the whole answer; NaN where there is none"""
     price: NDArray[np.float32]
     """[n] the page's compute price; NaN where there is no page"""
     reason: NDArray[np.int16]
@@ -79,25 +79,25 @@ class OpenResult:
     vectors: NDArray[np.int8]
     """[n] 1 where the page has vectors"""
     retry_after: NDArray[np.int8]
-    """[n] 1 where the answer says when to come again"""
+    """[n] 1 where the answer has `Retry-After`"""
     reasons: tuple[tuple[str, ...], ...]
-    """What pages said of themselves in `degraded`."""
+    """Different values of `degraded` in the pages."""
     first_error: str | None
     """The beginning of the first answer that was neither 200 nor 429."""
     busy: float
     """Share of the time that the process computed: well below 1, or it was the bottleneck."""
     late_p99_ms: float
-    """How late requests were sent."""
+    """Delay between arrival and sending, 99th percentile."""
 
     @property
     def whole(self) -> NDArray[np.bool_]:
-        """[n] pages that nothing was left out of."""
+        """[n] pages that are not degraded."""
         whole = [place for place, reasons in enumerate(self.reasons) if not reasons]
         found: NDArray[np.bool_] = (self.status == 200) & np.isin(self.reason, whole)
         return found
 
     def between(self, since: float, until: float) -> NDArray[np.bool_]:
-        """[n] those that arrived in this time."""
+        """Return [n] which requests arrived from `since` until before `until`."""
         return (self.at >= since) & (self.at < until)
 
 
@@ -109,7 +109,7 @@ class OpenLoad(OrderedProcess):
         self._work = work
 
     def begin(self, port: int, requests: Sequence[PageRequest], phases: Sequence[OpenPhase], **more: Any) -> None:
-        """Begin to send; `more` are fields of `OpenOrder`. Raises `BenchmarkError` when the process dies."""
+        """Begin to send; `more` has fields of `OpenOrder`. Raises `BenchmarkError` when the process dies."""
         file = self._work / "open-requests.msgpack"
         file.write_bytes(msgspec.msgpack.encode(list(requests)))
         result = str(self._work / "open-result.npz")
@@ -117,7 +117,7 @@ class OpenLoad(OrderedProcess):
         self.read_line()  # it has begun
 
     def wait(self) -> OpenResult:
-        """Return what came back, once all phases are over. Raises `BenchmarkError` when the process dies."""
+        """Wait until all phases are over and return the outcome. Raises `BenchmarkError` when the process dies."""
         done = msgspec.json.decode(self.read_line(), type=OpenDone)
         with np.load(self._work / "open-result.npz") as columns:
             return OpenResult(**dict(columns), **msgspec.structs.asdict(done))

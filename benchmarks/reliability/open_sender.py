@@ -1,7 +1,7 @@
 """The process of an open loop: `python -m benchmarks.reliability.open_sender [CORE]`.
 
 It reads one `OpenOrder` a line and answers each with `begun` and, when it is done, an `OpenDone`. Raw sockets under one epoll;
-pages are decoded in full, so that one that is not whole is seen.
+pages are decoded in full, so that a broken one is counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,18 @@ from pocketrank.device.contract import ContractError, Page, PageRequest
 __all__ = ["main"]
 
 _RETRY_AFTER = re.compile(rb"\r\nretry-after: *\d+\r\n", re.IGNORECASE)
-_IDLE_S = 2.0  # uvicorn closes after 5 s what does not ask; who asks just then would have to ask again
+_IDLE_S = 2.0  # uvicorn closes a connection after 5 s without a request; one that is sent just then would be lost
+_NAN = float("nan")
+_COLUMNS: dict[str, tuple[str, float]] = {
+    "at": ("d", _NAN),
+    "status": ("h", UNSENT),
+    "ms": ("f", _NAN),
+    "price": ("f", _NAN),
+    "reason": ("h", -1),
+    "vectors": ("b", 0),
+    "retry_after": ("b", 0),
+}
+"""Columns of `OpenResult`: the type code of each, and the value that stands there until an answer arrives."""
 
 
 class _Connection(HttpConnection):
@@ -51,10 +62,8 @@ class _Loop:
         self._busy: dict[int, _Connection] = {}
         self._reasons: dict[tuple[str, ...], int] = {(): 0}
         self._first_error: str | None = None
-        self._at, self._late = array("d"), array("f")
-        self._status, self._reason = array("h"), array("h")
-        self._ms, self._price = array("f"), array("f")
-        self._vectors, self._retry_after = array("b"), array("b")
+        self._late = array("f")
+        self._columns = {name: array(kind) for name, (kind, _) in _COLUMNS.items()}
 
     def run(self) -> OpenDone:
         busy, self._began = process_time(), perf_counter()
@@ -72,16 +81,7 @@ class _Loop:
         seconds, busy = perf_counter() - self._began, process_time() - busy
         for connection in self._free:
             connection.socket.close()
-        np.savez(
-            self._order.result,
-            at=np.array(self._at),
-            status=np.array(self._status),
-            ms=np.array(self._ms),
-            price=np.array(self._price),
-            reason=np.array(self._reason),
-            vectors=np.array(self._vectors),
-            retry_after=np.array(self._retry_after),
-        )
+        np.savez(self._order.result, **{name: np.array(column) for name, column in self._columns.items()})
         late = 1e3 * float(np.percentile(self._late, 99)) if self._late else 0.0
         return OpenDone(reasons=tuple(self._reasons), first_error=self._first_error, busy=busy / seconds, late_p99_ms=late)
 
@@ -94,12 +94,10 @@ class _Loop:
             start += phase.seconds
 
     def _arrive(self, at: float) -> None:
-        number = len(self._at)
-        self._at.append(at)
-        for column, value in ((self._status, UNSENT), (self._reason, -1), (self._vectors, 0), (self._retry_after, 0)):
-            column.append(value)
-        for floats in (self._ms, self._price):
-            floats.append(float("nan"))
+        """Record that a request arrived at `at`, and send it if a connection is free or may be opened."""
+        number = len(self._columns["at"])
+        for name, (_, before_answer) in _COLUMNS.items():
+            self._columns[name].append(at if name == "at" else before_answer)
         if len(self._busy) >= self._order.connections:
             return
         place = number % len(self._requests)
@@ -119,7 +117,7 @@ class _Loop:
             self._busy[number] = connection
             connection.send(data)
         except OSError as error:
-            self._status[number] = DROPPED
+            self._columns["status"][number] = DROPPED
             self._err(str(error))
             if number in self._busy:
                 self._close(self._busy.pop(number))
@@ -129,8 +127,8 @@ class _Loop:
         try:
             is_whole = connection.receive()
         except OSError as error:
-            if number >= 0:  # one at rest may be closed
-                self._status[number] = DROPPED
+            if number >= 0:  # the server may close an idle connection
+                self._columns["status"][number] = DROPPED
                 self._err(str(error))
                 del self._busy[number]
             else:
@@ -143,8 +141,8 @@ class _Loop:
         del self._busy[number]
         connection.number, connection.idle_since = -1, now
         self._free.append(connection)
-        self._ms[number] = 1e3 * (now - self._began - self._at[number])
-        self._status[number] = self._read(number, connection)
+        self._columns["ms"][number] = 1e3 * (now - self._began - self._columns["at"][number])
+        self._columns["status"][number] = self._read(number, connection)
 
     def _read(self, number: int, connection: _Connection) -> int:
         """Record what the answer to request `number` says and return its status."""
@@ -163,10 +161,13 @@ class _Loop:
             if page.request_id != connection.request_id or not len(columns.item_id):
                 self._err("another's page, or an empty one")
                 return MALFORMED
-            self._price[number], self._vectors[number] = page.compute_price, page.split_version is not None
-            self._reason[number] = self._reasons.setdefault(page.degraded, len(self._reasons))
+            self._columns["price"][number], self._columns["vectors"][number] = (
+                page.compute_price,
+                page.split_version is not None,
+            )
+            self._columns["reason"][number] = self._reasons.setdefault(page.degraded, len(self._reasons))
         else:
-            self._retry_after[number] = _RETRY_AFTER.search(head) is not None
+            self._columns["retry_after"][number] = _RETRY_AFTER.search(head) is not None
             if status != 429:
                 self._err((head + body)[:300].decode(errors="replace"))
         return status
@@ -181,7 +182,7 @@ class _Loop:
         for number, connection in list(self._busy.items())[:1]:  # the oldest is first
             if now - connection.sent_at > self._order.patience_s:
                 self._err(f"no answer within {self._order.patience_s:g} s")
-                self._status[number] = DROPPED
+                self._columns["status"][number] = DROPPED
                 del self._busy[number]
                 self._close(connection)
 
@@ -196,7 +197,7 @@ def _http(request: PageRequest) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Send what standard input says, one order after the other."""
+    """Carry out the orders from standard input, one after the other."""
     if arguments:
         os.sched_setaffinity(0, {int(arguments[0])})
     for line in sys.stdin.buffer:

@@ -1,15 +1,13 @@
-"""Small signed bundles with a real ONNX model, their releases, and a server of them that can be told to misbehave."""
+"""Small signed bundles with a real ONNX model, their releases, and a server of them that can misbehave."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from nacl.signing import SigningKey
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.reliability.loopback import LoopbackHandler, serve_loopback
 from pocketrank.device.bundle.bundle import GOLDEN, MANIFEST, RELEASE, SIGNATURES
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.codec import to_block, to_json, to_msgpack
@@ -63,16 +62,16 @@ __all__ = [
 ]
 
 NOW_MS = 1_800_000_000_000
-"""The time on every device here."""
+"""Time on every device here."""
 BUNDLE_KEY, RELEASE_KEY = SigningKey(b"b" * 32), SigningKey(b"r" * 32)
 """The keys that devices trust; the first for manifests, the second for releases."""
 SECOND_KEY = SigningKey(b"2" * 32)
 """A key that signs everything too."""
 KEYS = TrustedKeys((public_key(BUNDLE_KEY),), (public_key(RELEASE_KEY),))
-"""What devices are built with."""
+"""Keys of devices that require one signature."""
 _SECOND = (public_key(SECOND_KEY),)
 KEYS_OF_TWO = TrustedKeys(KEYS.manifest + _SECOND, KEYS.release + _SECOND, 2, 2)
-"""What devices are built with that want two signatures."""
+"""Keys of devices that require two signatures."""
 PIECE = 512
 """Bytes that a server sends at a time."""
 MODEL = "models/self_contained.onnx"
@@ -90,7 +89,7 @@ SPEC = FeatureSpec(
     feedback_floats=(FloatFeature(name="watch_ms", min=0, max=100, scale=1e-3),),
     context_floats=(FloatFeature(name="hour", min=0, max=24),),
 )
-"""What its model takes."""
+"""Feature spec of the model."""
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -211,7 +210,7 @@ def signed_release(release: Release | bytes, *keys: SigningKey) -> dict[str, byt
 
 @dataclass(frozen=True)
 class Answer:
-    """How a path is answered otherwise than by its bytes."""
+    """Answer of a server that misbehaves."""
 
     pieces: Iterable[bytes]
     """Of the body, as they are sent; with `raw`, of the whole answer."""
@@ -236,14 +235,14 @@ class Server:
         self.asked: list[tuple[str, str]] = []
         """Path and range of each request."""
         self.before: Callable[[str], None] = lambda path: None
-        """Is called with the path of each request before it is answered."""
+        """Called with the path of each request before its answer."""
         self.pause_s = 0.0
-        """After every so many bytes of a body."""
+        """Seconds after each piece of a body."""
         self.url = ""
 
 
 def use(ranker: Ranker, runs: int, *, fails: bool = False) -> None:
-    """Run its model so often, as swipes would, or try to and fail."""
+    """Run the ranker's model `runs` times, as swipes would; with `fails`, each run fails."""
     runtime = ranker.runtimes["self_contained"]["whole"]
     rows: dict[str, NDArray[Any]] = {
         "candidate_float": np.random.default_rng(0).random((1, 8, 2)).astype(np.float32),
@@ -257,24 +256,13 @@ def use(ranker: Ranker, runs: int, *, fails: bool = False) -> None:
             runtime.run_all({} if fails else rows)
 
 
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A device that hangs up is no error."""
-
-
 @contextmanager
 def serve() -> Iterator[Server]:
-    """A running server."""
+    """Serve while the block runs. The value is the running server."""
     state = Server()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_GET(self) -> None:
+    class Handler(LoopbackHandler):
+        def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
             name, wanted = self.path.removeprefix("/v1/bundle/"), self.headers.get("Range", "")
             state.asked.append((name, wanted))
             state.before(name)
@@ -289,7 +277,7 @@ def serve() -> Iterator[Server]:
                 else:
                     self._body(200, found, {})
             except OSError:
-                self.close_connection = True  # the device had enough
+                self.close_connection = True  # the device hung up
 
         def _range(self, data: bytes, start: int) -> None:
             tag = f'"{hashlib.sha256(data).hexdigest()}"'
@@ -320,16 +308,5 @@ def serve() -> Iterator[Server]:
                 self.wfile.write(piece)
                 time.sleep(answer.pause_s)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = _Quiet(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serve_loopback(Handler) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

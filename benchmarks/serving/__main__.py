@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.command import command_parser, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
-from benchmarks.serving.host import cores, on_core
+from benchmarks.serving.host import Cores, on_core
 from benchmarks.serving.load import Load
 from benchmarks.serving.parts import measure_growth, measure_http, measure_page, measure_peers
 from benchmarks.serving.published import WorldSize, publish_small, publish_world
@@ -79,7 +79,7 @@ def measure_serving(
     `small` is one of `publish_small`; without it one is made.
     """
     _check(extent)
-    where, size = cores(), WorldSize(extent.items)
+    where, size = Cores(), WorldSize(extent.items)
     report: dict[str, Any] = {}
     if set(parts) - {"stores"}:
         with progress(console, "drawing a catalogue") as update:

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from benchmarks.errors import BenchmarkError
 from benchmarks.processes import own_environment
 
-__all__ = ["Cores", "Host", "children", "cores", "cpu_s", "hosted", "memory_bytes", "on_core", "process_tree"]
+__all__ = ["Cores", "Host", "children", "cpu_s", "hosted", "memory_bytes", "on_core", "process_tree"]
 
 _START_S = 120.0
 _STOP_S = 15.0
@@ -24,7 +24,7 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Cores:
-    """Where what runs. With one core alone they share it, and the figures say less."""
+    """Cores of this process: the last one for the server, the first one for everything else. With one core they share it."""
 
     def __init__(self) -> None:
         allowed = sorted(os.sched_getaffinity(0))
@@ -34,11 +34,6 @@ class Cores:
     def shared(self) -> bool:
         """True when the load takes time from the server."""
         return self.server == self.load
-
-
-def cores() -> Cores:
-    """The cores of this process: the last for the server, the first for everything else."""
-    return Cores()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ __all__ = ["CANDIDATES", "Model", "ModelTimer"]
 CANDIDATES = 500
 """Candidates that are ranked for a page."""
 _SCENE_CODE = 1
+_USERS = 64  # whose inputs the model is timed on
 
 
 class Model:
@@ -67,10 +68,10 @@ class Model:
 class ModelTimer:
     """Times the model's runs in this thread, hot: inputs looked up before, of so many users in turn, with items at random."""
 
-    def __init__(self, model: Model, users: int = 64) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         items, rng = len(model.published.item_id) - 1, np.random.default_rng(0)
-        lists = [1 + rng.choice(items, min(CANDIDATES, items), replace=False) for _ in range(users)]
+        lists = [1 + rng.choice(items, min(CANDIDATES, items), replace=False) for _ in range(_USERS)]
         self._inputs = [model.inputs(user, drawn) for user, drawn in enumerate(lists, 1)]
         self.runs: list[float] = []
         self.means: list[float] = []

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.asked import PageRequests
 from benchmarks.serving.host import Host, hosted, on_core
 from benchmarks.serving.model import CANDIDATES, Model, ModelTimer
+from benchmarks.serving.page_requests import PageRequests
 from benchmarks.serving.published import WorldSize, publish_world
 from benchmarks.serving.rounds import Bench, ServerSubject
 from benchmarks.serving.subjects import PATHS

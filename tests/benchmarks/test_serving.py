@@ -10,11 +10,11 @@ from rich.console import Console
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.__main__ import main, measure_serving, print_report
-from benchmarks.serving.asked import PageRequests
 from benchmarks.serving.by_hand import ByHand
-from benchmarks.serving.host import cores, hosted
+from benchmarks.serving.host import Cores, hosted
 from benchmarks.serving.load import Load, LoadOrder
 from benchmarks.serving.model import Model
+from benchmarks.serving.page_requests import PageRequests
 from benchmarks.serving.parts import PEERS
 from benchmarks.serving.published import WorldSize, publish_small, publish_world
 from benchmarks.serving.rounds import ServingExtent
@@ -147,7 +147,7 @@ def test_the_served_model_scores_as_the_whole_one(run: Run) -> None:
 
 
 def test_an_answer_that_is_none_is_counted(run: Run, tmp_path: Path) -> None:
-    where, asking = cores(), PageRequests(*Published.open(run.published))
+    where, asking = Cores(), PageRequests(*Published.open(run.published))
     probe = asking.msgpack(1)[0]
     with (
         Load(where.load, tmp_path) as load,
@@ -170,7 +170,7 @@ def test_an_answer_that_is_none_is_counted(run: Run, tmp_path: Path) -> None:
 def test_a_server_that_does_not_start_is_told(run: Run, tmp_path: Path) -> None:
     with (
         pytest.raises(BenchmarkError, match="expected one of ours"),
-        hosted("none", "none", ("none", str(run.folder)), cores().server, b"", tmp_path),
+        hosted("none", "none", ("none", str(run.folder)), Cores().server, b"", tmp_path),
     ):
         pass
 

@@ -4,10 +4,10 @@ import sys
 _PROGRAM = """
 import os
 import signal
-from benchmarks.reliability.forks import fork_each, say
+from benchmarks.reliability.forks import fork_each, report
 
 def do(order: str) -> None:
-    say(f"does {order}")
+    report(f"does {order}")
     if order == "fails":
         raise RuntimeError("on purpose")
     if order == "dies":
