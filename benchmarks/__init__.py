@@ -1,4 +1,4 @@
-"""Every performance promise, measured beside a named peer or limit of the same run: `python -m benchmarks.NAME --json FILE`."""
+"""Every performance promise, measured beside a named peer or limit in the same run: `python -m benchmarks.NAME --json FILE`."""
 
 from __future__ import annotations
 

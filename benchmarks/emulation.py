@@ -44,8 +44,8 @@ Share of the oracle's uplift that cloud order, a refreshed cloud order and the d
   python -m benchmarks.emulation --json runs/bench/emulation.json
   python -m benchmarks.emulation --worlds default,weaker_signals --work runs/emulation
 
-With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
-option makes anew what it touches.
+With --work, whatever is finished there is kept: an interrupted benchmark goes on. After a change of our code, of a
+world or of an option, what depends on it is made again.
 """
 PLAYERS = ("cloud_order", "refreshed", "greedy", "beam", "informed", "oracle")
 """Policies that play."""
@@ -53,7 +53,7 @@ PLAYERS = ("cloud_order", "refreshed", "greedy", "beam", "informed", "oracle")
 
 @dataclass(frozen=True)
 class EmulationExtent:
-    """How much is done."""
+    """Extent of the benchmark."""
 
     worlds: tuple[str, ...] = tuple(VARIANTS)
     """Names of `pocketrank.sdk_demo.world.VARIANTS`."""
@@ -70,10 +70,10 @@ class EmulationExtent:
 
 
 def measure(extent: EmulationExtent, work: Path, progress: Progress) -> dict[str, Any]:
-    """The report. What is finished is found again in `work`. `progress` takes a stage and the share of it that is done.
+    """Run the benchmark and return the report. Finished parts are kept in `work` and read from there.
 
-    Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
-    step raises.
+    `progress` takes a stage and the share of it that is done. Raises `BenchmarkError` for a `work` that
+    cannot be a folder and for sessions in which a fallback was taken, and whatever a step raises.
     """
     make_work_folder(work)
     seeds = list(range(extent.seed, extent.seed + extent.trainings))
@@ -133,7 +133,7 @@ def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     defaults = EmulationExtent()
     parser = command_parser("emulation", _HELP)
     parser.add_argument("--worlds", default=",".join(VARIANTS), help="comma list [%(default)s]")
@@ -167,7 +167,7 @@ _COLUMNS = {
 
 
 def print_table(console: Console, report: Mapping[str, Any]) -> None:
-    """The report for people."""
+    """Print the report as tables."""
     for name, world in report["worlds"].items():
         columns = (column.removesuffix("_per_session").replace("_", " ") for column in _COLUMNS)
         table = figure_table(f"{name}: {world['says']}", "share of the oracle's uplift", *columns, label="policy")

@@ -1,4 +1,4 @@
-"""What a benchmark can fail with.
+"""The error of a benchmark.
 
 Errors::
 
@@ -11,7 +11,7 @@ __all__ = ["BenchmarkError"]
 
 
 class BenchmarkError(RuntimeError):
-    """A measurement that would not mean what it says. `where`, `expected` and `got` say why."""
+    """A measurement that would not mean what it says. `where`, `expected` and `got` give the reason."""
 
     def __init__(self, where: str, expected: str, got: str) -> None:
         super().__init__(f"{where}: expected {expected}, got {got}")

@@ -73,8 +73,8 @@ Effective views against requests, for policies that ask for pages by fixed count
   python -m benchmarks.paging --json runs/bench/paging.json --plot runs/bench/paging.png       some 50 minutes on two cores
   python -m benchmarks.paging --worlds default --work runs/paging
 
-With --work, whatever is finished there is kept: an interrupted benchmark goes on. A change of our code, of a world or of an
-option makes anew what it touches.
+With --work, whatever is finished there is kept: an interrupted benchmark goes on. After a change of our code, of a
+world or of an option, what depends on it is made again.
 """
 _VIEWS, _REQUESTS, _CANDIDATES = (
     FIGURES.index(name) for name in ("effective_views_per_session", "requests_per_session", "candidates_per_session")
@@ -92,7 +92,7 @@ class PagingCase:
     """`fixed`, `threshold` or `uplift`."""
     make: Callable[[PagingModel], Paging]
     price: float = 1.0
-    """What the server says that a page costs."""
+    """Price of a page that the server reports."""
 
 
 def _fixed(consume: int, size: int) -> PagingCase:
@@ -111,12 +111,12 @@ POLICIES = (
     *(_threshold(*pair) for pair in ((0.3, 30), (0.3, 60), (0.2, 80))),
     *(PagingCase(f"uplift, price {price:g}", "uplift", UpliftPaging, price) for price in (0.3, 1.0, 3.0)),
 )
-"""Who plays."""
+"""Policies that play."""
 
 
 @dataclass(frozen=True)
 class PagingExtent:
-    """How much is done."""
+    """Extent of the benchmark."""
 
     worlds: tuple[str, ...] = ("default", "faster_drift", "weaker_signals")
     """Names of `pocketrank.sdk_demo.world.VARIANTS`. The model learns in the default world, whichever are judged."""
@@ -135,10 +135,10 @@ class PagingExtent:
 
 
 def measure(extent: PagingExtent, work: Path, progress: Progress) -> dict[str, Any]:
-    """The report. What is finished is found again in `work`. `progress` takes a stage and the share of it that is done.
+    """Run the benchmark and return the report. Finished parts are kept in `work` and read from there.
 
-    Raises `BenchmarkError` for a `work` that can be no folder and for sessions in which a fallback was taken, and whatever a
-    step raises.
+    `progress` takes a stage and the share of it that is done. Raises `BenchmarkError` for a `work` that
+    cannot be a folder and for sessions in which a fallback was taken, and whatever a step raises.
     """
     make_work_folder(work)
 
@@ -185,8 +185,8 @@ def _played(world: PlayedWorld, extent: PagingExtent, model: PagingModel) -> lis
     return records
 
 
-def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
-    """A world's part of the report."""
+def judge(records: list[SessionRecord], seed: int, description: str) -> dict[str, Any]:
+    """Return a world's part of the report."""
     drawn = resampled(records, [policy.name for policy in POLICIES], seed=seed)
     base = drawn[BASELINE.name]
     kinds = {kind: [drawn[p.name] for p in POLICIES if p.kind == kind] for kind in ("fixed", "threshold", "uplift")}
@@ -194,7 +194,7 @@ def judge(records: list[SessionRecord], seed: int, says: str) -> dict[str, Any]:
     uplift = {f"{policy.price:g}": drawn[policy.name] for policy in POLICIES if policy.kind == "uplift"}
     names = [policy.name for policy in POLICIES if policy.kind != "uplift"]
     return {
-        "says": says,
+        "says": description,
         "curve": [
             {
                 "policy": policy.name,
@@ -234,16 +234,16 @@ def _ratio(of: Floats, base: Floats) -> Floats:
     return np.divide(of, base, out=np.full_like(of, np.nan), where=base > 0)
 
 
-def _best(points: Floats, most: Floats) -> Floats:
-    """The largest second coordinate of mixtures of two of `points` [n, policies, 2] whose first is `most` [n] at most; NaN
-    where there is none."""
+def _best(points: Floats, limit: Floats) -> Floats:
+    """The largest second coordinate of mixtures of two of `points` [n, policies, 2] whose first is up to `limit` [n];
+    NaN where there is none."""
     best = np.full(len(points), np.nan)
     for i in range(points.shape[1]):
         for j in range(points.shape[1]):
             (x, y), (u, v) = points[:, i].T, points[:, j].T
-            # As much of j as the bound allows, beside i, which is within it.
-            allowed = np.where(u > most, np.divide(most - x, u - x, out=np.zeros_like(x), where=u > x), 1.0)
-            mixed = np.where(x <= most, y + np.clip(allowed, 0, 1) * (v - y), np.nan)
+            # As much of j as the limit allows; the rest is i, which is within the limit.
+            allowed = np.where(u > limit, np.divide(limit - x, u - x, out=np.zeros_like(x), where=u > x), 1.0)
+            mixed = np.where(x <= limit, y + np.clip(allowed, 0, 1) * (v - y), np.nan)
             best = np.fmax(best, mixed)
     return best
 
@@ -259,14 +259,14 @@ def _over_mixture(of: Floats, plain: Sequence[Floats], names: Sequence[str]) -> 
         b_eq=[1],
     )
     if not found.success:
-        return {"gain": None, "mixture": None}  # none of them asks as little
+        return {"gain": None, "mixture": None}  # no mixture of them asks as little
     views = np.tensordot(found.x, np.stack([p[:, _VIEWS] for p in plain]), 1)
     mixture = {name: float(share) for name, share in zip(names, found.x, strict=True) if share > 1e-6}
     return {"gain": _with_interval(of[:, _VIEWS] / views - 1), "mixture": mixture}
 
 
 def _with_interval(values: Floats) -> dict[str, Any]:
-    """A figure, the first of `values`, with the interval that the others make; null where it cannot be reached."""
+    """Return a figure, the first of `values`, with the interval of the others; null where it cannot be reached."""
     known = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(known):
         return {"mean": None, "ci95": None}
@@ -274,7 +274,7 @@ def _with_interval(values: Floats) -> dict[str, Any]:
 
 
 def _consulted_us(model: PagingModel) -> float:
-    """What a phone pays at each swipe, on this machine."""
+    """Return the time of one decision on this machine, in µs."""
     policy = UpliftPaging(model)
     state = PagingState(20, 10, 60_000, 600_000, 1.0, 0.5, 0.48, 0.6, 10, 0.4)
     return min(repeat(lambda: policy(state), number=_TIMED, repeat=5)) / _TIMED * 1e6
@@ -320,7 +320,7 @@ _COLUMNS = {
 
 
 def print_table(console: Console, report: Mapping[str, Any]) -> None:
-    """The report for people."""
+    """Print the report as tables."""
     for name, world in report["worlds"].items():
         columns = (column.removesuffix("_per_session").replace("_", " ") for column in _COLUMNS)
         table = figure_table(f"{name}: {world['says']}", *columns, label="policy")
@@ -332,7 +332,7 @@ def print_table(console: Console, report: Mapping[str, Any]) -> None:
             gain = _span(of["engagement_gain_at_equal_requests"], "{:+.1%}")
             print_line(console, f"{who}, against {BASELINE.name}: {requests} of its requests, or {gain} effective views")
         for price, row in world["learned_timing"].items():
-            gain = "nobody else asks as little" if row["gain"] is None else _span(row["gain"], "{:+.1%}")
+            gain = "no other policy asks as little" if row["gain"] is None else _span(row["gain"], "{:+.1%}")
             print_line(console, f"learned timing at price {price}, against the best that learns nothing: {gain}")
         console.print()
     print_line(console, f"Simulated users; means per session of {report['sessions']} sessions, intervals of 95 % over users.")
@@ -347,7 +347,7 @@ def _span(figure: Mapping[str, Any], form: str) -> str:
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     defaults = PagingExtent()
     parser = command_parser("paging", _HELP)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="file for the curves")

@@ -128,7 +128,7 @@ class ReplayRows:
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     parser = command_parser("personal", "Replay users' own last layers over the test rows of a run.")
     parser.add_argument("--data", required=True, help="`world` (simulated) or `kuairand:DIR`")
     parser.add_argument("--run", type=Path, metavar="DIR", help="a run of that data; without it one is trained")
@@ -306,7 +306,7 @@ def _runs(values: Ints) -> Iterator[slice]:
 
 
 def _cost(tasks: tuple[str, ...]) -> dict[str, float]:
-    """Of a layer that adapts all tasks, beside a peer that learns online too."""
+    """Time a layer that adapts all tasks, beside a peer that learns online too."""
     layer = PersonalLayer(tasks, bundle="", user_id=0, config=PersonalConfig(tasks={task: TaskPrior() for task in tasks}))
     rng = np.random.default_rng(0)
     page, categories = rng.random((PAGE, len(tasks)), np.float32), rng.integers(0, 40, PAGE)
@@ -324,7 +324,7 @@ def _cost(tasks: tuple[str, ...]) -> dict[str, float]:
         "sgd_us": sgd,
     }
     took: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):  # in turn, so that all meet the machine's same moods
+    for _ in range(ROUNDS):  # in turn, so that a slow moment of the machine slows all
         for name, call in calls.items():
             took[name].append(timeit(call, number=10) / 10 * 1e6)
     cost = {name: float(np.median(times)) for name, times in took.items()}

@@ -19,7 +19,7 @@ Of clustered vectors alone::
     filtered_by_topic         recall, ms, exact_ms, time_to_exact, share of a filter that leaves whole topics
     excluded                  the same without the items of 300 that the query has seen, its best
     insert_to_visible_s       from the call of an upsert of one item to the end of the first search that finds it, the longest
-                              of 300, while another thread searches and a third builds the lists anew; insert_to_visible_p50_s
+                              of 300, while another thread searches and a third rebuilds the lists; insert_to_visible_p50_s
     during_rebuild            p50_ms, p99_ms of those other searches; before_rebuild: of the same without build and inserts
     inserts_per_s             in batches of 1,000; inserts_single_per_s: one a call; deletes_per_s, deletes_single_per_s
     resident_bytes            memory that the process holds more with the index in it than before
@@ -79,7 +79,7 @@ _BATCH, _SINGLE = 1000, 2000
 
 
 class RetrievalExtent(NamedTuple):
-    """How much is measured."""
+    """Extent of the measurement."""
 
     items: int = 200_000
     width: int = 64
@@ -165,7 +165,7 @@ def _attributes(world: VectorSet, extent: RetrievalExtent) -> Attributes:
 
 
 def _built(world: VectorSet, attributes: Attributes) -> IvfIndex:
-    index = IvfIndex(IvfConfig(exact_below=len(world.vectors), rebuild_share=1e9))  # no build but the one that is asked for
+    index = IvfIndex(IvfConfig(exact_below=len(world.vectors), rebuild_share=1e9))  # only `rebuild` builds
     index.upsert(np.arange(len(world.vectors)), world.vectors, attributes)
     index.rebuild(world.sample)
     return index
@@ -217,7 +217,7 @@ def _pair(
         hits, wanted = hits + len(np.intersect1d(found.ids, right.ids)), wanted + len(right.ids)
         if not number:
             for of in times.values():
-                of.clear()  # the first one counts what passes
+                of.clear()  # the first query is a warm-up
     ours, exact_ms = milliseconds(times["lists"]), milliseconds(times["exact"])["p50_ms"]
     report = {
         "recall": hits / wanted,
@@ -237,7 +237,7 @@ def _some_topics(world: VectorSet) -> tuple[tuple[int, ...], float]:
 
 
 def _visible(world: VectorSet, lists: IvfIndex, extent: RetrievalExtent) -> dict[str, Any]:
-    """Inserts of one item each, while others search and the lists are built anew."""
+    """Time inserts of one item each, while other threads search and rebuild the lists."""
 
     def search_until(done: threading.Event) -> list[int]:
         times: list[int] = []
@@ -294,14 +294,14 @@ def _writes(world: VectorSet, lists: IvfIndex, attributes: Attributes) -> dict[s
 
 
 def _resident() -> int:
-    """Bytes of memory that this process holds."""
+    """Return the bytes of memory that this process holds."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 def print_table(console: Console, report: dict[str, Any]) -> None:
-    """The report for people."""
+    """Print the report as tables."""
     title = f"{report['config']['items']} x {report['config']['width']}, the best {_K}"
     table = figure_table(title, "recall", "ms", "exact ms", "x exact")
 
@@ -331,7 +331,7 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     defaults = RetrievalExtent()
     parser = command_parser("retrieval", _HELP)
     parser.add_argument("--items", type=int, default=defaults.items, help="in the index [%(default)s]")

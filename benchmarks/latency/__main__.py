@@ -30,7 +30,7 @@ this core's matrix products.
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     defaults = Repetitions()
     parser = command_parser("latency", _HELP)
     parser.add_argument(
@@ -99,19 +99,19 @@ def _print_stages(console: Console, report: Mapping[str, Any]) -> None:
     table.add_row("event and watch", *(_us(row["swipe_ms"]) for row in rows))
     table.add_row("  x their limit", *(f"{row['ratio_to_limit']:.1f}" for row in rows))
     table.add_row("  x faster than the whole model", *(f"{row['speedup']:.2f}" for row in rows), end_section=True)
-    for kind, said in {
+    for kind, label in {
         "swipe": "in stages",
         "swipe_whole": "with the whole model",
         "swipe_search": "with a list search",
     }.items():
         if report[kind] is not None:
-            table.add_row(f"swipe through the SDK, {said}", *(_us(row["p50_ms"]) for row in report[kind].values()))
-    for kind, said in {
+            table.add_row(f"swipe through the SDK, {label}", *(_us(row["p50_ms"]) for row in report[kind].values()))
+    for kind, label in {
         "swipe_equipped": "  strategies, watchdog and telemetry add",
         "swipe_durable": "  and with a durable outbox",
     }.items():
         rows = report[kind]["stages"].values()
-        table.add_row(said, *(f"{_us(row['added_ms'])} = {row['added_share']:.0%} of the runs" for row in rows))
+        table.add_row(label, *(f"{_us(row['added_ms'])} = {row['added_share']:.0%} of the runs" for row in rows))
     if report["search"] is not None:
         rows = report["search"].values()
         table.add_section()
@@ -128,8 +128,8 @@ def _print_stages(console: Console, report: Mapping[str, Any]) -> None:
 def _print_beam(console: Console, beam: Mapping[str, Any]) -> None:
     title = f"A beam of {beam['beam']} by steps, {beam['runtime']}, {beam['lists']} lists, weights: {beam['weights']}"
     table = figure_table(title, *(str(i + 1) for i in range(len(beam["stability"]))))
-    for what, said in {"stability": "stability", "relative_cost": "cost by the first step's"}.items():
-        table.add_row(said, *(f"{value:.4g}" for value in beam[what]))
+    for what, label in {"stability": "stability", "relative_cost": "cost by the first step's"}.items():
+        table.add_row(label, *(f"{value:.4g}" for value in beam[what]))
         table.add_row("  published", *(f"{value:.4g}" for value in PUBLISHED[what][: len(beam[what])]))
     console.print(table)
 

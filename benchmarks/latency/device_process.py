@@ -27,7 +27,7 @@ def peak_bytes() -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the module says."""
+    """Open the bundle, swipe, and print the peak; without arguments only print it."""
     if arguments:
         from benchmarks.latency.swipe import SwipeBench
         from pocketrank.device.bundle.bundle import Bundle

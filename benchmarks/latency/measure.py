@@ -1,4 +1,4 @@
-"""The measurement behind `latency`: everything in turn, round after round, so that all meet the machine's same moods."""
+"""The measurement of `benchmarks.latency`: everything in turn, round after round, so that all meet the machine's same moods."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ __all__ = ["HEADLINE", "Repetitions", "measure"]
 HEADLINE: Form = "split"
 """The form whose figures stand at the top of the report."""
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "executorch": "executorch", "torch": "torch"}
-"""What the whole model is run in, and the packages they are."""
+"""Runtimes of the whole model, and their packages."""
 
 
 @dataclass(frozen=True)
 class Repetitions:
-    """How often everything is done."""
+    """Number of repetitions."""
 
     rounds: int = 60
-    """Turns of everything that is timed."""
+    """Rounds, in each of which everything is timed."""
     runs: int = 25
     """Runs, swipes and searches of each kind in a round; a hundredth of all is what p99 rests on."""
     warm_up: int = 3
-    """Rounds before, which do not count."""
+    """Rounds before them that do not count."""
     sizes: tuple[int, ...] = SIZES
-    """Of the matrices."""
+    """Sizes of the matrices."""
     lists: int = 24
-    """Different lists that are searched."""
+    """Number of different lists that are searched."""
     memory_swipes: int = 200
-    """In the process whose memory is measured."""
+    """Swipes in the process whose memory is measured."""
     imports: int = 15
     """Fresh processes of each kind whose imports are timed."""
 
@@ -60,7 +60,7 @@ class _Turn(Protocol):
 
 
 def measure(subject: LatencySubject, repetitions: Repetitions, progress: Callable[[float], None]) -> dict[str, Any]:
-    """The report of one preset. `progress` takes the share done.
+    """Measure one preset and return its report. `progress` takes the share done.
 
     Raises `BenchmarkError`, and what opening a bundle's models raises.
     """
@@ -115,7 +115,7 @@ def _version(package: str) -> str | None:
 
 
 class _Form:
-    """All that is timed of one form."""
+    """Everything that is timed for one form."""
 
     def __init__(self, subject: LatencySubject, form: Form, lists: int, scratch: Path) -> None:
         self._subject, self._form = subject, form
@@ -150,7 +150,7 @@ class _Form:
         return turns
 
     def figures(self, rate: float) -> dict[str, Any]:
-        """For products at `rate` operations a nanosecond."""
+        """Return the form's figures, with limits from products at `rate` operations a nanosecond."""
         subject, form = self._subject, self._form
         flop = {"flop": subject.flop(form), "flop_swipe": subject.flop(form, "event", "watch")}
         limit_ms, swipe_limit_ms = (count / rate / 1e6 for count in flop.values())

@@ -28,11 +28,11 @@ from pocketrank.export.graphs import Inputs
 __all__ = ["PUBLISHED", "STEPS", "BeamBench", "Moment", "SearchBench"]
 
 STEPS = 5
-"""Steps of the beam that are told apart."""
+"""Steps of the beam that are reported one by one."""
 PUBLISHED = {"stability": [0.6715, 0.9421, 0.9915, 0.9939, 0.9954], "relative_cost": [1.0, 1.85, 2.77, 3.91, 4.89]}
-"""What Gong et al. (CIKM 2022) report of their model and data, by number of steps."""
+"""Figures that Gong et al. (CIKM 2022) report for their model and data, by number of steps."""
 NOW_MS = 1_700_000_000_000
-"""Of every moment; events lie before it."""
+"""Time of every moment; events lie before it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class BeamBench:
 
     @property
     def search(self) -> SearchSpec:
-        """How it is searched."""
+        """Settings of the search."""
         return self._search
 
     def step(self) -> None:
@@ -158,7 +158,7 @@ class BeamBench:
         self.stability.append(result.stability)
 
     def forget(self) -> None:
-        """Leave out the searches so far."""
+        """Discard the searches so far."""
         self.ns.clear()
         self.stability.clear()
 

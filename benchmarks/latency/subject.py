@@ -47,14 +47,14 @@ MEASURED = ("tiny", "paper")
 PAPER_CANDIDATES = 9
 """The page of the published system (Gong et al., CIKM 2022): 6 to show and 3 to choose from."""
 SESSIONS_PER_USER = 0.05
-"""Of the world whose log tells the feature spec: enough for every column to have values."""
+"""Sessions of each user in the world whose log the feature spec is made from: every column has values."""
 SPREAD = 0.05
 """Standard deviation of what is added to weights as they are before training."""
 FOLDED_MAX = 0.01
 """Share of products that may be of weights alone: torch computes them each time, an exported graph holds what they make."""
 
 Progress = Callable[[float], None]
-"""Gets the share done."""
+"""Takes the share done."""
 
 
 def world_spec() -> FeatureSpec:
@@ -154,9 +154,9 @@ class LatencySubject:
     name: str
     """The preset whose sizes it has, or `custom`."""
     weights: str
-    """Whose they are."""
+    """Origin of the weights."""
     folder: Path
-    """The bundle's."""
+    """Folder of the bundle."""
     bundle: Bundle
     run: Run | None
     """Where the weights came from, if that is known."""

@@ -132,7 +132,7 @@ class SwipeBench:
             raise BenchmarkError("a swipe", f"an order by the {self.form} model", f"{self.session.counters}")
 
     def forget(self) -> None:
-        """Leave out the times so far."""
+        """Discard the times so far."""
         self.swipe_ns.clear()
         self.run_ns.clear()
 

@@ -37,8 +37,8 @@ Train and compare the device model, the server's score, published peers and abla
   python -m benchmarks.quality --data kuairand:DIR --train-to 2022-05-03 --test-from 2022-05-04 --models split,edgerec --seeds 2
 
 Rows between the two days are used by nobody. With --work, predictions that are finished are kept there: an interrupted
-benchmark goes on. A change of data, dates or numbers makes anew what it touches; after a change of our code choose another
---work.
+benchmark goes on. A change of data, dates or numbers trains again what depends on it; after a change of our code choose
+another --work.
 """
 JOBS = min(2, os.cpu_count() or 1)
 """Trainings side by side, one thread each: more would take each other's memory bandwidth."""
@@ -48,7 +48,7 @@ Progress = Callable[[str, float], None]
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     parser = command_parser("quality", _HELP)
     parser.add_argument("--data", required=True, metavar="kuairand:DIR", help="folder in the public KuaiRand layout")
     parser.add_argument("--train-to", required=True, metavar="DATE", help="last training day")
@@ -165,7 +165,7 @@ def _tune(quality: Quality, models: Sequence[str], progress: Progress) -> dict[s
 
 
 def print_table(console: Console, report: Mapping[str, Any]) -> None:
-    """The report for people: the tasks with an aim."""
+    """Print the tasks that have an aim as tables."""
     for task in AIMS:
         data = report["data"]
         title = f"{task}: {data['test_rows']} rows from {data['test_from']} on, {len(report['seeds'])} seeds"

@@ -262,7 +262,7 @@ class Quality:
         make_work_folder(folder)
 
     def rank(self, seed: int) -> None:
-        """Train the full ranker of a seed and keep what it says of each row, at request time and refreshed."""
+        """Train the full ranker of a seed and keep its scores of each row, at request time and refreshed."""
         if self._read(seed, "ranker") is not None:
             return
         d, until = self.data, self.data.samples.learn_until
@@ -282,7 +282,7 @@ class Quality:
                 self._write(job.seed, name, scores)
 
     def scores(self, seed: int, model: str) -> NDArray[np.float32] | None:
-        """What a trained model said of the test rows [T, K]; None where it was not trained for that seed."""
+        """Return a model's scores of the test rows [T, K]; None where it was not trained for that seed."""
         if model in _SERVER:
             ranked = self._read(seed, "ranker")
             return None if ranked is None else ranked[_SERVER.index(model)][self.test]
@@ -372,7 +372,7 @@ class Quality:
         return labels
 
     def _of_users(self, share: float, seed: int) -> NDArray[np.int64]:
-        """Training rows of a share of the users, drawn anew with each seed."""
+        """Training rows of a share of the users, drawn again for each seed."""
         s = self.data.samples
         drawn = np.random.default_rng(seed).random(len(s.user_ids)) < share
         rows: NDArray[np.int64] = self.rows[drawn[s.event_user[s.row_event[self.rows]]]]

@@ -15,7 +15,7 @@ from pocketrank.cloud.training.metrics import auc, over_seeds, ranking_metrics
 __all__ = ["AIMS", "REFERENCE", "Aim", "report"]
 
 REFERENCE = "server_score_refreshed"
-"""What every model is compared with, seed by seed: a feed without a model on the device that asks anew every six items."""
+"""Reference of every model, seed by seed: a feed that has no model on the device and asks for a page every six items."""
 
 
 class Aim:
@@ -37,7 +37,10 @@ Scores = NDArray[np.float32]
 
 
 def report(quality: Quality, models: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """All but the time it took, from predictions that are all there. Needs `REFERENCE` for paired differences and curves."""
+    """Return the report except for the time it took; all predictions must exist.
+
+    Paired differences and curves need `REFERENCE` among the models.
+    """
     d = quality.data
     s, test = d.samples, quality.test
     of = {m: {seed: scores for seed in seeds if (scores := quality.scores(seed, m)) is not None} for m in models}

@@ -30,7 +30,7 @@ Ask the cloud for twice the pages that it can make, kill it with -9, kill its st
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     device, cloud = reliability_device, reliability_cloud
     parser = command_parser("reliability", _HELP)
     side = parser.add_mutually_exclusive_group(required=True)

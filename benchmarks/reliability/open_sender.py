@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -63,7 +64,7 @@ class _Loop:
         self._reasons: dict[tuple[str, ...], int] = {(): 0}
         self._first_error: str | None = None
         self._late = array("f")
-        self._columns = {name: array(kind) for name, (kind, _) in _COLUMNS.items()}
+        self._columns: dict[str, array[Any]] = {name: array(kind) for name, (kind, _) in _COLUMNS.items()}
 
     def run(self) -> OpenDone:
         busy, self._began = process_time(), perf_counter()
@@ -81,7 +82,8 @@ class _Loop:
         seconds, busy = perf_counter() - self._began, process_time() - busy
         for connection in self._free:
             connection.socket.close()
-        np.savez(self._order.result, **{name: np.array(column) for name, column in self._columns.items()})
+        columns: dict[str, Any] = {name: np.array(column) for name, column in self._columns.items()}
+        np.savez(self._order.result, **columns)
         late = 1e3 * float(np.percentile(self._late, 99)) if self._late else 0.0
         return OpenDone(reasons=tuple(self._reasons), first_error=self._first_error, busy=busy / seconds, late_p99_ms=late)
 

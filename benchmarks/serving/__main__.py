@@ -39,12 +39,12 @@ PARTS = {
     "growth": "larger and larger catalogues",
     "stores": "embedding stores",
 }
-"""What is measured, and how that is called while it lasts."""
+"""Parts of the benchmark, and the text of their progress bars."""
 
 
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark as the command line says; the exit code."""
+    """Run the benchmark with the options in `arguments` and return the exit code."""
     defaults = ServingExtent()
     parser = command_parser("serving", _HELP)
     parser.add_argument("--only", choices=PARTS, action="append", help="a part to measure; may be repeated [all]")
@@ -74,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_serving(
     parts: Sequence[str], extent: ServingExtent, work: Path, console: Console, small: Run | None = None
 ) -> dict[str, Any]:
-    """Measure `parts` of `PARTS` with `work` for scratch; the report. Raises `BenchmarkError` where figures would mean nothing.
+    """Measure `parts` of `PARTS` with `work` for scratch and return the report. Raises `BenchmarkError` for useless figures.
 
-    `small` is one of `publish_small`; without it one is made.
+    `small` is a run of `publish_small`; without it one is made.
     """
     _check(extent)
     where, size = Cores(), WorldSize(extent.items)
@@ -125,14 +125,14 @@ def _check(extent: ServingExtent) -> None:
     for name in ("rounds", "connections"):
         if (got := getattr(extent, name)) < 1:
             raise BenchmarkError(f"--{name}", "1 or more", str(got))
-    least = 1000
-    if min(extent.items, *extent.sizes) < least or list(extent.sizes) != sorted(set(extent.sizes)) or len(extent.sizes) < 2:
+    items_min = 1000
+    if min(extent.items, *extent.sizes) < items_min or list(extent.sizes) != sorted(set(extent.sizes)) or len(extent.sizes) < 2:
         got = f"{extent.items} and {', '.join(map(str, extent.sizes))}"
-        raise BenchmarkError("--items and --sizes", f"catalogues from {least} on, two or more sizes in rising order", got)
+        raise BenchmarkError("--items and --sizes", f"catalogues from {items_min} on, two or more sizes in rising order", got)
 
 
 def print_report(console: Console, report: Mapping[str, Any]) -> None:
-    """The report for people."""
+    """Print the report as tables."""
     setup = report["setup"]
     title = f"Pages from one core, {setup['connections']} connections"
     table = figure_table(title, "a second", "p50 ms", "p99 ms", "CPU ms", "bytes", "others' share")
@@ -148,28 +148,28 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
         table.add_row(name, *cells)
     if table.row_count:
         console.print(table)
-    said = []
+    lines = []
     if "page" in report:
         feedback = report["page"]["with_feedback"]["ratio_to_model"]
         ratio, served = report["ratio_to_model"], report["ratio_to_model_served"]
-        said += [
+        lines += [
             f"The ranking model alone takes {report['model_ms']:.2f} ms, as it is served {report['model_served_ms']:.2f}; all",
             f"other CPU time of a page is {ratio:.2f} of the one and {served:.2f} of the other;",
             f"with events in it {feedback:.2f} of the one.",
         ]
     if "peers" in report:
-        said.append(f"{report['peers_ratio']:.2f} times the pages of the best peer, {report['peers_best']}.")
+        lines.append(f"{report['peers_ratio']:.2f} times the pages of the best peer, {report['peers_best']}.")
     if "http" in report:
-        said.append(f"A constant page: {report['http']['ratio']:.2f} of a bare server's rate.")
+        lines.append(f"A constant page: {report['http']['ratio']:.2f} of a bare server's rate.")
     if "growth" in report:
         growth = report["growth"]
-        said.append(
+        lines.append(
             f"From {growth['items'][0]:,} to {growth['items'][-1]:,} items p99 grows {growth['p99_ratio']:.2f} times; "
             f"one more item takes {growth['bytes_per_item']:.0f} bytes of memory."
         )
     if setup["cores_shared"]:
-        said.append("Server and load shared one core: these figures only hold beside each other.")
-    console.print("\n".join(said), highlight=False)
+        lines.append("Server and load shared one core: these figures can only be compared with each other.")
+    console.print("\n".join(lines), highlight=False)
 
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Servers under measurement: processes pinned to one core, the CPU time and the memory that they take."""
+"""Servers under measurement: processes pinned to one core, their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Cores:
 
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """This thread alone on `core`, then where it was."""
+    """Pin this thread to `core` while the block runs."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -55,15 +55,15 @@ class Host:
 
     @property
     def pids(self) -> list[int]:
-        """The server and its descendants."""
+        """Ids of the server and its descendants."""
         return process_tree(self.process.pid)
 
     def cpu_s(self) -> float:
-        """CPU seconds since the start, of all processes that live; in steps of the kernel's 10 ms."""
+        """Return the CPU seconds of all live processes since their start, in steps of the kernel's 10 ms."""
         return sum(cpu_s(pid) for pid in self.pids)
 
     def core_busy_s(self) -> float:
-        """Seconds that the server's core was busy since the machine started, whoever it worked for."""
+        """Return the seconds that the server's core was busy since the machine started, for any process."""
         for line in Path("/proc/stat").read_text().splitlines():
             name, *ticks = line.split()
             if name == f"cpu{self.core}":
@@ -72,30 +72,30 @@ class Host:
         return 0.0
 
     def memory_bytes(self) -> int:
-        """Proportional set size of all processes: pages that several map are shared out."""
+        """Return the proportional set size of all processes: a page that several map is divided among them."""
         return sum(memory_bytes(pid) for pid in self.pids)
 
 
 @contextmanager
 def hosted(name: str, called: str, arguments: Sequence[str], core: int, probe: bytes, work: Path) -> Iterator[Host]:
-    """`python -m benchmarks.serving.subjects CORE PORT *arguments`, from the moment on when it answers `probe` with 200.
+    """Run `python -m benchmarks.serving.subjects CORE PORT *arguments`; the block begins when it answers `probe` with 200.
 
-    Raises `BenchmarkError` when it does not get that far. A file of `work` that is named for `called` gets what it prints.
+    Raises `BenchmarkError` when it never does. What the server prints is in `called`.log in `work`.
     """
-    port, said = _free_port(), work / f"{called}.log"
+    port, log = _free_port(), work / f"{called}.log"
     command = [sys.executable, "-m", "benchmarks.serving.subjects", str(core), str(port), *arguments]
     environment = own_environment(OMP_NUM_THREADS="1")
-    with said.open("wb") as file:
+    with log.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=work, env=environment)
     host = Host(name, process, port, core)
     try:
-        _wait_until_ready(host, probe, said)
+        _wait_until_ready(host, probe, log)
         yield host
     finally:
         _stop(host)
 
 
-def _wait_until_ready(host: Host, probe: bytes, said: Path) -> None:
+def _wait_until_ready(host: Host, probe: bytes, log: Path) -> None:
     until, answer = monotonic() + _START_S, b""
     while monotonic() < until and host.process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", host.port), timeout=_START_S) as sock:
@@ -105,11 +105,11 @@ def _wait_until_ready(host: Host, probe: bytes, said: Path) -> None:
                 return
         sleep(_POLL_S)
     got = answer[:300].decode(errors="replace") or "no answer"
-    raise BenchmarkError(host.name, f"an answer within {_START_S:.0f} s", f"{got}; it said: {said.read_text()[-2000:]}")
+    raise BenchmarkError(host.name, f"an answer within {_START_S:.0f} s", f"{got}; it logged: {log.read_text()[-2000:]}")
 
 
 def _stop(host: Host) -> None:
-    """Ask the server to go, wait for it, and end by their ids those of its processes that it left."""
+    """Stop the server with SIGTERM, wait for it, and kill those of its processes that it left, by their ids."""
     pids = host.pids
     host.process.terminate()
     try:
@@ -123,7 +123,7 @@ def _stop(host: Host) -> None:
 
 
 def _free_port() -> int:
-    """One that nothing listens on now."""
+    """Return a port that nothing listens on now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -131,7 +131,7 @@ def _free_port() -> int:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process started and that live."""
+    """Return the live processes that a process started."""
     found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -150,7 +150,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a process since its start, in steps of the kernel's 10 ms; 0 when it is gone."""
+    """Return the CPU seconds of a process since its start, in steps of the kernel's 10 ms; 0 when it has ended."""
     with suppress(OSError):
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(after_name[11]) + int(after_name[12])) * _TICK_S  # utime and stime, fields 14 and 15
@@ -158,7 +158,7 @@ def cpu_s(pid: int) -> float:
 
 
 def memory_bytes(pid: int) -> int:
-    """Proportional set size of a process; 0 when it is gone."""
+    """Return the proportional set size of a process in bytes; 0 when it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

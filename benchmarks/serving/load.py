@@ -1,7 +1,8 @@
 """A closed loop of requests from a process of its own: each of some connections sends its next request when it has its answer.
 
-Raw sockets under one epoll, requests prebuilt as bytes: about 15 µs a request, so that it is never the bottleneck; `measure`
-tells how busy it was. `python -m benchmarks.serving.load` reads one `LoadOrder` a line and answers each with a `LoadResult`.
+Raw sockets under one epoll, requests prebuilt as bytes: about 15 µs a request, so that it is never the bottleneck;
+`LoadResult.busy` shows that. `python -m benchmarks.serving.load` reads one `LoadOrder` a line and answers each with one
+`LoadResult`.
 """
 
 from __future__ import annotations
@@ -25,38 +26,38 @@ __all__ = ["Load", "LoadOrder", "LoadResult"]
 
 
 class LoadOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send, and for how long."""
+    """Order to send requests for a time."""
 
     port: int
-    """On loopback."""
+    """Port on the loopback interface."""
     requests: str
     """File of a MessagePack list of whole HTTP requests, sent in turn from a random one on."""
     connections: int
-    """Open at once, each with one request under way."""
+    """Connections open at once, each with one request under way."""
     seconds: float
-    """How long requests are sent; those under way are waited for."""
+    """Seconds in which requests are sent; those under way are waited for."""
     in_order: bool = False
-    """Start with the first, and fail rather than send one twice."""
+    """Whether to start with the first request, and to end rather than send one twice."""
 
 
 class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back."""
+    """Figures of one order."""
 
     answers: int
     """Requests with status 200."""
     errors: int
-    """Other statuses, and connections that broke."""
+    """Answers with another status, and broken connections."""
     seconds: float
     """From the first request to the last answer."""
     p50_ms: float
-    """Of the answers; 0 without any."""
+    """Latency of the answers; 0 without any."""
     p99_ms: float
     bytes: float
-    """Of a body, on average."""
+    """Mean length of a body."""
     busy: float
     """Share of the time that this process computed: well below 1, or it was the bottleneck."""
     first_error: str | None
-    """The head of the first answer that was none."""
+    """The beginning of the first answer with another status, or the first broken connection's error."""
 
     @property
     def rps(self) -> float:

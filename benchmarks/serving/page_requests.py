@@ -15,24 +15,24 @@ from pocketrank.device.contract import FeedbackEvent, PageRequest
 __all__ = ["NOW_MS", "PageRequests", "PageRequestsConfig"]
 
 NOW_MS = 1_700_000_000_000
-"""When all requests are sent."""
+"""Time of all requests."""
 _MSGPACK, _JSON = "application/msgpack", "application/json"
 
 
 @dataclass(frozen=True)
 class PageRequestsConfig:
-    """What a request has."""
+    """Size of a request."""
 
     size: int = 30
     """Candidates asked for."""
     exclude: int = 10
     """Items that the session has shown."""
     events: int = 10
-    """Feedback events in a request that has some: what was seen since the last page."""
+    """Feedback events in a request that has any: what was seen since the last page."""
 
 
 class PageRequests:
-    """Requests of users drawn at random from a published run; all have vectors. `seed` makes others."""
+    """Requests of users drawn at random, by `seed`, from a published run. All these users have vectors."""
 
     def __init__(
         self, published: Published, record: PublishedRecord, seed: int = 0, config: PageRequestsConfig | None = None
@@ -42,7 +42,7 @@ class PageRequests:
         self._split = record.split_version
 
     def requests(self, count: int, *, feedback: bool) -> list[PageRequest]:
-        """So many, each of a random user in a session of its own. Feedback events have ids as the SDK makes them."""
+        """Return `count` requests, each of a random user in a session of its own. Event ids are as the SDK makes them."""
         rng, c = self._rng, self.config
         users = rng.choice(self._users, count).tolist()
         exclude = rng.choice(self._items, (count, c.exclude)).tolist()
@@ -79,11 +79,11 @@ class PageRequests:
         ]
 
     def msgpack(self, count: int, path: str = "/v1/page", *, feedback: bool = False) -> list[bytes]:
-        """As a device sends them."""
+        """Return whole HTTP requests with MessagePack bodies, as a device sends them."""
         return [http_request(path, to_msgpack(request), _MSGPACK) for request in self.requests(count, feedback=feedback)]
 
     def json(self, count: int, path: str) -> list[bytes]:
-        """As people with curl do."""
+        """Return whole HTTP requests with JSON bodies."""
         return [http_request(path, to_json(request), _JSON) for request in self.requests(count, feedback=False)]
 
 

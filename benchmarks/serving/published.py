@@ -2,7 +2,7 @@
 
 The graphs are those of a small simulated world, exported by `pocketrank.cloud.training.publish` from models of default widths
 with random weights: a graph takes rows, so it does not know how many items there are, and weights do not change how long it
-runs. The tables are then drawn anew: rows of the small world with noise on them, vectors in clusters as those of items of a
+runs. The tables are then redrawn: rows of the small world with noise on them, vectors in clusters as those of items of a
 kind lie, users whose past lies in a few of the clusters, and a user tower that points where the past lies, so that an index
 meets the queries it is made for.
 """

@@ -1,4 +1,4 @@
-"""Servers in turn, round after round, so that all meet the machine's same moods; what is told is the median over rounds."""
+"""Servers in turn, round after round, so that a slow moment of the machine slows all; a figure is the median over rounds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class ServingExtent:
-    """How long everything is measured, and on how much."""
+    """Extent of the measurement."""
 
     seconds: float = 4.0
-    """Of one round of one server."""
+    """Seconds of one round of one server."""
     rounds: int = 5
-    """Turns of all servers, after a short one that does not count."""
+    """Rounds of all servers, after a short one that does not count."""
     connections: int = 4
     """Requests under way: two more than threads make pages, so that the server never waits for a request."""
     http_connections: int = 16
-    """The same where an answer takes so little that the load takes part of the time."""
+    """The same where an answer is so quick that the load takes part of the time."""
     items: int = 100_000
     """Catalogue behind the page and its peers."""
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
@@ -40,7 +40,7 @@ class ServingExtent:
 
 @dataclass(frozen=True)
 class ServerSubject:
-    """One thing that is asked under load."""
+    """A server that is measured under load."""
 
     host: Host
     requests: Callable[[], str]
@@ -55,7 +55,7 @@ class ServerSubject:
     """Share of the server's core that other processes took, by round."""
 
     def round(self, load: Load, seconds: float) -> None:
-        """Load it for so long. Raises `BenchmarkError` when an answer was none."""
+        """Load the server for `seconds`. Raises `BenchmarkError` when an answer is not a page."""
         order = LoadOrder(
             port=self.host.port,
             requests=self.requests(),
@@ -74,16 +74,16 @@ class ServerSubject:
         self.results.append(result)
 
     def forget(self) -> None:
-        """Leave out the rounds so far."""
+        """Discard the rounds so far."""
         for rounds in (self.results, self.cpu_ms, self.others):
             rounds.clear()
 
     def median(self, name: str) -> float:
-        """Of a figure of the results."""
+        """Return the median over rounds of a field of the results."""
         return float(np.median([getattr(result, name) for result in self.results]))
 
     def report(self) -> dict[str, Any]:
-        """The figures."""
+        """Return the figures of the report."""
         return {
             **{name: self.median(name) for name in ("rps", "p50_ms", "p99_ms", "bytes")},
             "cpu_ms": float(np.median(self.cpu_ms)),
@@ -95,7 +95,7 @@ class ServerSubject:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all parts share."""
+    """What all parts of the benchmark share."""
 
     extent: ServingExtent
     cores: Cores
@@ -104,14 +104,14 @@ class Bench:
     """Scratch."""
 
     def fixed(self, requests: Sequence[bytes]) -> Callable[[], str]:
-        """The same requests every round."""
+        """Return a function that gives the same requests every round."""
         file = self.load.file(requests)
         return lambda: file
 
     def measure(
         self, subjects: Mapping[str, ServerSubject], progress: Progress, between: Callable[[float], None] | None = None
     ) -> None:
-        """All rounds. `between` is run after each with the seconds of a round."""
+        """Run all rounds. `between` is called after each with the seconds of a round."""
         extent = self.extent
         for done in range(extent.rounds + 1):
             seconds = extent.seconds if done else min(1.0, extent.seconds)

@@ -22,11 +22,10 @@ __all__ = ["page_app"]
 
 
 def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
-    """The product's stack over any maker of pages: ids, metrics, limits, the line, decoding and encoding; no tokens to
-    check."""
+    """Return the product's stack over `make_page`: ids, metrics, limits, queue, decoding, encoding. It checks no tokens."""
     metrics, price, budget = ServingMetrics(), ComputePrice(), BudgetConfig()
-    line = PageQueue[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
-    route = HotRoute(with_any_telemetry(PageRequest), line.__call__, line.enter, metrics.stage)
+    queue = PageQueue[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
+    route = HotRoute(with_any_telemetry(PageRequest), queue.__call__, queue.enter, metrics.stage)
     read = BodyReader(budget.body_max, budget.body_s)
     routes = HotRoutes(FastAPI(), {"/v1/page": route}, access=Access(), read=read)
     return ObserveRequests(routes, metrics, {"/v1/page": "/v1/page"})
