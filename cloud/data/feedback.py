@@ -29,5 +29,5 @@ FEEDBACK_FLOATS = (
 """Feedback features of a device model; its spec leaves out those whose column is empty in the log."""
 
 HISTORY_FEEDBACK = ("long_view", "like", "watch_log", "engaged", "logged")
-"""What the cloud knows of a past event: watch_log is log1p(seconds), engaged is click or effective view, logged is 0 for events
-from before the log, of which only long_view and like are known."""
+"""Feedback features of a past event in the cloud: watch_log is log1p(seconds), engaged is click or effective view, and logged
+is 0 for events from before the log, of which only long_view and like are known."""

@@ -109,6 +109,7 @@ class UpperHalf(nn.Module):
         names = [f.name for f in spec.candidate_floats]
         feedback = [f.name for f in spec.feedback_floats]
         self.watch_at, self.duration_at = feedback.index("watch_ms"), names.index("duration_ms")
+        # Scales of the share watched and its largest value: of the whole item, of an effective view, of a long view.
         views_s = EFFECTIVE_VIEW_MS / 1000, LONG_VIEW_MS / 1000
         ranges = torch.tensor([[spec.candidate_floats[self.duration_at].max + 1, *views_s], [2.0, 1.0, 1.0]])
         self.register_buffer("share_of", ranges[0], persistent=False)
@@ -225,7 +226,7 @@ class UpperHalf(nn.Module):
     ) -> Float[Tensor, "b t e"]:
         """Return the states of events: key and value in the watched list, factors of the crossings, logits of the pXTRs."""
         parts, pxtr = self._item(event_float, event_category)
-        # how much of the item was watched, on three scales: of the whole, of an effective view and of a long view
+        # The share watched, on the scales of `share_of` or of the whole item if that is shorter.
         watched = event_feedback[..., self.watch_at : self.watch_at + 1]
         duration = event_float[..., self.duration_at : self.duration_at + 1] + 0.5
         share = torch.minimum(watched / torch.minimum(duration, self.share_of), self.share_max)  # b t 3

@@ -35,7 +35,7 @@ class StateConfig:
     """What is kept of a user."""
 
     seen_max: int = 2000
-    """Latest events kept; an item whose last event falls out may be shown again. At least the run's `history_max` are kept."""
+    """Number of latest events kept, at least the run's `history_max`. An item may be shown again once its events fell out."""
 
 
 class UserState(NamedTuple):

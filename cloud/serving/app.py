@@ -123,7 +123,7 @@ def create_app(
     metrics.add(telemetry)
 
     # Pages and feedback, each behind a queue of bounded length.
-    price = ComputePrice(1, config.price)
+    price = ComputePrice(config.price)
     intake = FeedbackIntake(log, engine.states)
     make_page = PageMaker(engine, config.pipeline, observer=metrics, price=price)
     feedback_queue = FeedbackQueue(intake, config.feedback_waiting)
@@ -158,7 +158,7 @@ def create_app(
     async def answer_page(request: Any, since: float) -> Page:
         make_page.check(request)
         if request.feedback:
-            with page_queue.coming():  # else all requests of a burst enter while their feedback is written
+            with page_queue.reserve():  # else all requests of a burst enter while their feedback is written
                 await store_feedback(request.feedback, "$.feedback")
         page = await page_queue(request, since)
         telemetry(request.telemetry)  # last, because a client sends a refused request again as a whole

@@ -188,12 +188,8 @@ def keep_tier(
         pass
     chosen = choose_tier(bundle, format, config, group=group, clock=clock)
     if chosen.ranker is not None:
-        part = file.with_name(file.name + ".part")
-        try:
-            part.write_bytes(msgspec.json.encode(_Kept(key=key, tier=chosen.tier)))
-            part.replace(file)
-        except OSError:
-            pass  # the next start measures again
+        with suppress(OSError):  # it is measured again next time
+            write_atomically(file, msgspec.json.encode(_Kept(key=key, tier=chosen.tier)))
     return chosen
 
 

@@ -195,7 +195,7 @@ class Feed:
             bundle=models.name,
             fallback=fallback if order.why in ("model", "cloud") else order.why,
             personal=models.personal is not None,
-            strategies=() if decided is None else decided.told,
+            strategies=() if decided is None else decided.explanation,
             paging=self._decision,
             spent_ms=spent_ns / 1e6,
         )

@@ -236,54 +236,6 @@ class FeedSession:
             self._feed.learn(event)
             return True
 
-    def _rank(self, held: Remaining) -> Order:
-        """Of what is held; made once after each change."""
-        if self._order is None:
-            self._order = self._ordering(self._models, self._form, held, self._clock(), self._position, self._last)
-            values = self._order.values
-            first = self._order.indices[:TOP].tolist()
-            self._moment.ranked([] if values is None else [float(values[i]) for i in first if i < len(values)])
-            if self._order.why == "overran":
-                self._held = held.copy()
-                self._models.fork()
-        return self._order
-
-    def _trace(self, tracer: Tracer, held: Remaining, order: Order, item: int, spent_ns: int) -> None:
-        models, decided = self._models, None if self._slate is None else self._slate.decision
-        tracer.decision(
-            models.ranker,
-            held,
-            models.history,
-            models.context,
-            form=self._form,
-            now_ms=self._clock(),
-            position=self._position,
-            order=order.indices,
-            shown=item,
-            scores=None if order.ranking is None else order.ranking.scores,
-            page_id=self.page_id,
-            bundle=models.name,
-            fallback=self._fallback if order.why in ("model", "cloud") else order.why,
-            personal=models.personal is not None,
-            strategies=() if decided is None else decided.explanation,
-            paging=self._decision,
-            spent_ms=spent_ns / 1e6,
-        )
-
-    def _show(self, held: Remaining, index: int, item: int) -> None:
-        assert self._page is not None
-        known = None if self._order is None else self._order.shipped
-        shipped = None if known is None or index >= len(known) else known[index]
-        self._shown[item] = ShownItem(self._page, held.page, held.take(index), shipped)
-        if len(self._shown) > self._config.shown_max:
-            del self._shown[next(iter(self._shown))]
-        self._position += 1
-        self._shown_of_page += 1
-        self._last = self._order.without(index) if self._ordering.keeps and self._order is not None else None
-        self._order = None
-        if self._slate is not None:
-            self._slate.show(index)
-
     def buffered(self, items: Mapping[int, int]) -> None:
         """Set what the player has on screen or loaded, in its order: item id → bytes.
 

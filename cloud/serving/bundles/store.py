@@ -29,7 +29,7 @@ from threading import Lock
 import msgspec
 from filelock import FileLock
 
-from pocketrank.cloud.serving.bundles.disk import replace_file, sync_folder
+from pocketrank.cloud.files import sync_folder, write_atomically
 from pocketrank.cloud.serving.bundles.files import BundleFile, BundleFilesError, ServedBundle
 from pocketrank.cloud.serving.bundles.publish import (
     BadBundleError,
@@ -167,7 +167,7 @@ class BundleRepository:
                 if (size := self._path(entry.sha256).stat().st_size) != entry.bytes:
                     raise BadBundleError("$.manifest.files", f"{entry.bytes} bytes for `{entry.path[:200]}`", f"{size}")
             if publish != before:
-                replace_file(self._record, msgspec.json.encode(publish))
+                write_atomically(self._record, msgspec.json.encode(publish))
             self._remove_unnamed(publish, before)
         return BundleReceipt(
             serial=manifest.serial,

@@ -5,7 +5,7 @@ FastAPI's own page loads scripts from elsewhere. This one has no script, and not
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -90,8 +90,8 @@ def _type(schema: dict[str, Any]) -> str:
     return f"{kind} ({escape(encoding)})" if encoding else kind
 
 
-def _content(body: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    return body.get("content", {}).items()
+def _content(body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return list(body.get("content", {}).items())
 
 
 def _bodies(response: dict[str, Any]) -> list[str]:
@@ -103,7 +103,7 @@ def _paragraphs(text: str) -> str:
     return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a table of HTML cells, nothing without rows."""
     if not rows:
         return ""
