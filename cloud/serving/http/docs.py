@@ -47,7 +47,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     body = [(escape(kind), _type(content.get("schema", {}))) for kind, content in _content(operation.get("requestBody", {}))]
     responses = [
         (escape(status), escape(response.get("description", "")), " ".join(_bodies(response)))
-        for status, response in operation["responses"].items()
+        for status, response in sorted(operation["responses"].items())
     ]
     scopes = sorted({scope for entry in operation.get("security", ()) for scopes in entry.values() for scope in scopes})
     return (
