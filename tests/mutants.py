@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 AREAS: dict[str, tuple[str, ...]] = {
-    "device/session": ("tests/device/session", "tests/device/test_aio.py"),
+    "device/session": ("tests/device/session",),
     "device/model": ("tests/device/model", "tests/device/session"),
     "device/strategies": ("tests/device/strategies",),
     "cloud/pages": ("tests/cloud/pages", "tests/cloud/serving/test_app.py"),
