@@ -91,7 +91,7 @@ def print_report(console: Console, name: str, report: Mapping[str, Any]) -> None
 
 
 def _print_stages(console: Console, report: Mapping[str, Any]) -> None:
-    table = figure_table(f"{report['form']}: what a swipe does anew, microseconds", *FORMATS)
+    table = figure_table(f"{report['form']}: what a swipe computes, microseconds", *FORMATS)
     rows = report["incremental"].values()
     table.add_row("stage page, when a page comes", *(_us(row["page_ms"]) for row in rows))
     table.add_row("stage event, of one event", *(_us(row["event_ms"]) for row in rows))

@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 
 class AuthError(WireError):
-    """A caller that is refused, for a `reason`. Only a caller with a token's secret is told that it is expired or revoked."""
+    """A caller that is refused, for a `reason`. Only a caller with the token's secret learns that it expired or was revoked."""
 
     def __init__(self, reason: AuthReason, expected: str, got: str, scope: TokenScope) -> None:
         challenge = 'Bearer realm="pocketrank"'
