@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pocketrank.cloud.pages.maker import PageObserver
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.pipeline.config import PageConfig, PipelineConfig
 from pocketrank.device.codec import check_page, read_page
@@ -220,3 +221,36 @@ def test_a_page_of_an_experiment_knows_what_happened_in_it_alone(make: Make) -> 
     assert ids(maker(request(6, 5))) == ids(maker(request(6, 5, experiment="b"))) == first
     with pytest.raises(ContractError, match="a name of 1 to"):
         maker(request(6, 5, experiment=""))
+
+
+class Observed(PageObserver):
+    """What was reported of pages."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.pages: list[tuple[int, int, str | None]] = []
+        self.missing: list[str] = []
+
+    def stage(self, name: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.stages.append(name)
+
+    def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
+        self.pages.append((retrieved, returned, without_vectors))
+
+    def degraded(self, reason: str) -> None:
+        self.missing.append(reason)
+
+
+def test_an_observer_learns_the_parts_of_each_page_and_what_it_lacks(run: SmallRun, tmp_path: Path) -> None:
+    observed = Observed()
+    with pages(run.folder, tmp_path / "feedback.db", observer=observed) as made:
+        made(request(6, 5))
+        assert observed.stages[:2] == ["state", "tower"]
+        assert observed.stages[-1] == "assemble"
+        made(request(6, 5, split_version=None))
+        made(request(6, 5, split_version="another"))
+        assert [returned for _, returned, _ in observed.pages] == [5, 5, 5]
+        assert all(retrieved >= 5 for retrieved, _, _ in observed.pages)
+        assert [without for _, _, without in observed.pages] == [None, "not_asked", "unknown"]
+        assert observed.missing == []

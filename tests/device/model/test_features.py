@@ -148,7 +148,13 @@ def _spec(**changes: Any) -> FeatureSpec:
         (_spec(task_weights={"share": 1.0}), "$.task_weights.share"),
         (_spec(task_weights={"like": math.nan}), "$.task_weights.like"),
         (_spec(task_weights={"like": -math.inf}), "$.task_weights.like"),
+        (_spec(survival_task="share"), "$.survival_task"),
         (_spec(candidates_max=0), "$.candidates_max"),
+        (_spec(candidates_max=10_001), "$.candidates_max"),
+        (_spec(events_max=10_001), "$.events_max"),
+        (_spec(list_sizes=(10_001,)), "$.list_sizes"),
+        (_spec(task_weights={"like": 1.1e30}), "$.task_weights.like"),
+        (_spec(candidate_categories=(CategoryFeature(name="a", size=2),) * 2), "$.candidate_categories"),
         (_spec(events_max=0), "$.events_max"),
         (_spec(vector_width=-1), "$.vector_width"),
         (_spec(vector_width=4097), "$.vector_width"),
@@ -172,3 +178,42 @@ def test_specs_that_a_device_cannot_follow_name_the_path(spec: FeatureSpec, path
     with pytest.raises(DecodeError) as caught:
         check_spec(spec)
     assert caught.value.path == path
+    field = path.removeprefix("$.").partition("[")[0].partition(".")[0]
+    expected = (
+        "a finite number" if path.endswith("scale") else "a feature that a device knows" if path.endswith("name") else None
+    )
+    assert caught.value.expected == (expected or EXPECTED[field, "[" in path])
+
+
+EXPECTED = {
+    ("tasks", False): "unique names, at least one",
+    ("task_weights", False): "a finite weight of a known task",
+    ("survival_task", False): "a known task",
+    ("candidates_max", False): "1..10000",
+    ("events_max", False): "1..10000",
+    ("vector_width", False): "0..4096",
+    ("list_sizes", False): "ascending sizes",
+    ("candidate_floats", False): "unique names",
+    ("candidate_floats", True): "min <= default <= max",
+    ("candidate_categories", False): "unique names",
+    ("candidate_categories", True): "1..2147483647",
+}
+"""By field, and whether the path names one of several."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"list_sizes": (1, 10_000)},
+        {"candidates_max": 1, "events_max": 1, "vector_width": 0},
+        {"candidates_max": 10_000, "events_max": 10_000, "vector_width": 4096},
+        {"task_weights": {"like": 1e30}},
+        {"task_weights": {"like": -1e30}},
+        {"survival_task": "like"},
+        {"candidate_floats": (FloatFeature(name="a", min=-1e30, max=1e30, default=-1e30),)},
+        {"candidate_floats": (FloatFeature(name="a", min=1, max=1, default=1, scale=-1e30),)},
+        {"candidate_categories": (CategoryFeature(name="a", size=1), CategoryFeature(name="b", size=2**31 - 1))},
+    ],
+)
+def test_specs_at_the_limits_are_followed(changes: dict[str, Any]) -> None:
+    check_spec(_spec(**changes))

@@ -14,7 +14,7 @@ from pocketrank.device.reports.trace import TracePlaceError, read_trace
 from pocketrank.sdk_demo.emulator import POLICIES, EmulatorError, PolicyError, WrongWorldError, emulate, play
 from pocketrank.sdk_demo.emulator.records import SessionRecord
 from pocketrank.sdk_demo.world import WorldConfig
-from tests.cloud.serving.live import Live, live
+from tests.cloud.serving.live import Live, live, piped
 from tests.cloud.small_published import small_run
 from tests.sdk_demo.conftest import SmallDemo
 
@@ -24,7 +24,9 @@ ACCEPTED = 'pocketrank_feedback_events_total{result="accepted"}'
 @pytest.fixture(scope="module")
 def server(small_demo: SmallDemo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("server")
-    with live(small_demo.out / "run", folder / "feedback.db", small_demo.out / "bundle") as running:
+    # With time enough for every page to be whole, also beside other tests: results must not depend on the machine.
+    config = piped(folder, "[limits]\npage_ms = 60_000\nqueue_ms = 60_000\nstore_ms = 60_000\n")
+    with live(small_demo.out / "run", folder / "feedback.db", small_demo.out / "bundle", config=config) as running:
         yield running
 
 
