@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pocketrank.device.aio import AsyncCloudClient, AsyncFeedSession
-    from pocketrank.device.bundle.bundle import Bundle, BundleError
+    from pocketrank.device.bundle.bundle import Bundle
+    from pocketrank.device.bundle.files import BundleError
     from pocketrank.device.bundle.signing import TrustedKeys
     from pocketrank.device.contract import ContractError, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
-    from pocketrank.device.feedback import DeviceState, Impression, PrivacyPolicy
+    from pocketrank.device.feedback.impression import DeviceState, Impression
+    from pocketrank.device.feedback.privacy import PrivacyPolicy
     from pocketrank.device.model.personal import PersonalLayer
-    from pocketrank.device.network.client import ClientError, CloudClient
+    from pocketrank.device.network.client import CloudClient
+    from pocketrank.device.network.errors import ClientError
     from pocketrank.device.offline.store import DeviceStore
     from pocketrank.device.offline.upload import Uploader
     from pocketrank.device.paging import FixedPaging, PageDecision, Paging, PagingState, ThresholdPaging, UpliftPaging
     from pocketrank.device.ranking.ranker import Ranker
     from pocketrank.device.ranking.tiers import Tier
     from pocketrank.device.ranking.watchdog import WatchdogConfig
-    from pocketrank.device.reports import TelemetryConfig, Tracer
+    from pocketrank.device.reports.telemetry import TelemetryConfig
+    from pocketrank.device.reports.trace import Tracer
     from pocketrank.device.runtimes.base import ModelRuntimeError
     from pocketrank.device.session import Counters, FeedSession, Refill, SessionConfig
     from pocketrank.device.strategies import Arranger
@@ -76,19 +80,23 @@ __all__ = [
 
 _FROM = {
     "aio": ("AsyncCloudClient", "AsyncFeedSession"),
-    "bundle.bundle": ("Bundle", "BundleError"),
+    "bundle.bundle": ("Bundle",),
+    "bundle.files": ("BundleError",),
     "bundle.signing": ("TrustedKeys",),
     "contract": ("ContractError", "Ended", "FeedbackEvent", "Network", "Orientation", "Page", "PageRequest"),
-    "feedback": ("DeviceState", "Impression", "PrivacyPolicy"),
+    "feedback.impression": ("DeviceState", "Impression"),
+    "feedback.privacy": ("PrivacyPolicy",),
     "model.personal": ("PersonalLayer",),
-    "network.client": ("ClientError", "CloudClient"),
+    "network.client": ("CloudClient",),
+    "network.errors": ("ClientError",),
     "offline.store": ("DeviceStore",),
     "offline.upload": ("Uploader",),
     "paging": ("FixedPaging", "PageDecision", "Paging", "PagingState", "ThresholdPaging", "UpliftPaging"),
     "ranking.ranker": ("Ranker",),
     "ranking.tiers": ("Tier",),
     "ranking.watchdog": ("WatchdogConfig",),
-    "reports": ("TelemetryConfig", "Tracer"),
+    "reports.telemetry": ("TelemetryConfig",),
+    "reports.trace": ("Tracer",),
     "runtimes.base": ("ModelRuntimeError",),
     "session": ("Counters", "FeedSession", "Refill", "SessionConfig"),
     "strategies": ("Arranger",),

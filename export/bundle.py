@@ -37,7 +37,8 @@ import msgspec
 from nacl.signing import SigningKey
 
 from pocketrank.cloud.training.run import Run
-from pocketrank.device.bundle.bundle import MANIFEST, Bundle, BundleError, write_manifest
+from pocketrank.device.bundle.bundle import Bundle, write_manifest
+from pocketrank.device.bundle.files import MANIFEST, BundleError
 from pocketrank.device.contract import Form, Format, ModelEntry, PagingModel, Precision, Stage
 from pocketrank.export.errors import BudgetError, ExportOutputError, UnsupportedError
 from pocketrank.export.gate import GateRows, passes

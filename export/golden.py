@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from pocketrank.cloud.training.run import Run
-from pocketrank.device.bundle.bundle import GOLDEN
+from pocketrank.device.bundle.files import GOLDEN
 from pocketrank.device.codec import to_block, to_msgpack
 from pocketrank.device.contract import Form, Golden, GoldenCase, GoldenTolerance, ScoreRange
 from pocketrank.export.gate import GATE_FILE, GateRows

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 from nacl.signing import SigningKey
 
-from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES, write_atomically
+from pocketrank.device.bundle.bundle import write_atomically
+from pocketrank.device.bundle.files import MANIFEST, RELEASE, SIGNATURES
 from pocketrank.device.codec import from_json, to_json
 from pocketrank.device.contract import (
     BundleManifest,

@@ -20,7 +20,7 @@ import httpx
 
 from pocketrank.cloud.serving.access.access import is_loopback
 from pocketrank.cloud.serving.bundles.publish import BundlePublish, BundleReceipt
-from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES
+from pocketrank.device.bundle.files import MANIFEST, RELEASE, SIGNATURES
 from pocketrank.device.codec import from_json, to_json
 from pocketrank.device.contract import BundleManifest, ContractError
 

@@ -18,9 +18,13 @@ def _modules() -> Iterator[str]:
     for package in PACKAGES:
         for path in sorted((SRC / "pocketrank" / package).rglob("*.py")):
             parts = path.relative_to(SRC).with_suffix("").parts
-            # `__main__` is a script, and a file with a docstring at most has nothing to list.
-            if parts[-1] != "__main__" and any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body):
+            # `__main__` is a script. A docstring has nothing to list, and `import *` passes on what a module lists.
+            if parts[-1] != "__main__" and not all(map(_lists_nothing, ast.parse(path.read_text()).body)):
                 yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _lists_nothing(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) or (isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == ["*"])
 
 
 def _definitions(body: list[ast.stmt]) -> Iterator[Definition]:

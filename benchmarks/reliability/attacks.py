@@ -32,7 +32,7 @@ from benchmarks.reliability.released import (
     signed_release,
     weights,
 )
-from pocketrank.device.bundle.bundle import GOLDEN, MANIFEST, RELEASE, SIGNATURES
+from pocketrank.device.bundle.files import GOLDEN, MANIFEST, RELEASE, SIGNATURES
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.codec import from_json, to_json, to_msgpack
 from pocketrank.device.contract import Role, Signature, Signed, key_id, signed_bytes

@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks.errors import BenchmarkError
 from benchmarks.reliability.attacks import FOLLOWED, HELD, Attack, attacks, honest
 from benchmarks.reliability.released import KEYS, KEYS_OF_TWO, NOW_MS, Server, make_bundle, release_of, serve
-from pocketrank.device.bundle.bundle import MANIFEST
-from pocketrank.device.bundle.files import BundleError
-from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.bundle.files import MANIFEST, BundleError
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import ClientError
 from pocketrank.device.updates import BundleStore, ProbeConfig, UpdateConfig, Updates
 
 __all__ = ["attack"]

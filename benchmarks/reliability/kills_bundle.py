@@ -32,11 +32,11 @@ from benchmarks.reliability.released import (
     signed_release,
     use,
 )
-from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES
-from pocketrank.device.bundle.files import BundleError
+from pocketrank.device.bundle.files import MANIFEST, RELEASE, SIGNATURES, BundleError
 from pocketrank.device.codec import from_json, to_json
 from pocketrank.device.contract import BundleManifest, Signed
-from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import ClientError
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.updates import BundleStore, TrialConfig, UpdateConfig, Updates
 from pocketrank.export.signing import sign

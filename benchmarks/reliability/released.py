@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.reliability.loopback import LoopbackHandler, serve_loopback
-from pocketrank.device.bundle.bundle import GOLDEN, MANIFEST, RELEASE, SIGNATURES
+from pocketrank.device.bundle.files import GOLDEN, MANIFEST, RELEASE, SIGNATURES
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.codec import to_block, to_json, to_msgpack
 from pocketrank.device.contract import (

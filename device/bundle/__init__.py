@@ -3,38 +3,3 @@
 Modules of this folder read, verify and write one bundle in a folder. How a bundle is fetched is in `pocketrank.device.network`,
 and which one a device runs in `pocketrank.device.updates`.
 """
-
-from pocketrank.device.bundle.bundle import Bundle, write_manifest
-from pocketrank.device.bundle.files import (
-    BundleError,
-    BundleStorageError,
-    BundleVersionError,
-    CorruptBundleError,
-    ExpiredBundleError,
-    ExpiredReleaseError,
-    NoSuchModelError,
-    ProbeError,
-    ReleaseError,
-    SignatureError,
-    UnsafePathError,
-    UnsignedError,
-)
-from pocketrank.device.bundle.signing import TrustedKeys
-
-__all__ = [
-    "Bundle",
-    "BundleError",
-    "BundleStorageError",
-    "BundleVersionError",
-    "CorruptBundleError",
-    "ExpiredBundleError",
-    "ExpiredReleaseError",
-    "NoSuchModelError",
-    "ProbeError",
-    "ReleaseError",
-    "SignatureError",
-    "TrustedKeys",
-    "UnsafePathError",
-    "UnsignedError",
-    "write_manifest",
-]

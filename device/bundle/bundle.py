@@ -27,12 +27,9 @@ from pocketrank.device.bundle.files import (
     RELEASE,
     SIGNATURES,
     SPEC,
-    BundleError,
-    BundleVersionError,
     CorruptBundleError,
     ExpiredBundleError,
     NoSuchModelError,
-    SignatureError,
     UnsafePathError,
     check_file,
     check_path,
@@ -65,24 +62,7 @@ from pocketrank.device.model.personal import PersonalError, PersonalLayer, group
 if TYPE_CHECKING:
     from pocketrank.device.bundle.signing import TrustedKeys
 
-__all__ = [
-    "GOLDEN",
-    "MANIFEST",
-    "RELEASE",
-    "SIGNATURES",
-    "SPEC",
-    "Bundle",
-    "BundleError",
-    "BundleVersionError",
-    "CorruptBundleError",
-    "ExpiredBundleError",
-    "NoSuchModelError",
-    "SignatureError",
-    "UnsafePathError",
-    "check_path",
-    "write_atomically",
-    "write_manifest",
-]
+__all__ = ["Bundle", "write_atomically", "write_manifest"]
 
 _GOLDEN_MAX = 16 << 20  # bytes; a few cases of a page have hundreds of thousands
 _UNLISTED = (MANIFEST, SIGNATURES, RELEASE)  # files of the folder that the manifest does not list

@@ -4,8 +4,3 @@
 when it makes or changes a `FeedbackEvent`. How events wait and travel is in `pocketrank.device.offline` and
 `pocketrank.device.network`.
 """
-
-from pocketrank.device.feedback.impression import DeviceState, Impression
-from pocketrank.device.feedback.privacy import PrivacyError, PrivacyPolicy
-
-__all__ = ["DeviceState", "Impression", "PrivacyError", "PrivacyPolicy"]

@@ -4,10 +4,3 @@ This folder holds plain numpy code that builds what a model reads (`features`, `
 (`personal`), and searches for lists with it (`search`). Nothing here opens a model, reads a bundle or knows a session: models
 are opened by `pocketrank.device.runtimes` and used by `pocketrank.device.ranking`.
 """
-
-from pocketrank.device.model.features import FeatureBuilder, PageArrays
-from pocketrank.device.model.history import EventHistory
-from pocketrank.device.model.personal import PersonalError, PersonalLayer
-from pocketrank.device.model.remaining import Remaining
-
-__all__ = ["EventHistory", "FeatureBuilder", "PageArrays", "PersonalError", "PersonalLayer", "Remaining"]

@@ -3,8 +3,3 @@
 Modules of this folder make one call and return its answer or an error. When to ask for a page, to retry or to update is decided
 elsewhere: in `pocketrank.device.session`, `pocketrank.device.offline` and `pocketrank.device.updates`.
 """
-
-from pocketrank.device.network.client import CloudClient
-from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, ClientError, UnreachableError
-
-__all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "CloudClient", "UnreachableError"]

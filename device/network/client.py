@@ -1,6 +1,6 @@
 """Calls to the cloud: pages, feedback and bundles, over one kept-alive connection and by the standard library alone.
 
-Errors are in `pocketrank.device.network.errors`; calls that write files also raise `pocketrank.device.bundle.BundleError`.
+Errors are in `pocketrank.device.network.errors`; calls that write files also raise `pocketrank.device.bundle.files.BundleError`.
 """
 
 from __future__ import annotations
@@ -43,21 +43,13 @@ from pocketrank.device.contract import (
     PageRequest,
     TelemetryReport,
 )
-from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, ClientError, UnreachableError
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError
 from pocketrank.device.network.transport import Transport
 
 if TYPE_CHECKING:
     from pocketrank.device.bundle.signing import TrustedKeys
 
-__all__ = [
-    "BadAnswerError",
-    "BadStatusError",
-    "BadUrlError",
-    "ClientError",
-    "CloudClient",
-    "UnreachableError",
-    "fetch_signatures",
-]
+__all__ = ["CloudClient", "fetch_signatures"]
 
 _ANSWER_MAX = 16 << 20  # bytes; a page of 60 candidates has ten thousand
 _BUNDLE_MAX = 256 << 20  # bytes of all files of a bundle

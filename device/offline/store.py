@@ -20,23 +20,10 @@ from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, DecodeError, FeedbackEvent, Page
 from pocketrank.device.offline.database import (
     Database,
-    DatabaseError,
-    DatabaseHeldError,
-    DatabaseOpenError,
-    ForeignDatabaseError,
 )
 from pocketrank.device.offline.outbox import Held, MemoryOutbox, OutboxConfig
 
-__all__ = [
-    "DatabaseError",
-    "DatabaseHeldError",
-    "DatabaseOpenError",
-    "DeviceStore",
-    "ForeignDatabaseError",
-    "KeptPage",
-    "DeviceStoreConfig",
-    "StoredOutbox",
-]
+__all__ = ["DeviceStore", "DeviceStoreConfig", "KeptPage", "StoredOutbox"]
 
 # Strict tables, so that the check of a file also finds values of another type.
 _SCHEMA = (

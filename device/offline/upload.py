@@ -20,7 +20,7 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 
 from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
-from pocketrank.device.network.client import BadStatusError, ClientError
+from pocketrank.device.network.errors import BadStatusError, ClientError
 from pocketrank.device.offline.outbox import Outbox
 
 __all__ = ["UploadConfig", "UploadCounters", "Uploader"]

@@ -4,23 +4,8 @@
 value, `uplift` when a fresh page is predicted to gain more than it costs. `moment` records what the policies read of a session.
 """
 
-from pocketrank.device.paging.base import PageDecision, Paging, PagingState, must_ask
-from pocketrank.device.paging.fixed import FixedPaging
-from pocketrank.device.paging.moment import PagingMoment
-from pocketrank.device.paging.threshold import ThresholdPaging
-from pocketrank.device.paging.uplift import FEATURES, PagingModelError, UpliftPaging, features, paging_of
-
-__all__ = [
-    "FEATURES",
-    "FixedPaging",
-    "PageDecision",
-    "Paging",
-    "PagingModelError",
-    "PagingMoment",
-    "PagingState",
-    "ThresholdPaging",
-    "UpliftPaging",
-    "features",
-    "must_ask",
-    "paging_of",
-]
+from pocketrank.device.paging.base import *
+from pocketrank.device.paging.fixed import *
+from pocketrank.device.paging.moment import *
+from pocketrank.device.paging.threshold import *
+from pocketrank.device.paging.uplift import *

@@ -4,23 +4,3 @@
 waiting for a slow run. Code belongs here if it runs models or decides how they are run; what they read and what their outputs
 mean belongs to `pocketrank.device.model`.
 """
-
-from pocketrank.device.ranking.ranker import Adjust, Ranker, Ranking
-from pocketrank.device.ranking.tiers import Chosen, Tier, TierConfig, TierName, choose_tier, keep_tier
-from pocketrank.device.ranking.watchdog import Skipped, Watchdog, WatchdogConfig, WatchdogCounters
-
-__all__ = [
-    "Adjust",
-    "Chosen",
-    "Ranker",
-    "Ranking",
-    "Skipped",
-    "Tier",
-    "TierConfig",
-    "TierName",
-    "Watchdog",
-    "WatchdogConfig",
-    "WatchdogCounters",
-    "choose_tier",
-    "keep_tier",
-]

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketrank.device.bundle.bundle import Bundle, NoSuchModelError
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import NoSuchModelError
 from pocketrank.device.contract import FeatureSpec, Form, Format, Group, PagingModel, Precision, SearchSpec, Stage
 from pocketrank.device.model.features import FeatureBuilder, PageArrays
 from pocketrank.device.model.history import EventHistory

@@ -32,7 +32,8 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pocketrank.device.bundle.bundle import Bundle, BundleError, NoSuchModelError
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import BundleError, NoSuchModelError
 from pocketrank.device.contract import FloatFeature, Form, Format, Group, Precision, SearchSpec
 from pocketrank.device.files import write_atomically
 from pocketrank.device.model.features import PageArrays

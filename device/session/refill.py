@@ -11,7 +11,8 @@ from pocketrank.device.paging import PageDecision
 
 if TYPE_CHECKING:
     from pocketrank.device.contract import Page, PageRequest
-    from pocketrank.device.network.client import ClientError, CloudClient
+    from pocketrank.device.network.client import CloudClient
+    from pocketrank.device.network.errors import ClientError
     from pocketrank.device.session.counters import Counters
 
 __all__ = ["Asking", "Refill", "RefillConfig", "Refiller"]

@@ -6,40 +6,13 @@
 >>> slate = arranger.start()
 """
 
-from __future__ import annotations
-
-from pocketrank.device.strategies.ads import AdSlots
-from pocketrank.device.strategies.arranger import Arranger, Conflict
-from pocketrank.device.strategies.base import Bonus, Clash, Preference, Rule, Strategy, Test
-from pocketrank.device.strategies.buffer import KeepBuffered
-from pocketrank.device.strategies.diversity import DPP, MMR
-from pocketrank.device.strategies.facts import Facts, Value
-from pocketrank.device.strategies.freshness import Freshness
-from pocketrank.device.strategies.pins import PagePins, Pin
-from pocketrank.device.strategies.slate import Slate, SlateDecision, StrategyCounters
-from pocketrank.device.strategies.spacing import Cap, MinGap
-
-__all__ = [
-    "AdSlots",
-    "Arranger",
-    "Bonus",
-    "Cap",
-    "Clash",
-    "Conflict",
-    "DPP",
-    "SlateDecision",
-    "Facts",
-    "Freshness",
-    "KeepBuffered",
-    "MMR",
-    "MinGap",
-    "PagePins",
-    "Pin",
-    "Preference",
-    "Rule",
-    "Slate",
-    "Strategy",
-    "StrategyCounters",
-    "Test",
-    "Value",
-]
+from pocketrank.device.strategies.ads import *
+from pocketrank.device.strategies.arranger import *
+from pocketrank.device.strategies.base import *
+from pocketrank.device.strategies.buffer import *
+from pocketrank.device.strategies.diversity import *
+from pocketrank.device.strategies.facts import *
+from pocketrank.device.strategies.freshness import *
+from pocketrank.device.strategies.pins import *
+from pocketrank.device.strategies.slate import *
+from pocketrank.device.strategies.spacing import *

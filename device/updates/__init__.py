@@ -17,21 +17,7 @@ by keys that stay offline, and a short-lived release, signed every few days, tha
 in `pocketrank.device.bundle`, how it is fetched in `pocketrank.device.network`.
 """
 
-from pocketrank.device.updates.probe import ProbeConfig, probe
-from pocketrank.device.updates.store import BundleStore, StoreState
-from pocketrank.device.updates.trial import Trial, TrialConfig, Verdict
-from pocketrank.device.updates.updates import Current, Outcome, UpdateConfig, Updates
-
-__all__ = [
-    "BundleStore",
-    "Current",
-    "Outcome",
-    "ProbeConfig",
-    "StoreState",
-    "Trial",
-    "TrialConfig",
-    "UpdateConfig",
-    "Updates",
-    "Verdict",
-    "probe",
-]
+from pocketrank.device.updates.probe import *
+from pocketrank.device.updates.store import *
+from pocketrank.device.updates.trial import *
+from pocketrank.device.updates.updates import *

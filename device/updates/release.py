@@ -20,7 +20,8 @@ from pocketrank.device.bundle.files import (
 )
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.contract import BundleManifest, BundleRef, Release
-from pocketrank.device.network.client import BadStatusError, ClientError, CloudClient, fetch_signatures
+from pocketrank.device.network.client import CloudClient, fetch_signatures
+from pocketrank.device.network.errors import BadStatusError, ClientError
 
 __all__ = ["download", "fetch_release", "follow"]
 

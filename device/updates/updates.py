@@ -21,7 +21,8 @@ from pocketrank.device.bundle.files import (
     ProbeError,
 )
 from pocketrank.device.contract import ContractError, Format, Group, Precision, in_rollout
-from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import ClientError
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes.base import ModelRuntimeError
 from pocketrank.device.updates.probe import ProbeConfig, probe

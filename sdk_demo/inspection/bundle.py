@@ -14,7 +14,8 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pocketrank.device.bundle.bundle import MANIFEST, Bundle, BundleError, check_path
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import MANIFEST, BundleError, check_path
 from pocketrank.device.codec import from_json
 from pocketrank.device.contract import (
     BundleManifest,

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketrank.device.bundle.bundle import Bundle, BundleError
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import BundleError
 from pocketrank.device.contract import CategoryFeature, Ended, FeatureSpec, Form, Network, Orientation
 from pocketrank.device.reports.trace import CorruptTraceError, CutTraceError, TracedDecision, read_trace
 

@@ -12,7 +12,8 @@ import pytest
 
 from pocketrank.device.aio import AsyncCloudClient, AsyncFeedSession
 from pocketrank.device.contract import PageRequest
-from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import ClientError
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.session import FeedSession
 from tests.device.network.test_client import Cloud, serving

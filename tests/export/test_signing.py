@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability.released import KEYS, NOW_MS, RELEASE_KEY, make_bundle
-from pocketrank.device.bundle.bundle import MANIFEST, RELEASE
+from pocketrank.device.bundle.files import MANIFEST, RELEASE
 from pocketrank.device.codec import from_json
 from pocketrank.device.contract import Release
 from pocketrank.export.errors import ExportOutputError, SigningKeyError

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from nacl.signing import SigningKey
 
-from pocketrank.device.bundle.bundle import GOLDEN, MANIFEST, SPEC, Bundle, BundleError
-from pocketrank.device.bundle.files import decode_json
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import GOLDEN, MANIFEST, SPEC, BundleError, decode_json
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.codec import from_block, from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
 from pocketrank.device.contract import (
@@ -51,7 +51,8 @@ from pocketrank.device.model.features import FeatureBuilder
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.personal import PersonalError, PersonalLayer
 from pocketrank.device.model.remaining import Remaining
-from pocketrank.device.offline.store import DatabaseError, DeviceStore
+from pocketrank.device.offline.database import DatabaseError
+from pocketrank.device.offline.store import DeviceStore
 from pocketrank.device.paging import PageDecision
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.reports.trace import MAGIC, TraceError, Tracer, read_trace

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.device.bundle.bundle import (
+from pocketrank.device.bundle.bundle import Bundle, write_manifest
+from pocketrank.device.bundle.files import (
     MANIFEST,
-    Bundle,
     BundleError,
     BundleVersionError,
     CorruptBundleError,
@@ -21,7 +21,6 @@ from pocketrank.device.bundle.bundle import (
     NoSuchModelError,
     UnsafePathError,
     check_path,
-    write_manifest,
 )
 from pocketrank.device.contract import GroupRule, ModelEntry, PersonalConfig, TaskPrior
 from tests.device.worlds import SPEC, SPLIT, T0, make_bundle

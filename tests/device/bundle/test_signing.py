@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from pocketrank.device.bundle.bundle import MANIFEST, SIGNATURES, Bundle, SignatureError
-from pocketrank.device.bundle.files import BundleVersionError
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import MANIFEST, SIGNATURES, BundleVersionError, SignatureError
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.codec import to_json
 from pocketrank.device.contract import Role, Signature, Signed, key_id

@@ -13,18 +13,19 @@ import msgspec
 import pytest
 
 from benchmarks.reliability.released import KEYS, Answer, make_files, serve
-from pocketrank.device.bundle.bundle import (
+from pocketrank.device.bundle.files import (
     MANIFEST,
     SIGNATURES,
     BundleError,
+    BundleStorageError,
     CorruptBundleError,
     SignatureError,
     UnsafePathError,
 )
-from pocketrank.device.bundle.files import BundleStorageError
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, FileEntry, PageRequest
-from pocketrank.device.network.client import BadAnswerError, BadStatusError, BadUrlError, CloudClient, UnreachableError
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, UnreachableError
 from tests.device.worlds import make_bundle, make_event, make_page
 
 REQUEST = PageRequest(request_id="r", user_id=7, session_id="s", now_ms=0, size=3)

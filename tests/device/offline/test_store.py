@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from benchmarks.reliability.full_disk import full_disk
 from pocketrank.device.contract import Page
+from pocketrank.device.offline.database import DatabaseError, DatabaseHeldError, DatabaseOpenError, ForeignDatabaseError
 from pocketrank.device.offline.outbox import OutboxConfig
-from pocketrank.device.offline.store import (
-    DatabaseError,
-    DatabaseHeldError,
-    DatabaseOpenError,
-    DeviceStore,
-    DeviceStoreConfig,
-    ForeignDatabaseError,
-)
+from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
 from tests.device.worlds import T0, make_event, make_page
 
 ADD_FOR_EVER = """

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks.reliability.faulty_cloud import FAULTS, Fault, FaultyCloud
 from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
-from pocketrank.device.network.client import BadStatusError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import BadStatusError
 from pocketrank.device.offline.outbox import MemoryOutbox
 from pocketrank.device.offline.upload import UploadConfig, Uploader
 from tests.device.worlds import make_event, make_page

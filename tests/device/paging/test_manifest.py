@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pocketrank.device.bundle.bundle import MANIFEST, Bundle, CorruptBundleError, write_manifest
+from pocketrank.device.bundle.bundle import Bundle, write_manifest
+from pocketrank.device.bundle.files import MANIFEST, CorruptBundleError
 from pocketrank.device.contract import PagePlan, PagingModel, PagingTerm
 from pocketrank.device.paging import FixedPaging, UpliftPaging, paging_of
 from pocketrank.device.ranking.ranker import Ranker

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pocketrank.device.bundle.bundle import Bundle, NoSuchModelError, write_manifest
+from pocketrank.device.bundle.bundle import Bundle, write_manifest
+from pocketrank.device.bundle.files import NoSuchModelError
 from pocketrank.device.contract import FeatureSpec, Form, GroupRule, ModelEntry
 from pocketrank.device.model.features import FeatureBuilder
 from pocketrank.device.model.history import EventHistory

@@ -6,7 +6,8 @@ import pytest
 from pocketrank.device.codec import from_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackEvent, PageRequest
 from pocketrank.device.feedback.privacy import PrivacyPolicy
-from pocketrank.device.network.client import BadStatusError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import BadStatusError
 from pocketrank.device.offline.store import DeviceStore
 from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.session import FeedSession, SessionConfig

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pocketrank.device.codec import to_block
 from pocketrank.device.contract import Columns, Form, Page
-from pocketrank.device.feedback import PrivacyPolicy
+from pocketrank.device.feedback.privacy import PrivacyPolicy
 from pocketrank.device.model.personal import PersonalLayer
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.offline.store import DeviceStore
@@ -17,7 +17,8 @@ from pocketrank.device.paging import PageDecision, Paging, PagingState
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.ranking.tiers import Tier
 from pocketrank.device.ranking.watchdog import WatchdogConfig
-from pocketrank.device.reports import TelemetryConfig, Tracer, read_trace
+from pocketrank.device.reports.telemetry import TelemetryConfig
+from pocketrank.device.reports.trace import Tracer, read_trace
 from pocketrank.device.runtimes import open_runtime
 from pocketrank.device.session import FeedSession, SessionConfig
 from tests.device.worlds import SPEC, SPLIT, Clock, make_bundle, make_event, make_page, onnx_model

@@ -6,7 +6,8 @@ import pytest
 
 from pocketrank.device.codec import from_msgpack
 from pocketrank.device.contract import PageRequest
-from pocketrank.device.network.client import BadStatusError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import BadStatusError
 from pocketrank.device.paging import FixedPaging
 from pocketrank.device.session import FeedSession, RefillConfig, SessionConfig
 from tests.device.network.test_client import Cloud, serving

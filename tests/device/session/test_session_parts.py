@@ -14,7 +14,8 @@ from pocketrank import __version__
 from pocketrank.device.codec import from_msgpack, to_block
 from pocketrank.device.contract import Columns, FeedbackBatch, Page
 from pocketrank.device.model.search import GREEDY
-from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import ClientError
 from pocketrank.device.offline.store import DeviceStore
 from pocketrank.device.paging import PageDecision, Paging, PagingState
 from pocketrank.device.ranking.ranker import Ranker

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.reliability.released import MODEL, SPEC, golden, make_bundle, model, weights
-from pocketrank.device.bundle.bundle import GOLDEN, Bundle
-from pocketrank.device.bundle.files import ProbeError
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import GOLDEN, ProbeError
 from pocketrank.device.codec import to_block, to_msgpack
 from pocketrank.device.contract import CategoryFeature
 from pocketrank.device.ranking.ranker import Ranker

@@ -26,9 +26,10 @@ from benchmarks.reliability.released import (
     use,
     weights,
 )
-from pocketrank.device.bundle.bundle import MANIFEST, RELEASE, SIGNATURES, BundleError
+from pocketrank.device.bundle.files import MANIFEST, RELEASE, SIGNATURES, BundleError
 from pocketrank.device.bundle.signing import TrustedKeys
-from pocketrank.device.network.client import ClientError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import ClientError
 from pocketrank.device.session.session import FeedSession
 from pocketrank.device.updates import BundleStore, TrialConfig, UpdateConfig, Updates
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability.released import KEYS, MODEL, NOW_MS, make_bundle, release_of
-from pocketrank.device.bundle.bundle import Bundle, CorruptBundleError
-from pocketrank.device.bundle.files import BundleStorageError, ExpiredBundleError
+from pocketrank.device.bundle.bundle import Bundle
+from pocketrank.device.bundle.files import BundleStorageError, CorruptBundleError, ExpiredBundleError
 from pocketrank.device.updates import BundleStore, StoreState
 from pocketrank.device.updates.trial import Figures
 

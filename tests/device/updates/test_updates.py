@@ -23,11 +23,20 @@ from benchmarks.reliability.released import (
     use,
     weights,
 )
-from pocketrank.device.bundle.bundle import GOLDEN, MANIFEST, BundleError, ExpiredBundleError, SignatureError
-from pocketrank.device.bundle.files import BundleStorageError, ProbeError, ReleaseError
+from pocketrank.device.bundle.files import (
+    GOLDEN,
+    MANIFEST,
+    BundleError,
+    BundleStorageError,
+    ExpiredBundleError,
+    ProbeError,
+    ReleaseError,
+    SignatureError,
+)
 from pocketrank.device.codec import to_msgpack
 from pocketrank.device.contract import ScoreRange
-from pocketrank.device.network.client import BadStatusError, ClientError, CloudClient
+from pocketrank.device.network.client import CloudClient
+from pocketrank.device.network.errors import BadStatusError, ClientError
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes.onnx import OnnxRuntime
 from pocketrank.device.updates import BundleStore, Outcome, TrialConfig, UpdateConfig, Updates

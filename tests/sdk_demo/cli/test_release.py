@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability.released import make_bundle, serve
-from pocketrank.device.bundle.bundle import RELEASE
+from pocketrank.device.bundle.files import RELEASE
 from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.network.client import CloudClient
 from pocketrank.device.updates.release import fetch_release, follow

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pocketrank.device import Bundle, BundleError, ClientError
-from pocketrank.device.network.client import BadUrlError, UnreachableError
+from pocketrank.device.network.errors import BadUrlError, UnreachableError
 from pocketrank.device.reports.trace import TracePlaceError, read_trace
 from pocketrank.sdk_demo.emulator import POLICIES, EmulatorError, PolicyError, WrongWorldError, emulate, play
 from pocketrank.sdk_demo.emulator.records import SessionRecord

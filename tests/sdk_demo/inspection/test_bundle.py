@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pocketrank.device.bundle.bundle import MANIFEST, SPEC, write_manifest
+from pocketrank.device.bundle.bundle import write_manifest
+from pocketrank.device.bundle.files import MANIFEST, SPEC
 from pocketrank.device.contract import GroupRule, ModelEntry, PersonalConfig, TaskPrior
 from pocketrank.export.bundle import REPORT
 from pocketrank.sdk_demo.inspection import inspect_bundle
