@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -59,36 +59,19 @@ class _Async(Generic[S]):
         turns, self._turns = self._turns, self._new_turns()
         last = turns.submit(self._end or (lambda: None))
         turns.shutdown(wait=False)  # cancelled or not, what was submitted is still done
-        await asyncio.wrap_future(_uncancellable(last))
+        await asyncio.shield(asyncio.wrap_future(last))
         turns.shutdown()
 
     async def _run(self, undo: Callable[[R], None] | None, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Await `call` in its turn. `undo` gets the result of a call that was cancelled meanwhile."""
         job = self._turns.submit(call, *args, **kwargs)
-        if not self._cancellable:
-            job = _uncancellable(job)
+        answer = asyncio.wrap_future(job)
         try:
-            return await asyncio.wrap_future(job)
+            return await (answer if self._cancellable else asyncio.shield(answer))
         except asyncio.CancelledError:
             if undo is not None:
                 job.add_done_callback(lambda job: None if job.exception() else undo(job.result()))
             raise
-
-
-def _uncancellable(job: Future[R]) -> Future[R]:
-    """Return a future with the result of `job`, whose cancellation does not cancel `job`."""
-    result: Future[R] = Future()
-    result.set_running_or_notify_cancel()
-
-    def settle(job: Future[R]) -> None:
-        error = job.exception()
-        if error is None:
-            result.set_result(job.result())
-        else:
-            result.set_exception(error)
-
-    job.add_done_callback(settle)
-    return result
 
 
 def _call(

@@ -61,9 +61,12 @@ _ENCODE_MSGPACK = msgspec.msgpack.Encoder()
 _ENCODE_JSON = msgspec.json.Encoder()
 _EVENT_INTS = ("user_id", "item_id", "position", "impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms")
 _event_ints = attrgetter(*_EVENT_INTS)
-_REQUEST_INTS = ("user_id", "now_ms", "size", "scene")
-_PAGE_INTS = ("created_ms", "ttl_ms")
-_REPORT_INTS = ("since_ms", "until_ms")
+_INTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    FeedbackEvent: _EVENT_INTS,
+    Page: ("created_ms", "ttl_ms"),
+    PageRequest: ("user_id", "now_ms", "size", "scene"),
+    TelemetryReport: ("since_ms", "until_ms"),
+}
 
 
 class _Peek(msgspec.Struct):
@@ -86,10 +89,7 @@ def _decoder(wire: str, struct: type[Any]) -> Callable[[bytes], Any]:
 
 def to_msgpack(struct: msgspec.Struct) -> bytes:
     """Return `struct` as MessagePack. Raises `DecodeError` for a value that cannot be written, such as a 65-bit integer."""
-    try:
-        return _ENCODE_MSGPACK.encode(struct)
-    except (OverflowError, TypeError, ValueError) as err:
-        raise DecodeError("$", f"a {type(struct).__name__} that can be written", str(err)) from None
+    return _encode(_ENCODE_MSGPACK, struct)
 
 
 def to_json(struct: msgspec.Struct) -> bytes:
@@ -99,8 +99,12 @@ def to_json(struct: msgspec.Struct) -> bytes:
     """
     if isinstance(struct, Page):
         struct = _map_blocks(struct, _to_numbers)
+    return _encode(_ENCODE_JSON, struct)
+
+
+def _encode(encoder: msgspec.msgpack.Encoder | msgspec.json.Encoder, struct: msgspec.Struct) -> bytes:
     try:
-        return _ENCODE_JSON.encode(struct)
+        return encoder.encode(struct)
     except (OverflowError, TypeError, ValueError) as err:
         raise DecodeError("$", f"a {type(struct).__name__} that can be written", str(err)) from None
 
@@ -133,23 +137,14 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
         raise _translate(err, struct.__name__) from None
     if (version := getattr(value, "version", WIRE_VERSION)) != WIRE_VERSION:
         _refuse_version(version, "$.version")
+    _check_ints(value, _INTS.get(struct, ()), "$")
     if isinstance(value, PageRequest):
-        ints = value.user_id, value.now_ms, value.size, value.scene
-        if not _INT_MIN <= min(ints) <= max(ints) <= _INT_MAX:
-            _check_ints(value, _REQUEST_INTS, "$")
-        if value.feedback:
-            _check_events(value.feedback, "$.feedback")
+        _check_events(value.feedback, "$.feedback")
         if value.exclude and not _INT_MIN <= min(value.exclude) <= max(value.exclude) <= _INT_MAX:
             for i, item in enumerate(value.exclude):
                 _check_int(item, f"$.exclude[{i}]")
     elif isinstance(value, FeedbackBatch):
         _check_events(value.events, "$.events")
-    elif isinstance(value, FeedbackEvent):
-        _check_ints(value, _EVENT_INTS, "$")
-    elif isinstance(value, Page):
-        _check_ints(value, _PAGE_INTS, "$")
-    elif isinstance(value, TelemetryReport):
-        _check_ints(value, _REPORT_INTS, "$")
     return value
 
 

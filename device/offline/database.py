@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -88,34 +88,29 @@ class Database:
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> bool:
         """Run one statement; False when it failed and changed nothing. Runs on the path of a swipe."""
-        with self._lock:
-            if self._db is None:
-                self.failed += 1
-                return False
-            try:
-                self._cursor.execute(sql, values)
-            except sqlite3.Error as error:
-                self.failed += 1
-                self._note(error)
-                return False
-            return True
+        return self._attempt(lambda cursor: cursor.execute(sql, values))
 
     def write_all(self, statements: Iterable[Statement]) -> bool:
         """Run statements in one transaction; False when it failed and changed nothing."""
+
+        def run(cursor: sqlite3.Cursor) -> None:
+            cursor.execute("BEGIN IMMEDIATE")
+            for sql, rows in statements:
+                cursor.executemany(sql, rows)
+            cursor.execute("COMMIT")
+
+        return self._attempt(run)
+
+    def _attempt(self, run: Callable[[sqlite3.Cursor], object]) -> bool:
         with self._lock:
-            if self._db is None:
-                self.failed += 1
-                return False
             try:
-                self._cursor.execute("BEGIN IMMEDIATE")
-                for sql, rows in statements:
-                    self._cursor.executemany(sql, rows)
-                self._cursor.execute("COMMIT")
+                if self._db is not None:
+                    run(self._cursor)
+                    return True
             except sqlite3.Error as error:
-                self.failed += 1
                 self._note(error)
-                return False
-            return True
+            self.failed += 1
+            return False
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return rows; none when the file is found damaged, or is closed."""
@@ -164,9 +159,7 @@ class Database:
             self._prepare(db)
         except BaseException as error:
             db.close()
-            if not isinstance(
-                error, (sqlite3.Error, UnicodeDecodeError)
-            ):  # the latter when SQLite's message quotes damaged text
+            if not isinstance(error, sqlite3.Error | UnicodeDecodeError):  # the latter: SQLite's message quotes damaged text
                 raise
             if (code := _code(error)) in _HELD:
                 raise DatabaseHeldError(str(self._path), "a file that is not open", "one that is open elsewhere") from error

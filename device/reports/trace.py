@@ -204,17 +204,9 @@ class Tracer:
         now_ms: int,
         position: int,
         order: NDArray[np.integer],
-        shown: int,
-        scores: NDArray[np.float32] | None = None,
-        page_id: str | None = None,
-        bundle: str | None = None,
-        fallback: str | None = None,
-        personal: bool = False,
-        strategies: tuple[str, ...] = (),
-        paging: PageDecision | None = None,
-        spent_ms: float = 0.0,
+        **fields: Any,
     ) -> None:
-        """Write what is shown next, before it is taken from `held`. `TracedDecision` explains the arguments."""
+        """Write what is shown next, before it is taken from `held`. `fields` are the others of a `TracedDecision`."""
         if self.stopped is not None:
             self.missed += 1
             return
@@ -229,20 +221,12 @@ class Tracer:
             position=position,
             held=held.item_id[: held.count],
             order=order.astype(np.int32),
-            shown=shown,
-            page_id=page_id,
-            bundle=bundle,
             split_version=None if ranker is None else ranker.split_version,
             form=form,
-            fallback=fallback,
             spec=None if ranker is None else ranker.spec,
-            scores=scores,
-            personal=personal,
-            strategies=strategies,
-            paging=paging,
-            spent_ms=spent_ms,
             inputs=inputs,
             event_items=np.array([0] * (count - len(items)) + items, np.int64),
+            **fields,
         )
         try:
             self._write(_ENCODER.encode(decision))

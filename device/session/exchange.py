@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec.structs import replace
 
 from pocketrank.device.contract import FeedbackEvent, PageRequest, TelemetryReport
 from pocketrank.device.feedback.privacy import PrivacyPolicy
@@ -20,13 +20,6 @@ __all__ = ["Exchange"]
 _PENDING_MAX = 8
 """Maximum number of requests without an answer that are remembered; an app has one."""
 _BYTES_MAX = 256 << 10  # of feedback in a call; the server takes 1 MiB
-
-
-class _Sent(NamedTuple):
-    """What went along with a request."""
-
-    feedback: tuple[FeedbackEvent, ...]
-    telemetry: TelemetryReport | None
 
 
 class Exchange:
@@ -46,7 +39,7 @@ class Exchange:
         """`totals` returns counters that only grow; each report has what they grew by. A call carries at most `events_max`."""
         self.outbox, self.privacy, self.telemetry, self._totals = outbox, privacy, telemetry, totals
         self._events_max = events_max
-        self._pending: dict[str, _Sent] = {}
+        self._pending: dict[str, PageRequest] = {}  # by id, with what went along before `privacy` changed it
 
     def add(self, event: FeedbackEvent) -> bool:
         """Queue what may leave of `event`; False when its id is already known."""
@@ -58,11 +51,11 @@ class Exchange:
 
     def ask(self, request: PageRequest, feedback: tuple[FeedbackEvent, ...]) -> PageRequest:
         """Return `request` with the feedback that was taken for it, and a telemetry report."""
-        sent = _Sent(feedback, self.report(request.now_ms))
+        sent = replace(request, feedback=feedback, telemetry=self.report(request.now_ms))
         self._pending[request.request_id] = sent
         if len(self._pending) > _PENDING_MAX:  # an app that neither takes a page nor reports that the request failed
             self.failed(next(iter(self._pending)), ())
-        return self.privacy.request(msgspec.structs.replace(request, feedback=sent.feedback, telemetry=sent.telemetry))
+        return self.privacy.request(sent)
 
     def report(self, now_ms: int) -> TelemetryReport | None:
         """Return the telemetry since the last report; None when there is nothing, or nothing may leave."""
@@ -81,7 +74,7 @@ class Exchange:
         events = tuple(events)
         ids = {event.event_id for event in events}
         for request_id, sent in self._pending.items():
-            self._pending[request_id] = sent._replace(feedback=tuple(e for e in sent.feedback if e.event_id not in ids))
+            self._pending[request_id] = replace(sent, feedback=tuple(e for e in sent.feedback if e.event_id not in ids))
         self.outbox.put_back(events)
 
     def failed(self, request_id: str, feedback: Iterable[FeedbackEvent]) -> None:

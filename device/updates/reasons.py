@@ -33,38 +33,29 @@ class Reason(NamedTuple):
 NOT_CHECKED = Reason("no check was made: call `start` or `check`")
 """The reason before the first check."""
 
+_NO_RELEASE = "the server has no release: make one with `pocketrank release`"
+_CLAUSES: dict[type[Exception], str] = {  # the first that an error is
+    UnreachableError: "the server is unreachable",
+    BadStatusError: "the server answered with status {}",
+    ClientError: "the server gave an answer that cannot be used",
+    UnsignedError: "the server's bundle is unsigned: export it with `--key` and sign a release",
+    SignatureError: "the server's {} is not signed by the trusted keys",
+    ExpiredReleaseError: "the server's release is expired",
+    ReleaseError: "the server's release is older than the last one, or inconsistent with it",
+    ExpiredBundleError: "the released bundle is expired",
+    ProbeError: "the released bundle failed on this device",
+    BundleVersionError: "the server's release or bundle needs another version of this SDK",
+    BundleStorageError: "the device's disk cannot be written",
+    BundleError: "the server's release or bundle is malformed",
+}
+
 
 def failure(err: ClientError | BundleError) -> Reason:
     """Return the reason why a check failed."""
-    match err:
-        case UnreachableError():
-            clause = "the server is unreachable"
-        case BadStatusError(status=404) if err.where.endswith(RELEASE):
-            clause = "the server has no release: make one with `pocketrank release`"
-        case BadStatusError():
-            clause = f"the server answered with status {err.status}"
-        case ClientError():
-            clause = "the server gave an answer that cannot be used"
-        case UnsignedError():
-            clause = "the server's bundle is unsigned: export it with `--key` and sign a release"
-        case SignatureError():
-            signed = "release" if err.where == RELEASE else "bundle"
-            clause = f"the server's {signed} is not signed by the trusted keys"
-        case ExpiredReleaseError():
-            clause = "the server's release is expired"
-        case ReleaseError():
-            clause = "the server's release is older than the last one, or inconsistent with it"
-        case ExpiredBundleError():
-            clause = "the released bundle is expired"
-        case ProbeError():
-            clause = "the released bundle failed on this device"
-        case BundleVersionError():
-            clause = "the server's release or bundle needs another version of this SDK"
-        case BundleStorageError():
-            clause = "the device's disk cannot be written"
-        case _:
-            clause = "the server's release or bundle is malformed"
-    return Reason(clause, str(err))
+    clause = next(clause for kind, clause in _CLAUSES.items() if isinstance(err, kind))
+    if isinstance(err, BadStatusError):
+        clause = _NO_RELEASE if err.status == 404 and err.where.endswith(RELEASE) else clause.format(err.status)
+    return Reason(clause.format("release" if err.where == RELEASE else "bundle"), str(err))
 
 
 def sentence(reasons: Sequence[Reason]) -> str:
