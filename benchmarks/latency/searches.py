@@ -6,7 +6,6 @@ A search works on a moment: a page of full length and the events before it, as a
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -21,11 +20,11 @@ from pocketrank.device.model.features import PageArrays
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.model.search import Reward, search
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.runtimes import open_stages
 from pocketrank.export.graphs import Inputs
 
-__all__ = ["PUBLISHED", "STEPS", "BeamBench", "Moment", "SearchBench"]
+__all__ = ["PUBLISHED", "STEPS", "BeamBench", "SearchBench", "moment_of"]
 
 STEPS = 5
 """Steps of the beam that are reported one by one."""
@@ -35,39 +34,27 @@ NOW_MS = 1_700_000_000_000
 """Time of every moment; events lie before it."""
 
 
-@dataclass(frozen=True)
-class Moment:
-    """What a ranker orders, and when."""
+def moment_of(ranker: Ranker, form: Form, inputs: Inputs) -> Moment:
+    """Return the moment at which the whole model would get `inputs`, its page prepared."""
 
-    remaining: Remaining
-    history: EventHistory
-    context: NDArray[np.float32]
-    position: int
+    def items(what: str) -> PageArrays:
+        floats, vector = inputs[f"{what}_float"][0], inputs.get(f"{what}_vector")
+        return PageArrays(
+            item_id=np.arange(len(floats)),
+            floats=floats,
+            categories=inputs[f"{what}_category"][0],
+            vector=None if vector is None else vector[0],
+            user_vector=inputs.get("user_vector"),
+        )
 
-    @classmethod
-    def of(cls, ranker: Ranker, form: Form, inputs: Inputs) -> Moment:
-        """The moment at which the whole model would get `inputs`, its page prepared."""
-
-        def items(what: str) -> PageArrays:
-            floats, vector = inputs[f"{what}_float"][0], inputs.get(f"{what}_vector")
-            return PageArrays(
-                item_id=np.arange(len(floats)),
-                floats=floats,
-                categories=inputs[f"{what}_category"][0],
-                vector=None if vector is None else vector[0],
-                user_vector=inputs.get("user_vector"),
-            )
-
-        remaining, history = Remaining(items("candidate"), ranker.rows), EventHistory(ranker.spec)
-        ranker.prepare(form, remaining)
-        position = int(inputs["context"][0, 0])
-        events = items("event")
-        for row in np.flatnonzero(inputs["event_mask"][0]).tolist():
-            seconds, positions = inputs["event_gap"][0, row].tolist()
-            history.append(
-                NOW_MS - int(seconds * 1e3), position - int(positions), inputs["event_feedback"][0, row], events, row
-            )
-        return cls(remaining, history, inputs["context"], position)
+    remaining, history = Remaining(items("candidate"), ranker.rows), EventHistory(ranker.spec)
+    ranker.prepare(form, remaining)
+    position = int(inputs["context"][0, 0])
+    events = items("event")
+    for row in np.flatnonzero(inputs["event_mask"][0]).tolist():
+        seconds, positions = inputs["event_gap"][0, row].tolist()
+        history.append(NOW_MS - int(seconds * 1e3), position - int(positions), inputs["event_feedback"][0, row], events, row)
+    return Moment(remaining, history, inputs["context"], NOW_MS, position)
 
 
 class SearchBench(Timed):
@@ -80,7 +67,7 @@ class SearchBench(Timed):
         paths = {stage: path for stage, path in bundle.stages(form, format).items() if stage not in left_out}
         self._form = form
         self._ranker = Ranker(bundle.spec, bundle.split_version, {form: open_stages(paths, format)})
-        self._moments = [Moment.of(self._ranker, form, inputs) for inputs in lists]
+        self._moments = [moment_of(self._ranker, form, inputs) for inputs in lists]
         self.orders = [self._order(moment) for moment in self._moments]
         moments = cycle(self._moments)
         super().__init__(self._order, lambda: (next(moments),))
@@ -89,12 +76,12 @@ class SearchBench(Timed):
         """Mean number of items that a search in the graph decides."""
         graph, decided = self._ranker.runtimes[self._form]["search"], []
         for m in self._moments:
-            inputs, _ = self._ranker.inputs(self._form, m.remaining, m.history, m.context, NOW_MS, m.position)
+            inputs, _ = self._ranker.inputs(self._form, m)
             decided.append(int((graph.run(inputs) >= 0).sum()))
         return float(np.mean(decided))
 
     def _order(self, m: Moment) -> NDArray[np.intp]:
-        ranking = self._ranker.order(self._form, m.remaining, m.history, m.context, NOW_MS, m.position)
+        ranking = self._ranker.order(self._form, m)
         if ranking is None:
             raise BenchmarkError("a search", "finite scores", "none")
         return ranking.order
@@ -112,7 +99,7 @@ class BeamBench:
         runtimes = open_stages({stage: stages[stage] for stage in ("page", "event", "watch", "choose")}, format)
         self._ranker = Ranker(spec, bundle.split_version, {form: runtimes})
         self._form, self._choose = form, runtimes["choose"]
-        self._moments = [Moment.of(self._ranker, form, inputs) for inputs in lists]
+        self._moments = [moment_of(self._ranker, form, inputs) for inputs in lists]
         weights = [spec.task_weights.get(task, 0.0) for task in spec.tasks]
         self._reward = Reward(weights, None if spec.survival_task is None else spec.tasks.index(spec.survival_task))
         self._longest = spec.search.steps_max
@@ -135,7 +122,7 @@ class BeamBench:
         begun: list[int] = []
         chosen, mask = (np.zeros((self._search.beam, self._longest), kind) for kind in (np.int32, np.float32))
         start = time.perf_counter_ns()
-        inputs, count = self._ranker.inputs(self._form, m.remaining, m.history, m.context, NOW_MS, m.position)
+        inputs, count = self._ranker.inputs(self._form, m)
         scores, ready = self._ranker.runtimes[self._form]["watch"].run_all(inputs)
 
         def step(prefixes: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Calls to the cloud: pages, feedback and bundles, over one kept-alive connection and by the standard library alone.
 
-Errors are in `pocketrank.device.network.errors`; calls that write files also raise `pocketrank.device.bundle.files.BundleError`.
+Errors are in `pocketrank.device.network.errors`; calls that write files also raise those of `pocketrank.device.bundle.files`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The uploader of waiting feedback: in batches, repeated until they succeed, and applied once.
 
 An event leaves the outbox only after a receipt for its whole batch. If the process is killed before that, the next start sends
-it again, and the cloud applies an event id once. A failed batch is retried after a random part of a span that doubles
-(exponential backoff with full jitter: Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015), or after the time
-that the cloud asks for.
+it again, and the cloud applies an event id once. A failed batch is retried after a backoff (`pocketrank.device.backoff`), or
+after the time that the cloud asks for.
 
 A batch that the cloud refuses (400, 413, 422) would be refused every time, so it is halved until the bad event is alone; that
 event is dropped. After each dropped event the uploader waits as after a failure: a cloud, or a hotel's network, that refuses
@@ -12,13 +11,13 @@ everything for an hour then costs some events and not all.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from types import TracebackType
 
+from pocketrank.device.backoff import Backoff
 from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
 from pocketrank.device.network.errors import BadStatusError, ClientError
 from pocketrank.device.offline.outbox import Outbox
@@ -83,9 +82,8 @@ class Uploader:
     ) -> None:
         self.counters = UploadCounters()
         self._outbox, self._send, self._config = outbox, send, config or UploadConfig()
-        self._rng = rng or random.Random()
+        self._backoff = Backoff(self._config.backoff_s, self._config.backoff_max_s, rng)
         self._batch_max = self._config.events_max  # shrinks while the cloud refuses batches
-        self._failures = 0  # in a row
         self._turn, self._wake = Lock(), Event()
         self._closed = False
         self._thread: Thread | None = None
@@ -137,7 +135,7 @@ class Uploader:
             if status is None or status.status not in self._config.refused:
                 count.failed += 1
                 self._outbox.put_back(events)
-                return self._backoff(None if status is None else status.retry_after_s)
+                return self._failed(None if status is None else status.retry_after_s)
             if len(events) > 1:
                 count.halved += 1
                 self._batch_max = len(events) // 2
@@ -145,29 +143,24 @@ class Uploader:
                 return 0.0
             count.refused += 1
             self._outbox.acknowledge(events)
-            return self._backoff()
+            return self._failed()
         if receipt.accepted + receipt.duplicates != len(events):  # a receipt for another batch
             count.failed += 1
             self._outbox.put_back(events)
-            return self._backoff()
+            return self._failed()
         self._outbox.acknowledge(events)
         count.batches += 1
         count.events += len(events)
         count.duplicates += receipt.duplicates
-        self._failures = 0
+        self._backoff.succeeded()
         self._batch_max = min(self._config.events_max, 2 * self._batch_max)
         return 0.0 if len(self._outbox) else self._config.every_s
 
-    def _backoff(self, asked_s: float | None = None) -> float:
+    def _failed(self, asked_s: float | None = None) -> float:
         """Count a failure and return the seconds to wait."""
-        config = self._config
-        span = min(config.backoff_max_s, math.ldexp(config.backoff_s, min(self._failures, 64)))
-        self._failures += 1
-        wait_s = self._rng.uniform(0, span)
-        if asked_s is not None and asked_s > 0:
-            # With jitter on top: devices that were refused together must not return together.
-            return min(asked_s, config.retry_after_max_s) + wait_s
-        return wait_s
+        asked_s = asked_s if asked_s is not None and asked_s > 0 else 0.0
+        # With jitter on top: devices that were refused together must not return together.
+        return min(asked_s, self._config.retry_after_max_s) + self._backoff.failed()
 
     def _run(self) -> None:
         while not self._closed:
@@ -176,6 +169,6 @@ class Uploader:
                 wait_s = self.step()
             except Exception:  # of `send`, which may be the app's; the uploads must continue
                 self.counters.errors += 1
-                wait_s = self._backoff()
+                wait_s = self._failed()
             if not self._closed:
                 self._wake.wait(wait_s)

@@ -27,12 +27,25 @@ from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.model.search import GREEDY, Reward, search
 from pocketrank.device.runtimes import STAGES, Runtime, RuntimeLoadError, RuntimeRunError, open_stages, stage_inputs
 
-__all__ = ["Adjust", "Ranker", "Ranking"]
+__all__ = ["Adjust", "Moment", "Ranker", "Ranking"]
 
 Adjust: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A user's own probabilities f32 [n, K] of the first n remaining candidates, from the model's. It is called with the
 probabilities of being the next item, and by a search with those of following other items. Its argument may be memory that the
 next run overwrites."""
+
+
+class Moment(NamedTuple):
+    """What a session's order depends on."""
+
+    remaining: Remaining
+    """candidates that were not shown yet"""
+    history: EventHistory
+    context: NDArray[np.float32]
+    """[1, Fx]"""
+    now_ms: int
+    position: int
+    """impressions so far"""
 
 
 class Ranking(NamedTuple):
@@ -137,7 +150,7 @@ class Ranker:
         remaining = Remaining(zeros, n)
         try:
             self.prepare(form, remaining)
-            order = self.order(form, remaining, EventHistory(spec), context, 0, 0)
+            order = self.order(form, Moment(remaining, EventHistory(spec), context, 0, 0))
         except RuntimeRunError as err:
             raise RuntimeLoadError(form, "a model that runs on the spec's inputs", str(err)) from err
         if order is None:
@@ -162,20 +175,14 @@ class Ranker:
         remaining.attach(np.concatenate(states))
 
     def inputs(
-        self,
-        form: Form,
-        remaining: Remaining,
-        history: EventHistory,
-        context: NDArray[np.float32],
-        now_ms: int,
-        position: int,
-        stages: Mapping[Stage, Runtime] | None = None,
+        self, form: Form, moment: Moment, stages: Mapping[Stage, Runtime] | None = None
     ) -> tuple[dict[str, NDArray[Any]], int]:
         """Return the inputs of the whole model, or of its stage `watch` or `search`, and how many candidates they hold.
 
         The inputs are views. They hold the first remaining candidates in cloud order, up to `candidates_max` and the largest
-        list size of the model. `context` is f32 [1, Fx]; `stages` are the form's, or some of them.
+        list size of the model. `stages` are the form's, or some of them.
         """
+        remaining, history, context, now_ms, position = moment
         stages = stages or self.runtimes[form]
         runtime = self._last(stages)
         count = min(remaining.count, self.spec.candidates_max)
@@ -202,20 +209,12 @@ class Ranker:
         return self._taken(runtime, inputs), count
 
     def order(
-        self,
-        form: Form,
-        remaining: Remaining,
-        history: EventHistory,
-        context: NDArray[np.float32],
-        now_ms: int,
-        position: int,
-        adjust: Adjust | None = None,
-        search: SearchSpec | None = None,
+        self, form: Form, moment: Moment, adjust: Adjust | None = None, search: SearchSpec | None = None
     ) -> Ranking | None:
         """Return the remaining candidates best first, or None when a score is not finite.
 
         The list that the search finds comes first. The others follow by the weighted sum of their scores as the next item, ties
-        in cloud order. Candidates beyond those that the model takes follow in cloud order. `remaining` must have been prepared
+        in cloud order. Candidates beyond those that the model takes follow in cloud order. What remains must have been prepared
         (`prepare`). `search` replaces the ranker's own for this order.
 
         With `adjust`, it is applied to all scores. A graph's own search cannot include it, so lists are then searched for with
@@ -224,7 +223,7 @@ class Ranker:
         stages, search = self.runtimes[form], search or self.search
         if adjust is not None or search != self.search:
             stages = {stage: runtime for stage, runtime in stages.items() if stage != "search"}
-        inputs, count = self.inputs(form, remaining, history, context, now_ms, position, stages)
+        inputs, count = self.inputs(form, moment, stages)
         # Scores of each candidate as the next item: one run, whatever the search is.
         outputs = self._last(stages).run_all(inputs)
         scores = outputs[1] if self._in_graph(stages) else outputs[0]
@@ -248,8 +247,8 @@ class Ranker:
             if places and (max(places) >= count or len(set(places)) < len(places)):
                 raise RuntimeRunError("order", f"places in 0..{count - 1}, each once", str(places))
             best = _first(found, best)
-        if count < remaining.count:
-            best = np.concatenate([best, np.arange(count, remaining.count)])
+        if count < moment.remaining.count:
+            best = np.concatenate([best, np.arange(count, moment.remaining.count)])
         return Ranking(best, -loss, scores[0, :count])
 
     def _search(

@@ -40,7 +40,7 @@ from pocketrank.device.model.features import PageArrays
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.model.search import GREEDY
-from pocketrank.device.ranking.ranker import Ranker, Ranking
+from pocketrank.device.ranking.ranker import Moment, Ranker, Ranking
 from pocketrank.device.runtimes import ModelRuntimeError
 
 __all__ = ["Chosen", "Tier", "TierConfig", "TierName", "choose_tier", "keep_tier"]
@@ -257,7 +257,7 @@ class _Bench:
 
     def _order(self, ranker: Ranker) -> Ranking | None:
         now_ms = self._position * _GAP_MS
-        return ranker.order(self._form, self._remaining, self._history, self._context, now_ms, self._position)
+        return ranker.order(self._form, Moment(self._remaining, self._history, self._context, now_ms, self._position))
 
     def __call__(self, ranker: Ranker, config: TierConfig, clock: Callable[[], int], until: int) -> tuple[float, float] | None:
         """Return the median time of an order and the longest one that counts, in ms.

@@ -24,7 +24,7 @@ import zlib
 from bisect import insort
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -34,13 +34,9 @@ from pocketrank.device.blocks import from_block, to_block
 from pocketrank.device.contract import WIRE_VERSION, Block, Dtype, FeatureSpec, FeedbackEvent, Form, MismatchError
 from pocketrank.device.contract.wire import Versioned
 from pocketrank.device.model.features import check_spec
-from pocketrank.device.model.history import EventHistory
-from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.paging import PageDecision
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.runtimes import INPUT_NAMES
-
-if TYPE_CHECKING:
-    from pocketrank.device.ranking.ranker import Ranker
 
 __all__ = [
     "BYTES_MAX",
@@ -141,20 +137,12 @@ class TracedDecision(Versioned, frozen=True, kw_only=True, eq=False):
         return cast("NDArray[np.float32]", self.scores @ np.array(weights, np.float32))
 
 
-def whole_inputs(
-    form: Form,
-    held: Remaining,
-    history: EventHistory,
-    context: NDArray[np.float32],
-    now_ms: int,
-    position: int,
-    candidates_max: int,
-) -> dict[str, NDArray[Any]]:
+def whole_inputs(form: Form, moment: Moment, candidates_max: int) -> dict[str, NDArray[Any]]:
     """Return the inputs that the whole model of `form` would have now, also when a ranker works in stages.
 
     They are views without padding, of at most the first `candidates_max` candidates. An empty history is one masked row.
-    `context` is f32 [1, Fx].
     """
+    held, history, context, now_ms, position = moment
     rows = slice(min(held.count, candidates_max))
     inputs: dict[str, NDArray[Any] | None] = {
         "candidate_float": held.floats[:, rows],
@@ -194,31 +182,21 @@ class Tracer:
         del self._events[:-_EVENTS_MAX]
 
     def decision(
-        self,
-        ranker: Ranker | None,
-        held: Remaining,
-        history: EventHistory,
-        context: NDArray[np.float32],
-        *,
-        form: Form | None,
-        now_ms: int,
-        position: int,
-        order: NDArray[np.integer],
-        **fields: Any,
+        self, ranker: Ranker | None, form: Form | None, moment: Moment, order: NDArray[np.integer], **fields: Any
     ) -> None:
-        """Write what is shown next, before it is taken from `held`. `fields` are the others of a `TracedDecision`."""
+        """Write what is shown next, before it is taken from what remains. `fields` are the others of a `TracedDecision`."""
         if self.stopped is not None:
             self.missed += 1
             return
-        inputs, count = {}, history.count
+        inputs, held, count = {}, moment.remaining, moment.history.count
         if ranker is not None and form is not None:
-            views = whole_inputs(form, held, history, context, now_ms, position, ranker.spec.candidates_max)
+            views = whole_inputs(form, moment, ranker.spec.candidates_max)
             # Vectors arrived over the wire as f16, so nothing is lost.
             inputs = {k: v.astype(np.float16) if k.endswith("_vector") else v for k, v in views.items()}
         items = [item for _, item in self._events[-count:]] if count else []
         decision = TracedDecision(
-            now_ms=now_ms,
-            position=position,
+            now_ms=moment.now_ms,
+            position=moment.position,
             held=held.item_id[: held.count],
             order=order.astype(np.int32),
             split_version=None if ranker is None else ranker.split_version,

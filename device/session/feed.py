@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pocketrank.device.contract import FeedbackEvent
 from pocketrank.device.paging import PageDecision, Paging, PagingMoment, PagingState
 from pocketrank.device.paging.moment import TOP
+from pocketrank.device.ranking.ranker import Moment
 from pocketrank.device.ranking.watchdog import Watchdog
 from pocketrank.device.reports.telemetry import Telemetry
 from pocketrank.device.session.config import SessionConfig
@@ -182,13 +183,9 @@ class Feed:
         fallback = held.fallbacks[-1] if held.fallbacks else None
         tracer.decision(
             models.ranker,
-            held.left,
-            models.history,
-            models.context,
-            form=held.form,
-            now_ms=self._clock(),
-            position=self.position,
-            order=order.indices,
+            held.form,
+            Moment(held.left, models.history, models.context, self._clock(), self.position),
+            order.indices,
             shown=item,
             scores=None if order.ranking is None else order.ranking.scores,
             page_id=held.page.page_id,

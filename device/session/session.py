@@ -32,6 +32,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pocketrank import __version__
+from pocketrank.device.backoff import Backoff
 from pocketrank.device.clock import wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, FeedbackEvent, Form, Page, PageRequest
@@ -46,7 +47,7 @@ from pocketrank.device.session.exchange import Exchange
 from pocketrank.device.session.feed import Feed
 from pocketrank.device.session.held_page import read_page
 from pocketrank.device.session.next_models import NextModels
-from pocketrank.device.session.refill import Refill, Refiller
+from pocketrank.device.session.refill import Refill
 
 if TYPE_CHECKING:
     from pocketrank.device.network.client import CloudClient
@@ -107,7 +108,7 @@ class FeedSession:
         outbox = MemoryOutbox(config.outbox) if store is None else store.outbox
         privacy = config.privacy or models.privacy
         self._exchange = Exchange(outbox, privacy, self._telemetry, self._totals, config.request_events_max)
-        self._refiller = Refiller(config.refill, clock, rng or random.Random())
+        self._backoff, self._retry_ms = Backoff(config.refill.backoff_ms, config.refill.backoff_max_ms, rng), 0
         self._requests = 0
         # What is shown.
         self._feed = Feed(
@@ -281,7 +282,24 @@ class FeedSession:
         Never raises what the client raises: what was held stays, the feedback waits for the next call, and the cloud is asked
         again after a backoff.
         """
-        return self._refiller(self, client, scene)
+        from pocketrank.device.network.errors import ClientError
+
+        decision = self.wants_page()
+        if not decision.request or self._clock() < self._retry_ms:
+            return Refill(decision)
+        request = self.request(decision.size, scene)
+        try:
+            page = client.page(request)
+        except BaseException as error:
+            self.request_failed(request)
+            if not isinstance(error, ClientError):
+                raise
+            self.counters.pages_missing += 1
+            self._retry_ms = self._clock() + int(self._backoff.failed())
+            return Refill(decision, error=error)
+        self._backoff.succeeded()
+        self._retry_ms = 0
+        return Refill(decision, self.take(page))
 
     def flush(self, client: CloudClient) -> int:
         """Upload all feedback in the queue and return the number of events that were acknowledged. For the end of a session.

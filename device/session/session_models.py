@@ -16,7 +16,7 @@ from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.personal import PersonalLayer, labels
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.paging import Paging, paging_of
-from pocketrank.device.ranking.ranker import Adjust, Ranker, Ranking
+from pocketrank.device.ranking.ranker import Adjust, Moment, Ranker, Ranking
 from pocketrank.device.session.shown_items import ShownItem
 
 __all__ = ["SessionModels"]
@@ -139,7 +139,8 @@ class SessionModels:
         self._builder.context(position, now_ms, self.context[0])
         shipped: list[NDArray[np.float32]] = []
         adjust = None if self.personal is None else self._adjust(self.personal, held, shipped)
-        ranking = self.ranker.order(form, held, self.history, self.context, now_ms, position, adjust, search)
+        moment = Moment(held, self.history, self.context, now_ms, position)
+        ranking = self.ranker.order(form, moment, adjust, search)
         return ranking, shipped[0] if shipped else None
 
     def _adjust(self, personal: PersonalLayer, held: Remaining, first: list[NDArray[np.float32]]) -> Adjust:

@@ -21,7 +21,7 @@ from pocketrank.device.contract import BlockError, FeatureSpec, FloatFeature, Fo
 from pocketrank.device.model.features import PageArrays
 from pocketrank.device.model.history import GAP_POSITIONS_MAX, GAP_SECONDS_MAX, EventHistory
 from pocketrank.device.model.remaining import Remaining
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.runtimes.base import RuntimeRunError
 
 __all__ = ["ProbeConfig", "probe"]
@@ -46,7 +46,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class _Moment:
+class _Inputs:
     """All inputs of an order."""
 
     page: PageArrays
@@ -90,7 +90,7 @@ class _Run:
         self.ms: list[float] = []
         self._until = time.monotonic() + config.seconds_max
 
-    def __call__(self, form: Form, moment: _Moment) -> NDArray[np.float32]:
+    def __call__(self, form: Form, moment: _Inputs) -> NDArray[np.float32]:
         """Return the scores [n, tasks]. Raises `ProbeError` when they are not probabilities, and when the probe is too slow."""
         ranker, position, seen = self.ranker, GAP_POSITIONS_MAX, []
         held = Remaining(moment.page, ranker.rows)
@@ -103,12 +103,13 @@ class _Run:
             seen.append(scores.copy())
             return scores
 
+        now = Moment(held, history, moment.context, _NOW_MS, position)
         start = time.perf_counter_ns()
         try:
             ranker.prepare(form, held)
-            ranking = ranker.order(form, held, history, moment.context, _NOW_MS, position)
+            ranking = ranker.order(form, now)
             self.ms.append((time.perf_counter_ns() - start) / 1e6)
-            ranker.order(form, held, history, moment.context, _NOW_MS, position, keep)
+            ranker.order(form, now, keep)
         except (RuntimeRunError, IndexError, ValueError) as err:  # a search may return indices that do not exist
             raise ProbeError(self.where, f"a {form} model that runs", str(err)) from err
         scores = seen[0]
@@ -142,7 +143,7 @@ def _compare(run: _Run, golden: Golden, format: Format, precision: Precision, gr
             )
 
 
-def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Moment, NDArray[np.float32]]:
+def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Inputs, NDArray[np.float32]]:
     """Return a case as arrays, and its scores. Raises `BlockError` for other shapes than the spec's."""
     wide = {"float": len(spec.candidate_floats), "category": len(spec.candidate_categories), "vector": spec.vector_width}
 
@@ -170,7 +171,7 @@ def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Moment, NDArray[np.floa
     t = len(events.item_id)
     if t > spec.events_max:
         raise BlockError("$.event_float", f"at most {spec.events_max} rows", str(t))
-    moment = _Moment(
+    moment = _Inputs(
         page,
         events,
         block("event_feedback", t, len(spec.feedback_floats)),
@@ -180,7 +181,7 @@ def _read(case: GoldenCase, spec: FeatureSpec) -> tuple[_Moment, NDArray[np.floa
     return moment, from_block(case.scores, "$.scores", dtype="f4", ndim=2)
 
 
-def _sweep(ranker: Ranker, form: Form, config: ProbeConfig) -> Iterator[_Moment]:
+def _sweep(ranker: Ranker, form: Form, config: ProbeConfig) -> Iterator[_Inputs]:
     """Yield pages that together hold every code and every limit, as candidates and as events."""
     spec = ranker.spec
     fixed = [s for stage, r in ranker.runtimes[form].items() if stage != "event" for s in r.list_sizes or ()]
@@ -200,7 +201,7 @@ def _sweep(ranker: Ranker, form: Form, config: ProbeConfig) -> Iterator[_Moment]
             user_vector=None if vectors is None else vectors[:1],
         )
         gap = np.linspace((GAP_SECONDS_MAX, GAP_POSITIONS_MAX), (0, 0), step).round()
-        yield _Moment(page, page, feedback[at % len(feedback)], gap, contexts[number % len(contexts)][None])
+        yield _Inputs(page, page, feedback[at % len(feedback)], gap, contexts[number % len(contexts)][None])
 
 
 def _codes(size: int, codes_max: int) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from pocketrank.device.contract import Form, ScoreRange, Stage
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeRunError
 
-__all__ = ["Figures", "Trial", "TrialConfig", "Verdict", "unwatch", "watch"]
+__all__ = ["Figures", "Trial", "TrialConfig", "unwatch", "watch"]
 
 _STAGES: tuple[Stage, ...] = ("whole", "watch", "search")  # the stages that score candidates
 
@@ -69,13 +69,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     def failure_share(self) -> float:
         """Share of runs that failed; 0 without runs."""
         return self.failures / max(1, self.failures + self.runs)
-
-
-class Verdict(NamedTuple):
-    """The end of a trial. `why` says what failed; it is empty for a healthy bundle."""
-
-    healthy: bool
-    why: str
 
 
 class Trial:
@@ -143,24 +136,24 @@ class Trial:
         )
         return self._figures
 
-    def verdict(self) -> Verdict | None:
-        """Return how the trial ended, None while it runs."""
+    def verdict(self) -> str | None:
+        """Return what failed, an empty text for a healthy bundle, and None while the trial runs."""
         config, seen = self._config, self.figures
         # A broken model fails at once; everything else is judged after enough runs.
         if self._failures_in_a_row >= config.failures:
-            return Verdict(False, f"{self._failures_in_a_row} failures in a row: {self._failure_kinds()}")
+            return f"{self._failures_in_a_row} failures in a row: {self._failure_kinds()}"
         if seen.runs + seen.failures < config.runs:
             return None
         base = self._baseline
         allowed = config.failure_share + (0 if base is None else base.failure_share)
         if seen.failure_share > allowed:
-            return Verdict(False, f"{seen.failure_share:.0%} of runs failed: {self._failure_kinds()}")
+            return f"{seen.failure_share:.0%} of runs failed: {self._failure_kinds()}"
         limit = config.ms_max if base is None or not base.runs else min(config.ms_max, config.slower * base.median_ms)
         if seen.median_ms > max(limit, min(config.ms_free, config.ms_max)):
-            return Verdict(False, f"Expected a median run of at most {limit:.2f} ms, got {seen.median_ms:.2f} ms")
-        return self._drift(seen) or Verdict(True, "")
+            return f"Expected a median run of at most {limit:.2f} ms, got {seen.median_ms:.2f} ms"
+        return self._drift(seen)
 
-    def _drift(self, seen: Figures) -> Verdict | None:
+    def _drift(self, seen: Figures) -> str:
         for form, rows in seen.scores.items():
             expected = self._ranges.get(form)
             if expected is None or len(rows) != len(expected.mean):
@@ -169,13 +162,10 @@ class Trial:
                 mean = total / count
                 std = max(0.0, squares / count - mean**2) ** 0.5
                 if abs(mean - expected.mean[task]) > self._config.drift * expected.std[task]:
-                    return Verdict(False, f"task {task} has a mean score of {mean:.3g}, {expected.mean[task]:.3g} at export")
+                    return f"task {task} has a mean score of {mean:.3g}, {expected.mean[task]:.3g} at export"
                 if std < self._config.spread * expected.std[task]:
-                    return Verdict(
-                        False,
-                        f"scores of task {task} have a standard deviation of {std:.3g}, {expected.std[task]:.3g} at export",
-                    )
-        return None
+                    return f"scores of task {task} have a standard deviation of {std:.3g}, {expected.std[task]:.3g} at export"
+        return ""
 
     def _failure_kinds(self) -> str:
         return ", ".join(f"{kind} {count}" for kind, count in self._kinds.items()) or "before a restart"

@@ -292,8 +292,8 @@ class Updates:
         if verdict is None:
             if store.state.starts and self._trial.figures.runs:
                 store.change(starts=0)
-        elif not verdict.healthy:
-            self._reject_active(verdict.why)
+        elif verdict:
+            self._reject_active(verdict)
             self._install()
         else:
             store.settle(self._trial.figures)

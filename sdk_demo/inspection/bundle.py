@@ -31,7 +31,7 @@ from pocketrank.device.contract import (
 from pocketrank.device.model.features import PageArrays, check_spec
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.runtimes import ModelRuntimeError
 from pocketrank.export.bundle import REPORT
 
@@ -228,6 +228,6 @@ def _rerank_ms(ranker: Ranker, form: Form) -> float:
         history.append(at * 1000, at, feedback, page, at % n)
         if at >= spec.events_max:
             start = time.perf_counter_ns()
-            ranker.order(form, held, history, context, at * 1000, at)
+            ranker.order(form, Moment(held, history, context, at * 1000, at))
             times.append(time.perf_counter_ns() - start)
     return float(np.median(times)) / 1e6

@@ -6,10 +6,10 @@ from pathlib import Path
 from pocketrank.device.bundle.bundle import Bundle
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.reports.trace import Tracer
-from tests.device.reports.test_trace import Moment
+from tests.device.reports.test_trace import Seen
 
 if __name__ == "__main__":
-    moment, ranker, tracer = Moment(), Ranker.open(Bundle.open(Path(sys.argv[1]))), Tracer(Path(sys.argv[2]))
+    moment, ranker, tracer = Seen(), Ranker.open(Bundle.open(Path(sys.argv[1]))), Tracer(Path(sys.argv[2]))
     while tracer.stopped is None:
         moment.write(tracer, ranker)
         print(tracer.written, flush=True)

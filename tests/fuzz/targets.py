@@ -54,7 +54,7 @@ from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.offline.database import DatabaseError
 from pocketrank.device.offline.store import DeviceStore
 from pocketrank.device.paging import PageDecision
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.reports.trace import MAGIC, TraceError, Tracer, read_trace
 from pocketrank.device.session.session import FeedSession
 from pocketrank.device.updates.probe import ProbeConfig, probe
@@ -340,7 +340,7 @@ def _traces() -> tuple[bytes, ...]:
     with Tracer(path) as tracer:
         for form in ("split", "self_contained", None):
             tracer.decision(
-                _ranker(), held, history, context, form=form, now_ms=worlds.T0, position=0, order=np.arange(3), shown=1,
+                _ranker(), form, Moment(held, history, context, worlds.T0, 0), np.arange(3), shown=1,
                 scores=None if form is None else np.zeros((3, 2), np.float32), paging=PageDecision(False, 3, "continue"),
             )  # fmt: skip
     text = path.read_bytes()

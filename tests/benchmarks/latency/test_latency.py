@@ -17,7 +17,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.latency.__main__ import main
 from benchmarks.latency.arithmetic import onnx_flop
 from benchmarks.latency.matmul import MatmulRate
-from benchmarks.latency.searches import NOW_MS, Moment
+from benchmarks.latency.searches import moment_of
 from benchmarks.latency.subject import FORMATS, measured_spec, subjects, world_spec
 from pocketrank.cloud.training.run import Run
 from pocketrank.device.bundle.bundle import Bundle, write_manifest
@@ -171,8 +171,7 @@ def test_a_moment_is_what_the_model_was_asked(folder: Path, form: Form) -> None:
     given["event_mask"][0, :4] = 0
     given["context"][0, 0] = 17.0
     given["event_gap"] = np.round(given["event_gap"] * [1e3, 1]).astype(np.float32) / np.array([1e3, 1], np.float32)
-    held = Moment.of(ranker, form, given)
-    inputs, count = ranker.inputs(form, held.remaining, held.history, held.context, NOW_MS, held.position)
+    inputs, count = ranker.inputs(form, moment_of(ranker, form, given))
     assert (count, inputs["event_gap"].shape[1]) == (bundle.spec.candidates_max, bundle.spec.events_max - 4)
     expected = runtime.run({name: given[name] for name in runtime.input_names})
     np.testing.assert_allclose(runtime.run(inputs), expected, atol=1e-4)

@@ -15,7 +15,7 @@ from pocketrank.device.contract import FeatureSpec, Form, GroupRule, ModelEntry
 from pocketrank.device.model.features import FeatureBuilder
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.runtimes import RuntimeLoadError, open_runtime
 from tests.device.worlds import SPEC, SPLIT, T0, make_bundle, make_page, onnx_model, reference
 
@@ -71,7 +71,7 @@ def test_order_is_by_weighted_scores_and_the_rest_follows_in_cloud_order(
 ) -> None:
     ranker = static if padded else dynamic
     remaining, history = _state(ranker, candidates, events, seed)
-    ranking = ranker.order(form, remaining, history, CONTEXT, T0 + 60_000, 9)
+    ranking = ranker.order(form, Moment(remaining, history, CONTEXT, T0 + 60_000, 9))
     assert ranking is not None
     order = ranking.order
     assert sorted(order.tolist()) == list(range(candidates))
@@ -94,7 +94,7 @@ def test_ties_keep_cloud_order(dynamic: Ranker) -> None:
     for array in (remaining.floats, remaining.categories, remaining.vector):
         assert array is not None
         array[0, ::2], array[0, 1::2] = array[0, 0], array[0, 1]
-    ranking = ranker.order("split", remaining, history, CONTEXT, T0, 0)
+    ranking = ranker.order("split", Moment(remaining, history, CONTEXT, T0, 0))
     assert ranking is not None
     order = ranking.order
     even, odd = list(range(0, 60, 2)), list(range(1, 60, 2))
@@ -103,7 +103,7 @@ def test_ties_keep_cloud_order(dynamic: Ranker) -> None:
 
 def test_inputs_are_views_of_the_sessions_arrays(dynamic: Ranker) -> None:
     remaining, history = _state(dynamic, 5, 4)
-    inputs, count = dynamic.inputs("split", remaining, history, CONTEXT, T0, 0)
+    inputs, count = dynamic.inputs("split", Moment(remaining, history, CONTEXT, T0, 0))
     assert count == 5
     assert np.shares_memory(inputs["candidate_float"], remaining.floats)
     assert remaining.vector is not None
@@ -115,7 +115,7 @@ def test_inputs_are_views_of_the_sessions_arrays(dynamic: Ranker) -> None:
 @pytest.mark.parametrize(("candidates", "size"), [(1, 4), (4, 4), (5, 8), (12, 8)])
 def test_static_shapes_are_padded_to_the_next_list_size(static: Ranker, candidates: int, size: int) -> None:
     remaining, history = _state(static, candidates, 2)
-    inputs, count = static.inputs("split", remaining, history, CONTEXT, T0, 0)
+    inputs, count = static.inputs("split", Moment(remaining, history, CONTEXT, T0, 0))
     real = min(candidates, 8)
     assert count == real
     assert inputs["candidate_mask"].tolist() == [[1.0] * real + [0.0] * (size - real)]
@@ -130,8 +130,8 @@ def _ranker(tmp_path: Path, spec: FeatureSpec = SPEC, **keys: Any) -> Ranker:
 def test_scores_that_are_no_numbers_give_no_order(tmp_path: Path) -> None:
     for poison in (float("nan"), float("inf")):
         ranker = _ranker(tmp_path, poison=poison)
-        assert ranker.order("split", *_state(ranker, 5, 0), CONTEXT, T0, 0) is not None
-        assert ranker.order("split", *_state(ranker, 5, 1), CONTEXT, T0, 0) is None
+        assert ranker.order("split", Moment(*_state(ranker, 5, 0), CONTEXT, T0, 0)) is not None
+        assert ranker.order("split", Moment(*_state(ranker, 5, 1), CONTEXT, T0, 0)) is None
 
 
 def test_models_that_disagree_with_the_spec_do_not_open(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_group_is_ranked_by_its_own_model(tmp_path: Path) -> None:
     for seen in (0, 3, 9):
         ranker = Ranker.open(bundle, group=bundle.group(seen))
         assert set(ranker.runtimes) == {"split", "self_contained"}
-        inputs, _ = ranker.inputs("split", *_state(ranker, 5, 3), CONTEXT, T0 + 60_000, 9)
+        inputs, _ = ranker.inputs("split", Moment(*_state(ranker, 5, 3), CONTEXT, T0 + 60_000, 9))
         scores[seen] = ranker.runtimes["split"]["whole"].run(inputs)
         np.testing.assert_allclose(scores[seen], reference(SPEC, inputs, 5 if seen == 9 else 0), atol=1e-5)
     np.testing.assert_array_equal(scores[0], scores[3])
@@ -180,14 +180,14 @@ def test_a_group_is_ranked_by_its_own_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("candidates", [2, 5, 12])
 def test_the_order_is_by_adjusted_scores(dynamic: Ranker, static: Ranker, padded: bool, candidates: int) -> None:
     ranker = static if padded else dynamic
-    state = *_state(ranker, candidates, 3), CONTEXT, T0 + 60_000, 9
+    moment = Moment(*_state(ranker, candidates, 3), CONTEXT, T0 + 60_000, 9)
     asked = []
 
     def backwards(scores: NDArray[np.float32]) -> NDArray[np.float32]:
         asked.append(scores.copy())
         return 1 - scores
 
-    plain, adjusted = ranker.order("split", *state), ranker.order("split", *state, backwards)
+    plain, adjusted = ranker.order("split", moment), ranker.order("split", moment, backwards)
     assert plain is not None
     assert adjusted is not None
     order, other = plain.order, adjusted.order
@@ -196,7 +196,7 @@ def test_the_order_is_by_adjusted_scores(dynamic: Ranker, static: Ranker, padded
     assert shipped.shape == (scored, 2)
     np.testing.assert_array_equal(order[:scored], np.argsort(-(shipped @ WEIGHTS), kind="stable"))
     np.testing.assert_array_equal(other[:scored], np.argsort(shipped @ WEIGHTS, kind="stable"))
-    assert ranker.order("split", *state, lambda scores: scores * np.float32(np.nan)) is None
+    assert ranker.order("split", moment, lambda scores: scores * np.float32(np.nan)) is None
 
 
 @given(st.integers(2, 12), st.integers(0, 9), st.lists(st.integers(0, 9), max_size=8))
@@ -209,7 +209,7 @@ def test_copies_go_on_alike_and_leave_what_they_were_made_of(
             if held.count > 1:
                 feedback = np.full(len(SPEC.feedback_floats), 0.5, np.float32)
                 history.append(T0 + 10**6 + number, 20 + number, feedback, held.page, held.take(place % held.count))
-                ranking = dynamic.order("split", held, history, CONTEXT, T0 + 10**7, 30)
+                ranking = dynamic.order("split", Moment(held, history, CONTEXT, T0 + 10**7, 30))
                 assert ranking is not None
                 orders.append(held.item_id[ranking.order].tolist())
         return orders

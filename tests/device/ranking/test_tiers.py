@@ -15,7 +15,7 @@ from pocketrank.device.model.features import FeatureBuilder
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.model.search import GREEDY
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.ranking.tiers import Tier, TierConfig, choose_tier, keep_tier
 from tests.device.worlds import SPEC, SPLIT, T0, make_bundle, make_page, onnx_model
 
@@ -224,6 +224,6 @@ def test_configs_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def _order(ranker: Ranker) -> list[int]:
     held = Remaining(FeatureBuilder(SPEC).page(make_page([1, 2, 3, 4, 5])), ranker.rows)
     ranker.prepare("self_contained", held)
-    ranking = ranker.order("self_contained", held, EventHistory(SPEC), np.zeros((1, 2), np.float32), T0, 0)
+    ranking = ranker.order("self_contained", Moment(held, EventHistory(SPEC), np.zeros((1, 2), np.float32), T0, 0))
     assert ranking is not None
     return [int(place) for place in ranking.order]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pocketrank.device.model.features import FeatureBuilder
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
-from pocketrank.device.ranking.ranker import Ranker, Ranking
+from pocketrank.device.ranking.ranker import Moment, Ranker, Ranking
 from pocketrank.device.ranking.watchdog import Watchdog, WatchdogConfig
 from pocketrank.device.runtimes import INPUT_NAMES, Runtime, RuntimeRunError
 from tests.device.worlds import SPEC, SPLIT, T0, make_page
@@ -60,7 +60,7 @@ class World:
         self._history = EventHistory(SPEC)
 
     def order(self) -> Ranking | None:
-        return self._ranker.order("self_contained", self._held, self._history, np.zeros((1, 2), np.float32), T0, 0)
+        return self._ranker.order("self_contained", Moment(self._held, self._history, np.zeros((1, 2), np.float32), T0, 0))
 
 
 class Ticks:

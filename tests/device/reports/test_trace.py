@@ -19,7 +19,7 @@ from pocketrank.device.model.features import FeatureBuilder
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.paging import PageDecision
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.reports.trace import (
     FRAME_MAX,
     MAGIC,
@@ -45,7 +45,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
     return Ranker.open(make_bundle(tmp_path_factory.mktemp("bundle")))
 
 
-class Moment:
+class Seen:
     """State of a session after some events: three candidates, and the items 90, 91, .. that were shown before."""
 
     def __init__(self, events: int = 2) -> None:
@@ -58,14 +58,13 @@ class Moment:
             self.history.append(event.impression_ms, event.position, feedback, earlier, at)
 
     def write(self, tracer: Tracer, ranker: Ranker | None, **changes: Any) -> None:
-        fields: dict[str, Any] = {
-            "form": "split", "now_ms": T0 + 60_000, "position": 3, "order": np.array([1, 2, 0]), "shown": 11, "scores": SCORES,
-        }  # fmt: skip
-        tracer.decision(ranker, self.held, self.history, CONTEXT, **fields | changes)
+        fields = {"form": "split", "now_ms": T0 + 60_000, "position": 3, "shown": 11, "scores": SCORES, **changes}
+        moment = Moment(self.held, self.history, CONTEXT, fields.pop("now_ms"), fields.pop("position"))
+        tracer.decision(ranker, fields.pop("form"), moment, np.array([1, 2, 0]), **fields)
 
 
 def _trace(path: Path, ranker: Ranker, decisions: int = 3) -> Path:
-    moment = Moment()
+    moment = Seen()
     with Tracer(path) as tracer:
         for event in moment.events:
             tracer.feedback(event)
@@ -84,7 +83,7 @@ def _read(path: Path) -> tuple[list[TracedDecision], TraceError | None]:
 
 
 def test_a_decision_comes_back_whole(tmp_path: Path, ranker: Ranker) -> None:
-    moment, paging = Moment(), PageDecision(False, 30, "continue")
+    moment, paging = Seen(), PageDecision(False, 30, "continue")
     told: dict[str, Any] = {
         "page_id": "p", "bundle": "tiny/1", "fallback": "vectors_absent", "personal": True, "strategies": ("gap: 12 waits",),
         "paging": paging, "spent_ms": 0.25,
@@ -110,25 +109,25 @@ def test_a_decision_comes_back_whole(tmp_path: Path, ranker: Ranker) -> None:
 def test_the_whole_model_computes_the_recorded_scores_from_the_recorded_inputs(
     form: Any, events: int, tmp_path: Path, ranker: Ranker
 ) -> None:
-    moment = Moment(events)
+    moment = Seen(events)
     with Tracer(tmp_path / "t") as tracer:
         moment.write(tracer, ranker, form=form)
     (decision,) = read_trace(tmp_path / "t")
-    then, _ = ranker.inputs(form, moment.held, moment.history, CONTEXT, T0 + 60_000, 3)
+    then, _ = ranker.inputs(form, Moment(moment.held, moment.history, CONTEXT, T0 + 60_000, 3))
     np.testing.assert_array_equal(ranker.runtimes[form]["whole"].run(decision.inputs), ranker.runtimes[form]["whole"].run(then))
     np.testing.assert_allclose(ranker.runtimes[form]["whole"].run(decision.inputs), reference(SPEC, decision.inputs), atol=1e-5)
     assert decision.event_items.tolist() == [0] * events, "this tracer was told of no event"
 
 
 def test_no_more_candidates_than_the_model_takes(ranker: Ranker) -> None:
-    moment = Moment()
-    inputs = whole_inputs("self_contained", moment.held, moment.history, CONTEXT, T0, 3, 2)
+    moment = Seen()
+    inputs = whole_inputs("self_contained", Moment(moment.held, moment.history, CONTEXT, T0, 3), 2)
     assert {inputs[name].shape[1] for name in inputs if name.startswith("candidate")} == {2}
 
 
 def test_without_a_model_a_decision_has_no_inputs(tmp_path: Path) -> None:
     with Tracer(tmp_path / "t") as tracer:
-        Moment().write(tracer, None, form=None, scores=None)
+        Seen().write(tracer, None, form=None, scores=None)
     (decision,) = read_trace(tmp_path / "t")
     assert (decision.inputs, decision.spec, decision.total) == ({}, None, None)
     assert decision.order.tolist() == [1, 2, 0]
@@ -146,7 +145,7 @@ def test_a_trace_stops_at_its_limit_and_says_so(tmp_path: Path, ranker: Ranker) 
     frame = _trace(tmp_path / "one", ranker, 1).stat().st_size - len(MAGIC)
     with Tracer(tmp_path / "t", bytes_max=len(MAGIC) + 2 * frame) as tracer:
         for _ in range(4):
-            Moment().write(tracer, ranker)
+            Seen().write(tracer, ranker)
         assert (tracer.written, tracer.missed) == (2, 2)
         assert "beyond the limit" in str(tracer.stopped)
     assert (tmp_path / "t").stat().st_size <= len(MAGIC) + 2 * frame
@@ -162,7 +161,7 @@ def test_a_full_disk_ends_the_trace_and_not_the_swipe(tmp_path: Path, ranker: Ra
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(MAGIC) + frame + frame // 2, limits[1]))
         try:
             for _ in range(3):
-                Moment().write(tracer, ranker)
+                Seen().write(tracer, ranker)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             signal.signal(signal.SIGXFSZ, before)
@@ -173,8 +172,8 @@ def test_a_full_disk_ends_the_trace_and_not_the_swipe(tmp_path: Path, ranker: Ra
 
 def test_a_decision_that_no_frame_can_hold_ends_the_trace(tmp_path: Path, ranker: Ranker) -> None:
     with Tracer(tmp_path / "t") as tracer:
-        Moment().write(tracer, ranker, now_ms=1 << 70)
-        Moment().write(tracer, ranker)
+        Seen().write(tracer, ranker, now_ms=1 << 70)
+        Seen().write(tracer, ranker)
         assert (tracer.written, tracer.missed) == (0, 2)
         assert tracer.stopped
     assert list(read_trace(tmp_path / "t")) == []
@@ -183,7 +182,7 @@ def test_a_decision_that_no_frame_can_hold_ends_the_trace(tmp_path: Path, ranker
 def test_after_close_nothing_is_written(tmp_path: Path, ranker: Ranker) -> None:
     tracer = Tracer(tmp_path / "t")
     tracer.close()
-    Moment().write(tracer, ranker)
+    Seen().write(tracer, ranker)
     assert (tracer.written, tracer.missed, tracer.stopped) == (0, 1, "closed")
 
 

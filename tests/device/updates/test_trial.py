@@ -10,7 +10,7 @@ from pocketrank.device.codec import from_json, to_json
 from pocketrank.device.contract import ScoreRange
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes.base import RuntimeRunError
-from pocketrank.device.updates import Trial, TrialConfig, Verdict
+from pocketrank.device.updates import Trial, TrialConfig
 from pocketrank.device.updates.trial import Figures, unwatch, watch
 from tests.device.worlds import SPEC, make_bundle, widths
 
@@ -18,7 +18,7 @@ CONFIG = TrialConfig(runs=10, failures=3, failure_share=0.2, ms_max=20, slower=2
 RANGE = ScoreRange(form="split", mean=(0.5, 0.1), std=(0.1, 0.02))
 
 
-def _after(trial: Trial, runs: int = 10, ms: float = 3.0, failed: int = 0) -> Verdict | None:
+def _after(trial: Trial, runs: int = 10, ms: float = 3.0, failed: int = 0) -> str | None:
     for _ in range(failed):
         trial.failed("run")
         trial.ran(ms)
@@ -35,7 +35,7 @@ def _scores(mean: tuple[float, float] = (0.5, 0.1), std: tuple[float, float] = (
 def test_a_healthy_bundle_is_trusted_after_enough_runs() -> None:
     trial = Trial(CONFIG)
     assert _after(trial, 9) is None
-    assert _after(trial, 1) == Verdict(True, "")
+    assert _after(trial, 1) == ""
 
 
 def test_failures_in_a_row_end_it_at_once() -> None:
@@ -46,13 +46,13 @@ def test_failures_in_a_row_end_it_at_once() -> None:
     assert trial.verdict() is None
     for _ in range(3):
         trial.failed("run")
-    assert trial.verdict() == Verdict(False, "3 failures in a row: run 4, scores 1")
+    assert trial.verdict() == "3 failures in a row: run 4, scores 1"
 
 
 def test_more_failures_than_the_previous_bundle() -> None:
-    assert _after(Trial(CONFIG), failed=2) == Verdict(True, "")
-    assert _after(Trial(CONFIG), failed=3) == Verdict(False, "30% of runs failed: run 3")
-    assert _after(Trial(CONFIG, baseline=Figures(failures=1, ms=(3.0,) * 9)), failed=3) == Verdict(True, "")
+    assert _after(Trial(CONFIG), failed=2) == ""
+    assert _after(Trial(CONFIG), failed=3) == "30% of runs failed: run 3"
+    assert _after(Trial(CONFIG, baseline=Figures(failures=1, ms=(3.0,) * 9)), failed=3) == ""
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_more_failures_than_the_previous_bundle() -> None:
 def test_slower_than_the_previous_bundle(before: float | None, now: float, healthy: bool) -> None:
     verdict = _after(Trial(CONFIG, baseline=None if before is None else Figures(ms=(before,))), ms=now)
     assert verdict is not None
-    assert verdict.healthy is healthy
-    assert ("median" in verdict.why) is not healthy
+    assert (verdict == "") is healthy
+    assert ("median" in verdict) is not healthy
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_scores_that_drift(scores: NDArray[np.float32], why: str) -> None:
         trial.scores("split", scores)
     verdict = _after(trial)
     assert verdict is not None
-    assert verdict.healthy is (why == "")
-    assert verdict.why.startswith(why)
+    assert (verdict == "") is (why == "")
+    assert verdict.startswith(why)
 
 
 def test_scores_without_a_recorded_range_are_not_judged() -> None:
     trial = Trial(CONFIG, ranges=[RANGE])
     trial.scores("self_contained", _scores(mean=(9, 9)))
-    assert _after(trial) == Verdict(True, "")
+    assert _after(trial) == ""
 
 
 def test_samples_are_copies_and_few() -> None:

@@ -10,7 +10,7 @@ from pocketrank.device.model.features import PageArrays
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.paging import PageDecision
-from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.ranking.ranker import Moment, Ranker
 from pocketrank.device.reports.trace import Tracer
 from pocketrank.export.parity import draw_inputs
 from tests.device.worlds import T0, make_event
@@ -36,13 +36,14 @@ def trace_session(path: Path, bundle: Bundle, impressions: int = 4) -> None:
         for at in range(impressions):
             now_ms = T0 + 10_000 * at
             ranker.builder.context(at, now_ms, context[0])
-            ranking = ranker.order("split", held, history, context, now_ms, at)
+            moment = Moment(held, history, context, now_ms, at)
+            ranking = ranker.order("split", moment)
             assert ranking is not None
             order = ranking.order
-            inputs, _ = ranker.inputs("split", held, history, context, now_ms, at)
+            inputs, _ = ranker.inputs("split", moment)
             best, item = int(order[0]), int(held.item_id[order[0]])
             tracer.decision(
-                ranker, held, history, context, form="split", now_ms=now_ms, position=at, order=order, shown=item,
+                ranker, "split", moment, order, shown=item,
                 scores=ranker.runtimes["split"]["whole"].run(inputs)[0], page_id="page-1", bundle=name,
                 paging=PageDecision(at == 0, 30, "empty" if at == 0 else "continue"),
                 strategies=("gap: 103 waits",), spent_ms=0.5,
