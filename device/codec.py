@@ -32,6 +32,7 @@ from pocketrank.device.contract import (
     Page,
     PageRequest,
     TelemetryReport,
+    Versioned,
     VersionError,
 )
 
@@ -67,10 +68,6 @@ _INTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     PageRequest: ("user_id", "now_ms", "size", "scene"),
     TelemetryReport: ("since_ms", "until_ms"),
 }
-
-
-class _Peek(msgspec.Struct):
-    version: int = WIRE_VERSION
 
 
 def _decoder(wire: str, struct: type[Any]) -> Callable[[bytes], Any]:
@@ -150,7 +147,7 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
 
 def _peek(wire: str, data: bytes) -> int:
     try:
-        return cast(int, _decoder(wire, _Peek)(data).version)
+        return cast(int, _decoder(wire, Versioned)(data).version)
     except (ValueError, RecursionError):
         return WIRE_VERSION
 

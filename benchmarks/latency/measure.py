@@ -122,7 +122,8 @@ class _Form:
         inputs = subject.stage_inputs(form)
         self._stages: dict[str, dict[str, Timed]] = {}
         for format in FORMATS:
-            opened = open_stages({s: subject.bundle.model(form, format, stage=s) for s in ("whole", *STAGES)}, format)
+            graphs = subject.bundle.stages(form, format)
+            opened = open_stages({s: graphs[s] for s in ("whole", *STAGES)}, format)
             self._stages[format] = {s: Timed(partial(r.run_all, fit_inputs(r, inputs[s]))) for s, r in opened.items()}
         model, tensors = subject.peers[form], subject.tensors(form)
         self._peers = {"torch": Timed(partial(_eager, model, tensors))}

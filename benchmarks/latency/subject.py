@@ -204,7 +204,8 @@ class LatencySubject:
         """Inputs of the whole model and of its stages in a swipe: a page, the one event that is new, all that is watched."""
         inputs = self.inputs(form)
         one = {name: np.ascontiguousarray(value[:, :1]) for name, value in inputs.items() if name.startswith("event")}
-        answers = open_answers({stage: self.bundle.model(form, "onnx", stage=stage) for stage in STAGES}, "onnx")
+        graphs = self.bundle.stages(form, "onnx")
+        answers = open_answers({stage: graphs[stage] for stage in STAGES}, "onnx")
         watched = {**inputs, **answers["page"](inputs), **answers["event"](inputs)}
         return {"whole": inputs, "page": inputs, "event": one, "watch": watched}
 
@@ -220,8 +221,8 @@ class LatencySubject:
 
     def flop(self, form: Form, *stages: Stage) -> int:
         """Operations of the matrix products of a run, of the whole model or of some `stages`, counted in the ONNX graphs."""
-        inputs = self.stage_inputs(form)
-        return sum(onnx_flop(self.bundle.model(form, "onnx", stage=stage), inputs[stage]) for stage in stages or ("whole",))
+        inputs, graphs = self.stage_inputs(form), self.bundle.stages(form, "onnx")
+        return sum(onnx_flop(graphs[stage], inputs[stage]) for stage in stages or ("whole",))
 
     def bytes(self, form: Form, format: Format) -> dict[str, int]:
         """Of the whole model's file, of those of its stages, and of all files, which may be the same."""

@@ -13,11 +13,9 @@ that was given keys MUST check them before it reads the manifest. Errors are in 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,7 +27,6 @@ from pocketrank.device.bundle.files import (
     SPEC,
     CorruptBundleError,
     ExpiredBundleError,
-    NoSuchModelError,
     UnsafePathError,
     check_file,
     check_path,
@@ -38,6 +35,8 @@ from pocketrank.device.bundle.files import (
     read_bytes,
     sha256,
 )
+from pocketrank.device.bundle.signing import TrustedKeys
+from pocketrank.device.clock import wall_clock
 from pocketrank.device.codec import from_msgpack, to_json
 from pocketrank.device.contract import (
     BundleManifest,
@@ -58,9 +57,6 @@ from pocketrank.device.contract import (
 from pocketrank.device.files import TEMPORARY, write_atomically
 from pocketrank.device.model.features import check_spec
 from pocketrank.device.model.personal import PersonalError, PersonalLayer, group
-
-if TYPE_CHECKING:
-    from pocketrank.device.bundle.signing import TrustedKeys
 
 __all__ = ["Bundle", "write_atomically", "write_manifest"]
 
@@ -88,7 +84,7 @@ class Bundle:
         if keys is not None:
             keys.verify_beside("manifest", text, folder / SIGNATURES)
         manifest = decode_json(text, BundleManifest, str(folder / MANIFEST))
-        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        now_ms = wall_clock() if now_ms is None else now_ms
         if manifest.expires_ms is not None and now_ms >= manifest.expires_ms:
             raise ExpiredBundleError(str(folder), f"a time before {manifest.expires_ms} ms", f"{now_ms} ms")
         # Check the files, and then that the spec and the models are among them.
@@ -103,11 +99,7 @@ class Bundle:
             if size == 0 or size != model.bytes:
                 raise CorruptBundleError(str(folder / model.path), f"{model.bytes} bytes of listed files", f"{size}")
         spec = decode_json(read_bytes(folder / manifest.spec), FeatureSpec, str(folder / manifest.spec))
-        try:
-            check_spec(spec)
-        except ContractError as err:
-            raise CorruptBundleError(str(folder / manifest.spec), "a spec that a device can use", str(err)) from err
-        _check_personal(folder, manifest.personal, spec)
+        _check_spec(folder, manifest.spec, spec, manifest.personal)
         return cls(folder, manifest, spec)
 
     @property
@@ -157,27 +149,13 @@ class Bundle:
         of_group = [m for m in found if m.group == group] or [m for m in found if m.group is None]
         return {m.stage: self.folder / m.path for m in of_group}
 
-    def model(
-        self,
-        form: Form,
-        format: Format,
-        precision: Precision = "fp32",
-        stage: Stage = "whole",
-        group: Group | None = None,
-    ) -> Path:
-        """Return the path of one graph that `stages` lists. Raises `NoSuchModelError`."""
-        if (path := self.stages(form, format, precision, group).get(stage)) is not None:
-            return path
-        have = ", ".join(_name(m.form, m.format, m.precision, m.stage, m.group) for m in self.manifest.models) or "none"
-        raise NoSuchModelError(str(self.folder), f"a model {_name(form, format, precision, stage, group)}", have)
 
-
-def _name(form: Form, format: Format, precision: Precision, stage: Stage, group: Group | None) -> str:
-    return " ".join([form, format, precision, *([] if stage == "whole" else [stage]), *([] if group is None else [group])])
-
-
-def _check_personal(folder: Path, config: PersonalConfig | None, spec: FeatureSpec) -> None:
-    if config is not None and (unknown := config.tasks.keys() - set(spec.tasks)):
+def _check_spec(folder: Path, name: str, spec: FeatureSpec, personal: PersonalConfig | None) -> None:
+    try:
+        check_spec(spec)
+    except ContractError as err:
+        raise CorruptBundleError(str(folder / name), "a spec that a device can use", str(err)) from err
+    if personal is not None and (unknown := personal.tasks.keys() - set(spec.tasks)):
         raise CorruptBundleError(str(folder / MANIFEST), f"`personal` tasks among {list(spec.tasks)}", str(sorted(unknown)))
 
 
@@ -200,11 +178,7 @@ def write_manifest(
     The `bytes` of `models` are ignored and counted here. Raises `BundleError` for a model that does not exist, a symbolic link,
     or a spec or a `personal` that a device cannot use; an earlier manifest then stays as it was.
     """
-    try:
-        check_spec(spec)
-    except ContractError as err:
-        raise CorruptBundleError(str(folder / SPEC), "a spec that a device can use", str(err)) from err
-    _check_personal(folder, personal, spec)
+    _check_spec(folder, SPEC, spec, personal)
     write_atomically(folder / SPEC, to_json(spec))
     files = tuple(_entry(folder, path) for path in sorted(_walk(folder)))
     counted = []

@@ -89,6 +89,8 @@ class Impression:
         The event's id is `session_id/position`, so that a session replays bit for bit. Give an `event_id` from a random source
         where a session's id may occur twice.
         """
+        self.item_id = item_id
+        """Id of the item that is shown."""
         self._device = device or DeviceState()
         self._clock = clock
         self._last_ms = clock()
@@ -107,12 +109,6 @@ class Impression:
             "page_id": page_id,
             "experiment": experiment,
         }
-
-    @property
-    def item_id(self) -> int:
-        """Id of the item that is shown."""
-        item_id: int = self._base["item_id"]
-        return item_id
 
     def __repr__(self) -> str:
         state = "on screen" if self._event is None else "finished"

@@ -110,10 +110,8 @@ class _Scaler:
     """Scales raw values [..., F] of one group of float features to inputs."""
 
     def __init__(self, features: tuple[FloatFeature, ...]) -> None:
-        self.scale = np.array([f.scale for f in features], np.float64)
-        self.min = np.array([f.min for f in features], np.float64)
-        self.max = np.array([f.max for f in features], np.float64)
-        self.default = np.array([f.default for f in features], np.float64)
+        rows = np.array(_limits(features), np.float64).reshape(-1, 4)
+        self.scale, self.min, self.max, self.default = np.ascontiguousarray(rows.T)
 
     def __call__(self, raw: NDArray[np.float64], out: NDArray[np.float32]) -> None:
         """Write the inputs into `out`, overwriting `raw`. Infinities become the limits, NaN the default."""

@@ -116,15 +116,8 @@ class EventHistory:
         end, left = self._end, self._stateless
         while left:  # from the newest backwards, in as few runs as `lengths` allows
             length = left if lengths is None else next((n for n in lengths if n >= left), lengths[-1])
-            rows = slice(end - length, end)
-            inputs = {
-                "event_float": self.floats[:, rows],
-                "event_category": self.categories[:, rows],
-                "event_vector": self.vector[:, rows],
-                "event_feedback": self.feedback[:, rows],
-            }
             done = min(left, length)
-            self._states[:, end - done : end] = stage(inputs)[:, length - done :]
+            self._states[:, end - done : end] = stage(self._events(slice(end - length, end)))[:, length - done :]
             end, left = end - done, left - done
         self._stateless = 0
 
@@ -138,13 +131,14 @@ class EventHistory:
         Gaps are counted from `now_ms` and `position`; an impression from the future has a gap of 0. The slices are views, valid
         until the next `append`.
         """
-        window = slice(self._end - length, self._end)
+        return self._events(slice(self._end - length, self._end)) | self.moment(length, now_ms, position)
+
+    def _events(self, rows: slice) -> dict[str, NDArray[Any]]:
         return {
-            "event_float": self.floats[:, window],
-            "event_category": self.categories[:, window],
-            "event_vector": self.vector[:, window],
-            "event_feedback": self.feedback[:, window],
-            **self.moment(length, now_ms, position),
+            "event_float": self.floats[:, rows],
+            "event_category": self.categories[:, rows],
+            "event_vector": self.vector[:, rows],
+            "event_feedback": self.feedback[:, rows],
         }
 
     def moment(self, length: int, now_ms: int, position: int) -> dict[str, NDArray[Any]]:

@@ -163,7 +163,8 @@ class DeviceStore:
     def __init__(self, path: Path, config: DeviceStoreConfig | None = None) -> None:
         self._config = config or DeviceStoreConfig()
         self._database = Database(path, _SCHEMA, self._config.wal_bytes)
-        self._outbox = StoredOutbox(self._database, self._config.outbox)
+        self.outbox = StoredOutbox(self._database, self._config.outbox)
+        """The waiting feedback."""
         self._lock = Lock()
         self.pages_dropped = 0
         """Pages that were dropped for newer ones, or not saved because of their size."""
@@ -179,13 +180,8 @@ class DeviceStore:
 
     def close(self) -> None:
         """Save what is unsaved and close the file. Later events are kept in memory only."""
-        self._outbox.tidy()
+        self.outbox.tidy()
         self._database.close()
-
-    @property
-    def outbox(self) -> StoredOutbox:
-        """The waiting feedback."""
-        return self._outbox
 
     @property
     def damaged_files(self) -> int:
@@ -195,7 +191,7 @@ class DeviceStore:
     @property
     def damaged_rows(self) -> int:
         """Number of events, pages and states in the file that could not be read."""
-        return self._damaged_rows + self._outbox.damaged
+        return self._damaged_rows + self.outbox.damaged
 
     @property
     def writes_failed(self) -> int:
@@ -243,7 +239,7 @@ class DeviceStore:
 
     def shown_items(self) -> list[int]:
         """Return the items of the last `shown_max` impressions with feedback, sent or not, oldest first."""
-        return self._outbox.items()[-self._config.shown_max :]
+        return self.outbox.items()[-self._config.shown_max :]
 
     def state(self, name: str) -> bytes | None:
         """Return the state `name`, None when it is missing or damaged."""

@@ -182,21 +182,16 @@ def keep_tier(
     known = (digests, format, repr(config), group, device, platform.machine(), os.cpu_count())
     key = sha256(msgspec.json.encode(known)).hexdigest()
     try:
-        kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
-        if kept.key == key:
-            return Chosen(kept.tier, kept.tier.open(bundle, group))
+        kept, tier = msgspec.json.decode(file.read_bytes(), type=tuple[str, Tier])
+        if kept == key:
+            return Chosen(tier, tier.open(bundle, group))
     except (OSError, TypeError, ValueError, BundleError, ModelRuntimeError):  # msgspec's own errors are ValueErrors
         pass
     chosen = choose_tier(bundle, format, config, group=group, clock=clock)
     if chosen.ranker is not None:
         with suppress(OSError):  # it is measured again next time
-            write_atomically(file, msgspec.json.encode(_Kept(key=key, tier=chosen.tier)))
+            write_atomically(file, msgspec.json.encode((key, chosen.tier)))
     return chosen
-
-
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
-    key: str
-    tier: Tier
 
 
 def _searches(tier: Tier, ranker: Ranker) -> Iterator[tuple[Tier, SearchSpec | None]]:

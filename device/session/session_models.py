@@ -15,7 +15,7 @@ from pocketrank.device.model.features import FeatureBuilder, PageArrays
 from pocketrank.device.model.history import EventHistory
 from pocketrank.device.model.personal import PersonalLayer, labels
 from pocketrank.device.model.remaining import Remaining
-from pocketrank.device.paging import Paging, paging_of
+from pocketrank.device.paging import paging_of
 from pocketrank.device.ranking.ranker import Adjust, Moment, Ranker, Ranking
 from pocketrank.device.session.shown_items import ShownItem
 
@@ -38,6 +38,14 @@ class SessionModels:
         if personal is not None and ranker is not None and personal.tasks != ranker.spec.tasks:
             raise ValueError(f"expected a personal layer over {ranker.spec.tasks}, got one over {personal.tasks}")
         self.ranker, self.personal, self._expected = ranker, personal, expected
+        self.name = None if ranker is None else ranker.name
+        """Name of the bundle."""
+        self.paging = paging_of(None if ranker is None else ranker.paging)
+        """Policy for when the app gives none: the bundle's, else fixed counts."""
+        self.privacy = PrivacyPolicy() if ranker is None else PrivacyPolicy.for_spec(ranker.spec)
+        """Policy for when the app gives none: what training these models needs may leave."""
+        self.split_version = ranker.split_version if ranker is not None and "split" in ranker.runtimes else None
+        """Split version of the pages whose vectors these models can use; None when they use none."""
         self._builder = FeatureBuilder(_NO_FEATURES) if ranker is None else ranker.builder
         spec = self._builder.spec
         self.events_max = spec.events_max
@@ -48,26 +56,6 @@ class SessionModels:
         self._category = {c.name: i for i, c in enumerate(spec.candidate_categories)}.get("category")
         scales = {f.name: (i, f.scale) for i, f in enumerate(spec.candidate_floats) if f.scale > 0}
         self._duration = scales.get("duration_ms")
-
-    @property
-    def name(self) -> str | None:
-        """Name of the bundle."""
-        return None if self.ranker is None else self.ranker.name
-
-    @property
-    def paging(self) -> Paging:
-        """Policy for when the app gives none: the bundle's, else fixed counts."""
-        return paging_of(None if self.ranker is None else self.ranker.paging)
-
-    @property
-    def privacy(self) -> PrivacyPolicy:
-        """Policy for when the app gives none: what training these models needs may leave."""
-        return PrivacyPolicy() if self.ranker is None else PrivacyPolicy.for_spec(self.ranker.spec)
-
-    @property
-    def split_version(self) -> str | None:
-        """Split version of the pages whose vectors these models can use; None when they use none."""
-        return self.ranker.split_version if self.ranker is not None and "split" in self.ranker.runtimes else None
 
     def read(self, page: Page) -> tuple[PageArrays, Form | None, tuple[str, ...]]:
         """Return the page's arrays, the form that can order it (None: cloud order), and the fallbacks (names of `Counters`).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pocketrank.device.codec import from_block, from_columns
 from pocketrank.device.contract import BlockError, Page
 
-__all__ = ["RECENT_MAX", "Facts", "Mark", "Value"]
+__all__ = ["RECENT_MAX", "Facts", "Value"]
 
 Value: TypeAlias = int | float | None
 """One attribute of one item. None is unknown: code 0, NaN, or an item of a page without the column."""
@@ -25,13 +25,6 @@ RECENT_MAX = 64
 """Number of shown items whose vectors are kept after their page was replaced: 16 kB for vectors of width 64."""
 
 _Vectors: TypeAlias = NDArray[np.float32]
-
-
-class Mark(NamedTuple):
-    """State that `Facts.rewind` restores."""
-
-    position: int
-    buffered: dict[int, int]
 
 
 class _Track:
@@ -140,35 +133,33 @@ class Facts:
         self.buffered.pop(row, None)
         self.position += 1
 
-    def mark(self) -> Mark:
-        """Return the current state, to which `rewind` returns after looking ahead."""
-        return Mark(self.position, dict(self.buffered))
+    def mark(self) -> tuple[int, dict[int, int]]:
+        """Return `position` and `buffered`, to which `rewind` returns after looking ahead."""
+        return self.position, dict(self.buffered)
 
-    def rewind(self, mark: Mark) -> None:
-        """Undo what was shown since `mark`."""
-        back = self.position - mark.position
+    def rewind(self, position: int, buffered: dict[int, int]) -> None:
+        """Undo what was shown since `mark` returned these."""
+        back = self.position - position
         for track in self._tracks.values():
             for _ in range(back):
                 value = track.shown.pop()
                 if track.counts is not None:
                     track.counts[value] -= 1
         del self._rows_shown[len(self._rows_shown) - back :]
-        self.position = mark.position
+        self.position = position
         # In place, since rules' tests keep a reference.
         self.buffered.clear()
-        self.buffered.update(mark.buffered)
+        self.buffered.update(buffered)
 
     def _read(self, page: Page) -> tuple[dict[str, NDArray[Any]], list[int]]:
         c = page.candidates
-        columns: dict[str, NDArray[Any]] = {}
         try:
             known: list[int] = from_block(c.item_id, dtype="i8", ndim=1).tolist()
             floats = from_columns(c.floats, "$", dtype="f4", rows=len(known))
             codes = from_columns(c.categories, "$", dtype="i4", rows=len(known))
         except BlockError:
             return {}, [-1] * len(self.item_ids)
-        columns.update(zip(c.floats.names, floats.T, strict=True))
-        columns.update(zip(c.categories.names, codes.T, strict=True))
+        columns = dict(zip(c.floats.names + c.categories.names, (*floats.T, *codes.T), strict=True))
         place = {item: len(known) - 1 - i for i, item in enumerate(reversed(known))}  # a repeated item has its first place
         return columns, [place.get(item, -1) for item in self.item_ids]
 

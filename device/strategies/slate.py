@@ -178,7 +178,7 @@ class Slate:
                 chosen.append(index)
                 self._record(self._rows[index])
         finally:
-            self._facts.rewind(mark)
+            self._facts.rewind(*mark)
             self._bonuses = bonuses
         return np.array(chosen, np.intp)
 

@@ -165,7 +165,7 @@ def test_the_stages_do_the_work_of_the_whole_model(folder: Path, form: Form) -> 
 def test_a_moment_is_what_the_model_was_asked(folder: Path, form: Form) -> None:
     """A ranker that holds it gives the model inputs for which it answers the same; gaps are whole milliseconds there."""
     bundle = Bundle.open(folder / "bundle")
-    runtime = open_runtime(bundle.model(form, "onnx"), "onnx")
+    runtime = open_runtime(bundle.stages(form, "onnx")["whole"], "onnx")
     ranker = Ranker(bundle.spec, bundle.split_version, {form: {"whole": runtime}}, GREEDY)
     given = draw_inputs(bundle.spec, form, bundle.spec.candidates_max, bundle.spec.events_max, seed=3)
     given["event_mask"][0, :4] = 0

@@ -18,7 +18,6 @@ from pocketrank.device.bundle.files import (
     BundleVersionError,
     CorruptBundleError,
     ExpiredBundleError,
-    NoSuchModelError,
     UnsafePathError,
     check_path,
 )
@@ -38,17 +37,14 @@ def test_what_was_written_opens(tmp_path: Path) -> None:
     assert bundle.spec == SPEC
     assert (bundle.split_version, bundle.manifest.serial, bundle.manifest.created_ms) == (SPLIT, 1, T0)
     assert [f.path for f in bundle.manifest.files] == ["models/self_contained.onnx", "models/split.onnx", "spec.json"]
-    assert bundle.model("split", "onnx") == tmp_path / "models" / "split.onnx"
+    assert bundle.stages("split", "onnx")["whole"] == tmp_path / "models" / "split.onnx"
     assert bundle.forms("onnx") == ("split", "self_contained")
     assert {m.bytes for m in bundle.manifest.models} == {p.stat().st_size for p in (tmp_path / "models").iterdir()}
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_model_that_it_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(
-        NoSuchModelError, match="Expected a model split onnx int8, got split onnx fp32, self_contained onnx fp32"
-    ):
-        make_bundle(tmp_path).model("split", "onnx", "int8")
+    assert make_bundle(tmp_path).stages("split", "onnx", "int8") == {}
 
 
 def _variants(folder: Path) -> Bundle:
@@ -75,11 +71,8 @@ def test_a_groups_own_model_is_served_whole_and_others_get_the_general_one(tmp_p
     assert bundle.stages("split", "onnx", group="casual") == general
     assert bundle.stages("split", "onnx", group="new") == general  # its own is of another precision
     assert bundle.stages("split", "onnx", group="heavy") == {"whole": tmp_path / "heavy.onnx"}  # and no stage of the general
-    assert bundle.model("split", "onnx", group="heavy") == tmp_path / "heavy.onnx"
     assert bundle.forms("onnx", "int8", "new") == ("split",)
     assert bundle.forms("onnx", "int8") == bundle.forms("onnx", "int8", "heavy") == ()
-    with pytest.raises(NoSuchModelError, match=r"Expected a model split onnx fp32 watch heavy, got .*split onnx int8 new"):
-        bundle.model("split", "onnx", stage="watch", group="heavy")
 
 
 def test_a_manifest_from_before_groups_and_personal_layers_opens(tmp_path: Path) -> None:
@@ -140,7 +133,7 @@ def test_a_model_may_be_a_folder(tmp_path: Path) -> None:
     (data / "model.mlmodel").write_bytes(b"123")
     _write(tmp_path, models=[CORE_ML])
     bundle = Bundle.open(tmp_path)
-    assert bundle.model("split", "coreml", "fp16") == data.parent
+    assert bundle.stages("split", "coreml", "fp16")["whole"] == data.parent
     assert bundle.manifest.models[0].bytes == 8
 
 
@@ -164,11 +157,8 @@ def _staged(folder: Path) -> Bundle:
 
 def test_stages_have_files_of_their_own_or_share_one(tmp_path: Path) -> None:
     bundle, models = _staged(tmp_path), tmp_path / "models"
-    assert bundle.model("split", "onnx") == models / "split.onnx"
-    assert bundle.model("split", "onnx", stage="page") == models / "split.page.onnx"
-    assert bundle.model("split", "tflite", stage="search") == bundle.model("split", "tflite") == models / "split.tflite"
     assert bundle.stages("split", "onnx") == {"whole": models / "split.onnx", "page": models / "split.page.onnx"}
-    assert set(bundle.stages("split", "tflite")) == {"whole", "page", "search"}
+    assert bundle.stages("split", "tflite") == dict.fromkeys(("whole", "page", "search"), models / "split.tflite")
     sizes = {(m.path, m.bytes) for m in bundle.manifest.models}
     assert sizes == {(f.path, f.bytes) for f in bundle.manifest.files if f.path.startswith("models/")}
 
@@ -176,10 +166,7 @@ def test_stages_have_files_of_their_own_or_share_one(tmp_path: Path) -> None:
 def test_a_form_is_there_when_its_whole_model_is(tmp_path: Path) -> None:
     bundle = _staged(tmp_path)
     assert bundle.forms("onnx") == bundle.forms("tflite") == ("split",)
-    with pytest.raises(NoSuchModelError, match="a model split onnx fp32 search, got split onnx fp32, split onnx fp32 page, "):
-        bundle.model("split", "onnx", stage="search")
-    with pytest.raises(NoSuchModelError, match="a model self_contained tflite fp32, got "):
-        bundle.model("self_contained", "tflite")
+    assert "whole" not in bundle.stages("self_contained", "tflite")
 
 
 def test_writing_again_after_a_change(tmp_path: Path) -> None:

@@ -300,14 +300,14 @@ def test_a_bundle_is_installed_whole(tmp_path: Path) -> None:
         bundle = client.download_bundle(target)
         assert bundle.folder == target
         assert bundle.manifest == source.manifest
-        assert bundle.model("split", "onnx").read_bytes() == source.model("split", "onnx").read_bytes()
+        assert bundle.stages("split", "onnx")["whole"].read_bytes() == source.stages("split", "onnx")["whole"].read_bytes()
         calls = len(cloud.seen)
         assert client.download_bundle(target).manifest == source.manifest
         assert [path for _, path, _ in cloud.seen[calls:]] == [f"/v1/bundle/{MANIFEST}"]
         make_bundle(tmp_path / "source", seed=5)
         newer = client.download_bundle(target)
         assert newer.manifest != source.manifest
-        assert newer.model("split", "onnx").read_bytes() == (source.folder / "models" / "split.onnx").read_bytes()
+        assert newer.stages("split", "onnx")["whole"].read_bytes() == (source.folder / "models" / "split.onnx").read_bytes()
     assert [p.name for p in target.parent.iterdir()] == ["current"]
 
 
