@@ -19,21 +19,19 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pocketrank.device.network.client import CloudClient
 from pocketrank.device.session import FeedSession, Refill
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["AsyncCloudClient", "AsyncFeedSession"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S")
+S = TypeVar("S", CloudClient, FeedSession)
 
 
 class _Async(Generic[S]):
@@ -41,8 +39,8 @@ class _Async(Generic[S]):
 
     _cancellable: ClassVar[bool]
 
-    def __init__(self, sync: S, end: Callable[[], None] | None = None) -> None:
-        self._sync, self._end = sync, end
+    def __init__(self, sync: S) -> None:
+        self._sync: S = sync
         self._turns = self._new_turns()
 
     def _new_turns(self) -> ThreadPoolExecutor:
@@ -51,13 +49,13 @@ class _Async(Generic[S]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the wrapped object after all calls made before this, and end the thread. The next call begins another."""
         turns, self._turns = self._turns, self._new_turns()
-        last = turns.submit(self._end or (lambda: None))
+        last = turns.submit(self._sync.close)
         turns.shutdown(wait=False)  # cancelled or not, what was submitted is still done
         await asyncio.shield(asyncio.wrap_future(last))
         turns.shutdown()
@@ -105,9 +103,6 @@ class AsyncCloudClient(_Async[CloudClient]):
 
     _cancellable = True
 
-    def __init__(self, client: CloudClient) -> None:
-        super().__init__(client, client.close)
-
     page = _call(CloudClient.page)
     send_feedback = _call(CloudClient.send_feedback)
     health = _call(CloudClient.health)
@@ -126,9 +121,6 @@ class AsyncFeedSession(_Async[FeedSession]):
     """`FeedSession` for asyncio; the module says what cancelling does. `remaining` may run the model, so it is a coroutine."""
 
     _cancellable = False
-
-    def __init__(self, session: FeedSession) -> None:
-        super().__init__(session, session.close)
 
     user_id = _Read(lambda session: session.user_id)
     session_id = _Read(lambda session: session.session_id)

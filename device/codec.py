@@ -39,7 +39,6 @@ from pocketrank.device.contract import (
 __all__ = [
     "MAX_ELEMENTS",
     "PageColumns",
-    "check_page",
     "from_block",
     "from_columns",
     "from_json",
@@ -109,13 +108,11 @@ def _encode(encoder: msgspec.msgpack.Encoder | msgspec.json.Encoder, struct: msg
 def from_msgpack(data: bytes, type: type[S]) -> S:
     """Return the struct in `data`. Raises `VersionError` for an unknown version, `DecodeError` for any other defect.
 
-    The contents of a page's blocks are checked by `from_block` or `check_page`, not here.
+    The contents of a page's blocks are checked by `from_block` or `read_page`, not here.
     """
     struct = _decode("msgpack", data, type)
     if isinstance(struct, Page):
-        for path, block in _blocks(struct):
-            if not isinstance(block.data, bytes):
-                raise DecodeError(f"{path}.data", "`bytes`", "`array`")
+        _map_blocks(struct, _check_bytes)
     return struct
 
 
@@ -226,6 +223,7 @@ def read_page(page: Page) -> PageColumns:
 
     A page is whole when every block agrees with its dtype and shape, every group has one row per candidate and one column per
     name, names are unique within a group, both vectors have the same width, and a page with vectors has a split version.
+    Duplicate items and NaN values are allowed.
     """
     c = page.candidates
     item_id = from_block(c.item_id, "$.candidates.item_id", dtype="i8", ndim=1)
@@ -243,35 +241,22 @@ def read_page(page: Page) -> PageColumns:
     return PageColumns(item_id, floats, categories, vector, user)
 
 
-def check_page(page: Page) -> None:
-    """Raise `BlockError` unless the page is whole; see `read_page`. Duplicate items and NaN values are allowed."""
-    read_page(page)
-
-
-def _blocks(page: Page) -> list[tuple[str, Block]]:
-    c = page.candidates
-    named = [
-        ("$.candidates.item_id", c.item_id),
-        ("$.candidates.floats.values", c.floats.values),
-        ("$.candidates.categories.values", c.categories.values),
-    ]
-    if c.vector is not None:
-        named.append(("$.candidates.vector", c.vector))
-    if page.user_vector is not None:
-        named.append(("$.user_vector", page.user_vector))
-    return named
-
-
 def _map_blocks(page: Page, change: Callable[[Block, str], Block]) -> Page:
-    new = {path: change(block, path) for path, block in _blocks(page)}
-    c = page.candidates
+    c, user = page.candidates, page.user_vector
     candidates = Candidates(
-        item_id=new["$.candidates.item_id"],
-        floats=Columns(names=c.floats.names, values=new["$.candidates.floats.values"]),
-        categories=Columns(names=c.categories.names, values=new["$.candidates.categories.values"]),
-        vector=new.get("$.candidates.vector"),
+        item_id=change(c.item_id, "$.candidates.item_id"),
+        floats=Columns(names=c.floats.names, values=change(c.floats.values, "$.candidates.floats.values")),
+        categories=Columns(names=c.categories.names, values=change(c.categories.values, "$.candidates.categories.values")),
+        vector=None if c.vector is None else change(c.vector, "$.candidates.vector"),
     )
-    return msgspec.structs.replace(page, candidates=candidates, user_vector=new.get("$.user_vector"))
+    user = None if user is None else change(user, "$.user_vector")
+    return msgspec.structs.replace(page, candidates=candidates, user_vector=user)
+
+
+def _check_bytes(block: Block, path: str) -> Block:
+    if not isinstance(block.data, bytes):
+        raise DecodeError(f"{path}.data", "`bytes`", "`array`")
+    return block
 
 
 def _to_numbers(block: Block, path: str) -> Block:

@@ -1,7 +1,5 @@
 """From how long a watch on an impression counts as an effective view or a long view."""
 
-from __future__ import annotations
-
 __all__ = ["EFFECTIVE_VIEW_MS", "LONG_VIEW_MS"]
 
 EFFECTIVE_VIEW_MS = 7_000

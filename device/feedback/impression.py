@@ -98,7 +98,7 @@ class Impression:
         self._background = self._paused = self._buffering = False
         self._watch_ms = 0
         self._event: FeedbackEvent | None = None
-        self._reported: dict[str, Any] = dict.fromkeys(self._device.counted, 0)
+        self._reported: dict[str, Any] = {name: False if name == "backgrounded" else 0 for name in self._device.counted}
         self._base: dict[str, Any] = {
             "event_id": f"{session_id}/{position}" if event_id is None else event_id,
             "user_id": user_id,
@@ -173,8 +173,6 @@ class Impression:
             self._elapse()
             reported, device = self._reported, self._device
             volume = _number(device.volume, 0, 1)
-            if "backgrounded" in reported:
-                reported["backgrounded"] = bool(reported["backgrounded"])
             self._event = FeedbackEvent(
                 **self._base,
                 **reported,

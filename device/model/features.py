@@ -7,9 +7,8 @@ carry more columns than the model reads, in any order. A feature whose column is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -134,7 +133,6 @@ class FeatureBuilder:
         self._feedback = _limits(spec.feedback_floats)
         self._context = _limits(spec.context_floats)
         self._sizes = np.array([f.size for f in spec.candidate_categories], np.int32)
-        self._read = _reader([f.name for f in spec.feedback_floats])
 
     def page(self, page: Page) -> PageArrays:
         """Return all of a page's arrays. Raises `BlockError` when the item ids cannot be read.
@@ -185,7 +183,7 @@ class FeatureBuilder:
 
     def feedback(self, event: FeedbackEvent, out: NDArray[np.float32]) -> None:
         """Write the event's `feedback_floats` into `out` [Fb]. Raises TypeError or ValueError for a field without a number."""
-        out[:] = _scaled(self._read(event), self._feedback)
+        out[:] = _scaled((getattr(event, f.name) for f in self.spec.feedback_floats), self._feedback)
 
     def context(self, position: int, now_ms: int, out: NDArray[np.float32]) -> None:
         """Write the `context_floats` of a moment into `out` [Fx] (`CONTEXT_FLOATS`)."""
@@ -204,12 +202,6 @@ def _scaled(values: Iterable[Any], limits: list[tuple[float, float, float, float
         x = math.nan if value is None else value * scale
         scaled.append(low if x < low else high if x > high else x if x == x else default)
     return scaled
-
-
-def _reader(names: list[str]) -> Callable[[FeedbackEvent], tuple[Any, ...]]:
-    if len(names) > 1:
-        return attrgetter(*names)
-    return lambda event: tuple(getattr(event, name) for name in names)
 
 
 def _gather(values: NDArray[Any], have: tuple[str, ...], want: list[str], out: NDArray[Any]) -> int:

@@ -27,7 +27,7 @@ every product and every sum is rounded by itself, in this order. The empty list 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -81,7 +81,7 @@ class SearchResult:
     """The best list that a search found."""
 
     order: NDArray[np.int64]
-    """[fixed + steps] places in cloud order: the fixed ones, then those that the search chose"""
+    """[steps] places in cloud order"""
     reward: float
     """ListReward(order)"""
     stability: tuple[float, ...]
@@ -95,23 +95,19 @@ class SearchResult:
         return len(self.stability)
 
 
-def search(
-    step: Step, candidates: int, reward: Reward, config: SearchSpec | None = None, fixed: Sequence[int] = ()
-) -> SearchResult | None:
+def search(step: Step, candidates: int, reward: Reward, config: SearchSpec | None = None) -> SearchResult | None:
     """Return the list of the highest reward that the beam finds among `candidates` (N) in cloud order.
 
-    Every list begins with `fixed`, the places of items that are on screen or buffered already. They are scored for reward and
-    survival, one run of the model each, but they are not chosen: neither `list_size` nor `steps_max` counts them. No list holds
-    a candidate twice, and no two lists of a beam are equal. Where there are fewer lists than `beam`, the beam holds all of
-    them. With fewer candidates than `list_size` all of them are chosen; without candidates the list is empty, its reward is 0,
-    and the model is not run.
+    No list holds a candidate twice, and no two lists of a beam are equal. Where there are fewer lists than `beam`, the beam
+    holds all of them. With fewer candidates than `list_size` all of them are chosen; without candidates the list is empty, its
+    reward is 0, and the model is not run.
 
-    Returns None when the reward of a list on the way is not finite. Raises ValueError for `fixed` places that repeat or are not
-    in 0..N-1, `RuntimeRunError` for probabilities of the wrong shape, and whatever `step` raises.
+    Returns None when the reward of a list on the way is not finite. Raises ValueError for fewer than 0 candidates,
+    `RuntimeRunError` for probabilities of the wrong shape, and whatever `step` raises.
     """
     config = config or SearchSpec()
-    if candidates < 0 or len(set(fixed)) < len(fixed) or not all(0 <= place < candidates for place in fixed):
-        raise ValueError(f"expected candidates >= 0 and distinct fixed places among them, got {candidates} and {list(fixed)}")
+    if candidates < 0:
+        raise ValueError(f"expected candidates >= 0, got {candidates}")
     lists = np.zeros((1, 0), np.int64)
     rewards, survival = np.zeros(1, np.float32), np.ones(1, np.float32)  # reward and s of each list
     stability: list[float] = []
@@ -125,10 +121,7 @@ def search(
             longer = rewards[:, None] + survival[:, None] * reward(probabilities)  # reward'
         longer[np.arange(len(lists))[:, None], lists] = -np.inf
         flat = longer.reshape(-1)
-        if length < len(fixed):
-            best = np.array(fixed[length : length + 1], np.int64)
-        else:
-            best = np.negative(flat).argsort(kind="stable")[: len(lists) * (candidates - length)]
+        best = np.negative(flat).argsort(kind="stable")[: len(lists) * (candidates - length)]
         # Sorting puts infinities at the ends and NaN last, so the two ends are enough to check.
         if not (math.isfinite(flat[best[0]]) and math.isfinite(flat[best[-1]])):
             return None
@@ -136,15 +129,14 @@ def search(
         parents, items = np.divmod(best, candidates)
         lists = np.concatenate([lists[parents], items[:, None]], axis=1)
         rewards = flat[best]
-        if length >= len(fixed):
-            ratio = _stability(rewards[-1], rewards[0])
-            stability.append(float(ratio))
-            if len(stability) >= config.list_size and ratio >= np.float32(config.stability):
-                reason = "stable"
-                break
-            if len(stability) == config.steps_max:
-                reason = "length"
-                break
+        ratio = _stability(rewards[-1], rewards[0])
+        stability.append(float(ratio))
+        if len(stability) >= config.list_size and ratio >= np.float32(config.stability):
+            reason = "stable"
+            break
+        if len(stability) == config.steps_max:
+            reason = "length"
+            break
         survival = survival[parents]
         if reward.survival is not None:
             survival = survival * probabilities[parents, items, reward.survival]  # s'

@@ -13,8 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -31,6 +30,7 @@ from pocketrank.device.bundle.files import (
     check_paths,
     on_disk,
 )
+from pocketrank.device.bundle.signing import TrustedKeys
 from pocketrank.device.codec import from_json, from_msgpack, to_msgpack
 from pocketrank.device.contract import (
     BundleManifest,
@@ -45,9 +45,6 @@ from pocketrank.device.contract import (
 )
 from pocketrank.device.network.errors import BadAnswerError, BadStatusError
 from pocketrank.device.network.transport import Transport
-
-if TYPE_CHECKING:
-    from pocketrank.device.bundle.signing import TrustedKeys
 
 __all__ = ["CloudClient", "fetch_signatures"]
 
@@ -73,7 +70,7 @@ class CloudClient:
     def __enter__(self) -> CloudClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import NamedTuple
 
 from pocketrank.device.codec import from_msgpack, to_msgpack
@@ -175,7 +174,7 @@ class DeviceStore:
     def __enter__(self) -> DeviceStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -15,7 +15,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
-from types import TracebackType
 
 from pocketrank.device.backoff import Backoff
 from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
@@ -92,7 +91,7 @@ class Uploader:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:

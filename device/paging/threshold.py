@@ -24,12 +24,9 @@ class ThresholdPaging(Paging):
 
     def __call__(self, state: PagingState) -> PageDecision:
         """See `Paging`."""
-        reason = must_ask(state) or self._reason(state)
+        reason = must_ask(state)
+        if reason is None and state.shown >= self.consume:
+            reason = (
+                "consumed" if state.remaining <= self.left else "value" if state.best < self.value else None
+            )  # NaN is not less
         return PageDecision(reason is not None, self.size, reason or "continue")
-
-    def _reason(self, state: PagingState) -> str | None:
-        if state.shown < self.consume:
-            return None
-        if state.remaining <= self.left:
-            return "consumed"
-        return "value" if state.best < self.value else None  # NaN is not less

@@ -69,8 +69,7 @@ class UpliftPaging(Paging):
             raise PagingModelError("the paging model", f"features among {', '.join(FEATURES)}", ", ".join(sorted(unknown)))
         self.model = model
         terms = [(FEATURES.index(term.feature), term.weight, term.knot) for term in model.terms]
-        self._linear = [(i, weight) for i, weight, knot in terms if knot is None]
-        self._below = [(i, weight, knot) for i, weight, knot in terms if knot is not None]
+        self._terms = sorted(terms, key=lambda term: term[2] is not None)  # those without a knot are added first
         # The upper envelope of the lines level - price * drop: plan i is the best up to the price `_until[i]`.
         self._plans, self._until = _envelope(model.plans)
 
@@ -90,11 +89,8 @@ class UpliftPaging(Paging):
     def gain(self, known: tuple[float, ...]) -> float:
         """Return the gain of requesting now at the next impression, in effective views, from the state's `features`."""
         gain = self.model.bias
-        for i, weight in self._linear:
-            gain += weight * known[i]
-        for i, weight, knot in self._below:
-            if known[i] < knot:
-                gain += weight * (knot - known[i])
+        for i, weight, knot in self._terms:
+            gain += weight * (known[i] if knot is None else max(0.0, knot - known[i]))
         return gain
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from pocketrank.device.feedback.privacy import PrivacyPolicy
 from pocketrank.device.offline.outbox import OutboxConfig
-from pocketrank.device.session.refill import RefillConfig
+from pocketrank.device.ranking.tiers import Tier
+from pocketrank.device.ranking.watchdog import WatchdogConfig
+from pocketrank.device.reports.telemetry import TelemetryConfig
 
-if TYPE_CHECKING:
-    from pocketrank.device.feedback.privacy import PrivacyPolicy
-    from pocketrank.device.ranking.tiers import Tier
-    from pocketrank.device.ranking.watchdog import WatchdogConfig
-    from pocketrank.device.reports.telemetry import TelemetryConfig
+__all__ = ["RefillConfig", "SessionConfig"]
 
-__all__ = ["SessionConfig"]
+
+@dataclass(frozen=True)
+class RefillConfig:
+    """Backoff (`pocketrank.device.backoff`) after page requests that failed."""
+
+    backoff_ms: int = 1_000
+    """First span."""
+    backoff_max_ms: int = 60_000
+    """Longest span."""
 
 
 @dataclass(frozen=True)

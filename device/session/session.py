@@ -24,8 +24,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import asdict
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -47,16 +46,27 @@ from pocketrank.device.session.exchange import Exchange
 from pocketrank.device.session.feed import Feed
 from pocketrank.device.session.held_page import read_page
 from pocketrank.device.session.next_models import NextModels
-from pocketrank.device.session.refill import Refill
 
 if TYPE_CHECKING:
     from pocketrank.device.network.client import CloudClient
+    from pocketrank.device.network.errors import ClientError
     from pocketrank.device.offline.store import DeviceStore
     from pocketrank.device.reports.trace import Tracer
     from pocketrank.device.strategies import Arranger
     from pocketrank.device.updates import Updates
 
-__all__ = ["FeedSession"]
+__all__ = ["FeedSession", "Refill"]
+
+
+class Refill(NamedTuple):
+    """Result of a call of `FeedSession.refill`."""
+
+    decision: PageDecision
+    """whether to ask, and why"""
+    taken: bool = False
+    """whether a page arrived and is held now"""
+    error: ClientError | None = None
+    """why the request failed; its feedback is queued again"""
 
 
 class FeedSession:
@@ -122,7 +132,7 @@ class FeedSession:
     def __enter__(self) -> FeedSession:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

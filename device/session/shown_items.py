@@ -64,9 +64,7 @@ class ShownItems:
 
     def learned(self, item_id: int) -> None:
         """Drop the item's shipped probabilities, so that an impression teaches once."""
-        page, arrays, row, shipped = self._items[item_id]
-        if shipped is not None:
-            self._items[item_id] = ShownItem(page, arrays, row, None)
+        self._items[item_id] = self._items[item_id]._replace(shipped=None)
 
     def read_again(self, read: Callable[[Page], PageArrays]) -> None:
         """Replace the arrays of all items by those that `read` makes of their pages."""

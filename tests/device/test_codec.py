@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.device.codec import check_page, from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
+from pocketrank.device.codec import from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
 from pocketrank.device.contract import (
     BlockError,
     Columns,
@@ -135,7 +135,7 @@ def test_pages_survive_both_forms(items: list[int], split: bool, seed: int) -> N
     page = make_page(items, seed, split="v" if split else None)
     assert from_msgpack(to_msgpack(page), Page) == page
     assert from_json(to_json(page), Page) == page
-    check_page(page)
+    read_page(page)
 
 
 def test_values_that_are_not_finite_are_null_in_json() -> None:
@@ -185,7 +185,7 @@ def test_pages_with_anything_anywhere_raise_nothing_untyped(data: st.DataObject,
         at = at[keys]
         keys = data.draw(st.sampled_from(sorted(at)))
     at[keys] = value
-    assert tame(lambda: check_page(from_json(json.dumps(page).encode(), Page)))
+    assert tame(lambda: read_page(from_json(json.dumps(page).encode(), Page)))
 
 
 def _with(page: Page, **changes: Any) -> Page:
@@ -211,13 +211,13 @@ WIDE = Columns(names=("a",), values=to_block(np.zeros((1, 2), int), "i4"))
 )  # fmt: skip
 def test_pages_that_are_not_whole_name_the_path(page: Page, path: str) -> None:
     with pytest.raises(BlockError) as caught:
-        check_page(page)
+        read_page(page)
     assert caught.value.path == path
 
 
 def test_empty_and_repeating_pages_are_whole() -> None:
-    check_page(make_page([]))
-    check_page(make_page([5, 5]))
+    read_page(make_page([]))
+    read_page(make_page([5, 5]))
 
 
 def test_threads_that_meet_a_type_at_once_do_not_crash_the_process() -> None:

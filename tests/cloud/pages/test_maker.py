@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pocketrank.cloud.pages.maker import PageObserver
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.pipeline.config import PageConfig, PipelineConfig
-from pocketrank.device.codec import check_page, read_page
+from pocketrank.device.codec import read_page
 from pocketrank.device.contract import ContractError, Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
@@ -48,7 +48,7 @@ def positions(run: SmallRun, page: Page) -> np.ndarray:
 def test_a_page_carries_what_was_published_in_the_order_of_the_fused_scores(run: SmallRun, make: Make) -> None:
     now = UPLOAD_MS // 86_400_000 * 86_400_000 + 7 * 3_600_000 + 1
     page = make(formula="long_view + 3 * like")(request(6, 10, scene=1, now_ms=now))
-    check_page(page)
+    read_page(page)
     at, columns = positions(run, page), read_page(page)
     assert len(at) == 10
     assert page.candidates.floats.names == ("pxtr_long_view", "pxtr_like", "duration_ms", "age_days", "age")
@@ -107,7 +107,7 @@ def test_the_hour_is_counted_where_the_run_counted_it(tmp_path: Path, make: Make
 )
 def test_another_split_version_gets_no_vectors_and_the_reason(make: Make, asked: str | None, reason: str) -> None:
     page = make()(request(split_version=asked))
-    check_page(page)
+    read_page(page)
     assert (page.candidates.vector, page.user_vector, page.split_version) == (None, None, None)
     assert page.split_reason == reason
     assert ids(page) == ids(make()(request()))
@@ -170,7 +170,7 @@ def test_what_is_not_known_of_a_candidate_is_nan(tmp_path: Path) -> None:
 @given(user=st.integers(-(2**63), 2**63 - 1), size=st.integers(1, 100), scene=st.integers(-9, 9), now=st.integers(0, 2**62))
 def test_every_user_gets_a_whole_page(run: SmallRun, shared: Pages, user: int, size: int, scene: int, now: int) -> None:
     page = shared(request(user, size, scene=scene, now_ms=now))
-    check_page(page)
+    read_page(page)
     found = ids(page)
     assert len(found) == len(set(found)) == min(size, 20)
     assert set(found) <= set(run.published.item_id[1:].tolist())
@@ -189,7 +189,7 @@ def test_a_user_who_has_seen_all_but_three_gets_three_and_then_none(run: SmallRu
     page = pages(request(8, feedback=tuple(event(8, i) for i in everything[3:])))
     assert sorted(ids(page)) == everything[:3]
     page = pages(request(8, feedback=tuple(event(8, i) for i in everything[:3])))
-    check_page(page)
+    read_page(page)
     assert ids(page) == []
 
 
@@ -197,14 +197,14 @@ def test_an_empty_catalogue_gives_an_empty_page(tmp_path: Path) -> None:
     run = small_run(tmp_path, items=0, users=1)
     with pages(run.folder, tmp_path / "feedback.db") as made:
         page = made(request(1))
-    check_page(page)
+    read_page(page)
     assert ids(page) == []
     assert page.split_version == SPLIT_VERSION
 
 
 def test_only_the_features_that_the_file_names_are_sent(run: SmallRun, make: Make) -> None:
     page = make(page=PageConfig(features=("category", "pxtr_like", "age")))(request(6, 5))
-    check_page(page)
+    read_page(page)
     assert page.candidates.floats.names == ("pxtr_like", "age")
     assert page.candidates.categories.names == ("category",)
     whole = read_page(make()(request(6, 5)))

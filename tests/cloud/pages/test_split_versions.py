@@ -13,7 +13,7 @@ from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.serving.routes.health import HealthConfig
 from pocketrank.cloud.training.run import Run
-from pocketrank.device.codec import check_page, read_page
+from pocketrank.device.codec import read_page
 from pocketrank.device.contract import FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import Live, live, piped, request, until
@@ -35,7 +35,7 @@ class Site:
 
     def page(self, user: int, version: str, **more: object) -> Page:
         page = self.server.ask("/v1/page", request(user, 60, split_version=version, **more), Page)
-        check_page(page)
+        read_page(page)
         return page
 
     def expected(self, version: str, user: int, *events: FeedbackEvent) -> np.ndarray:

@@ -15,7 +15,7 @@ from pocketrank.cloud.pages.maker import PageObserver
 from pocketrank.cloud.pipeline.cached import CacheConfig
 from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
 from pocketrank.cloud.pipeline.filters import FiltersConfig
-from pocketrank.device.codec import check_page, read_page
+from pocketrank.device.codec import read_page
 from pocketrank.device.contract import Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
@@ -143,7 +143,7 @@ def make(run: SmallRun, tmp_path: Path, seen: Seen) -> Iterator[Make]:
 
 
 def ids(page: Page) -> list[int]:
-    check_page(page)
+    read_page(page)
     return read_page(page).item_id.tolist()  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
-from pocketrank.device.codec import check_page, from_json, from_msgpack, read_page, to_json, to_msgpack
+from pocketrank.device.codec import from_json, from_msgpack, read_page, to_json, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest, TelemetryReport
 from tests.cloud.events import event
 from tests.cloud.serving.live import JSON, MSGPACK, Live, command, live, request, write_bundle
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 def test_a_page_over_messagepack_and_over_json_is_the_same(server: Live) -> None:
     page = server.ask("/v1/page", request(3), Page)
-    check_page(page)
+    read_page(page)
     answer = server.send("POST", "/v1/page", to_json(request(3)), JSON)
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     other = from_json(answer.body, Page)

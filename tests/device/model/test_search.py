@@ -68,11 +68,11 @@ def ratio(rewards: Sequence[np.float32]) -> np.float32:
     return min(abs(low), abs(high)) / max(abs(low), abs(high)) if low * high > 0 else np.float32(0)
 
 
-def slow_search(model: Model, reward: Reward, config: SearchSpec, fixed: Sequence[int]) -> dict[str, Any]:
+def slow_search(model: Model, reward: Reward, config: SearchSpec) -> dict[str, Any]:
     """The search in plain loops over lists, one candidate at a time."""
-    beam: list[tuple[int, ...]] = [tuple(fixed)]
+    beam: list[tuple[int, ...]] = [()]
     n, steps, stability, reason = model.candidates, 0, list[float](), "exhausted"
-    while steps < n - len(fixed):
+    while steps < n:
         grown = [(*prefix, item) for prefix in beam for item in range(n) if item not in prefix]
         worth = {order: list_reward(model, reward, order, np.float32) for order in grown}
         # `sorted` keeps the order of equals, which is that of parents and then of candidates.
@@ -107,7 +107,7 @@ def as_dict(result: SearchResult | None) -> dict[str, Any]:
     }
 
 
-def case(seed: int) -> tuple[Model, Reward, SearchSpec, list[int]]:
+def case(seed: int) -> tuple[Model, Reward, SearchSpec]:
     """A random search: any size from nothing on, weights of any sign, with and without survival, with and without ties."""
     rng = np.random.default_rng(seed)
     n = 30 if rng.random() < 0.01 else int(rng.integers(0, 8))
@@ -120,9 +120,8 @@ def case(seed: int) -> tuple[Model, Reward, SearchSpec, list[int]]:
         steps_max=steps_max,
         stability=float(rng.choice([0.5, 0.9, 0.95, 1])),
     )
-    fixed = rng.permutation(n)[: rng.choice([0, 0, 1, 2, n])].tolist()
     survival = None if rng.integers(3) == 0 else int(rng.integers(tasks))
-    return Model(seed, n, tasks, coarse=coarse), Reward(weights, survival), config, fixed
+    return Model(seed, n, tasks, coarse=coarse), Reward(weights, survival), config
 
 
 cases = st.integers(0, 2**32).map(case)
@@ -176,9 +175,9 @@ def test_results_equal_those_of_plain_loops() -> None:
     """Bit for bit, ties included."""
     reasons = set()
     for seed in range(3000):
-        model, reward, config, fixed = case(seed)
-        result = as_dict(search(model, model.candidates, reward, config, fixed))
-        assert result == slow_search(model, reward, config, fixed), (seed, config, fixed)
+        model, reward, config = case(seed)
+        result = as_dict(search(model, model.candidates, reward, config))
+        assert result == slow_search(model, reward, config), (seed, config)
         reasons.add(result["reason"])
     assert reasons == {"stable", "length", "exhausted"}
 
@@ -195,27 +194,26 @@ def test_a_beam_that_holds_all_lists_finds_the_best(seed: int, n: int, length: i
 
 
 @given(cases)
-def test_invariants_of_every_result(drawn: tuple[Model, Reward, SearchSpec, list[int]]) -> None:
-    model, reward, config, fixed = drawn
+def test_invariants_of_every_result(drawn: tuple[Model, Reward, SearchSpec]) -> None:
+    model, reward, config = drawn
     n = model.candidates
-    result = found(search(model, n, reward, config, fixed))
+    result = found(search(model, n, reward, config))
     order = result.order.tolist()
-    assert order[: len(fixed)] == fixed
-    assert len(order) == len(set(order)) == len(fixed) + result.steps
+    assert len(order) == len(set(order)) == result.steps
     assert set(order) <= set(range(n))
     assert result.order.dtype == np.int64
     assert result.reward == pytest.approx(list_reward(model, reward, order), rel=1e-5, abs=1e-5)
-    assert len(result.stability) == result.steps <= min(config.steps_max, n - len(fixed))
+    assert len(result.stability) == result.steps <= min(config.steps_max, n)
     assert all(0 <= s <= 1 for s in result.stability)
-    # One run a step, of at most `beam` lists, and one for each fixed item.
+    # One run a step, of at most `beam` lists.
     assert [length for _, length in model.runs] == list(range(len(order)))
-    assert all(lists <= (1 if length <= len(fixed) else config.beam) for lists, length in model.runs)
+    assert all(lists <= (config.beam if length else 1) for lists, length in model.runs)
 
 
 @given(cases)
-def test_it_stops_at_the_first_step_that_the_rule_allows(drawn: tuple[Model, Reward, SearchSpec, list[int]]) -> None:
-    model, reward, config, fixed = drawn
-    result = found(search(model, model.candidates, reward, config, fixed))
+def test_it_stops_at_the_first_step_that_the_rule_allows(drawn: tuple[Model, Reward, SearchSpec]) -> None:
+    model, reward, config = drawn
+    result = found(search(model, model.candidates, reward, config))
     enough = np.float32(config.stability)
     stable = [i + 1 >= config.list_size and s >= enough for i, s in enumerate(result.stability)]
     assert not any(stable[:-1])
@@ -223,7 +221,7 @@ def test_it_stops_at_the_first_step_that_the_rule_allows(drawn: tuple[Model, Rew
         expected = "stable"
     else:
         expected = "length" if result.steps == config.steps_max else "exhausted"
-        assert result.steps == min(config.steps_max, model.candidates - len(fixed))
+        assert result.steps == min(config.steps_max, model.candidates)
     assert result.reason == expected
 
 
@@ -244,8 +242,8 @@ def test_equals_keep_cloud_order(value: float, weights: list[float], survival: i
         return np.full((len(prefixes), 6, 2), value, np.float32)
 
     config = SearchSpec(beam=3, list_size=4, steps_max=4)
-    result = found(search(step, 6, Reward(weights, survival), config, fixed=(4,)))
-    assert result.order.tolist() == [4, 0, 1, 2, 3]
+    result = found(search(step, 6, Reward(weights, survival), config))
+    assert result.order.tolist() == [0, 1, 2, 3]
     assert result.stability == (1.0,) * 4
     assert result.reason == "stable"
     assert np.isfinite(result.reward)
@@ -299,28 +297,23 @@ def test_the_rule_compares_in_float32() -> None:
 
 
 def test_behind_a_certain_exit_the_cloud_decides() -> None:
-    """Nothing that comes after item 2 is ever seen, so all lists are worth the same."""
+    """Nothing that comes after item 1 is ever seen, so all lists that begin with it are worth the same."""
 
     def step(prefixes: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.tile(np.array([[0.1, 1], [0.9, 1], [0.3, 0]], np.float32), (len(prefixes), 1, 1))
+        return np.tile(np.array([[0.1, 0], [0.9, 0], [0.3, 0]], np.float32), (len(prefixes), 1, 1))
 
-    result = found(search(step, 3, Reward([1, 0], survival=1), SearchSpec(beam=2), fixed=[2]))
-    assert result.order.tolist() == [2, 0]
-    assert result.reward == pytest.approx(0.3)
-    assert result.stability == (1.0,)
+    result = found(search(step, 3, Reward([1, 0], survival=1), SearchSpec(beam=2, list_size=2)))
+    assert result.order.tolist() == [1, 0]
+    assert result.reward == pytest.approx(0.9)
+    assert result.stability == pytest.approx((1 / 3, 1.0))
 
 
-def test_no_candidate_and_none_that_is_free() -> None:
+def test_no_candidate() -> None:
     model = Model(0, 0)
     empty = found(search(model, 0, Reward([1, 1])))
     assert (empty.order.tolist(), empty.reward) == ([], 0.0)
     assert (empty.stability, empty.steps, empty.reason) == ((), 0, "exhausted")
     assert model.runs == []
-    model, reward = Model(0, 3), Reward([1, 1], survival=0)
-    shown = found(search(model, 3, reward, fixed=[2, 0, 1]))
-    assert shown.order.tolist() == [2, 0, 1]
-    assert (shown.steps, shown.reason) == (0, "exhausted")
-    assert shown.reward == list_reward(model, reward, [2, 0, 1], np.float32)
 
 
 def test_fewer_candidates_than_the_list_and_the_beam_want() -> None:
@@ -334,13 +327,14 @@ def test_fewer_candidates_than_the_list_and_the_beam_want() -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("task", [0, 1])
-@pytest.mark.parametrize(("prefix", "item"), [((), 0), ((0,), 2), ((0, 2), 1), ((0, 2), 3)])
-def test_one_number_that_is_not_finite_returns_none(prefix: tuple[int, ...], item: int, task: int, bad: float) -> None:
-    """Whatever its task weighs, and be it a fixed item's or that of the worst candidate."""
-    model, reward = Model(3, 4), Reward([1, 0], survival=1)
-    assert search(model, 4, reward, GREEDY, fixed=[0, 2]) is not None
+@pytest.mark.parametrize(("length", "place"), [(0, 0), (0, 3), (1, 1), (2, 0), (2, 1)])
+def test_one_number_that_is_not_finite_returns_none(length: int, place: int, task: int, bad: float) -> None:
+    """Whatever its task weighs, at any step, and be it that of the worst candidate."""
+    model, reward, config = Model(3, 4), Reward([1, 0], survival=1), SearchSpec(beam=1, list_size=3, steps_max=3)
+    prefix = tuple(found(search(model, 4, reward, config)).order[:length].tolist())
+    item = [item for item in range(4) if item not in prefix][place]
     model.after(prefix)[item, task] = bad
-    assert search(model, 4, reward, GREEDY, fixed=[0, 2]) is None
+    assert search(model, 4, reward, config) is None
 
 
 @pytest.mark.filterwarnings("error")
@@ -378,10 +372,9 @@ def test_probabilities_of_the_wrong_shape_are_rejected(shape: tuple[int, ...]) -
         search(lambda prefixes: np.zeros(shape, np.float32), 3, Reward([1, 1]))
 
 
-@pytest.mark.parametrize(("candidates", "fixed"), [(-1, []), (3, [0, 0]), (3, [3]), (3, [-1]), (0, [0])])
-def test_places_that_are_not_there_are_refused(candidates: int, fixed: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected candidates >= 0 and distinct fixed places among them, got"):
-        search(Model(0, 3), candidates, Reward([1, 1]), fixed=fixed)
+def test_fewer_than_no_candidates_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected candidates >= 0, got -1"):
+        search(Model(0, 3), -1, Reward([1, 1]))
 
 
 @pytest.mark.parametrize(
