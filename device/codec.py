@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from operator import attrgetter
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
@@ -55,7 +56,6 @@ _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected (?P<expected>.*), got (?P<got>.*)$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
-_DECODERS: dict[tuple[str, type[Any]], Callable[[bytes], Any]] = {}
 _DECODER_LOCK = Lock()
 _ENCODE_MSGPACK = msgspec.msgpack.Encoder()
 _ENCODE_JSON = msgspec.json.Encoder()
@@ -69,15 +69,13 @@ _INTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
 }
 
 
+@cache
 def _decoder(wire: str, struct: type[Any]) -> Callable[[bytes], Any]:
-    decode = _DECODERS.get((wire, struct))
-    if decode is None:
-        kind = msgspec.msgpack.Decoder if wire == "msgpack" else msgspec.json.Decoder
-        # One at a time: msgspec 0.22 publishes what it derives from a type before it is complete, and a thread that decodes
-        # by the incomplete half crashes the process.
-        with _DECODER_LOCK:
-            decode = _DECODERS[wire, struct] = kind(struct).decode
-    return decode
+    kind = msgspec.msgpack.Decoder if wire == "msgpack" else msgspec.json.Decoder
+    # One at a time: msgspec 0.22 publishes what it derives from a type before it is complete, and a thread that decodes
+    # by the incomplete half crashes the process.
+    with _DECODER_LOCK:
+        return kind(struct).decode
 
 
 # --------------------------------------------------------------------------------------------------------------- structs
@@ -129,8 +127,7 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
     except (ValueError, RecursionError) as err:  # msgspec's own errors are ValueErrors; so is bad UTF-8
         _refuse_version(_peek(wire, data), "$.version")
         raise _translate(err, struct.__name__) from None
-    if (version := getattr(value, "version", WIRE_VERSION)) != WIRE_VERSION:
-        _refuse_version(version, "$.version")
+    _refuse_version(getattr(value, "version", WIRE_VERSION), "$.version")
     _check_ints(value, _INTS.get(struct, ()), "$")
     if isinstance(value, PageRequest):
         _check_events(value.feedback, "$.feedback")

@@ -6,6 +6,7 @@ This is the one file that needs PyNaCl (libsodium). It is imported at the first 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +60,9 @@ class TrustedKeys:
             public = known.get(signature.key_id)
             if public is None or signature.key_id in signed or len(signature.signature) != _SIGNATURE_BYTES:
                 continue
-            try:
+            with suppress(CryptoError):
                 crypto_sign_open(signature.signature + signed_bytes(role, data), public)
-            except CryptoError:
-                continue
-            signed.add(signature.key_id)
+                signed.add(signature.key_id)
         if len(signed) < threshold:
             raise SignatureError(where, f"signatures of {threshold} trusted {role} keys", str(len(signed)))
 

@@ -17,7 +17,6 @@ Role = Literal["manifest", "release"]
 """What a key may sign: the contents of a bundle, or which bundle is current."""
 
 _SERIAL_MAX = 1 << 53  # what a double, and so every language's JSON, holds exactly
-_SHARES = 1 << 64
 
 
 def signed_bytes(role: Role, data: bytes) -> bytes:
@@ -34,7 +33,7 @@ def key_id(public: bytes) -> str:
 def in_rollout(device_id: str, salt: str, percent: float) -> bool:
     """Return whether a device is among the first `percent` for this `salt`. A device stays in as the percentage grows."""
     place = int.from_bytes(hashlib.sha256(f"{salt}\0{device_id}".encode()).digest()[:8], "big")
-    return place < percent / 100 * _SHARES
+    return place < percent / 100 * (1 << 64)
 
 
 class Signature(Wire, frozen=True, kw_only=True):

@@ -163,9 +163,7 @@ class Ranker:
             return
         states, at, count = [], 0, remaining.count
         while at < count:
-            size = count - at
-            if stage.list_sizes is not None:
-                size = next((s for s in stage.list_sizes if s >= count - at), stage.list_sizes[-1])
+            size = stage.size_for(count - at)
             # A static size may reach past the last row; the window then moves back and covers some rows twice.
             first = max(0, min(at, remaining.floats.shape[1] - size))
             rows = slice(first, first + size)
@@ -186,10 +184,8 @@ class Ranker:
         stages = stages or self.runtimes[form]
         runtime = self._last(stages)
         count = min(remaining.count, self.spec.candidates_max)
-        size = count
-        if runtime.list_sizes is not None:
-            size = next((s for s in runtime.list_sizes if s >= count), runtime.list_sizes[-1])
-            count = min(count, size)
+        size = runtime.size_for(count)
+        count = min(count, size)
         # Few exported graphs can run on an axis of length 0, so an empty history is one masked row.
         length = history.max if runtime.events is not None else max(1, history.count)
         start = self._mask.shape[1] // 2 - count

@@ -49,7 +49,6 @@ TierName: TypeAlias = Literal["full", "narrow", "greedy", "cloud"]
 
 _GAP_MS = 9_000  # time between two impressions of the self-benchmark
 _SPREAD = 1.0  # range of its features around their defaults, where their own limits are wider
-_NO_RANK = 9  # larger than the number of searches
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,8 @@ def choose_tier(
     A model that fails is skipped. When no model is left, the tier is `cloud`. `clock` returns nanoseconds.
     """
     config = config or TierConfig()
-    best, rank, until = Chosen(Tier(name="cloud"), None), _NO_RANK, 0
+    best, until = Chosen(Tier(name="cloud"), None), 0
+    rank: int | None = None  # of the best search so far
     for precision, threads in product(config.precisions, config.threads):
         if rank == 0 or (until and clock() >= until):
             break
@@ -151,9 +151,8 @@ def choose_tier(
         for i, (candidate, longest) in enumerate(islice(_searches(tier, opened), rank)):
             try:
                 ranker = candidate.sharing(opened)
-                times = bench(
-                    ranker if longest is None else replace(candidate, search=longest).sharing(opened), config, clock, until
-                )
+                measured = ranker if longest is None else replace(candidate, search=longest).sharing(opened)
+                times = bench(measured, config, clock, until)
             except ModelRuntimeError:
                 continue
             if times is not None:
@@ -181,12 +180,10 @@ def keep_tier(
     digests = [entry.sha256 for entry in bundle.manifest.files]
     known = (digests, format, repr(config), group, device, platform.machine(), os.cpu_count())
     key = sha256(msgspec.json.encode(known)).hexdigest()
-    try:
+    with suppress(OSError, TypeError, ValueError, BundleError, ModelRuntimeError):  # msgspec's own errors are ValueErrors
         kept, tier = msgspec.json.decode(file.read_bytes(), type=tuple[str, Tier])
         if kept == key:
             return Chosen(tier, tier.open(bundle, group))
-    except (OSError, TypeError, ValueError, BundleError, ModelRuntimeError):  # msgspec's own errors are ValueErrors
-        pass
     chosen = choose_tier(bundle, format, config, group=group, clock=clock)
     if chosen.ranker is not None:
         with suppress(OSError):  # it is measured again next time

@@ -98,6 +98,10 @@ class Runtime(ABC):
     events: int | None
     """Event count that the graph was compiled for. None is any count from 1."""
 
+    def size_for(self, count: int) -> int:
+        """Return the smallest of `list_sizes` that holds `count`, else the largest; `count` itself where any will do."""
+        return count if self.list_sizes is None else next((s for s in self.list_sizes if s >= count), self.list_sizes[-1])
+
     @abstractmethod
     def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
         """Return the stage's outputs (`OUTPUT_NAMES`), in new memory.

@@ -30,8 +30,8 @@ _Vectors: TypeAlias = NDArray[np.float32]
 class _Track:
     """One attribute of the rows of the page, and of the items that were shown."""
 
-    def __init__(self, position: int) -> None:
-        self.values: list[Value] = []
+    def __init__(self, values: list[Value], position: int) -> None:
+        self.values = values
         self.shown: list[Value] = [None] * position
         self.counts: defaultdict[Value, int] | None = None  # None until they are needed
 
@@ -166,8 +166,7 @@ class Facts:
     def _track(self, column: str) -> _Track:
         track = self._tracks.get(column)
         if track is None:
-            track = self._tracks[column] = _Track(self.position)
-            track.values = self._values(column)
+            track = self._tracks[column] = _Track(self._values(column), self.position)
         return track
 
     def _values(self, column: str) -> list[Value]:

@@ -170,10 +170,6 @@ class BundleStore:
             self.change(active=state.staged, previous=previous, staged=None, trial=Figures(), starts=0)
             self._clean()
 
-    def settle(self, figures: Figures) -> None:
-        """End the trial of the active bundle, which passed it with `figures`. Raises `BundleStorageError`."""
-        self.change(trial=None, baseline=figures)
-
     def reject(self, serial: int, why: str) -> None:
         """Never try that bundle again. If it is the active one, return to the previous. Raises `BundleStorageError`."""
         with self._lock:

@@ -296,7 +296,7 @@ class Updates:
             self._reject_active(verdict)
             self._install()
         else:
-            store.settle(self._trial.figures)
+            store.change(trial=None, baseline=self._trial.figures)
             self._trial = None
             if self._ranker is not None:
                 unwatch(self._ranker)

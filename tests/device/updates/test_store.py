@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> BundleStore:
     """A store that went from bundle 1 to 2, which is on trial."""
     store = _open(tmp_path / "store")
     _activate(store, tmp_path, 1)
-    store.settle(Figures(ms=(1.0,)))
+    store.change(trial=None, baseline=Figures(ms=(1.0,)))
     _activate(store, tmp_path, 2)
     return store
 
@@ -125,7 +125,7 @@ def test_a_clock_that_is_set_back_stays_at_the_last_release(store: BundleStore) 
 def test_a_disk_that_cannot_be_written_changes_nothing(store: BundleStore) -> None:
     before = store.state
     (store.root / "state.json.tmp").mkdir()  # nothing can be written over a folder
-    for step in (lambda: store.reject(2, "slow"), lambda: store.change(probes=1), lambda: store.settle(Figures())):
+    for step in (lambda: store.reject(2, "slow"), lambda: store.change(probes=1), lambda: store.change(trial=None)):
         with pytest.raises(BundleStorageError, match=r"state\.json"):
             step()
     assert store.state == before
