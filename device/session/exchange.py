@@ -39,7 +39,7 @@ class Exchange:
         """`totals` returns counters that only grow; each report has what they grew by. A call carries at most `events_max`."""
         self.outbox, self.privacy, self.telemetry, self._totals = outbox, privacy, telemetry, totals
         self._events_max = events_max
-        self._pending: dict[str, PageRequest] = {}  # by id, with what went along before `privacy` changed it
+        self._pending: dict[str, PageRequest] = {}  # by id, as they were before `privacy` changed them
 
     def add(self, event: FeedbackEvent) -> bool:
         """Queue what may leave of `event`; False when its id is already known."""
