@@ -15,17 +15,15 @@ counters are broken must not lose what its users did.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
 import msgspec
-from prometheus_client import Counter, Histogram
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from pocketrank.cloud.serving.telemetry.shared_metrics import prepare_metrics
+from pocketrank.cloud.serving.telemetry.shared_metrics import add_counts, prepare_metrics
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, TelemetryReport
 from pocketrank.device.contract.telemetry import BUCKETS_MAX
@@ -62,20 +60,19 @@ class DeviceTelemetryConfig:
     """Names that always have series of their own, in addition to `names_max`."""
 
 
-class DeviceTelemetry(Collector):
-    """Collector of telemetry reports, for a registry. Safe to call from several threads."""
+class DeviceTelemetry:
+    """Receiver of telemetry reports, whose sums are in `registry`. Safe to call from several threads."""
 
-    def __init__(self, config: DeviceTelemetryConfig | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry, config: DeviceTelemetryConfig | None = None) -> None:
         prepare_metrics()
         self._config = config or DeviceTelemetryConfig()
         self._lock = Lock()
         self._ids: dict[str, None] = {}
         fleet = ["result", "sample_rate", "tier", "bundle"]
-        self._reports = Counter("pocketrank_device_reports", "Telemetry reports of devices.", fleet, registry=None)
-        self._counts = Counter("pocketrank_device_counts", "What devices counted.", ["name"], registry=None)
-        self._times = _BucketHistogram(
-            "pocketrank_device_seconds", "What devices timed.", ["name"], buckets=_BOUNDS, registry=None
-        )
+        self._reports = Counter("pocketrank_device_reports", "Telemetry reports of devices.", fleet, registry=registry)
+        self._counts = Counter("pocketrank_device_counts", "What devices counted.", ["name"], registry=registry)
+        times = "What devices timed."
+        self._times = Histogram("pocketrank_device_seconds", times, ["name"], buckets=_BOUNDS, registry=registry)
         self._duplicates, self._bad = (self._reports.labels(result, "", "", "") for result in ("duplicate", "bad"))
         self._fleets, self._count_names, self._time_names = set[tuple[str, ...]](), set[str](), set[str]()
 
@@ -106,17 +103,10 @@ class DeviceTelemetry(Collector):
         for name, count in report.counters.items():
             self._counts.labels(self._label(name, self._count_names)).inc(count)
         for name, timing in report.timings.items():
-            self._times.labels(self._label(name, self._time_names)).add(timing.buckets, timing.sum_us / 1e6)
+            add_counts(self._times.labels(self._label(name, self._time_names)), timing.buckets, timing.sum_us / 1e6)
 
     def _label(self, name: str, known: set[str]) -> str:
         return name if name in self._config.names_known or _admit(name, known, self._config.names_max) else _OTHER
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the current metrics."""
-        with self._lock:
-            families = [list(metric.collect()) for metric in (self._reports, self._counts, self._times)]
-        for family in families:
-            yield from family
 
 
 def _admit(key: H, known: set[H], known_max: int) -> bool:
@@ -124,13 +114,3 @@ def _admit(key: H, known: set[H], known_max: int) -> bool:
     if len(known) < known_max:
         known.add(key)
     return key in known
-
-
-class _BucketHistogram(Histogram):
-    """A histogram that takes observations already counted by bucket, for which prometheus_client has no method."""
-
-    def add(self, counts: Sequence[int], seconds: float) -> None:
-        for bucket, count in zip(self._buckets, counts, strict=False):  # a report omits empty buckets at its end
-            if count:
-                bucket.inc(count)
-        self._sum.inc(seconds)

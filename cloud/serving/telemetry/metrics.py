@@ -21,15 +21,16 @@ a second.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter as Counts
 from functools import partial
+from time import perf_counter_ns
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from pocketrank.cloud.pages.maker import PageObserver
-from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
-from pocketrank.cloud.serving.telemetry.shared_metrics import all_workers, prepare_metrics
+from pocketrank.cloud.serving.telemetry.shared_metrics import add_counts, all_workers, prepare_metrics
+from pocketrank.cloud.serving.telemetry.tracing import RequestTracer
 from pocketrank.device.contract import FeedbackReceipt
 
 __all__ = ["ServingMetrics", "method_label", "route_label"]
@@ -39,58 +40,54 @@ _CANDIDATES = (0, 1, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
 _PAGE = "/v1/page"
 
 
-class _Count:
-    """Increments of a counter since the last flush."""
-
-    __slots__ = ("_child", "new")
-
-    def __init__(self, child: Counter) -> None:
-        self._child, self.new = child, 0
-
-    def flush(self) -> None:
-        if self.new:
-            self._child.inc(self.new)
-            self.new = 0
-
-
 class _Sums:
-    """Observations of a histogram since the last flush."""
+    """Observations of a histogram with labels since the last flush."""
 
     __slots__ = ("_bounds", "_child", "_counts", "_sum")
 
-    def __init__(self, child: Histogram, bounds: Sequence[float]) -> None:
-        self._child, self._bounds = child, tuple(bounds)
-        self._counts, self._sum = [0] * (len(bounds) + 1), 0.0
+    def __init__(self, child: Histogram) -> None:
+        self._child, self._bounds = child, child._upper_bounds
+        self._counts, self._sum = [0] * len(self._bounds), 0.0
 
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def flush(self) -> None:
-        if not any(self._counts):
-            return
-        # prometheus_client has no public method that adds several observations at once. Its version is pinned, and a test would
-        # notice a change.
-        for bucket, count in zip(self._child._buckets, self._counts, strict=True):
-            if count:
-                bucket.inc(count)
-        self._child._sum.inc(self._sum)
+        add_counts(self._child, self._counts, self._sum)
         self._counts, self._sum = [0] * len(self._counts), 0.0
 
 
-class ServingMetrics(PageObserver):
-    """All metrics of a server. For the one thread of an event loop."""
+class _Observations(dict[tuple[str, ...], _Sums]):
+    """Observations of a histogram since the last flush, by its labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, histogram: Histogram) -> None:
+        super().__init__()
+        self._histogram = histogram
+
+    def __missing__(self, labels: tuple[str, ...]) -> _Sums:
+        sums = self[labels] = _Sums(self._histogram.labels(*labels))
+        return sums
+
+
+class ServingMetrics(PageObserver):
+    """All metrics of a server. For the one thread of an event loop. `tracer` records a span for each stage, too."""
+
+    def __init__(self, tracer: RequestTracer | None = None) -> None:
         prepare_metrics()
-        self._registry = CollectorRegistry()
-        counter, histogram = partial(Counter, registry=self._registry), partial(Histogram, registry=self._registry)
-        gauge = partial(Gauge, registry=self._registry)
+        self.registry = CollectorRegistry()
+        """Where prometheus_client keeps the metrics of this process."""
+        self._tracer = tracer
+        counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
         self._requests = counter("pocketrank_requests", "Answered requests.", ["route", "method", "status"])
         seconds = "From the head of a request to the end of its answer."
-        self._seconds = histogram("pocketrank_request_seconds", seconds, ["route"], buckets=_SECONDS)
-        self._stages = histogram("pocketrank_stage_seconds", "One stage of a page.", ["route", "stage"], buckets=_SECONDS)
+        self._seconds = _Observations(histogram("pocketrank_request_seconds", seconds, ["route"], buckets=_SECONDS))
+        stages = histogram("pocketrank_stage_seconds", "One stage of a page.", ["route", "stage"], buckets=_SECONDS)
+        self._stages = _Observations(stages)
         candidates = histogram("pocketrank_candidates", "Candidates of a page.", ["stage"], buckets=_CANDIDATES)
+        self._candidates = _Observations(candidates)
+        self._retrieved, self._returned = self._candidates["retrieved",], self._candidates["returned",]
         events = counter("pocketrank_feedback_events", "Feedback events.", ["result"])
         self._without_vectors = counter("pocketrank_pages_without_vectors", "Pages without vectors, by reason.", ["reason"])
         self._degraded = counter("pocketrank_degraded", "Pages made with less than the pipeline asks for.", ["reason"])
@@ -99,26 +96,18 @@ class ServingMetrics(PageObserver):
         self._price = gauge("pocketrank_compute_price", price, multiprocess_mode="livemax")
         self._queue = gauge("pocketrank_queue_length", "Page requests that wait now.", multiprocess_mode="livesum")
         self._accepted, self._duplicates = events.labels("accepted"), events.labels("duplicate")
-        self._all_sums: list[_Sums] = []
-        self._retrieved = self._sums(candidates.labels("retrieved"), _CANDIDATES)
-        self._returned = self._sums(candidates.labels("returned"), _CANDIDATES)
+        self._answered = Counts[tuple[str, str, int]]()
+        """Answers since the last flush by route, method and status."""
         self._load = 1.0, 0
-        self._of_request: dict[tuple[str, str, int], tuple[_Count, _Sums]] = {}
-        self._of_route: dict[str, _Sums] = {}
-        self._of_stage: dict[tuple[str, str], _Sums] = {}
         for reason in ("unknown", "not_asked"):
             self._without_vectors.labels(reason)
 
-    def add(self, devices: DeviceTelemetry) -> None:
-        """Expose the devices' telemetry, too."""
-        self._registry.register(devices)
-
     def stage(self, name: str, seconds: float, route: str = _PAGE) -> None:
         """Observe the time of a stage. Each `name` becomes a series that stays; the pipeline's file bounds their number."""
-        sums = self._of_stage.get((route, name))
-        if sums is None:
-            sums = self._of_stage[route, name] = self._sums(self._stages.labels(route, name), _SECONDS)
-        sums.observe(seconds)
+        self._stages[route, name].observe(seconds)
+        if self._tracer is not None:
+            now = perf_counter_ns()
+            self._tracer.stage(name, now - round(1e9 * seconds), now)
 
     def feedback(self, receipt: FeedbackReceipt) -> None:
         """Count the events of a receipt."""
@@ -146,21 +135,17 @@ class ServingMetrics(PageObserver):
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request. `route` and `method` are labels: see `route_label` and `method_label`."""
-        seen = self._of_request.get((route, method, status))
-        if seen is None:
-            if route not in self._of_route:
-                self._of_route[route] = self._sums(self._seconds.labels(route), _SECONDS)
-            seen = _Count(self._requests.labels(route, method, str(status))), self._of_route[route]
-            self._of_request[route, method, status] = seen
-        seen[0].new += 1
-        seen[1].observe(seconds)
+        self._answered[route, method, status] += 1
+        self._seconds[route,].observe(seconds)
 
     def flush(self) -> None:
         """Pass the observations on to prometheus_client, where every worker's scrape finds them."""
-        for sums in self._all_sums:
-            sums.flush()
-        for count, _ in self._of_request.values():
-            count.flush()
+        for observations in (self._seconds, self._stages, self._candidates):
+            for sums in observations.values():
+                sums.flush()
+        for labels, count in self._answered.items():
+            self._requests.labels(*labels).inc(count)
+        self._answered.clear()
         price, queue = self._load
         self._price.set(price)
         self._queue.set(queue)
@@ -168,12 +153,7 @@ class ServingMetrics(PageObserver):
     def text(self) -> tuple[bytes, str]:
         """Return the metrics of all workers in Prometheus's text format, and its content type."""
         self.flush()
-        return generate_latest(all_workers() or self._registry), CONTENT_TYPE_LATEST
-
-    def _sums(self, child: Histogram, bounds: Sequence[float]) -> _Sums:
-        sums = _Sums(child, bounds)
-        self._all_sums.append(sums)
-        return sums
+        return generate_latest(all_workers() or self.registry), CONTENT_TYPE_LATEST
 
 
 def method_label(method: str) -> str:

@@ -15,15 +15,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, values
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-__all__ = ["PLACE", "SharedMetrics", "all_workers", "prepare_metrics", "shared_metrics"]
+__all__ = ["PLACE", "SharedMetrics", "add_counts", "all_workers", "prepare_metrics", "shared_metrics"]
 
 PLACE = "POCKETRANK_WORKER"
 """Environment variable with the place of a worker among the others, from 0."""
@@ -106,3 +106,15 @@ def all_workers() -> CollectorRegistry | None:
     registry = CollectorRegistry()
     MultiProcessCollector(registry, os.environ[_FOLDER])  # type: ignore[no-untyped-call]
     return registry
+
+
+def add_counts(histogram: Histogram, counts: Sequence[int], total: float) -> None:
+    """Add observations that are already counted by bucket and have the sum `total`. Empty buckets at the end may be missing.
+
+    prometheus_client has no public method that adds several observations at once. Its version is pinned, and a test would
+    notice a change.
+    """
+    for bucket, count in zip(histogram._buckets, counts, strict=False):
+        if count:
+            bucket.inc(count)
+    histogram._sum.inc(total)

@@ -2,29 +2,24 @@
 
 Configured by `TracingConfig.endpoint` or by OpenTelemetry's own environment (`OTEL_EXPORTER_OTLP_ENDPOINT`, or
 `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`; `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and the rest apply, too). Otherwise
-OpenTelemetry is not even imported, and the tracer's methods do nothing. A thread sends the spans in batches by OTLP over HTTP.
+OpenTelemetry is not even imported, and there is no tracer. A thread sends the spans in batches by OTLP over HTTP.
 When the collector cannot be reached, spans are dropped and pages are not affected.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from random import Random
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ["RequestTracer", "TracingConfig", "make_tracer"]
 
 _PAGE = "/v1/page"
 _SAMPLER = "OTEL_TRACES_SAMPLER"
 _PARENT = (b"traceparent", b"tracestate")
-_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -49,67 +44,48 @@ class TracingConfig:
 
 
 class RequestTracer:
-    """Tracer of requests and their stages. This one does nothing."""
-
-    enabled = False
-    """Whether spans are made."""
-
-    def trace_page(self, headers: Iterable[tuple[bytes, bytes]], route: str = _PAGE) -> AbstractContextManager[None]:
-        """Return a context that spans the answer to a request. A W3C `traceparent` among the ASGI `headers` is its parent."""
-        return _NOTHING
-
-    def stage(self, name: str, start_ns: int, end_ns: int) -> None:
-        """Record a stage of the current request, with its start and end by `perf_counter_ns`."""
-
-    def answered(self, status: int, request_id: str) -> None:
-        """Record the status of the answer to the current request."""
-
-    def close(self) -> None:
-        """Send the remaining spans."""
-
-
-def make_tracer(config: TracingConfig | None = None) -> RequestTracer:
-    """Return a tracer as configured, or one that does nothing. Each process makes its own after its start."""
-    config, setting = config or TracingConfig(), os.environ.get
-    endpoint = config.endpoint or setting("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or setting("OTEL_EXPORTER_OTLP_ENDPOINT")
-    is_off = setting("OTEL_SDK_DISABLED", "").lower() == "true" or setting("OTEL_TRACES_EXPORTER") == "none"
-    return _OpenTelemetry(config) if endpoint and not is_off else RequestTracer()
-
-
-class _OpenTelemetry(RequestTracer):
-    enabled = True
+    """Tracer of requests and their stages."""
 
     def __init__(self, config: TracingConfig) -> None:
         from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        self._provider = _provider(config)
+        resource = Resource.create({"service.instance.id": f"{os.uname().nodename}-{os.getpid()}"})
+        if "OTEL_SERVICE_NAME" not in os.environ and "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+            resource = resource.merge(Resource({"service.name": "pocketrank"}))
+        self._share, sampler = None, None
+        if _SAMPLER not in os.environ:
+            # Sampled here and not by OpenTelemetry, where a span takes some 20 µs even if it is not sampled.
+            self._share, share = config.share, TraceIdRatioBased(config.share)
+            sampler = ParentBased(ALWAYS_ON, remote_parent_sampled=ALWAYS_ON if config.trust_parent else share)
+        self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(config.endpoint, timeout=config.timeout_s)))
         self._tracer = self._provider.get_tracer("pocketrank")
         self._trace, self._parent_of = trace, TraceContextTextMapPropagator().extract
         self._wall_ns = time_ns() - perf_counter_ns()
-        # Sampled here and not by OpenTelemetry, where a span takes some 20 µs even if it is not sampled.
-        self._share = None if _SAMPLER in os.environ else config.share
         self._random = Random()
 
-    def trace_page(self, headers: Iterable[tuple[bytes, bytes]], route: str = _PAGE) -> AbstractContextManager[None]:
+    def trace_page(self, headers: Iterable[tuple[bytes, bytes]], route: str = _PAGE) -> AbstractContextManager[object]:
+        """Return a context that spans the answer to a request. A W3C `traceparent` among the ASGI `headers` is its parent."""
         parents = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name in _PARENT}
         if not parents and self._share is not None and self._random.random() >= self._share:
-            return _NOTHING
-        return self._span(parents, route)
-
-    @contextmanager
-    def _span(self, parents: dict[str, str], route: str) -> Iterator[None]:
+            return nullcontext()
         parent = self._parent_of(parents) if parents else None
-        kind, attributes = self._trace.SpanKind.SERVER, {"http.route": route}
-        with self._tracer.start_as_current_span(route, parent, kind, attributes):
-            yield
+        return self._tracer.start_as_current_span(route, parent, self._trace.SpanKind.SERVER, {"http.route": route})
 
     def stage(self, name: str, start_ns: int, end_ns: int) -> None:
+        """Record a stage of the current request, with its start and end by `perf_counter_ns`."""
         if self._trace.get_current_span().is_recording():
             span = self._tracer.start_span(name, start_time=self._wall_ns + start_ns)
             span.end(self._wall_ns + end_ns)
 
     def answered(self, status: int, request_id: str) -> None:
+        """Record the status of the answer to the current request."""
         span = self._trace.get_current_span()
         if span.is_recording():
             span.set_attribute("http.response.status_code", status)
@@ -118,23 +94,13 @@ class _OpenTelemetry(RequestTracer):
                 span.set_status(self._trace.StatusCode.ERROR)
 
     def close(self) -> None:
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
-def _provider(config: TracingConfig) -> TracerProvider:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
-
-    resource = Resource.create({"service.instance.id": f"{os.uname().nodename}-{os.getpid()}"})
-    if "OTEL_SERVICE_NAME" not in os.environ and "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-        resource = resource.merge(Resource({"service.name": "pocketrank"}))
-    sampler = None
-    if _SAMPLER not in os.environ:
-        share = TraceIdRatioBased(config.share)
-        sampler = ParentBased(ALWAYS_ON, remote_parent_sampled=ALWAYS_ON if config.trust_parent else share)
-    provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(config.endpoint, timeout=config.timeout_s)))
-    return provider
+def make_tracer(config: TracingConfig | None = None) -> RequestTracer | None:
+    """Return a tracer as configured, None when tracing is off. Each process makes its own after its start."""
+    config, setting = config or TracingConfig(), os.environ.get
+    endpoint = config.endpoint or setting("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or setting("OTEL_EXPORTER_OTLP_ENDPOINT")
+    is_off = setting("OTEL_SDK_DISABLED", "").lower() == "true" or setting("OTEL_TRACES_EXPORTER") == "none"
+    return RequestTracer(config) if endpoint and not is_off else None

@@ -22,11 +22,17 @@ def report(report_id: str = "r", counters: dict[str, int] | None = None, **more:
     return {"report_id": report_id, "since_ms": 0, "until_ms": 1, "counters": counters or {}, **more}
 
 
-def samples(telemetry: DeviceTelemetry) -> dict[tuple[str, ...], float]:
+class Exposed(DeviceTelemetry):
+    """Telemetry with a registry of its own."""
+
+    def __init__(self, config: DeviceTelemetryConfig | None = None) -> None:
+        self.registry = CollectorRegistry()
+        super().__init__(self.registry, config)
+
+
+def samples(telemetry: Exposed) -> dict[tuple[str, ...], float]:
     """Return the samples by name and label values, parsed from the text format."""
-    registry = CollectorRegistry()
-    registry.register(telemetry)
-    text = generate_latest(registry).decode()
+    text = generate_latest(telemetry.registry).decode()
     families = text_string_to_metric_families(text)
     order = ("result", "sample_rate", "tier", "bundle", "name", "le")
     return {
@@ -37,7 +43,7 @@ def samples(telemetry: DeviceTelemetry) -> dict[tuple[str, ...], float]:
 
 
 def test_counts_and_timings_of_devices_are_exposed() -> None:
-    device, telemetry = Telemetry("s", 0, tier="full", bundle="world/3"), DeviceTelemetry()
+    device, telemetry = Telemetry("s", 0, tier="full", bundle="world/3"), Exposed()
     device.count("model_failed", 2)
     for us in (1, 3, 3, 700, 1 << 40):
         device.time("rerank", us * 1000)
@@ -55,7 +61,7 @@ def test_counts_and_timings_of_devices_are_exposed() -> None:
 
 
 def test_a_repeated_report_is_counted_once() -> None:
-    telemetry = DeviceTelemetry(DeviceTelemetryConfig(ids_max=2))
+    telemetry = Exposed(DeviceTelemetryConfig(ids_max=2))
     for report_id in ("a", "a", "b", "a", "c", "b"):
         telemetry(report(report_id, {"n": 1}))
     exposed = samples(telemetry)
@@ -65,14 +71,14 @@ def test_a_repeated_report_is_counted_once() -> None:
 
 
 def test_a_request_without_telemetry_counts_nothing() -> None:
-    telemetry = DeviceTelemetry()
+    telemetry = Exposed()
     telemetry(None)
     assert set(samples(telemetry).values()) == {0}
 
 
 @pytest.mark.parametrize(("change", "where"), BAD)
 def test_a_bad_report_is_dropped_and_counted(change: dict[str, Any], where: str) -> None:
-    telemetry = DeviceTelemetry()
+    telemetry = Exposed()
     telemetry({**GOOD, **change})
     exposed = samples(telemetry)
     assert exposed.pop(("reports_total", "bad", "", "", "")) == 1
@@ -80,7 +86,7 @@ def test_a_bad_report_is_dropped_and_counted(change: dict[str, Any], where: str)
 
 
 def test_names_and_fleets_are_bounded_except_for_known_names() -> None:
-    telemetry = DeviceTelemetry(DeviceTelemetryConfig(names_max=3, fleets_max=2, names_known=frozenset(["reranks"])))
+    telemetry = Exposed(DeviceTelemetryConfig(names_max=3, fleets_max=2, names_known=frozenset(["reranks"])))
     timing = {"count": 1, "sum_us": 1, "max_us": 1, "buckets": [1]}
     for i in range(50):
         telemetry(report(f"r{i}", {f"n{i}": 1}, timings={f"t{i}": timing}, bundle=f'b{i}"\n', sample_rate=1 / (1 + i)))
@@ -106,7 +112,7 @@ ANYTHING = st.recursive(
 
 @given(ANYTHING | st.fixed_dictionaries({key: st.just(value) | ANYTHING for key, value in GOOD.items()}))
 def test_no_telemetry_makes_a_request_lose_its_feedback(anything: Any) -> None:
-    telemetry = DeviceTelemetry()
+    telemetry = Exposed()
     body = {"events": [msgspec.to_builtins(event(event_id="e"))], "telemetry": anything}
     try:
         batch = from_msgpack(msgspec.msgpack.encode(body), with_any_telemetry(FeedbackBatch))
@@ -132,7 +138,7 @@ def test_the_rest_of_a_request_is_validated_as_before() -> None:
 
 
 def test_reports_from_several_threads_add_up() -> None:
-    telemetry = DeviceTelemetry()
+    telemetry = Exposed()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: telemetry(report(str(i // 2), {"n": 1})), range(400)))
     exposed = samples(telemetry)

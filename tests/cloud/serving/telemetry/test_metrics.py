@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics, method_label, route_label
 from pocketrank.cloud.serving.telemetry.shared_metrics import SharedMetrics, shared_metrics
 from pocketrank.device.contract import FeedbackReceipt
@@ -19,8 +18,8 @@ import sys
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
 from pocketrank.device.contract import FeedbackReceipt
-metrics, devices = ServingMetrics(), DeviceTelemetry()
-metrics.add(devices)
+metrics = ServingMetrics()
+devices = DeviceTelemetry(metrics.registry)
 for line in sys.stdin:
     order, _, value = line.strip().partition(" ")
     if order == "count":
@@ -80,8 +79,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def test_every_observation_is_exposed() -> None:
-    metrics, devices = ServingMetrics(), DeviceTelemetry()
-    metrics.add(devices)
+    metrics = ServingMetrics()
     metrics.request("/v1/page", "POST", 200, 0.003)
     metrics.request("/v1/page", "POST", 503, 0.3)
     for name in ("rank", "my_own.Stage", "rank"):
