@@ -11,7 +11,6 @@ from pocketrank.cloud.pipeline.config import BudgetConfig
 from pocketrank.cloud.serving.access.access import Access
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
-from pocketrank.cloud.serving.http.observe import ObserveRequests
 from pocketrank.cloud.serving.load.page_queue import PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.telemetry.devices import with_any_telemetry
@@ -27,5 +26,4 @@ def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
     queue = PageQueue[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
     route = HotRoute(with_any_telemetry(PageRequest), queue.__call__, queue.enter, metrics.stage)
     read = BodyReader(budget.body_max, budget.body_s)
-    routes = HotRoutes(FastAPI(), {"/v1/page": route}, access=Access(), read=read)
-    return ObserveRequests(routes, metrics, {"/v1/page": "/v1/page"})
+    return HotRoutes(FastAPI(), {"/v1/page": route}, metrics, {"/v1/page": "/v1/page"}, access=Access(), read=read)

@@ -21,7 +21,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,11 +40,10 @@ from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.cors import with_cors
 from pocketrank.cloud.serving.http.docs import docs_response
 from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
-from pocketrank.cloud.serving.http.observe import ObserveRequests
 from pocketrank.cloud.serving.http.openapi import complete, errors, route_labels
 from pocketrank.cloud.serving.http.wire import WireError, error_response
 from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
-from pocketrank.cloud.serving.load.page_queue import BusyError, PageQueue
+from pocketrank.cloud.serving.load.page_queue import PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes
 from pocketrank.cloud.serving.routes.health import Health, health_router
@@ -53,7 +51,7 @@ from pocketrank.cloud.serving.routes.uploads import upload_routes
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry, with_any_telemetry
 from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
-from pocketrank.cloud.serving.telemetry.tracing import RequestTracer, make_tracer
+from pocketrank.cloud.serving.telemetry.tracing import make_tracer
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
 from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
 
@@ -83,19 +81,6 @@ class _App(FastAPI):
         return self.openapi_schema
 
 
-class _TracedMetrics(ServingMetrics):
-    """Metrics that also record a span for each stage."""
-
-    def __init__(self, tracer: RequestTracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-
-    def stage(self, name: str, seconds: float, route: str = "/v1/page") -> None:
-        super().stage(name, seconds, route)
-        now = perf_counter_ns()
-        self._tracer.stage(name, now - round(1e9 * seconds), now)
-
-
 def create_app(
     engine: PageEngine,
     bundle: Path | None,
@@ -118,9 +103,9 @@ def create_app(
     current = CurrentBundle(BundleFiles(bundle, record.split_version) if bundle else None, store)
 
     # What observes it.
-    tracer, access_log, telemetry = make_tracer(config.tracing), AccessLog(config.logs), DeviceTelemetry(config.telemetry)
-    metrics = _TracedMetrics(tracer) if tracer.enabled else ServingMetrics()
-    metrics.add(telemetry)
+    tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
+    metrics = ServingMetrics(tracer)
+    telemetry = DeviceTelemetry(metrics.registry, config.telemetry)
 
     # Pages and feedback, each behind a queue of bounded length.
     price = ComputePrice(config.price)
@@ -139,19 +124,8 @@ def create_app(
 
     page_queue = PageQueue(make, limits.queue_ms / 1e3, price)
 
-    def enter_page_queue() -> None:
-        try:
-            page_queue.enter()
-        except BusyError:
-            metrics.shed("queue")
-            raise
-
     async def store_feedback(events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
-        try:
-            receipt = await feedback_queue(events, path)
-        except BusyError:
-            metrics.shed("feedback")
-            raise
+        receipt = await feedback_queue(events, path)
         metrics.feedback(receipt)
         return receipt
 
@@ -177,7 +151,8 @@ def create_app(
         feedback_queue.close()  # after the last answer, and before the log that it appends to
         log.close()
         engine.close()
-        tracer.close()
+        if tracer is not None:
+            tracer.close()
 
     health.add("feedback_log", log.check, required=True)
     health.add("store", engine.splits.check, required=False)
@@ -228,10 +203,10 @@ def create_app(
 
     # The routes of plain ASGI before them, and what is around all routes.
     hot = {
-        "/v1/page": HotRoute(_PAGE_REQUEST, answer_page, enter_page_queue, metrics.stage),
+        "/v1/page": HotRoute(_PAGE_REQUEST, answer_page, page_queue.enter, metrics.stage),
         "/v1/feedback": HotRoute(_FEEDBACK_BATCH, answer_feedback),
     }
-    routes = HotRoutes(app, hot, access=access, read=BodyReader(limits.body_max, limits.body_s))
-    observed = ObserveRequests(routes, metrics, route_labels(app.openapi()), access_log=access_log, tracer=tracer)
+    read, labels = BodyReader(limits.body_max, limits.body_s), route_labels(app.openapi())
+    routes = HotRoutes(app, hot, metrics, labels, access=access, read=read, access_log=access_log, tracer=tracer)
     health.loaded()
-    return with_cors(observed, config.cors)
+    return with_cors(routes, config.cors)

@@ -1,74 +1,124 @@
-"""The two routes that every device calls, in plain ASGI, because FastAPI's routing and validation cost more than a page's HTTP.
+"""Every request as it is observed, and the routes that every device calls.
 
-A request passes these checks in this order: its token and the rate of its caller, the length of the queue, its body, the
-contract. A request that is refused has had no effect.
+The id, the trace, the metrics and the line in the access log of each request are made here. The hot routes are answered here,
+too, because FastAPI's routing and validation cost more than a page's HTTP. Such a request passes these checks in this order: its
+token and the rate of its caller, the length of the queue, its body, the contract. A request that is refused has had no effect.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketrank.cloud.serving.access.access import Access
 from pocketrank.cloud.serving.http.body import BodyReader
-from pocketrank.cloud.serving.http.wire import JSON, WireError, content_type, decode, encode, error_answer
-from pocketrank.cloud.serving.telemetry.logs import note_error
+from pocketrank.cloud.serving.http.wire import WireError, content_type, decode, encode, error_answer
+from pocketrank.cloud.serving.load.page_queue import BusyError
+from pocketrank.cloud.serving.telemetry.logs import AccessLog, RequestInfo, current_request, request_id_of
+from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics, method_label, route_label
+from pocketrank.cloud.serving.telemetry.tracing import RequestTracer
 
 __all__ = ["HotRoute", "HotRoutes"]
 
 _logger = logging.getLogger(__name__)
 
 
-class HotRoute:
+class HotRoute(NamedTuple):
     """Route for `POST` with a token of the scope `device`."""
 
-    def __init__(
-        self,
-        struct: type[msgspec.Struct],
-        work: Callable[[Any, float], Awaitable[msgspec.Struct]],
-        enter: Callable[[], None] = lambda: None,
-        observe: Callable[[str, float], None] = lambda stage, seconds: None,
-    ) -> None:
-        """`work` gets the `struct` of the body and the `perf_counter` at the request's arrival, and returns the answer.
-
-        `enter` may raise `WireError` before the body is read. `observe` gets the seconds that `decode` and `encode` took.
-        """
-        self.struct, self.work, self.enter, self.observe = struct, work, enter, observe
+    struct: type[msgspec.Struct]
+    """The struct of the body."""
+    work: Callable[[Any, float], Awaitable[msgspec.Struct]]
+    """Returns the answer to a `struct` and the `perf_counter` at the request's arrival."""
+    enter: Callable[[], None] = lambda: None
+    """May raise `WireError` before the body is read."""
+    observe: Callable[[str, float], None] = lambda stage, seconds: None
+    """Gets the seconds that `decode` and `encode` took."""
 
 
 class HotRoutes:
-    """ASGI application that answers the paths of `routes` itself and passes any other request to `app`."""
+    """ASGI application that answers the paths of `routes` itself and passes any other request to `app`.
 
-    def __init__(self, app: ASGIApp, routes: Mapping[str, HotRoute], *, access: Access, read: BodyReader) -> None:
+    Every answer carries its `X-Request-Id`. Plain ASGI, because Starlette's BaseHTTPMiddleware alone costs twice what the rest of
+    a small answer does. `labels` are those of `route_label`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Mapping[str, HotRoute],
+        metrics: ServingMetrics,
+        labels: dict[str, str],
+        *,
+        access: Access,
+        read: BodyReader,
+        access_log: AccessLog | None = None,
+        tracer: RequestTracer | None = None,
+    ) -> None:
         self._app, self._routes, self._access, self._read = app, dict(routes), access, read
+        self._metrics, self._labels = metrics, labels
+        self._access_log, self._tracer = access_log or AccessLog(), tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on with everything else that ASGI sends."""
-        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
-        if route is None:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers: list[tuple[bytes, bytes]] = []
+        started, status = perf_counter(), 500
+        request = RequestInfo(request_id_of(scope["headers"]))
+        before = current_request.set(request)
+        label, method = route_label(scope["path"], self._labels), method_label(scope["method"])
+        route = self._routes.get(scope["path"])
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request.id.encode())]
+            await send(message)
+
         try:
-            kind, body = await self._answer(route, scope, receive)
-            status = 200
+            with nullcontext() if self._tracer is None else self._tracer.trace_page(scope["headers"], label):
+                try:
+                    if route is None:
+                        await self._app(scope, receive, observed_send)
+                    else:
+                        await self._answer(route, request, scope, receive, observed_send)
+                finally:
+                    if self._tracer is not None:
+                        self._tracer.answered(status, request.id)
+        except BaseException as error:
+            request.error = type(error).__name__
+            raise
+        finally:
+            seconds = perf_counter() - started
+            self._metrics.request(label, method, status, seconds)
+            self._access_log(method, label, status, seconds, request.error)
+            current_request.reset(before)
+
+    async def _answer(self, route: HotRoute, request: RequestInfo, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            kind, body = await self._made(route, scope, receive)
         except Exception as error:
-            note_error(error)
-            status, error_headers, body = error_answer(error, scope["method"], scope["path"])
-            if status == 500:
+            request.error = type(error).__name__
+            if isinstance(error, BusyError):
+                self._metrics.shed(error.reason)
+            response = error_answer(error, scope["method"], scope["path"])
+            if response.status_code == 500:
                 _logger.exception("%s failed", scope["path"])
-            kind = JSON
-            headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in error_headers.items()]
-        headers += ((b"content-type", kind.encode()), (b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+            await response(scope, receive, send)
+            return
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, route: HotRoute, scope: Scope, receive: Receive) -> tuple[str, bytes]:
+    async def _made(self, route: HotRoute, scope: Scope, receive: Receive) -> tuple[str, bytes]:
         """Return the content type and the body of the answer."""
         since = perf_counter()
         self._access(scope, "device")

@@ -13,7 +13,7 @@ Errors::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -24,10 +24,7 @@ from pocketrank.cloud.streams.feedback_log import FeedbackLogError
 from pocketrank.device.codec import from_json, from_msgpack, to_json, to_msgpack
 from pocketrank.device.contract import ContractError
 
-__all__ = [
-    "JSON", "MSGPACK", "ErrorAnswer", "ErrorBody", "WireError",
-    "content_type", "decode", "encode", "error_answer", "error_response",
-]  # fmt: skip
+__all__ = ["JSON", "MSGPACK", "ErrorBody", "WireError", "content_type", "decode", "encode", "error_answer", "error_response"]
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
@@ -91,21 +88,12 @@ def encode(accept: bytes | None, struct: msgspec.Struct) -> tuple[str, bytes]:
     return (MSGPACK, to_msgpack(struct)) if any(name in names for name in _MSGPACK_NAMES) else (JSON, to_json(struct))
 
 
-class ErrorAnswer(NamedTuple):
-    """Answer to an error."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    """An `ErrorBody` as JSON."""
-
-
-def error_answer(error: BaseException, method: str, path: str) -> ErrorAnswer:
-    """Return the answer to any error of a request."""
-    headers: dict[str, str] = {}
+def error_answer(error: Exception, method: str, path: str) -> Response:
+    """Return the answer to any error of a request, with an `ErrorBody` as JSON."""
+    headers: Mapping[str, str] = {}
     match error:
         case WireError():
-            status, headers, body = error.status, dict(error.headers), _body(error)
+            status, headers, body = error.status, error.headers, _body(error)
         case ContractError():
             status, body = 400, _body(error)
         case FeedbackLogError():
@@ -115,7 +103,7 @@ def error_answer(error: BaseException, method: str, path: str) -> ErrorAnswer:
                 error="The feedback could not be stored; send it again.", path="$", expected=error.expected, got=error.got
             )
         case HTTPException():  # no such route or method
-            status, headers = error.status_code, dict(error.headers or {})
+            status, headers = error.status_code, error.headers or {}
             got = f"{method} {path[:200]}"
             body = ErrorBody(error=str(error.detail), path="url", expected="a route of /openapi.json", got=got)
         case ClientDisconnect():  # nobody reads the answer
@@ -124,13 +112,12 @@ def error_answer(error: BaseException, method: str, path: str) -> ErrorAnswer:
         case _:
             status = 500
             body = ErrorBody(error="Internal error.", path="$", expected="an answer", got=type(error).__name__)
-    return ErrorAnswer(status, headers, msgspec.json.encode(body))
+    return Response(msgspec.json.encode(body), status, headers, media_type=JSON)
 
 
 async def error_response(request: Request, error: Exception) -> Response:
     """Return the `error_answer` as FastAPI's exception handlers return it."""
-    status, headers, body = error_answer(error, request.method, request.url.path)
-    return Response(body, status, headers, media_type=JSON)
+    return error_answer(error, request.method, request.url.path)
 
 
 def _body(error: WireError | ContractError) -> ErrorBody:

@@ -46,7 +46,7 @@ class FeedbackQueue:
         """
         self._intake.check(events, path)
         if len(self._waiting) + self._writing >= self._batches_max:
-            raise BusyError(_RETRY_S)
+            raise BusyError(_RETRY_S, "feedback")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(events, loop.create_future())
         self._waiting.append(waiting)

@@ -39,12 +39,13 @@ R = TypeVar("R")
 
 
 class BusyError(WireError):
-    """Too many requests wait."""
+    """Too many requests wait. `reason` names the queue in the metrics."""
 
-    def __init__(self, wait_s: float) -> None:
+    def __init__(self, wait_s: float, reason: str = "queue") -> None:
         self.retry_after_s = min(_RETRY_MAX_S, max(1, math.ceil(wait_s)))
         headers = {"Retry-After": str(self.retry_after_s)}
         super().__init__(429, "$", "room in the queue", f"a wait of {round(1e3 * wait_s)} ms", headers)
+        self.reason = reason
 
 
 class _Waiting(NamedTuple, Generic[A, R]):

@@ -27,7 +27,7 @@ import msgspec
 
 from pocketrank.cloud.serving.telemetry.shared_metrics import PLACE
 
-__all__ = ["AccessLog", "LoggingConfig", "RequestInfo", "configure_logs", "current_request", "note_error", "request_id_of"]
+__all__ = ["AccessLog", "LoggingConfig", "RequestInfo", "configure_logs", "current_request", "request_id_of"]
 
 _ID = re.compile(rb"[!-~]{1,64}")
 _FIELDS = ("method", "route", "status", "ms", "error", "suppressed")
@@ -85,12 +85,6 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return value.decode("ascii")
     return f"{_prefix}-{next(_numbers):x}"
-
-
-def note_error(error: BaseException) -> None:
-    """Name the class of `error` in the line about the current request."""
-    if (request := current_request.get()) is not None:
-        request.error = type(error).__name__
 
 
 class AccessLog:

@@ -1,4 +1,4 @@
-"""`ObserveRequests` around a small application, called over ASGI as a server would."""
+"""How requests to any route are observed: `HotRoutes` around a small application, called over ASGI as a server would."""
 
 import asyncio
 import json
@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pocketrank.cloud.serving.http.observe import ObserveRequests
-from pocketrank.cloud.serving.telemetry.logs import LoggingConfig, configure_logs, current_request, note_error
+from pocketrank.cloud.serving.access.access import Access
+from pocketrank.cloud.serving.http.body import BodyReader
+from pocketrank.cloud.serving.http.hot import HotRoutes
+from pocketrank.cloud.serving.telemetry.logs import LoggingConfig, configure_logs, current_request
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
-from pocketrank.cloud.serving.telemetry.tracing import TracingConfig, make_tracer
+from pocketrank.cloud.serving.telemetry.tracing import RequestTracer, TracingConfig, make_tracer
 from tests.cloud.serving.collector import collecting
 from tests.cloud.serving.telemetry.test_metrics import samples
 
@@ -30,20 +32,25 @@ def _logs_as_before() -> Iterator[None]:
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """200, and what query string says otherwise."""
+    """200, and what the query string says otherwise."""
     what = scope["query_string"].decode()
     if what == "raise":
         raise RuntimeError("broken")
-    if what == "503":
-        note_error(TimeoutError())
     request = current_request.get()
     assert request is not None
+    if what == "503":
+        request.error = "TimeoutError"
     await asyncio.sleep(0)
     await send({"type": "http.response.start", "status": int(what or 200), "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": request.id.encode()})
 
 
-def ask(observed: ObserveRequests, query: str = "", path: str = "/v1/page", **headers: str) -> list[Message]:
+def observe(app: ASGIApp, metrics: ServingMetrics | None = None, tracer: RequestTracer | None = None) -> HotRoutes:
+    read, metrics = BodyReader(0, 1.0), metrics or ServingMetrics()
+    return HotRoutes(app, {}, metrics, _ROUTES, access=Access(), read=read, tracer=tracer)
+
+
+def ask(observed: HotRoutes, query: str = "", path: str = "/v1/page", **headers: str) -> list[Message]:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -61,7 +68,7 @@ def ask(observed: ObserveRequests, query: str = "", path: str = "/v1/page", **he
 
 
 def test_the_id_goes_through_and_comes_back() -> None:
-    observed = ObserveRequests(app, ServingMetrics(), _ROUTES)
+    observed = observe(app)
     start, body = ask(observed, x_request_id="mine-1")
     assert dict(start["headers"]) == {b"content-length": b"0", b"x-request-id": b"mine-1"}
     assert body["body"] == b"mine-1"
@@ -73,14 +80,14 @@ def test_the_id_goes_through_and_comes_back() -> None:
 def test_each_request_is_counted_and_errors_have_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(LoggingConfig(format="json"))
     metrics = ServingMetrics()
-    observed = ObserveRequests(app, metrics, _ROUTES)
+    observed = observe(app, metrics)
     ask(observed)
     ask(observed, "503", x_request_id="slow")
     ask(observed, "404", path="/nowhere")
     with pytest.raises(RuntimeError, match="broken"):
         ask(observed, "raise")
-    told = samples(metrics.text()[0].decode())
-    counted = {name: value for name, value in told.items() if name.startswith("requests_total")}
+    counts = samples(metrics.text()[0].decode())
+    counted = {name: value for name, value in counts.items() if name.startswith("requests_total")}
     assert counted == {
         "requests_total POST /v1/page 200": 1,
         "requests_total POST /v1/page 503": 1,
@@ -97,7 +104,8 @@ def test_each_request_is_counted_and_errors_have_a_line(capsys: pytest.CaptureFi
 def test_a_trace_has_the_status() -> None:
     with collecting() as collector:
         tracer = make_tracer(TracingConfig(endpoint=collector.url, share=1.0))
-        observed = ObserveRequests(app, ServingMetrics(), _ROUTES, tracer=tracer)
+        assert tracer is not None
+        observed = observe(app, tracer=tracer)
         ask(observed, "503", x_request_id="mine")
         ask(observed, path="/nowhere")
         tracer.close()
@@ -117,5 +125,5 @@ def test_the_lifespan_passes_through() -> None:
     async def nothing(*_: object) -> Any:
         return {}
 
-    asyncio.run(ObserveRequests(lifespan, ServingMetrics(), _ROUTES)({"type": "lifespan"}, nothing, nothing))
+    asyncio.run(observe(lifespan)({"type": "lifespan"}, nothing, nothing))
     assert seen == ["lifespan"]

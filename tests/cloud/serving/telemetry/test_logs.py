@@ -15,7 +15,6 @@ from pocketrank.cloud.serving.telemetry.logs import (
     RequestInfo,
     configure_logs,
     current_request,
-    note_error,
     request_id_of,
 )
 
@@ -136,14 +135,6 @@ def test_a_request_id_is_always_short_and_printable(value: bytes) -> None:
     assert made.isascii()
     assert made.isprintable()
     assert " " not in made
-
-
-def test_an_error_is_noted_with_its_request_alone() -> None:
-    note_error(ValueError())  # belongs to no request
-    before = current_request.set(request := RequestInfo("r"))
-    note_error(TimeoutError("secret"))
-    current_request.reset(before)
-    assert request.error == "TimeoutError"
 
 
 def test_a_workers_lines_hold_its_place() -> None:
