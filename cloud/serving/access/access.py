@@ -1,7 +1,7 @@
 """The check of every request: its token allows it, and its caller does not exceed a rate.
 
     access = Access(TokenFile(path), RequestLimits())
-    grant = access(scope, "device")                                      # ASGI's own scope: the hot routes
+    access(scope, "device")                                              # ASGI's own scope: the hot routes
     @app.get("/metrics", dependencies=[access.requires("admin")])        # any other route
 
 A server without tokens is open: anybody may do everything but publish, which would change the models of every device. That is
@@ -18,21 +18,22 @@ from ipaddress import ip_address
 from typing import Any
 
 from fastapi import Depends, Security
-from fastapi.openapi.models import HTTPBearer
-from fastapi.security.base import SecurityBase
+from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from pocketrank.cloud.serving.access.limits import SCOPES, RateLimit, RequestLimits, TokenScope, caller
-from pocketrank.cloud.serving.access.tokens import AuthError, Grant, TokenFile
+from pocketrank.cloud.serving.access.limits import RequestLimits, TokenScope, caller
+from pocketrank.cloud.serving.access.token_file import TokenRecord
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
 
-__all__ = ["ANONYMOUS", "REFUSALS", "SECURITY_SCHEME", "Access", "OpenServerError", "check_host", "is_loopback"]
-
-ANONYMOUS = Grant("", frozenset(("device", "admin")), None)
-"""Any caller of an open server."""
+__all__ = ["REFUSALS", "SECURITY_SCHEME", "Access", "OpenServerError", "check_host", "is_loopback"]
 
 SECURITY_SCHEME = "token"
 """Name of the tokens in the OpenAPI document."""
+
+_TOKEN_TEXT = "`prk_<id>_<secret>`, as `pocketrank token create` prints it."
+_BEARER = Depends(HTTPBearer(scheme_name=SECURITY_SCHEME, description=_TOKEN_TEXT, auto_error=False))
+"""Documents the header, which `Access` checks."""
 
 REFUSALS = {
     401: "No token, or one that is not valid; `WWW-Authenticate` says which.",
@@ -67,11 +68,9 @@ class Access:
 
     def __init__(self, tokens: TokenFile | None = None, limits: RequestLimits | None = None) -> None:
         self.tokens, self.limits = tokens, RequestLimits() if limits is None else limits
-        config = self.limits.config
-        self._rates: dict[str, RateLimit | None] = {scope: config.rate(scope) for scope in SCOPES}
 
-    def __call__(self, scope: Scope, need: TokenScope) -> Grant:
-        """Return what the sender of a request may do. `scope` is ASGI's.
+    def __call__(self, scope: Scope, need: TokenScope) -> TokenRecord | None:
+        """Return the token of a request, None at an open server. `scope` is ASGI's.
 
         Raises `AuthError` when the sender may not do `need`, and `TooManyError` when it exceeds its rate.
         """
@@ -82,37 +81,27 @@ class Access:
                     raise AuthError("malformed", "one `Authorization`", "several", need)
                 authorization = value
         if self.tokens is None:
-            if need not in ANONYMOUS.scopes:
+            if need == "publish":
                 raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
             if (anonymous := self.limits.config.anonymous) is not None:
                 self.limits(caller(scope.get("client")), anonymous)
-            return ANONYMOUS
-        grant = self.tokens.check(authorization, need)
-        if (rate := grant.rate or self._rates[need]) is not None:
-            self.limits((grant.id, need), rate)
-        return grant
+            return None
+        token = self.tokens.check(authorization, need)
+        if (rate := token.rate or getattr(self.limits.config, need)) is not None:
+            self.limits((token.id, need), rate)
+        return token
 
     def requires(self, need: TokenScope) -> Any:
         """Return a FastAPI dependency that refuses callers who may not do `need`, and documents it in OpenAPI."""
-        return Depends(_open(self, need)) if self.tokens is None else Security(_Bearer(self, need), scopes=[need])
+
+        async def check(request: HTTPConnection) -> None:
+            self(request.scope, need)
+
+        async def check_token(request: HTTPConnection, _: Any = _BEARER) -> None:
+            self(request.scope, need)
+
+        return Depends(check) if self.tokens is None else Security(check_token, scopes=[need])
 
     def openapi_security(self, need: TokenScope) -> list[dict[str, list[str]]]:
         """Return OpenAPI's `security` of an operation that needs `need`, for a route that FastAPI does not know."""
         return [] if self.tokens is None else [{SECURITY_SCHEME: [need]}]
-
-
-class _Bearer(SecurityBase):
-    def __init__(self, access: Access, need: TokenScope) -> None:
-        self.model = HTTPBearer(description="`prk_<id>_<secret>`, as `pocketrank token create` prints it.")
-        self.scheme_name = SECURITY_SCHEME
-        self._access, self._need = access, need
-
-    async def __call__(self, request: HTTPConnection) -> Grant:
-        return self._access(request.scope, self._need)
-
-
-def _open(access: Access, need: TokenScope) -> Any:
-    async def check(request: HTTPConnection) -> Grant:
-        return access(request.scope, need)
-
-    return check

@@ -68,10 +68,6 @@ class LimitsConfig:
     publish_bytes: int = 256 << 20
     """Largest file of an uploaded bundle, which `BundleFiles` can still serve. `BudgetConfig.body_max` bounds other bodies."""
 
-    def rate(self, scope: TokenScope) -> RateLimit | None:
-        """Return the rate of a token used as `scope`."""
-        return self.device if scope == "device" else self.publish if scope == "publish" else self.admin
-
 
 class TooManyError(WireError):
     """A caller that exceeds its rate. It may retry after `retry_after_s`; the header holds it in whole seconds."""

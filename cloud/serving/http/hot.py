@@ -1,8 +1,9 @@
 """Every request as it is observed, and the routes that every device calls.
 
 The id, the trace, the metrics and the line in the access log of each request are made here. The hot routes are answered here,
-too, because FastAPI's routing and validation cost more than a page's HTTP. Such a request passes these checks in this order: its
-token and the rate of its caller, the length of the queue, its body, the contract. A request that is refused has had no effect.
+too, because FastAPI's routing and validation cost more than a page's HTTP. Such a request passes these checks in this order:
+its token and the rate of its caller, the length of the queue, its body, the contract. A request that is refused has had no
+effect.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class HotRoute(NamedTuple):
 class HotRoutes:
     """ASGI application that answers the paths of `routes` itself and passes any other request to `app`.
 
-    Every answer carries its `X-Request-Id`. Plain ASGI, because Starlette's BaseHTTPMiddleware alone costs twice what the rest of
-    a small answer does. `labels` are those of `route_label`.
+    Every answer carries its `X-Request-Id`. Plain ASGI, because Starlette's BaseHTTPMiddleware alone costs twice what the rest
+    of a small answer does. `labels` are those of `route_label`.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pocketrank.cloud.serving.access.access import ANONYMOUS, SECURITY_SCHEME, Access, OpenServerError, check_host
+from pocketrank.cloud.serving.access.access import SECURITY_SCHEME, Access, OpenServerError, check_host
 from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TokenScope, TooManyError
 from pocketrank.cloud.serving.access.token_file import issue_token, revoke_token
 from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
@@ -183,7 +183,8 @@ def _scope(*authorizations: bytes, client: tuple[str, int] | None = ("192.0.2.1"
 def test_two_authorization_headers_are_refused(tmp_path: Path) -> None:
     token = issue_token(tmp_path / "t", ["device"], now_ms=0, lasts_ms=1 << 42).token
     access, header = Access(TokenFile(tmp_path / "t")), b"Bearer " + token.encode()
-    assert access(_scope(header), "device").id in token
+    assert (record := access(_scope(header), "device")) is not None
+    assert record.id in token
     with pytest.raises(AuthError, match="one `Authorization`, got several"):
         access(_scope(header, header), "device")
 
@@ -216,7 +217,7 @@ def test_an_open_server_accepts_anybody_for_all_but_publish() -> None:
     access = Access(limits=RequestLimits(LimitsConfig(anonymous=RateLimit(0.001, 2))))
     for address in ("192.0.2.1", "192.0.2.2"):
         for scope in ("device", "admin"):
-            assert access(_scope(client=(address, 1)), scope) is ANONYMOUS
+            assert access(_scope(client=(address, 1)), scope) is None
         with pytest.raises(TooManyError):
             access(_scope(client=(address, 2)), "device")
     with pytest.raises(AuthError, match="a server with tokens for the scope `publish`, got an open one"):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TooManyError, caller
+from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit, RequestLimits, TooManyError, caller
 
 
 class Clock:
@@ -113,11 +113,6 @@ def test_a_full_bucket_makes_room_whenever_its_caller_was_first_seen() -> None:
 )
 def test_the_addresses_of_one_customer_share_a_bucket(client: tuple[str, int] | None, key: str) -> None:
     assert caller(client) == key
-
-
-def test_each_scope_has_a_rate() -> None:
-    config = LimitsConfig(device=RateLimit(1, 1), publish=RateLimit(2, 2), admin=None)
-    assert [config.rate(scope) for scope in SCOPES] == [RateLimit(1, 1), RateLimit(2, 2), None]
 
 
 @pytest.mark.parametrize("text", [b"[0,1]", b"[-1,1]", b"[1,0]", b'{"per_s":1,"burst":1,"brust":2}', b'{"per_s":1}'])

@@ -6,7 +6,7 @@ import pytest
 
 from pocketrank.cloud.serving.access.limits import SCOPES, RateLimit, TokenScope
 from pocketrank.cloud.serving.access.token_file import TokenFileError, issue_token, revoke_token
-from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, TokenFileConfig
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
 
 NOW_S = 1_000_000.0
 
@@ -26,7 +26,7 @@ class Tokens:
         self.path = folder / "tokens.json"
         self.clock, self.ticks = Clock(NOW_S), Clock(0.0)
         self.token = self.issue("device")
-        self.file = TokenFile(self.path, TokenFileConfig(check_every_s=1.0), clock=self.clock, ticks=self.ticks)
+        self.file = TokenFile(self.path, check_every_s=1.0, clock=self.clock, ticks=self.ticks)
 
     def issue(self, *scopes: TokenScope, lasts_s: float = 3600.0, rate: RateLimit | None = None) -> str:
         return issue_token(self.path, scopes, now_ms=int(NOW_S * 1000), lasts_ms=int(lasts_s * 1000), rate=rate).token
@@ -69,8 +69,8 @@ def test_a_token_with_the_scope_is_accepted(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path)
     both = tokens.issue("device", "publish", rate=RateLimit(5.0, 7))
     tokens.refresh()
-    grant = tokens.file.check(_bearer(both), "publish")
-    assert (grant.id, grant.scopes, grant.rate) == (both.split("_")[1], {"device", "publish"}, RateLimit(5.0, 7))
+    record = tokens.file.check(_bearer(both), "publish")
+    assert (record.id, set(record.scopes), record.rate) == (both.split("_")[1], {"device", "publish"}, RateLimit(5.0, 7))
     assert tokens.file.check(b"bEARER " + tokens.token.encode(), "device").rate is None
 
 
