@@ -90,7 +90,7 @@ def open_engine(run: Run, config: ServingConfig) -> PageEngine:
         stack.callback(splits.close)
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
-        states = UserStates(published, record, config.state)
+        states = UserStates(published, record, config.seen_max)
         return PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, resources=stack.pop_all())
 
 

@@ -11,7 +11,6 @@ it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
 
@@ -24,18 +23,14 @@ from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeedbackEvent
 
-__all__ = ["StateConfig", "UserState", "UserStates"]
+__all__ = ["SEEN_MAX", "UserState", "UserStates"]
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class StateConfig:
-    """What is kept of a user."""
-
-    seen_max: int = 2000
-    """Number of latest events kept, at least the run's `history_max`. An item may be shown again once its events fell out."""
+SEEN_MAX = 2000
+"""Default number of a user's latest events that are kept."""
 
 
 class UserState(NamedTuple):
@@ -66,10 +61,9 @@ class _Window(NamedTuple):
 class UserStates:
     """States of all users. Safe to call from several threads: a window is replaced, never written to."""
 
-    def __init__(self, published: Published, record: PublishedRecord, config: StateConfig | None = None) -> None:
-        self._config = config or StateConfig()
+    def __init__(self, published: Published, record: PublishedRecord, seen_max: int = SEEN_MAX) -> None:
         self._history_max = record.history_max
-        self._keep = max(self._config.seen_max, self._history_max)
+        self._keep = max(seen_max, self._history_max)
         self._items, self._users = IdLookup(published.item_id), IdLookup(published.user_id)
         self._history_item = np.asarray(published.history_item)
         self._history_feedback = np.asarray(published.history_feedback, np.float32)

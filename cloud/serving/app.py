@@ -174,7 +174,7 @@ def create_app(
     app.include_router(health_router(health))
     app.include_router(bundle_routes(current, access))
     if store is not None:
-        app.include_router(upload_routes(store, access, config.uploads))
+        app.include_router(upload_routes(store, access, config.upload_stall_s))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:

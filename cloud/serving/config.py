@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketrank.cloud.pages.user_state import StateConfig
+from pocketrank.cloud.pages.user_state import SEEN_MAX
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.serving.access.limits import LimitsConfig
 from pocketrank.cloud.serving.http.cors import CorsConfig
 from pocketrank.cloud.serving.load.price import PriceConfig
 from pocketrank.cloud.serving.process.server import ServerConfig
 from pocketrank.cloud.serving.routes.health import HealthConfig
-from pocketrank.cloud.serving.routes.uploads import UploadsConfig
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
 from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
 from pocketrank.cloud.serving.telemetry.tracing import TracingConfig
@@ -35,8 +34,8 @@ class ServingConfig:
     """File of tokens (`pocketrank token`). None serves whoever can connect."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """Rates and sizes that a caller may use."""
-    uploads: UploadsConfig = field(default_factory=UploadsConfig)
-    """Uploads of bundles."""
+    upload_stall_s: float = 30.0
+    """Longest wait for the next bytes of an uploaded file."""
     cors: CorsConfig = field(default_factory=CorsConfig)
     """Web pages that may call the server from a browser."""
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -47,8 +46,9 @@ class ServingConfig:
     """Destination of traces, and how many are recorded."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """Checks of readiness."""
-    state: StateConfig = field(default_factory=StateConfig)
-    """Limits of a user's state."""
+    seen_max: int = SEEN_MAX
+    """Number of a user's latest events kept, at least the run's `history_max`. An item may be shown again once its events fell
+    out."""
     price: PriceConfig = field(default_factory=PriceConfig)
     """Compute price of a page as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)

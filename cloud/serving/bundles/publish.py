@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
-from pocketrank.cloud.serving.http.wire import WireError
+from pocketrank.cloud.serving.http.wire import ErrorBody, WireError
 from pocketrank.device.codec import from_json
 from pocketrank.device.contract import BundleManifest, ContractError, Release, Signed
 
@@ -33,6 +33,7 @@ __all__ = [
     "BundleReceipt",
     "BundleStoreError",
     "BundleWriteError",
+    "MissingFilesBody",
     "MissingFilesError",
     "PUBLISH_BYTES_MAX",
     "SIGNED_BYTES_MAX",
@@ -79,6 +80,12 @@ class MissingFilesError(BundleStoreError):
     def __init__(self, missing: tuple[str, ...]) -> None:
         super().__init__(409, "$.manifest.files", "files that were uploaded", f"{len(missing)} that were not")
         self.missing = missing
+
+
+class MissingFilesBody(ErrorBody, frozen=True, kw_only=True, omit_defaults=True):
+    """Body of a 409. `missing` holds the SHA-256 of files to upload; it is empty when the manifest itself is refused."""
+
+    missing: tuple[str, ...] = ()
 
 
 class StoreFullError(BundleStoreError):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from pocketrank.cloud.serving.access.access import REFUSALS, SECURITY_SCHEME
+from pocketrank.cloud.serving.access.access import REFUSALS
+from pocketrank.cloud.serving.bundles.publish import BundlePublish, BundleReceipt, MissingFilesBody
 from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, ErrorBody
-from pocketrank.cloud.serving.routes.uploads import UPLOAD_STRUCTS
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
 
-__all__ = ["complete", "errors", "route_labels"]
+__all__ = ["complete", "content_of", "errors", "route_labels"]
 
 _TEMPLATE = "#/components/schemas/{name}"
-_STRUCTS = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody, *UPLOAD_STRUCTS)
+_STRUCTS = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody, BundlePublish, BundleReceipt, MissingFilesBody)
 _HOT = (400, 401, 403, 408, 413, 415, 429, 503)
 
 _DESCRIPTIONS: dict[int, str] = {
@@ -28,9 +29,14 @@ _DESCRIPTIONS: dict[int, str] = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, descriptions: Mapping[int, str] = _DESCRIPTIONS) -> dict[int | str, dict[str, Any]]:
     """Return the descriptions of these statuses, as FastAPI takes the `responses` of a route."""
-    return {status: {"description": _DESCRIPTIONS[status], "content": _content(ErrorBody, JSON)} for status in statuses}
+    return {status: {"description": descriptions[status], "content": content_of(ErrorBody, JSON)} for status in statuses}
+
+
+def content_of(struct: type[msgspec.Struct], *types: str) -> dict[str, Any]:
+    """Return the `content` of a body that is `struct` in any of these content types."""
+    return {name: {"schema": {"$ref": _TEMPLATE.format(name=struct.__name__)}} for name in types}
 
 
 def complete(document: dict[str, Any], security: list[dict[str, list[str]]]) -> dict[str, Any]:
@@ -42,15 +48,9 @@ def complete(document: dict[str, Any], security: list[dict[str, list[str]]]) -> 
         # A telemetry report that breaks the contract is dropped, and the rest of the request is not (`telemetry.devices`).
         properties = schemas[name]["properties"]
         properties["telemetry"] = {"anyOf": [properties["telemetry"], {}], "default": None}
-    document.setdefault("paths", {}).update(
-        {
-            "/v1/page": {"post": _operation("Ask for a page", "page", PageRequest, Page, security)},
-            "/v1/feedback": {"post": _operation("Upload feedback", "feedback", FeedbackBatch, FeedbackReceipt, security)},
-        }
-    )
-    if security:
-        scheme = {"type": "http", "scheme": "bearer"}
-        document["components"].setdefault("securitySchemes", {}).setdefault(SECURITY_SCHEME, scheme)
+    feedback = _operation("Upload feedback", "feedback", FeedbackBatch, FeedbackReceipt, security)
+    document["paths"]["/v1/page"] = {"post": _operation("Ask for a page", "page", PageRequest, Page, security)}
+    document["paths"]["/v1/feedback"] = {"post": feedback}
     return document
 
 
@@ -67,16 +67,12 @@ def _operation(
     answer: type[msgspec.Struct],
     security: list[dict[str, list[str]]],
 ) -> dict[str, Any]:
-    success = {"description": "JSON, or MessagePack when `Accept` names it.", "content": _content(answer, MSGPACK, JSON)}
+    success = {"description": "JSON, or MessagePack when `Accept` names it.", "content": content_of(answer, MSGPACK, JSON)}
     operation: dict[str, Any] = {
         "summary": summary,
         "description": f"{request.__doc__}\n\n{answer.__doc__}",
         "operationId": name,
-        "requestBody": {"required": True, "content": _content(request, MSGPACK, JSON)},
+        "requestBody": {"required": True, "content": content_of(request, MSGPACK, JSON)},
         "responses": {"200": success, **{str(status): response for status, response in errors(*_HOT).items()}},
     }
     return operation | ({"security": security} if security else {})
-
-
-def _content(struct: type[msgspec.Struct], *types: str) -> dict[str, Any]:
-    return {name: {"schema": {"$ref": _TEMPLATE.format(name=struct.__name__)}} for name in types}

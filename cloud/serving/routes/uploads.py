@@ -12,7 +12,6 @@ again, and an upload that broke off continues where it was. Only the last reques
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,47 +21,55 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pocketrank.cloud.serving.access.access import REFUSALS, Access
-from pocketrank.cloud.serving.bundles.publish import PUBLISH_BYTES_MAX, BundlePublish, BundleReceipt, MissingFilesError
+from pocketrank.cloud.serving.bundles.publish import (
+    PUBLISH_BYTES_MAX,
+    BundlePublish,
+    BundleReceipt,
+    MissingFilesBody,
+    MissingFilesError,
+)
 from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.http.body import BodyReader
-from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, ErrorBody, WireError, content_type, decode
+from pocketrank.cloud.serving.http.openapi import content_of, errors
+from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, WireError, content_type, decode
 
-__all__ = ["UPLOAD_STRUCTS", "MissingFilesBody", "UploadsConfig", "upload_routes"]
+__all__ = ["upload_routes"]
 
 _BYTES = "application/octet-stream"
 _DISK_BATCH = 1 << 20  # bytes that a thread writes to the disk at once
 
 
-class MissingFilesBody(ErrorBody, frozen=True, kw_only=True, omit_defaults=True):
-    """Body of a 409. `missing` holds the SHA-256 of files to upload; it is empty when the manifest itself is refused."""
-
-    missing: tuple[str, ...] = ()
-
-
-UPLOAD_STRUCTS = (BundlePublish, BundleReceipt, MissingFilesBody, ErrorBody)
-"""Structs that the OpenAPI document of these routes refers to; they must be among its components."""
-
-
-@dataclass(frozen=True)
-class UploadsConfig:
-    """Limits of uploads."""
-
-    stall_s: float = 30.0
-    """Longest wait for the next bytes of a file."""
+_DESCRIPTIONS = {
+    400: "An invalid manifest, or a file that is not as announced.",
+    **REFUSALS,
+    408: "The body stopped arriving.",
+    409: "Files are missing, the split version is not served, or the bundle is no newer than the served one.",
+    411: "No Content-Length.",
+    413: "Too large.",
+    415: "An unsupported content type, or a compressed body.",
+    503: "The disk failed; what was served still is.",
+    507: "No space left; what was served still is.",
+}
 
 
-def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig | None = None) -> APIRouter:
-    """Return the routes over `store`, for tokens with the scope `publish`. They raise `WireError`."""
-    config = config or UploadsConfig()
+def upload_routes(store: BundleRepository, access: Access, stall_s: float) -> APIRouter:
+    """Return the routes over `store`, for tokens with the scope `publish`. They raise `WireError`.
+
+    `stall_s` is the longest wait for the next bytes of a file.
+    """
     router = APIRouter(dependencies=[access.requires("publish")])
     limits = access.limits.config
-    read = BodyReader(PUBLISH_BYTES_MAX, config.stall_s)
+    read = BodyReader(PUBLISH_BYTES_MAX, stall_s)
 
     @router.put(
         "/v1/bundle",
         response_class=Response,
-        responses=_responses(BundleReceipt, 400, 401, 403, 408, 409, 413, 415, 429, 503, 507),
-        openapi_extra={"requestBody": {"required": True, "content": {JSON: _of(BundlePublish), MSGPACK: _of(BundlePublish)}}},
+        responses={
+            200: {"description": "Served from now on.", "content": content_of(BundleReceipt, JSON)},
+            **errors(400, 401, 403, 408, 413, 415, 429, 503, 507, descriptions=_DESCRIPTIONS),
+            409: {"description": _DESCRIPTIONS[409], "content": content_of(MissingFilesBody, JSON)},
+        },
+        openapi_extra={"requestBody": {"required": True, "content": content_of(BundlePublish, JSON, MSGPACK)}},
     )
     async def publish_bundle(request: Request) -> Response:
         """Serve this bundle from now on. 409 when files of its manifest must be uploaded first, or when it is no newer."""
@@ -82,7 +89,8 @@ def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig
         "/v1/bundle/blobs/{sha256}",
         response_class=Response,
         status_code=204,
-        responses=_responses(None, 400, 401, 403, 408, 411, 413, 415, 429, 503, 507),
+        response_description="Stored.",
+        responses=errors(400, 401, 403, 408, 411, 413, 415, 429, 503, 507, descriptions=_DESCRIPTIONS),
         openapi_extra={
             "requestBody": {"required": True, "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}
         },
@@ -91,7 +99,7 @@ def upload_routes(store: BundleRepository, access: Access, config: UploadsConfig
         """Store a file of a bundle under its digest. It is not served before a published manifest names it."""
         size = _announced_size(request, min(limits.publish_bytes, store.config.bundle_bytes_max))
         if not await run_in_threadpool(store.has, sha256):
-            await _receive(request, store, sha256, size, config.stall_s)
+            await _receive(request, store, sha256, size, stall_s)
         return Response(status_code=204)
 
     return router
@@ -136,35 +144,3 @@ async def _next(chunks: Any, stall_s: float) -> bytes:
     except TimeoutError:
         raise WireError(408, "$", f"more bytes within {stall_s:g} s", "none") from None
     return b""
-
-
-_DESCRIPTIONS = {
-    400: "An invalid manifest, or a file that is not as announced.",
-    **REFUSALS,
-    408: "The body stopped arriving.",
-    409: "Files are missing, the split version is not served, or the bundle is no newer than the served one.",
-    411: "No Content-Length.",
-    413: "Too large.",
-    415: "An unsupported content type, or a compressed body.",
-    503: "The disk failed; what was served still is.",
-    507: "No space left; what was served still is.",
-}
-
-
-def _responses(answer: type[msgspec.Struct] | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
-    found: dict[int | str, dict[str, Any]] = {
-        status: {
-            "description": _DESCRIPTIONS[status],
-            "content": {JSON: _of(MissingFilesBody if status == 409 else ErrorBody)},
-        }
-        for status in statuses
-    }
-    if answer is not None:
-        found[200] = {"description": "Served from now on.", "content": {JSON: _of(answer)}}
-    else:
-        found[204] = {"description": "Stored."}
-    return found
-
-
-def _of(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    return {"schema": {"$ref": f"#/components/schemas/{struct.__name__}"}}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pocketrank.cloud.pages.intake import EVENT_ID_MAX, EXPERIMENT_MAX, FeedbackIntake
-from pocketrank.cloud.pages.user_state import StateConfig, UserStates
+from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.streams.feedback_log import LogWriteError
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.device.contract import ContractError, FeedbackReceipt
@@ -120,7 +120,7 @@ def test_a_long_log_is_replayed_whole(run: SmallRun, log: SqliteFeedbackLog) -> 
     states = UserStates(run.published, run.record)
     assert FeedbackIntake(log, states).replayed == 5000
     assert [len(states(user).seen) for user in (1, 2)] == [2000, 2000]
-    published = UserStates(run.published, run.record, StateConfig(seen_max=5000))
+    published = UserStates(run.published, run.record, seen_max=5000)
     FeedbackIntake(log, published)
     assert [len(published(user).seen) for user in (1, 2)] == [2501, 2502]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
-from pocketrank.cloud.pages.user_state import StateConfig, UserState, UserStates
+from pocketrank.cloud.pages.user_state import UserState, UserStates
 from pocketrank.cloud.published.published import PublishedError
 from tests.cloud.events import event
 from tests.cloud.small_published import SmallRun, small_run
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def states(run: SmallRun, **config: int) -> UserStates:
-    return UserStates(run.published, run.record, StateConfig(**config))
+    return UserStates(run.published, run.record, **config)
 
 
 def same(a: UserState, b: UserState) -> bool:

@@ -10,7 +10,7 @@ import msgspec
 from pocketrank.cloud.pages.engine import PageEngine, fill_stores, open_engine
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.pages.maker import PageMaker, PageObserver
-from pocketrank.cloud.pages.user_state import StateConfig
+from pocketrank.cloud.pages.user_state import SEEN_MAX
 from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
@@ -53,14 +53,14 @@ def pages(
     db: Path,
     config: PipelineConfig | None = None,
     *,
-    state: StateConfig | None = None,
+    seen_max: int = SEEN_MAX,
     observer: PageObserver | None = None,
 ) -> Iterator[Pages]:
     """Pages of the run in `run`, feedback in `db`; paths of `config` start at `run`."""
     config = config or PipelineConfig(stage=stages())
     if config.limits == BudgetConfig():  # no page is late because the machine has other things to do
         config = msgspec.structs.replace(config, limits=BudgetConfig(page_ms=60_000))
-    serving = ServingConfig(pipeline=config, folder=run, state=state or StateConfig())
+    serving = ServingConfig(pipeline=config, folder=run, seen_max=seen_max)
     opened = Run.open(run)
     fill_stores(opened, serving)
     world, log = open_engine(opened, serving), SqliteFeedbackLog(db)

@@ -14,7 +14,6 @@ from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit, Toke
 from pocketrank.cloud.serving.access.token_file import issue_token, revoke_token
 from pocketrank.cloud.serving.bundles.publish import BundlePublish, BundleReceipt
 from pocketrank.cloud.serving.config import ServingConfig
-from pocketrank.cloud.serving.routes.uploads import UploadsConfig
 from pocketrank.device.codec import to_json, to_msgpack
 from tests.cloud.serving.bundle_samples import FILES, digest, publish_of
 from tests.cloud.serving.live import Answer, Live, live, until
@@ -40,7 +39,7 @@ class Site:
     ) -> Iterator[Live]:
         """A server with its feedback in a file of that name."""
         limits = limits or LimitsConfig(publish=None, device=None)
-        config = ServingConfig(tokens=self.tokens, limits=limits, uploads=UploadsConfig(stall_s))
+        config = ServingConfig(tokens=self.tokens, limits=limits, upload_stall_s=stall_s)
         with live(self.run, self.run / f"{name}.db", config=config, file_bytes_max=file_bytes_max) as server:
             yield server
 
