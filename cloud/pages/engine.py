@@ -86,7 +86,7 @@ def open_engine(run: Run, config: ServingConfig) -> PageEngine:
         halves = [(published, record), *(Published.open(old.published) for old in runs[1:])]
         # Mapped files are filled by one process before any serves them, so they are never filled again.
         refill = None if isinstance(store, MappedStore) else partial(_fill, store, halves, config)
-        splits = Splits([Split.of(one.published, *half) for one, half in zip(runs, halves, strict=True)], store, refill=refill)
+        splits = Splits([Split(one.published, *half) for one, half in zip(runs, halves, strict=True)], store, refill=refill)
         stack.callback(splits.close)
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)

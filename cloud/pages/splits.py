@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -28,18 +27,12 @@ __all__ = ["Split", "Splits", "VectorsUnavailableError"]
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Split:
-    """Lower half of one split version."""
+    """Lower half of one split version, that of the published run in `folder`. Raises `PublishedError`."""
 
-    version: str
-    tower: UserTower
-    users: IdLookup
-
-    @classmethod
-    def of(cls, folder: Path, published: Published, record: PublishedRecord) -> Split:
-        """Open the lower half of the published run in `folder`. Raises `PublishedError`."""
-        return cls(record.split_version, UserTower(folder, published, record), IdLookup(published.user_id))
+    def __init__(self, folder: Path, published: Published, record: PublishedRecord) -> None:
+        self.version, self.users = record.split_version, IdLookup(published.user_id)
+        self.tower = UserTower(folder, published, record)
 
 
 class VectorsUnavailableError(Exception):

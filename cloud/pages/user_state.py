@@ -81,10 +81,7 @@ class UserStates:
 
     def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
         """Return the state of a user in an experiment, or outside of any; an unknown user's has no events."""
-        window = self._windows.get((user_id, experiment))
-        if window is None:
-            item, feedback = self._published_history(user_id)
-            return UserState(History(item, feedback), item)
+        window = self._windows.get((user_id, experiment)) or self._published_window(user_id)
         return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
 
     def apply(self, events: Sequence[FeedbackEvent]) -> None:
@@ -116,10 +113,8 @@ class UserStates:
         return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
 
     def _published_window(self, user_id: int) -> _Window:
-        item, feedback = self._published_history(user_id)
-        return _Window(item, feedback, np.full(len(item), np.iinfo(np.int64).min), np.arange(len(item)))
-
-    def _published_history(self, user_id: int) -> tuple[Int, Float]:
         at = self._users.one(user_id)
-        first = self._history_max - int(self._history_count[at])
-        return self._history_item[at, first:].astype(np.int64), self._history_feedback[at, first:]
+        count = int(self._history_count[at])
+        first = self._history_max - count
+        item, feedback = self._history_item[at, first:].astype(np.int64), self._history_feedback[at, first:]
+        return _Window(item, feedback, np.full(count, np.iinfo(np.int64).min), np.arange(count))

@@ -71,16 +71,6 @@ async def _flush_regularly(metrics: ServingMetrics) -> None:
         metrics.flush()
 
 
-class _App(FastAPI):
-    security: list[dict[str, list[str]]] = []  # noqa: RUF012
-
-    def openapi(self) -> dict[str, Any]:
-        """Return FastAPI's own document, completed with the routes and structs that FastAPI does not know."""
-        if not self.openapi_schema:
-            self.openapi_schema = complete(super().openapi(), self.security)
-        return self.openapi_schema
-
-
 def create_app(
     engine: PageEngine,
     bundle: Path | None,
@@ -160,7 +150,7 @@ def create_app(
         health.add("tokens", access.tokens.check_file, required=False)
 
     # The routes of FastAPI.
-    app = _App(
+    app = FastAPI(
         title="Pocketrank",
         summary="Pages for on-device reranking.",
         version="1",
@@ -168,7 +158,6 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.security = access.openapi_security("device")
     for kind in (ContractError, WireError, FeedbackLogError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, error_response)
     app.include_router(health_router(health))
@@ -199,14 +188,17 @@ def create_app(
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return docs_response(app.openapi())
+        return docs_response(document)
+
+    document = complete(app.openapi(), access.openapi_security("device"))  # FastAPI keeps it and serves it
+    labels = route_labels(document)
 
     # The routes of plain ASGI before them, and what is around all routes.
     hot = {
         "/v1/page": HotRoute(_PAGE_REQUEST, answer_page, page_queue.enter, metrics.stage),
         "/v1/feedback": HotRoute(_FEEDBACK_BATCH, answer_feedback),
     }
-    read, labels = BodyReader(limits.body_max, limits.body_s), route_labels(app.openapi())
+    read = BodyReader(limits.body_max, limits.body_s)
     routes = HotRoutes(app, hot, metrics, labels, access=access, read=read, access_log=access_log, tracer=tracer)
     health.loaded()
     return with_cors(routes, config.cors)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
@@ -103,8 +104,9 @@ class TokenFile:
         return record
 
     def _refresh(self) -> None:
-        if self._error is None and self._is_unchanged():
-            return
+        with suppress(OSError):  # which `_read` reports
+            if self._error is None and _stamp(os.stat(self._path)) == self._stamp:
+                return
         known = self._error
         try:
             self._read()
@@ -116,12 +118,6 @@ class TokenFile:
             self._error = None
             if known is not None:
                 _logger.warning("the token file can be read again: %d tokens", len(self._records))
-
-    def _is_unchanged(self) -> bool:
-        try:
-            return _stamp(os.stat(self._path)) == self._stamp
-        except OSError:
-            return False
 
     def _read(self) -> None:
         data, status = read_token_file(self._path)

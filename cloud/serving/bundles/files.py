@@ -112,13 +112,13 @@ def _copy(folder: Path, entry: FileEntry, copy: Path) -> BundleFile:
     parts = PurePosixPath(entry.path)
     try:
         source = (folder / parts).resolve()
-        if parts.is_absolute() or ".." in parts.parts or not source.is_relative_to(folder.resolve()):
-            raise BundleFilesError(f"Expected paths inside the bundle, got {entry.path} - at {folder}/manifest.json")
-        shutil.copyfile(source, copy)
-        file = BundleFile(copy, entry)
-        file.check()
-    except BundleFilesError:
-        raise
+        is_inside = not parts.is_absolute() and ".." not in parts.parts and source.is_relative_to(folder.resolve())
+        if is_inside:
+            shutil.copyfile(source, copy)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise BundleFilesError(f"Expected the file {entry.path!r}, got: {error} - at {folder}") from error
+    if not is_inside:
+        raise BundleFilesError(f"Expected paths inside the bundle, got {entry.path} - at {folder}/manifest.json")
+    file = BundleFile(copy, entry)
+    file.check()
     return file

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.serving.load.page_queue import BusyError
@@ -23,9 +22,7 @@ _WRITE_MAX = 64
 _RETRY_S = 1.0
 
 
-class _Waiting(NamedTuple):
-    events: Sequence[FeedbackEvent]
-    receipt: asyncio.Future[FeedbackReceipt]
+_Waiting = tuple[Sequence[FeedbackEvent], asyncio.Future[FeedbackReceipt]]
 
 
 class FeedbackQueue:
@@ -48,16 +45,16 @@ class FeedbackQueue:
         if len(self._waiting) + self._writing >= self._batches_max:
             raise BusyError(_RETRY_S, "feedback")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(events, loop.create_future())
-        self._waiting.append(waiting)
+        receipt: asyncio.Future[FeedbackReceipt] = loop.create_future()
+        self._waiting.append((events, receipt))
         if not self._writing and len(self._waiting) == 1:
             loop.call_soon(self._write)  # together with all that arrive before the loop's next turn
-        return await waiting.receipt
+        return await receipt
 
     def _write(self) -> None:
         batches, self._waiting = self._waiting[:_WRITE_MAX], self._waiting[_WRITE_MAX:]
         self._writing = len(batches)
-        job = asyncio.get_running_loop().run_in_executor(self._thread, self._intake.together, [one.events for one in batches])
+        job = asyncio.get_running_loop().run_in_executor(self._thread, self._intake.together, [events for events, _ in batches])
         job.add_done_callback(lambda done: self._written(batches, done))
 
     def _written(self, batches: Sequence[_Waiting], done: asyncio.Future[list[FeedbackReceipt | FeedbackLogError]]) -> None:
@@ -66,13 +63,13 @@ class FeedbackQueue:
             self._write()
         failed = done.exception()
         results = [failed] * len(batches) if failed else done.result()
-        for one, result in zip(batches, results, strict=True):
-            if one.receipt.cancelled():
+        for (_, receipt), result in zip(batches, results, strict=True):
+            if receipt.cancelled():
                 continue  # its client has disconnected; the events are kept all the same
             if isinstance(result, BaseException):
-                one.receipt.set_exception(result)
+                receipt.set_exception(result)
             else:
-                one.receipt.set_result(result)
+                receipt.set_result(result)
 
     def close(self) -> None:
         """Wait until everything is written. The queue must not be called again."""

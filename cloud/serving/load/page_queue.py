@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from time import perf_counter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from pocketrank.cloud.serving.http.wire import WireError
 from pocketrank.cloud.serving.load.price import ComputePrice
@@ -48,13 +48,6 @@ class BusyError(WireError):
         self.reason = reason
 
 
-class _Waiting(NamedTuple, Generic[A, R]):
-    request: A
-    since: float
-    context: Context
-    answer: asyncio.Future[R]
-
-
 class PageQueue(Generic[A, R]):
     """Bounded queue of page requests before `make`. For one event loop."""
 
@@ -64,7 +57,7 @@ class PageQueue(Generic[A, R]):
         A request that would wait longer than `wait_max_s` is refused. `price` follows how many requests wait or are made.
         """
         self._make, self._wait_max_s, self._price = make, wait_max_s, price
-        self._waiting: deque[_Waiting[A, R]] = deque()
+        self._waiting: deque[tuple[A, float, Context, asyncio.Future[R]]] = deque()
         self._mean_s, self._reserved, self._turn_spent_s = 0.0, 0, 0.0
 
     def __len__(self) -> int:
@@ -91,12 +84,11 @@ class PageQueue(Generic[A, R]):
             if not self._waiting and self._turn_spent_s < TURN_S:
                 return self._make_now(request, since)
             loop = asyncio.get_running_loop()
-            waiting = _Waiting(request, since, copy_context(), loop.create_future())
-            self._waiting.append(waiting)
+            answer: asyncio.Future[R] = loop.create_future()
+            self._waiting.append((request, since, copy_context(), answer))
             if len(self._waiting) == 1:
                 loop.call_soon(self._make_next)
-            answer: R = await waiting.answer
-            return answer
+            return await answer
         finally:
             self._price.leave()
 

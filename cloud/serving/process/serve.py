@@ -8,9 +8,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pocketrank.cloud.serving.access.access import check_host
+from pocketrank.cloud.serving.access.access import Access, check_host
+from pocketrank.cloud.serving.access.limits import RequestLimits
+from pocketrank.cloud.serving.access.tokens import TokenFile
 from pocketrank.cloud.serving.config import ServingConfig
-from pocketrank.cloud.serving.process.server import listen
+from pocketrank.cloud.serving.process.server import listen, run_server
+from pocketrank.cloud.serving.process.workers import run_workers
+from pocketrank.cloud.serving.routes.health import Health
+from pocketrank.cloud.serving.telemetry.logs import configure_logs
+from pocketrank.cloud.serving.telemetry.shared_metrics import shared_metrics
+from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.cloud.training.run import Run
 
 __all__ = ["serve", "serve_on"]
@@ -38,16 +45,12 @@ def serve(
     db = feedback_db or run.folder / "feedback.db"
     with listen(host, port) as sock:  # first: a port in use is reported before anything is loaded
         from pocketrank.cloud.pages.engine import fill_stores
-        from pocketrank.cloud.serving.telemetry.logs import configure_logs
 
         configure_logs(config.logs)  # a supervisor logs in the same form as its workers
         fill_stores(run, config)
         if config.workers == 1:
             serve_on(sock, None, run.folder, bundle, db, config)
             return
-        from pocketrank.cloud.serving.process.workers import run_workers
-        from pocketrank.cloud.serving.telemetry.shared_metrics import shared_metrics
-
         target, args = "pocketrank.cloud.serving.process.serve:serve_on", (run.folder, bundle, db, config)
         tls = config.server.tls is not None
         with shared_metrics() as shared:
@@ -64,25 +67,18 @@ def serve_on(
 ) -> None:
     """Serve the run in `folder` on a listening socket, in this process. `run_server` describes `heartbeat`."""
     from pocketrank.cloud.pages.engine import open_engine
-    from pocketrank.cloud.serving.access.access import Access
-    from pocketrank.cloud.serving.access.limits import RequestLimits
-    from pocketrank.cloud.serving.access.tokens import TokenFile
     from pocketrank.cloud.serving.app import create_app
-    from pocketrank.cloud.serving.process.server import run_server
-    from pocketrank.cloud.serving.routes.health import Health
-    from pocketrank.cloud.serving.telemetry.logs import configure_logs
-    from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 
     configure_logs(config.logs)
     run, health = Run.open(folder), Health(config.health)
     access = Access(TokenFile(config.tokens) if config.tokens else None, RequestLimits(config.limits))
     with ExitStack() as stack:
-        world = open_engine(run, config)
-        stack.callback(world.close)
+        engine = open_engine(run, config)
+        stack.callback(engine.close)
         log = SqliteFeedbackLog(db, config.log)
         stack.callback(log.close)
         uploads = folder / "bundles" if config.tokens else None
-        app = create_app(world, bundle, log, config, access=access, health=health, uploads=uploads)
+        app = create_app(engine, bundle, log, config, access=access, health=health, uploads=uploads)
         gc.collect()
         gc.freeze()  # what is loaded lives as long as the process: no later collection has to traverse it
         run_server(app, sock, config.server, heartbeat=heartbeat, draining=health.draining)

@@ -41,10 +41,6 @@ class ServerConfig:
     turn to others before it closes. 0 where whoever stops it has waited for that, as a Kubernetes `preStop` hook does."""
     grace_s: float = 10.0
     """How long requests have to end, once nothing is accepted any more."""
-    accept_pause_s: float = 0.001
-    """Pause of a process after each connection that it accepts from a socket that others share, so that they get their part.
-    Of 32 connections made at once to two processes, each got 15 to 17 with it; without it one got 4 to 12 and the other the
-    rest. 0 for no pause."""
 
     def __post_init__(self) -> None:
         if self.tls is not None:
@@ -52,6 +48,9 @@ class ServerConfig:
 
 
 _BACKLOG = 2048
+_ACCEPT_PAUSE_S = 0.001
+"""Pause of a process after each connection that it accepts from a socket that others share, so that they get their part. Of 32
+connections made at once to two processes, each got 15 to 17 with it; without it one got 4 to 12 and the other the rest."""
 _SCARCE_S = 1.0
 """Pause when the process is out of file descriptors, as asyncio's own servers make."""
 
@@ -61,18 +60,14 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:  # the resolver would take it modulo 65,536
         raise PortError(f"Expected a port of 0 to 65535, got {port}")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        sock = socket.socket(family, kind, protocol)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError, OverflowError) as error:
         raise PortError(f"Expected an address to listen on, got {host}:{port}: {error}") from error
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(_BACKLOG)  # two servers can both bind; the second is refused only here
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except (OSError, OverflowError) as error:
-        sock.close()
         raise PortError(f"Expected a free port to listen on, got {host}:{port}: {error}") from error
-    return sock
 
 
 def url_of(sock: socket.socket, *, tls: bool = False) -> str:
@@ -90,7 +85,7 @@ def print_serving(url: str) -> None:
 def run_server(
     app: ASGIApp,
     sock: socket.socket,
-    config: ServerConfig | None = None,
+    config: ServerConfig = ServerConfig(),
     *,
     heartbeat: Callable[[], None] | None = None,
     draining: Callable[[], None] | None = None,
@@ -101,7 +96,6 @@ def run_server(
     calls it once requests are accepted, and from then on ten times a second until it closes. Without it the URL is printed.
     `draining` is called at the signal, while requests are still accepted for `drain_s`. Raises `TlsError`.
     """
-    config = config or ServerConfig()
     if config.tls is not None:
         config.tls.check()  # files may have changed since the configuration was made
     with suppress(KeyboardInterrupt):  # a second Ctrl-C; the first is how one stops a server
@@ -136,7 +130,7 @@ class _Server(uvicorn.Server):
             return
         await super().startup([])
         for sock in sockets:
-            shared = _SharedSocket(sock, self._protocol, self.config.ssl, self._ours.accept_pause_s)
+            shared = _SharedSocket(sock, self._protocol, self.config.ssl)
             self.servers.append(shared)  # type: ignore[arg-type]
         self._heartbeat()
 
@@ -168,10 +162,8 @@ class _SharedSocket:
     `SO_REUSEPORT` deals by chance, and what was dealt to a process that died waits until it is back.
     """
 
-    def __init__(
-        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None, pause_s: float
-    ) -> None:
-        self._sock, self._protocol, self._tls, self._pause_s = sock, protocol, tls, pause_s
+    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
+        self._sock, self._protocol, self._tls = sock, protocol, tls
         self._loop, self._tasks = asyncio.get_running_loop(), set[asyncio.Task[object]]()
         self._closed = False
         sock.setblocking(False)
@@ -182,7 +174,7 @@ class _SharedSocket:
             self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def _accept(self) -> None:
-        pause = self._pause_s
+        pause = _ACCEPT_PAUSE_S
         try:
             connection, _ = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -195,9 +187,8 @@ class _SharedSocket:
             task = self._loop.create_task(self._connect(connection))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if pause:
-            self._loop.remove_reader(self._sock.fileno())
-            self._loop.call_later(pause, self._resume)
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.call_later(pause, self._resume)
 
     async def _connect(self, connection: socket.socket) -> None:
         with suppress(OSError, asyncio.TimeoutError):  # a handshake that fails is the client's concern

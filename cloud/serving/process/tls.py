@@ -36,21 +36,17 @@ class TlsConfig:
         """Return the configuration of two files, or None when neither is given. Raises `TlsError` when one is missing."""
         if certfile is not None and keyfile is not None:
             return cls(certfile, keyfile)
-        if certfile is not None:
-            raise TlsError(certfile, "the certificate and its key", "a certificate alone")
-        if keyfile is not None:
-            raise TlsError(keyfile, "the certificate and its key", "a key alone")
+        if (alone := certfile or keyfile) is not None:
+            raise TlsError(alone, "the certificate and its key", "a certificate alone" if certfile else "a key alone")
         return None
 
     def check(self) -> None:
         """Raise `TlsError` when a file is missing, unreadable or not PEM, or when the two do not match."""
         for path, what in ((self.certfile, "a certificate in PEM"), (self.keyfile, "a private key in PEM")):
             try:
-                text = path.read_text("ascii")
+                text = path.read_text("ascii", "replace")
             except OSError as error:
                 raise TlsError(path, what, error.strerror or type(error).__name__) from error
-            except ValueError as error:
-                raise TlsError(path, what, "something else") from error
             if ("PRIVATE KEY-----" if path == self.keyfile else "-----BEGIN CERTIFICATE-----") not in text:
                 raise TlsError(path, what, "something else")
         # The group may read: Kubernetes mounts secrets for the pod's group.

@@ -93,7 +93,7 @@ def run_workers(
     args: Sequence[Any],
     sock: socket.socket,
     workers: int,
-    config: WorkersConfig | None = None,
+    config: WorkersConfig = WorkersConfig(),
     *,
     tls: bool = False,
     environment: Callable[[int], Mapping[str, str]] = lambda place: {},
@@ -108,7 +108,6 @@ def run_workers(
     """
     if workers < 1:
         raise ValueError(f"Expected at least one worker, got {workers}")
-    config = config or WorkersConfig()
 
     def start(place: int) -> tuple[SpawnProcess, Any]:
         beats = _SPAWN.RawValue(c_ulonglong, 0)  # in memory that both processes map

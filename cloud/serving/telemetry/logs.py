@@ -61,15 +61,13 @@ class LoggingConfig:
             raise ValueError(f"Expected a success_share in 0..1 and lines_max >= 1, got {self}")
 
 
+@dataclass(slots=True)
 class RequestInfo:
     """A request that is under way."""
 
-    __slots__ = ("error", "id")
-
-    def __init__(self, request_id: str) -> None:
-        self.id = request_id
-        self.error: str | None = None
-        """Name of the class of the error, if there was one."""
+    id: str
+    error: str | None = None
+    """Name of the class of the error, if there was one."""
 
 
 current_request: ContextVar[RequestInfo | None] = ContextVar("current_request", default=None)
@@ -106,25 +104,17 @@ class AccessLog:
         if self._lines > self._config.lines_max:
             self._suppressed += 1
             return
-        fields: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 3)}
-        if error is not None:
-            fields["error"] = error
-        if self._suppressed:
-            fields["suppressed"], self._suppressed = self._suppressed, 0
+        fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 3), "error": error}
+        fields["suppressed"], self._suppressed = self._suppressed or None, 0
         self._logger.log(logging.WARNING if status >= 500 else logging.INFO, "answered", extra=fields)
 
 
-def configure_logs(config: LoggingConfig | None = None) -> None:
+def configure_logs(config: LoggingConfig = LoggingConfig()) -> None:
     """Send all logs of this process, uvicorn's too, to stderr in the configured form. Replaces any earlier configuration."""
-    config = config or LoggingConfig()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(config.format))
     logging.basicConfig(handlers=[handler], level=config.level, force=True)
     logging.captureWarnings(True)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
 
 
 class _Lines(logging.Formatter):

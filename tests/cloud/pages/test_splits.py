@@ -61,7 +61,7 @@ def test_a_store_that_comes_back_empty_is_filled_again(run: SmallRun, server: Va
 def test_pages_do_not_use_what_is_filled_half_way(run: SmallRun, server: ValkeyServer) -> None:
     store = open_store(server.url)
     seen: list[bool] = []
-    split = Split.of(run.folder / "published", run.published, run.record)
+    split = Split(run.folder / "published", run.published, run.record)
 
     def refill() -> None:
         store.create(SPLIT_VERSION, run.published.item_vector.shape[1])
@@ -86,7 +86,7 @@ def test_pages_do_not_use_what_is_filled_half_way(run: SmallRun, server: ValkeyS
 def test_without_a_refill_it_is_asked_again_after_a_while(run: SmallRun, server: ValkeyServer) -> None:
     now = [0.0]
     store = open_store(server.url)
-    split = Split.of(run.folder / "published", run.published, run.record)
+    split = Split(run.folder / "published", run.published, run.record)
     splits = Splits([split], store, clock=lambda: now[0])
     assert not has_all(splits, run)
     fill_store(store, run.published, run.record)
@@ -99,7 +99,7 @@ def test_without_a_refill_it_is_asked_again_after_a_while(run: SmallRun, server:
 
 def test_closing_ends_the_wait_for_a_store_that_stays_unavailable(run: SmallRun, server: ValkeyServer) -> None:
     store = open_store(server.url)
-    split = Split.of(run.folder / "published", run.published, run.record)
+    split = Split(run.folder / "published", run.published, run.record)
     server.kill()
     splits = Splits([split], store, refill=partial(fill_store, store, run.published, run.record), retry_s=600.0)
     assert not has_all(splits, run)
