@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,16 +52,12 @@ class PageEngine:
     pipeline: Pipeline
     splits: Splits
     states: UserStates
-    resources: ExitStack
-    """What `close` closes."""
-
-    def close(self) -> None:
-        """Stop the renewal and close indexes, stages and the store."""
-        self.resources.close()
 
 
-def open_engine(run: Run, config: ServingConfig) -> PageEngine:
-    """Open an engine for `run`, whose vectors `fill_stores` has put in place.
+@contextmanager
+def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
+    """Open an engine for `run`, whose vectors `fill_stores` has put in place. After the block the renewal has stopped, and
+    indexes, stages and the store are closed.
 
     Raises `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError` or `RunError` when a part cannot be opened; what
     was open by then is closed again.
@@ -91,7 +87,7 @@ def open_engine(run: Run, config: ServingConfig) -> PageEngine:
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
         states = UserStates(published, record, config.seen_max)
-        return PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, resources=stack.pop_all())
+        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states)
 
 
 def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = _WRITER_WAIT_S) -> None:
@@ -106,15 +102,12 @@ def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = _WRITER_WAIT
 def _put(run: Run, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig, wait_s: float) -> None:
     deadline = monotonic() + wait_s
     while True:
-        store = open_store(_url(run, config))
-        try:
-            _fill(store, halves, config)
-            return
-        except StoreWriteError:
-            if not isinstance(store, MappedStore) or monotonic() > deadline:
-                raise
-        finally:
-            store.close()
+        with closing(open_store(_url(run, config))) as store:
+            try:
+                return _fill(store, halves, config)
+            except StoreWriteError:
+                if not isinstance(store, MappedStore) or monotonic() > deadline:
+                    raise
         sleep(_WRITER_RETRY_S)
 
 

@@ -40,17 +40,6 @@ class FeedbackIntake:
             states.apply(batch)
             self.replayed += len(batch)
 
-    def __call__(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> FeedbackReceipt:
-        """Accept those of `events` that are new.
-
-        Raises as `check` does, and `LogWriteError`; then no event had an effect and the whole batch may be sent again.
-        """
-        self.check(events, path)
-        (result,) = self.together([events])
-        if isinstance(result, FeedbackLogError):
-            raise result
-        return result
-
     def check(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> None:
         """Raise `ContractError` for an event id that is empty or too long, or an unusable experiment.
 
@@ -65,6 +54,7 @@ class FeedbackIntake:
     def together(self, batches: Sequence[Sequence[FeedbackEvent]]) -> list[FeedbackReceipt | FeedbackLogError]:
         """Accept the new events of several checked batches in one write; return a receipt or an error for each batch.
 
+        After an error no event of the batch had an effect, and the whole batch may be sent again.
         A batch that cannot be written fails no other: after an error each batch is written by itself. Only when other writers
         hold the log does the error stand for all, because each would meet it again.
         """

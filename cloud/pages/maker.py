@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import urandom
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,16 +46,31 @@ _Columns = list[int] | slice
 """Columns of a table. A slice stands for all of them, because it copies nothing."""
 
 
-class _SentColumns(NamedTuple):
-    """Columns of the tables that are sent for each candidate, and their names on the page."""
+class _SentColumns:
+    """Columns of the tables that are sent for each candidate, and their names on the page.
 
-    tasks: _Columns
-    task_count: int
-    floats: _Columns
-    age: bool
-    float_names: tuple[str, ...]
-    categories: _Columns
-    category_names: tuple[str, ...]
+    They are those that `features` names, or all. Raises `PipelineError` for a name that the run does not have.
+    """
+
+    def __init__(self, record: PublishedRecord, features: Sequence[str] | None) -> None:
+        pxtr = [f"pxtr_{task}" for task in record.tasks]
+        known = {*pxtr, *record.float_names, "age", *record.category_names}
+        if features is not None and (unknown := set(features) - known):
+            what = f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
+            raise PipelineError("$.page.features", what)
+
+        def wanted(names: Sequence[str]) -> list[str]:
+            return [name for name in names if features is None or name in features]
+
+        def columns(sent: list[str], names: Sequence[str]) -> _Columns:
+            return slice(None) if len(sent) == len(names) else [names.index(name) for name in sent]
+
+        tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
+        age = ["age"] if "age" not in record.float_names and (features is None or "age" in features) else []
+        self.tasks, self.floats = columns(tasks, pxtr), columns(floats, record.float_names)
+        self.categories = columns(categories, record.category_names)
+        self.task_count, self.age = len(tasks), bool(age)
+        self.float_names, self.category_names = (*tasks, *floats, *age), tuple(categories)
 
 
 class PageMaker:
@@ -80,7 +94,7 @@ class PageMaker:
         self._pipeline, self._catalogue, self._filters = engine.pipeline, engine.catalogue, engine.filters
         self._splits, self._states, self._users = engine.splits, engine.states, IdLookup(engine.published.user_id)
         self._observer, self._price = observer or PageObserver(), price
-        self._sent = _sent_columns(engine.record, config.page.features)
+        self._sent = _SentColumns(engine.record, config.page.features)
         upload_ms = engine.catalogue.upload_ms
         self._upload_day = np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)  # [I]
 
@@ -93,26 +107,32 @@ class PageMaker:
     def __call__(self, request: PageRequest, since: float | None = None) -> Page:
         """Return the page that `request` asks for. `since` is when it arrived by `time.perf_counter`; None means now."""
         deadline = Deadline(self._budget.page_ms / 1e3, since)
-        lap = _Laps(self._observer.stage)
+        started = perf_counter()
         query = self._query(request, deadline)
-        lap("state")
+        started = self._lap("state", started)
         vector = self._user_vectors(query, request.split_version)
-        lap("tower")
+        self._lap("tower", started)
         candidates = self._pipeline(query, self._observer.stage)
         query.deadline = deadline
-        lap.skip()
+        started = perf_counter()
         page = self._page(query, candidates.take(slice(request.size)), vector)
-        lap("assemble")
+        self._lap("assemble", started)
 
         # Report what the page lacks.
         without = None
         if page.split_version is None:
             asked = request.split_version
-            without = "not_asked" if asked is None else "unavailable" if asked in self._splits else "unknown"
+            without = "not_asked" if asked is None else "unavailable" if asked in self._splits.versions else "unknown"
         self._observer.page(len(candidates), len(page.candidates.item_id.data) // 8, without)
         for reason in query.degraded:
             self._observer.degraded(reason)
         return page
+
+    def _lap(self, stage: str, since: float) -> float:
+        """Report the time of a stage that began at `since`. Returns the time."""
+        now = perf_counter()
+        self._observer.stage(stage, now - since)
+        return now
 
     def _query(self, request: PageRequest, deadline: Deadline) -> Query:
         state = self._states(request.user_id, request.experiment)
@@ -137,7 +157,7 @@ class PageMaker:
             query.vector = self._splits.user(served, user_id, ids, feedback, deadline)
             if asked == served:
                 vector = query.vector
-            elif asked is not None and asked in self._splits:
+            elif asked is not None and asked in self._splits.versions:
                 vector = self._splits.user(asked, user_id, ids, feedback, deadline)
         except VectorsUnavailableError:
             query.degraded.append("no_user_vector")
@@ -201,49 +221,6 @@ class PageMaker:
     def _reason(self, version: str | None) -> str:
         if version is None:
             return "not asked for"
-        if version in self._splits:
+        if version in self._splits.versions:
             return "vectors are temporarily unavailable"
         return f"unknown split version {version[:64]}"  # the sender's text is cut to the length of a digest
-
-
-class _Laps:
-    """Stopwatch that reports the time of each stage since the last."""
-
-    def __init__(self, report: Callable[[str, float], None]) -> None:
-        self._report, self._since = report, perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        now = perf_counter()
-        self._report(stage, now - self._since)
-        self._since = now
-
-    def skip(self) -> None:
-        """Start again without a report."""
-        self._since = perf_counter()
-
-
-def _sent_columns(record: PublishedRecord, features: Sequence[str] | None) -> _SentColumns:
-    """Return the columns that `features` names, or all. Raises `PipelineError` for a name that the run does not have."""
-    pxtr = [f"pxtr_{task}" for task in record.tasks]
-    known = {*pxtr, *record.float_names, "age", *record.category_names}
-    if features is not None and (unknown := set(features) - known):
-        what = f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
-        raise PipelineError("$.page.features", what)
-
-    def wanted(names: Sequence[str]) -> list[str]:
-        return [name for name in names if features is None or name in features]
-
-    def columns(sent: list[str], names: Sequence[str]) -> _Columns:
-        return slice(None) if len(sent) == len(names) else [names.index(name) for name in sent]
-
-    tasks, floats, categories = wanted(pxtr), wanted(record.float_names), wanted(record.category_names)
-    age = ["age"] if "age" not in record.float_names and (features is None or "age" in features) else []
-    return _SentColumns(
-        columns(tasks, pxtr),
-        len(tasks),
-        columns(floats, record.float_names),
-        bool(age),
-        (*tasks, *floats, *age),
-        columns(categories, record.category_names),
-        tuple(categories),
-    )

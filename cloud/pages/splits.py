@@ -61,18 +61,12 @@ class Splits:
         before, so that one late answer costs a few pages only. Without it, the store is unavailable for `retry_s`.
         """
         self._splits = {split.version: split for split in splits}
+        self.versions = frozenset(self._splits)
+        """Names of the versions that are served."""
         self._store, self._retry_s, self._clock = store, retry_s, clock
         self._unavailable_until = self._refilled_at = -np.inf
         self._refill, self._refilling, self._lock, self._closed = refill, False, Lock(), Event()
         self._thread: Thread | None = None
-
-    def __contains__(self, version: object) -> bool:
-        return version in self._splits
-
-    @property
-    def versions(self) -> frozenset[str]:
-        """Names of the versions that are served."""
-        return frozenset(self._splits)
 
     @property
     def unavailable(self) -> bool:

@@ -83,8 +83,8 @@ def create_app(
 ) -> ASGIApp:
     """Return the application over `engine`, the bundle in the folder `bundle` and the feedback in `log`.
 
-    The log is replayed first. `uploads` is the folder of uploaded bundles; without it there are no routes for uploads. The
-    application closes the log and the engine when it shuts down. Raises `BundleFilesError`, `LogOpenError`.
+    The log is replayed first. `uploads` is the folder of uploaded bundles; without it there are no routes for uploads. The log
+    and the engine may be closed once the application has shut down. Raises `BundleFilesError`, `LogOpenError`.
     """
     record, limits = engine.record, config.pipeline.limits
 
@@ -138,9 +138,7 @@ def create_app(
         flushing = asyncio.create_task(_flush_regularly(metrics))
         yield
         flushing.cancel()
-        feedback_queue.close()  # after the last answer, and before the log that it appends to
-        log.close()
-        engine.close()
+        feedback_queue.close()  # after the last answer
         if tracer is not None:
             tracer.close()
 

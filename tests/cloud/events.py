@@ -1,9 +1,11 @@
-"""Feedback events for tests, with defaults for all fields."""
+"""Feedback events for tests, with defaults for all fields, and their acceptance."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from pocketrank.device.contract import FeedbackEvent
+from pocketrank.cloud.pages.intake import FeedbackIntake
+from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
 
 
 def event(user_id: int = 1, item_id: int = 1000, *, ms: int = 1_700_000_000_000, **more: Any) -> FeedbackEvent:
@@ -18,3 +20,12 @@ def event(user_id: int = 1, item_id: int = 1000, *, ms: int = 1_700_000_000_000,
         "watch_ms": 3000,
     }
     return FeedbackEvent(**{**fields, **more})
+
+
+def accept(intake: FeedbackIntake, events: Sequence[FeedbackEvent], path: str = "$.events") -> FeedbackReceipt:
+    """Accept one batch, checked as the server checks it. Raises what the intake raises or returns as an error."""
+    intake.check(events, path)
+    (result,) = intake.together([events])
+    if isinstance(result, FeedbackReceipt):
+        return result
+    raise result

@@ -234,7 +234,7 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     make_page = closing.enter_context(
         pages(run.folder, tmp_path / "feedback.db", PipelineConfig(stage=stages(40, formula, most=3)))
     )
-    states = make_page.world.states
+    states = make_page.engine.states
     inputs = RankerInputs(samples, statistics)
     compared = grown = 0
     for session in sorted(sessions(log), key=lambda rows: int(rows[0]["impression_ms"])):

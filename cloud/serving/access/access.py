@@ -74,19 +74,16 @@ class Access:
 
         Raises `AuthError` when the sender may not do `need`, and `TooManyError` when it exceeds its rate.
         """
-        authorization: bytes | None = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                if authorization is not None:
-                    raise AuthError("malformed", "one `Authorization`", "several", need)
-                authorization = value
+        authorizations = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(authorizations) > 1:
+            raise AuthError("malformed", "one `Authorization`", "several", need)
         if self.tokens is None:
             if need == "publish":
                 raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
             if (anonymous := self.limits.config.anonymous) is not None:
                 self.limits(caller(scope.get("client")), anonymous)
             return None
-        token = self.tokens.check(authorization, need)
+        token = self.tokens.check(authorizations[0] if authorizations else None, need)
         if (rate := token.rate or getattr(self.limits.config, need)) is not None:
             self.limits((token.id, need), rate)
         return token

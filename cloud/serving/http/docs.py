@@ -44,7 +44,8 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         (f"<code>{escape(one['name'])}</code>", escape(one["in"]), _type(one.get("schema", {})))
         for one in operation.get("parameters", ())
     ]
-    body = [(escape(kind), _type(content.get("schema", {}))) for kind, content in _content(operation.get("requestBody", {}))]
+    request = operation.get("requestBody", {}).get("content", {})
+    body = [(escape(kind), _type(content.get("schema", {}))) for kind, content in request.items()]
     responses = [
         (escape(status), escape(response.get("description", "")), " ".join(_bodies(response)))
         for status, response in sorted(operation["responses"].items())
@@ -90,13 +91,10 @@ def _type(schema: dict[str, Any]) -> str:
     return f"{kind} ({escape(encoding)})" if encoding else kind
 
 
-def _content(body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return list(body.get("content", {}).items())
-
-
 def _bodies(response: dict[str, Any]) -> list[str]:
     """Return the schemas of a response, each once."""
-    return list(dict.fromkeys(_type(content["schema"]) for _, content in _content(response) if content.get("schema")))
+    contents = response.get("content", {}).values()
+    return list(dict.fromkeys(_type(content["schema"]) for content in contents if content.get("schema")))
 
 
 def _paragraphs(text: str) -> str:

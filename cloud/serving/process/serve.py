@@ -73,8 +73,7 @@ def serve_on(
     run, health = Run.open(folder), Health(config.health)
     access = Access(TokenFile(config.tokens) if config.tokens else None, RequestLimits(config.limits))
     with ExitStack() as stack:
-        engine = open_engine(run, config)
-        stack.callback(engine.close)
+        engine = stack.enter_context(open_engine(run, config))
         log = SqliteFeedbackLog(db, config.log)
         stack.callback(log.close)
         uploads = folder / "bundles" if config.tokens else None

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -32,19 +33,18 @@ _FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name
 _PREFIX, _SUFFIX = "pocketrank-", ".metrics"
 
 
-class SharedMetrics:
+class SharedMetrics(NamedTuple):
     """The supervisor's view of the files in `folder`, which `shared_metrics` creates."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    folder: str
 
     def environment(self, place: int) -> Mapping[str, str]:
         """Return the environment variables that the worker at a place needs before it makes a metric."""
-        return {_FOLDER: self._folder, PLACE: str(place)}
+        return {_FOLDER: self.folder, PLACE: str(place)}
 
     def died(self, place: int) -> None:
         """Remove the gauges of a worker that ended. Its counters stay."""
-        mark_process_dead(place, self._folder)  # type: ignore[no-untyped-call]
+        mark_process_dead(place, self.folder)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

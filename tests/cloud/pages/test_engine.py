@@ -85,9 +85,8 @@ def test_vectors_do_not_expire_while_a_server_needs_them(run: SmallRun) -> None:
 
     first = expires_s()
     assert time.time() < first < math.inf
-    opened = open_engine(Run.open(run.folder), config)
-    until(lambda: expires_s() > first, "a renewal")
-    opened.close()
+    with open_engine(Run.open(run.folder), config):
+        until(lambda: expires_s() > first, "a renewal")
     last = expires_s()
     until(lambda: time.time() > last, "the end of the time to live")
     assert not store.versions(), "nobody needs them any more"

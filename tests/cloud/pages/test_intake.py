@@ -8,7 +8,7 @@ from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.streams.feedback_log import LogWriteError
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.device.contract import ContractError, FeedbackReceipt
-from tests.cloud.events import event
+from tests.cloud.events import accept, event
 from tests.cloud.small_published import SmallRun, small_run
 
 
@@ -28,17 +28,17 @@ def test_an_event_has_one_effect_however_often_it_comes(run: SmallRun, log: Sqli
     states = UserStates(run.published, run.record)
     intake = FeedbackIntake(log, states)
     first, second = event(2, 1003), event(2, 1006)
-    assert intake([first, first]) == FeedbackReceipt(accepted=1, duplicates=1)
-    assert intake([first, second]) == FeedbackReceipt(accepted=1, duplicates=1)
+    assert accept(intake, [first, first]) == FeedbackReceipt(accepted=1, duplicates=1)
+    assert accept(intake, [first, second]) == FeedbackReceipt(accepted=1, duplicates=1)
     assert states(2).seen.tolist()[2:] == [2, 3]
-    assert intake([]) == FeedbackReceipt(accepted=0, duplicates=0)
+    assert accept(intake, []) == FeedbackReceipt(accepted=0, duplicates=0)
 
 
 def test_a_restart_knows_what_the_process_before_knew(run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path) -> None:
     states = UserStates(run.published, run.record)
     intake = FeedbackIntake(log, states)
     for ms in (5, 3, 9, 1):
-        intake([event(2, 1000 + 3 * ms, ms=ms, watch_ms=1000 * ms, like=ms > 4), event(50, 1009, ms=ms)])
+        accept(intake, [event(2, 1000 + 3 * ms, ms=ms, watch_ms=1000 * ms, like=ms > 4), event(50, 1009, ms=ms)])
     log.close()
     log = SqliteFeedbackLog(tmp_path / "feedback.db")
     again = UserStates(run.published, run.record)
@@ -55,7 +55,7 @@ def test_an_id_that_is_empty_or_too_long_is_refused_with_the_whole_batch(
 ) -> None:
     states = UserStates(run.published, run.record)
     with pytest.raises(ContractError) as caught:
-        FeedbackIntake(log, states)([event(), event(event_id=event_id)], "$.feedback")
+        accept(FeedbackIntake(log, states), [event(), event(event_id=event_id)], "$.feedback")
     assert caught.value.path == "$.feedback[1].event_id"
     assert list(log.replay()) == []
     assert len(states(1).seen) == 1
@@ -66,20 +66,21 @@ def test_what_the_log_refuses_has_no_effect(run: SmallRun, log: SqliteFeedbackLo
     intake = FeedbackIntake(log, states)
     log.close()
     with pytest.raises(LogWriteError):
-        intake([event(1, 1003)])
+        accept(intake, [event(1, 1003)])
     assert len(states(1).seen) == 1
 
 
 @pytest.mark.parametrize("name", ["", "x" * (EXPERIMENT_MAX + 1)])
 def test_an_experiment_without_a_usable_name_is_refused(run: SmallRun, log: SqliteFeedbackLog, name: str) -> None:
     with pytest.raises(ContractError) as caught:
-        FeedbackIntake(log, UserStates(run.published, run.record))([event(), event(experiment=name)])
+        accept(FeedbackIntake(log, UserStates(run.published, run.record)), [event(), event(experiment=name)])
     assert caught.value.path == "$.events[1].experiment"
     assert list(log.replay()) == []
 
 
 def test_a_restart_keeps_experiments_apart(run: SmallRun, log: SqliteFeedbackLog) -> None:
-    FeedbackIntake(log, UserStates(run.published, run.record))([event(2, 1003, experiment="a"), event(2, 1006)])
+    intake = FeedbackIntake(log, UserStates(run.published, run.record))
+    accept(intake, [event(2, 1003, experiment="a"), event(2, 1006)])
     again = UserStates(run.published, run.record)
     assert FeedbackIntake(log, again).replayed == 2
     assert again(2, "a").seen.tolist()[2:] == [2]
@@ -92,8 +93,8 @@ def test_each_process_knows_once_what_all_accepted(run: SmallRun, log: SqliteFee
     states, other_states = UserStates(run.published, run.record), UserStates(run.published, run.record)
     intake, other = FeedbackIntake(log, states), FeedbackIntake(other_log, other_states)
     first, second = event(2, 1003, ms=1), event(2, 1006, ms=2)
-    assert intake([first]).accepted == 1
-    assert other([first, second]) == FeedbackReceipt(accepted=1, duplicates=1)
+    assert accept(intake, [first]).accepted == 1
+    assert accept(other, [first, second]) == FeedbackReceipt(accepted=1, duplicates=1)
     assert (other.follow(), intake.follow()) == (1, 1)
     assert (other.follow(), intake.follow()) == (0, 0)
     for known in (states, other_states):
@@ -109,7 +110,7 @@ def test_a_duplicate_that_another_process_accepted_is_known_with_the_receipt(
     states = UserStates(run.published, run.record)
     intake = FeedbackIntake(log, states)
     other_log.append([sent := event(2, 1003)])
-    assert intake([sent]) == FeedbackReceipt(accepted=0, duplicates=1)
+    assert accept(intake, [sent]) == FeedbackReceipt(accepted=0, duplicates=1)
     assert intake.follow() == 1
     assert states(2).seen.tolist()[2:] == [2]
     other_log.close()
@@ -128,7 +129,7 @@ def test_a_long_log_is_replayed_whole(run: SmallRun, log: SqliteFeedbackLog) -> 
 @pytest.mark.parametrize("length", [1, EVENT_ID_MAX])
 def test_the_shortest_and_the_longest_names_are_accepted(run: SmallRun, log: SqliteFeedbackLog, length: int) -> None:
     intake = FeedbackIntake(log, UserStates(run.published, run.record))
-    assert intake([event(event_id="x" * length, experiment="y" * min(length, EXPERIMENT_MAX))]).accepted == 1
+    assert accept(intake, [event(event_id="x" * length, experiment="y" * min(length, EXPERIMENT_MAX))]).accepted == 1
 
 
 def test_each_batch_gets_a_receipt_of_its_own(run: SmallRun, log: SqliteFeedbackLog) -> None:

@@ -41,8 +41,7 @@ def has_all(splits: Splits, run: SmallRun) -> bool:
 def test_a_store_that_comes_back_empty_is_filled_again(run: SmallRun, server: ValkeyServer) -> None:
     config = ServingConfig(pipeline=PipelineConfig(store=StoreConfig(url=server.url)))
     fill_stores(Run.open(run.folder), config)
-    engine = open_engine(Run.open(run.folder), config)
-    try:
+    with open_engine(Run.open(run.folder), config) as engine:
         assert has_all(engine.splits, run)
         assert not engine.splits.unavailable
         server.kill()
@@ -54,8 +53,6 @@ def test_a_store_that_comes_back_empty_is_filled_again(run: SmallRun, server: Va
         wait_until(lambda: not engine.splits.unavailable, "the vectors")
         assert has_all(engine.splits, run)
         engine.splits.check()
-    finally:
-        engine.close()
 
 
 def test_pages_do_not_use_what_is_filled_half_way(run: SmallRun, server: ValkeyServer) -> None:

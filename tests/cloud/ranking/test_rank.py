@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pocketrank.cloud.pages.engine import PageEngine, fill_stores, open_engine
+from pocketrank.cloud.pages.engine import fill_stores, open_engine
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.pipeline.candidates import CandidateSet
 from pocketrank.cloud.pipeline.filters import Filters, FiltersConfig
@@ -28,9 +28,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 @pytest.fixture(scope="module")
 def resources(run: SmallRun) -> Iterator[Resources]:
     fill_stores(Run.open(run.folder), ServingConfig())
-    engine: PageEngine = open_engine(Run.open(run.folder), ServingConfig())
-    yield Resources(engine.catalogue, engine.ranker, {}, Filters(FiltersConfig(), engine.catalogue, run.folder), run.folder)
-    engine.close()
+    with open_engine(Run.open(run.folder), ServingConfig()) as engine:
+        filters = Filters(FiltersConfig(), engine.catalogue, run.folder)
+        yield Resources(engine.catalogue, engine.ranker, {}, filters, run.folder)
 
 
 @pytest.fixture

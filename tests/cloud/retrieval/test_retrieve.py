@@ -64,7 +64,7 @@ def test_room_that_a_channel_leaves_is_filled_by_the_others(run: SmallRun, tmp_p
 
 def test_the_nearest_are_those_of_the_users_vector(run: SmallRun, tmp_path: Path) -> None:
     with pages(run.folder, tmp_path / "feedback.db", PipelineConfig(stage=stages())) as made:
-        state = made.world.states(6)
+        state = made.engine.states(6)
     near = run.published.item_vector.astype(np.float32) @ run.expected_vector(6, state.history)
     near[[0, *state.seen]] = -np.inf
     assert shown(run, tmp_path, {"use": "two_tower", "quota": 10}) == np.argsort(-near)[:10].tolist()

@@ -1,7 +1,7 @@
 """Pages of a published run without HTTP: what the routes do with a request, one after the other."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,22 @@ from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.cloud.training.run import Run
 from pocketrank.device.contract import Page, PageRequest
+from tests.cloud.events import accept
 
 
 class Pages:
     """Feedback in, then the page."""
 
     def __init__(
-        self, world: PageEngine, config: PipelineConfig, log: SqliteFeedbackLog, observer: PageObserver | None = None
+        self, engine: PageEngine, config: PipelineConfig, log: SqliteFeedbackLog, observer: PageObserver | None = None
     ) -> None:
-        self.world = world
-        self._intake = FeedbackIntake(log, world.states)
-        self._make = PageMaker(world, config, observer=observer)
+        self.engine = engine
+        self._intake = FeedbackIntake(log, engine.states)
+        self._make = PageMaker(engine, config, observer=observer)
 
     def __call__(self, request: PageRequest, since: float | None = None) -> Page:
         self._make.check(request)
-        self._intake(request.feedback, "$.feedback")
+        accept(self._intake, request.feedback, "$.feedback")
         return self._make(request, since)
 
 
@@ -63,9 +64,5 @@ def pages(
     serving = ServingConfig(pipeline=config, folder=run, seen_max=seen_max)
     opened = Run.open(run)
     fill_stores(opened, serving)
-    world, log = open_engine(opened, serving), SqliteFeedbackLog(db)
-    try:
-        yield Pages(world, config, log, observer)
-    finally:
-        world.close()
-        log.close()
+    with open_engine(opened, serving) as engine, closing(SqliteFeedbackLog(db)) as log:
+        yield Pages(engine, config, log, observer)
