@@ -1,5 +1,5 @@
 """Upload of a bundle to a server: ask which files are missing, send those, and ask again
-(`pocketrank.cloud.serving.routes.uploads`).
+(`pocketrank.cloud.serving.routes.bundles`).
 
 Errors::
 

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from pocketrank.cloud.pipeline.config import PipelineConfig
-from pocketrank.cloud.serving.access.token_file import decode_tokens
+from pocketrank.cloud.serving.access.tokens import decode_tokens
 from pocketrank.cloud.serving.process.server import ServerConfig
 from pocketrank.cloud.serving.process.workers import WorkersConfig
 from pocketrank.cloud.serving.routes.health import Health, health_router

@@ -5,7 +5,7 @@
     POST /v1/page                  PageRequest -> Page                  scope device
     POST /v1/feedback              FeedbackBatch -> FeedbackReceipt     scope device
     GET  /v1/bundle/...            the bundle (`routes.bundles`)        scope device
-    PUT  /v1/bundle...             a new bundle (`routes.uploads`)      scope publish
+    PUT  /v1/bundle...             a new bundle, likewise               scope publish
     GET  /livez, /readyz           liveness and readiness (`routes.health`)
     GET  /healthz                  what is served, for people
     GET  /metrics                  Prometheus                           scope admin
@@ -45,9 +45,8 @@ from pocketrank.cloud.serving.http.wire import WireError, error_response
 from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
 from pocketrank.cloud.serving.load.page_queue import PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
-from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes
+from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes, upload_routes
 from pocketrank.cloud.serving.routes.health import Health, health_router
-from pocketrank.cloud.serving.routes.uploads import upload_routes
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry, with_any_telemetry
 from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics

@@ -16,7 +16,7 @@ import typer
 from pocketrank.sdk_demo.cli.errors import OptionError
 
 if TYPE_CHECKING:
-    from pocketrank.cloud.serving.access.token_file import TokenRecord
+    from pocketrank.cloud.serving.access.tokens import TokenRecord
 
 __all__ = ["Scope", "create", "list_all", "revoke", "token"]
 
@@ -81,7 +81,7 @@ def create(
     Writes the file of tokens; creates it if it does not exist.
     """
     from pocketrank.cloud.serving.access.limits import RateLimit
-    from pocketrank.cloud.serving.access.token_file import issue_token
+    from pocketrank.cloud.serving.access.tokens import issue_token
     from pocketrank.sdk_demo.cli.output import JsonTarget
 
     if burst is not None and rate is None:
@@ -124,7 +124,7 @@ def list_all(tokens: TokensFile, json: Json = None) -> None:
     """
     from rich.table import Table
 
-    from pocketrank.cloud.serving.access.token_file import list_tokens
+    from pocketrank.cloud.serving.access.tokens import list_tokens
     from pocketrank.sdk_demo.cli.output import JsonTarget
 
     target, now_ms = JsonTarget(json), _now_ms()
@@ -148,7 +148,7 @@ def revoke(
 
     Writes the file of tokens; a running server applies it within a second.
     """
-    from pocketrank.cloud.serving.access.token_file import revoke_token
+    from pocketrank.cloud.serving.access.tokens import revoke_token
     from pocketrank.sdk_demo.cli.output import JsonTarget
 
     target = JsonTarget(json)

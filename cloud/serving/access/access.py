@@ -23,8 +23,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from pocketrank.cloud.serving.access.limits import RequestLimits, TokenScope, caller
-from pocketrank.cloud.serving.access.token_file import TokenRecord
-from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, TokenRecord
 
 __all__ = ["REFUSALS", "SECURITY_SCHEME", "Access", "OpenServerError", "check_host", "is_loopback"]
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from pocketrank.cloud.serving.access.limits import RateLimit
-from pocketrank.cloud.serving.access.token_file import list_tokens
-from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, list_tokens
 from pocketrank.sdk_demo.cli import main
 
 DAY_MS = 86_400_000

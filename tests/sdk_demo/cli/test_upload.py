@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability.released import make_bundle
-from pocketrank.cloud.serving.access.token_file import issue_token
+from pocketrank.cloud.serving.access.tokens import issue_token
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.sdk_demo.cli import main
 from pocketrank.sdk_demo.uploader import BundleUploader

@@ -9,8 +9,7 @@ import pytest
 
 from pocketrank.cloud.serving.access.access import SECURITY_SCHEME, Access, OpenServerError, check_host
 from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TokenScope, TooManyError
-from pocketrank.cloud.serving.access.token_file import issue_token, revoke_token
-from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, issue_token, revoke_token
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.device.codec import to_json
 from pocketrank.device.contract import FeedbackBatch, PageRequest

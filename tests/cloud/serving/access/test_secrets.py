@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit
-from pocketrank.cloud.serving.access.token_file import issue_token, revoke_token
+from pocketrank.cloud.serving.access.tokens import issue_token, revoke_token
 from pocketrank.cloud.serving.routes.health import HealthConfig
 from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
 from pocketrank.device.codec import to_json

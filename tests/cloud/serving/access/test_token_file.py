@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from pocketrank.cloud.serving.access.limits import RateLimit
-from pocketrank.cloud.serving.access.token_file import NoSuchTokenError, TokenFileError, issue_token, list_tokens, revoke_token
+from pocketrank.cloud.serving.access.tokens import NoSuchTokenError, TokenFileError, issue_token, list_tokens, revoke_token
 
 _MAKE_MANY = """
 import sys
 from pathlib import Path
-from pocketrank.cloud.serving.access.token_file import issue_token, revoke_token
+from pocketrank.cloud.serving.access.tokens import issue_token, revoke_token
 for n in range(int(sys.argv[2])):
     made = issue_token(Path(sys.argv[1]), ["device"], now_ms=1, lasts_ms=1)
     if n % 2:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from pocketrank.cloud.serving.access.limits import SCOPES, RateLimit, TokenScope
-from pocketrank.cloud.serving.access.token_file import TokenFileError, issue_token, revoke_token
-from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile
+from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, TokenFileError, issue_token, revoke_token
 
 NOW_S = 1_000_000.0
 

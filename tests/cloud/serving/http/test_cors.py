@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketrank.cloud.serving.access.token_file import issue_token
+from pocketrank.cloud.serving.access.tokens import issue_token
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.serving.http.cors import CorsConfig, CorsError, with_cors
 from pocketrank.device.codec import to_json

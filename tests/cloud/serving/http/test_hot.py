@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit
-from pocketrank.cloud.serving.access.token_file import issue_token
+from pocketrank.cloud.serving.access.tokens import issue_token
 from pocketrank.cloud.streams.sqlite import SqliteLogConfig
 from pocketrank.device.codec import from_msgpack, to_json, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig
-from pocketrank.cloud.serving.access.token_file import issue_token
+from pocketrank.cloud.serving.access.tokens import issue_token
 from pocketrank.cloud.serving.config import ServingConfig
 from tests.cloud.serving.live import Live, live, write_bundle
 from tests.cloud.small_published import small_run

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit, TokenScope
-from pocketrank.cloud.serving.access.token_file import issue_token, revoke_token
+from pocketrank.cloud.serving.access.tokens import issue_token, revoke_token
 from pocketrank.cloud.serving.bundles.publish import BundlePublish, BundleReceipt
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.device.codec import to_json, to_msgpack
