@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ _WRITER_RETRY_S = 0.1
 """Time between two attempts while another process fills them."""
 
 
-@dataclass(frozen=True)
-class PageEngine:
+class PageEngine(NamedTuple):
     """What a process needs to make pages. `open_engine` makes one."""
 
     published: Published

@@ -54,8 +54,7 @@ def serve(
     from pocketrank.cloud.serving.config import ServingConfig
     from pocketrank.cloud.serving.http.cors import CorsConfig
     from pocketrank.cloud.serving.process.serve import serve as serve_run
-    from pocketrank.cloud.serving.process.server import ServerConfig
-    from pocketrank.cloud.serving.process.tls import TlsConfig
+    from pocketrank.cloud.serving.process.server import ServerConfig, TlsConfig
     from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
     from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
     from pocketrank.cloud.training.run import Run

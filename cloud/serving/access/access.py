@@ -1,6 +1,6 @@
 """The check of every request: its token allows it, and its caller does not exceed a rate.
 
-    access = Access(TokenFile(path), RequestLimits())
+    access = Access(TokenFile(path), LimitsConfig())
     access(scope, "device")                                              # ASGI's own scope: the hot routes
     @app.get("/metrics", dependencies=[access.requires("admin")])        # any other route
 
@@ -22,7 +22,7 @@ from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from pocketrank.cloud.serving.access.limits import RequestLimits, TokenScope, caller
+from pocketrank.cloud.serving.access.limits import LimitsConfig, RequestLimits, TokenScope, caller
 from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, TokenRecord
 
 __all__ = ["REFUSALS", "SECURITY_SCHEME", "Access", "OpenServerError", "check_host", "is_loopback"]
@@ -65,8 +65,8 @@ def is_loopback(host: str) -> bool:
 class Access:
     """Check of every request's token and rate. `tokens` None leaves the server open."""
 
-    def __init__(self, tokens: TokenFile | None = None, limits: RequestLimits | None = None) -> None:
-        self.tokens, self.limits = tokens, RequestLimits() if limits is None else limits
+    def __init__(self, tokens: TokenFile | None = None, limits: LimitsConfig | None = None) -> None:
+        self.tokens, self.limits = tokens, RequestLimits(limits)
 
     def __call__(self, scope: Scope, need: TokenScope) -> TokenRecord | None:
         """Return the token of a request, None at an open server. `scope` is ASGI's.

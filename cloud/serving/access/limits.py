@@ -96,8 +96,7 @@ class RequestLimits:
         now, buckets = self._clock(), self._full_at
         full_at = buckets.get(key)
         if full_at is None:
-            if len(buckets) >= self.config.callers_max:
-                key = self._make_room(key, now)
+            key = self._make_room(key, now)
             full_at = buckets.get(key, now)
         per_s = limit.per_s
         taken = (full_at if full_at > now else now) + 1 / per_s

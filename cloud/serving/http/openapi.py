@@ -68,11 +68,11 @@ def _operation(
     security: list[dict[str, list[str]]],
 ) -> dict[str, Any]:
     success = {"description": "JSON, or MessagePack when `Accept` names it.", "content": content_of(answer, MSGPACK, JSON)}
-    operation: dict[str, Any] = {
+    return {
         "summary": summary,
         "description": f"{request.__doc__}\n\n{answer.__doc__}",
         "operationId": name,
         "requestBody": {"required": True, "content": content_of(request, MSGPACK, JSON)},
         "responses": {"200": success, **{str(status): response for status, response in errors(*_HOT).items()}},
+        **({"security": security} if security else {}),
     }
-    return operation | ({"security": security} if security else {})

@@ -92,10 +92,9 @@ def error_answer(error: Exception, method: str, path: str) -> Response:
     """Return the answer to any error of a request, with an `ErrorBody` as JSON."""
     headers: Mapping[str, str] = {}
     match error:
-        case WireError():
-            status, headers, body = error.status, error.headers, _body(error)
-        case ContractError():
-            status, body = 400, _body(error)
+        case WireError() | ContractError():
+            status, headers = (error.status, error.headers) if isinstance(error, WireError) else (400, headers)
+            body = ErrorBody(error=str(error), path=error.path, expected=error.expected, got=error.got)
         case FeedbackLogError():
             # Without the path of the log, which is the operator's business. The client may send the whole batch again.
             status, headers = 503, {"Retry-After": "1"}
@@ -118,7 +117,3 @@ def error_answer(error: Exception, method: str, path: str) -> Response:
 async def error_response(request: Request, error: Exception) -> Response:
     """Return the `error_answer` as FastAPI's exception handlers return it."""
     return error_answer(error, request.method, request.url.path)
-
-
-def _body(error: WireError | ContractError) -> ErrorBody:
-    return ErrorBody(error=str(error), path=error.path, expected=error.expected, got=error.got)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 
 from pocketrank.cloud.serving.access.access import Access, check_host
-from pocketrank.cloud.serving.access.limits import RequestLimits
 from pocketrank.cloud.serving.access.tokens import TokenFile
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.serving.process.server import listen, run_server
@@ -71,11 +70,8 @@ def serve_on(
 
     configure_logs(config.logs)
     run, health = Run.open(folder), Health(config.health)
-    access = Access(TokenFile(config.tokens) if config.tokens else None, RequestLimits(config.limits))
-    with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(run, config))
-        log = SqliteFeedbackLog(db, config.log)
-        stack.callback(log.close)
+    access = Access(TokenFile(config.tokens) if config.tokens else None, config.limits)
+    with open_engine(run, config) as engine, closing(SqliteFeedbackLog(db, config.log)) as log:
         uploads = folder / "bundles" if config.tokens else None
         app = create_app(engine, bundle, log, config, access=access, health=health, uploads=uploads)
         gc.collect()

@@ -109,20 +109,16 @@ def run_workers(
     if workers < 1:
         raise ValueError(f"Expected at least one worker, got {workers}")
 
-    def start(place: int) -> tuple[SpawnProcess, Any]:
-        beats = _SPAWN.RawValue(c_ulonglong, 0)  # in memory that both processes map
-        process = _SPAWN.Process(
-            target=_work,
-            args=(target, args, sock, beats, dict(environment(place)), config.stop_s),
-            name=f"pocketrank-{place}",
-        )
+    def start(place: int, beats: Any) -> SpawnProcess:
+        worker_args = (target, args, sock, beats, dict(environment(place)), config.stop_s)
+        process = _SPAWN.Process(target=_work, args=worker_args, name=f"pocketrank-{place}")
         # Ctrl-C reaches the whole process group, but only the supervisor may act on it: workers inherit a blocked SIGINT.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        return process, beats
+        return process
 
     places, is_reported = [_Place(number, start, died, config) for number in range(workers)], False
     with _signals() as received:
@@ -144,14 +140,14 @@ class _Place:
     """One place among the workers, and the process that holds it now."""
 
     def __init__(
-        self, number: int, start: Callable[[int], tuple[SpawnProcess, Any]], died: Callable[[int], None], config: WorkersConfig
+        self, number: int, start: Callable[[int, Any], SpawnProcess], died: Callable[[int], None], config: WorkersConfig
     ) -> None:
         self.process: SpawnProcess | None = None
         self.was_ready = False
         """Whether any process of this place has been ready."""
         self._number, self._start, self._died, self._config = number, start, died, config
         self._beats: Any = None
-        """The process's count of heartbeats; 0 until it is ready."""
+        """The process's count of heartbeats, in memory that both processes map; 0 until it is ready."""
         self._seen = self._deaths = 0
         self._start_at = self._started_at = self._ready_at = self._checked_at = self._silent_s = 0.0
 
@@ -160,8 +156,8 @@ class _Place:
         now = monotonic()
         if self.process is None:
             if now >= self._start_at:
-                self.process, self._beats = self._start(self._number)
-                self._seen, self._started_at = 0, now
+                self._beats, self._seen, self._started_at = _SPAWN.RawValue(c_ulonglong, 0), 0, now
+                self.process = self._start(self._number, self._beats)
             return
         is_alive, beats = self.process.is_alive(), int(self._beats.value)
         if beats and not self._seen:

@@ -12,8 +12,9 @@
 The SHA-256 of a body is its ETag. A path may have another file tomorrow, so caches must revalidate; a download that was cut off
 continues with `Range` and `If-Range`.
 
-A client that uploads sends the manifest, uploads the files that are missing, and repeats the first request. So files of the last
-bundle are not sent again, and an upload that broke off continues where it was. Only the last request changes what is served.
+A client that uploads sends the manifest, uploads the files that are missing, and repeats the first request. So files of the
+last bundle are not sent again, and an upload that broke off continues where it was. Only the last request changes what is
+served.
 """
 
 from __future__ import annotations

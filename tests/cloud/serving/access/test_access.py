@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from pocketrank.cloud.serving.access.access import SECURITY_SCHEME, Access, OpenServerError, check_host
-from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, RequestLimits, TokenScope, TooManyError
+from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, TokenScope, TooManyError
 from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, issue_token, revoke_token
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.device.codec import to_json
@@ -196,7 +196,7 @@ def test_each_token_and_scope_has_a_rate(tmp_path: Path) -> None:
         )
     }  # fmt: skip
     config = LimitsConfig(device=RateLimit(0.001, 3), admin=None)
-    access = Access(TokenFile(tmp_path / "t"), RequestLimits(config))
+    access = Access(TokenFile(tmp_path / "t"), config)
 
     def accepted(name: str, scope: TokenScope) -> int:
         for count in range(20):
@@ -213,7 +213,7 @@ def test_each_token_and_scope_has_a_rate(tmp_path: Path) -> None:
 
 
 def test_an_open_server_accepts_anybody_for_all_but_publish() -> None:
-    access = Access(limits=RequestLimits(LimitsConfig(anonymous=RateLimit(0.001, 2))))
+    access = Access(limits=LimitsConfig(anonymous=RateLimit(0.001, 2)))
     for address in ("192.0.2.1", "192.0.2.2"):
         for scope in ("device", "admin"):
             assert access(_scope(client=(address, 1)), scope) is None

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pocketrank.cloud.serving.config import ServingConfig
-from pocketrank.cloud.serving.process.server import ServerConfig
-from pocketrank.cloud.serving.process.tls import TlsConfig, TlsError
+from pocketrank.cloud.serving.process.server import ServerConfig, TlsConfig, TlsError
 from pocketrank.device.codec import from_json, to_json
 from pocketrank.device.contract import Page
 from tests.cloud.serving.live import JSON, live, request
