@@ -56,8 +56,6 @@ from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEve
 
 __all__ = ["create_app"]
 
-_PAGE_REQUEST, _FEEDBACK_BATCH = with_any_telemetry(PageRequest), with_any_telemetry(FeedbackBatch)
-
 _FLUSH_S = 0.25
 """How often a worker writes its metrics to where another worker, when it is scraped, reads them."""
 
@@ -192,8 +190,8 @@ def create_app(
 
     # The routes of plain ASGI before them, and what is around all routes.
     hot = {
-        "/v1/page": HotRoute(_PAGE_REQUEST, answer_page, page_queue.enter, metrics.stage),
-        "/v1/feedback": HotRoute(_FEEDBACK_BATCH, answer_feedback),
+        "/v1/page": HotRoute(with_any_telemetry(PageRequest), answer_page, page_queue.enter, metrics.stage),
+        "/v1/feedback": HotRoute(with_any_telemetry(FeedbackBatch), answer_feedback),
     }
     read = BodyReader(limits.body_max, limits.body_s)
     routes = HotRoutes(app, hot, metrics, labels, access=access, read=read, access_log=access_log, tracer=tracer)

@@ -74,24 +74,22 @@ class IncomingFile:
         self._file, self._bytes_left, self._digest = file, bytes, hashlib.sha256()
 
     def write(self, data: bytes) -> None:
-        """Append the next bytes. Raises `BadBundleError`, `StoreFullError`, `BundleWriteError`."""
+        """Append the next bytes. Raises `BadBundleError`, and OSError, which `incoming` raises as an error of the store."""
         self._bytes_left -= len(data)
         if self._bytes_left < 0:
             raise BadBundleError("$", "as many bytes as Content-Length says", "more")
         rest = memoryview(data)
-        with _typed_errors():
-            while rest:  # a disk that is nearly full writes a part, and refuses the next
-                rest = rest[self._file.write(rest) or 0 :]
+        while rest:  # a disk that is nearly full writes a part, and refuses the next
+            rest = rest[self._file.write(rest) or 0 :]
         self._digest.update(data)
 
     def finish(self, sha256: str) -> None:
-        """Check that all bytes are there and have this digest. Raises `BadBundleError`, `BundleWriteError`."""
+        """Check that all bytes are there and have this digest. Raises `BadBundleError`, and OSError as `write` does."""
         if self._bytes_left:
             raise BadBundleError("$", "as many bytes as Content-Length says", f"{self._bytes_left} fewer")
         if (digest := self._digest.hexdigest()) != sha256:
             raise BadBundleError("$", f"bytes with SHA-256 {sha256}", f"bytes with {digest}")
-        with _typed_errors():
-            os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())
 
 
 class BundleRepository:
@@ -139,17 +137,14 @@ class BundleRepository:
         """
         path = self._path(sha256)
         part = self._incoming / os.urandom(16).hex()
-        with self._reserve(bytes):
+        with _typed_errors(), self._reserve(bytes):
             try:
-                with _typed_errors():
-                    file = part.open("xb", buffering=0)
-                with file:
+                with part.open("xb", buffering=0) as file:
                     new = IncomingFile(file, bytes)
                     yield new
                     new.finish(sha256)
-                with _typed_errors():
-                    os.replace(part, path)
-                    sync_folder(self._blobs)
+                os.replace(part, path)
+                sync_folder(self._blobs)
             finally:
                 part.unlink(missing_ok=True)
 
@@ -185,8 +180,6 @@ class BundleRepository:
 
         When the record or a file is damaged, the error is logged and the bundle before stays.
         """
-        if self.is_loaded():
-            return self._current
         with self._load_lock:
             while (stamp := self._stamp()) != self._loaded_stamp:
                 try:
@@ -232,8 +225,7 @@ class BundleRepository:
                     _logger.warning("A file that no bundle names cannot be removed: %s", error.strerror)
 
     def _bytes_taken(self) -> int:
-        with _typed_errors():
-            return self._bytes_reserved + sum(found.stat().st_size for found in os.scandir(self._blobs))
+        return self._bytes_reserved + sum(found.stat().st_size for found in os.scandir(self._blobs))
 
     @contextmanager
     def _reserve(self, bytes: int) -> Iterator[None]:
@@ -241,7 +233,7 @@ class BundleRepository:
         bytes_max = self.config.store_bytes_max
         with self._reserve_lock:
             if bytes + self._bytes_taken() > bytes_max:
-                with _typed_errors(), self._commit_lock:
+                with self._commit_lock:
                     self._remove_unnamed(self._read_record())
             if bytes + (taken := self._bytes_taken()) > bytes_max:
                 raise StoreFullError(f"{taken} of {bytes_max} bytes taken, {bytes} more")

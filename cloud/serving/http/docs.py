@@ -47,7 +47,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     request = operation.get("requestBody", {}).get("content", {})
     body = [(escape(kind), _type(content.get("schema", {}))) for kind, content in request.items()]
     responses = [
-        (escape(status), escape(response.get("description", "")), " ".join(_bodies(response)))
+        (escape(status), escape(response.get("description", "")), _bodies(response))
         for status, response in sorted(operation["responses"].items())
     ]
     scopes = sorted({scope for entry in operation.get("security", ()) for scopes in entry.values() for scope in scopes})
@@ -91,10 +91,10 @@ def _type(schema: dict[str, Any]) -> str:
     return f"{kind} ({escape(encoding)})" if encoding else kind
 
 
-def _bodies(response: dict[str, Any]) -> list[str]:
+def _bodies(response: dict[str, Any]) -> str:
     """Return the schemas of a response, each once."""
     contents = response.get("content", {}).values()
-    return list(dict.fromkeys(_type(content["schema"]) for content in contents if content.get("schema")))
+    return " ".join(dict.fromkeys(_type(content["schema"]) for content in contents if content.get("schema")))
 
 
 def _paragraphs(text: str) -> str:

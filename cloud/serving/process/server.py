@@ -173,16 +173,13 @@ class _Server(uvicorn.Server):
         self._accept_until: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        sockets = sockets or []
+        (sock,) = sockets or ()
         if self._heartbeat is None:
             await super().startup(sockets)
-            for sock in sockets:
-                print_serving(url_of(sock, tls=self.config.ssl is not None))
+            print_serving(url_of(sock, tls=self.config.ssl is not None))
             return
         await super().startup([])
-        for sock in sockets:
-            shared = _SharedSocket(sock, self._protocol, self.config.ssl)
-            self.servers.append(shared)  # type: ignore[arg-type]
+        self.servers.append(_SharedSocket(sock, self._protocol, self.config.ssl))  # type: ignore[arg-type]
         self._heartbeat()
 
     def _protocol(self) -> asyncio.Protocol:
