@@ -41,7 +41,7 @@ _WRITER_RETRY_S = 0.1
 
 
 class PageEngine(NamedTuple):
-    """What a process needs to make pages. `open_engine` makes one."""
+    """All parts with which a process makes pages. `open_engine` opens one."""
 
     published: Published
     record: PublishedRecord

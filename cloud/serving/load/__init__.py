@@ -1,1 +1,1 @@
-"""What keeps answers in time under load: queues before pages and feedback, and the compute price. Nothing about HTTP."""
+"""Load: queues before pages and feedback, and the compute price, keep answers in time. Nothing about HTTP."""

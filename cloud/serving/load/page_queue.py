@@ -42,8 +42,7 @@ class BusyError(WireError):
     """Too many requests wait. `reason` names the queue in the metrics."""
 
     def __init__(self, wait_s: float, reason: str = "queue") -> None:
-        self.retry_after_s = min(_RETRY_MAX_S, max(1, math.ceil(wait_s)))
-        headers = {"Retry-After": str(self.retry_after_s)}
+        headers = {"Retry-After": str(min(_RETRY_MAX_S, max(1, math.ceil(wait_s))))}
         super().__init__(429, "$", "room in the queue", f"a wait of {round(1e3 * wait_s)} ms", headers)
         self.reason = reason
 

@@ -84,10 +84,8 @@ class Health:
 
     async def ready(self) -> Readiness:
         """Return the current state, from results that are at most `cache_s` old."""
-        if self._draining:
-            return Readiness(status="draining", checks={})
-        if not self._loaded:
-            return Readiness(status="not_ready", checks={})
+        if self._draining or not self._loaded:
+            return Readiness(status="draining" if self._draining else "not_ready", checks={})
         await asyncio.gather(*(self._run(check) for check in self._checks))
         failed = [check for check in self._checks if not check.ok]
         status: Literal["ready", "degraded", "not_ready"] = "degraded" if failed else "ready"

@@ -1,1 +1,1 @@
-"""What a server reports about itself and its devices: metrics, logs and traces. Nothing here changes an answer."""
+"""Reports of a server about itself and its devices: metrics, logs and traces. Nothing here changes an answer."""

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass
 class Collector:
-    """What came: spans by name, and the resource of the last."""
+    """Received spans, and the resource of the last."""
 
     url: str = ""
     spans: list[Any] = field(default_factory=list)

@@ -83,7 +83,7 @@ def piped(folder: Path, toml: str, **more: Any) -> ServingConfig:
 
 
 def request(user_id: int = 1, size: int = 10, **more: Any) -> PageRequest:
-    """A page request with vectors unless said otherwise."""
+    """A page request with vectors by default."""
     fields: dict[str, Any] = {
         "request_id": "r",
         "user_id": user_id,

@@ -74,7 +74,7 @@ def started(args: list[str], stderr: Path | None = None) -> Iterator[Live]:
             line = process.stdout.readline()
             guard.cancel()
             assert line.startswith(("Serving on http://127.0.0.1:", "Serving on https://127.0.0.1:")), (
-                f"the server said {line!r}"
+                f"Expected the line of a ready server, got {line!r}"
             )
             yield Live(process, int(line.rsplit(":", 1)[1]))
         finally:

@@ -1,4 +1,4 @@
-"""What schemathesis needs to speak MessagePack: `SCHEMATHESIS_HOOKS` names this module."""
+"""MessagePack for schemathesis: `SCHEMATHESIS_HOOKS` names this module."""
 
 import base64
 from typing import Any

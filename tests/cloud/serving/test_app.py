@@ -100,10 +100,10 @@ def test_an_unknown_split_version_gets_a_page_without_vectors(server: Live) -> N
 def test_a_body_against_the_contract_is_400_and_says_where(server: Live, path: str, body: bytes, where: str) -> None:
     answer = server.send("POST", path, body, MSGPACK)
     assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
-    told = answer.json()
-    assert sorted(told) == ["error", "expected", "got", "path"]
-    assert told["path"] == where
-    assert told["expected"] in told["error"]
+    error = answer.json()
+    assert sorted(error) == ["error", "expected", "got", "path"]
+    assert error["path"] == where
+    assert error["expected"] in error["error"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"events": 1}', b"[" * 100_000, b'{"events": [], "version": 7}'])
@@ -208,8 +208,8 @@ def test_it_lives_and_is_ready(server: Live) -> None:
 
 
 def test_health_says_what_is_served(server: Live) -> None:
-    told = server.send("GET", "/healthz").json()
-    assert told == {
+    health = server.send("GET", "/healthz").json()
+    assert health == {
         "status": "ok",
         "split_version": SPLIT_VERSION,
         "split_versions": [SPLIT_VERSION],
@@ -218,7 +218,7 @@ def test_health_says_what_is_served(server: Live) -> None:
         "simulated": True,
         "bundle": True,
         "feedback_replayed": 0,
-        "threads": told["threads"],
+        "threads": health["threads"],
     }
 
 
@@ -244,15 +244,15 @@ def test_metrics_count_what_happens(server: Live) -> None:
 
 
 def test_telemetry_is_counted_once_and_a_bad_report_loses_no_feedback(server: Live) -> None:
-    def told(telemetry: object, user_id: int) -> FeedbackReceipt:
+    def send(telemetry: object, user_id: int) -> FeedbackReceipt:
         body = {"events": [msgspec.to_builtins(event(user_id))], "telemetry": telemetry}
         return from_msgpack(server.send("POST", "/v1/feedback", msgspec.msgpack.encode(body), MSGPACK).body, FeedbackReceipt)
 
     report = TelemetryReport(report_id="r", since_ms=0, until_ms=1, counters={"reranks": 3})
-    assert told(msgspec.to_builtins(report), 6).accepted == 1
+    assert send(msgspec.to_builtins(report), 6).accepted == 1
     server.ask("/v1/page", request(6, telemetry=report), Page)
     for bad in ({"report_id": "x", "counters": {"reranks": -1}}, 5, [[]]):
-        assert told(bad, 6).accepted == 1
+        assert send(bad, 6).accepted == 1
     assert server.metric('pocketrank_device_counts_total{name="reranks"}') == 3
     labels = 'bundle="",result="{}",sample_rate="",tier=""'
     assert server.metric(f"pocketrank_device_reports_total{{{labels.format('duplicate')}}}") == 1
@@ -260,20 +260,20 @@ def test_telemetry_is_counted_once_and_a_bad_report_loses_no_feedback(server: Li
 
 
 def test_the_routes_are_documented(server: Live) -> None:
-    told = server.send("GET", "/openapi.json").json()
+    document = server.send("GET", "/openapi.json").json()
     bundle = {f"/v1/bundle/{name}" for name in ("manifest.json", "manifest.sig", "release.json", "files/{path}")}
-    assert bundle | {"/v1/page", "/v1/feedback", "/livez", "/readyz", "/healthz", "/metrics"} == set(told["paths"])
+    assert bundle | {"/v1/page", "/v1/feedback", "/livez", "/readyz", "/healthz", "/metrics"} == set(document["paths"])
     for path in ("/v1/page", "/v1/feedback"):
-        operation = told["paths"][path]["post"]
+        operation = document["paths"][path]["post"]
         assert set(operation["requestBody"]["content"]) == {"application/msgpack", "application/json"}
         assert {"200", "400", "401", "403", "408", "413", "415", "429", "503"} == set(operation["responses"])
         assert "security" not in operation  # it has no tokens
-    schemas = told["components"]["schemas"]
+    schemas = document["components"]["schemas"]
     assert set(PageRequest.__struct_fields__) == set(schemas["PageRequest"]["properties"])
     page = server.send("GET", "/docs")
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert all(path in page.body.decode() for path in told["paths"])
-    references = {part.split('"')[0] for part in json.dumps(told).split('"#/components/schemas/')[1:]}
+    assert all(path in page.body.decode() for path in document["paths"])
+    references = {part.split('"')[0] for part in json.dumps(document).split('"#/components/schemas/')[1:]}
     assert references <= set(schemas)
 
 

@@ -21,7 +21,7 @@ HOUR_MS = 3_600_000
 
 
 class Row(NamedTuple):
-    """What a route requires."""
+    """Requirements of a route."""
 
     scope: TokenScope | None
     """Scope of an accepted token; None when any caller is."""
@@ -47,7 +47,7 @@ ROWS = {
     "GET /livez": Row(None, "/livez"),
     "GET /readyz": Row(None, "/readyz"),
 }
-"""What each route requires. Probes carry no token, and answer nothing that would need one."""
+"""Requirements of each route. Probes carry no token, and answer nothing that would need one."""
 
 
 class Keys:

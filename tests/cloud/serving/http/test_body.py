@@ -92,12 +92,12 @@ def test_a_client_that_leaves_is_told_apart() -> None:
 
 def test_a_client_that_says_nothing_more_does_not_hold_the_server() -> None:
     async def receive() -> dict[str, Any]:
-        if said:
+        if received:
             await asyncio.Event().wait()
-        said.append(True)
+        received.append(True)
         return {"type": "http.request", "body": b"half", "more_body": True}
 
-    said: list[bool] = []
+    received: list[bool] = []
     with pytest.raises(WireError) as caught:
         asyncio.run(BodyReader(MOST, 0.01)({}, receive))
     assert caught.value.status == 408

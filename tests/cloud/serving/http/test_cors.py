@@ -33,7 +33,7 @@ def server(tokens: Path, token: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _ask(server: Live, origin: str, method: str = "POST", headers: str = "authorization, content-type") -> dict[str, str]:
-    """What a browser is told before it sends a request of a page."""
+    """Return the answer to a browser that asks for permission before it sends a request of a page."""
     asked = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}
     answer = server.send("OPTIONS", "/v1/page", headers=asked)
     return {**answer.headers, "status": str(answer.status)}
@@ -41,10 +41,10 @@ def _ask(server: Live, origin: str, method: str = "POST", headers: str = "author
 
 def test_a_browser_is_told_what_a_page_of_the_app_may_do_without_a_token(server: Live) -> None:
     for origin in (APP, "http://localhost:5173"):
-        told = _ask(server, origin)
-        assert (told["status"], told["access-control-allow-origin"]) == ("200", origin)
-        assert "authorization" in told["access-control-allow-headers"].lower()
-        assert "access-control-allow-credentials" not in told
+        answer = _ask(server, origin)
+        assert (answer["status"], answer["access-control-allow-origin"]) == ("200", origin)
+        assert "authorization" in answer["access-control-allow-headers"].lower()
+        assert "access-control-allow-credentials" not in answer
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ DOCUMENT: dict[str, Any] = {
 
 
 class Elements(HTMLParser):
-    """What a browser would load, where links lead, and the text."""
+    """Elements that a browser would load, the targets of links, and the text."""
 
     def __init__(self, page: Response) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the two hot routes refuse before it has an effect, and what they carry through, over HTTP."""
+"""The two hot routes over HTTP: what they reject before it has an effect, and what they return."""
 
 import gzip
 import os
@@ -107,8 +107,8 @@ def test_a_bomb_is_refused_and_never_unpacked(site: Site) -> None:
 
 def test_a_request_id_comes_back_and_without_one_there_is_a_new_one(site: Site) -> None:
     for status, body in ((200, to_msgpack(request())), (400, b"")):
-        told = site.page(body, X_Request_Id="mine-1")
-        assert (told.status, told.headers["x-request-id"]) == (status, "mine-1")
+        answer = site.page(body, X_Request_Id="mine-1")
+        assert (answer.status, answer.headers["x-request-id"]) == (status, "mine-1")
     refused = site.server.send("POST", "/v1/page", headers={"X-Request-Id": "mine-2"})
     assert (refused.status, refused.headers["x-request-id"]) == (401, "mine-2")
     made = {site.page(to_msgpack(request()), X_Request_Id=wrong).headers["x-request-id"] for wrong in ("", "a b", "x" * 65)}

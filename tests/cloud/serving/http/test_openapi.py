@@ -42,7 +42,7 @@ def test_whatever_is_sent(tmp_path: Path) -> None:
     config = ServingConfig(tokens=tokens, limits=LimitsConfig(device=None, publish=None, admin=None))
     run, bundle = small_run(tmp_path / "run").folder, write_bundle(tmp_path / "bundle", FILES)
     with live(run, tmp_path / "feedback.db", bundle, config=config) as server:
-        told = _hold_to_its_text(server, tmp_path, "-H", f"Authorization: Bearer {token}")
+        output = _hold_to_its_text(server, tmp_path, "-H", f"Authorization: Bearer {token}")
         operations = sum(len(methods) for methods in server.send("GET", "/openapi.json").json()["paths"].values())
-        assert f"Tested: {operations}" in told
+        assert f"Tested: {operations}" in output
         assert server.send("GET", "/readyz").json()["status"] == "ready"

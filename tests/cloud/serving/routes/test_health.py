@@ -27,12 +27,12 @@ class Clock:
 def test_a_process_is_alive_before_it_is_ready_and_while_it_drains() -> None:
     health = Health()
     http = client(health)
-    said = []
+    states = []
     for step in (lambda: None, health.loaded, health.draining):
         step()
         ready = http.get("/readyz")
-        said.append((http.get("/livez").status_code, ready.status_code, ready.json()["status"]))
-    assert said == [(200, 503, "not_ready"), (200, 200, "ready"), (200, 503, "draining")]
+        states.append((http.get("/livez").status_code, ready.status_code, ready.json()["status"]))
+    assert states == [(200, 503, "not_ready"), (200, 200, "ready"), (200, 503, "draining")]
     assert ready.headers["cache-control"] == "no-store"
 
 
@@ -76,16 +76,16 @@ def test_a_check_that_hangs_has_failed_and_is_not_piled_up() -> None:
     health.loaded()
 
     async def probes() -> list[str]:
-        said = []
+        states = []
         for _ in range(3):
-            said.append((await health.ready()).status)
+            states.append((await health.ready()).status)
             clock.now += 1.0
         calls_before = len(calls)
         go_on.set()
         while (status := (await health.ready()).status) != "ready":
             clock.now += 1.0
             await asyncio.sleep(0)
-        return [*said, str(calls_before), status]
+        return [*states, str(calls_before), status]
 
     assert asyncio.run(probes()) == ["not_ready"] * 3 + ["1", "ready"]
 
@@ -97,7 +97,7 @@ def test_probes_at_once_share_a_check() -> None:
     health.loaded()
 
     async def probes() -> set[str]:
-        return {told.status for told in await asyncio.gather(*(health.ready() for _ in range(8)))}
+        return {readiness.status for readiness in await asyncio.gather(*(health.ready() for _ in range(8)))}
 
     assert asyncio.run(probes()) == {"ready"}
     assert len(calls) == 1

@@ -92,9 +92,9 @@ def test_an_upload_from_the_first_question_to_the_last(server: Live, site: Site,
     publish = publish_of(FILES, 10)
     answer = site.commit(server, publish)
     assert (answer.status, answer.headers["content-type"]) == (409, "application/json")
-    told = answer.json()
-    assert told["missing"] == sorted(digest(data) for data in FILES.values())
-    assert (told["path"], told["got"]) == ("$.manifest.files", "2 that were not")
+    body = answer.json()
+    assert body["missing"] == sorted(digest(data) for data in FILES.values())
+    assert (body["path"], body["got"]) == ("$.manifest.files", "2 that were not")
     with site.serving(name="second") as second:  # another process over the same store
         assert second.send("GET", "/v1/bundle/manifest.json", headers=site.device).status == 404
         for data in FILES.values():
@@ -171,8 +171,8 @@ def test_a_client_that_leaves_or_stalls_leaves_nothing(server: Live, site: Site)
         head = f"PUT /v1/bundle HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nAuthorization: {site.publish['Authorization']}"
         raw.sendall(f"{head}\r\n\r\nhalf".encode())
         assert raw.recv(64).startswith(b"HTTP/1.1 408 ")
-    told = server.send("GET", "/openapi.json").json()["paths"]
-    assert all("408" in told[path]["put"]["responses"] for path in ("/v1/bundle", "/v1/bundle/blobs/{sha256}"))
+    paths = server.send("GET", "/openapi.json").json()["paths"]
+    assert all("408" in paths[path]["put"]["responses"] for path in ("/v1/bundle", "/v1/bundle/blobs/{sha256}"))
 
 
 def test_a_server_killed_half_way_has_the_old_bundle(tmp_path: Path) -> None:
