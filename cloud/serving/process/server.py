@@ -173,7 +173,7 @@ class _Server(uvicorn.Server):
         self._accept_until: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        (sock,) = sockets or ()
+        (sock,) = sockets or []
         if self._heartbeat is None:
             await super().startup(sockets)
             print_serving(url_of(sock, tls=self.config.ssl is not None))
