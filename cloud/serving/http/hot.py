@@ -28,6 +28,7 @@ from pocketrank.cloud.serving.telemetry.tracing import RequestTracer
 __all__ = ["HotRoute", "HotRoutes"]
 
 _logger = logging.getLogger(__name__)
+_UNTRACED = nullcontext()
 
 
 class HotRoute(NamedTuple):
@@ -85,7 +86,7 @@ class HotRoutes:
             await send(message)
 
         try:
-            with nullcontext() if self._tracer is None else self._tracer.trace_page(scope["headers"], label):
+            with _UNTRACED if self._tracer is None else self._tracer.trace_page(scope["headers"], label):
                 try:
                     if route is None:
                         await self._app(scope, receive, observed_send)
