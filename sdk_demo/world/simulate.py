@@ -129,9 +129,7 @@ class _Record:
         rows = len(order)
         columns["scene"] = np.zeros(rows, dtype=np.int64)
         arrays = [
-            pa.array(columns[f.name][order].astype(f.type.to_pandas_dtype()), type=f.type)
-            if f.name in columns
-            else pa.nulls(rows, type=f.type)
+            pa.array(columns[f.name][order]).cast(f.type) if f.name in columns else pa.nulls(rows, type=f.type)
             for f in schema.IMPRESSIONS
         ]
         flat = pa.array(np.concatenate(self._pages).ravel())

@@ -17,7 +17,7 @@ from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.device.codec import from_json, from_msgpack, read_page, to_json, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest, TelemetryReport
 from tests.cloud.events import event
-from tests.cloud.serving.live import JSON, MSGPACK, Live, command, live, request, write_bundle
+from tests.cloud.serving.live import JSON, MSGPACK, Live, command, live, piped, request, write_bundle
 from tests.cloud.small_published import SPLIT_VERSION, small_run
 
 FILES = {"spec.json": b"{}", "models/split.fp32.onnx": b"model" * 1000}
@@ -29,7 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     small_run(folder / "run")
     bundle = write_bundle(folder / "bundle", FILES)
     (bundle / "secret").write_bytes(b"secret")
-    with live(folder / "run", folder / "feedback.db", bundle) as running:
+    config = piped(folder / "pipeline", "[limits]\nqueue_ms = 10_000\n")  # no request is shed beside other tests
+    with live(folder / "run", folder / "feedback.db", bundle, config=config) as running:
         yield running
 
 
