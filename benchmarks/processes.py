@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic, sleep
+from typing import Self
 
 import msgspec
 
 from benchmarks.errors import BenchmarkError
 
-__all__ = ["ROOT", "OrderedProcess", "Processes", "own_environment"]
+__all__ = ["ROOT", "OrderedProcess", "fresh_processes", "own_environment", "wait_until"]
 
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds `benchmarks` and `src`."""
@@ -29,26 +31,33 @@ def own_environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path} | more
 
 
-class Processes:
-    """Runner of fresh Python processes. A context; what was run in it once is compiled for the next time."""
+@contextmanager
+def fresh_processes() -> Iterator[Callable[..., str]]:
+    """Yield a function that runs Python with its arguments and returns what it prints.
 
-    def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="pocketrank-")
-        self._environment = own_environment(PYTHONPYCACHEPREFIX=self._folder.name)
-        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    What was run in the block once is compiled for the next time. The function raises `BenchmarkError` when the process fails.
+    """
+    with TemporaryDirectory(prefix="pocketrank-") as folder:
+        environment = own_environment(PYTHONPYCACHEPREFIX=folder)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
-    def __enter__(self) -> Processes:
-        return self
+        def run(*arguments: str) -> str:
+            done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise BenchmarkError(" ".join(arguments), "exit code 0", f"{done.returncode}: {done.stderr.strip()[-500:]}")
+            return done.stdout
 
-    def __exit__(self, *exception: object) -> None:
-        self._folder.cleanup()
+        yield run
 
-    def __call__(self, *arguments: str) -> str:
-        """Run Python with these arguments and return what it prints. Raises `BenchmarkError` when it fails."""
-        done = subprocess.run([sys.executable, *arguments], env=self._environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BenchmarkError(" ".join(arguments), "exit code 0", f"{done.returncode}: {done.stderr.strip()[-500:]}")
-        return done.stdout
+
+def wait_until(done: Callable[[], bool], seconds: float, where: str, expected: str) -> float:
+    """Wait until `done` and return the seconds that it took. Raises `BenchmarkError` after `seconds`."""
+    began = monotonic()
+    while not done():
+        if monotonic() - began > seconds:
+            raise BenchmarkError(where, f"{expected} within {seconds:g} s", "none")
+        sleep(0.005)
+    return monotonic() - began
 
 
 class OrderedProcess:
@@ -95,7 +104,7 @@ class OrderedProcess:
         self._process.kill()
         self._process.communicate()
 
-    def __enter__(self) -> OrderedProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from benchmarks.processes import Processes
+from benchmarks.processes import fresh_processes
 
 __all__ = ["measure_import"]
 
@@ -22,7 +22,7 @@ def measure_import(rounds: int) -> dict[str, float]:
     (`session_above_ms`) or every public name (`all_above_ms`) takes beyond that. Raises `BenchmarkError`.
     """
     taken: dict[str, list[float]] = {code: [] for code in (_BARE, _SESSION, _ALL)}
-    with Processes() as run:
+    with fresh_processes() as run:
         for code in taken:
             run("-c", code)  # compiles
         for _ in range(rounds):

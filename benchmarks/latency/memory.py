@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import Processes
+from benchmarks.processes import fresh_processes
 from pocketrank.device.contract import Format
 
 __all__ = ["measure_memory"]
@@ -16,7 +17,7 @@ def measure_memory(bundle: Path, formats: tuple[Format, ...], swipes: int) -> di
 
     Raises `BenchmarkError` when a process fails.
     """
-    with Processes() as run:
+    with fresh_processes() as run:
         bare = _peak_mib(run)
         by_format: dict[str, dict[str, float]] = {}
         for format in formats:
@@ -25,6 +26,6 @@ def measure_memory(bundle: Path, formats: tuple[Format, ...], swipes: int) -> di
     return {"bare_mib": bare, **by_format[formats[0]], **by_format}
 
 
-def _peak_mib(run: Processes, *arguments: str) -> float:
+def _peak_mib(run: Callable[..., str], *arguments: str) -> float:
     """Of the second process: the first one compiles, which takes memory too."""
     return int([run("-m", "benchmarks.latency.device_process", *arguments) for _ in range(2)][1]) / 2**20

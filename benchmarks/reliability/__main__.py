@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.command import command_parser, one_line_errors
 from benchmarks.errors import BenchmarkError
-from benchmarks.reliability import cloud as reliability_cloud
-from benchmarks.reliability import device as reliability_device
+from benchmarks.reliability import cloud, device
 from pocketrank.sdk_demo.cli.output import JsonTarget
 
 __all__ = ["main"]
@@ -31,7 +30,6 @@ Ask the cloud for twice the pages that it can make, kill it with -9, kill its st
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark with the options in `arguments` and return the exit code."""
-    device, cloud = reliability_device, reliability_cloud
     parser = command_parser("reliability", _HELP)
     side = parser.add_mutually_exclusive_group(required=True)
     side.add_argument("--device", action="store_true", help="measure the device")
@@ -47,20 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in options.only or ():
         if part not in known:
             raise BenchmarkError("--only", f"one of {', '.join(known)}", part)
-    kills = options.kills if options.kills is not None else device.KILLS if options.device else cloud.KILLS
-    if kills < 2:
-        raise BenchmarkError("--kills", "2 or more", str(kills))
+    if options.kills is None:
+        options.kills = device.KILLS if options.device else cloud.KILLS
+    if options.kills < 2:
+        raise BenchmarkError("--kills", "2 or more", str(options.kills))
     if not options.minutes > 0 or options.items < 1:
         raise BenchmarkError("--minutes and --items", "numbers above 0", f"{options.minutes} and {options.items}")
     target = JsonTarget(options.json)
-    only = options.only or tuple(known)
     if options.device:
-        report = device.measure_device(only, kills, options.seed, target.console)
+        report = device.measure_device(options, target.console)
         target.write({"device": report})
         device.print_device(target.console, report)
     else:
-        extent = cloud.CloudExtent(minutes=options.minutes, kills=kills, items=options.items, seed=options.seed)
-        report = cloud.measure_cloud(only, extent, target.console)
+        report = cloud.measure_cloud(options, target.console)
         target.write({"cloud": report})
         cloud.print_cloud(target.console, report)
     return 0

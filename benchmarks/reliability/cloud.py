@@ -29,10 +29,8 @@ The report is `cloud`::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -42,9 +40,9 @@ from benchmarks.reliability.cloud_disk import fill_disk
 from benchmarks.reliability.cloud_kills import kill_servers
 from benchmarks.reliability.cloud_overload import OverloadConfig, overload
 from benchmarks.reliability.cloud_store import StoreKillConfig, kill_store
-from pocketrank.sdk_demo.cli.output import progress
+from benchmarks.reliability.parts import Part, cell, headline_table, measure_parts
 
-__all__ = ["ITEMS", "KILLS", "MINUTES", "PARTS", "CloudExtent", "measure_cloud", "print_cloud"]
+__all__ = ["ITEMS", "KILLS", "MINUTES", "PARTS", "measure_cloud", "print_cloud"]
 
 KILLS = 200
 """Default number of servers and workers to kill."""
@@ -52,68 +50,38 @@ MINUTES = 10.0
 """Default minutes of overload."""
 ITEMS = OverloadConfig.items
 """Default number of items in the catalogue."""
+
+
 PARTS = {
-    "overload": "asking for twice the pages that can be made",
-    "kills": "killing servers under feedback",
-    "store": "killing the embedding store",
-    "disk": "filling the disk",
+    "overload": Part(
+        "asking for twice the pages that can be made",
+        lambda work, options, update: overload(
+            work, options.seed, update, OverloadConfig(seconds=60 * options.minutes, items=options.items)
+        ),
+    ),
+    "kills": Part(
+        "killing servers under feedback",
+        lambda work, options, update: kill_servers(work, options.kills, options.seed, update),
+    ),
+    "store": Part(
+        "killing the embedding store",
+        lambda work, options, update: kill_store(work, options.seed, update, StoreKillConfig(items=options.items)),
+        own=("kills",),
+    ),
+    "disk": Part("filling the disk", lambda work, options, update: fill_disk(work, options.seed, update)),
 }
-"""Parts of the benchmark, and the text of their progress bars."""
-_KEYS = {"kills": "kills_under_load"}
-"""Keys of parts in the report that differ from the part's name: `kills` is the number of kills."""
-_SUMS = ("unexpected_5xx", "events_lost", "events_twice")
 _HEADLINES = ("unexpected_5xx", "memory_growth", "recovery_s", "kills", "events_lost", "events_twice")
 
 
-@dataclass(frozen=True)
-class CloudExtent:
-    """Extent of the measurement."""
-
-    minutes: float = MINUTES
-    """Minutes of overload."""
-    kills: int = KILLS
-    """Number of servers and workers to kill."""
-    items: int = ITEMS
-    """Items in the catalogue under overload and in the store."""
-    seed: int = 0
-    """Seed of the load and of the moments of kills."""
-
-
-def measure_cloud(parts: Sequence[str], extent: CloudExtent, console: Console) -> dict[str, Any]:
-    """Measure `parts` of `PARTS` and return the report, headlines first. Raises `BenchmarkError`."""
-    found: dict[str, dict[str, Any]] = {}
-    for part in PARTS:
-        if part in parts:
-            with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, PARTS[part]) as update:
-                found[part] = _measure(part, Path(work), extent, update)
-    headlines: dict[str, Any] = {}
-    for name in _HEADLINES:
-        if name in _SUMS:
-            if values := [figures[name] for figures in found.values() if name in figures]:
-                headlines[name] = sum(values)
-        elif (source := "kills" if name == "kills" else "overload") in found:
-            headlines[name] = found[source][name]
-    return headlines | {_KEYS.get(part, part): figures for part, figures in found.items()}
-
-
-def _measure(part: str, work: Path, extent: CloudExtent, update: Callable[[float], None]) -> dict[str, Any]:
-    match part:
-        case "overload":
-            return overload(work, extent.seed, update, OverloadConfig(seconds=60 * extent.minutes, items=extent.items))
-        case "kills":
-            return kill_servers(work, extent.kills, extent.seed, update)
-        case "store":
-            return kill_store(work, extent.seed, update, StoreKillConfig(items=extent.items))
-        case _:
-            return fill_disk(work, extent.seed, update)
+def measure_cloud(options: Namespace, console: Console) -> dict[str, Any]:
+    """Measure the parts that `options` name and return the report, headlines first. Raises `BenchmarkError`."""
+    headlines, found = measure_parts(PARTS, _HEADLINES, options, console)
+    return headlines | {"kills_under_load" if part == "kills" else part: figures for part, figures in found.items()}
 
 
 def print_cloud(console: Console, report: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
-    table = figure_table("The cloud under overload, kills and faults", "")
-    for name in _HEADLINES:
-        if name in report:
-            table.add_row(name.replace("_", " "), _cell(report[name]))
+    table = headline_table("The cloud under overload, kills and faults", _HEADLINES, report)
     for part, names in (
         ("overload", ("capacity_rps", "offered_rps", "goodput_rps", "whole_rps")),
         ("kills_under_load", ("events_acknowledged", "batches", "resent", "effects_seen")),
@@ -121,38 +89,26 @@ def print_cloud(console: Console, report: Mapping[str, Any]) -> None:
         ("disk", ("refused", "events_lost", "refused_without_retry_after", "taken_again_s")),
     ):
         for name in names if part in report else ():
-            table.add_row(f"{part}.{name}", _cell(report[part][name]))
+            table.add_row(f"{part}.{name}", cell(report[part][name]))
     console.print(table)
-    _print_pages(console, report)
-    if "overload" in report:
-        table = figure_table("Overload by time", "pages", "p50 ms", "p99 ms", "whole", "price", "MB", label="from s")
-        for row in report["overload"]["series"]:
-            cells = [_cell(row.get(name)) for name in ("from_s", "pages", "p50_ms", "p99_ms", "whole_share", "price")]
-            table.add_row(*cells, _cell(row["memory"] / 1e6))
-        console.print(table)
-
-
-def _print_pages(console: Console, report: Mapping[str, Any]) -> None:
-    times = [
-        (f"{part}: {when}", report[part][when])
-        for part, whens in (
-            ("overload", ("before", "overload", "after")),
-            ("store", ("before", "away", "after")),
-            ("disk", ("pages_while_full",)),
-        )
-        if part in report
-        for when in whens
-    ]
-    if not times:
-        return
     title = "Pages, and the share of them in which something is missing"
     table = figure_table(title, "pages", "p50 ms", "p99 ms", "whole", "price")
     table.add_column("degraded")
-    for name, row in times:
-        lacks = ", ".join(f"{reason} {share:.3f}" for reason, share in row.get("degraded_share", {}).items())
-        table.add_row(name, *(_cell(row.get(n)) for n in ("pages", "p50_ms", "p99_ms", "whole_share", "price")), lacks)
-    console.print(table)
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
+    for part, times in (
+        ("overload", ("before", "overload", "after")),
+        ("store", ("before", "away", "after")),
+        ("disk", ("pages_while_full",)),
+    ):
+        for time in times if part in report else ():
+            row = report[part][time]
+            lacks = ", ".join(f"{reason} {share:.3f}" for reason, share in row.get("degraded_share", {}).items())
+            cells = (cell(row.get(name)) for name in ("pages", "p50_ms", "p99_ms", "whole_share", "price"))
+            table.add_row(f"{part}: {time}", *cells, lacks)
+    if table.row_count:
+        console.print(table)
+    if "overload" in report:
+        table = figure_table("Overload by time", "pages", "p50 ms", "p99 ms", "whole", "price", "MB", label="from s")
+        for row in report["overload"]["series"]:
+            cells = (cell(row.get(name)) for name in ("from_s", "pages", "p50_ms", "p99_ms", "whole_share", "price"))
+            table.add_row(*cells, cell(row["memory"] / 1e6))
+        console.print(table)

@@ -58,19 +58,13 @@ class Effect(NamedTuple):
     """[D]"""
 
 
-class _Answer(NamedTuple):
-    status: int
-    retry_after: str | None
-    body: bytes
-
-
 class Devices:
-    """Devices that send from `start` to `finish`. Both may be called again; the counts go on."""
+    """Devices that send until `finish`."""
 
     def __init__(self, port: int, items: NDArray[np.int64], split_version: str, seed: int, config: DevicesConfig) -> None:
         """`items` are the ids of items that the server knows."""
         self.config, self._port, self._items, self._split = config, port, items.tolist(), split_version
-        self._seed, self._users = seed, itertools.count(1 << 40)  # nobody's past is published
+        self._users = itertools.count(1 << 40)  # nobody's past is published
         self.acknowledged: list[str] = []
         """Ids of acknowledged events."""
         self.effects: list[Effect] = []
@@ -78,15 +72,12 @@ class Devices:
         """`batches` acknowledged, `resent` of them more than once, `broken` connections, answers by `status_N` other than
         200, `without_retry_after`, `malformed`."""
         self._counting, self._stopping = Lock(), Event()
-        self._threads, self._failed = list[Thread](), list[BaseException]()
-
-    def start(self) -> None:
-        """Begin to send."""
-        self._stopping.clear()
-        for _ in range(self.config.connections):
-            self._seed += 1
-            thread = Thread(target=self._run, args=(random.Random(self._seed),), daemon=True)
-            self._threads.append(thread)
+        self._failed: list[BaseException] = []
+        self._threads = [
+            Thread(target=self._run, args=(random.Random(seed + number),), daemon=True)
+            for number in range(1, config.connections + 1)
+        ]
+        for thread in self._threads:
             thread.start()
 
     def finish(self) -> None:
@@ -94,11 +85,9 @@ class Devices:
         self._stopping.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        alive = sum(thread.is_alive() for thread in self._threads)
-        self._threads.clear()
         if self._failed:
             raise self._failed[0]
-        if alive:
+        if alive := sum(thread.is_alive() for thread in self._threads):
             raise BenchmarkError("devices", f"all feedback acknowledged within {_JOIN_S:g} s", f"{alive} with some left")
 
     def _run(self, rng: random.Random) -> None:
@@ -157,7 +146,7 @@ class _Device:
             answer, tries = self._until_accepted("/v1/page" if paged else "/v1/feedback", body)
             self._all.acknowledged.extend(event.event_id for event in events)
             count("batches")
-            if not self._is_whole(answer.body, paged):
+            if not self._is_whole(answer, paged):
                 count("malformed")
             if tries > 1:
                 count("resent")
@@ -176,34 +165,28 @@ class _Device:
     def _see_effect(self, events: tuple[FeedbackEvent, ...]) -> None:
         while True:
             answer, _ = self._until_accepted("/v1/page", self._all.page_request(events[0].user_id))
-            page = from_msgpack(answer.body, Page)
+            page = from_msgpack(answer, Page)
             if page.user_vector is not None:  # else the server had no time to compute it
                 self._all.effects.append(Effect(events, np.array(from_block(page.user_vector, "user_vector"), np.float16)))
                 return
 
-    def _until_accepted(self, path: str, what: msgspec.Struct) -> tuple[_Answer, int]:
-        """Send until the status is 200; return that answer and the number of tries."""
+    def _until_accepted(self, path: str, what: msgspec.Struct) -> tuple[bytes, int]:
+        """Send until the status is 200; return that answer's body and the number of tries."""
         body, count = to_msgpack(what), self._all.count
         for tries in itertools.count(1):
-            answer = self._send(path, body)
-            if answer is None:
+            try:
+                self._connection.request("POST", path, body, _HEADERS)
+                response = self._connection.getresponse()
+                answer = response.read()
+            except (OSError, HTTPException):  # as when the server is killed
+                self._connection.close()
                 count("broken")
                 self._pause.wait(_RECONNECT_S)
                 continue
-            if answer.status == 200:
+            if response.status == 200:
                 return answer, tries
-            count(f"status_{answer.status}")
-            if answer.retry_after is None:
+            count(f"status_{response.status}")
+            if response.getheader("Retry-After") is None:
                 count("without_retry_after")
             self._pause.wait(self._config.retry_s)
         raise AssertionError
-
-    def _send(self, path: str, body: bytes) -> _Answer | None:
-        """Send once; None when the connection breaks, as it does when the server is killed."""
-        try:
-            self._connection.request("POST", path, body, _HEADERS)
-            response = self._connection.getresponse()
-            return _Answer(response.status, response.getheader("Retry-After"), response.read())
-        except (OSError, HTTPException):
-            self._connection.close()
-            return None

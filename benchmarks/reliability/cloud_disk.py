@@ -9,19 +9,16 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
-from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 
-from benchmarks.errors import BenchmarkError
+from benchmarks.processes import wait_until
 from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_devices import Devices, DevicesConfig
 from benchmarks.reliability.cloud_kills import kept, read_log
@@ -56,36 +53,35 @@ class DiskConfig:
     devices: DevicesConfig = DevicesConfig()
 
 
-class _Disk(ABC):
-    kind: str
+class _Limit:
+    """A limit on the length of the server's files."""
 
-    def __init__(self, folder: Path, bytes_: int) -> None:
-        self.folder, self.bytes = folder, bytes_
+    kind = "limit"
 
-    @property
-    def before(self) -> list[str]:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.before: list[str] = []
         """Command that runs the server's command."""
-        return []
 
     def seen(self, pid: int, name: str) -> Path:
         """Return the path of a file of the disk as this process sees it."""
         return self.folder / name
 
-    @abstractmethod
     def fill(self, pid: int) -> None:
         """Leave no room."""
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 12, resource.RLIM_INFINITY))  # Python ignores the signal with it
 
-    @abstractmethod
     def free(self, pid: int) -> None:
         """Make room again."""
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-class _Tmpfs(_Disk):
+class _Tmpfs(_Limit):
     kind = "tmpfs"
 
-    @property
-    def before(self) -> list[str]:
-        return ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, "sh", str(self.bytes), str(self.folder)]
+    def __init__(self, folder: Path, bytes_: int) -> None:
+        super().__init__(folder)
+        self.before = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, "sh", str(bytes_), str(folder)]
 
     def seen(self, pid: int, name: str) -> Path:
         return Path(f"/proc/{pid}/root{self.folder.resolve() / name}")
@@ -98,55 +94,41 @@ class _Tmpfs(_Disk):
     def free(self, pid: int) -> None:
         self.seen(pid, "ballast").unlink()
 
-    @classmethod
-    def is_available(cls, folder: Path) -> bool:
-        if shutil.which("unshare") is None:
-            return False
-        tried = subprocess.run([*cls(folder, 1 << 20).before, "true"], capture_output=True, check=False)
-        return tried.returncode == 0
-
-
-class _Limit(_Disk):
-    kind = "limit"
-
-    def fill(self, pid: int) -> None:
-        self._set(pid, 1 << 12)
-
-    def free(self, pid: int) -> None:
-        self._set(pid, resource.RLIM_INFINITY)
-
-    @staticmethod
-    def _set(pid: int, bytes_max: int) -> None:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_max, resource.RLIM_INFINITY))  # Python ignores the signal with it
+    def is_available(self) -> bool:
+        tried = [*self.before, "true"]
+        return shutil.which("unshare") is not None and not subprocess.run(tried, capture_output=True, check=False).returncode
 
 
 def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: DiskConfig | None = None) -> dict[str, Any]:
     """Fill the disk under the log and make room again. Return the report. Raises `BenchmarkError`."""
-    config, never = config or DiskConfig(), Event()
+    config = config or DiskConfig()
     run = small_run(work / "run")
     folder = work / "disk"
     folder.mkdir()
-    disk: _Disk = (_Tmpfs if _Tmpfs.is_available(folder) else _Limit)(folder, config.bytes)
+    tmpfs = _Tmpfs(folder, config.bytes)
+    disk = tmpfs if tmpfs.is_available() else _Limit(folder)
     total = config.before_s + config.full_s + config.after_s
     requests = PageRequests(run.published, run.record, seed).requests(200, feedback=False)
     with CloudServer(work / "disk.log", before=disk.before) as server:
         server.start(ServeOrder(run=str(run.folder), log=str(folder / "log.db")))
-        devices = Devices(server.port, run.published.item_id[1:], run.record.split_version, seed, config.devices)
         with OpenLoad(work) as load:
             load.begin(server.port, requests, (OpenPhase(config.page_rps, total),), seed=seed)
             began = monotonic()
-            devices.start()
-            never.wait(config.before_s)
+            devices = Devices(server.port, run.published.item_id[1:], run.record.split_version, seed, config.devices)
+            sleep(config.before_s)
             disk.fill(server.pid)
             full_at, taken = monotonic() - began, devices.counts["batches"]
             progress(config.before_s / total)
-            never.wait(config.full_s)
-            ready, taken = _ready(server.port), devices.counts["batches"] - taken
+            sleep(config.full_s)
+            ready, taken = server.get("/readyz").status_code, devices.counts["batches"] - taken
             disk.free(server.pid)
             free_at = monotonic() - began
-            again_s = _wait_until_accepted(devices, config.again_s)
+            before = devices.counts["batches"]
+            again_s = wait_until(
+                lambda: devices.counts["batches"] > before, config.again_s, "feedback with room again", "to be accepted"
+            )
             progress((config.before_s + config.full_s) / total)
-            never.wait(config.after_s)
+            sleep(config.after_s)
             devices.finish()
             result = load.wait()
         server.kill()
@@ -170,22 +152,3 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
         "pages": answers(result, np.ones(len(result.at), np.bool_)),
         "pages_while_full": pages(result, full),
     }
-
-
-def _wait_until_accepted(devices: Devices, longest_s: float) -> float:
-    """Wait until a batch is acknowledged and return the seconds it took. Raises `BenchmarkError`."""
-    since, before, never = monotonic(), devices.counts["batches"], Event()
-    while devices.counts["batches"] == before:
-        if monotonic() - since > longest_s:
-            raise BenchmarkError("feedback", f"to be accepted within {longest_s:g} s after there was room", "none")
-        never.wait(0.005)
-    return monotonic() - since
-
-
-def _ready(port: int) -> int:
-    connection = HTTPConnection("127.0.0.1", port)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status
-    finally:
-        connection.close()

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -136,12 +135,12 @@ def _capacity(server: CloudServer, requests: list[PageRequest], config: Overload
 
 def _watch(server: CloudServer, config: OverloadConfig, progress: Callable[[float], None]) -> list[tuple[float, int]]:
     """Sample memory until the last phase is over; return bytes by seconds since the start."""
-    began, total, never = monotonic(), config.calm_s + config.seconds + config.after_s, Event()
+    began, total = monotonic(), config.calm_s + config.seconds + config.after_s
     found: list[tuple[float, int]] = []
     while (now := monotonic() - began) < total:
         found.append((now, server.memory_bytes()))
         progress(now / total)
-        never.wait(config.seconds / config.samples)
+        sleep(config.seconds / config.samples)
     return found
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+import httpx
 import msgspec
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.processes import OrderedProcess
 from benchmarks.reliability.forks import fork_each
-from benchmarks.serving.host import children, cpu_s, memory_bytes, process_tree
+from benchmarks.serving.host import ProcessTree, children
 
 __all__ = ["CloudServer", "ServeOrder", "main"]
 
@@ -53,7 +54,7 @@ class ServeOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Core that the server is pinned to; None: any."""
 
 
-class CloudServer:
+class CloudServer(ProcessTree):
     """One server at a time, which restarts on the same port. A context.
 
     `before` is a command that runs this module's, such as one that mounts something first. What servers log is
@@ -65,7 +66,8 @@ class CloudServer:
         # Killed servers leave temporary files behind, which are removed with the rest of the scratch.
         environment = {"OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
         self._process = OrderedProcess("benchmarks.reliability.cloud_server", *options, before=before, log=log, **environment)
-        self.port = self.pid = 0
+        super().__init__(0)
+        self.port = 0
 
     def begin(self, order: ServeOrder) -> None:
         """Start a server and return while it loads."""
@@ -76,6 +78,10 @@ class CloudServer:
         """Start a server and wait until it serves. Raises `BenchmarkError` when it ends instead."""
         self.begin(order)
         self.port = int(self._expect(_READY))
+
+    def get(self, path: str) -> httpx.Response:
+        """Return the server's answer to a GET request."""
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False)
 
     @property
     def host_pid(self) -> int:
@@ -89,22 +95,9 @@ class CloudServer:
         return line.removeprefix(beginning)
 
     @property
-    def pids(self) -> list[int]:
-        """Ids of the server and all processes that it started."""
-        return process_tree(self.pid) if self.pid else []
-
-    @property
     def workers(self) -> list[int]:
         """Ids of its workers."""
         return [pid for pid in children(self.pid) if b"spawn_main" in _command_line(pid)]
-
-    def cpu_s(self) -> float:
-        """Return the CPU seconds of all its processes since their start."""
-        return sum(cpu_s(pid) for pid in self.pids)
-
-    def memory_bytes(self) -> int:
-        """Return the proportional set size of all its processes."""
-        return sum(memory_bytes(pid) for pid in self.pids)
 
     def kill(self) -> None:
         """Kill all its processes with -9 and wait until they have ended."""

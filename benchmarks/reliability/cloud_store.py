@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def kill_store(
     run = run or publish_world(work / "run", WorldSize(config.items))
     asking = PageRequests(*Published.open(run.published), seed)
     requests = asking.requests(config.requests, feedback=False)
-    never, kills, backs = Event(), list[float](), list[float]()
+    kills, backs = list[float](), list[float]()
     total = config.kills * (config.before_s + config.away_s + config.back_s)
     with valkey_server() as valkey, CloudServer(work / "store.log") as server:
         order = ServeOrder(run=str(run.folder), log=str(work / "store.db"), store=valkey.url)
@@ -64,14 +63,14 @@ def kill_store(
             load.begin(server.port, requests, (OpenPhase(config.rps, total),), seed=seed)
             began = monotonic()
             for number in range(config.kills):
-                never.wait(config.before_s)
+                sleep(config.before_s)
                 kills.append(monotonic() - began)
                 valkey.kill()
-                never.wait(config.away_s)
+                sleep(config.away_s)
                 valkey.restart()
                 backs.append(monotonic() - began)
                 progress((number + 0.5) / config.kills)
-                never.wait(config.back_s)
+                sleep(config.back_s)
             result = load.wait()
         server.stop()
     return _report(result, kills, backs)

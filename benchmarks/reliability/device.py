@@ -20,17 +20,18 @@ The report is `device`::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 
 from benchmarks.command import figure_table
 from benchmarks.reliability.faults import swipe_through_faults
+from benchmarks.reliability.hostile import attack
+from benchmarks.reliability.kills_bundle import kill_switches
 from benchmarks.reliability.kills_events import kill_devices
-from pocketrank.sdk_demo.cli.output import progress
+from benchmarks.reliability.parts import Part, headline_table, measure_parts
 
 __all__ = ["KILLS", "PARTS", "measure_device", "print_device"]
 
@@ -38,56 +39,38 @@ KILLS = 1200
 """Default number of processes to kill."""
 SWITCH_SHARE = 0.25
 """Share of the kills that happen while bundles are switched; a switch is short and has few moments."""
+
+
+def _switches(kills: int) -> int:
+    return max(1, round(SWITCH_SHARE * kills))
+
+
 PARTS = {
-    "events": "killing devices that write and upload",
-    "switches": "killing devices that switch bundles",
-    "hostile": "attacking devices",
-    "faults": "swiping through faults",
+    "events": Part(
+        "killing devices that write and upload",
+        lambda work, options, update: kill_devices(work, options.kills - _switches(options.kills), options.seed, update),
+    ),
+    "switches": Part(
+        "killing devices that switch bundles",
+        lambda work, options, update: kill_switches(work, _switches(options.kills), options.seed, update),
+    ),
+    "hostile": Part("attacking devices", lambda work, options, update: attack(work, options.seed, update)),
+    "faults": Part("swiping through faults", lambda work, options, update: swipe_through_faults(work, update)),
 }
-"""Parts of the benchmark, and the text of their progress bars."""
 _HEADLINES = (
     "kills", "events_lost", "events_twice", "invalid_bundles_active", "hostile_bundles", "hostile_accepted", "failed_swipes",
 )  # fmt: skip
 
-Progress = Callable[[float], None]
 
-
-def measure_device(parts: Sequence[str], kills: int, seed: int, console: Console) -> dict[str, Any]:
-    """Measure `parts` of `PARTS` and return the report, headlines first. Raises `BenchmarkError`."""
-    switches = max(1, round(SWITCH_SHARE * kills))
-    found: dict[str, dict[str, Any]] = {}
-    for part in PARTS:
-        if part in parts:
-            with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, PARTS[part]) as update:
-                found[part] = _measure(part, Path(work), kills - switches, switches, seed, update)
-    headlines = {name: sum(figures.get(name, 0) for figures in found.values()) for name in _HEADLINES}
-    known = {name for figures in found.values() for name in figures}
-    return {name: value for name, value in headlines.items() if name in known} | found
-
-
-def _measure(part: str, work: Path, events: int, switches: int, seed: int, update: Progress) -> dict[str, Any]:
-    match part:
-        case "events":
-            return kill_devices(work, events, seed, update)
-        case "switches":
-            from benchmarks.reliability.kills_bundle import kill_switches  # with the next it needs the extra that signs bundles
-
-            return kill_switches(work, switches, seed, update)
-        case "hostile":
-            from benchmarks.reliability.hostile import attack
-
-            return attack(work, seed, update)
-        case _:
-            return swipe_through_faults(work, update)
+def measure_device(options: Namespace, console: Console) -> dict[str, Any]:
+    """Measure the parts that `options` name and return the report, headlines first. Raises `BenchmarkError`."""
+    headlines, found = measure_parts(PARTS, _HEADLINES, options, console)
+    return headlines | found
 
 
 def print_device(console: Console, report: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
-    table = figure_table("A device under kills, attacks and faults", "")
-    for name in _HEADLINES:
-        if name in report:
-            table.add_row(name.replace("_", " "), str(report[name]))
-    console.print(table)
+    console.print(headline_table("A device under kills, attacks and faults", _HEADLINES, report))
     if "events" in report:
         during = report["events"]["during"]
         table = figure_table("Activity at the moment of the kill", *during)

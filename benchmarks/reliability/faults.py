@@ -23,14 +23,14 @@ from benchmarks.latency.timed import milliseconds
 from benchmarks.reliability.faulty_cloud import FAULTS, FaultyCloud
 from benchmarks.reliability.full_disk import full_disk
 from benchmarks.reliability.kills_events import twice
-from pocketrank.device.contract import FeedbackEvent, Page, PageRequest
+from pocketrank.device.contract import Page, PageRequest
 from pocketrank.device.network.client import CloudClient
 from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
 from pocketrank.device.offline.upload import UploadConfig, Uploader
 from pocketrank.device.paging import FixedPaging
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.session import FeedSession, RefillConfig, SessionConfig
-from tests.device.worlds import make_bundle, make_page
+from tests.device.worlds import make_bundle, make_event, make_page
 
 __all__ = ["SITUATIONS", "FaultConfig", "swipe_through_faults"]
 
@@ -163,7 +163,12 @@ class _Day:
                 if item is None:
                     self._counts["showed_nothing"] += 1
                 else:
-                    event = _event(session, item, at)
+                    more = {
+                        "session_id": session.session_id,
+                        "event_id": f"{session.session_id}/{at}",
+                        "page_id": session.page_id,
+                    }
+                    event = make_event(item, at, **more)
                     if session.feedback(event):
                         self._taken.append(event.event_id)
             except Exception:  # any error is a failed swipe
@@ -178,19 +183,5 @@ class _Day:
             time.sleep(config.dwell_s if at < config.swipes else config.wait_s)
 
     def _page(self, request: PageRequest) -> Page:
-        return make_page(
-            [next(self._items) for _ in range(request.size)], request_id=request.request_id, page_id=request.request_id
-        )
-
-
-def _event(session: FeedSession, item: int, at: int) -> FeedbackEvent:
-    return FeedbackEvent(
-        event_id=f"{session.session_id}/{at}",
-        user_id=session.user_id,
-        session_id=session.session_id,
-        item_id=item,
-        position=at,
-        impression_ms=at,
-        watch_ms=1000,
-        page_id=session.page_id,
-    )
+        items = [next(self._items) for _ in range(request.size)]
+        return make_page(items, request_id=request.request_id, page_id=request.request_id)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import mmap
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -28,13 +28,12 @@ import msgspec
 import numpy as np
 
 from benchmarks.reliability.forks import fork_each, report
-from pocketrank.device.codec import to_block
-from pocketrank.device.contract import Candidates, Columns, FeedbackEvent, FeedbackReceipt, Page
+from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt, Page
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.offline.outbox import Outbox
 from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
 from pocketrank.device.offline.upload import UploadConfig, Uploader
 from pocketrank.device.session.session import FeedSession
+from tests.device.worlds import make_event, make_page
 
 __all__ = ["MARKS", "Life", "main"]
 
@@ -80,33 +79,6 @@ class _Marks:
         self._bytes[MARKS.index(name)] = 0
 
 
-class _Marked(Outbox):
-    """Outbox whose use by an uploader is marked."""
-
-    def __init__(self, outbox: Outbox, marks: _Marks) -> None:
-        self._outbox, self._marks = outbox, marks
-
-    def __len__(self) -> int:
-        return len(self._outbox)
-
-    def add(self, event: FeedbackEvent) -> bool:
-        return self._outbox.add(event)
-
-    def take(self, events_max: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
-        return self._outbox.take(events_max, bytes_max)
-
-    def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
-        with self._marks("acknowledge"):
-            self._outbox.acknowledge(events)
-
-    def put_back(self, events: Iterable[FeedbackEvent]) -> None:
-        self._outbox.put_back(events)
-
-    def tidy(self) -> None:
-        with self._marks("tidy"):
-            self._outbox.tidy()
-
-
 def main() -> None:
     """Fork a device for each order on standard input."""
     fork_each(Life, _live)
@@ -120,7 +92,9 @@ def _live(life: Life) -> None:
         session.restore()
     report(f"damaged {store.damaged_files + store.damaged_rows}")
     report(f"again {sum(session.feedback(_event(life, name, 0, 0)) for name in life.known)}")
-    client, outbox = CloudClient(life.url), _Marked(store.outbox, marks)
+    client, outbox = CloudClient(life.url), store.outbox
+    for name in ("acknowledge", "tidy"):  # which the uploader calls
+        setattr(outbox, name, marks(name)(getattr(outbox, name)))
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
         with marks("send"):
@@ -162,17 +136,12 @@ def _swipe(life: Life, session: FeedSession, marks: _Marks) -> None:
 
 
 def _event(life: Life, name: str, item: int, at: int) -> FeedbackEvent:
-    return FeedbackEvent(
-        event_id=name, user_id=1, session_id=life.name, item_id=item, position=at, impression_ms=at, watch_ms=at, page_id="page"
-    )
+    return make_event(item, at, event_id=name, user_id=1, session_id=life.name, page_id="page")
 
 
 def _page(name: str) -> Page:
     items = np.random.default_rng(list(name.encode())).integers(0, 1 << 62, PAGE_ITEMS)
-    none = Columns(names=(), values=to_block(np.zeros((PAGE_ITEMS, 0)), "f4"))
-    codes = Columns(names=(), values=to_block(np.zeros((PAGE_ITEMS, 0), int), "i4"))
-    candidates = Candidates(item_id=to_block(items, "i8"), floats=none, categories=codes)
-    return Page(page_id=name, request_id=name, created_ms=0, ttl_ms=600_000, candidates=candidates)
+    return make_page(items.tolist(), split=None, page_id=name, request_id=name)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ class _Life:
     during: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     empty: bool = False
-    killed: bool = False
 
 
 class _Devices(OrderedProcess):
@@ -68,8 +67,7 @@ class _Devices(OrderedProcess):
     def live(self, life: Life, events: int | None = None, kill: Callable[[], None] = lambda: None) -> _Life:
         """Run one device; after `events` events call `kill`, then kill the device. None leaves it to its own end."""
         self.send(life)
-        lived = _Life()
-        pid = 0
+        lived, pid, killed = _Life(), 0, False
         with self._marks.open("r+b") as file, mmap.mmap(file.fileno(), len(MARKS)) as marks:
             marks[:] = bytes(len(MARKS))
             while True:
@@ -84,18 +82,14 @@ class _Devices(OrderedProcess):
                     case "empty":
                         lived.empty = True
                     case "end":
+                        if int(value) != (expected := -signal.SIGKILL if killed else 0):
+                            raise BenchmarkError("a device", f"an end by {expected}", f"one by {value}")
                         lived.during = [name for name, on in zip(MARKS, marks[:], strict=True) if on]
-                        self._check(int(value), lived.killed)
                         return lived
-                if events is not None and not lived.killed and len(lived.taken) >= events:
+                if events is not None and not killed and len(lived.taken) >= events:
                     kill()
                     os.kill(pid, signal.SIGKILL)
-                    lived.killed = True
-
-    def _check(self, code: int, killed: bool) -> None:
-        expected = -signal.SIGKILL if killed else 0
-        if code != expected:
-            raise BenchmarkError("a device", f"an end by {expected}", f"one by {code}")
+                    killed = True
 
 
 def twice(applied: Iterable[FeedbackEvent]) -> int:
@@ -111,8 +105,7 @@ def kill_devices(
     server, devices = LogServer(work / "log.db"), _Devices(work / "marks")
     taken: list[str] = []
     begun = 0  # how many events earlier stores accepted
-    counts: Counter[str] = Counter()
-    during: Counter[str] = Counter()
+    counts, during = Counter[str](), Counter[str]()
 
     def life(number: int, name: str, *, uploads: bool = False, empties: bool = False) -> Life:
         store, marks, known = work / f"store-{number // config.lives}.db", work / "marks", taken[begun:][-config.known_max :]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.processes import OrderedProcess
 from pocketrank.device.contract import PageRequest
 
-__all__ = ["DROPPED", "MALFORMED", "UNSENT", "OpenDone", "OpenLoad", "OpenOrder", "OpenPhase", "OpenResult"]
+__all__ = ["DROPPED", "MALFORMED", "UNSENT", "OpenLoad", "OpenOrder", "OpenPhase", "OpenResult"]
 
 UNSENT, DROPPED, MALFORMED = 0, 1, 2
 """In place of a status: never sent, because no connection was free; no whole answer; an answer that cannot be read."""
@@ -53,15 +53,6 @@ class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Seed of the arrivals, and the beginning of event ids."""
 
 
-class OpenDone(msgspec.Struct, frozen=True, kw_only=True):
-    """Last answer of the process; the fields are those of `OpenResult`."""
-
-    reasons: tuple[tuple[str, ...], ...]
-    first_error: str | None
-    busy: float
-    late_p99_ms: float
-
-
 @dataclass(frozen=True)
 class OpenResult:
     """Outcome of n requests, in the order of their arrival."""
@@ -80,7 +71,7 @@ class OpenResult:
     """[n] 1 where the page has vectors"""
     retry_after: NDArray[np.int8]
     """[n] 1 where the answer has `Retry-After`"""
-    reasons: tuple[tuple[str, ...], ...]
+    reasons: Sequence[Sequence[str]]
     """Different values of `degraded` in the pages."""
     first_error: str | None
     """The beginning of the first answer that was neither 200 nor 429."""
@@ -118,9 +109,6 @@ class OpenLoad(OrderedProcess):
 
     def wait(self) -> OpenResult:
         """Wait until all phases are over and return the outcome. Raises `BenchmarkError` when the process dies."""
-        done = msgspec.json.decode(self.read_line(), type=OpenDone)
+        others = msgspec.json.decode(self.read_line())
         with np.load(self._work / "open-result.npz") as columns:
-            return OpenResult(**dict(columns), **msgspec.structs.asdict(done))
-
-    def __enter__(self) -> OpenLoad:
-        return self
+            return OpenResult(**columns, **others)

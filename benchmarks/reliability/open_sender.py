@@ -1,7 +1,7 @@
 """The process of an open loop: `python -m benchmarks.reliability.open_sender [CORE]`.
 
-It reads one `OpenOrder` a line and answers each with `begun` and, when it is done, an `OpenDone`. Raw sockets under one epoll;
-pages are decoded in full, so that a broken one is counted.
+It reads one `OpenOrder` a line and answers each with `begun` and, when it is done, the fields of `OpenResult` that are no
+columns, as JSON. Raw sockets under one epoll; pages are decoded in full, so that a broken one is counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import random
 import re
 import selectors
 import sys
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.http_connection import HttpConnection, http_request
-from benchmarks.reliability.open_loop import DROPPED, MALFORMED, UNSENT, OpenDone, OpenOrder
+from benchmarks.reliability.open_loop import DROPPED, MALFORMED, UNSENT, OpenOrder
 from pocketrank.device.codec import from_msgpack, read_page, to_msgpack
 from pocketrank.device.contract import ContractError, Page, PageRequest
 
@@ -32,15 +31,14 @@ _RETRY_AFTER = re.compile(rb"\r\nretry-after: *\d+\r\n", re.IGNORECASE)
 _IDLE_S = 2.0  # uvicorn closes a connection after 5 s without a request; one that is sent just then would be lost
 _NAN = float("nan")
 _COLUMNS: dict[str, tuple[str, float]] = {
-    "at": ("d", _NAN),
-    "status": ("h", UNSENT),
-    "ms": ("f", _NAN),
-    "price": ("f", _NAN),
-    "reason": ("h", -1),
-    "vectors": ("b", 0),
-    "retry_after": ("b", 0),
+    "status": ("i2", UNSENT),
+    "ms": ("f4", _NAN),
+    "price": ("f4", _NAN),
+    "reason": ("i2", -1),
+    "vectors": ("i1", 0),
+    "retry_after": ("i1", 0),
 }
-"""Columns of `OpenResult`: the type code of each, and the value that stands there until an answer arrives."""
+"""Columns of `OpenResult` beside `at`: the type of each, and the value that stands there until an answer arrives."""
 
 
 class _Connection(HttpConnection):
@@ -63,29 +61,29 @@ class _Loop:
         self._busy: dict[int, _Connection] = {}
         self._reasons: dict[tuple[str, ...], int] = {(): 0}
         self._first_error: str | None = None
-        self._late = array("f")
-        self._columns: dict[str, array[Any]] = {name: array(kind) for name, (kind, _) in _COLUMNS.items()}
+        self._late: list[float] = []
+        self._at = list(self._arrivals())
+        self._columns: dict[str, Any] = {name: np.full(len(self._at), value, kind) for name, (kind, value) in _COLUMNS.items()}
 
-    def run(self) -> OpenDone:
+    def run(self) -> dict[str, Any]:
         busy, self._began = process_time(), perf_counter()
-        arrivals = self._arrivals()
-        due: float | None = next(arrivals, None)
-        while due is not None or self._busy:
+        number = 0
+        while number < len(self._at) or self._busy:
             now = perf_counter() - self._began
-            while due is not None and due <= now:
-                self._arrive(due)
-                due = next(arrivals, None)
+            while number < len(self._at) and self._at[number] <= now:
+                self._arrive(number)
+                number += 1
                 now = perf_counter() - self._began
-            for key, _ in self._selector.select(1.0 if due is None else max(0.0, due - now)):
+            for key, _ in self._selector.select(max(0.0, self._at[number] - now) if number < len(self._at) else 1.0):
                 self._readable(key.data)
             self._tidy()
         seconds, busy = perf_counter() - self._began, process_time() - busy
         for connection in self._free:
             connection.socket.close()
-        columns: dict[str, Any] = {name: np.array(column) for name, column in self._columns.items()}
-        np.savez(self._order.result, **columns)
+        np.savez(self._order.result, at=np.array(self._at), **self._columns)
         late = 1e3 * float(np.percentile(self._late, 99)) if self._late else 0.0
-        return OpenDone(reasons=tuple(self._reasons), first_error=self._first_error, busy=busy / seconds, late_p99_ms=late)
+        reasons = tuple(self._reasons)
+        return {"reasons": reasons, "first_error": self._first_error, "busy": busy / seconds, "late_p99_ms": late}
 
     def _arrivals(self) -> Iterator[float]:
         start = 0.0
@@ -95,11 +93,8 @@ class _Loop:
                 yield at
             start += phase.seconds
 
-    def _arrive(self, at: float) -> None:
-        """Record that a request arrived at `at`, and send it if a connection is free or may be opened."""
-        number = len(self._columns["at"])
-        for name, (_, before_answer) in _COLUMNS.items():
-            self._columns[name].append(at if name == "at" else before_answer)
+    def _arrive(self, number: int) -> None:
+        """Send the request that arrives now if a connection is free or may be opened."""
         if len(self._busy) >= self._order.connections:
             return
         place = number % len(self._requests)
@@ -115,7 +110,7 @@ class _Loop:
                 connection = _Connection(self._order.port)
                 self._selector.register(connection.socket, selectors.EVENT_READ, connection)
             connection.number, connection.request_id = number, request.request_id
-            self._late.append(perf_counter() - self._began - at)
+            self._late.append(perf_counter() - self._began - self._at[number])
             self._busy[number] = connection
             connection.send(data)
         except OSError as error:
@@ -143,7 +138,7 @@ class _Loop:
         del self._busy[number]
         connection.number, connection.idle_since = -1, now
         self._free.append(connection)
-        self._columns["ms"][number] = 1e3 * (now - self._began - self._columns["at"][number])
+        self._columns["ms"][number] = 1e3 * (now - self._began - self._at[number])
         self._columns["status"][number] = self._read(number, connection)
 
     def _read(self, number: int, connection: _Connection) -> int:
@@ -163,10 +158,8 @@ class _Loop:
             if page.request_id != connection.request_id or not len(columns.item_id):
                 self._err("another's page, or an empty one")
                 return MALFORMED
-            self._columns["price"][number], self._columns["vectors"][number] = (
-                page.compute_price,
-                page.split_version is not None,
-            )
+            self._columns["price"][number] = page.compute_price
+            self._columns["vectors"][number] = page.split_version is not None
             self._columns["reason"][number] = self._reasons.setdefault(page.degraded, len(self._reasons))
         else:
             self._columns["retry_after"][number] = _RETRY_AFTER.search(head) is not None
@@ -204,10 +197,8 @@ def main(arguments: Sequence[str]) -> None:
         os.sched_setaffinity(0, {int(arguments[0])})
     for line in sys.stdin.buffer:
         loop = _Loop(msgspec.json.decode(line, type=OpenOrder))
-        sys.stdout.buffer.write(b"begun\n")
-        sys.stdout.buffer.flush()
-        sys.stdout.buffer.write(msgspec.json.encode(loop.run()) + b"\n")
-        sys.stdout.buffer.flush()
+        print("begun", flush=True)
+        print(msgspec.json.encode(loop.run()).decode(), flush=True)
 
 
 if __name__ == "__main__":

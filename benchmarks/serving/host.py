@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from benchmarks.errors import BenchmarkError
 from benchmarks.processes import own_environment
 
-__all__ = ["Cores", "Host", "children", "cpu_s", "hosted", "memory_bytes", "on_core", "process_tree"]
+__all__ = ["Cores", "Host", "ProcessTree", "children", "hosted", "on_core"]
 
 _START_S = 120.0
 _STOP_S = 15.0
@@ -47,20 +47,36 @@ def on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class Host:
-    """A running server and all processes that it started."""
+class ProcessTree:
+    """A process and all processes that it started. `pid` is 0 while there is none."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, core: int) -> None:
-        self.name, self.process, self.port, self.core = name, process, port, core
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
 
     @property
     def pids(self) -> list[int]:
-        """Ids of the server and its descendants."""
-        return process_tree(self.process.pid)
+        """Ids of the process and its descendants that live, it first."""
+        found, new = [], [self.pid] if self.pid else []
+        while new:
+            found += new
+            new = [child for parent in new for child in children(parent)]
+        return found
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of all live processes since their start, in steps of the kernel's 10 ms."""
-        return sum(cpu_s(pid) for pid in self.pids)
+        return sum(_cpu_s(pid) for pid in self.pids)
+
+    def memory_bytes(self) -> int:
+        """Return the proportional set size of all processes: a page that several map is divided among them."""
+        return sum(_memory_bytes(pid) for pid in self.pids)
+
+
+class Host(ProcessTree):
+    """A running server."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, core: int) -> None:
+        super().__init__(process.pid)
+        self.name, self.process, self.port, self.core = name, process, port, core
 
     def core_busy_s(self) -> float:
         """Return the seconds that the server's core was busy since the machine started, for any process."""
@@ -70,10 +86,6 @@ class Host:
                 user, nice, system, _, _, irq, softirq, steal = map(int, ticks[:8])
                 return (user + nice + system + irq + softirq + steal) * _TICK_S
         return 0.0
-
-    def memory_bytes(self) -> int:
-        """Return the proportional set size of all processes: a page that several map is divided among them."""
-        return sum(memory_bytes(pid) for pid in self.pids)
 
 
 @contextmanager
@@ -140,16 +152,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def process_tree(pid: int) -> list[int]:
-    """Return a process and all its descendants that live, it first."""
-    found, new = [], [pid]
-    while new:
-        found += new
-        new = [child for parent in new for child in children(parent)]
-    return found
-
-
-def cpu_s(pid: int) -> float:
+def _cpu_s(pid: int) -> float:
     """Return the CPU seconds of a process since its start, in steps of the kernel's 10 ms; 0 when it has ended."""
     with suppress(OSError):
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -157,7 +160,7 @@ def cpu_s(pid: int) -> float:
     return 0.0
 
 
-def memory_bytes(pid: int) -> int:
+def _memory_bytes(pid: int) -> int:
     """Return the proportional set size of a process in bytes; 0 when it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

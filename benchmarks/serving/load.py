@@ -83,9 +83,6 @@ class Load(OrderedProcess):
         self.send(order)
         return msgspec.json.decode(self.read_line(), type=LoadResult)
 
-    def __enter__(self) -> Load:
-        return self
-
 
 def _run(order: LoadOrder) -> LoadResult:
     requests: list[bytes] = msgspec.msgpack.decode(Path(order.requests).read_bytes(), type=list[bytes])
@@ -151,8 +148,7 @@ def _run(order: LoadOrder) -> LoadResult:
 def _main() -> None:
     os.sched_setaffinity(0, {int(sys.argv[1])})
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(msgspec.json.encode(_run(msgspec.json.decode(line, type=LoadOrder))) + b"\n")
-        sys.stdout.buffer.flush()
+        print(msgspec.json.encode(_run(msgspec.json.decode(line, type=LoadOrder))).decode(), flush=True)
 
 
 if __name__ == "__main__":
