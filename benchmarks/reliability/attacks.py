@@ -197,16 +197,12 @@ def _stale_releases(whole: dict[str, bytes]) -> Iterator[Attack]:
         "bundle": (None, [], {}, NEXT),
         "version": (0, 2, "1"),
     }
-    for kind, values in wrong.items():
-        for value in values:
-            text = json.dumps({**built, kind: value}).encode()
-            yield Attack(f"release_{kind}", {**whole, **signed_release(text)})
-    for value in (0, -1, 1 << 60, 10**400):
-        text = json.dumps({**built, "bundle": {**built["bundle"], "serial": value}}).encode()
-        yield Attack("huge_serial", {**whole, **signed_release(text)})
-    for size in (0, -1, len(manifest) - 1, len(manifest) + 1, 1 << 40):
-        text = json.dumps({**built, "bundle": {**built["bundle"], "manifest_bytes": size}}).encode()
-        yield Attack("manifest_size", {**whole, **signed_release(text)})
+    wrongs = [(f"release_{kind}", {kind: value}) for kind, values in wrong.items() for value in values]
+    wrongs += [("huge_serial", {"bundle": {**built["bundle"], "serial": serial}}) for serial in (0, -1, 1 << 60, 10**400)]
+    sizes = (0, -1, len(manifest) - 1, len(manifest) + 1, 1 << 40)
+    wrongs += [("manifest_size", {"bundle": {**built["bundle"], "manifest_bytes": size}}) for size in sizes]
+    for kind, changes in wrongs:
+        yield Attack(kind, {**whole, **signed_release(json.dumps({**built, **changes}).encode())})
     for text in (b"[" * 20_000, b'{"a":' * 8_000, b"\xff\xfe", b"null", b"[]", b"9" * 5_000):
         yield Attack("deep_json", {**whole, **signed_release(text)})
         yield Attack("deep_json", {**whole, RELEASE: text})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from nacl.signing import SigningKey
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper, parser
 
 from benchmarks.reliability.loopback import LoopbackHandler, serve_loopback
 from pocketrank.device.bundle.files import GOLDEN, MANIFEST, RELEASE, SIGNATURES
@@ -105,39 +105,29 @@ def model(given: Weights, *, last: str = "Sigmoid", output: str = "scores", extr
     """sigmoid(floats + table[category] + sum of masked feedback + context), each a linear map. `last` is its last operation,
     `extra` the name of an input that is added and not used.
     """
-    f, n, t = TensorProto.FLOAT, "N", "T"
-    inputs: list[tuple[str, int, list[str | int]]] = [
-        ("candidate_float", f, [1, n, len(given["candidate_float"])]),
-        ("candidate_category", TensorProto.INT32, [1, n, 1]),
-        ("event_feedback", f, [1, t, len(given["event_feedback"])]),
-        ("event_mask", f, [1, t]),
-        ("context", f, [1, len(given["context"])]),
-    ]
-    if extra is not None:
-        inputs.append((extra, f, [1, n]))
-    nodes = [
-        helper.make_node("MatMul", ["candidate_float", "w_candidate_float"], ["a"]),
-        helper.make_node("Squeeze", ["candidate_category", "axis"], ["codes"]),
-        helper.make_node("Gather", ["w_table", "codes"], ["b"]),
-        helper.make_node("Unsqueeze", ["event_mask", "axis"], ["mask"]),
-        helper.make_node("Mul", ["event_feedback", "mask"], ["seen"]),
-        helper.make_node("MatMul", ["seen", "w_event_feedback"], ["c"]),
-        helper.make_node("ReduceSum", ["c", "one"], ["events"], keepdims=1),
-        helper.make_node("MatMul", ["context", "w_context"], ["d"]),
-        helper.make_node("Unsqueeze", ["d", "one"], ["moment"]),
-        helper.make_node("Sum", ["a", "b", "events", "moment"], ["total"]),
-        helper.make_node(last, ["total"], [output]),
-    ]
-    constants = [numpy_helper.from_array(value, f"w_{name}") for name, value in given.items()]
-    constants += [numpy_helper.from_array(np.array([x]), name) for name, x in (("axis", -1), ("one", 1))]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
-        [helper.make_tensor_value_info(output, f, None)],
-        constants,
-    )
-    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    graph = f"""
+<ir_version: 10, opset_import: ["": 18]>
+small (
+  float[1, N, {len(given["candidate_float"])}] candidate_float, int32[1, N, 1] candidate_category,
+  float[1, T, {len(given["event_feedback"])}] event_feedback, float[1, T] event_mask, float[1, {len(given["context"])}] context
+  {f", float[1, N] {extra}" if extra else ""}
+) => (float {output}) {{
+  of_floats = MatMul (candidate_float, w_candidate_float)
+  codes = Squeeze (candidate_category, last_axis)
+  of_category = Gather (w_table, codes)
+  mask = Unsqueeze (event_mask, last_axis)
+  seen = Mul (event_feedback, mask)
+  of_each = MatMul (seen, w_event_feedback)
+  of_events = ReduceSum <keepdims = 1> (of_each, one)
+  of_context = MatMul (context, w_context)
+  moment = Unsqueeze (of_context, one)
+  total = Sum (of_floats, of_category, of_events, moment)
+  {output} = {last} (total)
+}}
+"""
+    built = parser.parse_model(graph)
+    constants = {f"w_{name}": value for name, value in given.items()} | {"last_axis": np.array([-1]), "one": np.array([1])}
+    built.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     return bytes(built.SerializeToString())
 
 
@@ -269,6 +259,7 @@ def serve() -> Iterator[Server]:
             found = state.files.get(name)
             try:
                 if isinstance(found, Answer):
+                    self.close_connection = True
                     self._send(found)
                 elif found is None:
                     self._body(404, b"nothing here", {})
@@ -289,16 +280,10 @@ def serve() -> Iterator[Server]:
                 self._body(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
 
         def _body(self, status: int, data: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            for start in range(0, len(data), PIECE):
-                self.wfile.write(data[start : start + PIECE])
-                time.sleep(state.pause_s)
+            pieces = (data[start : start + PIECE] for start in range(0, len(data), PIECE))
+            self._send(Answer(pieces, status, {**headers, "Content-Length": str(len(data))}, pause_s=state.pause_s))
 
         def _send(self, answer: Answer) -> None:
-            self.close_connection = True
             if not answer.raw:
                 self.send_response(answer.status)
                 for key, value in answer.headers.items():
