@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import signature
 from pathlib import Path
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -14,20 +16,24 @@ from rich.table import Table
 from benchmarks.errors import BenchmarkError
 from pocketrank.sdk_demo.cli.errors import is_domain_error
 
-__all__ = ["command_parser", "count", "figure_table", "make_work_folder", "one_line_errors"]
+__all__ = ["command_parser", "count", "figure_table", "from_options", "make_work_folder", "one_line_errors"]
 
 _WRONG_INPUT = 2
 
-Main = Callable[[Sequence[str] | None], int]
+T = TypeVar("T")
 
 
-def one_line_errors(main: Main) -> Callable[..., int]:
-    """Make `main` report an error of ours as one line `error: …` on stderr with exit code 2; other errors keep a traceback."""
+def one_line_errors(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+    """Make `main` return the exit code 0, or report an error of ours as one line `error: …` on stderr with exit code 2.
+
+    Other errors keep a traceback.
+    """
 
     @wraps(main)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
         try:
-            return main(arguments)
+            main(arguments)
+            return 0
         except Exception as error:
             if not (isinstance(error, BenchmarkError) or is_domain_error(error)):
                 raise
@@ -52,6 +58,11 @@ def count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a count from 1, got {number}")
     return number
+
+
+def from_options(kind: Callable[..., T], options: argparse.Namespace) -> T:
+    """Return a `kind` with those of its fields that `options` has; the others are the default ones."""
+    return kind(**{name: getattr(options, name) for name in signature(kind).parameters if hasattr(options, name)})
 
 
 def make_work_folder(folder: Path) -> None:

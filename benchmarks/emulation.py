@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command_parser, count, figure_table, make_work_folder, one_line_errors
+from benchmarks.command import command_parser, count, figure_table, from_options, make_work_folder, one_line_errors
 from benchmarks.trained import PlayedWorld, Progress
 from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
 from pocketrank.sdk_demo.cli.options import parse_list
@@ -132,32 +132,29 @@ def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     defaults = EmulationExtent()
     parser = command_parser("emulation", _HELP)
     parser.add_argument("--worlds", default=",".join(VARIANTS), help="comma list [%(default)s]")
     parser.add_argument(
         "--sessions", type=count, default=defaults.sessions, help="of each policy with each training [%(default)s]"
     )
-    parser.add_argument("--seeds", type=count, default=defaults.trainings, help="trainings in each world [%(default)s]")
     parser.add_argument(
-        "--world", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"
+        "--seeds", dest="trainings", type=count, default=defaults.trainings, help="trainings in each world [%(default)s]"
+    )
+    parser.add_argument(
+        "--world", dest="base", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
-    extent = EmulationExtent(
-        worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
-        sessions=options.sessions,
-        trainings=options.seeds,
-        base=WorldConfig.load(options.world),
-    )
+    options.worlds, options.base = parse_list(options.worlds, tuple(VARIANTS), "--worlds"), WorldConfig.load(options.base)
+    extent = from_options(EmulationExtent, options)
     with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as progress:
         report = measure(extent, options.work or Path(scratch), progress)
     target.write(report)
     print_table(target.console, report)
-    return 0
 
 
 _COLUMNS = {

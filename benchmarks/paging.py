@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.optimize import linprog
 
-from benchmarks.command import command_parser, figure_table, make_work_folder, one_line_errors
+from benchmarks.command import command_parser, figure_table, from_options, make_work_folder, one_line_errors
 from benchmarks.trained import PLAYED_BY, PlayedWorld, Progress, code, digest
 from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.training.paging import UpliftConfig, UpliftLog, train_uplift
@@ -346,8 +346,8 @@ def _span(figure: Mapping[str, Any], form: str) -> str:
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     defaults = PagingExtent()
     parser = command_parser("paging", _HELP)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="file for the curves")
@@ -357,18 +357,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--logged", type=int, default=defaults.logged, help="sessions that ask at random [%(default)s]")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of trainings, logs and sessions [%(default)s]")
     parser.add_argument(
-        "--world", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"
+        "--world", dest="base", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is trained and played [a temporary one]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
-    extent = PagingExtent(
-        worlds=parse_list(options.worlds, tuple(VARIANTS), "--worlds"),
-        sessions=options.sessions,
-        logged=options.logged,
-        seed=options.seed,
-        base=WorldConfig.load(options.world),
-    )
+    options.worlds, options.base = parse_list(options.worlds, tuple(VARIANTS), "--worlds"), WorldConfig.load(options.base)
+    extent = from_options(PagingExtent, options)
     with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as progress:
         report = measure(extent, options.work or Path(scratch), progress)
     target.write(report)
@@ -378,7 +373,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = msgspec.convert(report["model"], PagingModel)
         write_atomically(options.model, msgspec.json.format(msgspec.json.encode(model), indent=2))
     print_table(target.console, report)
-    return 0
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ class ReplayRows:
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     parser = command_parser("personal", "Replay users' own last layers over the test rows of a run.")
     parser.add_argument("--data", required=True, help="`world` (simulated) or `kuairand:DIR`")
     parser.add_argument("--run", type=Path, metavar="DIR", help="a run of that data; without it one is trained")
@@ -153,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report["data"] = about | report["data"]
     target.write(report)
     _print(target.console, report)
-    return 0
 
 
 def measure(

@@ -48,7 +48,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.command import command_parser, count, figure_table, one_line_errors
+from benchmarks.command import command_parser, count, figure_table, from_options, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.latency.timed import milliseconds
 from pocketrank.cloud.vectors.exact import ExactIndex
@@ -330,8 +330,8 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     defaults = RetrievalExtent()
     parser = command_parser("retrieval", _HELP)
     parser.add_argument("--items", type=int, default=defaults.items, help="in the index [%(default)s]")
@@ -340,12 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of vectors and attributes [%(default)s]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
-    extent = RetrievalExtent(items=options.items, width=options.width, queries=options.queries, seed=options.seed)
     with stages(target.console) as progress:
-        report = measure(extent, progress)
+        report = measure(from_options(RetrievalExtent, options), progress)
     target.write(report)
     print_table(target.console, report)
-    return 0
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _figures(turn: Timed, take: Timed) -> dict[str, float]:
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report."""
     parser = command_parser("stores", "Time the rows of a page out of each embedding store, beside a plain array's `take`.")
     parser.add_argument("--rows", type=count, default=200_000, help="rows of the table (default: %(default)s)")
@@ -120,7 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = {"store": {name: report[name] for name in names}, **{k: v for k, v in report.items() if k not in names}}
     print_report(target.console, shown, rows="store", title=f"µs for {options.batch} rows of {options.width} values")
     target.write(report)
-    return 0
 
 
 if __name__ == "__main__":

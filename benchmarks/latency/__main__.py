@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command_parser, count, figure_table, one_line_errors
+from benchmarks.command import command_parser, count, figure_table, from_options, one_line_errors
 from benchmarks.latency.measure import Repetitions, measure
 from benchmarks.latency.searches import PUBLISHED
 from benchmarks.latency.subject import FORMATS, subjects
@@ -29,8 +29,8 @@ this core's matrix products.
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     defaults = Repetitions()
     parser = command_parser("latency", _HELP)
     parser.add_argument(
@@ -54,12 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = subjects(options.bundle, options.run, Path(scratch), update)
         for subject in found:
             with progress(target.console, f"measuring {subject.name}") as update:
-                repetitions = Repetitions(rounds=options.rounds, runs=options.runs)
-                presets[subject.name] = measure(subject, repetitions, update)
+                presets[subject.name] = measure(subject, from_options(Repetitions, options), update)
     target.write({**next(iter(presets.values())), "presets": presets})
     for name, report in presets.items():
         print_report(target.console, name, report)
-    return 0
 
 
 def print_report(console: Console, name: str, report: Mapping[str, Any]) -> None:

@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -47,8 +48,8 @@ Progress = Callable[[str, float], None]
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     parser = command_parser("quality", _HELP)
     parser.add_argument("--data", required=True, metavar="kuairand:DIR", help="folder in the public KuaiRand layout")
     parser.add_argument("--train-to", required=True, metavar="DATE", help="last training day")
@@ -85,7 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_settings(target.console, result["tuned"])
     else:
         print_table(target.console, result)
-    return 0
 
 
 def _open(folder: Path, train_to: date, test_from: date, work: Path) -> Quality:
@@ -103,16 +103,12 @@ def _begin(bench: Callable[[], Quality]) -> None:
 
 
 def _do(task: int | TrainingJob) -> None:
+    """Train a seed's ranker, or a job."""
     assert _of_process is not None
-    _one(_of_process, task)
-
-
-def _one(quality: Quality, task: int | TrainingJob) -> None:
-    """A seed's ranker, or a job."""
     if isinstance(task, TrainingJob):
-        quality.train(task)
+        _of_process.train(task)
     else:
-        quality.rank(task)
+        _of_process.rank(task)
 
 
 def _train(
@@ -127,26 +123,19 @@ def _train(
     todo = [job for job in jobs(models, seeds) if not quality.done(job)]
     rankers = [seed for seed in seeds if quality.scores(seed, REFERENCE) is None]
     stages_of: tuple[tuple[str, Sequence[int | TrainingJob]], ...] = (("rankers", rankers), ("models", todo))
-    if processes == 1 or len(todo) + len(rankers) < 2:
-        for stage, tasks in stages_of:
-            for i, task in enumerate(tasks):
-                progress(stage, i / len(tasks))
-                _one(quality, task)
-        return
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(processes, context, _begin, (bench,)) as pool:
+    alone = processes == 1 or len(todo) + len(rankers) < 2
+    with nullcontext() if alone else ProcessPoolExecutor(processes, context, _begin, (bench,)) as pool:
+        if pool is None:
+            _begin(lambda: quality)
         try:
             for stage, tasks in stages_of:
                 progress(stage, 0.0)
-                futures = [pool.submit(_do, task) for task in tasks]
-                for i, future in enumerate(as_completed(futures)):
-                    progress(stage, i / len(tasks))
-                    future.result()
+                for done, _ in enumerate((map if pool is None else pool.map)(_do, tasks), 1):
+                    progress(stage, done / len(tasks))
         except BrokenProcessPool:
             expected = "every training to end by itself"
             raise BenchmarkError(f"--jobs {processes}", expected, "a process that was killed; is the memory enough?") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _tune(quality: Quality, models: Sequence[str], progress: Progress) -> dict[str, list[dict[str, Any]]]:

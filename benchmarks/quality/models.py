@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ _PAIRS = (
     _Pair(None, "split_paper", upper=PRESETS["paper"], seeds=2),
 )
 _CURVE_PAIRS = tuple(_Pair(f"self_contained@{u}", f"split@{u}", users=u, seeds=CURVE_SEEDS) for u in CURVES)
+_PAIR_OF = {name: pair for pair in (*_PAIRS, *_CURVE_PAIRS) for name in (pair.own, pair.split) if name}
 _SERVER = ("server_score", "server_score_refreshed")
 MODELS = (
     *_SERVER, "no_feedback", *PEERS, "self_contained", "split", "split_no_client", "split_no_crossing",
@@ -300,31 +302,27 @@ class Quality:
         labels = self._labels(held_out)
         base = None
         for setting in TUNABLE[model]:
-            if model in _TREES:
-                scores = self._trees(model, setting, seed, rows, held_out)
-            elif model in _NETWORKS:
-                scores = predict(self._fit(self._peer(model, setting, seed), seed, rows), held_out)
-            else:
-                pair = next(pair for pair in _PAIRS if model in (pair.own, pair.split))
+            if model in _PAIR_OF:
+                pair = _PAIR_OF[model]
                 if model == pair.split and base is None:
-                    base = self._fit(self._ours(pair, CHOSEN["self_contained"], seed), seed, rows)
-                scores = predict(self._fit(self._ours(pair, setting, seed, base), seed, rows), held_out)
+                    base = self._ours(pair, CHOSEN["self_contained"], seed, rows)
+                scores = predict(self._ours(pair, setting, seed, rows, base), held_out)
+            else:
+                scores = self._peer(model, setting, seed, rows, held_out)
             yield setting, [float(roc_auc_score(y, p)) for y, p in zip(labels.T, scores.T, strict=True)]
 
     def _train(self, job: TrainingJob) -> Iterator[tuple[str, NDArray[np.float32]]]:
         first, seed = job.models[0], job.seed
-        if first in _TREES:
-            yield first, self._trees(first, CHOSEN[first], seed, self.rows, self.test)
-        elif first in _NETWORKS:
-            yield first, predict(self._fit(self._peer(first, CHOSEN[first], seed), seed, self.rows), self.test)
-        else:
-            pair = next(pair for pair in (*_PAIRS, *_CURVE_PAIRS) if first in (pair.own, pair.split))
-            rows = self._of_users(pair.users, seed)
-            own = self._fit(self._ours(pair, CHOSEN[self._tuned(pair)], seed), seed, rows)
-            if pair.own in job.models:
-                yield pair.own, predict(own, self.test)
-            if pair.split in job.models:
-                yield pair.split, predict(self._fit(self._ours(pair, CHOSEN["split"], seed, own), seed, rows), self.test)
+        if first not in _PAIR_OF:
+            yield first, self._peer(first, CHOSEN[first], seed, self.rows, self.test)
+            return
+        pair = _PAIR_OF[first]
+        rows = self._of_users(pair.users, seed)
+        own = self._ours(pair, CHOSEN[self._tuned(pair)], seed, rows)
+        if pair.own in job.models:
+            yield pair.own, predict(own, self.test)
+        if pair.split in job.models:
+            yield pair.split, predict(self._ours(pair, CHOSEN["split"], seed, rows, own), self.test)
 
     @staticmethod
     def _tree_config(name: str, setting: Setting) -> TreeConfig:
@@ -334,12 +332,10 @@ class Quality:
     def _tuned(pair: _Pair) -> str:
         return "self_contained" if pair.feedback else "no_feedback"
 
-    def _fit(self, model: DeviceModel, seed: int, rows: NDArray[np.int64]) -> DeviceModel:
-        train_device_model(model, rows, seed=seed)
-        return model
-
-    def _ours(self, pair: _Pair, setting: Setting, seed: int, start: DeviceModel | None = None) -> DeviceModel:
-        """The self-contained form, or the split form that begins where `start` is."""
+    def _ours(
+        self, pair: _Pair, setting: Setting, seed: int, rows: NDArray[np.int64], start: DeviceModel | None = None
+    ) -> DeviceModel:
+        """Train the self-contained form, or the split form that begins where `start` is."""
         config = replace(BASE, upper=pair.upper, learning_rate=setting.learning_rate, epochs=setting.rounds)
         torch.manual_seed(seed)
         model = DeviceModel(
@@ -348,24 +344,26 @@ class Quality:
         )  # fmt: skip
         if start is not None:
             model.upper.start_from(start.upper)
-        return model if pair.client else _without_client(model)
+        if not pair.client:
+            _hide_client(model)
+        train_device_model(model, rows, seed=seed)
+        return model
 
-    def _peer(self, name: str, setting: Setting, seed: int) -> DeviceModel:
-        config = replace(BASE, learning_rate=setting.learning_rate, epochs=setting.rounds)
-        torch.manual_seed(seed)
-        kind = _NETWORKS[name]
-        return PeerModel(
-            lambda spec: kind(PeerConfig(), spec), self.data.samples, self.data.statistics, self._pxtr(seed), self.spec, config
-        )
-
-    def _trees(
+    def _peer(
         self, name: str, setting: Setting, seed: int, rows: NDArray[np.int64], test: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        features = hand_features(self.data.samples, self.data.statistics, self._pxtr(seed), fresh=name != AT_REQUEST)
-        trees = Trees(self._tree_config(name, setting))
-        s = self.data.samples
-        trees.fit(features[rows], self._labels(rows), s.event_ms[s.row_event[rows]], seed)
-        return trees.predict(features[test])
+        """Train a model of others and return its scores of the rows `test`."""
+        s, statistics, pxtr = self.data.samples, self.data.statistics, self._pxtr(seed)
+        if name in _TREES:
+            features = hand_features(s, statistics, pxtr, fresh=name != AT_REQUEST)
+            trees = Trees(self._tree_config(name, setting))
+            trees.fit(features[rows], self._labels(rows), s.event_ms[s.row_event[rows]], seed)
+            return trees.predict(features[test])
+        config = replace(BASE, learning_rate=setting.learning_rate, epochs=setting.rounds)
+        torch.manual_seed(seed)
+        model = PeerModel(partial(_NETWORKS[name], PeerConfig()), s, statistics, pxtr, self.spec, config)
+        train_device_model(model, rows, seed=seed)
+        return predict(model, test)
 
     def _labels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         labels: NDArray[np.float32] = self.data.samples.event_labels[self.data.samples.row_event[rows]]
@@ -394,7 +392,7 @@ class Quality:
         elif model in _TREES:
             depends += [msgspec.to_builtins(self._tree_config(model, CHOSEN[model]))]
         elif model != "ranker":
-            pair = next(pair for pair in (*_PAIRS, *_CURVE_PAIRS) if model in (pair.own, pair.split))
+            pair = _PAIR_OF[model]
             settings = [CHOSEN[self._tuned(pair)], CHOSEN["split"]]
             depends += [model, msgspec.to_builtins([pair, settings, BASE])]
         digest = sha256(msgspec.json.encode(depends, order="deterministic")).hexdigest()[:12]
@@ -414,8 +412,8 @@ class Quality:
             np.save(file, scores)
 
 
-def _without_client(model: DeviceModel) -> DeviceModel:
-    """Of the feedback only the explicit actions are left; no time and no place is known."""
+def _hide_client(model: DeviceModel) -> None:
+    """Leave only the explicit actions of the feedback; no time and no place is known."""
     names = [f.name for f in model.spec.feedback_floats]
     explicit = torch.tensor([name in _EXPLICIT for name in names])
     model.event |= {
@@ -424,7 +422,6 @@ def _without_client(model: DeviceModel) -> DeviceModel:
         "position": torch.zeros_like(model.event["position"]),
     }
     model.row |= {"position": torch.zeros_like(model.row["position"])}
-    return model
 
 
 _EXPLICIT = frozenset({"click", "like", "follow", "comment", "share", "profile_enter", "dislike"})

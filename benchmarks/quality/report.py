@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,11 @@ REFERENCE = "server_score_refreshed"
 """Reference of every model, seed by seed: a feed that has no model on the device and asks for a page every six items."""
 
 
-class Aim:
+class Aim(NamedTuple):
     """What the split form should reach on a task: an AUC, and one above the reference."""
 
-    def __init__(self, auc: float, above: float) -> None:
-        self.auc, self.above = auc, above
+    auc: float
+    above: float
 
 
 AIMS = {"long_view": Aim(0.75, 0.015), "like": Aim(0.87, 0.010)}

@@ -28,8 +28,8 @@ Ask the cloud for twice the pages that it can make, kill it with -9, kill its st
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     parser = command_parser("reliability", _HELP)
     side = parser.add_mutually_exclusive_group(required=True)
     side.add_argument("--device", action="store_true", help="measure the device")
@@ -60,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = cloud.measure_cloud(options, target.console)
         target.write({"cloud": report})
         cloud.print_cloud(target.console, report)
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command_parser, figure_table, one_line_errors
+from benchmarks.command import command_parser, figure_table, from_options, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.host import Cores, on_core
 from benchmarks.serving.load import Load
@@ -43,8 +43,8 @@ PARTS = {
 
 
 @one_line_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with the options in `arguments` and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the options in `arguments`."""
     defaults = ServingExtent()
     parser = command_parser("serving", _HELP)
     parser.add_argument("--only", choices=PARTS, action="append", help="a part to measure; may be repeated [all]")
@@ -56,19 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sizes", type=int, nargs="+", default=defaults.sizes, metavar="ITEMS", help="catalogues of growth, smallest first"
     )
     options = parser.parse_args(arguments)
-    extent = ServingExtent(
-        seconds=options.seconds,
-        rounds=options.rounds,
-        connections=options.connections,
-        items=options.items,
-        sizes=tuple(options.sizes),
-    )
     target = JsonTarget(options.json)
     with TemporaryDirectory(prefix="pocketrank-") as work:
+        extent = from_options(ServingExtent, options)
         report = measure_serving(options.only or tuple(PARTS), extent, Path(work), target.console)
     target.write(report)
     print_report(target.console, report)
-    return 0
 
 
 def measure_serving(

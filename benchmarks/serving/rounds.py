@@ -32,7 +32,7 @@ class ServingExtent:
     """The same where an answer is so quick that the load takes part of the time."""
     items: int = 100_000
     """Catalogue behind the page and its peers."""
-    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    sizes: Sequence[int] = (10_000, 100_000, 1_000_000)
     """Catalogues of the growth."""
     requests: int = 4_000
     """Different requests without feedback; they are sent again when they run out."""
