@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.processes import wait_until
 from benchmarks.reliability.cloud_answers import answers, pages, unexpected
-from benchmarks.reliability.cloud_devices import Devices, DevicesConfig
+from benchmarks.reliability.cloud_devices import Devices
 from benchmarks.reliability.cloud_kills import kept, read_log
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from benchmarks.reliability.open_loop import OpenLoad, OpenPhase
@@ -48,9 +48,6 @@ class DiskConfig:
     """Seconds with room again."""
     again_s: float = 60.0
     """Longest wait for feedback to be accepted again."""
-    tolerance: float = 0.02
-    """Tolerance of a user's vector (`benchmarks.reliability.cloud_kills`)."""
-    devices: DevicesConfig = DevicesConfig()
 
 
 class _Limit:
@@ -114,7 +111,7 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
         with OpenLoad(work) as load:
             load.begin(server.port, requests, (OpenPhase(config.page_rps, total),), seed=seed)
             began = monotonic()
-            devices = Devices(server.port, run.published.item_id[1:], run.record.split_version, seed, config.devices)
+            devices = Devices(server.port, run.published.item_id[1:], run.record.split_version, seed)
             sleep(config.before_s)
             disk.fill(server.pid)
             full_at, taken = monotonic() - began, devices.counts["batches"]
@@ -139,7 +136,7 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
     otherwise = sum(n for name, n in devices.counts.items() if name.startswith("status_") and name != "status_503")
     return {
         "unexpected_5xx": found["unexpected_5xx"] + otherwise + devices.counts["malformed"] + devices.counts["broken"],
-        **kept(run, devices, read_log(work / "kept.db"), config.tolerance),
+        **kept(run, devices, read_log(work / "kept.db")),
         "kind": disk.kind,
         "refused": devices.counts["status_503"],
         "refused_otherwise": otherwise,

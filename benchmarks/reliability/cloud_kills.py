@@ -24,13 +24,16 @@ import msgspec
 import numpy as np
 
 from benchmarks.processes import wait_until
-from benchmarks.reliability.cloud_devices import Devices, DevicesConfig, Effect
+from benchmarks.reliability.cloud_devices import Devices, Effect
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from tests.cloud.small_published import SmallRun, small_run
 
 __all__ = ["CloudKillConfig", "kept", "kill_servers", "read_log", "wrong_effect"]
+
+TOLERANCE = 0.02
+"""Tolerance of a user's vector, which is sent as fp16 and is some units long; one event changes it by tenths or more."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,6 @@ class CloudKillConfig:
     """Kills of single workers in such a life; their supervisor gives up after five deaths of one in a row."""
     worker_s: float = 60.0
     """Longest wait for a killed worker to be replaced."""
-    tolerance: float = 0.02
-    """Tolerance of a user's vector, which is sent as fp16 and is some units long; one event changes it by tenths or more."""
-    devices: DevicesConfig = DevicesConfig()
 
 
 def kill_servers(
@@ -120,7 +120,7 @@ class _Killer:
     def _devices(self) -> Devices:
         ids = np.asarray(self._run.published.item_id)[1:]
         seed = self._rng.randrange(1 << 30)
-        return Devices(self._server.port, ids, self._run.record.split_version, seed, self._config.devices)
+        return Devices(self._server.port, ids, self._run.record.split_version, seed)
 
     def _kill_serving(self) -> None:
         sleep(self._rng.uniform(0, self._config.serving_max_s))
@@ -140,7 +140,7 @@ class _Killer:
         replayed = int(self._server.get("/healthz").json()["feedback_replayed"])
         self._server.kill()
         found = Counter(events_replayed_wrongly=abs(replayed - len(logged)))
-        found.update(kept(self._run, devices, logged, self._config.tolerance))
+        found.update(kept(self._run, devices, logged))
         found["events_twice"] += found["events_replayed_wrongly"]
         found["unexpected_5xx"] = sum(n for name, n in devices.counts.items() if name.startswith("status_5"))
         found["unexpected_5xx"] += found["malformed"]
@@ -156,11 +156,11 @@ def read_log(file: Path) -> Counter[str]:
         log.close()
 
 
-def kept(run: SmallRun, devices: Devices, logged: Counter[str], tolerance: float) -> dict[str, int]:
+def kept(run: SmallRun, devices: Devices, logged: Counter[str]) -> dict[str, int]:
     """Compare acknowledged events with the log, and the effects of resent batches with what one batch makes."""
     acknowledged = set(devices.acknowledged)
     twice = logged.total() - len(logged)
-    wrong = sum(wrong_effect(run, effect, tolerance) for effect in devices.effects)
+    wrong = sum(wrong_effect(run, effect) for effect in devices.effects)
     return {
         "events_acknowledged": len(acknowledged),
         "events_lost": len(acknowledged - set(logged)),
@@ -172,9 +172,9 @@ def kept(run: SmallRun, devices: Devices, logged: Counter[str], tolerance: float
     }
 
 
-def wrong_effect(run: SmallRun, effect: Effect, tolerance: float) -> bool:
+def wrong_effect(run: SmallRun, effect: Effect) -> bool:
     """Return whether the user's vector differs from the one that a single use of the batch makes."""
     states = UserStates(run.published, run.record)
     states.apply(effect.events)
     expected = run.expected_vector(0, states(effect.events[0].user_id).history)
-    return not np.allclose(expected, effect.vector.astype(np.float32), atol=tolerance)
+    return not np.allclose(expected, effect.vector.astype(np.float32), atol=TOLERANCE)

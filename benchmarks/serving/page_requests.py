@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from uuid import UUID
 
 import numpy as np
@@ -12,49 +11,41 @@ from pocketrank.cloud.published.published import Published, PublishedRecord
 from pocketrank.device.codec import to_json, to_msgpack
 from pocketrank.device.contract import FeedbackEvent, PageRequest
 
-__all__ = ["NOW_MS", "PageRequests", "PageRequestsConfig"]
+__all__ = ["EVENTS", "NOW_MS", "SIZE", "PageRequests"]
 
 NOW_MS = 1_700_000_000_000
 """Time of all requests."""
 _MSGPACK, _JSON = "application/msgpack", "application/json"
-
-
-@dataclass(frozen=True)
-class PageRequestsConfig:
-    """Size of a request."""
-
-    size: int = 30
-    """Candidates asked for."""
-    exclude: int = 10
-    """Items that the session has shown."""
-    events: int = 10
-    """Feedback events in a request that has any: what was seen since the last page."""
+SIZE = 30
+"""Candidates asked for."""
+EXCLUDE = 10
+"""Items that the session has shown."""
+EVENTS = 10
+"""Feedback events in a request that has any: what was seen since the last page."""
 
 
 class PageRequests:
     """Requests of users drawn at random, by `seed`, from a published run. All these users have vectors."""
 
-    def __init__(
-        self, published: Published, record: PublishedRecord, seed: int = 0, config: PageRequestsConfig | None = None
-    ) -> None:
-        self.config, self._rng = config or PageRequestsConfig(), np.random.default_rng(seed)
+    def __init__(self, published: Published, record: PublishedRecord, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
         self._users, self._items = np.asarray(published.user_id)[1:], np.asarray(published.item_id)[1:]
         self._split = record.split_version
 
     def requests(self, count: int, *, feedback: bool) -> list[PageRequest]:
         """Return `count` requests, each of a random user in a session of its own. Event ids are as the SDK makes them."""
-        rng, c = self._rng, self.config
+        rng = self._rng
         users = rng.choice(self._users, count).tolist()
-        exclude = rng.choice(self._items, (count, c.exclude)).tolist()
+        exclude = rng.choice(self._items, (count, EXCLUDE)).tolist()
         sessions = [_uuid(rng) for _ in range(count)]
-        seen = rng.choice(self._items, (count, c.events)).tolist() if feedback else [[]] * count
+        seen = rng.choice(self._items, (count, EVENTS)).tolist() if feedback else [[]] * count
         return [
             PageRequest(
                 request_id=_uuid(rng),
                 user_id=user,
                 session_id=session,
                 now_ms=NOW_MS,
-                size=c.size,
+                size=SIZE,
                 scene=0,
                 split_version=self._split,
                 exclude=tuple(shown),

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.serving.host import Host, hosted, on_core
 from benchmarks.serving.model import CANDIDATES, Model, ModelTimer
-from benchmarks.serving.page_requests import PageRequests
+from benchmarks.serving.page_requests import EVENTS, SIZE, PageRequests
 from benchmarks.serving.published import WorldSize, publish_world
 from benchmarks.serving.rounds import Bench, ServerSubject
 from benchmarks.serving.subjects import PATHS
@@ -45,9 +45,9 @@ def measure_page(bench: Bench, run: Run, progress: Progress) -> dict[str, Any]:
 
         bench.measure({"page": page, "with_feedback": with_feedback}, progress, time_model)
     feedback = with_feedback.report()
-    feedback |= {"events": asking.config.events, "ratio_to_model": feedback["cpu_ms"] / timer.ms - 1}
+    feedback |= {"events": EVENTS, "ratio_to_model": feedback["cpu_ms"] / timer.ms - 1}
     return {
-        "page": {**page.report(), "candidates": CANDIDATES, "returned": asking.config.size, "with_feedback": feedback},
+        "page": {**page.report(), "candidates": CANDIDATES, "returned": SIZE, "with_feedback": feedback},
         "model_ms": timer.ms,
         "model_p50_ms": timer.p50_ms,
         "ratio_to_model": page.report()["cpu_ms"] / timer.ms - 1,

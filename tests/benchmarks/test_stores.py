@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.stores import StoreRepetitions, main, measure_stores
+from benchmarks.stores import StoreExtent, main, measure_stores
 
 STORES = ("take", "memory", "mmap", "valkey", "valkey_cluster")
 
 
 def test_every_store_is_measured_beside_take() -> None:
-    report = measure_stores(rows=500, width=8, batch=5, repetitions=StoreRepetitions(rounds=3, calls=2, warm_up=1))
+    report = measure_stores(StoreExtent(rows=500, width=8, batch=5, rounds=3, calls=2, warm_up=1))
     for store in STORES:
         assert 0 < report[store]["p50_us"] <= report[store]["p99_us"]
     assert report["take"]["ratio_to_take"] == 1

@@ -154,7 +154,7 @@ def test_a_second_effect_would_be_seen(tmp_path: Path) -> None:
     for times in (1, 2):
         states.apply(events)
         vector = run.expected_vector(0, states(77).history).astype(np.float16)
-        assert wrong_effect(run, Effect(events, vector), 0.02) == (times == 2)
+        assert wrong_effect(run, Effect(events, vector)) == (times == 2)
 
 
 def test_a_cloud_without_its_store_goes_on(tmp_path: Path, world: Run) -> None:
