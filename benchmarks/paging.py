@@ -237,15 +237,14 @@ def _ratio(of: Floats, base: Floats) -> Floats:
 def _best(points: Floats, limit: Floats) -> Floats:
     """The largest second coordinate of mixtures of two of `points` [n, policies, 2] whose first is up to `limit` [n];
     NaN where there is none."""
-    best = np.full(len(points), np.nan)
-    for i in range(points.shape[1]):
-        for j in range(points.shape[1]):
-            (x, y), (u, v) = points[:, i].T, points[:, j].T
-            # As much of j as the limit allows; the rest is i, which is within the limit.
-            allowed = np.where(u > limit, np.divide(limit - x, u - x, out=np.zeros_like(x), where=u > x), 1.0)
-            mixed = np.where(x <= limit, y + np.clip(allowed, 0, 1) * (v - y), np.nan)
-            best = np.fmax(best, mixed)
-    return best
+    (x, y), (u, v) = np.moveaxis(points[:, :, None], -1, 0), np.moveaxis(points[:, None], -1, 0)
+    limit = limit[:, None, None]
+    # As much of the second as the limit allows; the rest is the first, which is within the limit.
+    allowed = np.where(
+        u > limit, np.divide(limit - x, u - x, out=np.zeros(np.broadcast_shapes(x.shape, u.shape)), where=u > x), 1.0
+    )
+    mixed = np.where(x <= limit, y + np.clip(allowed, 0, 1) * (v - y), np.nan)
+    return np.asarray(np.fmax.reduce(mixed, axis=(1, 2)))
 
 
 def _over_mixture(of: Floats, plain: Sequence[Floats], names: Sequence[str]) -> dict[str, Any]:

@@ -31,6 +31,6 @@ And for the preset::
     matmul_gflop_s                this core's rate, `best` and by library and size (`matmul`)
     memory                        device_process_mib, above_bare_mib: peak of a process with one session, and above a bare one
     memory.{onnx,tflite}          the same by runtime
-    imports                       bare_ms, session_above_ms, all_above_ms: a process that imports (`imports`)
+    imports                       bare_ms, session_above_ms, all_above_ms: a process that imports (`fresh`)
     weights, candidates, events   what was measured
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 from rich.console import Console
@@ -49,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
     presets: dict[str, dict[str, Any]] = {}
+    repetitions = from_options(Repetitions, options)
     with TemporaryDirectory(prefix="pocketrank-") as scratch:
         with progress(target.console, "preparing the bundles") as update:
             found = subjects(options.bundle, options.run, Path(scratch), update)
         for subject in found:
             with progress(target.console, f"measuring {subject.name}") as update:
-                presets[subject.name] = measure(subject, from_options(Repetitions, options), update)
+                presets[subject.name] = measure(subject, repetitions, update, Path(mkdtemp(dir=scratch)))
     target.write({**next(iter(presets.values())), "presets": presets})
     for name, report in presets.items():
         print_report(target.console, name, report)

@@ -7,11 +7,13 @@ size's figure is its median, because a shared machine has fast and slow moments.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
+from functools import partial
 
 import numpy as np
 import torch
+
+from benchmarks.latency.timed import Timed
 
 __all__ = ["SIZES", "MatmulRate"]
 
@@ -24,27 +26,23 @@ class MatmulRate:
 
     def __init__(self, sizes: tuple[int, ...] = SIZES) -> None:
         rng = np.random.default_rng(0)
-        self._squares = {n: rng.random((n, n), np.float32) for n in sizes}
-        self._tensors = {n: torch.from_numpy(a) for n, a in self._squares.items()}
-        self._out = {n: np.empty_like(a) for n, a in self._squares.items()}
-        self._times: dict[tuple[str, int], list[int]] = defaultdict(list)
+        self._products: dict[tuple[str, int], Timed] = {}
+        for n in sizes:
+            square, out = rng.random((n, n), np.float32), np.empty((n, n), np.float32)
+            tensor, to = torch.from_numpy(square), torch.from_numpy(out)
+            self._products["numpy", n] = Timed(partial(np.matmul, square, square, out=out))
+            self._products["torch", n] = Timed(partial(torch.mm, tensor, tensor, out=to))
 
     def step(self) -> None:
         """One product of each size in each library."""
-        for n, square in self._squares.items():
-            start = time.perf_counter_ns()
-            np.matmul(square, square, out=self._out[n])
-            self._times["numpy", n].append(time.perf_counter_ns() - start)
-            tensor, out = self._tensors[n], torch.from_numpy(self._out[n])
-            start = time.perf_counter_ns()
-            torch.mm(tensor, tensor, out=out)
-            self._times["torch", n].append(time.perf_counter_ns() - start)
+        for product in self._products.values():
+            product.step()
 
     def gflop_s(self) -> dict[str, dict[str, float]]:
         """10⁹ operations a second by library and size, from the median time."""
         rates: dict[str, dict[str, float]] = defaultdict(dict)
-        for (library, n), times in self._times.items():
-            rates[library][str(n)] = 2 * n**3 / float(np.median(times))
+        for (library, n), product in self._products.items():
+            rates[library][str(n)] = 2 * n**3 / float(np.median(product.ns))
         return dict(rates)
 
     def best(self) -> float:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from benchmarks.latency.executorch_peer import convert_executorch, open_executorch
-from benchmarks.latency.imports import measure_import
+from benchmarks.latency.fresh import measure_import, measure_memory
 from benchmarks.latency.matmul import SIZES, MatmulRate
-from benchmarks.latency.memory import measure_memory
 from benchmarks.latency.searches import BeamBench, SearchBench
 from benchmarks.latency.subject import FORMATS, LatencySubject
 from benchmarks.latency.swipe import Kind, SwipeBench
@@ -53,24 +51,13 @@ class Repetitions:
     """Fresh processes of each kind whose imports are timed."""
 
 
-class _Turn(Protocol):
-    def step(self) -> None: ...
-
-    def forget(self) -> None: ...
-
-
-def measure(subject: LatencySubject, repetitions: Repetitions, progress: Callable[[float], None]) -> dict[str, Any]:
-    """Measure one preset and return its report. `progress` takes the share done.
+def measure(
+    subject: LatencySubject, repetitions: Repetitions, progress: Callable[[float], None], scratch: Path
+) -> dict[str, Any]:
+    """Measure one preset with files in the folder `scratch`, and return its report. `progress` takes the share done.
 
     Raises `BenchmarkError`, and what opening a bundle's models raises.
     """
-    with TemporaryDirectory(prefix="pocketrank-") as scratch:
-        return _measure(subject, repetitions, progress, Path(scratch))
-
-
-def _measure(
-    subject: LatencySubject, repetitions: Repetitions, progress: Callable[[float], None], scratch: Path
-) -> dict[str, Any]:
     torch.set_num_threads(1)
     rate = MatmulRate(repetitions.sizes)
     benches = {form: _Form(subject, form, repetitions.lists, scratch) for form in subject.peers}
@@ -144,8 +131,8 @@ class _Form:
             self._searches = {f: {h: SearchBench(subject, form, f, found, host=h) for h in (False, True)} for f in FORMATS}
             self._beams = {f: BeamBench(subject, form, f, found) for f in FORMATS}
 
-    def turns(self) -> list[_Turn]:
-        turns: list[_Turn] = [*self._peers.values(), *self._beams.values()]
+    def turns(self) -> list[Timed | SwipeBench | BeamBench]:
+        turns: list[Timed | SwipeBench | BeamBench] = [*self._peers.values(), *self._beams.values()]
         for nested in (self._stages, self._swipes, self._equipped, self._durable, self._searches):
             turns += [turn for by_name in nested.values() for turn in by_name.values()]
         return turns
@@ -181,18 +168,15 @@ class _Form:
         }
 
     def _with(self, more: dict[Kind, dict[Format, SwipeBench]]) -> dict[str, Any]:
-        return {
-            kind: {f: bench.figures() | self._added(bench, self._swipes[kind][f]) for f, bench in by.items()}
-            for kind, by in more.items()
-        }
-
-    @staticmethod
-    def _added(equipped: SwipeBench, plain: SwipeBench) -> dict[str, float]:
         """What a swipe takes more than a plain one, and more than the model's runs alone, as shares of those runs."""
-        own, other = equipped.figures(), plain.figures()
-        run = own["run_p50_ms"]
-        more = own["outside_p50_ms"] - other["outside_p50_ms"]
-        return {"added_ms": more, "added_share": more / run, "over_run_share": own["outside_p50_ms"] / run}
+        found: dict[str, Any] = {kind: {format: bench.figures() for format, bench in by.items()} for kind, by in more.items()}
+        for kind, by in self._swipes.items():
+            for format, plain in by.items():
+                own = found[kind][format]
+                run, outside = own["run_p50_ms"], own["outside_p50_ms"]
+                added = outside - plain.figures()["outside_p50_ms"]
+                own |= {"added_ms": added, "added_share": added / run, "over_run_share": outside / run}
+        return found
 
     def _incremental(self, format: str, limit_ms: float) -> dict[str, float]:
         ms = {stage: runs.ms for stage, runs in self._stages[format].items()}

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.processes import wait_until
-from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_devices import Devices
 from benchmarks.reliability.cloud_kills import kept, read_log
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
@@ -132,7 +131,7 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
         for end in ("", "-wal"):
             with suppress(FileNotFoundError):  # folded in
                 shutil.copyfile(disk.seen(server.host_pid, f"log.db{end}"), work / f"kept.db{end}")
-    found, full = unexpected(result), result.between(full_at, free_at)
+    found, full = result.unexpected(), result.between(full_at, free_at)
     otherwise = sum(n for name, n in devices.counts.items() if name.startswith("status_") and name != "status_503")
     return {
         "unexpected_5xx": found["unexpected_5xx"] + otherwise + devices.counts["malformed"] + devices.counts["broken"],
@@ -146,6 +145,6 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
         "readyz_while_full": ready,
         "unexpected": found,
         "first_error": result.first_error,
-        "pages": answers(result, np.ones(len(result.at), np.bool_)),
-        "pages_while_full": pages(result, full),
+        "pages": result.answers(np.ones(len(result.at), np.bool_)),
+        "pages_while_full": result.pages(full),
     }

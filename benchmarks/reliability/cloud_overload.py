@@ -17,7 +17,6 @@ import numpy as np
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.http_connection import http_request
-from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from benchmarks.reliability.open_loop import OpenLoad, OpenPhase, OpenResult
 from benchmarks.serving.host import Cores, on_core
@@ -147,11 +146,11 @@ def _watch(server: CloudServer, config: OverloadConfig, progress: Callable[[floa
 def _report(result: OpenResult, memory: list[tuple[float, int]], config: OverloadConfig) -> dict[str, Any]:
     start, end = config.calm_s, config.calm_s + config.seconds
     before, under = result.between(0, start), result.between(start, end)
-    of_pages, found = pages(result, under), unexpected(result)
-    calm = pages(result, before)
+    of_pages, found = result.pages(under), result.unexpected()
+    calm = result.pages(before)
     edges = np.linspace(start, end, config.series + 1)
     series = [
-        {"from_s": since - start, **pages(result, result.between(since, until)), "memory": _mean(memory, since, until)}
+        {"from_s": since - start, **result.pages(result.between(since, until)), "memory": _mean(memory, since, until)}
         for since, until in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     ]
     warm = start + config.warm_up_share * config.seconds
@@ -164,12 +163,12 @@ def _report(result: OpenResult, memory: list[tuple[float, int]], config: Overloa
         "seconds": config.seconds,
         "unexpected": found,
         "first_error": result.first_error,
-        "answers": answers(result, under),
+        "answers": result.answers(under),
         "goodput_rps": of_pages["pages"] / config.seconds,
         "whole_rps": float((result.whole & under).sum()) / config.seconds,
         "before": calm,
         "overload": of_pages,
-        "after": pages(result, result.between(end, np.inf)),
+        "after": result.pages(result.between(end, np.inf)),
         "price_most": float(np.nanmax(result.price[under])),
         "memory": {"warm": first, "end": last},
         "load_busy": result.busy,

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
 from benchmarks.reliability.open_loop import OpenLoad, OpenPhase, OpenResult
 from benchmarks.serving.page_requests import PageRequests
@@ -83,7 +82,7 @@ def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[
         down |= result.between(killed, back)
         vectors.append(_vectors_s(result, back, end))
         after |= result.between(back + (vectors[-1] or 0.0), end)
-    found = unexpected(result)
+    found = result.unexpected()
     return {
         "kills": len(kills),
         "unexpected_5xx": found["unexpected_5xx"],
@@ -91,10 +90,10 @@ def _report(result: OpenResult, kills: list[float], backs: list[float]) -> dict[
         "first_error": result.first_error,
         "vectors_s": None if None in vectors else max(v for v in vectors if v is not None),
         "vectors_s_each": vectors,
-        "answers": answers(result, np.ones(len(result.at), np.bool_)),
-        "before": pages(result, result.between(0, kills[0])),
-        "away": pages(result, down),
-        "after": pages(result, after),
+        "answers": result.answers(np.ones(len(result.at), np.bool_)),
+        "before": result.pages(result.between(0, kills[0])),
+        "away": result.pages(down),
+        "after": result.pages(after),
     }
 
 

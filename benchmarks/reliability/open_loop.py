@@ -25,6 +25,8 @@ __all__ = ["DROPPED", "MALFORMED", "UNSENT", "OpenLoad", "OpenOrder", "OpenPhase
 UNSENT, DROPPED, MALFORMED = 0, 1, 2
 """In place of a status: never sent, because no connection was free; no whole answer; an answer that cannot be read."""
 
+_NAMES = {UNSENT: "unsent", DROPPED: "dropped", MALFORMED: "malformed"}
+
 
 class OpenPhase(msgspec.Struct, frozen=True):
     """Time with one rate of arrivals."""
@@ -90,6 +92,49 @@ class OpenResult:
     def between(self, since: float, until: float) -> NDArray[np.bool_]:
         """Return [n] which requests arrived from `since` until before `until`."""
         return (self.at >= since) & (self.at < until)
+
+    def answers(self, among: NDArray[np.bool_]) -> dict[str, int]:
+        """Count the requests `among` [n] by outcome: a status, `unsent`, `dropped` or `malformed`."""
+        status, count = np.unique(self.status[among], return_counts=True)
+        return {_NAMES.get(s, str(s)): n for s, n in zip(status.tolist(), count.tolist(), strict=True)}
+
+    def unexpected(self) -> dict[str, int]:
+        """Count what no server should answer. `unexpected_5xx` is the sum of statuses 5xx, dropped and malformed answers.
+
+        `other` counts the remaining statuses except 200 and 429, and `mute` the answers 429 without `Retry-After`.
+        """
+        status = self.status
+        found = {
+            "status_5xx": int((status >= 500).sum()),
+            "dropped": int((status == DROPPED).sum()),
+            "malformed": int((status == MALFORMED).sum()),
+        }
+        other = (status > MALFORMED) & (status < 500) & (status != 200) & (status != 429)
+        mute = (status == 429) & (self.retry_after == 0)
+        return {"unexpected_5xx": sum(found.values()), **found, "other": int(other.sum()), "mute": int(mute.sum())}
+
+    def pages(self, among: NDArray[np.bool_]) -> dict[str, Any]:
+        """Summarise the pages `among` [n]: their number, times and price, and the share of them that each reason degraded."""
+        page = among & (self.status == 200)
+        count = int(page.sum())
+        if not count:
+            return {"pages": 0}
+        p50, p99 = (float(q) for q in np.percentile(self.ms[page], (50, 99)))
+        reasons = [
+            (reason, int((self.reason[page] == place).sum()))
+            for place, together in enumerate(self.reasons)
+            for reason in together
+        ]
+        degraded = {name: sum(n for reason, n in reasons if reason == name) / count for name in sorted({r for r, _ in reasons})}
+        return {
+            "pages": count,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "whole_share": float(self.whole[page].mean()),
+            "degraded_share": {name: share for name, share in degraded.items() if share},
+            "without_vectors": int((self.vectors[page] == 0).sum()),
+            "price": float(self.price[page].mean()),
+        }
 
 
 class OpenLoad(OrderedProcess):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +41,9 @@ PARTS = {
     "stores": "embedding stores",
 }
 """Parts of the benchmark, and the text of their progress bars."""
+
+_FIGURES = {"rps": ".0f", "p50_ms": ".2f", "p99_ms": ".2f", "cpu_ms": ".3f", "bytes": ".0f", "others_share": ".0%"}
+"""Figures of a server that are printed, and how."""
 
 
 @one_line_errors
@@ -81,18 +85,16 @@ def measure_serving(
             run = publish_world(work / "run", size, small)
         with on_core(where.load), Load(where.load, work) as load:
             bench = Bench(extent, where, load, work)
-            for part in PARTS:
-                if part in parts and part != "stores":
+            measures = {
+                "page": partial(measure_page, bench, run),
+                "peers": partial(measure_peers, bench, run),
+                "http": partial(measure_http, bench, run),
+                "growth": partial(measure_growth, bench, small, size),
+            }
+            for part, measure in measures.items():
+                if part in parts:
                     with progress(console, PARTS[part]) as update:
-                        match part:
-                            case "page":
-                                report |= measure_page(bench, run, update)
-                            case "peers":
-                                report |= measure_peers(bench, run, update)
-                            case "http":
-                                report |= measure_http(bench, run, update)
-                            case "growth":
-                                report |= measure_growth(bench, small, size, update)
+                        report |= measure(update)
     if "stores" in parts:
         with progress(console, PARTS["stores"]):
             report["stores"] = import_module("benchmarks.stores").measure_stores()
@@ -130,15 +132,7 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
     title = f"Pages from one core, {setup['connections']} connections"
     table = figure_table(title, "a second", "p50 ms", "p99 ms", "CPU ms", "bytes", "others' share")
     for name, row in _rows(report):
-        cells = (
-            f"{row['rps']:.0f}",
-            f"{row['p50_ms']:.2f}",
-            f"{row['p99_ms']:.2f}",
-            f"{row['cpu_ms']:.3f}",
-            f"{row['bytes']:.0f}",
-            f"{row['others_share']:.0%}",
-        )
-        table.add_row(name, *cells)
+        table.add_row(name, *(f"{row[figure]:{form}}" for figure, form in _FIGURES.items()))
     if table.row_count:
         console.print(table)
     lines = []
@@ -176,8 +170,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     if "growth" in report:
         growth = report["growth"]
         for i, items in enumerate(growth["items"]):
-            names = ("rps", "p50_ms", "p99_ms", "cpu_ms", "bytes", "others_share")
-            rows.append((f"page, {items:,} items", {name: growth[name][i] for name in names}))
+            rows.append((f"page, {items:,} items", {name: growth[name][i] for name in _FIGURES}))
     return rows
 
 

@@ -22,28 +22,23 @@ def serve_constant(run: Path, port: int, *, ours: bool) -> None:
         request_id="r", user_id=0, session_id="s", now_ms=0, size=30, split_version=pages.record.split_version
     )
     page = pages.page(request)
-    app: ASGIApp
     if ours:
         from benchmarks.serving.stack import page_app  # the whole product, which a bare server has no use for
 
         app = page_app(lambda _: page)
     else:
-        app = _Raw(to_msgpack(page))
+        app = _raw(to_msgpack(page))
     with listen("127.0.0.1", port) as sock:
         run_server(app, sock)
 
 
-class _Raw:
-    """Reads a request whole and answers the same bytes to every one."""
+def _raw(body: bytes) -> ASGIApp:
+    """Return an application that reads a request whole and answers the same bytes to every one."""
+    headers = [(b"content-type", MSGPACK.encode()), (b"content-length", str(len(body)).encode())]
+    start = {"type": "http.response.start", "status": 200, "headers": headers}
+    rest = {"type": "http.response.body", "body": body}
 
-    def __init__(self, body: bytes) -> None:
-        length = str(len(body)).encode()
-        headers = [(b"content-type", MSGPACK.encode()), (b"content-length", length)]
-        self._start = {"type": "http.response.start", "status": 200, "headers": headers}
-        self._body = {"type": "http.response.body", "body": body}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the lifespan."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             for event in ("startup", "shutdown"):
                 await receive()
@@ -51,5 +46,7 @@ class _Raw:
             return
         while (await receive()).get("more_body"):
             pass
-        await send(self._start)
-        await send(self._body)
+        await send(start)
+        await send(rest)
+
+    return answer

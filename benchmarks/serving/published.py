@@ -126,10 +126,9 @@ def _enlarged(
     Writes the whole rows into `folder`.
     """
     rng = np.random.default_rng(size.seed)
-    counts = {"item": size.items, "user": size.users, "tower": size.users, "history": size.users}
     rows = {
-        "item": _with_unknown(rng.integers(1, len(small["item_id"]), size.items)),
-        "user": _with_unknown(rng.integers(1, len(small["user_id"]), size.users)),
+        "item": np.append(0, rng.integers(1, len(small["item_id"]), size.items)),
+        "user": np.append(0, rng.integers(1, len(small["user_id"]), size.users)),
     }
     rows |= {"tower": rows["user"], "history": rows["user"]}
     small = small | {"item_whole": whole}
@@ -142,7 +141,7 @@ def _enlarged(
     tables["item_row"] = sides_of(whole, folder)
     tables["item_identity"] = whole[:, : tables["item_identity"].shape[1]].astype(np.float16)
     for name in ("item_id", "user_id"):
-        tables[name][1:] = 1_000 + 3 * np.arange(counts[name.split("_")[0]])
+        tables[name][1:] = 1_000 + 3 * np.arange(len(tables[name]) - 1)
     clusters = max(1, size.items // size.items_per_cluster)
     of_item = rng.integers(0, clusters, size.items)
     tables["item_vector"] = _vectors(of_item, clusters, size, rng)
@@ -157,10 +156,6 @@ def _enlarged(
     tables["history_feedback"] = np.zeros((*tables["history_item"].shape, events.shape[1]), np.float32)
     tables["history_feedback"][1:] = events[rng.integers(0, len(events), cluster.shape)]
     return tables
-
-
-def _with_unknown(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), rows])
 
 
 def _vectors(of_item: NDArray[np.int64], clusters: int, size: WorldSize, rng: np.random.Generator) -> NDArray[np.float16]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from benchmarks.reliability.__main__ import main
-from benchmarks.reliability.cloud_answers import answers, pages, unexpected
 from benchmarks.reliability.cloud_devices import Effect
 from benchmarks.reliability.cloud_disk import DiskConfig, fill_disk
 from benchmarks.reliability.cloud_kills import CloudKillConfig, kill_servers, wrong_effect
@@ -122,14 +121,14 @@ def test_recovery_is_the_first_whole_and_quick_second() -> None:
 def test_what_should_not_be_answered_is_counted() -> None:
     statuses = (200, 200, 429, 404, 500, 503, UNSENT, DROPPED, MALFORMED)
     result = arrived(*((float(i), status, 1.0, i % 2) for i, status in enumerate(statuses)))
-    found = unexpected(result)
+    found = result.unexpected()
     assert found == {"unexpected_5xx": 4, "status_5xx": 2, "dropped": 1, "malformed": 1, "other": 1, "mute": 1}
     every = result.between(0, 9)
-    assert answers(result, every) == {
+    assert result.answers(every) == {
         "unsent": 1, "dropped": 1, "malformed": 1, "200": 2, "404": 1, "429": 1, "500": 1, "503": 1,
     }  # fmt: skip
-    assert pages(result, every)["degraded_share"] == {"no_vectors": 0.5, "popular": 0.5}
-    assert pages(result, result.between(2, 9)) == {"pages": 0}
+    assert result.pages(every)["degraded_share"] == {"no_vectors": 0.5, "popular": 0.5}
+    assert result.pages(result.between(2, 9)) == {"pages": 0}
 
 
 def test_a_killed_cloud_loses_nothing(tmp_path: Path) -> None:
