@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.errors import BenchmarkError
 from pocketrank.sdk_demo.cli.errors import is_domain_error
 
-__all__ = ["command_parser", "count", "figure_table", "from_options", "make_work_folder", "one_line_errors"]
+__all__ = ["command_parser", "count", "figure_table", "from_options", "make_work_folder", "one_line_errors", "span"]
 
 _WRONG_INPUT = 2
 
@@ -80,3 +80,11 @@ def figure_table(title: str, *columns: str, label: str = "") -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
+
+
+def span(figure: Mapping[str, Any] | None, form: str, missing: str) -> str:
+    """Return a figure and its interval as text, or `missing` where there is none."""
+    if figure is None or figure["mean"] is None:
+        return missing
+    low, high = figure["ci95"]
+    return f"{figure['mean']:{form}} ({low:{form}} to {high:{form}})"

@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command_parser, count, figure_table, from_options, make_work_folder, one_line_errors
+from benchmarks.command import command_parser, count, figure_table, from_options, make_work_folder, one_line_errors, span
 from benchmarks.trained import PlayedWorld, Progress
 from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
 from pocketrank.sdk_demo.cli.options import parse_list
@@ -82,12 +82,14 @@ def measure(extent: EmulationExtent, work: Path, progress: Progress) -> dict[str
         variant, world = VARIANTS[name], PlayedWorld(name, extent.base, extent.train, work, progress)
         records = {seed: _played(world, extent, seed) for seed in seeds}
         everything = [record for seed in seeds for record in records[seed]]
+        floor = FigureConfig(floor="greedy")
+        beam = figures(everything, ("greedy", "beam"), seed=extent.seed, config=floor)["gain"]["beam"]
         worlds[name] = {
             "says": variant.description,
             "changes": variant.changes,
             "feedback_delay_s": variant.feedback_delay_s,
             **_by_policy(everything, extent.seed),
-            "beam_over_greedy": _beam_over_greedy(everything, extent.seed),
+            "beam_over_greedy": {name: beam[name] for name in FIGURES},
             "trainings": {
                 str(seed): {policy: {"uplift_share": row["uplift_share"]} for policy, row in _by_policy(of, seed).items()}
                 for seed, of in records.items()
@@ -124,11 +126,6 @@ def _by_policy(records: list[SessionRecord], seed: int) -> dict[str, dict[str, A
         }
         for policy, row in found["policies"].items()
     }
-
-
-def _beam_over_greedy(records: list[SessionRecord], seed: int) -> dict[str, Any]:
-    gain = figures(records, ("greedy", "beam"), seed=seed, config=FigureConfig(floor="greedy"))["gain"]["beam"]
-    return {name: gain[name] for name in FIGURES}
 
 
 @one_line_errors
@@ -170,7 +167,8 @@ def print_table(console: Console, report: Mapping[str, Any]) -> None:
         table = figure_table(f"{name}: {world['says']}", "share of the oracle's uplift", *columns, label="policy")
         for policy in report["policies"]:
             row = world[policy]
-            table.add_row(policy, _share(row["uplift_share"]), *(f"{row[f]['mean']:.{d}f}" for f, d in _COLUMNS.items()))
+            share = span(row["uplift_share"], ".2f", "the oracle wins nothing")
+            table.add_row(policy, share, *(f"{row[f]['mean']:.{d}f}" for f, d in _COLUMNS.items()))
         console.print(table)
         gain = world["beam_over_greedy"]["effective_views_per_session"]
         low, high = gain["ci95"]
@@ -183,13 +181,6 @@ def print_table(console: Console, report: Mapping[str, Any]) -> None:
         f"Simulated users; means per session. {count} sessions of each policy with each of {trainings} trainings a world; "
         "intervals of 95 % over users and trainings.",
     )
-
-
-def _share(share: Mapping[str, Any] | None) -> str:
-    if share is None:
-        return "the oracle wins nothing"
-    low, high = share["ci95"]
-    return f"{share['mean']:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.optimize import linprog
 
-from benchmarks.command import command_parser, figure_table, from_options, make_work_folder, one_line_errors
+from benchmarks.command import command_parser, figure_table, from_options, make_work_folder, one_line_errors, span
 from benchmarks.trained import PLAYED_BY, PlayedWorld, Progress, code, digest
 from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.training.paging import UpliftConfig, UpliftLog, train_uplift
@@ -327,21 +327,14 @@ def print_table(console: Console, report: Mapping[str, Any]) -> None:
             table.add_row(row["policy"], *(f"{row[f]['mean']:.{d}f}" for f, d in _COLUMNS.items()))
         console.print(table)
         for who, of in (("uplift", world), ("page size alone", world["page_size_alone"])):
-            requests = _span(of["requests_at_equal_engagement"], "{:.2f}")
-            gain = _span(of["engagement_gain_at_equal_requests"], "{:+.1%}")
+            requests = span(of["requests_at_equal_engagement"], ".2f", "out of reach")
+            gain = span(of["engagement_gain_at_equal_requests"], "+.1%", "out of reach")
             print_line(console, f"{who}, against {BASELINE.name}: {requests} of its requests, or {gain} effective views")
         for price, row in world["learned_timing"].items():
-            gain = "no other policy asks as little" if row["gain"] is None else _span(row["gain"], "{:+.1%}")
+            gain = "no other policy asks as little" if row["gain"] is None else span(row["gain"], "+.1%", "out of reach")
             print_line(console, f"learned timing at price {price}, against the best that learns nothing: {gain}")
         console.print()
     print_line(console, f"Simulated users; means per session of {report['sessions']} sessions, intervals of 95 % over users.")
-
-
-def _span(figure: Mapping[str, Any], form: str) -> str:
-    if figure["mean"] is None:
-        return "out of reach"
-    low, high = figure["ci95"]
-    return f"{form.format(figure['mean'])} ({form.format(low)} to {form.format(high)})"
 
 
 @one_line_errors

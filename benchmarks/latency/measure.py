@@ -83,7 +83,7 @@ def measure(
         "candidates": spec.candidates_max,
         "events": spec.events_max,
         "matmul_gflop_s": {"best": rate.best(), **rate.gflop_s()},
-        "memory": measure_memory(subject.folder, FORMATS, repetitions.memory_swipes),
+        "memory": measure_memory(subject.bundle.folder, FORMATS, repetitions.memory_swipes),
         "imports": measure_import(repetitions.imports),
         "repetitions": repetitions.rounds * repetitions.runs,
         "machine": {

@@ -155,8 +155,6 @@ class LatencySubject:
     """The preset whose sizes it has, or `custom`."""
     weights: str
     """Origin of the weights."""
-    folder: Path
-    """Folder of the bundle."""
     bundle: Bundle
     run: Run | None
     """Where the weights came from, if that is known."""
@@ -171,7 +169,7 @@ class LatencySubject:
             raise BenchmarkError(str(bundle), f"a bundle of the run {run.folder}", "one with another feature spec")
         config = UpperConfig() if run is None else run.record.upper
         weights = "of the bundle" if run is None else run.record.data
-        subject = cls(_preset(config), weights, bundle, found, run, {})
+        subject = cls(_preset(config), weights, found, run, {})
         for form in get_args(Form):
             torch.manual_seed(0)
             model = UpperHalf(config, found.spec, split=form == "split") if run is None else run.upper(form)

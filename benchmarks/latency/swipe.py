@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.latency.timed import milliseconds
 from pocketrank.device.bundle.bundle import Bundle
 from pocketrank.device.codec import to_block
 from pocketrank.device.contract import (
@@ -140,8 +141,7 @@ class SwipeBench:
         """Milliseconds of a swipe and of the model's runs in it, and the median share of a swipe outside those runs."""
         swipe, run = np.array(self.swipe_ns), np.array(self.run_ns)
         return {
-            "p50_ms": float(np.median(swipe)) / 1e6,
-            "p99_ms": float(np.percentile(swipe, 99)) / 1e6,
+            **milliseconds(self.swipe_ns),
             "run_p50_ms": float(np.median(run)) / 1e6,
             "outside_p50_ms": float(np.median(swipe - run)) / 1e6,
             "sdk_overhead_share": float(np.median((swipe - run) / swipe)),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from benchmarks.command import command_parser, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.reliability import cloud, device
+from benchmarks.reliability.parts import measure_parts
 from pocketrank.sdk_demo.cli.output import JsonTarget
 
 __all__ = ["main"]
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise BenchmarkError("--minutes and --items", "numbers above 0", f"{options.minutes} and {options.items}")
     target = JsonTarget(options.json)
     if options.device:
-        report = device.measure_device(options, target.console)
+        report = measure_parts(device.PARTS, device.HEADLINES, options, target.console)
         target.write({"device": report})
         device.print_device(target.console, report)
     else:
-        report = cloud.measure_cloud(options, target.console)
+        report = measure_parts(cloud.PARTS, cloud.HEADLINES, options, target.console)
         target.write({"cloud": report})
         cloud.print_cloud(target.console, report)
 

@@ -92,7 +92,6 @@ def attacks(seed: int) -> Iterator[Attack]:
     yield from _stale_releases(whole)
     yield from _mixed(whole)
     yield from _bad_manifests(whole)
-    yield from _unsafe_paths(whole)
     yield from _endless(whole)
     yield from _bad_models()
     yield from _on_disk(whole)
@@ -230,7 +229,7 @@ def _resigned(whole: dict[str, bytes], manifest: dict[str, Any] | bytes) -> Sent
 
 
 def _bad_manifests(whole: dict[str, bytes]) -> Iterator[Attack]:
-    """Signed manifests that contradict themselves."""
+    """Signed manifests that contradict themselves, or list a path that no device may write to."""
     built = json.loads(whole[MANIFEST])
     first = built["files"][0]
     for kind, changes in (
@@ -263,14 +262,8 @@ def _bad_manifests(whole: dict[str, bytes]) -> Iterator[Attack]:
         yield Attack("claimed_size", _resigned(whole, {**built, "files": [{**first, "bytes": size}, *built["files"][1:]]}))
     for text in (b"[" * 50_000, b'{"name":' * 20_000, b"", b"\x00", b"null", whole[MANIFEST][:-3]):
         yield Attack("deep_json", _resigned(whole, text))
-
-
-def _unsafe_paths(whole: dict[str, bytes]) -> Iterator[Attack]:
-    """Paths that leave the folder, or mean something else on some system, in a signed manifest."""
-    built = json.loads(whole[MANIFEST])
     for path in UNSAFE:
-        entry = {**built["files"][0], "path": path}
-        yield Attack("zip_slip", _resigned(whole, {**built, "files": [*built["files"], entry]}))
+        yield Attack("zip_slip", _resigned(whole, {**built, "files": [*built["files"], {**first, "path": path}]}))
 
 
 def _endless(whole: dict[str, bytes]) -> Iterator[Attack]:

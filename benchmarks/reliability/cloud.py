@@ -29,7 +29,6 @@ The report is `cloud`::
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,9 +39,9 @@ from benchmarks.reliability.cloud_disk import fill_disk
 from benchmarks.reliability.cloud_kills import kill_servers
 from benchmarks.reliability.cloud_overload import OverloadConfig, overload
 from benchmarks.reliability.cloud_store import StoreKillConfig, kill_store
-from benchmarks.reliability.parts import Part, cell, headline_table, measure_parts
+from benchmarks.reliability.parts import Part, cell, headline_table
 
-__all__ = ["ITEMS", "KILLS", "MINUTES", "PARTS", "measure_cloud", "print_cloud"]
+__all__ = ["HEADLINES", "ITEMS", "KILLS", "MINUTES", "PARTS", "print_cloud"]
 
 KILLS = 200
 """Default number of servers and workers to kill."""
@@ -62,6 +61,7 @@ PARTS = {
     "kills": Part(
         "killing servers under feedback",
         lambda work, options, update: kill_servers(work, options.kills, options.seed, update),
+        key="kills_under_load",  # `kills` is the number of kills
     ),
     "store": Part(
         "killing the embedding store",
@@ -70,18 +70,13 @@ PARTS = {
     ),
     "disk": Part("filling the disk", lambda work, options, update: fill_disk(work, options.seed, update)),
 }
-_HEADLINES = ("unexpected_5xx", "memory_growth", "recovery_s", "kills", "events_lost", "events_twice")
-
-
-def measure_cloud(options: Namespace, console: Console) -> dict[str, Any]:
-    """Measure the parts that `options` name and return the report, headlines first. Raises `BenchmarkError`."""
-    headlines, found = measure_parts(PARTS, _HEADLINES, options, console)
-    return headlines | {"kills_under_load" if part == "kills" else part: figures for part, figures in found.items()}
+HEADLINES = ("unexpected_5xx", "memory_growth", "recovery_s", "kills", "events_lost", "events_twice")
+"""Figures that the report begins with."""
 
 
 def print_cloud(console: Console, report: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
-    table = headline_table("The cloud under overload, kills and faults", _HEADLINES, report)
+    table = headline_table("The cloud under overload, kills and faults", HEADLINES, report)
     for part, names in (
         ("overload", ("capacity_rps", "offered_rps", "goodput_rps", "whole_rps")),
         ("kills_under_load", ("events_acknowledged", "batches", "resent", "effects_seen")),

@@ -130,7 +130,7 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
         server.kill()
         for end in ("", "-wal"):
             with suppress(FileNotFoundError):  # folded in
-                shutil.copyfile(disk.seen(server.host_pid, f"log.db{end}"), work / f"kept.db{end}")
+                shutil.copyfile(disk.seen(server.host.pid, f"log.db{end}"), work / f"kept.db{end}")
     found, full = result.unexpected(), result.between(full_at, free_at)
     otherwise = sum(n for name, n in devices.counts.items() if name.startswith("status_") and name != "status_503")
     return {

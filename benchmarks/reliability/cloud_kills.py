@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.processes import wait_until
 from benchmarks.reliability.cloud_devices import Devices, Effect
-from benchmarks.reliability.cloud_server import CloudServer, ServeOrder
+from benchmarks.reliability.cloud_server import CloudServer, ServeOrder, kill_and_wait
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from tests.cloud.small_published import SmallRun, small_run
@@ -130,7 +130,7 @@ class _Killer:
     def _kill_worker(self) -> None:
         before = self._server.workers
         sleep(self._rng.uniform(0, self._config.serving_max_s))
-        self._server.kill_worker(self._rng.choice(before))
+        kill_and_wait([self._rng.choice(before)])
         self._killed["workers"] += 1
         wait_until(lambda: len(self._server.workers) >= len(before), self._config.worker_s, "a killed worker", "another")
 

@@ -25,7 +25,7 @@ from benchmarks.processes import OrderedProcess
 from benchmarks.reliability.forks import fork_each
 from benchmarks.serving.host import ProcessTree, children
 
-__all__ = ["CloudServer", "ServeOrder", "main"]
+__all__ = ["CloudServer", "ServeOrder", "kill_and_wait", "main"]
 
 _AHEAD = (
     "pocketrank.cloud.serving.app", "pocketrank.cloud.pages.engine", "pocketrank.cloud.serving.process.server",
@@ -65,13 +65,14 @@ class CloudServer(ProcessTree):
         options = ["ahead"] if ahead else []
         # Killed servers leave temporary files behind, which are removed with the rest of the scratch.
         environment = {"OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
-        self._process = OrderedProcess("benchmarks.reliability.cloud_server", *options, before=before, log=log, **environment)
+        self.host = OrderedProcess("benchmarks.reliability.cloud_server", *options, before=before, log=log, **environment)
+        """The process that forks servers; it outlives them."""
         super().__init__(0)
         self.port = 0
 
     def begin(self, order: ServeOrder) -> None:
         """Start a server and return while it loads."""
-        self._process.send(msgspec.structs.replace(order, port=self.port))
+        self.host.send(msgspec.structs.replace(order, port=self.port))
         self.pid = int(self._expect("pid "))
 
     def start(self, order: ServeOrder) -> None:
@@ -83,15 +84,10 @@ class CloudServer(ProcessTree):
         """Return the server's answer to a GET request."""
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False)
 
-    @property
-    def host_pid(self) -> int:
-        """Id of the process that forks servers; it outlives them."""
-        return self._process.pid
-
     def _expect(self, beginning: str) -> str:
-        line = self._process.read_line()
+        line = self.host.read_line()
         if not line.startswith(beginning):
-            raise BenchmarkError("the server", f"`{beginning}…`", f"`{line}`{self._process.logged}")
+            raise BenchmarkError("the server", f"`{beginning}…`", f"`{line}`{self.host.logged}")
         return line.removeprefix(beginning)
 
     @property
@@ -103,12 +99,8 @@ class CloudServer(ProcessTree):
         """Kill all its processes with -9 and wait until they have ended."""
         if not self.pid:
             return
-        _kill_and_wait(self.pids)
+        kill_and_wait(self.pids)
         self._ended(-signal.SIGKILL)
-
-    def kill_worker(self, pid: int) -> None:
-        """Kill one of `workers` with -9 and wait until it has ended."""
-        _kill_and_wait([pid])
 
     def stop(self) -> None:
         """Stop the server with SIGTERM, as an operator does. Raises `BenchmarkError` when it does not end in order."""
@@ -117,10 +109,10 @@ class CloudServer(ProcessTree):
 
     def _ended(self, expected: int) -> None:
         self.pid = 0
-        while not (line := self._process.read_line()).startswith("end "):
+        while not (line := self.host.read_line()).startswith("end "):
             pass  # a killed server may have reported before that it serves
         if (code := int(line.removeprefix("end "))) != expected:
-            raise BenchmarkError("the server", f"an end by {expected}", f"one by {code}{self._process.logged}")
+            raise BenchmarkError("the server", f"an end by {expected}", f"one by {code}{self.host.logged}")
 
     def __enter__(self) -> CloudServer:
         return self
@@ -129,10 +121,10 @@ class CloudServer(ProcessTree):
         for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._process.close()
+        self.host.close()
 
 
-def _kill_and_wait(pids: Sequence[int]) -> None:
+def kill_and_wait(pids: Sequence[int]) -> None:
     """Kill processes with -9 and wait until they have ended, though another process is their parent."""
     handles: list[int] = []
     try:

@@ -20,7 +20,6 @@ The report is `device`::
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,9 +30,9 @@ from benchmarks.reliability.faults import swipe_through_faults
 from benchmarks.reliability.hostile import attack
 from benchmarks.reliability.kills_bundle import kill_switches
 from benchmarks.reliability.kills_events import kill_devices
-from benchmarks.reliability.parts import Part, headline_table, measure_parts
+from benchmarks.reliability.parts import Part, headline_table
 
-__all__ = ["KILLS", "PARTS", "measure_device", "print_device"]
+__all__ = ["HEADLINES", "KILLS", "PARTS", "print_device"]
 
 KILLS = 1200
 """Default number of processes to kill."""
@@ -57,20 +56,15 @@ PARTS = {
     "hostile": Part("attacking devices", lambda work, options, update: attack(work, options.seed, update)),
     "faults": Part("swiping through faults", lambda work, options, update: swipe_through_faults(work, update)),
 }
-_HEADLINES = (
+HEADLINES = (
     "kills", "events_lost", "events_twice", "invalid_bundles_active", "hostile_bundles", "hostile_accepted", "failed_swipes",
 )  # fmt: skip
-
-
-def measure_device(options: Namespace, console: Console) -> dict[str, Any]:
-    """Measure the parts that `options` name and return the report, headlines first. Raises `BenchmarkError`."""
-    headlines, found = measure_parts(PARTS, _HEADLINES, options, console)
-    return headlines | found
+"""Figures that the report begins with."""
 
 
 def print_device(console: Console, report: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
-    console.print(headline_table("A device under kills, attacks and faults", _HEADLINES, report))
+    console.print(headline_table("A device under kills, attacks and faults", HEADLINES, report))
     if "events" in report:
         during = report["events"]["during"]
         table = figure_table("Activity at the moment of the kill", *during)

@@ -110,12 +110,10 @@ class _Day:
                 while cloud.events.keys() < set(self._taken) and time.monotonic() < until:
                     time.sleep(config.dwell_s)
                 self._counts["damaged"] += store.damaged_files + store.damaged_rows
-        times = milliseconds(self._ns)
         return {
             "failed_swipes": sum(self._counts[name] for name in ("raised", "showed_nothing", "shown_twice", "waited")),
             "swipes": len(self._ns),
-            "p50_ms": times["p50_ms"],
-            "p99_ms": times["p99_ms"],
+            **milliseconds(self._ns),
             "max_ms": max(self._ns) / 1e6,
             "events_taken": len(self._taken),
             "events_lost": len(set(self._taken) - cloud.events.keys()),

@@ -65,7 +65,12 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
     """
     rng, at, seen = random.Random(seed), Counter[str](), Counter[str]()
     invalid, root = 0, work / "device"
-    _first(root, make_bundle(work / "first", 1))
+    updates = _updates(root)
+    updates.add(make_bundle(work / "first", 1))
+    first = updates.current().ranker
+    assert first is not None
+    use(first, RUNS)
+    updates.current()  # the first bundle has passed its trial
     floor, activated, rejected = 0, set[int](), set[int]()
     step = mmap.mmap(-1, 1)
     with OrderedProcess("benchmarks.reliability.kills_bundle") as server:
@@ -101,16 +106,6 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
         "activated": len(activated),
         "rejected": len(rejected),
     }
-
-
-def _first(root: Path, folder: Path) -> None:
-    """Make a device whose first bundle has passed its trial."""
-    updates = _updates(root)
-    updates.add(folder)
-    current = updates.current()
-    assert current.ranker is not None
-    use(current.ranker, RUNS)
-    updates.current()
 
 
 def _updates(root: Path) -> Updates:

@@ -24,14 +24,14 @@ class Part(NamedTuple):
     """Text of its progress bar."""
     measure: Callable[[Path, Namespace, Callable[[float], None]], dict[str, Any]]
     """Takes an empty folder, the command's options, and a function that takes the share done; returns the figures."""
+    key: str | None = None
+    """Its key in the report, where that is not its name."""
     own: tuple[str, ...] = ()
     """Figures that have a headline's name and do not count towards it."""
 
 
-def measure_parts(
-    parts: Mapping[str, Part], headlines: Sequence[str], options: Namespace, console: Console
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Measure those of `parts` that `options.only` names; return the headlines and the figures of each part.
+def measure_parts(parts: Mapping[str, Part], headlines: Sequence[str], options: Namespace, console: Console) -> dict[str, Any]:
+    """Measure those of `parts` that `options.only` names, all without it; return the headlines and the figures of each part.
 
     A headline is the sum of the figure of that name of all parts that have it. Raises `BenchmarkError`.
     """
@@ -40,12 +40,12 @@ def measure_parts(
         if name in (options.only or parts):
             with TemporaryDirectory(prefix="pocketrank-") as work, progress(console, part.text) as update:
                 found[name] = part.measure(Path(work), options, update)
-    sums: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for headline in headlines:
         values = [f[headline] for name, f in found.items() if headline in f and headline not in parts[name].own]
         if values:
-            sums[headline] = values[0] if len(values) == 1 else sum(values)  # one that is alone may be None
-    return sums, found
+            report[headline] = values[0] if len(values) == 1 else sum(values)  # one that is alone may be None
+    return report | {parts[name].key or name: figures for name, figures in found.items()}
 
 
 def headline_table(title: str, headlines: Sequence[str], report: Mapping[str, Any]) -> Table:

@@ -36,7 +36,7 @@ def measure_page(bench: Bench, run: Run, progress: Progress) -> dict[str, Any]:
     with ExitStack() as stack:
         asking, host = _asking(run), _host(bench, stack, "ours", run)
         page = _subject(bench, asking, host)
-        with_feedback = replace(page, once=True, requests=_once(bench, asking, page), results=[], cpu_ms=[], others=[])
+        with_feedback = replace(page, once=True, requests=_once(bench, asking, page), rounds=[])
 
         def time_model(seconds: float) -> None:
             with on_core(bench.cores.server):
@@ -143,7 +143,7 @@ def _once(bench: Bench, asking: PageRequests, like: ServerSubject) -> Callable[[
     """
 
     def requests() -> str:
-        rps = like.results[-1].rps if like.results else _FIRST
+        rps = like.rounds[-1]["rps"] if like.rounds else _FIRST
         count = round(rps * bench.extent.seconds * _SPARE) + 10 * bench.extent.connections
         return bench.load.file(asking.msgpack(count, feedback=True))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.host import Cores, Host
-from benchmarks.serving.load import Load, LoadOrder, LoadResult
+from benchmarks.serving.load import Load, LoadOrder
 
 __all__ = ["Bench", "ServingExtent", "ServerSubject"]
 
@@ -48,11 +48,9 @@ class ServerSubject:
     connections: int
     once: bool = False
     """No request may be sent twice."""
-    results: list[LoadResult] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    """CPU milliseconds of the server's processes a request, by round."""
-    others: list[float] = field(default_factory=list)
-    """Share of the server's core that other processes took, by round."""
+    rounds: list[dict[str, float]] = field(default_factory=list)
+    """Figures of each round. Of a request: `cpu_ms`, CPU milliseconds of the server's processes. Of the round:
+    `others_share`, the share of the server's core that other processes took. The others are fields of `LoadResult`."""
 
     def round(self, load: Load, seconds: float) -> None:
         """Load the server for `seconds`. Raises `BenchmarkError` when an answer is not a page."""
@@ -69,27 +67,17 @@ class ServerSubject:
         if result.errors or not result.answers:
             got = f"{result.errors} errors and {result.answers} answers: {result.first_error}"
             raise BenchmarkError(self.host.name, "no errors", got)
-        self.cpu_ms.append(cpu / result.answers * 1e3)
-        self.others.append(max(0.0, busy - cpu) / result.seconds)
-        self.results.append(result)
-
-    def forget(self) -> None:
-        """Discard the rounds so far."""
-        for rounds in (self.results, self.cpu_ms, self.others):
-            rounds.clear()
-
-    def median(self, name: str) -> float:
-        """Return the median over rounds of a field of the results."""
-        return float(np.median([getattr(result, name) for result in self.results]))
+        figures = {name: getattr(result, name) for name in ("rps", "p50_ms", "p99_ms", "bytes", "answers", "busy")}
+        more = {"cpu_ms": cpu / result.answers * 1e3, "others_share": max(0.0, busy - cpu) / result.seconds}
+        self.rounds.append(figures | more)
 
     def report(self) -> dict[str, Any]:
         """Return the figures of the report."""
+        medians = ("rps", "p50_ms", "p99_ms", "bytes", "cpu_ms", "others_share")
         return {
-            **{name: self.median(name) for name in ("rps", "p50_ms", "p99_ms", "bytes")},
-            "cpu_ms": float(np.median(self.cpu_ms)),
-            "answers": sum(result.answers for result in self.results),
-            "others_share": float(np.median(self.others)),
-            "load_busy": max(result.busy for result in self.results),
+            **{name: float(np.median([figures[name] for figures in self.rounds])) for name in medians},
+            "answers": sum(figures["answers"] for figures in self.rounds),
+            "load_busy": max(figures["busy"] for figures in self.rounds),
         }
 
 
@@ -119,7 +107,7 @@ class Bench:
                 subject.round(self.load, seconds)
             if not done:
                 for subject in subjects.values():
-                    subject.forget()
+                    subject.rounds.clear()
             elif between:
                 between(seconds)
             progress(done / extent.rounds)
