@@ -131,14 +131,13 @@ def _by_policy(records: list[SessionRecord], seed: int) -> dict[str, dict[str, A
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark with the options in `arguments`."""
-    defaults = EmulationExtent()
     parser = command_parser("emulation", _HELP)
     parser.add_argument("--worlds", default=",".join(VARIANTS), help="comma list [%(default)s]")
     parser.add_argument(
-        "--sessions", type=count, default=defaults.sessions, help="of each policy with each training [%(default)s]"
+        "--sessions", type=count, default=EmulationExtent.sessions, help="of each policy with each training [%(default)s]"
     )
     parser.add_argument(
-        "--seeds", dest="trainings", type=count, default=defaults.trainings, help="trainings in each world [%(default)s]"
+        "--seeds", dest="trainings", type=count, default=EmulationExtent.trainings, help="trainings in each world [%(default)s]"
     )
     parser.add_argument(
         "--world", dest="base", type=Path, metavar="TOML", help="the world that the others are changes of [the built-in one]"

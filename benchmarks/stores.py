@@ -108,12 +108,11 @@ def _figures(turn: Timed, take: Timed) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report."""
     parser = command_parser("stores", "Time the rows of a page out of each embedding store, beside a plain array's `take`.")
-    defaults = StoreExtent()
-    parser.add_argument("--rows", type=count, default=defaults.rows, help="rows of the table (default: %(default)s)")
-    parser.add_argument("--width", type=count, default=defaults.width, help="values a row (default: %(default)s)")
-    parser.add_argument("--batch", type=count, default=defaults.batch, help="rows got at a time (default: %(default)s)")
-    parser.add_argument("--rounds", type=count, default=defaults.rounds, help="turns of all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of ids, rows and places (default: %(default)s)")
+    parser.add_argument("--rows", type=count, default=StoreExtent.rows, help="rows of the table (default: %(default)s)")
+    parser.add_argument("--width", type=count, default=StoreExtent.width, help="values a row (default: %(default)s)")
+    parser.add_argument("--batch", type=count, default=StoreExtent.batch, help="rows got at a time (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=StoreExtent.rounds, help="turns of all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=StoreExtent.seed, help="of ids, rows and places (default: %(default)s)")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
     report = measure_stores(from_options(StoreExtent, options))

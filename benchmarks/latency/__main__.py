@@ -31,7 +31,6 @@ this core's matrix products.
 @one_line_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark with the options in `arguments`."""
-    defaults = Repetitions()
     parser = command_parser("latency", _HELP)
     parser.add_argument(
         "--bundle", type=Path, metavar="DIR", help="bundle with onnx and tflite; without --run it must be of the default sizes"
@@ -44,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=[],
         help="run to measure, exported when there is no --bundle; may be repeated",
     )
-    parser.add_argument("--rounds", type=count, default=defaults.rounds, help="turns of everything [%(default)s]")
-    parser.add_argument("--runs", type=count, default=defaults.runs, help="runs of each kind in a turn [%(default)s]")
+    parser.add_argument("--rounds", type=count, default=Repetitions.rounds, help="turns of everything [%(default)s]")
+    parser.add_argument("--runs", type=count, default=Repetitions.runs, help="runs of each kind in a turn [%(default)s]")
     options = parser.parse_args(arguments)
     target = JsonTarget(options.json)
     presets: dict[str, dict[str, Any]] = {}

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import httpx
 import numpy as np
 
 from benchmarks.processes import wait_until
@@ -116,7 +117,8 @@ def fill_disk(work: Path, seed: int, progress: Callable[[float], None], config: 
             full_at, taken = monotonic() - began, devices.counts["batches"]
             progress(config.before_s / total)
             sleep(config.full_s)
-            ready, taken = server.get("/readyz").status_code, devices.counts["batches"] - taken
+            ready = httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=30.0, trust_env=False).status_code
+            taken = devices.counts["batches"] - taken
             disk.free(server.pid)
             free_at = monotonic() - began
             before = devices.counts["batches"]

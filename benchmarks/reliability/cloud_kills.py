@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 
@@ -137,7 +138,8 @@ class _Killer:
     def _check(self, devices: Devices) -> Counter[str]:
         logged = read_log(self._log)
         self._server.start(self._order)
-        replayed = int(self._server.get("/healthz").json()["feedback_replayed"])
+        health = httpx.get(f"http://127.0.0.1:{self._server.port}/healthz", timeout=30.0, trust_env=False)
+        replayed = int(health.json()["feedback_replayed"])
         self._server.kill()
         found = Counter(events_replayed_wrongly=abs(replayed - len(logged)))
         found.update(kept(self._run, devices, logged))

@@ -17,7 +17,6 @@ from pathlib import Path
 from select import select
 from typing import Any
 
-import httpx
 import msgspec
 
 from benchmarks.errors import BenchmarkError
@@ -79,10 +78,6 @@ class CloudServer(ProcessTree):
         """Start a server and wait until it serves. Raises `BenchmarkError` when it ends instead."""
         self.begin(order)
         self.port = int(self._expect(_READY))
-
-    def get(self, path: str) -> httpx.Response:
-        """Return the server's answer to a GET request."""
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False)
 
     def _expect(self, beginning: str) -> str:
         line = self.host.read_line()

@@ -12,7 +12,7 @@ from benchmarks.serving.host import Host, hosted, on_core
 from benchmarks.serving.model import CANDIDATES, Model, ModelTimer
 from benchmarks.serving.page_requests import EVENTS, SIZE, PageRequests
 from benchmarks.serving.published import WorldSize, publish_world
-from benchmarks.serving.rounds import Bench, ServerSubject
+from benchmarks.serving.rounds import MEDIANS, Bench, ServerSubject
 from benchmarks.serving.subjects import PATHS
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.run import Run
@@ -107,10 +107,7 @@ def measure_growth(bench: Bench, small: Run, size: WorldSize, progress: Progress
     return {
         "growth": {
             "items": list(items),
-            **{
-                name: [report[name] for report in reports]
-                for name in ("rps", "p50_ms", "p99_ms", "bytes", "cpu_ms", "others_share")
-            },
+            **{name: [report[name] for report in reports] for name in MEDIANS},
             "p99_ratio": p99[-1] / p99[0],
             "memory_bytes": memory,
             "bytes_per_item": (memory[-1] - memory[0]) / (items[-1] - items[0]),

@@ -13,7 +13,10 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.serving.host import Cores, Host
 from benchmarks.serving.load import Load, LoadOrder
 
-__all__ = ["Bench", "ServingExtent", "ServerSubject"]
+__all__ = ["MEDIANS", "Bench", "ServingExtent", "ServerSubject"]
+
+MEDIANS = ("rps", "p50_ms", "p99_ms", "bytes", "cpu_ms", "others_share")
+"""Figures of a server whose median over rounds is reported."""
 
 Progress = Callable[[float], None]
 
@@ -73,9 +76,8 @@ class ServerSubject:
 
     def report(self) -> dict[str, Any]:
         """Return the figures of the report."""
-        medians = ("rps", "p50_ms", "p99_ms", "bytes", "cpu_ms", "others_share")
         return {
-            **{name: float(np.median([figures[name] for figures in self.rounds])) for name in medians},
+            **{name: float(np.median([figures[name] for figures in self.rounds])) for name in MEDIANS},
             "answers": sum(figures["answers"] for figures in self.rounds),
             "load_busy": max(figures["busy"] for figures in self.rounds),
         }
