@@ -41,20 +41,7 @@ from pocketrank.cloud.training.ranker import RankerTrainingConfig, train_ranker
 from pocketrank.cloud.training.train import REAL_TASKS, REAL_WEIGHTS, training_rows
 from pocketrank.device.contract import FeatureSpec
 
-__all__ = [
-    "AT_REQUEST",
-    "CURVES",
-    "CURVE_SEEDS",
-    "MODELS",
-    "PEERS",
-    "TUNABLE",
-    "Data",
-    "TrainingJob",
-    "PeerModel",
-    "Quality",
-    "Setting",
-    "jobs",
-]
+__all__ = ["AT_REQUEST", "CURVES", "CURVE_SEEDS", "MODELS", "PEERS", "TUNABLE", "Data", "Quality", "TrainingJob", "jobs"]
 
 REFRESHED_LIST = 6
 """Items of a page in the published system (Gong et al., CIKM 2022), after which the history is refreshed."""

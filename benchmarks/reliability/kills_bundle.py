@@ -18,28 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import msgspec
-
 from benchmarks.processes import OrderedProcess
-from benchmarks.reliability.released import (
-    BUNDLE_KEY,
-    KEYS,
-    NOW_MS,
-    make_bundle,
-    make_files,
-    release_of,
-    serve,
-    signed_release,
-    use,
-)
-from pocketrank.device.bundle.files import MANIFEST, RELEASE, SIGNATURES, BundleError
-from pocketrank.device.codec import from_json, to_json
-from pocketrank.device.contract import BundleManifest, Signed
+from benchmarks.reliability.released import KEYS, NOW_MS, make_bundle, make_files, release_of, serve, signed_release, use
+from pocketrank.device.bundle.files import MANIFEST, RELEASE, BundleError
 from pocketrank.device.network.client import CloudClient
 from pocketrank.device.network.errors import ClientError
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.updates import BundleStore, TrialConfig, UpdateConfig, Updates
-from pocketrank.export.signing import sign
 
 __all__ = ["kill_switches", "main"]
 
@@ -142,18 +127,15 @@ def _device(root: Path, url: str, step: mmap.mmap) -> NoReturn:
 
 def main() -> None:
     """Serve bundle after bundle until killed: the same files under rising serials. Print the URL."""
-    files, asked = make_files(1), 0
-    manifest = from_json(files[MANIFEST], BundleManifest)
+    asked = 0
 
     def before(path: str) -> None:
         nonlocal asked
         if path != RELEASE:
             return
         serial, asked = 2 + asked // 2, asked + 1
-        text = to_json(msgspec.structs.replace(manifest, serial=serial))
-        signatures = to_json(Signed(signatures=sign("manifest", text, [BUNDLE_KEY])))
-        release = signed_release(release_of(text, serial, number=10 + serial))
-        server.files = {**files, MANIFEST: text, SIGNATURES: signatures, **release}
+        files = make_files(serial)
+        server.files = {**files, **signed_release(release_of(files[MANIFEST], serial, number=10 + serial))}
 
     with serve() as server:
         server.before, server.pause_s = before, PAUSE_S
