@@ -33,6 +33,8 @@ _FORMAT = 1
 _PAGE_BYTES = 2048  # writes of one event were fastest with this; 1024 and 4096 took 5 to 15 % longer
 _WAL_PAGES_MAX = 2048  # without calls of `tidy` a write folds in the write-ahead file at this length: 4 MiB, 10 ms
 
+_HEAD_BYTES, _VERSIONS, _VERSION_MAX = 20, slice(18, 20), 2  # of SQLite's file format
+
 _HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _NOT_DAMAGE = (
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
@@ -170,6 +172,9 @@ class Database:
         return True
 
     def _prepare(self, db: sqlite3.Connection) -> None:
+        with self._path.open("rb") as file:
+            if max(file.read(_HEAD_BYTES)[_VERSIONS], default=0) > _VERSION_MAX:
+                raise sqlite3.DatabaseError("damaged")  # SQLite opens what seems to be a later format, and never writes to it
         # Exclusive before the first access: no shared memory file, a third of the system calls, and no second process.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")

@@ -226,6 +226,17 @@ def test_a_damaged_file_returns_only_data_that_was_saved(whole: bytes, data: st.
             assert waiting(store)[-1:] == [99]
 
 
+@pytest.mark.parametrize("at", [18, 19])
+def test_a_file_that_seems_to_be_of_a_later_format_is_replaced(whole: bytes, path: Path, at: int) -> None:
+    path.parent.mkdir()
+    path.write_bytes(whole[:at] + b"\x03" + whole[at + 1 :])
+    with DeviceStore(path) as store:
+        assert store.damaged_files == 1
+        store.outbox.add(make_event(99))
+    with DeviceStore(path) as store:
+        assert waiting(store) == [99]
+
+
 def test_a_file_that_is_damaged_while_it_is_open(path: Path) -> None:
     with DeviceStore(path) as store:
         for n in range(4):  # more than SQLite keeps in memory
