@@ -79,6 +79,7 @@ def test_vectors_become_f4_with_zero_for_values_that_are_not_finite() -> None:
         (msgspec.structs.replace(make_page([1, 2], split=None), split_reason="the split version is too old"), "too old"),
         (msgspec.structs.replace(make_page([1, 2]), user_vector=None), "no vectors"),
         (_with(make_page([1, 2]), vector=to_block(np.zeros((2, 5)), "f2")), r"Expected \[2, 4\], got \[2, 5\]"),
+        (_with(make_page([1, 2]), vector=to_block(np.zeros((2, 4)), "f4")), "f2"),
         (_with(make_page([1, 2]), vector=to_block(np.zeros((3, 4)), "f2")), r"Expected \[2, 4\], got \[3, 4\]"),
         (msgspec.structs.replace(make_page([1, 2]), user_vector=to_block(np.zeros(3), "f2")), r"Expected \[4\], got \[3\]"),
     ],
@@ -178,6 +179,7 @@ def test_specs_that_a_device_cannot_follow_name_the_path(spec: FeatureSpec, path
     with pytest.raises(DecodeError) as caught:
         check_spec(spec)
     assert caught.value.path == path
+    assert caught.value.got != "None"
     field = path.removeprefix("$.").partition("[")[0].partition(".")[0]
     expected = (
         "a finite number" if path.endswith("scale") else "a feature that a device knows" if path.endswith("name") else None

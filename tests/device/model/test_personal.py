@@ -239,6 +239,11 @@ def test_the_state_of_something_else_is_refused(changes: dict[str, Any], message
         restore(STATE, **changes)
 
 
+def test_the_state_of_another_version_is_refused() -> None:
+    with pytest.raises(ForeignStateError, match="Expected version 1, got 2"):
+        restore(_written(lambda s: {"version": 2}))
+
+
 def _written(change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
     fields = msgspec.msgpack.decode(STATE[4:])
     data = msgspec.msgpack.encode(fields | change(fields))
