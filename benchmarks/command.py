@@ -1,4 +1,4 @@
-"""What the command lines of the benchmarks share: options, tables, and errors as one line."""
+"""Common parts of the benchmarks' command lines: options, tables, and errors as one line."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class HttpConnection:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=STUCK_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.answer = b""
-        """What was received of the answer so far."""
+        """Bytes of the answer that were received so far."""
         self.body_bytes = 0
         """Length of the body by the answer's head."""
         self.sent_at = 0.0

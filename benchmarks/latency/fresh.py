@@ -1,4 +1,4 @@
-"""What a fresh process takes above bare Python, numpy and onnxruntime: peak memory of a device, and time of its imports."""
+"""Peak memory of a device in a fresh process, and time of its imports, above bare Python, numpy and onnxruntime."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def measure_memory(bundle: Path, formats: tuple[Format, ...], swipes: int) -> di
 
 
 def _peak_mib(run: Callable[..., str], *arguments: str) -> float:
-    """Of the second process: the first one compiles, which takes memory too."""
+    """That of the second process: the first one compiles, which takes memory too."""
     return int([run("-m", "benchmarks.latency.device_process", *arguments) for _ in range(2)][1]) / 2**20

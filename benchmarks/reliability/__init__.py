@@ -1,4 +1,4 @@
-"""What a device or the cloud loses, applies twice or refuses when it is killed, overloaded, attacked, or cut off.
+"""Losses, repeats and refusals of a device and of the cloud that are killed, overloaded, attacked, or cut off.
 
 Run `python -m benchmarks.reliability --device --json FILE`, or `--cloud`. The report has one key, `device`
 (`benchmarks.reliability.device`) or `cloud` (`benchmarks.reliability.cloud`); with `--only` it has the named parts alone. A

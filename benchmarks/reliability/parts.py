@@ -1,4 +1,4 @@
-"""What both sides of `benchmarks.reliability` share: their parts are measured one after the other, sums of figures on top."""
+"""Common parts of both sides of `benchmarks.reliability`: one part is measured after the other, sums of figures on top."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class ServerSubject:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all parts of the benchmark share."""
+    """Common to all parts of the benchmark."""
 
     extent: ServingExtent
     cores: Cores

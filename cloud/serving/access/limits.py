@@ -29,7 +29,7 @@ from pocketrank.cloud.serving.http.wire import WireError
 __all__ = ["LimitsConfig", "RateLimit", "RequestLimits", "SCOPES", "TokenScope", "TooManyError", "caller"]
 
 TokenScope = Literal["device", "publish", "admin"]
-"""What a caller may do: request pages, send feedback and download the bundle; upload a bundle; monitor the server."""
+"""Permission to request pages, send feedback and download the bundle; to upload a bundle; to monitor the server."""
 
 SCOPES: tuple[TokenScope, ...] = ("device", "publish", "admin")
 """All scopes, in the order in which they are listed."""

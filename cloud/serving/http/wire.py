@@ -43,9 +43,9 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     """Where in the request: `$.size` in the body, the name of a header, or `url`."""
     expected: str
-    """What the server expected there."""
+    """The value or kind that the server expected there."""
     got: str
-    """What it found."""
+    """The value or kind that it found."""
 
 
 class WireError(ValueError):

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.cloud.pages.maker import PageObserver
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.pipeline.config import PageConfig, PipelineConfig
 from pocketrank.device.codec import read_page
 from pocketrank.device.contract import ContractError, Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
-from tests.cloud.serving.pages import Pages, pages, stages
+from tests.cloud.serving.pages import Pages, SeenPages, pages, stages
 from tests.cloud.small_published import SPLIT_VERSION, TASKS, UPLOAD_MS, SmallRun, small_run
 
 Make = Callable[..., Pages]
@@ -223,27 +222,8 @@ def test_a_page_of_an_experiment_knows_what_happened_in_it_alone(make: Make) -> 
         maker(request(6, 5, experiment=""))
 
 
-class Observed(PageObserver):
-    """What was reported of pages."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-        self.pages: list[tuple[int, int, str | None]] = []
-        self.missing: list[str] = []
-
-    def stage(self, name: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.stages.append(name)
-
-    def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
-        self.pages.append((retrieved, returned, without_vectors))
-
-    def degraded(self, reason: str) -> None:
-        self.missing.append(reason)
-
-
 def test_an_observer_learns_the_parts_of_each_page_and_what_it_lacks(run: SmallRun, tmp_path: Path) -> None:
-    observed = Observed()
+    observed = SeenPages()
     with pages(run.folder, tmp_path / "feedback.db", observer=observed) as made:
         made(request(6, 5))
         assert observed.stages[:2] == ["state", "tower"]
@@ -253,4 +233,4 @@ def test_an_observer_learns_the_parts_of_each_page_and_what_it_lacks(run: SmallR
         assert [returned for _, returned, _ in observed.pages] == [5, 5, 5]
         assert all(retrieved >= 5 for retrieved, _, _ in observed.pages)
         assert [without for _, _, without in observed.pages] == [None, "not_asked", "unknown"]
-        assert observed.missing == []
+        assert observed.reasons == []

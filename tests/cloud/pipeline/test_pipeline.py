@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pocketrank.cloud.pages.maker import PageObserver
 from pocketrank.cloud.pipeline.cached import CacheConfig
 from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
 from pocketrank.cloud.pipeline.filters import FiltersConfig
@@ -19,7 +18,7 @@ from pocketrank.device.codec import read_page
 from pocketrank.device.contract import Page
 from tests.cloud.events import event
 from tests.cloud.serving.live import request
-from tests.cloud.serving.pages import Pages, pages, stages
+from tests.cloud.serving.pages import Pages, SeenPages, pages, stages
 from tests.cloud.small_published import SmallRun, small_run
 
 Make = Callable[..., Pages]
@@ -107,32 +106,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return run
 
 
-class Seen(PageObserver):
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-        self.seconds: list[float] = []
-        self.pages: list[tuple[int, int, str | None]] = []
-        self.reasons: list[str] = []
-
-    def stage(self, name: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.stages.append(name)
-        self.seconds.append(seconds)
-
-    def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
-        self.pages.append((retrieved, returned, without_vectors))
-
-    def degraded(self, reason: str) -> None:
-        self.reasons.append(reason)
+@pytest.fixture
+def seen() -> SeenPages:
+    return SeenPages()
 
 
 @pytest.fixture
-def seen() -> Seen:
-    return Seen()
-
-
-@pytest.fixture
-def make(run: SmallRun, tmp_path: Path, seen: Seen) -> Iterator[Make]:
+def make(run: SmallRun, tmp_path: Path, seen: SeenPages) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def made(*more: dict[str, Any], first: tuple[dict[str, Any], ...] | None = None, **tables: Any) -> Pages:
@@ -154,7 +134,7 @@ def pxtr(page: Page) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- own stages
 
 
-def test_a_stage_of_ones_own_goes_in_by_its_dotted_name(run: SmallRun, make: Make, seen: Seen) -> None:
+def test_a_stage_of_ones_own_goes_in_by_its_dotted_name(run: SmallRun, make: Make, seen: SeenPages) -> None:
     plain = make()(request(6, 20))
     authors = run.published.item_author[np.searchsorted(run.published.item_id, ids(plain))]
     last = int(authors[-1])
@@ -188,7 +168,7 @@ def test_without_time_a_rule_runs_and_another_stage_does_not(make: Make) -> None
     assert make(stage)(request(6)).degraded == ("popular",)
 
 
-def test_the_times_of_all_stages_do_not_overlap(make: Make, seen: Seen) -> None:
+def test_the_times_of_all_stages_do_not_overlap(make: Make, seen: SeenPages) -> None:
     made = make()
     started = perf_counter()
     page = made(request(6, 15))
@@ -201,7 +181,7 @@ def test_the_times_of_all_stages_do_not_overlap(make: Make, seen: Seen) -> None:
 # ------------------------------------------------------------------------------------------------------------- the ladder
 
 
-def test_a_page_in_time_is_whole(make: Make, seen: Seen) -> None:
+def test_a_page_in_time_is_whole(make: Make, seen: SeenPages) -> None:
     assert make()(request(6)).degraded == ()
     assert seen.reasons == []
 
@@ -219,7 +199,9 @@ def test_a_stage_that_cannot_is_replaced_by_the_last_ranking_without_what_was_se
     np.testing.assert_array_equal(pxtr(page)[:2], pxtr(whole)[:2])
 
 
-def test_without_a_last_ranking_there_are_popular_items_without_probabilities(run: SmallRun, make: Make, seen: Seen) -> None:
+def test_without_a_last_ranking_there_are_popular_items_without_probabilities(
+    run: SmallRun, make: Make, seen: SeenPages
+) -> None:
     made = make({"use": "ours.FailsFor", "how": "time"}, cache=CacheConfig(users=0))
     made(request(6, 10))
     page = made(request(6, 10, scene=1))
@@ -278,7 +260,7 @@ def test_a_last_ranking_that_is_too_short_by_now_is_not_used(make: Make) -> None
     assert made(request(6, 10, scene=1, feedback=watched)).degraded == ("popular",)
 
 
-def test_a_page_that_is_late_already_is_not_ranked(make: Make, seen: Seen) -> None:
+def test_a_page_that_is_late_already_is_not_ranked(make: Make, seen: SeenPages) -> None:
     made = make(limits=BudgetConfig(page_ms=50_000))
     made(request(6, 10))
     seen.stages.clear()

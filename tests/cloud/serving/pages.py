@@ -35,6 +35,27 @@ class Pages:
         return self._make(request, since)
 
 
+class SeenPages(PageObserver):
+    """Observer that keeps what is reported of pages."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.seconds: list[float] = []
+        self.pages: list[tuple[int, int, str | None]] = []
+        self.reasons: list[str] = []
+
+    def stage(self, name: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.stages.append(name)
+        self.seconds.append(seconds)
+
+    def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
+        self.pages.append((retrieved, returned, without_vectors))
+
+    def degraded(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
 def stages(
     candidates: int = 20, formula: str = "long_view + like", most: int | None = None, **rank: Any
 ) -> tuple[dict[str, Any], ...]:

@@ -5,13 +5,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from benchmarks.reliability.loopback import LoopbackHandler, serve_loopback
 from benchmarks.reliability.released import KEYS, Answer, make_files, serve
 from pocketrank.device.bundle.files import (
     MANIFEST,
@@ -62,11 +62,8 @@ class Cloud:
 
 @contextmanager
 def serving(cloud: Cloud) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # headers and body are two writes
-
-        def do_GET(self) -> None:
+    class Handler(LoopbackHandler):
+        def do_GET(self) -> None:  # noqa: N802
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             cloud.seen.append((self.command, self.path, dict(self.headers)))
             cloud.connections.add(self.client_address)
@@ -78,19 +75,8 @@ def serving(cloud: Cloud) -> Iterator[str]:
 
         do_POST = do_GET  # noqa: N815
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_loopback(Handler) as url:
+        yield url
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-import pytest
 from msgspec.structs import replace
 
 from pocketrank.device.codec import to_block
@@ -21,12 +20,7 @@ from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.reports.trace import Tracer, read_trace
 from pocketrank.device.runtimes import open_runtime
 from pocketrank.device.session import FeedSession, SessionConfig
-from tests.device.worlds import SPEC, SPLIT, Clock, make_bundle, make_event, make_page, onnx_model
-
-
-@pytest.fixture(scope="module")
-def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
-    return Ranker.open(make_bundle(tmp_path_factory.mktemp("bundle")))
+from tests.device.worlds import SPEC, SPLIT, Clock, make_event, make_page, onnx_model
 
 
 def session(ranker: Ranker | None, clock: Clock | None = None, **keys: Any) -> FeedSession:

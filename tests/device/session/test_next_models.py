@@ -10,11 +10,6 @@ from pocketrank.device.updates import BundleStore, Updates
 from tests.device.worlds import SPLIT, Clock, make_bundle, make_page
 
 
-@pytest.fixture(scope="module")
-def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
-    return Ranker.open(make_bundle(tmp_path_factory.mktemp("bundle")))
-
-
 def session(ranker: Ranker | None, clock: Clock | None = None, **keys: Any) -> FeedSession:
     return FeedSession(ranker, user_id=7, session_id="s", clock=clock or Clock(), **keys)
 

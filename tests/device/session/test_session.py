@@ -25,11 +25,6 @@ VECTORS = Path(__file__).parents[2] / "vectors"
 WEIGHTS = np.array([1.0, 2.0])
 
 
-@pytest.fixture(scope="module")
-def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
-    return Ranker.open(make_bundle(tmp_path_factory.mktemp("bundle")))
-
-
 def session(ranker: Ranker | None, clock: Clock | None = None, **keys: Any) -> FeedSession:
     return FeedSession(ranker, user_id=7, session_id="s", clock=clock or Clock(), **keys)
 

@@ -28,14 +28,9 @@ from pocketrank.device.session import FeedSession, SessionConfig
 from pocketrank.device.session.counters import telemetry_names
 from pocketrank.device.strategies import AdSlots, Arranger, KeepBuffered, MinGap, Pin
 from tests.device.network.test_client import Cloud, serving
-from tests.device.worlds import SPEC, SPLIT, Clock, make_bundle, make_event, make_page
+from tests.device.worlds import SPEC, SPLIT, Clock, make_event, make_page
 
 REPORTING = SessionConfig(telemetry=TelemetryConfig())
-
-
-@pytest.fixture(scope="module")
-def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
-    return Ranker.open(make_bundle(tmp_path_factory.mktemp("bundle")))
 
 
 class Recorder(Cloud):
