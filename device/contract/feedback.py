@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
+from pocketrank.device.contract.errors import ContractError
 from pocketrank.device.contract.telemetry import TelemetryReport
-from pocketrank.device.contract.wire import Versioned
+from pocketrank.device.contract.wire import Versioned, Wire
 
-__all__ = ["Ended", "FeedbackBatch", "FeedbackEvent", "FeedbackReceipt", "Network", "Orientation"]
+__all__ = [
+    "EVENT_ID_MAX",
+    "EXPERIMENT_MAX",
+    "WATCH_MS_MAX",
+    "Ended",
+    "FeedbackBatch",
+    "FeedbackEvent",
+    "FeedbackReceipt",
+    "Network",
+    "Orientation",
+    "RefusedEvent",
+    "check_event",
+    "check_experiment",
+]
+
+EVENT_ID_MAX = 128
+"""Maximum length of an event id in characters; a UUID has 36."""
+EXPERIMENT_MAX = 128
+"""Maximum length of an experiment's name in characters."""
+WATCH_MS_MAX = 86_400_000
+"""Longest watch of one item: a day."""
+_YEAR_10000_MS = 253_402_300_800_000
 
 
 class Ended(IntEnum):
@@ -53,9 +76,10 @@ class FeedbackEvent(Versioned, frozen=True, kw_only=True):
     position: int
     """Place in the session, counted from 0."""
     impression_ms: int
-    """When the item was first shown, in milliseconds since the Unix epoch, by the device's clock."""
+    """When the item was first shown, in milliseconds since the Unix epoch, by the device's clock: from 1970 to the year 9999.
+    The cloud dates an event by its arrival where this cannot be right."""
     watch_ms: int
-    """How long it was watched."""
+    """How long it was watched: 0 to `WATCH_MS_MAX`."""
     page_id: str | None = None
     """The page that the item came from."""
     experiment: str | None = None
@@ -94,6 +118,14 @@ class FeedbackBatch(Versioned, frozen=True, kw_only=True):
     telemetry: TelemetryReport | None = None
 
 
+class RefusedEvent(Wire, frozen=True, kw_only=True):
+    """An event of a batch that the contract does not allow."""
+
+    index: int
+    """Its place in the batch, from 0."""
+    reason: str
+
+
 class FeedbackReceipt(Versioned, frozen=True, kw_only=True):
     """The cloud's answer to a batch, sent once the accepted events are durable."""
 
@@ -101,3 +133,27 @@ class FeedbackReceipt(Versioned, frozen=True, kw_only=True):
     """Number of events that are new."""
     duplicates: int
     """Number of events whose `event_id` was already known."""
+    refused: tuple[RefusedEvent, ...] = ()
+    """Events that the contract does not allow, which no repetition changes. The others of the batch have their effect."""
+
+    def settles(self, events: Sequence[FeedbackEvent]) -> bool:
+        """Return whether this receipt speaks of each of `events`, which the device may then forget."""
+        return self.accepted + self.duplicates + len(self.refused) == len(events)
+
+
+def check_event(event: FeedbackEvent, path: str = "$") -> None:
+    """Raise `ContractError` for values of an event that no cloud accepts. `path` is where the event stands."""
+    if not 1 <= len(event.event_id) <= EVENT_ID_MAX:
+        got = f"{len(event.event_id)} characters"
+        raise ContractError(f"{path}.event_id", f"an id of 1 to {EVENT_ID_MAX} characters", got)
+    check_experiment(event.experiment, f"{path}.experiment")
+    if not 0 <= event.impression_ms < _YEAR_10000_MS:
+        raise ContractError(f"{path}.impression_ms", "milliseconds from 1970 to the year 9999", str(event.impression_ms))
+    if not 0 <= event.watch_ms <= WATCH_MS_MAX:
+        raise ContractError(f"{path}.watch_ms", f"0 to {WATCH_MS_MAX} ms", str(event.watch_ms))
+
+
+def check_experiment(name: str | None, path: str) -> None:
+    """Raise `ContractError` for an experiment whose name is empty or longer than `EXPERIMENT_MAX`; None is no experiment."""
+    if name is not None and not 1 <= len(name) <= EXPERIMENT_MAX:
+        raise ContractError(path, f"a name of 1 to {EXPERIMENT_MAX} characters", f"{len(name)} characters")

@@ -6,7 +6,10 @@ from pocketrank.device.contract.feedback import FeedbackEvent
 from pocketrank.device.contract.telemetry import TelemetryReport
 from pocketrank.device.contract.wire import Block, Columns, Versioned, Wire
 
-__all__ = ["Candidates", "Page", "PageRequest"]
+__all__ = ["NO_FEEDBACK", "Candidates", "Page", "PageRequest"]
+
+NO_FEEDBACK = "no_feedback"
+"""In `Page.degraded`: the request's feedback could not be kept, and has to be sent again."""
 
 
 class Candidates(Wire, frozen=True, kw_only=True):
@@ -66,4 +69,4 @@ class Page(Versioned, frozen=True, kw_only=True):
     split_reason: str | None = None
     """Why the page carries no vectors."""
     degraded: tuple[str, ...] = ()
-    """Stages that the cloud left out or replaced, because time ran out or because something failed."""
+    """Stages that the cloud left out or replaced, because time ran out or because something failed; and `NO_FEEDBACK`."""

@@ -5,8 +5,8 @@ any time. What belongs to an item goes to its `Impression`. A value that nobody 
 missing value, while 0 would be a made-up one.
 
 All time of an impression goes to the first of these that is true: the app is in the background; the user paused; the player
-waits for bytes (`buffering_ms`); else it is watched (`watch_ms`, on the user's clock, whatever the playback rate). A clock that
-goes back adds nothing for that step.
+waits for bytes (`buffering_ms`); else it is watched (`watch_ms`, on the user's clock, whatever the playback rate). It is
+measured by a `SteadyClock`, so that a phone's clock may be set meanwhile.
 
 A listener may be called late, twice or out of order, so only a wrong name raises (ValueError). For everything else:
 
@@ -20,12 +20,15 @@ A listener may be called late, twice or out of order, so only a wrong name raise
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
+from secrets import token_hex
 from typing import Any, Literal, get_args
 
-from pocketrank.device.clock import wall_clock
-from pocketrank.device.contract import Ended, FeedbackEvent, Network, Orientation
+from pocketrank.device.clock import SteadyClock, wall_clock
+from pocketrank.device.contract import WATCH_MS_MAX, Ended, FeedbackEvent, Network, Orientation
 
 __all__ = ["Action", "Counted", "DeviceState", "Impression"]
 
@@ -37,6 +40,24 @@ Counted = Literal["pauses", "seeks", "buffering_ms", "backgrounded"]
 
 _ACTIONS: frozenset[str] = frozenset(get_args(Action))
 _COUNTED: frozenset[str] = frozenset(get_args(Counted))
+
+
+_start = token_hex(8)
+_count = count()
+
+
+def _begin() -> None:
+    global _start
+    _start = token_hex(8)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin)
+
+
+def _new_id() -> str:
+    # Ids of one start begin alike, so that those of a batch are neighbours in the cloud's index.
+    return f"{_start}/{next(_count):x}"
 
 
 def _number(value: float | None, minimum: float = -math.inf, maximum: float = math.inf) -> float | None:
@@ -86,26 +107,26 @@ class Impression:
     ) -> None:
         """Begin now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0.
 
-        The event's id is `session_id/position`, so that a session replays bit for bit. Give an `event_id` from a random source
-        where a session's id may occur twice.
+        The event's id is unique whatever the app passes: a random part of this start of the app, and a count. Give an
+        `event_id` where a session is to be replayed bit for bit.
         """
         self.item_id = item_id
         """Id of the item that is shown."""
         self._device = device or DeviceState()
-        self._clock = clock
-        self._last_ms = clock()
+        self._clock = SteadyClock(clock)
+        began_ms = self._last_ms = self._clock()
         self._volume = _number(self._device.volume, 0, 1)  # at the beginning
         self._background = self._paused = self._buffering = False
         self._watch_ms = 0
         self._event: FeedbackEvent | None = None
         self._reported: dict[str, Any] = {name: False if name == "backgrounded" else 0 for name in self._device.counted}
         self._base: dict[str, Any] = {
-            "event_id": f"{session_id}/{position}" if event_id is None else event_id,
+            "event_id": _new_id() if event_id is None else event_id,
             "user_id": user_id,
             "session_id": session_id,
             "item_id": item_id,
             "position": position,
-            "impression_ms": self._last_ms,
+            "impression_ms": began_ms,
             "page_id": page_id,
             "experiment": experiment,
         }
@@ -193,10 +214,10 @@ class Impression:
     def _elapse(self) -> None:
         """Add the time since the last report to what was true during it."""
         now_ms = self._clock()
-        spent, self._last_ms = max(0, now_ms - self._last_ms), now_ms
+        spent, self._last_ms = now_ms - self._last_ms, now_ms
         if self._background or self._paused:
             return
         if self._buffering:
             self._count("buffering_ms", spent)
         else:
-            self._watch_ms += spent
+            self._watch_ms = min(self._watch_ms + spent, WATCH_MS_MAX)

@@ -101,9 +101,9 @@ class Connection:
         except (ClientError, BundleError):
             raise
         except http.client.IncompleteRead as err:
-            raise UnreachableError(name, "a whole answer", "a connection that broke within it") from err
+            raise UnreachableError(name, "a connection that broke within it") from err
         except (http.client.RemoteDisconnected, OSError) as err:  # includes TimeoutError and ssl errors
-            raise UnreachableError(name, "an answer", str(err) or type(err).__name__) from err
+            raise UnreachableError(name, str(err) or type(err).__name__) from err
         except (http.client.HTTPException, ValueError) as err:
             raise BadAnswerError(name, "HTTP", f"{type(err).__name__} {err}") from err
 

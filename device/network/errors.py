@@ -27,6 +27,9 @@ class BadUrlError(ClientError):
 class UnreachableError(ClientError):
     """No server, no such host, a broken connection, or no answer in time."""
 
+    def __init__(self, where: str, got: str) -> None:
+        super().__init__(where, "a whole answer", got)
+
 
 class BadStatusError(ClientError):
     """A status other than 200. `text` is the beginning of the answer's body."""
@@ -36,6 +39,11 @@ class BadStatusError(ClientError):
         self.status, self.text = status, text
         self.retry_after_s = retry_after_s
         """Seconds that the server asks to wait before the next call; None when it does not say so in seconds."""
+
+    @property
+    def refuses_body(self) -> bool:
+        """Whether the status blames what was sent. A token (401) or an address (404) may be corrected later."""
+        return self.status in (400, 413, 422)
 
 
 class BadAnswerError(ClientError):

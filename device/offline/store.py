@@ -59,8 +59,8 @@ class KeptPage(NamedTuple):
     """A page from the file."""
 
     page: Page
-    taken_ms: int
-    """Time of arrival in ms, by the device's clock."""
+    age_ms: int
+    """Time since it arrived, by the device's clock; a page from a time that is still to come is as old as that is far."""
 
 
 class StoredOutbox(MemoryOutbox):
@@ -156,6 +156,9 @@ class StoredOutbox(MemoryOutbox):
 class DeviceStore:
     """The file at `path`, created when missing. Safe to call from several threads. Raises `DatabaseError`.
 
+    Give each account of an app its own file: pages are only shown to their user, but the feedback that waits is sent by whoever
+    has the file open, and the items that were shown are left out of the pages of all.
+
     No method raises an error of the disk: `save_page` and `set_state` return whether they saved.
     """
 
@@ -197,12 +200,12 @@ class DeviceStore:
         """Number of writes that failed."""
         return self._database.failed
 
-    def save_page(self, page: Page, now_ms: int) -> bool:
-        """Save a page that arrived at `now_ms` of the device's clock; False when it was not saved.
+    def save_page(self, user_id: int, page: Page, now_ms: int) -> bool:
+        """Save a page of that user's that arrived at `now_ms` of the device's clock; False when it was not saved.
 
         A page that is already in the file stays there with its age.
         """
-        body = _seal(to_msgpack(page))
+        body, key = _seal(to_msgpack(page)), f"{user_id}/{page.page_id}"
         with self._lock:
             if len(body) > self._config.pages_bytes_max:
                 self.pages_dropped += 1
@@ -212,10 +215,10 @@ class DeviceStore:
             old: list[int] = []
             while len(pages) > self._config.pages_max or sum(size for _, size in pages) > self._config.pages_bytes_max:
                 old.append(pages.popleft()[0])
-            if self._database.read("SELECT 1 FROM page WHERE page_id = ?", (page.page_id,)):
+            if self._database.read("SELECT 1 FROM page WHERE page_id = ?", (key,)):
                 return True
             kept = self._database.write_all([
-                ("INSERT INTO page VALUES (?, ?, ?, ?)", [(self._page_place, page.page_id, now_ms, body)]),
+                ("INSERT INTO page VALUES (?, ?, ?, ?)", [(self._page_place, key, now_ms, body)]),
                 ("DELETE FROM page WHERE place = ?", [(place,) for place in old]),
             ])  # fmt: skip
             if kept:
@@ -224,17 +227,18 @@ class DeviceStore:
                 self.pages_dropped += len(old)
             return kept
 
-    def pages(self, now_ms: int, *, stale: bool = False) -> Iterator[KeptPage]:
-        """Yield the pages whose time to live is not over, newest first; with `stale` all pages."""
-        for (place,) in self._database.read("SELECT place FROM page ORDER BY place DESC"):
+    def pages(self, user_id: int, now_ms: int, *, stale: bool = False) -> Iterator[KeptPage]:
+        """Yield that user's pages whose time to live is not over, newest first; with `stale` all pages of the user."""
+        of_user = "SELECT place FROM page WHERE substr(page_id, 1, ?) = ? ORDER BY place DESC"
+        for (place,) in self._database.read(of_user, (len(f"{user_id}/"), f"{user_id}/")):
             for taken_ms, sealed in self._database.read("SELECT ms, body FROM page WHERE place = ?", (place,)):
                 try:
                     page = from_msgpack(_unseal(sealed), Page)
                 except ContractError:
                     self._damaged_rows += 1
                     continue
-                if stale or now_ms - taken_ms < page.ttl_ms:
-                    yield KeptPage(page, taken_ms)
+                if stale or abs(now_ms - taken_ms) < page.ttl_ms:
+                    yield KeptPage(page, abs(now_ms - taken_ms))
 
     def shown_items(self) -> list[int]:
         """Return the items of the last `shown_max` impressions with feedback, sent or not, oldest first."""

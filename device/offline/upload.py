@@ -40,8 +40,6 @@ class UploadConfig:
     """Longest span in seconds. `Uploader.kick` ends it when the network returns."""
     retry_after_max_s: float = 3600.0
     """Longest wait in seconds that the cloud may ask for."""
-    refused: tuple[int, ...] = (400, 413, 422)
-    """Statuses that blame the batch itself. A token (401) or an address (404) may be corrected later."""
 
 
 @dataclass(slots=True)
@@ -131,7 +129,7 @@ class Uploader:
             receipt = self._send(events)
         except ClientError as error:
             status = error if isinstance(error, BadStatusError) else None
-            if status is None or status.status not in self._config.refused:
+            if status is None or not status.refuses_body:
                 count.failed += 1
                 self._outbox.put_back(events)
                 return self._failed(None if status is None else status.retry_after_s)
@@ -143,13 +141,14 @@ class Uploader:
             count.refused += 1
             self._outbox.acknowledge(events)
             return self._failed()
-        if receipt.accepted + receipt.duplicates != len(events):  # a receipt for another batch
+        if not receipt.settles(events):  # a receipt for another batch
             count.failed += 1
             self._outbox.put_back(events)
             return self._failed()
         self._outbox.acknowledge(events)
         count.batches += 1
         count.events += len(events)
+        count.refused += len(receipt.refused)
         count.duplicates += receipt.duplicates
         self._backoff.succeeded()
         self._batch_max = min(self._config.events_max, 2 * self._batch_max)

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.device.blocks import from_block, to_block
-from pocketrank.device.contract import WIRE_VERSION, Block, Dtype, FeatureSpec, FeedbackEvent, Form, MismatchError
+from pocketrank.device.contract import WIRE_VERSION, Block, Dtype, FeatureSpec, Form, MismatchError
 from pocketrank.device.contract.wire import Versioned
 from pocketrank.device.model.features import check_spec
 from pocketrank.device.paging import PageDecision
@@ -176,9 +176,9 @@ class Tracer:
         except OSError as err:
             raise TracePlaceError(str(path), "a new file", err.strerror or type(err).__name__) from err
 
-    def feedback(self, event: FeedbackEvent) -> None:
+    def feedback(self, item_id: int, shown_ms: int) -> None:
         """Remember an event that the session's history has taken in."""
-        insort(self._events, (event.impression_ms, event.item_id), key=lambda known: known[0])
+        insort(self._events, (shown_ms, item_id), key=lambda known: known[0])
         del self._events[:-_EVENTS_MAX]
 
     def decision(

@@ -18,7 +18,7 @@ class Counters:
     pages_missing: int = 0
     """page requests of `refill` that failed; what was held stays"""
     pages_refused: int = 0
-    """pages whose item ids could not be read; what was held stays"""
+    """pages whose item ids could not be read, or that answer another request; what was held stays"""
     pages_degraded: int = 0
     """pages that the cloud made with fewer of its parts than usual (`Page.degraded`)"""
     pages_empty: int = 0
@@ -51,6 +51,8 @@ class Counters:
     """events that the contract does not allow: dropped"""
     events_duplicate: int = 0
     """events whose id is already known: dropped"""
+    events_refused: int = 0
+    """events that the cloud refused, each by itself: dropped"""
     events_unknown_item: int = 0
     """events of items that the session does not know: uploaded, not shown to the model"""
     events_late: int = 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.device.clock import SteadyClock
 from pocketrank.device.contract import FeedbackEvent
 from pocketrank.device.paging import PageDecision, Paging, PagingMoment, PagingState
 from pocketrank.device.paging.moment import TOP
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Feed"]
 
+_CLOCK_SET_MS = 2_000  # the network corrects a wall clock by less all the time
+
 
 class Feed:
     """The feed of one session. Not for use from several threads at once."""
@@ -40,7 +43,7 @@ class Feed:
         config: SessionConfig,
         counters: Counters,
         telemetry: Telemetry,
-        clock: Callable[[], int],
+        clock: SteadyClock,
         *,
         paging: Paging | None,
         strategies: Arranger | None,
@@ -58,10 +61,11 @@ class Feed:
         guard = None if config.watchdog is None else Watchdog(config.watchdog)
         self._ordering = Ordering(counters, telemetry, guard, config.tier)
         self._slate = None if strategies is None else strategies.start()
-        self._events: deque[FeedbackEvent] = deque(maxlen=models.events_max)
+        self._events: deque[tuple[FeedbackEvent, int]] = deque(maxlen=models.events_max)  # with their times of `_when`
 
-    def hold(self, held: HeldPage) -> None:
-        """Show from this page in place of the one before."""
+    def hold(self, held: HeldPage, age_ms: int) -> None:
+        """Show from this page in place of the one before. `age_ms` is how long ago it arrived."""
+        held.taken_ms, held.clock_ahead_ms = self._clock() - age_ms, self._clock.ahead_ms()
         for item in held.left.page.item_id.tolist():
             if item in self.shown and (at := held.left.find(item)) is not None:  # shown while the page was read
                 held.left.take(at)
@@ -73,9 +77,9 @@ class Feed:
     def use(self, models: SessionModels) -> None:
         """Change to `models`, and give them what was shown and how it was watched."""
         self.shown.read_again(lambda page: models.read(page)[0])
-        for event in self._events:
+        for event, at_ms in self._events:
             if (shown := self.shown.get(event.item_id)) is not None:
-                models.remember(event, shown)
+                models.remember(event, shown, at_ms)
         self.models, self._events = models, deque(self._events, models.events_max)
         self._paging = self._own_paging or models.paging
         if (guard := self._ordering.watchdog) is not None:
@@ -121,13 +125,14 @@ class Feed:
                 return
             count.shown_elsewhere += 1
             shown = self._show(held, at, event.item_id)
-        if not self.models.remember(event, shown):
+        at_ms = self._when(event, shown)
+        if not self.models.remember(event, shown, at_ms):
             count.events_late += 1
         self._moment.feedback(event, self.models.effective(event, shown))
         self.shown.learned(event.item_id)
-        self._events.append(event)
+        self._events.append((event, at_ms))
         if self._tracer is not None:
-            self._tracer.feedback(event)
+            self._tracer.feedback(event.item_id, at_ms)
         if event.battery_saver is not None:
             self._ordering.saver(event.battery_saver)
         if held is not None:
@@ -144,7 +149,7 @@ class Feed:
         if held is None:
             state = PagingState(0, 0, 0, 0, 1.0)
         else:
-            age = max(0, self._clock() - held.taken_ms)  # by one clock: the cloud's may differ from the device's
+            age = held.age_ms(self._clock)
             if self._paging.uses_values:
                 self._rank(held)  # `next` reuses the order
             page = held.page
@@ -170,8 +175,15 @@ class Feed:
                 self.models.fork()
         return held.order
 
+    def _when(self, event: FeedbackEvent, shown: ShownItem) -> int:
+        """Return when the item was shown, by the steady clock."""
+        at_ms = event.impression_ms + shown.ahead_ms
+        if abs(shown.ahead_ms - self._clock.ahead_ms()) < _CLOCK_SET_MS:
+            return at_ms
+        return min(max(at_ms, shown.shown_ms), self._clock())  # the wall clock was set before the event or after it
+
     def _show(self, held: HeldPage, index: int, item: int) -> ShownItem:
-        shown = held.show(index, self._ordering.keeps)
+        shown = held.show(index, self._ordering.keeps, self._clock)
         self.shown.add(item, shown)
         self.position += 1
         if self._slate is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Set
 
 import numpy as np
 
+from pocketrank.device.clock import SteadyClock
 from pocketrank.device.contract import BlockError, Form, Page
 from pocketrank.device.model.remaining import Remaining
 from pocketrank.device.runtimes.base import RuntimeRunError
@@ -20,9 +21,9 @@ __all__ = ["HeldPage", "read_page"]
 class HeldPage:
     """A page, what is left of it, and the order of that. Not for use from several threads at once."""
 
-    __slots__ = ("fallbacks", "form", "last", "left", "order", "page", "shown", "taken_ms")
+    __slots__ = ("clock_ahead_ms", "fallbacks", "form", "last", "left", "order", "page", "shown", "taken_ms")
 
-    def __init__(self, page: Page, left: Remaining, form: Form | None, fallbacks: tuple[str, ...], taken_ms: int) -> None:
+    def __init__(self, page: Page, left: Remaining, form: Form | None, fallbacks: tuple[str, ...]) -> None:
         self.page = page
         self.left = left
         """candidates that were not shown yet"""
@@ -30,8 +31,10 @@ class HeldPage:
         """form of the model that orders this page; None for cloud order"""
         self.fallbacks = fallbacks
         """names of the `Counters` that say why `form` is not the one wanted"""
-        self.taken_ms = taken_ms
-        """time when the page arrived, by the device's clock"""
+        self.taken_ms = 0
+        """time when the page arrived, by the session's steady clock"""
+        self.clock_ahead_ms = 0
+        """by how much that clock was ahead of the device's wall clock then"""
         self.shown = 0
         """number of items shown from this page"""
         self.order: Order | None = None
@@ -39,7 +42,14 @@ class HeldPage:
         self.last: Order | None = None
         """the order before `order`, where a tier lets it serve several swipes"""
 
-    def show(self, index: int, keep_order: bool) -> ShownItem:
+    def age_ms(self, clock: SteadyClock) -> int:
+        """Return the time since the page arrived, or by how far the wall clock was set since then if that is more.
+
+        So a page is stale once its age is in doubt: only the wall clock goes on while some phones are off.
+        """
+        return max(clock() - self.taken_ms, abs(clock.ahead_ms() - self.clock_ahead_ms))
+
+    def show(self, index: int, keep_order: bool, clock: SteadyClock) -> ShownItem:
         """Take the candidate at `index` out of `left`. `keep_order` keeps the order of the others for the next swipes."""
         order, left = self.order, self.left
         shipped = None if order is None else order.shipped
@@ -48,12 +58,10 @@ class HeldPage:
         self.last = order.without(index) if keep_order and order is not None else None
         self.order = None
         self.shown += 1
-        return ShownItem(self.page, left.page, left.take(index), shipped)
+        return ShownItem(self.page, left.page, left.take(index), clock(), clock.ahead_ms(), shipped)
 
 
-def read_page(
-    page: Page, models: SessionModels, counters: Counters, known: Callable[[], Set[int]], taken_ms: int
-) -> HeldPage | None:
+def read_page(page: Page, models: SessionModels, counters: Counters, known: Callable[[], Set[int]]) -> HeldPage | None:
     """Return `page` ready to show from, without the items of `known()`; None when it is refused.
 
     Each fallback is counted. `known` is called after the page was read, so that it returns the items shown until then.
@@ -79,7 +87,7 @@ def read_page(
         setattr(counters, name, getattr(counters, name) + 1)
     counters.columns_missing += 0 if models.ranker is None else arrays.missing_columns
     try:
-        return HeldPage(page, models.hold(arrays, form), form, fallbacks, taken_ms)
+        return HeldPage(page, models.hold(arrays, form), form, fallbacks)
     except RuntimeRunError:
         counters.model_failed += 1
-        return HeldPage(page, models.hold(arrays, None), None, fallbacks, taken_ms)
+        return HeldPage(page, models.hold(arrays, None), None, fallbacks)

@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 
 from pocketrank import __version__
 from pocketrank.device.backoff import Backoff
-from pocketrank.device.clock import wall_clock
+from pocketrank.device.clock import SteadyClock, wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
-from pocketrank.device.contract import ContractError, FeedbackEvent, Form, Page, PageRequest
+from pocketrank.device.contract import ContractError, FeedbackEvent, Form, Page, PageRequest, check_event
 from pocketrank.device.model.personal import PersonalLayer
 from pocketrank.device.offline.outbox import MemoryOutbox
 from pocketrank.device.paging import PageDecision, Paging
@@ -98,8 +98,8 @@ class FeedSession:
         learns (`PersonalLayer.state`), and gives it to the user's sessions one after the other; it is dropped when `updates`
         changes the models, since it was learned over the old ones. `strategies` are the rules and preferences of an order.
         `store` keeps feedback and pages beyond the end of the process, and the session goes on with what it holds. `tracer`
-        writes down each choice, for developers. `clock` returns ms since the epoch, UTC. `rng` is the randomness of the
-        backoff.
+        writes down each choice, for developers. `clock` returns ms since the epoch, UTC, and may be set at any time: time that
+        passes is measured by a `SteadyClock` beside it. `rng` is the randomness of the backoff.
 
         Raises ValueError for a layer of another user or over other tasks than the ranker's.
         """
@@ -118,11 +118,13 @@ class FeedSession:
         outbox = MemoryOutbox(config.outbox) if store is None else store.outbox
         privacy = config.privacy or models.privacy
         self._exchange = Exchange(outbox, privacy, self._telemetry, self._totals, config.request_events_max)
+        self._steady = SteadyClock(clock)
         self._backoff, self._retry_ms = Backoff(config.refill.backoff_ms, config.refill.backoff_max_ms, rng), 0
-        self._requests = 0
+        # An app may start again with the same session id, and an answer to an older start is not one to this.
+        self._start, self._requests = f"{(rng or random.SystemRandom()).getrandbits(64):016x}", 0
         # What is shown.
         self._feed = Feed(
-            models, config, self.counters, self._telemetry, clock,
+            models, config, self.counters, self._telemetry, self._steady,
             paging=paging, strategies=strategies, tracer=tracer,
             shown_before=() if store is None else store.shown_items(),
         )  # fmt: skip
@@ -176,16 +178,19 @@ class FeedSession:
     def take(self, page: Page) -> bool:
         """Hold `page` in place of what was not shown yet. False when it is refused; the module says what stays then.
 
-        The feedback that was sent along with its request is acknowledged, whatever the page is like.
+        The feedback that was sent along with its request is acknowledged as far as the page's receipt speaks of it, whatever
+        the page is like. While requests are under way, a page that answers none of them is somebody else's, and is refused.
         """
         with self._swipe:
-            self._exchange.arrived(page.request_id)
+            if not self._exchange.arrived(page):
+                self.counters.pages_refused += 1
+                return False
         with self._arrival:
             taken_ms = self._clock()
-            if not self._take(page, taken_ms):
+            if not self._take(page, 0):
                 return False
         if self._store is not None:
-            self._store.save_page(page, taken_ms)
+            self._store.save_page(self.user_id, page, taken_ms)
         return True
 
     def restore(self) -> bool:
@@ -196,11 +201,11 @@ class FeedSession:
         if self._store is None:
             return False
         with self._arrival:
-            return any(self._take(kept.page, kept.taken_ms) for kept in self._store.pages(self._clock()))
+            return any(self._take(kept.page, kept.age_ms) for kept in self._store.pages(self.user_id, self._clock()))
 
-    def _take(self, page: Page, taken_ms: int) -> bool:
+    def _take(self, page: Page, age_ms: int) -> bool:
         models = self._next_models.models
-        held = read_page(page, models, self.counters, self._known, taken_ms)
+        held = read_page(page, models, self.counters, self._known)
         if held is None:
             return False
         if "no_model" in held.fallbacks:
@@ -212,7 +217,7 @@ class FeedSession:
                 self._telemetry.use_bundle(models.name, self._clock())
                 self._exchange.privacy = self._config.privacy or models.privacy
                 self._feed.use(models)
-            self._feed.hold(held)
+            self._feed.hold(held, age_ms)
         return True
 
     def _known(self) -> Set[int]:
@@ -234,6 +239,7 @@ class FeedSession:
         count = self.counters
         try:
             event = from_msgpack(to_msgpack(event), FeedbackEvent)  # field types are not checked when a struct is made
+            check_event(event)
         except ContractError:
             count.events_bad += 1
             return False
@@ -262,14 +268,17 @@ class FeedSession:
         with self._swipe:
             return self._feed.wants_page()
 
-    def request(self, size: int, scene: int = 0) -> PageRequest:
-        """Return the request for the next page, with feedback from the queue. If it gets no answer, call `request_failed`."""
+    def request(self, size: int, scene: int = 0, *, bare: bool = False) -> PageRequest:
+        """Return the request for the next page, with feedback from the queue and telemetry unless it is `bare`.
+
+        If it gets no answer, call `request_failed`.
+        """
         self._next_models.refresh()
-        feedback = self._exchange.take()  # outside of the lock: a thousand events take milliseconds to read
+        feedback = () if bare else self._exchange.take()  # outside of the lock: a thousand events take milliseconds to read
         with self._swipe:
             self._requests += 1
-            bare = PageRequest(
-                request_id=f"{self.session_id}/{self._requests}",
+            asked = PageRequest(
+                request_id=f"{self._start}/{self._requests}",
                 user_id=self.user_id,
                 session_id=self.session_id,
                 now_ms=self._clock(),
@@ -279,12 +288,16 @@ class FeedSession:
                 experiment=self._config.experiment,
                 exclude=self._feed.shown.exclude,
             )
-            return self._exchange.ask(bare, feedback)
+            return self._exchange.ask(asked, feedback, bare=bare)
 
-    def request_failed(self, request: PageRequest) -> None:
-        """Queue again what went along with a request that got no answer."""
+    def request_failed(self, request: PageRequest, *, refused: bool = False) -> None:
+        """Queue again what went along with a request that got no answer.
+
+        `refused` says that the cloud took the request without its feedback and telemetry. Then the next one has half as many
+        events, and an event that is refused alone is dropped and counted.
+        """
         with self._swipe:
-            self._exchange.failed(request.request_id, request.feedback)
+            self.counters.events_refused += self._exchange.failed(request.request_id, request.feedback, refused=refused)
 
     def refill(self, client: CloudClient, scene: int = 0) -> Refill:
         """Ask for a page if it is time to, and take it. Waits for the network, so do not call it on the thread that swipes.
@@ -295,21 +308,45 @@ class FeedSession:
         from pocketrank.device.network.errors import ClientError
 
         decision = self.wants_page()
-        if not decision.request or self._clock() < self._retry_ms:
+        if not decision.request or self._steady() < self._retry_ms:
             return Refill(decision)
-        request = self.request(decision.size, scene)
+        try:
+            page = self._ask(client, decision.size, scene)
+        except ClientError as error:
+            self.counters.pages_missing += 1
+            self._retry_ms = self._steady() + int(self._backoff.failed())
+            return Refill(decision, error=error)
+        taken = self.take(page)
+        if taken and page.ttl_ms >= self._config.refill.backoff_ms:
+            self._backoff.succeeded()
+            self._retry_ms = 0
+        else:  # an answer that brings nothing to show, or nothing for long, would be asked for again at each swipe
+            self._retry_ms = self._steady() + int(self._backoff.failed())
+        return Refill(decision, taken)
+
+    def _ask(self, client: CloudClient, size: int, scene: int, *, bare: bool = False) -> Page:
+        """Return the answer to a new request. When the cloud refuses what goes along, it is asked again without that."""
+        from pocketrank.device.network.errors import BadAnswerError, BadStatusError
+
+        request = self.request(size, scene, bare=bare)
         try:
             page = client.page(request)
+            if page.request_id != request.request_id:  # as from a cache that confuses its clients
+                raise BadAnswerError("POST /v1/page", f"the page of request {request.request_id}", f"{page.request_id!r:.100}")
+            return page
         except BaseException as error:
-            self.request_failed(request)
-            if not isinstance(error, ClientError):
+            carries = bool(request.feedback) or request.telemetry is not None
+            if not (carries and isinstance(error, BadStatusError) and error.refuses_body):
+                self.request_failed(request)
                 raise
-            self.counters.pages_missing += 1
-            self._retry_ms = self._clock() + int(self._backoff.failed())
-            return Refill(decision, error=error)
-        self._backoff.succeeded()
-        self._retry_ms = 0
-        return Refill(decision, self.take(page))
+        # Is it what goes along that the cloud refuses, or the request itself?
+        try:
+            page = self._ask(client, size, scene, bare=True)
+        except BaseException:
+            self.request_failed(request)
+            raise
+        self.request_failed(request, refused=True)
+        return page
 
     def flush(self, client: CloudClient) -> int:
         """Upload all feedback in the queue and return the number of events that were acknowledged. For the end of a session.
@@ -318,7 +355,10 @@ class FeedSession:
         """
         with self._swipe:
             report = self._exchange.report(self._clock())
-        return self._exchange.flush(client, report)
+        sent = self._exchange.flush(client, report)
+        with self._swipe:
+            self.counters.events_refused += sent.refused
+        return sent.acknowledged
 
     def drain_feedback(self) -> tuple[FeedbackEvent, ...]:
         """Return the events in the queue, oldest first. The caller sends them, then calls `acknowledge` or `put_back`."""

@@ -99,13 +99,13 @@ class SessionModels:
         """Go on with copies of the memory, and leave the originals to a run that is late."""
         self.history, self.context = self.history.copy(), self.context.copy()
 
-    def remember(self, event: FeedbackEvent, shown: ShownItem) -> bool:
-        """Take in how an item was watched. False when the event is older than every event that the models remember."""
+    def remember(self, event: FeedbackEvent, shown: ShownItem, at_ms: int) -> bool:
+        """Take in how an item was watched that was shown at `at_ms`. False when the event is older than all it remembers."""
         if self.personal is not None and shown.shipped is not None:
             category = 0 if self._category is None else int(shown.arrays.categories[shown.row, self._category])
             self.personal.learn(shown.shipped, labels(event, self.personal.tasks, self._duration_ms(shown)), category)
         self._builder.feedback(event, self._feedback)
-        return self.history.append(event.impression_ms, event.position, self._feedback, shown.arrays, shown.row)
+        return self.history.append(at_ms, event.position, self._feedback, shown.arrays, shown.row)
 
     def effective(self, event: FeedbackEvent, shown: ShownItem) -> float:
         """Return 1 for an effective view, 0 for another, NaN when that is not known."""

@@ -23,6 +23,10 @@ class ShownItem(NamedTuple):
     """that page as the models in use read it"""
     row: int
     """row of the item in `arrays`"""
+    shown_ms: int
+    """time when it was shown, by the session's steady clock"""
+    ahead_ms: int
+    """by how much that clock was ahead of the device's wall clock then"""
     shipped: NDArray[np.float32] | None
     """[K] probabilities by the shipped model when the item was shown; None once they have taught the user's own layer, or when
     there are none"""
@@ -75,4 +79,4 @@ class ShownItems:
         for item_id, item in self._items.items():
             key = id(item.page)
             # What another model predicted for an item cannot teach a layer over this one.
-            self._items[item_id] = ShownItem(item.page, arrays[key], rows[key][item_id], None)
+            self._items[item_id] = item._replace(arrays=arrays[key], row=rows[key][item_id], shipped=None)

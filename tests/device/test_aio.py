@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -167,7 +168,11 @@ def test_both_send_and_return_the_same_byte_for_byte(tmp_path: Any) -> None:
         def new() -> tuple[FeedSession, CloudClient, Clock]:
             server.events.clear()
             clock = Clock()
-            return FeedSession(ranker, user_id=7, session_id="s", clock=clock), CloudClient(url, token="t"), clock
+            return (
+                FeedSession(ranker, user_id=7, session_id="s", clock=clock, rng=random.Random(1)),
+                CloudClient(url, token="t"),
+                clock,
+            )
 
         async def through_async() -> list[Any]:
             feed, client, clock = new()

@@ -353,11 +353,11 @@ def _store(data: bytes) -> None:
     try:
         (folder / "store").write_bytes(data)
         with DeviceStore(folder / "store") as store:
-            list(store.pages(worlds.T0, stale=True))
+            list(store.pages(7, worlds.T0, stale=True))
             store.shown_items()
             store.state("personal")
             store.outbox.add(worlds.make_event(77))
-            store.save_page(_WHOLE, worlds.T0)
+            store.save_page(7, _WHOLE, worlds.T0)
             store.outbox.tidy()
             assert [event.item_id for event in store.outbox.take()][-1:] == [77]
     finally:
@@ -368,7 +368,7 @@ def _stores() -> tuple[bytes, ...]:
     folder = Path(tempfile.mkdtemp())
     with DeviceStore(folder / "store") as store:
         store.outbox.add(worlds.make_event(1))
-        store.save_page(_WHOLE, worlds.T0)
+        store.save_page(7, _WHOLE, worlds.T0)
         store.set_state("personal", b"state")
     return ((folder / "store").read_bytes(),)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.device.codec import to_msgpack
-from pocketrank.device.contract import Form, Stage
+from pocketrank.device.contract import Form, PageRequest, Stage
 from pocketrank.device.paging import FixedPaging
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes import Runtime, RuntimeRunError, stage_inputs
@@ -81,6 +81,7 @@ class Recorder:
         ranker = Ranker(SPECS[spec], SPLIT, self.runtimes)
         log.clear()
         self.log, self.now_ms, self.pages = log, T0, pages()
+        self.requests: list[PageRequest] = []
         paging = FixedPaging(CONSUME, SIZE)
         self.session = FeedSession(ranker, user_id=42, session_id="s-1", paging=paging, clock=lambda: self.now_ms)
         self.record: dict[str, Any] = {
@@ -101,7 +102,10 @@ class Recorder:
         self.record["steps"].append(step | ({"runs": runs} if runs else {}))
 
     def take(self, page: str) -> None:
-        taken = self.session.take(self.pages[page])
+        answer = self.pages[page]
+        if self.requests:
+            answer = msgspec.structs.replace(answer, request_id=self.requests[-1].request_id)
+        taken = self.session.take(answer)
         self._note("take", taken, page=page, form=self.session.form)
 
     def next(self, times: int = 1) -> None:
@@ -120,7 +124,9 @@ class Recorder:
         self._note("wants_page", self.session.wants_page()._asdict())
 
     def request(self, size: int) -> None:
-        request = msgspec.structs.replace(self.session.request(size), telemetry=None)
+        self.requests.append(self.session.request(size))
+        # The id that each start of a session draws is replaced by one that every reader can make.
+        request = msgspec.structs.replace(self.requests[-1], telemetry=None, request_id=f"s-1/{len(self.requests)}")
         self._note("request", to_msgpack(request).hex(), size=size)
 
     def mood(self, mood: str) -> None:

@@ -1,4 +1,7 @@
 import math
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -6,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketrank.device.codec import from_msgpack, to_msgpack
-from pocketrank.device.contract import Ended, FeedbackEvent, Network, Orientation
+from pocketrank.device.contract import WATCH_MS_MAX, Ended, FeedbackEvent, Network, Orientation, check_event
 from pocketrank.device.feedback.impression import DeviceState, Impression
 from tests.device.feedback.test_privacy import UNREPORTED, reported
 from tests.device.worlds import T0, Clock
@@ -17,8 +20,8 @@ def begin(clock: Clock, **keys: Any) -> Impression:
 
 
 def test_what_nobody_reported_is_missing() -> None:
-    assert begin(Clock()).finish() == FeedbackEvent(
-        event_id="s/3", user_id=7, session_id="s", item_id=11, position=3, impression_ms=T0, watch_ms=0
+    assert begin(Clock(), event_id="own").finish() == FeedbackEvent(
+        event_id="own", user_id=7, session_id="s", item_id=11, position=3, impression_ms=T0, watch_ms=0
     )
 
 
@@ -162,7 +165,7 @@ CALLS = ("backgrounded", "buffered", "buffering", "foregrounded", "paused", "res
 def test_any_order_of_calls_gives_a_whole_event_and_the_same_again(steps: list[tuple[int, str]], ended: Ended) -> None:
     def play() -> FeedbackEvent:
         clock = Clock()
-        shown = begin(clock)
+        shown = begin(clock, event_id="own")
         for ms, call in steps:
             clock.ms += ms
             getattr(shown, call)()
@@ -179,3 +182,39 @@ def test_any_order_of_calls_gives_a_whole_event_and_the_same_again(steps: list[t
         assert event.watch_ms + (event.buffering_ms or 0) == forward
     assert (event.buffering_ms is not None) == ("buffering" in names)
     assert (event.backgrounded is True) == ("backgrounded" in names)
+
+
+def test_ids_are_unique_whatever_the_app_passes_and_short_whatever_its_session() -> None:
+    ids = [begin(Clock(), session_id="s" * n).finish().event_id for n in (0, 1, 1, 5000)]
+    assert len(set(ids)) == 4
+    assert max(map(len, ids)) <= 32
+
+
+def test_ids_of_a_forked_process_are_its_own() -> None:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        theirs = pool.submit(_ids, 3).result()
+    assert not set(theirs) & set(_ids(3))
+    assert len({name.partition("/")[0] for name in (*theirs, *_ids(1))}) == 2
+
+
+def _ids(count: int) -> list[str]:
+    return [begin(Clock()).finish().event_id for _ in range(count)]
+
+
+def test_a_clock_that_is_set_changes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time_ns
+    for years in (-11, 11):
+        shown = Impression(1, position=0, user_id=7, session_id="s")
+        monkeypatch.setattr(time, "time_ns", lambda years=years: real() + years * 365 * 86_400 * 10**9)
+        assert shown.finish().watch_ms < 60_000
+        monkeypatch.undo()
+
+
+def test_a_watch_is_a_day_at_most() -> None:
+    clock = Clock()
+    shown = begin(clock)
+    clock.ms += 2**41
+    event = shown.finish()
+    check_event(event)
+    assert event.watch_ms == WATCH_MS_MAX

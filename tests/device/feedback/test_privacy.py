@@ -169,8 +169,8 @@ def test_nothing_else_leaves(policy: PrivacyPolicy) -> None:
     tree = msgspec.msgpack.decode(page.body)
     (event,) = tree.pop("feedback")
     assert tree == {
-        "version": 1, "request_id": "s-1/1", "user_id": 42, "session_id": "s-1", "now_ms": Clock().ms, "size": 2, "scene": 0,
-        "split_version": None, "exclude": [1, FULL.item_id], "experiment": None, "telemetry": None,
+        "version": 1, "request_id": request.request_id, "user_id": 42, "session_id": "s-1", "now_ms": Clock().ms, "size": 2,
+        "scene": 0, "split_version": None, "exclude": [1, FULL.item_id], "experiment": None, "telemetry": None,
     }  # fmt: skip
     assert msgspec.msgpack.decode(upload.body) == {"version": 1, "events": [event], "telemetry": None}
     assert event.keys() == UNREPORTED.keys()

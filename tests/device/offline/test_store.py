@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.reliability.full_disk import full_disk
+from pocketrank.device.codec import from_block
 from pocketrank.device.contract import Page
 from pocketrank.device.offline.database import DatabaseError, DatabaseHeldError, DatabaseOpenError, ForeignDatabaseError
 from pocketrank.device.offline.outbox import OutboxConfig
 from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
+from pocketrank.device.session import FeedSession
 from tests.device.worlds import T0, make_event, make_page
 
 ADD_FOR_EVER = """
@@ -85,35 +87,46 @@ def test_a_smaller_bound_holds_at_the_next_start(path: Path) -> None:
 
 def last_page(store: DeviceStore, now_ms: int, *, stale: bool = False) -> Page | None:
     """The newest that is kept."""
-    return next((kept.page for kept in store.pages(now_ms, stale=stale)), None)
+    return next((kept.page for kept in store.pages(7, now_ms, stale=stale)), None)
 
 
 def test_pages_newest_first_as_long_as_they_live(path: Path) -> None:
     old, new = make_page([1], 1, ttl_ms=1000), make_page([2, 3], 2, ttl_ms=1000)
     with DeviceStore(path) as store:
         assert last_page(store, T0) is None
-        assert store.save_page(old, T0)
-        assert store.save_page(new, T0 + 500)
+        assert store.save_page(7, old, T0)
+        assert store.save_page(7, new, T0 + 500)
     with DeviceStore(path) as store:
-        assert store.save_page(old, T0 + 600), "kept already, and gets no younger"
-        assert list(store.pages(T0 + 999)) == [(new, T0 + 500), (old, T0)]
-        assert [kept.page for kept in store.pages(T0 + 1000)] == [new]
+        assert store.save_page(7, old, T0 + 600), "kept already, and gets no younger"
+        assert list(store.pages(7, T0 + 999)) == [(new, 499), (old, 999)]
+        assert [kept.page for kept in store.pages(7, T0 + 1000)] == [new]
         assert last_page(store, T0 + 1500) is None
         assert last_page(store, T0 + 1500, stale=True) == new
-        assert last_page(store, T0 - 9999) == new, "a clock that was put back"
+        assert last_page(store, T0 - 499) == new
+        assert last_page(store, T0 - 9999) is None, "a clock that was put back"
+
+
+def test_a_page_is_that_of_one_user(path: Path) -> None:
+    with DeviceStore(path) as store:
+        for user in (7, 77, -7):
+            assert store.save_page(user, make_page([user], 1), T0)
+        for user in (7, 77, -7):
+            assert [from_block(kept.page.candidates.item_id, "$").tolist() for kept in store.pages(user, T0)] == [[user]]
+        assert list(store.pages(8, T0)) == []
+        assert not FeedSession(None, user_id=8, session_id="s", store=store, clock=lambda: T0).restore()
 
 
 def test_pages_are_bounded_and_the_oldest_go(path: Path) -> None:
     with DeviceStore(path, DeviceStoreConfig(pages_max=2)) as store:
         for n in range(4):
-            assert store.save_page(make_page([n], n), T0)
-        assert [kept.page.page_id for kept in store.pages(T0)] == ["page-3", "page-2"]
+            assert store.save_page(7, make_page([n], n), T0)
+        assert [kept.page.page_id for kept in store.pages(7, T0)] == ["page-3", "page-2"]
         assert store.pages_dropped == 2
     with DeviceStore(path, DeviceStoreConfig(pages_bytes_max=1000)) as store:
-        assert not store.save_page(make_page(list(range(100)), 8), T0)
-        assert store.save_page(make_page([9], 9, split=None), T0)
+        assert not store.save_page(7, make_page(list(range(100)), 8), T0)
+        assert store.save_page(7, make_page([9], 9, split=None), T0)
         assert store.pages_dropped > 1
-        assert next(store.pages(T0)).page.page_id == "page-9"
+        assert next(store.pages(7, T0)).page.page_id == "page-9"
 
 
 def test_the_last_items_shown_are_those_of_the_last_events_sent_or_not(path: Path) -> None:
@@ -198,7 +211,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         for event in EVENTS:
             store.outbox.add(event)
         store.outbox.acknowledge(store.outbox.take(10))
-        store.save_page(PAGE, T0)
+        store.save_page(7, PAGE, T0)
         store.set_state("name", b"value" * 100)
     return path.read_bytes()
 
@@ -264,7 +277,7 @@ def test_a_full_disk_loses_nothing_as_long_as_the_process_lives(path: Path) -> N
             for item in range(1, 50):
                 assert store.outbox.add(make_event(item))
             assert 40 < store.outbox.unsaved < 50
-            assert not store.save_page(make_page([1]), T0)
+            assert not store.save_page(7, make_page([1]), T0)
             assert not store.set_state("name", b"after")
             store.outbox.acknowledge(store.outbox.take(3))
             store.outbox.tidy()
@@ -331,7 +344,7 @@ def test_a_closed_store_continues_in_memory(path: Path) -> None:
     store.close()
     assert store.outbox.add(make_event(1))
     assert store.outbox.unsaved == 1
-    assert not store.save_page(make_page([1]), T0)
+    assert not store.save_page(7, make_page([1]), T0)
     assert last_page(store, T0) is None
     store.outbox.tidy()
     store.outbox.acknowledge(store.outbox.take())

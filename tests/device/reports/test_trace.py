@@ -67,7 +67,7 @@ def _trace(path: Path, ranker: Ranker, decisions: int = 3) -> Path:
     moment = Seen()
     with Tracer(path) as tracer:
         for event in moment.events:
-            tracer.feedback(event)
+            tracer.feedback(event.item_id, event.impression_ms)
         for position in range(decisions):
             moment.write(tracer, ranker, position=position)
     return path
@@ -90,7 +90,7 @@ def test_a_decision_comes_back_whole(tmp_path: Path, ranker: Ranker) -> None:
     }  # fmt: skip
     with Tracer(tmp_path / "t") as tracer:
         for event in reversed(moment.events):  # feedback may come in any order
-            tracer.feedback(event)
+            tracer.feedback(event.item_id, event.impression_ms)
         moment.write(tracer, ranker, **told)
         assert (tracer.written, tracer.missed, tracer.stopped) == (1, 0, None)
     (decision,) = read_trace(tmp_path / "t")

@@ -1,13 +1,14 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pocketrank.device.codec import from_msgpack
-from pocketrank.device.contract import FeedbackBatch, FeedbackEvent, PageRequest
+from pocketrank.device.contract import NO_FEEDBACK, FeedbackBatch, FeedbackEvent, FeedbackReceipt, PageRequest, RefusedEvent
 from pocketrank.device.feedback.privacy import PrivacyPolicy
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.network.errors import BadStatusError
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError
 from pocketrank.device.offline.store import DeviceStore
 from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.session import FeedSession, SessionConfig
@@ -202,3 +203,59 @@ def test_a_flush_that_fails_keeps_what_was_not_acknowledged() -> None:
         assert feed.flush(client) == 3
     failed, first, _ = cloud.batches
     assert failed == first
+
+
+def test_a_page_of_another_request_is_refused_while_one_is_under_way() -> None:
+    feed = session()
+    assert feed.take(make_page([1, 2]))
+    watched(feed, 1)
+    request = feed.request(5)
+    assert not feed.take(make_page([901], request_id="theirs/1"))
+    assert feed.counters.pages_refused == 1
+    assert feed.remaining.tolist() == [2]
+    assert feed.take(answer(request))
+
+
+def test_feedback_that_the_cloud_could_not_keep_waits_again() -> None:
+    feed = session()
+    watched(feed, 1, 2)
+    feed.take(msgspec.structs.replace(answer(feed.request(5)), degraded=("no_vectors", NO_FEEDBACK)))
+    assert items(feed.drain_feedback()) == [1, 2]
+
+
+@pytest.mark.parametrize(("accepted", "duplicates", "refused"), [(0, 0, 0), (2, 0, 0), (4, -2, 1), (1, 1, 2)])
+def test_a_receipt_for_other_events_settles_none(accepted: int, duplicates: int, refused: int) -> None:
+    class Forgetful(CloudClient):
+        def send_feedback(self, events: Any, telemetry: Any = None) -> FeedbackReceipt:
+            named = tuple(RefusedEvent(index=i, reason="no") for i in range(refused))
+            return FeedbackReceipt(accepted=accepted, duplicates=duplicates, refused=named)
+
+    feed = session()
+    watched(feed, 1, 2, 3)
+    total = accepted + duplicates + refused
+    with Forgetful("http://127.0.0.1:1") as client:
+        if total == 3:
+            assert feed.flush(client) == 3
+        else:
+            with pytest.raises(BadAnswerError, match="3 events"):
+                feed.flush(client)
+    assert len(feed.drain_feedback()) == (0 if total == 3 else 3)
+
+
+def test_a_flush_drops_only_what_the_cloud_refuses_by_itself() -> None:
+    sent: list[list[int]] = []
+
+    class Strict(CloudClient):
+        def send_feedback(self, events: Any, telemetry: Any = None) -> FeedbackReceipt:
+            sent.append(items(events))
+            if telemetry is not None or 3 in items(events):
+                raise BadStatusError("POST /v1/feedback", 413, "no")
+            return FeedbackReceipt(accepted=len(events), duplicates=0)
+
+    feed = session(SessionConfig(telemetry=TelemetryConfig(rate=1)))
+    watched(feed, 1, 2, 3, 4, 5)
+    with Strict("http://127.0.0.1:1") as client:
+        assert feed.flush(client) == 4
+    assert feed.counters.events_refused == 1
+    assert feed.drain_feedback() == ()
+    assert sent[:2] == [[1, 2, 3, 4, 5]] * 2

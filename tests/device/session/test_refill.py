@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from pocketrank.device.codec import from_msgpack
-from pocketrank.device.contract import PageRequest
+from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.contract import FeedbackBatch, Page, PageRequest
 from pocketrank.device.network.client import CloudClient
 from pocketrank.device.network.errors import BadStatusError
 from pocketrank.device.paging import FixedPaging
+from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.session import FeedSession, RefillConfig, SessionConfig
 from tests.device.network.test_client import Cloud, serving
-from tests.device.worlds import T0, Clock, make_event
+from tests.device.worlds import T0, Clock, make_event, make_page
 
 FAILING = {"/v1/page": (500, b"no")}
 
@@ -134,14 +135,17 @@ def test_a_request_is_of_the_wanted_size_and_scene(cloud: Recorder, client: Clou
     assert len(cloud.requests) == 1
 
 
-def test_a_page_that_is_refused_is_not_taken_and_needs_no_backoff(cloud: Recorder, client: CloudClient) -> None:
-    feed = session(Clock(), 1.0, paging=FixedPaging(consume=1, size=2))
+def test_a_page_that_is_refused_is_not_taken_and_not_asked_for_again_at_once(cloud: Recorder, client: CloudClient) -> None:
+    clock = Clock()
+    feed = session(clock, 1.0, paging=FixedPaging(consume=1, size=2))
     assert feed.refill(client).taken
     assert [feed.next(), feed.next()] == [0, 1]
     for _ in range(2):  # the same two items
         refill = feed.refill(client)
         assert (refill.decision.request, refill.taken, refill.error) == (True, False, None)
-    assert feed.counters.pages_empty == 2
+    assert feed.counters.pages_empty == 1
+    assert [waited(feed, client, cloud, clock) for _ in range(3)] == [1_000, 2_000, 4_000]
+    assert feed.counters.pages_empty == 4
     assert feed.counters.pages_missing == 0
 
 
@@ -177,3 +181,93 @@ def test_an_error_that_is_not_the_clients_is_raised_and_keeps_the_feedback() -> 
         feed.refill(client)
     assert feed.counters.pages_missing == 0
     assert [event.item_id for event in feed.drain_feedback()] == [1]
+
+
+class Strict(Recorder):
+    """A cloud that refuses whatever goes along with a page, and batches, while they hold an event of `bad`, as one that is
+    older than the SDK may."""
+
+    def __init__(self, bad: set[str], status: int) -> None:
+        super().__init__()
+        self.bad, self.status = bad, status
+
+    def handle(self, path: str, body: bytes) -> tuple[int, bytes]:
+        events = from_msgpack(body, PageRequest).feedback if path == "/v1/page" else from_msgpack(body, FeedbackBatch).events
+        answered = super().handle(path, body)
+        if self.bad & {event.event_id for event in events}:
+            return self.status, b"no"
+        if path != "/v1/page":
+            return answered
+        n = 2 * len(self.requests)
+        return 200, to_msgpack(make_page([n, n + 1], request_id=self.requests[-1].request_id))
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_events_that_the_cloud_refuses_stop_no_page_and_no_other_event(status: int) -> None:
+    cloud, clock = Strict({"e2", "e5"}, status), Clock()
+    with serving(cloud) as url, CloudClient(url) as client:
+        feed = session(clock, 1.0, paging=FixedPaging(consume=1, size=2))
+        for item in range(8):
+            assert feed.feedback(make_event(1000 + item, event_id=f"e{item}"))
+        for _ in range(16):
+            assert feed.refill(client).taken
+            assert feed.next() is not None
+    arrived = [event.event_id for request in cloud.requests for event in request.feedback]
+    assert feed.counters.events_refused == 2
+    assert feed.drain_feedback() == ()
+    assert {f"e{item}" for item in range(8)} == set(arrived)
+
+
+def test_telemetry_that_the_cloud_refuses_stops_no_page() -> None:
+    class NoTelemetry(Recorder):
+        def handle(self, path: str, body: bytes) -> tuple[int, bytes]:
+            answered = super().handle(path, body)
+            return (400, b"no") if self.requests[-1].telemetry is not None else answered
+
+    refusing = NoTelemetry()
+    with serving(refusing) as url, CloudClient(url) as own:
+        config = SessionConfig(telemetry=TelemetryConfig(rate=1), expects_model=False)
+        feed = FeedSession(None, user_id=7, session_id="s", clock=Clock(), config=config)
+        assert feed.feedback(make_event(5))
+        assert feed.refill(own).taken
+        assert [event.item_id for event in feed.drain_feedback()] == [5]
+    assert [(request.telemetry is None, len(request.feedback)) for request in refusing.requests] == [(False, 1), (True, 0)]
+
+
+def test_a_cloud_that_refuses_every_page_costs_no_event(cloud: Recorder, client: CloudClient) -> None:
+    feed = session(Clock(), 1.0)
+    assert feed.feedback(make_event(5))
+    cloud.answers = {"/v1/page": (400, b"a hotel's network")}
+    assert isinstance(feed.refill(client).error, BadStatusError)
+    assert [event.item_id for event in feed.drain_feedback()] == [5]
+    assert feed.counters.events_refused == 0
+
+
+@pytest.mark.parametrize("change", [{"ttl_ms": 0}, {"ttl_ms": 1}, {"ttl_ms": -5}, {"items": []}, {"request_id": "another/1"}])
+def test_answers_of_no_use_are_not_asked_for_at_every_swipe(change: dict[str, Any]) -> None:
+    clock, asked = Clock(), []
+
+    class Useless(CloudClient):
+        def page(self, request: PageRequest) -> Page:
+            asked.append(clock.ms)
+            keys: dict[str, Any] = {"items": [len(asked)], "request_id": request.request_id} | change
+            return make_page(keys.pop("items"), **keys)
+
+    feed = session(clock, 0.5)
+    with Useless("http://127.0.0.1:1") as client:
+        for _ in range(50):
+            feed.refill(client)
+            feed.next()
+            clock.ms += 100
+    assert len(asked) <= 5
+
+
+def test_a_clock_that_is_set_stops_no_request(cloud: Recorder, client: CloudClient) -> None:
+    for step in (-86_400_000, -(2**40), 86_400_000, 2**40):
+        clock = Clock()
+        feed = session(clock, 1.0)
+        cloud.answers = FAILING
+        feed.refill(client)
+        clock.ms += step
+        cloud.answers = {}
+        assert waited(feed, client, cloud, clock) <= 1_005

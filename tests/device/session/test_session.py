@@ -348,13 +348,28 @@ def test_extreme_events_do_no_harm(ranker: Ranker) -> None:
     feed = session(ranker)
     feed.take(make_page(list(range(6))))
     most = 2**63 - 1
-    for i, ms in enumerate((-most - 1, most, 0, -5)):
+    for i, ms in enumerate((0, 1, 253_402_300_799_999, 1_700_000_000)):
         event = make_event(
-            i, impression_ms=ms, position=ms, watch_ms=ms, volume=float("nan"), pauses=most, scroll_speed=float("inf")
-        )
+            i, impression_ms=ms, position=most - ms, watch_ms=86_400_000, volume=float("nan"), pauses=most,
+            scroll_speed=float("inf"),
+        )  # fmt: skip
         assert feed.feedback(event)
     assert sorted(_show_all(feed)) == [4, 5]
     assert _counted(feed) == {"shown_elsewhere": 4}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"event_id": ""}, {"event_id": "x" * 129}, {"experiment": ""}, {"experiment": "x" * 129}, {"impression_ms": -1},
+        {"impression_ms": 2**63 - 1}, {"impression_ms": 253_402_300_800_000}, {"watch_ms": -1}, {"watch_ms": 86_400_001},
+    ],
+)  # fmt: skip
+def test_what_the_contract_refuses_is_dropped_on_the_device(bad: dict[str, Any]) -> None:
+    feed = session(None)
+    assert not feed.feedback(make_event(1, **bad))
+    assert feed.counters.events_bad == 1
+    assert feed.request(1).feedback == ()
 
 
 def test_events_out_of_order_count_like_events_in_order(ranker: Ranker) -> None:
@@ -425,7 +440,7 @@ def test_a_request_carries_what_happened(ranker: Ranker) -> None:
     clock.ms += 5
     request = feed.request(20, scene=2)
     assert request == PageRequest(
-        request_id="s/1", user_id=7, session_id="s", now_ms=T0 + 5, size=20, scene=2,
+        request_id=request.request_id, user_id=7, session_id="s", now_ms=T0 + 5, size=20, scene=2,
         split_version=SPLIT, feedback=(event,), exclude=(shown,),
     )  # fmt: skip
     assert from_msgpack(to_msgpack(request), PageRequest) == request
@@ -433,7 +448,10 @@ def test_a_request_carries_what_happened(ranker: Ranker) -> None:
     feed.put_back(request.feedback)
     again = feed.request(20)
     assert again.feedback == (event,)
-    assert again.request_id == "s/3"
+    start, _, number = again.request_id.partition("/")
+    assert number == "3"
+    assert request.request_id == f"{start}/1"
+    assert session(ranker).request(1).request_id != request.request_id, "the same session id, started again"
 
 
 def test_without_a_split_model_no_vectors_are_asked_for(tmp_path: Path) -> None:
@@ -446,7 +464,9 @@ def test_what_is_remembered_of_shown_items_is_bounded(ranker: Ranker) -> None:
     feed = session(ranker, config=SessionConfig(shown_max=3, outbox=OutboxConfig(waiting_max=2)))
     feed.take(make_page(list(range(6))))
     shown = _show_all(feed)
-    assert feed.request(1).exclude == tuple(shown[-3:])
+    request = feed.request(1)
+    assert request.exclude == tuple(shown[-3:])
+    feed.request_failed(request)
     assert feed.position == 6
     for item in shown:
         feed.feedback(make_event(item))

@@ -52,4 +52,4 @@ def trace_session(path: Path, bundle: Bundle, impressions: int = 4) -> None:
             event = make_event(item, at, like=at == 0, ended=Ended.COMPLETE)
             ranker.builder.feedback(event, feedback)
             history.append(event.impression_ms, at, feedback, page, row)
-            tracer.feedback(event)
+            tracer.feedback(event.item_id, event.impression_ms)
