@@ -7,22 +7,22 @@ So a page reflects all feedback that was acknowledged before it was requested, w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from threading import Lock
 
+from msgspec import structs
+
 from pocketrank.cloud.pages.user_state import UserStates
-from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogBusyError, LogWriteError
-from pocketrank.device.contract import ContractError, FeedbackEvent, FeedbackReceipt
+from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogBusyError, LoggedEvent, LogWriteError
+from pocketrank.device.clock import wall_clock
+from pocketrank.device.contract import ContractError, FeedbackEvent, FeedbackReceipt, RefusedEvent, check_event
 
-__all__ = ["EVENT_ID_MAX", "EXPERIMENT_MAX", "FeedbackIntake", "check_experiment"]
-
-EVENT_ID_MAX = 128
-"""Maximum length of an event id in characters; a UUID has 36."""
-EXPERIMENT_MAX = 128
-"""Maximum length of an experiment's name in characters."""
+__all__ = ["FeedbackIntake"]
 
 _REPLAY_BATCH = 4096
+_REASON_MAX = 300  # characters
+_EARLIEST_MS = 946_684_800_000  # 2000; a phone whose battery was empty begins in 1970
 
 
 class FeedbackIntake:
@@ -32,27 +32,39 @@ class FeedbackIntake:
     A process that dies between the two loses nothing, because the next one replays the log.
     """
 
-    def __init__(self, log: FeedbackLog, states: UserStates) -> None:
-        self._log, self._states, self._following = log, states, Lock()
+    def __init__(self, log: FeedbackLog, states: UserStates, clock: Callable[[], int] = wall_clock) -> None:
+        """`clock` returns the time of arrival in ms since the epoch, UTC."""
+        self._log, self._states, self._clock, self._following = log, states, clock, Lock()
         self.replayed = 0
         """Number of events that the log held at the start."""
+        self.dated = 0
+        """Number of events whose dates were corrected."""
         for batch in _batches(log.replay()):
             states.apply(batch)
             self.replayed += len(batch)
 
-    def check(self, events: Sequence[FeedbackEvent], path: str = "$.events") -> None:
-        """Raise `ContractError` for an event id that is empty or too long, or an unusable experiment.
+    def admit(self, events: Sequence[FeedbackEvent]) -> tuple[list[FeedbackEvent], tuple[RefusedEvent, ...]]:
+        """Return the events that the contract allows, with their dates corrected, and the others with the reason.
 
-        `path` is where the events stand in the request.
+        A phone's clock may be wrong by years. An event that is dated after its arrival, or before the year 2000, counts as of
+        its arrival: it would otherwise stay the user's latest for years, or never be among the latest.
         """
-        for i, event in enumerate(events):
-            if not 1 <= len(event.event_id) <= EVENT_ID_MAX:
-                got = f"{len(event.event_id)} characters"
-                raise ContractError(f"{path}[{i}].event_id", f"an id of 1 to {EVENT_ID_MAX} characters", got)
-            check_experiment(event.experiment, f"{path}[{i}].experiment")
+        now_ms = self._clock()
+        good, refused = list[FeedbackEvent](), list[RefusedEvent]()
+        for index, event in enumerate(events):
+            try:
+                check_event(event, f"[{index}]")
+            except ContractError as error:
+                refused.append(RefusedEvent(index=index, reason=str(error)[:_REASON_MAX]))
+                continue
+            if not _EARLIEST_MS <= event.impression_ms <= now_ms:
+                event = LoggedEvent(**structs.asdict(event), correction_ms=now_ms - event.impression_ms)
+                self.dated += 1
+            good.append(event)
+        return good, tuple(refused)
 
     def together(self, batches: Sequence[Sequence[FeedbackEvent]]) -> list[FeedbackReceipt | FeedbackLogError]:
-        """Accept the new events of several checked batches in one write; return a receipt or an error for each batch.
+        """Accept the new events of several admitted batches in one write; return a receipt or an error for each batch.
 
         After an error no event of the batch had an effect, and the whole batch may be sent again.
         A batch that cannot be written fails no other: after an error each batch is written by itself. Only when other writers
@@ -89,12 +101,6 @@ class FeedbackIntake:
             if news:
                 self._states.apply(news)
             return len(news)
-
-
-def check_experiment(name: str | None, path: str) -> None:
-    """Raise `ContractError` for an experiment whose name is empty or longer than `EXPERIMENT_MAX`; None is no experiment."""
-    if name is not None and not 1 <= len(name) <= EXPERIMENT_MAX:
-        raise ContractError(path, f"a name of 1 to {EXPERIMENT_MAX} characters", f"{len(name)} characters")
 
 
 def _batches(events: Iterator[FeedbackEvent]) -> Iterator[list[FeedbackEvent]]:

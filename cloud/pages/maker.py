@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.pages.engine import PageEngine
-from pocketrank.cloud.pages.intake import check_experiment
 from pocketrank.cloud.pages.splits import VectorsUnavailableError
 from pocketrank.cloud.pipeline.candidates import CandidateSet
 from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError
@@ -18,7 +17,7 @@ from pocketrank.cloud.pipeline.stage import Deadline, Query
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.published import PublishedRecord
 from pocketrank.device.codec import to_block
-from pocketrank.device.contract import Block, Candidates, Columns, ContractError, Page, PageRequest
+from pocketrank.device.contract import Block, Candidates, Columns, ContractError, Page, PageRequest, check_experiment
 
 __all__ = ["PageMaker", "PageObserver"]
 

@@ -1,8 +1,8 @@
 """The state of each user in serving: the published history and every feedback event that was accepted since.
 
-A user's events are sorted by when they happened (impression time, then position) and not by when they arrived. So live updates,
-late batches and a replay of the log all end in the same state. Published events have no times and count as older than all
-others.
+A user's events are sorted by when they happened (impression time as corrected in the log, then position) and not by when they
+arrived. So live updates, late batches and a replay of the log all end in the same state. Published events have no times and
+count as older than all others.
 
 A user has a separate state for each experiment. It starts from the published history, and only events of that experiment change
 it.
@@ -21,9 +21,12 @@ from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
+from pocketrank.device.clock import wall_clock
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeedbackEvent
 
 __all__ = ["SEEN_MAX", "UserState", "UserStates"]
+
+_OLDEST = np.iinfo(np.int64).min
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -109,7 +112,9 @@ class UserStates:
             "logged": np.ones(len(events)),
         }
         feedback = np.stack([columns[name].astype(np.float32) for name in HISTORY_FEEDBACK], 1)
-        ms = np.array([e.impression_ms for e in events], np.int64)
+        ms = np.array([e.impression_ms + getattr(e, "correction_ms", 0) for e in events], np.int64)
+        # The intake corrects such dates; in a log from before it did, these would stay the user's latest events for years.
+        ms[ms > wall_clock()] = _OLDEST
         return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
 
     def _published_window(self, user_id: int) -> _Window:
@@ -117,4 +122,4 @@ class UserStates:
         count = int(self._history_count[at])
         first = self._history_max - count
         item, feedback = self._history_item[at, first:].astype(np.int64), self._history_feedback[at, first:]
-        return _Window(item, feedback, np.full(count, np.iinfo(np.int64).min), np.arange(count))
+        return _Window(item, feedback, np.full(count, _OLDEST), np.arange(count))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from msgspec.structs import replace
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -43,7 +44,7 @@ from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
 from pocketrank.cloud.serving.http.openapi import complete, errors, route_labels
 from pocketrank.cloud.serving.http.wire import WireError, error_response
 from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
-from pocketrank.cloud.serving.load.page_queue import PageQueue
+from pocketrank.cloud.serving.load.page_queue import BusyError, PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes, upload_routes
 from pocketrank.cloud.serving.routes.health import Health, health_router
@@ -52,7 +53,15 @@ from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.tracing import make_tracer
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
-from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
+from pocketrank.device.contract import (
+    NO_FEEDBACK,
+    ContractError,
+    FeedbackBatch,
+    FeedbackEvent,
+    FeedbackReceipt,
+    Page,
+    PageRequest,
+)
 
 __all__ = ["create_app"]
 
@@ -111,22 +120,36 @@ def create_app(
 
     page_queue = PageQueue(make, limits.queue_ms / 1e3, price)
 
-    async def store_feedback(events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
-        receipt = await feedback_queue(events, path)
+    async def store_feedback(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        receipt = await feedback_queue(events)
         metrics.feedback(receipt)
         return receipt
 
+    async def keep_feedback(events: Sequence[FeedbackEvent]) -> bool:
+        """Store what came along with a page request. False when it cannot be stored: a page never waits for a full disk."""
+        try:
+            await store_feedback(events)
+        except BusyError as error:
+            metrics.shed(error.reason)
+        except FeedbackLogError:
+            pass  # the check of readiness says why
+        else:
+            return True
+        metrics.degraded(NO_FEEDBACK)
+        return False
+
     async def answer_page(request: Any, since: float) -> Page:
         make_page.check(request)
+        kept = True
         if request.feedback:
             with page_queue.reserve():  # else all requests of a burst enter while their feedback is written
-                await store_feedback(request.feedback, "$.feedback")
+                kept = await keep_feedback(request.feedback)
         page = await page_queue(request, since)
         telemetry(request.telemetry)  # last, because a client sends a refused request again as a whole
-        return page
+        return page if kept else replace(page, degraded=(*page.degraded, NO_FEEDBACK))
 
     async def answer_feedback(batch: Any, since: float) -> FeedbackReceipt:
-        receipt = await store_feedback(batch.events, "$.events")
+        receipt = await store_feedback(batch.events)
         telemetry(batch.telemetry)
         return receipt
 

@@ -8,6 +8,7 @@ from pocketrank.cloud.streams.feedback_log import (
     FeedbackLog,
     FeedbackLogError,
     LogBusyError,
+    LoggedEvent,
     LogOpenError,
     LogWriteError,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "LogBusyError",
     "LogOpenError",
     "LogWriteError",
+    "LoggedEvent",
     "SqliteFeedbackLog",
     "SqliteLogConfig",
 ]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pocketrank.device.contract import FeedbackEvent, MismatchError
 
-__all__ = ["Appended", "FeedbackLog", "FeedbackLogError", "LogBusyError", "LogOpenError", "LogWriteError"]
+__all__ = ["Appended", "FeedbackLog", "FeedbackLogError", "LogBusyError", "LogOpenError", "LogWriteError", "LoggedEvent"]
 
 
 class FeedbackLogError(MismatchError):
@@ -33,6 +33,13 @@ class LogWriteError(FeedbackLogError):
 
 class LogBusyError(LogWriteError):
     """Nothing of the batch was written, because other writers took too long."""
+
+
+class LoggedEvent(FeedbackEvent, frozen=True, kw_only=True):
+    """An event as the log keeps it: with the correction of a date that cannot be right."""
+
+    correction_ms: int = 0
+    """To be added to `impression_ms`, which stays as the device sent it."""
 
 
 class Appended(NamedTuple):

@@ -21,7 +21,7 @@ from random import Random
 from threading import Lock
 from time import monotonic, sleep
 
-from pocketrank.cloud.streams.feedback_log import Appended, FeedbackLog, LogBusyError, LogOpenError, LogWriteError
+from pocketrank.cloud.streams.feedback_log import Appended, FeedbackLog, LogBusyError, LoggedEvent, LogOpenError, LogWriteError
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, FeedbackEvent
 
@@ -239,7 +239,8 @@ class SqliteFeedbackLog(FeedbackLog):
 
     def _event(self, place: int, body: bytes) -> FeedbackEvent:
         try:
-            return from_msgpack(body, FeedbackEvent)
+            # Nearly all are as the device sent them.
+            return from_msgpack(body, LoggedEvent if b"correction_ms" in body else FeedbackEvent)
         except ContractError as error:
             raise LogOpenError(str(self._path), f"a feedback event at place {place}", str(error)) from error
 

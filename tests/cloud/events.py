@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
 
@@ -22,10 +24,10 @@ def event(user_id: int = 1, item_id: int = 1000, *, ms: int = 1_700_000_000_000,
     return FeedbackEvent(**{**fields, **more})
 
 
-def accept(intake: FeedbackIntake, events: Sequence[FeedbackEvent], path: str = "$.events") -> FeedbackReceipt:
-    """Accept one batch, checked as the server checks it. Raises what the intake raises or returns as an error."""
-    intake.check(events, path)
-    (result,) = intake.together([events])
+def accept(intake: FeedbackIntake, events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+    """Accept one batch as the server does. Raises what the intake returns as an error."""
+    admitted, refused = intake.admit(events)
+    (result,) = intake.together([admitted])
     if isinstance(result, FeedbackReceipt):
-        return result
+        return replace(result, refused=refused)
     raise result

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from msgspec.structs import replace
+
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.serving.load.page_queue import BusyError
 from pocketrank.cloud.streams.feedback_log import FeedbackLogError
@@ -36,12 +38,9 @@ class FeedbackQueue:
         """Batches that are being written."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
 
-    async def __call__(self, events: Sequence[FeedbackEvent], path: str) -> FeedbackReceipt:
-        """Write `events`, which stood at `path` of the request, and return the receipt.
-
-        Raises `BusyError`, and what `FeedbackIntake` raises.
-        """
-        self._intake.check(events, path)
+    async def __call__(self, events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        """Write those of `events` that the contract allows, and return the receipt. Raises `BusyError`, `FeedbackLogError`."""
+        events, refused = self._intake.admit(events)
         if len(self._waiting) + self._writing >= self._batches_max:
             raise BusyError(_RETRY_S, "feedback")
         loop = asyncio.get_running_loop()
@@ -49,7 +48,8 @@ class FeedbackQueue:
         self._waiting.append((events, receipt))
         if not self._writing and len(self._waiting) == 1:
             loop.call_soon(self._write)  # together with all that arrive before the loop's next turn
-        return await receipt
+        written = await receipt
+        return replace(written, refused=refused) if refused else written
 
     def _write(self) -> None:
         batches, self._waiting = self._waiting[:_WRITE_MAX], self._waiting[_WRITE_MAX:]

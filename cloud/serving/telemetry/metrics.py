@@ -6,7 +6,7 @@
     pocketrank_request_seconds{route}                     a histogram: from the head of a request to the end of its answer
     pocketrank_stage_seconds{route, stage}                a histogram: one stage of a page, by its name in the pipeline
     pocketrank_candidates{stage}                          a histogram: candidates of a page, retrieved and returned
-    pocketrank_feedback_events_total{result}              accepted, duplicate
+    pocketrank_feedback_events_total{result}              accepted, duplicate, refused
     pocketrank_pages_without_vectors_total{reason}        unknown, not_asked, unavailable
     pocketrank_degraded_total{reason}                     pages made with less than the pipeline asks for
     pocketrank_shed_total{reason}                         requests refused to keep the others in time (load shedding)
@@ -96,6 +96,7 @@ class ServingMetrics(PageObserver):
         self._price = gauge("pocketrank_compute_price", price, multiprocess_mode="livemax")
         self._queue = gauge("pocketrank_queue_length", "Page requests that wait now.", multiprocess_mode="livesum")
         self._accepted, self._duplicates = events.labels("accepted"), events.labels("duplicate")
+        self._refused = events.labels("refused")
         self._answered = Counts[tuple[str, str, int]]()
         """Answers since the last flush by route, method and status."""
         self._load = 1.0, 0
@@ -113,6 +114,8 @@ class ServingMetrics(PageObserver):
         """Count the events of a receipt."""
         self._accepted.inc(receipt.accepted)
         self._duplicates.inc(receipt.duplicates)
+        if receipt.refused:
+            self._refused.inc(len(receipt.refused))
 
     def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
         """Count a page and its candidates."""

@@ -159,3 +159,11 @@ def test_what_happens_in_an_experiment_is_known_in_it_alone(run: SmallRun) -> No
     assert known(2, "a").seen.tolist() == [*published, 3]
     assert known(2, "b").seen.tolist() == [*published, 4]
     assert same(known(2, "c"), states(run)(2))
+
+
+def test_events_from_ahead_in_an_old_log_count_as_the_oldest(run: SmallRun) -> None:
+    known = states(run)
+    known.apply([event(3, 1003, ms=253_402_300_799_999)])
+    known.apply([event(3, 1006)])
+    assert known(3).seen.tolist()[-1] == 3
+    assert 2 in known(3).seen

@@ -31,7 +31,7 @@ class Pages:
 
     def __call__(self, request: PageRequest, since: float | None = None) -> Page:
         self._make.check(request)
-        accept(self._intake, request.feedback, "$.feedback")
+        accept(self._intake, request.feedback)
         return self._make(request, since)
 
 
