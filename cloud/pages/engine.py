@@ -51,6 +51,8 @@ class PageEngine(NamedTuple):
     pipeline: Pipeline
     splits: Splits
     states: UserStates
+    indexes: dict[str, VectorIndex]
+    """By their names in the pipeline file."""
 
 
 @contextmanager
@@ -85,8 +87,8 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
         stack.callback(splits.close)
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
-        states = UserStates(published, record, config.seen_max)
-        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states)
+        states = UserStates(published, record, config.seen_max, config.user_events_max)
+        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, indexes)
 
 
 def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = _WRITER_WAIT_S) -> None:

@@ -10,9 +10,10 @@ it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,10 @@ from pocketrank.cloud.published.published import Published, PublishedError, Publ
 from pocketrank.device.clock import wall_clock
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeedbackEvent
 
-__all__ = ["SEEN_MAX", "UserState", "UserStates"]
+__all__ = ["EVENTS_MAX", "EXPERIMENTS_MAX", "SEEN_MAX", "UserState", "UserStates"]
 
 _OLDEST = np.iinfo(np.int64).min
+_NO_WINDOWS: dict[str | None, Any] = {}
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -34,6 +36,13 @@ Float = NDArray[np.float32]
 
 SEEN_MAX = 2000
 """Default number of a user's latest events that are kept."""
+EVENTS_MAX = 20_000_000
+"""Default number of events that are kept of all users, some 900 MB. Beyond it the users go whose feedback is oldest; what they
+did since the last training is then known to the log alone."""
+EXPERIMENTS_MAX = 8
+"""Number of experiments that a user has states in. Beyond it the one goes that changed first."""
+_WINDOW_COST = 32
+"""What a state takes beside its events, in events."""
 
 
 class UserState(NamedTuple):
@@ -53,6 +62,11 @@ class _Window(NamedTuple):
     ms: Int  # [e]
     position: Int  # [e]
 
+    @property
+    def cost(self) -> int:
+        """Size in memory, in events."""
+        return len(self.item) + _WINDOW_COST
+
     def with_rows(self, other: _Window, rows: list[int], keep: int) -> _Window:
         """Return the last `keep` of these events and the `rows` of `other`, sorted by time."""
         item, feedback = np.concatenate([self.item, other.item[rows]]), np.concatenate([self.feedback, other.feedback[rows]])
@@ -62,9 +76,13 @@ class _Window(NamedTuple):
 
 
 class UserStates:
-    """States of all users. Safe to call from several threads: a window is replaced, never written to."""
+    """States of all users, the latest `events_max` events of them. Safe to call from several threads: a window is replaced,
+    never written to.
+    """
 
-    def __init__(self, published: Published, record: PublishedRecord, seen_max: int = SEEN_MAX) -> None:
+    def __init__(
+        self, published: Published, record: PublishedRecord, seen_max: int = SEEN_MAX, events_max: int = EVENTS_MAX
+    ) -> None:
         self._history_max = record.history_max
         self._keep = max(seen_max, self._history_max)
         self._items, self._users = IdLookup(published.item_id), IdLookup(published.user_id)
@@ -79,25 +97,37 @@ class UserStates:
             raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} feedback values per history event, got {got}")
         duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
         self._duration_ms = np.where(duration > 0, duration, np.inf)  # with an unknown duration the fixed thresholds hold
-        self._windows: dict[tuple[int, str | None], _Window] = {}  # user and experiment
+        # By user, the one that changed last at the end, then by experiment, likewise.
+        self._windows: OrderedDict[int, dict[str | None, _Window]] = OrderedDict()
+        self._events_max = events_max
+        self.cost = 0
+        """Size of all states in memory, in events."""
         self._lock = Lock()
 
     def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
         """Return the state of a user in an experiment, or outside of any; an unknown user's has no events."""
-        window = self._windows.get((user_id, experiment)) or self._published_window(user_id)
+        window = self._windows.get(user_id, _NO_WINDOWS).get(experiment) or self._published_window(user_id)
         return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
 
     def apply(self, events: Sequence[FeedbackEvent]) -> None:
         """Add events that the log has just accepted. Events of items that are not published are ignored."""
         new = self._window(events)
-        of_user: dict[tuple[int, str | None], list[int]] = {}
+        rows_of: dict[tuple[int, str | None], list[int]] = {}
         for i, event in enumerate(events):
             if new.item[i]:
-                of_user.setdefault((event.user_id, event.experiment), []).append(i)
+                rows_of.setdefault((event.user_id, event.experiment), []).append(i)
         with self._lock:
-            for key, rows in of_user.items():
-                old = self._windows.get(key) or self._published_window(key[0])
-                self._windows[key] = old.with_rows(new, rows, self._keep)
+            for (user_id, experiment), rows in rows_of.items():
+                own = dict(self._windows.get(user_id, _NO_WINDOWS))  # other threads may be reading that of before
+                old = own.pop(experiment, None)
+                own[experiment] = window = (old or self._published_window(user_id)).with_rows(new, rows, self._keep)
+                self.cost += window.cost - (0 if old is None else old.cost)
+                while len(own) > EXPERIMENTS_MAX:
+                    self.cost -= own.pop(next(iter(own))).cost
+                self._windows[user_id] = own
+                self._windows.move_to_end(user_id)
+            while self.cost > self._events_max and len(self._windows) > 1:
+                self.cost -= sum(window.cost for window in self._windows.popitem(last=False)[1].values())
 
     def _window(self, events: Sequence[FeedbackEvent]) -> _Window:
         item = self._items([e.item_id for e in events])

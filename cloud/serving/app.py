@@ -164,6 +164,9 @@ def create_app(
 
     health.add("feedback_log", log.check, required=True)
     health.add("store", engine.splits.check, required=False)
+    for name, index in engine.indexes.items():
+        if index.remote:
+            health.add(f"index_{name}", index.check, required=False)
     if access.tokens is not None:
         health.add("tokens", access.tokens.check_file, required=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketrank.cloud.pages.user_state import SEEN_MAX
+from pocketrank.cloud.pages.user_state import EVENTS_MAX, SEEN_MAX
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.serving.access.limits import LimitsConfig
 from pocketrank.cloud.serving.http.cors import CorsConfig
@@ -46,6 +46,8 @@ class ServingConfig:
     """Destination of traces, and how many are recorded."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """Checks of readiness."""
+    user_events_max: int = EVENTS_MAX
+    """Events that are kept of all users, 44 bytes each. Beyond it the users go whose feedback is oldest."""
     seen_max: int = SEEN_MAX
     """Number of a user's latest events kept, at least the run's `history_max`. An item may be shown again once its events fell
     out."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import isfinite
-from typing import NamedTuple, NoReturn
+from typing import ClassVar, NamedTuple, NoReturn
 
 import msgspec
 import numpy as np
@@ -160,6 +160,12 @@ class VectorIndex(ABC):
         wait for an index in another process; an index in this process ignores it. Raises `WidthError`, `RowsError` for a query
         that is not finite, and `IndexUnavailableError`.
         """
+
+    remote: ClassVar[bool] = False
+    """Whether it is in another process, so that it may be unavailable while this one is well."""
+
+    def check(self) -> None:  # noqa: B027
+        """Raise `IndexUnavailableError` when searches would; an index in this process always answers."""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -45,6 +46,8 @@ _MEMORY = ":memory:"
 class QdrantIndex(VectorIndex):
     """One collection. Equal scores are in no particular order; recall depends on the collection's HNSW graph."""
 
+    remote = True
+
     def __init__(self, url: str, collection: str, config: QdrantConfig | None = None, *, api_key: str | None = None) -> None:
         """Open `collection`, whose name must hold the version of the vectors: those of two versions cannot be compared.
 
@@ -55,6 +58,7 @@ class QdrantIndex(VectorIndex):
         self._local = not url.startswith(("http://", "https://"))
         self._lock = threading.RLock() if self._local else None  # the local mode is not thread-safe
         self._deadline, self._closed = threading.local(), False
+        self._retry_at, self._retry_lock = 0.0, threading.Lock()
         with self._calling():
             self._client = self._connect(url, api_key)
             self._width = self._find()
@@ -97,7 +101,7 @@ class QdrantIndex(VectorIndex):
     ) -> Found:
         """See `VectorIndex.search`. To connect, to send and to receive may each take up to `deadline_s`."""
         query = checked_query(query, self._width)
-        with self._calling(deadline_s):
+        with self._breaker(), self._calling(deadline_s):
             if k <= 0 or self._width is None or where.categories == () or where.authors == ():
                 return Found.nothing()
             answer = self._client.query_points(
@@ -109,6 +113,11 @@ class QdrantIndex(VectorIndex):
             )
         ids = np.array([point.id for point in answer.points], np.int64)
         return Found(ids, np.array([point.score for point in answer.points], np.float32))
+
+    def check(self) -> None:
+        """See `VectorIndex.check`."""
+        with self._calling():
+            self._client.collection_exists(self._collection)
 
     def __len__(self) -> int:
         with self._calling():
@@ -165,6 +174,22 @@ class QdrantIndex(VectorIndex):
             for name in Attributes._fields:
                 self._client.create_payload_index(self._collection, name, models.PayloadSchemaType.INTEGER)
         return self._find() or width
+
+    @contextmanager
+    def _breaker(self) -> Iterator[None]:
+        """Fail at once for a while after a search that got no answer, but for one that tries (a circuit breaker)."""
+        with self._retry_lock:
+            now = monotonic()
+            if now < self._retry_at:
+                raise IndexUnavailableError(self._where, "an answer from Qdrant", "none a moment ago")
+            if self._retry_at:
+                self._retry_at = now + self._config.retry_s  # this search tries, and the others wait for what becomes of it
+        try:
+            yield
+        except IndexUnavailableError:
+            self._retry_at = monotonic() + self._config.retry_s
+            raise
+        self._retry_at = 0.0
 
     @contextmanager
     def _calling(self, deadline_s: float | None = None) -> Iterator[None]:

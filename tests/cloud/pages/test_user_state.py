@@ -167,3 +167,31 @@ def test_events_from_ahead_in_an_old_log_count_as_the_oldest(run: SmallRun) -> N
     known.apply([event(3, 1006)])
     assert known(3).seen.tolist()[-1] == 3
     assert 2 in known(3).seen
+
+
+def test_the_events_of_all_users_are_bounded_and_the_longest_silent_go_first(run: SmallRun) -> None:
+    known = UserStates(run.published, run.record, events_max=200)
+    for user in range(100, 120):
+        known.apply([event(user, 1003), event(user, 1006)])
+    known.apply([event(115, 1009)])
+    held = [user for user in range(100, 120) if len(known(user).seen)]
+    assert held == list(range(115, 120))  # 34 each, 32 of them for the state itself
+    known.apply([event(user, 1003) for user in (200, 201)])
+    assert len(known(115).seen) == 3
+    assert len(known(116).seen) == 0
+
+
+def test_the_experiments_of_a_user_are_bounded_and_others_keep_theirs(run: SmallRun) -> None:
+    known = states(run)
+    known.apply([event(2, 1003, experiment="a"), event(3, 1003, experiment="a")])
+    known.apply([event(2, 1006, experiment=f"e{n}") for n in range(8)])
+    assert same(known(2, "a"), known(2))
+    assert len(known(3, "a").seen) == len(known(3).seen) + 1
+    assert all(len(known(2, f"e{n}").seen) == len(known(2).seen) + 1 for n in range(8))
+
+
+def test_many_experiments_and_users_take_bounded_memory(run: SmallRun) -> None:
+    known = UserStates(run.published, run.record, events_max=5_000)
+    for round_ in range(20):
+        known.apply([event(10**6 + n % 50, 1003, experiment=f"{round_}/{n}") for n in range(1000)])
+    assert known.cost <= 5_000

@@ -52,7 +52,7 @@ def test_the_configuration_is_read_from_toml_and_names_what_is_wrong() -> None:
         (IndexConfig(recall_min=1.5), "recall_min in 0..1"),
         (IndexConfig(exact_share=-1), "exact_share in 0..1"),
         (IndexConfig(kind="qdrant"), "the address of Qdrant, got none"),
-        (IndexConfig(kind="qdrant", url=":memory:", timeout_s=0), "timeout_s > 0"),
+        (IndexConfig(kind="qdrant", url=":memory:", timeout_s=0), "timeout_s and retry_s > 0"),
         (IndexConfig(kind="qdrant", url=":memory:", api_key_env="POCKETRANK_NO_SUCH_KEY"), "a variable that is set"),
     ],
 )

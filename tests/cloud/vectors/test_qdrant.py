@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -82,6 +83,7 @@ class Stub(BaseHTTPRequestHandler):
 
     answer = threading.Event()
     status = 503
+    searches = 0
 
     def do_GET(self) -> None:
         vectors = {"size": 3, "distance": "Dot"}
@@ -95,6 +97,7 @@ class Stub(BaseHTTPRequestHandler):
         self._send(200, {"exists": True} if self.path.endswith("/exists") else about)
 
     def do_POST(self) -> None:
+        type(self).searches += 1
         self.answer.wait(30)
         self._send(200, {"points": [{"id": 7, "version": 1, "score": 0.5}]})
 
@@ -120,7 +123,7 @@ def stub() -> Iterator[tuple[QdrantIndex, type[Stub]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        index = QdrantIndex(f"http://127.0.0.1:{server.server_address[1]}", "items-1")
+        index = QdrantIndex(f"http://127.0.0.1:{server.server_address[1]}", "items-1", QdrantConfig(retry_s=100.0))
         yield index, handler
         index.close()
         handler.answer.set()
@@ -128,13 +131,36 @@ def stub() -> Iterator[tuple[QdrantIndex, type[Stub]]]:
         thread.join()
 
 
-def test_a_search_waits_no_longer_than_its_deadline(stub: tuple[QdrantIndex, type[Stub]]) -> None:
+def test_a_search_waits_no_longer_than_its_deadline(
+    stub: tuple[QdrantIndex, type[Stub]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     index, handler = stub
     with pytest.raises(IndexUnavailableError, match="timed out"):
         index.search(np.ones(3, np.float32), 1, deadline_s=0.05)
     handler.answer.set()
+    monkeypatch.setattr("pocketrank.cloud.vectors.qdrant.monotonic", lambda: monotonic() + 101)
     found = index.search(np.ones(3, np.float32), 1, deadline_s=30.0)
     assert (found.ids.tolist(), found.scores.tolist()) == ([7], [0.5])
+
+
+def test_one_search_waits_for_a_server_that_hangs_and_the_others_fail_at_once(
+    stub: tuple[QdrantIndex, type[Stub]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, handler = stub
+    ahead_s = [0.0]
+    monkeypatch.setattr("pocketrank.cloud.vectors.qdrant.monotonic", lambda: monotonic() + ahead_s[0])
+    for _ in range(3):
+        before = handler.searches
+        with pytest.raises(IndexUnavailableError, match="timed out"):
+            index.search(np.ones(3, np.float32), 1, deadline_s=0.05)
+        for _ in range(20):
+            with pytest.raises(IndexUnavailableError, match="none a moment ago"):
+                index.search(np.ones(3, np.float32), 1, deadline_s=30.0)
+        assert handler.searches == before + 1
+        ahead_s[0] += 101
+    handler.answer.set()
+    for _ in range(3):
+        assert index.search(np.ones(3, np.float32), 1, deadline_s=30.0).ids.tolist() == [7]
 
 
 @pytest.mark.parametrize(
