@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import ssl
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -141,7 +143,8 @@ def run_server(
     heartbeat: Callable[[], None] | None = None,
     draining: Callable[[], None] | None = None,
 ) -> None:
-    """Serve `app` on a listening socket until SIGINT or SIGTERM, and return when what was accepted is answered.
+    """Serve `app` on a listening socket until SIGINT, SIGTERM or SIGHUP, and return when what was accepted is
+    answered.
 
     `heartbeat` is for a process that shares the socket with others (`pocketrank.cloud.serving.process.workers`). The event loop
     calls it once requests are accepted, and from then on ten times a second until it closes. Without it the URL is printed.
@@ -181,6 +184,21 @@ class _Server(uvicorn.Server):
         await super().startup([])
         self.servers.append(_SharedSocket(sock, self._protocol, self.config.ssl))  # type: ignore[arg-type]
         self._heartbeat()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain at SIGHUP, too, which a terminal sends when it closes, unless whoever started this ignores it (nohup)."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            with super().capture_signals():
+                yield
+            return
+        before = signal.signal(signal.SIGHUP, self.handle_exit)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def _protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]

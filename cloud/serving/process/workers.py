@@ -248,9 +248,12 @@ def _end_with_supervisor(stop_s: float) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM as they are received in the block."""
+    """The signals that end a server as they are received in the block."""
     received: list[int] = []
-    before = {one: signal.signal(one, lambda number, _: received.append(number)) for one in (signal.SIGINT, signal.SIGTERM)}
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        ending.append(signal.SIGHUP)
+    before = {one: signal.signal(one, lambda number, _: received.append(number)) for one in ending}
     try:
         yield received
     finally:

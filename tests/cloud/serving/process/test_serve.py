@@ -35,15 +35,17 @@ def _refuses(server: Live) -> bool:
     return False
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_requests_under_way_at_the_stop_are_answered(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "sign"), [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGTERM), (2, signal.SIGHUP)]
+)
+def test_requests_under_way_at_the_stop_are_answered(tmp_path: Path, workers: int, sign: signal.Signals) -> None:
     db, events = tmp_path / "feedback.db", [event(1, 1000 + 3 * n) for n in range(_EACH)]
     config = ServingConfig(workers=workers)
     with live(small_run(tmp_path / "run").folder, db, config=config) as server:
         bodies = [("/v1/feedback", to_msgpack(FeedbackBatch(events=(one,)))) for one in events]
         bodies += [("/v1/page", to_msgpack(request(n, request_id=str(n)))) for n in range(_EACH)]
         begun = [_begun(server, *body) for body in bodies]
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(sign)
         until(lambda: _refuses(server), "an end of new connections")
         assert server.process.poll() is None
         answers = []

@@ -107,7 +107,7 @@ def test_connections_made_at_once_are_spread(tmp_path: Path) -> None:
         assert len(set(answered)) == 2
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_accepted_requests_are_finished_and_new_ones_refused(tmp_path: Path, sign: signal.Signals) -> None:
     with supervisor("serve_pid", 2, tmp_path) as server, ThreadPoolExecutor(8) as pool:
         server.wait_ready()
