@@ -11,6 +11,7 @@ from pathlib import Path
 from pocketrank.cloud.serving.access.access import Access, check_host
 from pocketrank.cloud.serving.access.tokens import TokenFile
 from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.serving.process.names import bounded_lookups
 from pocketrank.cloud.serving.process.server import listen, run_server
 from pocketrank.cloud.serving.process.workers import run_workers
 from pocketrank.cloud.serving.routes.health import Health
@@ -76,4 +77,5 @@ def serve_on(
         app = create_app(engine, bundle, log, config, access=access, health=health, uploads=uploads)
         gc.collect()
         gc.freeze()  # what is loaded lives as long as the process: no later collection has to traverse it
-        run_server(app, sock, config.server, heartbeat=heartbeat, draining=health.draining)
+        with bounded_lookups():
+            run_server(app, sock, config.server, heartbeat=heartbeat, draining=health.draining)
