@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from threading import Lock
+from time import time
 
 from msgspec import structs
 
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogBusyError, LoggedEvent, LogWriteError
-from pocketrank.device.clock import wall_clock
 from pocketrank.device.contract import ContractError, FeedbackEvent, FeedbackReceipt, RefusedEvent, check_event
 
 __all__ = ["FeedbackIntake"]
@@ -32,14 +32,15 @@ class FeedbackIntake:
     A process that dies between the two loses nothing, because the next one replays the log.
     """
 
-    def __init__(self, log: FeedbackLog, states: UserStates, clock: Callable[[], int] = wall_clock) -> None:
-        """`clock` returns the time of arrival in ms since the epoch, UTC."""
+    def __init__(self, log: FeedbackLog, states: UserStates, clock: Callable[[], float] = time) -> None:
+        """`clock` returns the time of arrival in seconds since the epoch, UTC."""
         self._log, self._states, self._clock, self._following = log, states, clock, Lock()
         self.replayed = 0
         """Number of events that the log held at the start."""
         self.dated = 0
         """Number of events whose dates were corrected."""
         for batch in _batches(log.replay()):
+            self._forget()
             states.apply(batch)
             self.replayed += len(batch)
 
@@ -49,7 +50,7 @@ class FeedbackIntake:
         A phone's clock may be wrong by years. An event that is dated after its arrival, or before the year 2000, counts as of
         its arrival: it would otherwise stay the user's latest for years, or never be among the latest.
         """
-        now_ms = self._clock()
+        now_ms = int(1e3 * self._clock())
         good, refused = list[FeedbackEvent](), list[RefusedEvent]()
         for index, event in enumerate(events):
             try:
@@ -91,16 +92,22 @@ class FeedbackIntake:
         return receipts
 
     def follow(self) -> int:
-        """Apply the events that other processes have accepted since the last call, and return their number.
+        """Apply the events that other processes have accepted since the last call, and return their number. States of users
+        who were forgotten are dropped first; what this process accepted of them since then is known again after a restart.
 
         Meant for the start of every page: without new events it takes the microseconds of `FeedbackLog.poll`. Raises
         `LogOpenError`.
         """
         with self._following:  # otherwise a second caller finds nothing new while the first still applies it
             news = self._log.poll()
+            self._forget()
             if news:
                 self._states.apply(news)
             return len(news)
+
+    def _forget(self) -> None:
+        if users := self._log.forgotten():
+            self._states.forget(users)
 
 
 def _batches(events: Iterator[FeedbackEvent]) -> Iterator[list[FeedbackEvent]]:

@@ -11,8 +11,9 @@ it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Lock
+from time import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,6 @@ from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
-from pocketrank.device.clock import wall_clock
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeedbackEvent
 
 __all__ = ["EVENTS_MAX", "EXPERIMENTS_MAX", "SEEN_MAX", "UserState", "UserStates"]
@@ -129,6 +129,12 @@ class UserStates:
             while self.cost > self._events_max and len(self._windows) > 1:
                 self.cost -= sum(window.cost for window in self._windows.popitem(last=False)[1].values())
 
+    def forget(self, users: Collection[int]) -> None:
+        """Drop all events that were applied for these users. Their published history remains."""
+        with self._lock:
+            for user in users:
+                self.cost -= sum(window.cost for window in self._windows.pop(user, _NO_WINDOWS).values())
+
     def _window(self, events: Sequence[FeedbackEvent]) -> _Window:
         item = self._items([e.item_id for e in events])
         watch = np.array([max(0, e.watch_ms) for e in events], np.float64)
@@ -144,7 +150,7 @@ class UserStates:
         feedback = np.stack([columns[name].astype(np.float32) for name in HISTORY_FEEDBACK], 1)
         ms = np.array([e.impression_ms + getattr(e, "correction_ms", 0) for e in events], np.int64)
         # The intake corrects such dates; in a log from before it did, these would stay the user's latest events for years.
-        ms[ms > wall_clock()] = _OLDEST
+        ms[ms > 1e3 * time()] = _OLDEST
         return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
 
     def _published_window(self, user_id: int) -> _Window:

@@ -127,7 +127,7 @@ class PipelineConfig(_Table, frozen=True, kw_only=True):
     def open(cls, file: Path) -> PipelineConfig:
         """Read a file. Raises `PipelineError`. The tables of stages are checked later, when `Pipeline` makes them."""
         try:
-            tables = tomllib.loads(file.read_text("utf-8"))
+            tables = tomllib.loads(file.read_text("utf-8-sig"))  # some editors begin a file with the mark of its encoding
         except OSError as error:
             raise PipelineError("$", f"Expected a pipeline file, got: {error}", file) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

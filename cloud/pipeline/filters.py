@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from time import monotonic, time
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,12 +22,19 @@ from numpy.typing import NDArray
 from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.vectors.index import AttributeFilter
 
-__all__ = ["AllowedOrder", "Filters", "FiltersConfig"]
+__all__ = ["AllowedOrder", "Filters", "FiltersConfig", "RemovedItems"]
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 CHECK_S = 0.5
 """Least time in seconds between two looks at the file of removed items."""
+SETTLE_S = 2.0
+"""Time in seconds for which the file must not change before an item that it no longer names may be shown again: a program that
+writes a file anew empties it first."""
+_DIGITS_MAX = 19
+_ID, _ID_MAX = re.compile(f"[+-]?[0-9]{{1,{_DIGITS_MAX}}}"), np.iinfo(np.int64).max
+_OTHER = re.compile(rb"[^0-9\s]")
+_NONE = np.zeros(0, np.int64)
 
 _logger = logging.getLogger(__name__)
 
@@ -44,28 +55,141 @@ class FiltersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     age_max_days: float | None = None
     """Maximum age of an item since its upload, by this machine's clock, to the hour. Items of unknown age do not pass."""
     removed: str | None = None
-    """File with the ids of items that were taken down, one per line. It is read again when it changes, so a take-down needs no
-    restart."""
+    """File with the ids of items that were taken down, one per line; what follows a `#` is a comment. It is read again when
+    it changes, so a take-down needs no restart (`RemovedItems`)."""
 
     def __post_init__(self) -> None:
         if self.age_max_days is not None and not self.age_max_days > 0:
             raise ValueError(f"Expected age_max_days above 0, got {self.age_max_days}")
 
 
+class _Lines(NamedTuple):
+    """What a file of ids holds."""
+
+    ids: list[int]
+    wrong: int
+    """Number of lines that hold anything but ids."""
+    first_wrong: str
+    """The first of them and its number; empty when there is none."""
+
+
+def _read_lines(data: bytes) -> _Lines:
+    """Return the ids of a file as editors and spreadsheets save it: any line ends, a mark of the encoding, comments."""
+    plain = data.split()
+    if not _OTHER.search(data) and len(max(plain, key=len, default=b"")) < _DIGITS_MAX:  # as below, in a third of the time
+        return _Lines([*map(int, plain)], 0, "")
+    encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
+    ids, wrong, first_wrong = list[int](), 0, ""
+    text = data.decode(encoding, "replace").replace("\ufeff", "")  # also in the middle, where files were put together
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if all(_ID.fullmatch(word) and abs(int(word)) <= _ID_MAX for word in words):
+            ids += map(int, words)
+        else:
+            wrong += 1
+            first_wrong = first_wrong or f"line {number}: `{line.strip()[:40]}`"
+    return _Lines(ids, wrong, first_wrong)
+
+
+class RemovedItems:
+    """The items that a file names, which is read again when it changes. Safe to call from several threads.
+
+    A take-down holds as soon as its line can be read, whatever else is in the file: other lines are skipped, counted, and the
+    first of them is named once in the log. An item may be shown again only when a file that can be read as a whole, and that
+    has not changed for `SETTLE_S`, no longer names it. So neither a file that is missing or damaged nor one that is being
+    written lets a removed item through.
+
+    Raises `OSError` when the file cannot be read at the start, and `ValueError` when it holds lines but not one of ids.
+    """
+
+    def __init__(self, path: Path, catalogue: Catalogue) -> None:
+        self._path, self._catalogue, self._lock = path, catalogue, Lock()
+        self._version: tuple[int, int, int] | None = None
+        self._is_settled = False
+        self._checked_at = self._changed_at = -np.inf
+        self._positions = np.zeros(0, np.int64)
+        self._error, self._lines = "", _Lines([], 0, "")
+        self._read()
+        if self._lines.wrong and not self._lines.ids:
+            raise ValueError(f"Expected item ids, one per line, got {self._lines.first_wrong} - at {path}")
+        self._log(before="")
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """[r] positions of the removed items; the same array until they change."""
+        if monotonic() - self._checked_at > CHECK_S and self._lock.acquire(blocking=False):  # else another thread looks now
+            try:
+                self._look()
+            finally:
+                self._lock.release()
+        return self._positions
+
+    @property
+    def unreadable(self) -> int:
+        """Number of lines of the file that are no ids, as of the last look; 1 when the file itself cannot be read."""
+        return 1 if self._error else self._lines.wrong
+
+    def check(self) -> None:
+        """Raise `ValueError` while the file, or a line of it, cannot be read."""
+        _ = self.positions
+        if fault := self._fault:
+            raise ValueError(fault)
+
+    @property
+    def _fault(self) -> str:
+        if self._error:
+            return f"Expected a file of item ids, got: {self._error} - at {self._path}"
+        if wrong := self._lines.wrong:
+            return f"Expected item ids, one per line, got {wrong} other lines, {self._lines.first_wrong} - at {self._path}"
+        return ""
+
+    def _look(self) -> None:
+        before = self._fault
+        try:
+            self._read()
+            self._error = ""
+        except OSError as error:  # items removed so far stay removed
+            self._error = error.strerror or type(error).__name__
+        self._log(before)
+
+    def _log(self, before: str) -> None:
+        """Log a fault once, and not at every look."""
+        if (fault := self._fault) == before:
+            return
+        if fault:
+            _logger.error("what can be read of the removed items holds, and none is shown again: %s", fault)
+        else:
+            _logger.warning("the file of removed items can be read again: %s", self._path)
+
+    def _read(self) -> None:
+        """Read the file if it changed since, and again once it has settled. Raises `OSError`."""
+        self._checked_at = now = monotonic()
+        found = os.stat(self._path)
+        version = found.st_mtime_ns, found.st_size, found.st_ino
+        if is_new := version != self._version:
+            self._changed_at = now
+        is_settled = now - self._changed_at >= SETTLE_S
+        if not is_new and is_settled == self._is_settled:
+            return
+        # The second reading also finds a change within one tick of the file system's clock, after which a file looks the same.
+        self._lines = _read_lines(self._path.read_bytes())
+        self._version, self._is_settled = version, is_settled
+        positions = np.unique(self._catalogue.positions(self._lines.ids))
+        if not is_settled or self._lines.wrong:
+            positions = np.union1d(self._positions, positions)
+        if not np.array_equal(positions, self._positions):
+            self._positions = positions
+
+
 class Filters:
-    """Filters over a catalogue. Raises `OSError` or `ValueError` when the file of removed items cannot be read."""
+    """Filters over a catalogue. Raises what `RemovedItems` raises when the file of removed items cannot be read."""
 
     def __init__(self, config: FiltersConfig, catalogue: Catalogue, folder: Path) -> None:
         """A relative path of the file of removed items starts at `folder`."""
         self.config, self._catalogue = config, catalogue
-        self._path = None if config.removed is None else folder / config.removed
-        self._file_version: tuple[int, int, int] | None = None
-        self._checked_at = -np.inf
-        self._removed = np.zeros(0, np.int64)
+        self._removed = None if config.removed is None else RemovedItems(folder / config.removed, catalogue)
         self._where, self._mask = AttributeFilter(), np.zeros(0, np.bool_)
         self._made_for: tuple[int, object] | None = None
-        if self._path is not None:
-            self._read(self._path)
         self._refresh()
 
     @property
@@ -83,24 +207,17 @@ class Filters:
     @property
     def removed(self) -> NDArray[np.int64]:
         """[r] positions of removed items."""
-        if self._path is not None and monotonic() - self._checked_at > CHECK_S:
-            try:
-                self._read(self._path)
-            except (OSError, ValueError) as error:  # items removed so far stay removed
-                _logger.error("the file of removed items cannot be read: %s", error)
-        return self._removed
+        return _NONE if self._removed is None else self._removed.positions
 
-    def _read(self, path: Path) -> None:
-        self._checked_at = monotonic()
-        found = os.stat(path)
-        version = found.st_mtime_ns, found.st_size, found.st_ino
-        if version != self._file_version:
-            try:
-                ids = [int(line) for line in path.read_text("utf-8").split()]
-            except ValueError as error:
-                raise ValueError(f"Expected item ids, one per line, got: {error} - at {path}") from error
-            self._removed = np.unique(self._catalogue.positions(ids))
-            self._file_version = version
+    @property
+    def unreadable(self) -> int:
+        """Number of lines that cannot be read of the file of removed items."""
+        return 0 if self._removed is None else self._removed.unreadable
+
+    def check(self) -> None:
+        """Raise `ValueError` while the file of removed items, or a line of it, cannot be read."""
+        if self._removed is not None:
+            self._removed.check()
 
     def _refresh(self) -> None:
         """Make the filter and the mask again when the hour or the removed items changed since."""

@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry, with_any
 from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.tracing import make_tracer
-from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
+from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogOpenError
 from pocketrank.device.contract import (
     NO_FEEDBACK,
     ContractError,
@@ -69,6 +70,11 @@ _FLUSH_S = 0.25
 """How often a worker writes its metrics to where another worker, when it is scraped, reads them."""
 
 _logger = logging.getLogger(__name__)
+
+
+def _check_records(log: FeedbackLog) -> None:
+    if log.unreadable:
+        raise LogOpenError("the feedback log", "records that can be read", f"{log.unreadable} that are skipped")
 
 
 async def _flush_regularly(metrics: ServingMetrics) -> None:
@@ -101,6 +107,8 @@ def create_app(
     # What observes it.
     tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
     metrics = ServingMetrics(tracer)
+    metrics.watch_unreadable("removed", lambda: engine.filters.unreadable)
+    metrics.watch_unreadable("feedback_log", lambda: log.unreadable)
     telemetry = DeviceTelemetry(metrics.registry, config.telemetry)
 
     # Pages and feedback, each behind a queue of bounded length.
@@ -163,6 +171,9 @@ def create_app(
             tracer.close()
 
     health.add("feedback_log", log.check, required=True)
+    health.add("feedback_records", partial(_check_records, log), required=False)
+    if engine.filters.config.removed is not None:
+        health.add("removed", engine.filters.check, required=False)
     health.add("store", engine.splits.check, required=False)
     for name, index in engine.indexes.items():
         if index.remote:

@@ -15,6 +15,7 @@ from pocketrank.sdk_demo.cli.emulate import emulate
 from pocketrank.sdk_demo.cli.errors import exit_on_domain_error
 from pocketrank.sdk_demo.cli.evaluate import evaluate
 from pocketrank.sdk_demo.cli.export import export
+from pocketrank.sdk_demo.cli.forget import forget
 from pocketrank.sdk_demo.cli.inspect import inspect
 from pocketrank.sdk_demo.cli.keygen import keygen
 from pocketrank.sdk_demo.cli.release import release
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "inspect": inspect,
     "token": token,
     "serve": serve,
+    "forget": forget,
     "upload": upload,
     "emulate": emulate,
     "demo": demo,

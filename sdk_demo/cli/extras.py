@@ -13,6 +13,7 @@ _BY_COMMAND = {
     "inspect": "export",
     "token": "serve",
     "serve": "serve",
+    "forget": "serve",
     "upload": "serve",
     "emulate": "demo",
     "demo": "demo",

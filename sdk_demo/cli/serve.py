@@ -23,6 +23,9 @@ def serve(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes; about one per core.")] = 1,
     feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Days for which feedback is kept after it was accepted; 0 keeps it for ever.")
+    ] = 90.0,
     tokens: Annotated[
         Path | None, typer.Option(help="File of tokens (`pocketrank token`). [default: no authentication]")
     ] = None,
@@ -57,6 +60,7 @@ def serve(
     from pocketrank.cloud.serving.process.server import ServerConfig, TlsConfig
     from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
     from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
+    from pocketrank.cloud.streams.sqlite import SqliteLogConfig
     from pocketrank.cloud.training.run import Run
     from pocketrank.device.session.counters import telemetry_names
 
@@ -65,6 +69,7 @@ def serve(
         folder=pipeline.resolve().parent if pipeline else Path(),
         workers=workers,
         tokens=tokens,
+        log=SqliteLogConfig(keep_days=keep_days or None),
         logs=LoggingConfig(format=log_format),
         cors=CorsConfig(tuple(cors or ())),
         server=ServerConfig(TlsConfig.of(tls_cert, tls_key)),

@@ -48,6 +48,7 @@ def serve(
 
         configure_logs(config.logs)  # a supervisor logs in the same form as its workers
         fill_stores(run, config)
+        SqliteFeedbackLog(db, config.log).close()  # workers that start at once would not wait for an upgrade of its format
         if config.workers == 1:
             serve_on(sock, None, run.folder, bundle, db, config)
             return

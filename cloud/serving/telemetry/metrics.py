@@ -12,6 +12,7 @@
     pocketrank_shed_total{reason}                         requests refused to keep the others in time (load shedding)
     pocketrank_compute_price                              now; the highest of all workers
     pocketrank_queue_length                               page requests that wait now; the sum of all workers
+    pocketrank_unreadable{source}                         lines or records of `removed` and `feedback_log` that are skipped now
 
 A page makes a dozen observations. prometheus_client takes 2 to 3 µs for each, and twice that when a model's run has emptied the
 caches. So they are summed up here in a third of a microsecond and passed on by `flush`, which the application calls a few times
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter as Counts
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter_ns
 
@@ -95,6 +97,9 @@ class ServingMetrics(PageObserver):
         price = "What one more page costs now, relative to normal load."
         self._price = gauge("pocketrank_compute_price", price, multiprocess_mode="livemax")
         self._queue = gauge("pocketrank_queue_length", "Page requests that wait now.", multiprocess_mode="livesum")
+        skipped = "Lines or records that are skipped because they cannot be read."
+        self._unreadable = gauge("pocketrank_unreadable", skipped, ["source"], multiprocess_mode="livemax")
+        self._counts_unreadable: dict[str, Callable[[], int]] = {}
         self._accepted, self._duplicates = events.labels("accepted"), events.labels("duplicate")
         self._refused = events.labels("refused")
         self._answered = Counts[tuple[str, str, int]]()
@@ -136,6 +141,10 @@ class ServingMetrics(PageObserver):
         """Set the current compute price and the number of page requests that wait."""
         self._load = price, queue
 
+    def watch_unreadable(self, source: str, count: Callable[[], int]) -> None:
+        """Report `count()`, the number of lines or records of `source` that cannot be read, at each flush."""
+        self._counts_unreadable[source] = count
+
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request. `route` and `method` are labels: see `route_label` and `method_label`."""
         self._answered[route, method, status] += 1
@@ -152,6 +161,8 @@ class ServingMetrics(PageObserver):
         price, queue = self._load
         self._price.set(price)
         self._queue.set(queue)
+        for source, unreadable in self._counts_unreadable.items():
+            self._unreadable.labels(source).set(unreadable())
 
     def text(self) -> tuple[bytes, str]:
         """Return the metrics of all workers in Prometheus's text format, and its content type."""

@@ -85,7 +85,7 @@ DAY = 86_400_000
 def test_an_event_from_a_wrong_clock_counts_as_of_its_arrival(run: SmallRun, log: SqliteFeedbackLog, ms: int) -> None:
     now = [NOW]
     states = UserStates(run.published, run.record)
-    intake = FeedbackIntake(log, states, clock=lambda: now[0])
+    intake = FeedbackIntake(log, states, clock=lambda: now[0] / 1e3)
     accept(intake, [event(2, 1003, ms=NOW - 5)])
     accept(intake, [event(2, 1006, ms=ms)])
     now[0] += 10
@@ -93,7 +93,7 @@ def test_an_event_from_a_wrong_clock_counts_as_of_its_arrival(run: SmallRun, log
     assert states(2).seen.tolist()[2:] == [2, 5, 3, 4]
     assert intake.dated == 1
     again = UserStates(run.published, run.record)
-    FeedbackIntake(log, again, clock=lambda: now[0] + 10**9)
+    FeedbackIntake(log, again, clock=lambda: now[0] / 1e3 + 10**6)
     assert again(2).seen.tolist() == states(2).seen.tolist()
     assert [kept.impression_ms for kept in log.replay()][1] == ms, "as the device sent it"
 
@@ -101,7 +101,7 @@ def test_an_event_from_a_wrong_clock_counts_as_of_its_arrival(run: SmallRun, log
 def test_events_from_ahead_do_not_displace_those_of_the_month_after(run: SmallRun, log: SqliteFeedbackLog) -> None:
     now = [NOW]
     states = UserStates(run.published, run.record)
-    intake = FeedbackIntake(log, states, clock=lambda: now[0])
+    intake = FeedbackIntake(log, states, clock=lambda: now[0] / 1e3)
     accept(intake, [event(2, 1000 + 3 * i, ms=NOW + 9 * 365 * DAY + i, position=i) for i in range(9)])
     for day in range(1, 31):
         now[0] = NOW + day * DAY
@@ -187,3 +187,17 @@ def test_when_nothing_can_be_written_each_batch_gets_the_error(run: SmallRun, lo
     empty, *failed = intake.together([[], [event(event_id="1")], [event(event_id="2")]])
     assert empty == FeedbackReceipt(accepted=0, duplicates=0)
     assert [type(error) for error in failed] == [LogWriteError] * 2
+
+
+def test_a_forgotten_user_is_dropped_in_every_process_with_all_experiments(
+    run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path
+) -> None:
+    other_log = SqliteFeedbackLog(tmp_path / "feedback.db")
+    states, other_states = UserStates(run.published, run.record), UserStates(run.published, run.record)
+    intake, other = FeedbackIntake(log, states), FeedbackIntake(other_log, other_states)
+    accept(intake, [event(2, 1003), event(2, 1006, experiment="a"), event(1, 1003)])
+    other.follow()
+    log.forget(2)
+    other_log.append([event(2, 1009)])
+    assert (intake.follow(), other.follow()) == (1, 0)
+    assert [states(2).seen.tolist()[2:], states(2, "a").seen.tolist()[2:], states(1).seen.tolist()[1:]] == [[4], [], [2]]

@@ -55,6 +55,12 @@ def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, where
     assert str(file) in str(caught.value)
 
 
+def test_a_file_that_begins_with_the_mark_of_its_encoding_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.toml"
+    file.write_bytes(b"\xef\xbb\xbf[page]\r\nsize_max = 7\r\n")
+    assert PipelineConfig.open(file).page.size_max == 7
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="No such file"):
         PipelineConfig.open(tmp_path / "none.toml")

@@ -98,6 +98,7 @@ def test_removed_items_are_allowed_again_when_the_file_no_longer_names_them(
     catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _ALWAYS)
     filters = watching(removed, catalogue)
     popular = AllowedOrder(filters, lambda: catalogue.by_popularity)
     assert blocked(filters) == [3, 9]
@@ -112,6 +113,7 @@ def test_a_file_of_the_same_size_is_read_again(
     catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _ALWAYS)
     filters = watching(removed, catalogue)
     before = os.stat(removed)
     text = removed.read_text().replace(str(catalogue.item_id[3]), str(catalogue.item_id[4]))
@@ -144,6 +146,102 @@ def test_the_file_is_not_looked_at_again_before_its_time(
     filters = watching(removed, catalogue)
     removed.write_text("")
     assert blocked(filters) == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    {
+        "a mark of the encoding and CRLF": (b"\xef\xbb\xbf%d\r\n%d\r\n", 0),
+        "UTF-16, as an editor's Unicode": ("\ufeff%d\r\n%d\r\n", 0),
+        "two files put together": (b"\xef\xbb\xbf%d\n\xef\xbb\xbf%d\n", 0),
+        "comments and empty lines": (b"# order 12\n\n%d # by mail\n \t\n%d", 0),
+        "old line ends and no last one": (b"%d\r%d", 0),
+        "several on a line": (b"%d\t%d\n", 0),
+        "beyond 64 bits": (b"18446744073709551615\n%d\n%d\n", 1),
+        "beyond 63 bits": (b"%d\n9223372036854775808\n%d\n", 1),
+        "the largest id": (b"%d\n9223372036854775807\n-5\n%d\n", 0),
+        "thousands of digits": (b"%d\n" + b"9" * 5000 + b"\n%d\n", 1),
+        "a head, a list with commas, a number of a spreadsheet": (b"item_id\n%d\n12,13\n7.0E+05\n%d\n", 3),
+        "bytes of no text": (b"%d\n\xff\xfe\x00\n\x00\n%d\n", 2),
+        "digits that are none of ASCII": ("%d\n\u0661\u0662\n1_000\n%d\n", 2),
+    }.values(),
+)
+def test_ids_that_can_be_read_are_removed_whatever_else_is_in_the_file(
+    catalogue: Catalogue,
+    removed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    data: bytes | str,
+    wrong: int,
+) -> None:
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    removed.write_bytes(b"")
+    filters = watching(removed, catalogue)
+    two = int(catalogue.item_id[5]), int(catalogue.item_id[6])
+    if isinstance(data, bytes):
+        removed.write_bytes(data % two)
+    else:
+        removed.write_text(data % two, "utf-16" if data[0] == "\ufeff" else "utf-8", newline="")
+    assert blocked(filters) == [5, 6]
+    assert filters.unreadable == wrong
+    assert len(caplog.records) == (1 if wrong else 0), "named once, not at every look"
+    if wrong:
+        with pytest.raises(ValueError, match=f"got {wrong} other lines, line [0-9]: `.*` - at {removed}"):
+            filters.check()
+    else:
+        filters.check()
+    again = watching(removed, catalogue)  # a start with this file
+    assert (blocked(again), again.unreadable) == ([5, 6], wrong)
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "nonsense", "gone", "a folder"])
+def test_a_file_that_is_damaged_or_being_written_lets_no_removed_item_through(
+    catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _NEVER)
+    filters, whole = watching(removed, catalogue), removed.read_text()
+    if how in ("gone", "a folder"):
+        removed.unlink()
+        if how == "a folder":
+            removed.mkdir()
+    else:
+        removed.write_text({"empty": "", "half": whole[:3], "nonsense": "<html>\n"}[how])
+    assert blocked(filters) == blocked(filters) == [3, 9]
+    tells = how not in ("empty", "half")  # nobody can know of those
+    assert filters.unreadable == len(caplog.records) == tells
+    if tells:
+        with pytest.raises(ValueError, match="item ids"):
+            filters.check()
+        monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _ALWAYS)
+        assert blocked(filters) == [3, 9], "also when it stays so"
+    if how == "a folder":
+        removed.rmdir()
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _ALWAYS)
+    removed.write_text(whole.replace(str(catalogue.item_id[3]), ""))
+    assert blocked(filters) == [9]
+    filters.check()
+    assert filters.unreadable == 0
+    assert len(caplog.records) == 2 * tells, "that it can be read again"
+
+
+def test_a_settled_file_is_read_again_because_a_change_within_one_tick_of_its_clock_looks_like_none(
+    catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _NEVER)
+    filters, before = watching(removed, catalogue), os.stat(removed)
+    removed.write_text(removed.read_text().replace(str(catalogue.item_id[3]), str(catalogue.item_id[4])))
+    os.utime(removed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert blocked(filters) == [3, 9]
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _ALWAYS)
+    assert blocked(filters) == [4, 9]
+
+
+def test_a_start_with_a_file_in_which_nothing_is_an_id_is_refused(catalogue: Catalogue, removed: Path) -> None:
+    removed.write_text("<html>\n")
+    with pytest.raises(ValueError, match=f"got line 1: `<html>` - at {removed}"):
+        watching(removed, catalogue)
 
 
 @pytest.mark.parametrize(("k", "excluded"), [(0, 0), (1, 0), (3, 2), (5, 60), (100, 7)])

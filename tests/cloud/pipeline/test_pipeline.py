@@ -327,6 +327,7 @@ def test_what_was_seen_comes_back_only_when_the_file_says_so(make: Make) -> None
 
 def test_a_take_down_needs_no_restart(run: SmallRun, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", -1.0)
+    monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", -1.0)
     removed = run.folder / "removed.txt"
     removed.write_text("")
     made = make({"use": "ours.FailsFor", "how": "time"}, filters=FiltersConfig(removed="removed.txt"))

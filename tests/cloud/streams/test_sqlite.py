@@ -1,19 +1,25 @@
+import os
 import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
+from time import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.cloud.streams.feedback_log import LogBusyError, LogOpenError, LogWriteError
+from pocketrank.cloud.streams.feedback_log import Forgotten, LogBusyError, LogOpenError, LogWriteError
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
 from pocketrank.device.codec import to_msgpack
+from pocketrank.device.contract import FeedbackEvent
 from tests.cloud.events import event
+from tests.cloud.serving.running import until
 
 
 @pytest.fixture
@@ -260,20 +266,32 @@ def test_a_check_writes_and_fails_if_an_append_would(log: SqliteFeedbackLog, tmp
         log.check()
 
 
-def test_a_log_of_the_former_format_is_upgraded(tmp_path: Path) -> None:
-    path, old = tmp_path / "feedback.db", [event(item_id=i) for i in range(3)]
+def former(path: Path, events: Sequence[FeedbackEvent], version: int = 2) -> Path:
+    """Write a log as former versions did, readable by everybody."""
+    writer = ", writer INTEGER NOT NULL DEFAULT 0" if version == 2 else ""
     with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE event (place INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL)")
-        db.executemany("INSERT INTO event (event_id, body) VALUES (?, ?)", [(e.event_id, to_msgpack(e)) for e in old])
+        db.execute(f"CREATE TABLE event (place INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL{writer})")
+        db.executemany("INSERT INTO event (event_id, body) VALUES (?, ?)", [(e.event_id, to_msgpack(e)) for e in events])
         db.execute(f"PRAGMA application_id = {0x706B726B}")
-        db.execute("PRAGMA user_version = 1")
+        db.execute(f"PRAGMA user_version = {version}")
     db.close()
+    path.chmod(0o644)
+    return path
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_log_of_a_former_format_is_upgraded(tmp_path: Path, version: int) -> None:
+    old = [event(i % 2, item_id=i) for i in range(3)]
+    path = former(tmp_path / "feedback.db", old, version)
     log = SqliteFeedbackLog(path)
     assert list(log.replay()) == old
     assert log.append([*old, event(item_id=3)]).duplicates == 3
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    assert log.expire() == 0
     log.close()
     again = SqliteFeedbackLog(path)
     assert [e.item_id for e in again.replay()] == [0, 1, 2, 3]
+    assert again.forget(0).events == 2
     again.close()
 
 
@@ -313,34 +331,255 @@ def test_a_file_that_is_no_log_is_rejected_and_unchanged(tmp_path: Path) -> None
         assert before is None or path.read_bytes() == before
 
 
-def test_a_damaged_event_is_named(tmp_path: Path) -> None:
+@contextmanager
+def by_hand(path: Path) -> Iterator[sqlite3.Connection]:
+    """Somebody with SQLite's own shell."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        yield db
+
+
+_DAMAGE = {
+    "no MessagePack": "UPDATE event SET body = x'c1' WHERE place IN (3, 4)",
+    "cut": "UPDATE event SET body = substr(body, 1, 40) WHERE place IN (3, 4)",
+    "of a newer version": "UPDATE event SET body = x'81a17603' WHERE place IN (3, 4)",
+    "of another struct": "UPDATE event SET body = x'80' WHERE place IN (3, 4)",
+    "text": "UPDATE event SET body = 'hello' WHERE place IN (3, 4)",
+    "a number": "UPDATE event SET body = 7 WHERE place IN (3, 4)",
+    "empty without a user": "UPDATE event SET body = x'', user_id = NULL WHERE place IN (3, 4)",
+}
+
+
+@pytest.mark.parametrize("how", _DAMAGE)
+def test_records_that_cannot_be_read_are_skipped_counted_and_named_and_stop_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
     path = tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(path)) as log, closing(SqliteFeedbackLog(path)) as other:
+        other.append([event(item_id=i) for i in range(5)])
+        with by_hand(path) as db:
+            db.execute(_DAMAGE[how])
+        assert [e.item_id for e in log.poll()] == [0, 1, 4]
+        assert list(log.poll()) == []
+        assert log.unreadable == 2
+        log.check()
+        assert log.append([event(item_id=5)]).duplicates == 0
+    named = [record.getMessage().partition(" is skipped: ")[0] for record in caplog.records]
+    assert named == [f"record {place} of the feedback log {path}" for place in (3, 4)]
+    with closing(SqliteFeedbackLog(path, SqliteLogConfig(replay_rows=2))) as again:
+        for _ in range(2):
+            assert [e.item_id for e in again.replay()] == [0, 1, 4, 5]
+            assert again.unreadable == 2, "each counts once"
+        assert list(again.forgotten()) == []
+
+
+def test_many_unreadable_records_do_not_fill_the_log_of_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(path)) as log:
+        log.append([event(item_id=i) for i in range(100)])
+        with by_hand(path) as db:
+            db.execute("UPDATE event SET body = x'c1' WHERE place < 100")
+        assert [e.item_id for e in log.replay()] == [99]
+        assert log.unreadable == 99
+    assert len(caplog.records) == 10
+    assert caplog.records[-1].getMessage().endswith("further ones are only counted")
+
+
+def test_around_a_damaged_page_of_the_file_everything_is_read(tmp_path: Path) -> None:
+    path, marks = tmp_path / "feedback.db", [f"mark{i:03}" for i in range(200)]
+    with closing(SqliteFeedbackLog(path)) as log:
+        log.append([event(item_id=i, session_id=mark + "x" * 300) for i, mark in enumerate(marks)])
+    with by_hand(path) as db:
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mark100") // size * size
+    lost = {i for i, mark in enumerate(marks) if mark.encode() in data[at : at + size]}
+    data[at : at + size] = b"\xff" * size
+    path.write_bytes(data)
+    with closing(SqliteFeedbackLog(path, SqliteLogConfig(replay_rows=64))) as log, closing(SqliteFeedbackLog(path)) as other:
+        assert [e.item_id for e in log.replay()] == [i for i in range(200) if i not in lost]
+        assert log.unreadable == len(lost) > 0
+        log.check()
+        other.append([later := event()])
+        assert list(log.poll()) == [later]
+
+
+@pytest.mark.parametrize("file", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_log_that_lost_a_file_while_it_is_open_rejects_instead_of_losing(tmp_path: Path, file: str, how: str) -> None:
+    path, kept = tmp_path / "feedback.db", [event()]
     log = SqliteFeedbackLog(path)
-    log.append([event(), event()])
+    log.append(kept)
+    lost = Path(f"{path}{file}")
+    if how == "removed":
+        lost.unlink()
+    elif how == "moved":
+        lost.rename(tmp_path / "elsewhere")
+    else:
+        copy = tmp_path / "copy"
+        copy.write_bytes(lost.read_bytes())
+        copy.replace(lost)
+    for act in (lambda: log.append([event()]), log.check, lambda: log.forget(1)):
+        with pytest.raises(LogWriteError, match="the log that was opened"):
+            act()
+    assert list(log.replay()) == kept, "what was read can still be"
     log.close()
-    with sqlite3.connect(path) as db:
+
+
+def test_a_log_beside_its_link_and_of_a_relative_path_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "feedback.db").symlink_to("disk/real.db")
+    monkeypatch.chdir(tmp_path)
+    with closing(SqliteFeedbackLog(Path("feedback.db"))) as log:
+        monkeypatch.chdir("/")
+        log.append([event()])
+        assert {file.stat().st_mode & 0o777 for file in (tmp_path / "disk").iterdir()} == {0o600}
+        log.check()
+
+
+@pytest.mark.parametrize(
+    "how", ["DROP TABLE event", "ALTER TABLE event RENAME TO gone", "ALTER TABLE event DROP COLUMN writer"]
+)
+def test_a_check_fails_while_the_table_cannot_take_an_event(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(path)) as log:
+        log.check()
+        with by_hand(path) as db:
+            db.execute(how)
+        for act in (lambda: log.append([event()]), log.check):
+            with pytest.raises(LogWriteError, match=r"no such table|no column"):
+                act()
+
+
+def test_a_check_fails_while_an_append_finds_no_room(tmp_path: Path) -> None:
+    with closing(SqliteFeedbackLog(tmp_path / "feedback.db", SqliteLogConfig(bytes_max=64 * 1024))) as log:
+        log.check()
+        with pytest.raises(LogWriteError, match="full"):
+            all(log.append([event()]).accepted for _ in count())
+        with pytest.raises(LogWriteError, match="full"):
+            log.check()
+
+
+def test_a_check_keeps_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(path)) as log:
+        log.append([first := event()])
+        log.check()
+        log.append([second := event()])
+        with by_hand(path) as db:
+            assert db.execute("SELECT place FROM event").fetchall() == [(1,), (2,)]
+        assert list(log.replay()) == [first, second]
+
+
+@pytest.mark.parametrize("mask", [0, 0o022])
+def test_the_files_of_a_log_are_for_their_owner_alone(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with closing(SqliteFeedbackLog(tmp_path / "feedback.db")) as log:
+            log.append([event()])
+            modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"feedback.db": 0o600, "feedback.db-wal": 0o600, "feedback.db-shm": 0o600}
+
+
+def test_a_mode_that_the_operator_chose_stays(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    SqliteFeedbackLog(path).close()
+    path.chmod(0o640)
+    with closing(SqliteFeedbackLog(path)):
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
+
+
+def test_an_event_id_counts_within_its_user(log: SqliteFeedbackLog) -> None:
+    first, of_another = event(1, event_id="0"), event(2, event_id="0")
+    assert log.append([first, of_another, first]) == ((first, of_another), 1)
+    assert list(log.replay()) == [first, of_another]
+
+
+def test_a_forgotten_user_is_gone_from_the_log_and_its_files_and_every_process_hears_of_it(tmp_path: Path) -> None:
+    path, secret = tmp_path / "feedback.db", "a-session-of-user-7"
+    with closing(SqliteFeedbackLog(path)) as log, closing(SqliteFeedbackLog(path)) as other:
+        log.append([event(user, item, session_id=secret if user == 7 else "s") for item in range(30) for user in (6, 7)])
+        other.poll()
+        assert log.forget(7) == Forgotten(30, 0)
+        assert [*log.poll(), *other.poll()] == []
+        assert list(log.forgotten()) == list(other.forgotten()) == [7]
+        assert list(log.forgotten()) == list(other.forgotten()) == []
+        assert [e.user_id for e in other.replay()] == [6] * 30
+        assert list(other.forgotten()) == [7], "a replay may have begun before"
+        assert all(secret.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+        log.append([later := event(7)])
+        assert list(other.poll()) == [later]
+        assert list(other.forgotten()) == [], "forgotten once"
+        assert log.forget(7) == Forgotten(1, 0)
+        assert log.forget(8) == Forgotten(0, 0)
+        other.poll()
+        assert list(other.forgotten()) == [7, 8]
+
+
+def test_what_is_written_after_the_newest_events_were_forgotten_is_heard(tmp_path: Path) -> None:
+    """A place is not used again: others have read beyond it."""
+    path = tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(path)) as log, closing(SqliteFeedbackLog(path)) as other:
+        log.append([event(7) for _ in range(9)])
+        other.poll()
+        with by_hand(path) as db:
+            db.execute("DELETE FROM event")
+        log.append([later := event(6)])
+        assert list(other.poll()) == [later]
+
+
+def test_damaged_records_of_nobody_are_counted_when_a_user_is_forgotten(tmp_path: Path) -> None:
+    path = former(tmp_path / "feedback.db", [event(7), event(7), event(7)])
+    with by_hand(path) as db:
         db.execute("UPDATE event SET body = x'c1' WHERE place = 2")
-    db.close()
-    log = SqliteFeedbackLog(path)
-    replay = log.replay()
-    next(replay)
-    with pytest.raises(LogOpenError, match="place 2"):
-        next(replay)
-    log.close()
+    with closing(SqliteFeedbackLog(path)) as log:
+        assert len(list(log.replay())) == 2
+        assert log.forget(7) == Forgotten(2, 1)
 
 
-def test_a_damaged_event_is_raised_once_by_poll_and_the_others_are_returned(tmp_path: Path) -> None:
+def test_events_are_deleted_after_their_days_in_bounded_steps(tmp_path: Path) -> None:
     path = tmp_path / "feedback.db"
-    log, other = SqliteFeedbackLog(path), SqliteFeedbackLog(path)
-    other.append([event(item_id=i) for i in range(5)])
-    with sqlite3.connect(path) as db:
-        db.execute("UPDATE event SET body = x'c1' WHERE place IN (3, 4)")
-    db.close()
-    assert [e.item_id for e in log.poll()] == [0, 1]
-    for place in (3, 4):
-        with pytest.raises(LogOpenError, match=f"place {place}"):
-            log.poll()
-    assert [e.item_id for e in log.poll()] == [4]
-    assert list(log.poll()) == []
-    log.close()
-    other.close()
+    with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=30, expire_rows=4))) as log:
+        log.append([event(item_id=i) for i in range(10)])
+        with by_hand(path) as db:
+            days = 86_400_000
+            db.execute(f"UPDATE event SET added_ms = added_ms - 31 * {days} WHERE place > 3")
+            db.execute(f"UPDATE event SET added_ms = added_ms - 29 * {days} WHERE place = 2")
+            db.execute(f"UPDATE event SET added_ms = added_ms + 999 * {days} WHERE place = 1")  # a clock that was ahead
+        assert [log.expire() for _ in range(3)] == [4, 3, 0]
+        assert [e.item_id for e in log.replay()] == [0, 1, 2]
+        assert log.append([event(item_id=10)]).duplicates == 0
+        assert [e.item_id for e in log.replay()] == [0, 1, 2, 10]
+
+
+def test_events_are_deleted_in_the_background(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=None))) as log:
+        log.append([event() for _ in range(20)])
+        assert log.expire() == 0
+        with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=1e-9, expire_every_s=0.01, expire_rows=8))):
+            until(lambda: not list(log.replay()), "the end of all events")
+
+
+def test_a_clock_that_is_wrong_by_years_costs_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, years_ms = tmp_path / "feedback.db", 10 * 365 * 86_400_000
+
+    def kept(wrong_ms: int, keep_days: float) -> int:
+        monkeypatch.setattr("pocketrank.cloud.streams.sqlite.time", lambda: time() + wrong_ms / 1000)
+        with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=keep_days))) as log:
+            log.expire()
+            return len(list(log.replay()))
+
+    with closing(SqliteFeedbackLog(path)) as log:
+        log.append([event() for _ in range(9)])
+    assert [kept(ms, 1.5) for ms in (years_ms, 0, -years_ms)] == [9, 9, 9]
+    with closing(SqliteFeedbackLog(path)) as log:
+        log.append([event()])
+    assert [kept(ms, 1.5) for ms in (years_ms, 2 * years_ms)] == [1, 0], "each start that was ahead counts as a day"
+
+
+def test_days_that_keep_nothing_are_refused() -> None:
+    for days in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="keep_days above 0"):
+            SqliteLogConfig(keep_days=days)

@@ -9,7 +9,20 @@ from typer.main import get_command
 from pocketrank.sdk_demo.cli import main
 from pocketrank.sdk_demo.cli.app import app
 
-COMMANDS = ("train", "evaluate", "keygen", "export", "release", "inspect", "token", "serve", "upload", "emulate", "demo")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "keygen",
+    "export",
+    "release",
+    "inspect",
+    "token",
+    "serve",
+    "forget",
+    "upload",
+    "emulate",
+    "demo",
+)
 
 
 def _run(*argv: str) -> int:

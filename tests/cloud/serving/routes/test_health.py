@@ -1,5 +1,7 @@
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 
@@ -7,8 +9,14 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.serving.routes.health import Health, HealthConfig, health_router
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+from pocketrank.device.codec import read_page, to_msgpack
+from pocketrank.device.contract import FeedbackBatch, Page
+from tests.cloud.events import event
+from tests.cloud.serving.live import MSGPACK, Live, live, piped, request, until
+from tests.cloud.small_published import small_run
 
 
 def client(health: Health) -> TestClient:
@@ -101,3 +109,54 @@ def test_probes_at_once_share_a_check() -> None:
 
     assert asyncio.run(probes()) == {"ready"}
     assert len(calls) == 1
+
+
+def ready(server: Live) -> tuple[int, str, list[str]]:
+    """Status of `/readyz`, its word, and the checks that failed."""
+    answer = server.send("GET", "/readyz")
+    return answer.status, answer.json()["status"], [name for name, state in answer.json()["checks"].items() if state != "ok"]
+
+
+_AT_ONCE = HealthConfig(cache_s=0, timeout_s=30)
+
+
+def test_a_damaged_record_and_a_wrong_line_of_removed_items_degrade_a_server_that_serves_on(tmp_path: Path) -> None:
+    run, db = small_run(tmp_path / "run").folder, tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(db)) as log:
+        log.append([event(2, 1003), event(2, 1006), event(2, 1009)])
+    with closing(sqlite3.connect(db, isolation_level=None)) as by_hand:
+        by_hand.execute("UPDATE event SET body = x'c1' WHERE place = 2")
+    removed = tmp_path / "pipeline" / "removed.txt"
+    config = piped(removed.parent, "[filters]\nremoved = 'removed.txt'", health=_AT_ONCE)
+    removed.write_text("")
+    with live(run, db, config=config, stderr=tmp_path / "stderr.txt") as server:
+        assert ready(server) == (200, "degraded", ["feedback_records"])
+        assert server.send("GET", "/healthz").json()["feedback_replayed"] == 2
+        assert server.metric('pocketrank_unreadable{source="feedback_log"}') == 1
+        shown = read_page(server.ask("/v1/page", request(2, 60), Page)).item_id.tolist()
+        assert not {1003, 1009} & set(shown)
+        removed.write_text(f"\ufeff{shown[0]}\r\n# a note\r\nnonsense\r\n{shown[1]}")
+        until(lambda: ready(server) == (200, "degraded", ["feedback_records", "removed"]), "a look at the file, without a page")
+        until(lambda: server.metric('pocketrank_unreadable{source="removed"}') == 1, "its metric")
+        assert not set(shown[:2]) & set(read_page(server.ask("/v1/page", request(2, 60), Page)).item_id.tolist())
+    told = (tmp_path / "stderr.txt").read_text()
+    assert told.count("record 2 of the feedback log") == told.count("got 1 other lines, line 3: `nonsense`") - 1 == 1
+
+
+@pytest.mark.parametrize("how", ["the table", "the write-ahead file", "the file"])
+def test_a_server_whose_log_is_gone_is_not_ready_and_acknowledges_nothing(tmp_path: Path, how: str) -> None:
+    run, db = small_run(tmp_path / "run").folder, tmp_path / "feedback.db"
+    with live(run, db, config=ServingConfig(health=_AT_ONCE)) as server:
+        assert ready(server) == (200, "ready", [])
+        if how == "the table":
+            with closing(sqlite3.connect(db, isolation_level=None)) as by_hand:
+                by_hand.execute("DROP TABLE event")
+        elif how == "the file":
+            db.rename(tmp_path / "elsewhere.db")
+        else:
+            Path(f"{db}-wal").unlink()
+        assert ready(server) == (503, "not_ready", ["feedback_log"])
+        answer = server.send("POST", "/v1/feedback", to_msgpack(FeedbackBatch(events=(event(2),))), MSGPACK)
+        assert answer.status == 503
+        assert str(tmp_path) not in answer.body.decode()
+        assert len(server.ask("/v1/page", request(2), Page).candidates.item_id.data) > 0, "pages go on"

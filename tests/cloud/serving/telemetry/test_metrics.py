@@ -240,3 +240,21 @@ def test_paths_have_few_labels(path: str, name: str) -> None:
 
 def test_methods_have_few_labels() -> None:
     assert [method_label(name) for name in ("GET", "POST", "BREW", "")] == ["GET", "POST", "other", "other"]
+
+
+def test_the_folder_of_the_workers_is_for_its_owner_alone() -> None:
+    before = os.umask(0)
+    try:
+        with shared_metrics() as shared:
+            assert os.stat(shared.folder).st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_what_cannot_be_read_is_counted_anew_at_each_scrape() -> None:
+    metrics, counts = ServingMetrics(), iter((0, 3, 1))
+    metrics.watch_unreadable("removed", lambda: next(counts))
+    texts = [metrics.text()[0].decode() for _ in range(3)]
+    assert [f'pocketrank_unreadable{{source="removed"}} {n}.0\n' in text for n, text in zip((0, 3, 1), texts, strict=True)] == [
+        True
+    ] * 3

@@ -1,0 +1,70 @@
+"""`pocketrank forget`: deletes what a user's devices sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketrank.sdk_demo.cli.errors import OptionError
+
+__all__ = ["forget"]
+
+
+def forget(
+    user: Annotated[int, typer.Argument(metavar="USER", help="Id of the user, as events carry it.")],
+    run: Annotated[Path, typer.Option(help="Folder that `pocketrank train` wrote.")],
+    feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Report as JSON; `-` is stdout.")] = None,
+) -> None:
+    """Delete a user's events from the feedback log of a run.
+
+    They are overwritten on the disk, and servers that have the log open drop what they know of them with their next page; a
+    ranking that is kept for pages without time expires after `[cache] ttl_s`. What was published with the run remains until the
+    next training: the command says how much that is. Leave the user out of the data of that training. Events that a device of
+    the user sends later are accepted again.
+
+    \b
+    pocketrank forget 4711 --run runs/world
+    pocketrank forget 4711 --run runs/world --feedback-db /data/feedback.db --json -
+
+    Writes the feedback log and, with --json, the report.
+    """
+    from contextlib import closing
+
+    from pocketrank.cloud.published.ids import IdLookup
+    from pocketrank.cloud.published.published import Published
+    from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+    from pocketrank.cloud.training.run import Run
+    from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
+
+    if not -(1 << 63) <= user < 1 << 63:
+        raise OptionError("USER", "an id of 64 bits", str(user))
+    target = JsonTarget(json)
+    opened = Run.open(run)
+    published, _ = Published.open(opened.published)
+    path = feedback_db or run / "feedback.db"
+    if not path.is_file():
+        raise OptionError("--feedback-db", "the file of a feedback log", str(path))
+    with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=None))) as log:
+        forgotten = log.forget(user)
+    at = IdLookup(published.user_id).one(user)
+    history = int((published.history_item[at] > 0).sum()) if at else 0
+    target.write(
+        {
+            "user_id": user,
+            "feedback_log": path,
+            "events_deleted": forgotten.events,
+            "records_unassigned": forgotten.unassigned,
+            "published_user": at > 0,
+            "published_events": history,
+        }
+    )
+    console = target.console
+    print_line(console, f"user {user}: {forgotten.events} events deleted from {path}")
+    if forgotten.unassigned:
+        print_line(console, f"{forgotten.unassigned} damaged records remain in the log; nobody can say whose they are")
+    if at:
+        remains = f"the user's rows and {history} events of the published history in {opened.published}"
+        print_line(console, f"remain until the next training: {remains}")
