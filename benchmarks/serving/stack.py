@@ -24,6 +24,8 @@ def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
     """Return the product's stack over `make_page`: ids, metrics, limits, queue, decoding, encoding. It checks no tokens."""
     metrics, price, budget = ServingMetrics(), ComputePrice(), BudgetConfig()
     queue = PageQueue[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
-    route = HotRoute(with_any_telemetry(PageRequest), queue.__call__, queue.enter, metrics.stage)
+    route = HotRoute(
+        with_any_telemetry(PageRequest), lambda asked, since, caller: queue(asked, since), queue.enter, metrics.stage
+    )
     read = BodyReader(budget.body_max, budget.body_s)
     return HotRoutes(FastAPI(), {"/v1/page": route}, metrics, {"/v1/page": "/v1/page"}, access=Access(), read=read)

@@ -44,8 +44,12 @@ class FeedbackIntake:
             states.apply(batch)
             self.replayed += len(batch)
 
-    def admit(self, events: Sequence[FeedbackEvent]) -> tuple[list[FeedbackEvent], tuple[RefusedEvent, ...]]:
+    def admit(
+        self, events: Sequence[FeedbackEvent], user_id: int | None = None
+    ) -> tuple[list[FeedbackEvent], tuple[RefusedEvent, ...]]:
         """Return the events that the contract allows, with their dates corrected, and the others with the reason.
+
+        `user_id` is the one user for whom the sender may speak; None if for any.
 
         A phone's clock may be wrong by years. An event that is dated after its arrival, or before the year 2000, counts as of
         its arrival: it would otherwise stay the user's latest for years, or never be among the latest.
@@ -55,6 +59,8 @@ class FeedbackIntake:
         for index, event in enumerate(events):
             try:
                 check_event(event, f"[{index}]")
+                if user_id not in (None, event.user_id):
+                    raise ContractError(f"[{index}].user_id", "the user of the token", "another user")
             except ContractError as error:
                 refused.append(RefusedEvent(index=index, reason=str(error)[:_REASON_MAX]))
                 continue

@@ -6,6 +6,7 @@
     POST /v1/feedback              FeedbackBatch -> FeedbackReceipt     scope device
     GET  /v1/bundle/...            the bundle (`routes.bundles`)        scope device
     PUT  /v1/bundle...             a new bundle, likewise               scope publish
+    POST /v1/bundle/rollback       the bundle before it, likewise       scope admin
     GET  /livez, /readyz           liveness and readiness (`routes.health`)
     GET  /healthz                  what is served, for people
     GET  /metrics                  Prometheus                           scope admin
@@ -34,7 +35,7 @@ from starlette.types import ASGIApp
 from pocketrank.cloud.pages.engine import PageEngine
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.pages.maker import PageMaker
-from pocketrank.cloud.serving.access.access import Access
+from pocketrank.cloud.serving.access.access import Access, Caller, check_user
 from pocketrank.cloud.serving.bundles.files import BundleFiles
 from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.config import ServingConfig
@@ -101,7 +102,7 @@ def create_app(
     record, limits = engine.record, config.pipeline.limits
 
     # What is served.
-    store = BundleRepository(uploads, lambda: engine.splits.versions) if uploads else None
+    store = BundleRepository(uploads, lambda: engine.splits.versions, config.bundles) if uploads else None
     current = CurrentBundle(BundleFiles(bundle, record.split_version) if bundle else None, store)
 
     # What observes it.
@@ -128,15 +129,15 @@ def create_app(
 
     page_queue = PageQueue(make, limits.queue_ms / 1e3, price)
 
-    async def store_feedback(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
-        receipt = await feedback_queue(events)
+    async def store_feedback(events: Sequence[FeedbackEvent], caller: Caller) -> FeedbackReceipt:
+        receipt = await feedback_queue(events, caller.user_id)
         metrics.feedback(receipt)
         return receipt
 
-    async def keep_feedback(events: Sequence[FeedbackEvent]) -> bool:
+    async def keep_feedback(events: Sequence[FeedbackEvent], caller: Caller) -> bool:
         """Store what came along with a page request. False when it cannot be stored: a page never waits for a full disk."""
         try:
-            await store_feedback(events)
+            await store_feedback(events, caller)
         except BusyError as error:
             metrics.shed(error.reason)
         except FeedbackLogError:
@@ -146,18 +147,19 @@ def create_app(
         metrics.degraded(NO_FEEDBACK)
         return False
 
-    async def answer_page(request: Any, since: float) -> Page:
+    async def answer_page(request: Any, since: float, caller: Caller) -> Page:
+        check_user(request.user_id, caller, "$.user_id")  # the page holds this user's vector
         make_page.check(request)
         kept = True
         if request.feedback:
             with page_queue.reserve():  # else all requests of a burst enter while their feedback is written
-                kept = await keep_feedback(request.feedback)
+                kept = await keep_feedback(request.feedback, caller)
         page = await page_queue(request, since)
         telemetry(request.telemetry)  # last, because a client sends a refused request again as a whole
         return page if kept else replace(page, degraded=(*page.degraded, NO_FEEDBACK))
 
-    async def answer_feedback(batch: Any, since: float) -> FeedbackReceipt:
-        receipt = await store_feedback(batch.events)
+    async def answer_feedback(batch: Any, since: float, caller: Caller) -> FeedbackReceipt:
+        receipt = await store_feedback(batch.events, caller)
         telemetry(batch.telemetry)
         return receipt
 
@@ -180,6 +182,8 @@ def create_app(
             health.add(f"index_{name}", index.check, required=False)
     if access.tokens is not None:
         health.add("tokens", access.tokens.check_file, required=False)
+    if access.user_keys is not None:
+        health.add("user_keys", access.user_keys.check_file, required=False)
 
     # The routes of FastAPI.
     app = FastAPI(
@@ -195,7 +199,7 @@ def create_app(
     app.include_router(health_router(health))
     app.include_router(bundle_routes(current, access))
     if store is not None:
-        app.include_router(upload_routes(store, access, config.upload_stall_s))
+        app.include_router(upload_routes(store, current, access, config.upload_stall_s))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:

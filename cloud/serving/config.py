@@ -8,6 +8,8 @@ from pathlib import Path
 from pocketrank.cloud.pages.user_state import EVENTS_MAX, SEEN_MAX
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.serving.access.limits import LimitsConfig
+from pocketrank.cloud.serving.access.user_keys import UserKeysConfig
+from pocketrank.cloud.serving.bundles.store import BundleStoreConfig
 from pocketrank.cloud.serving.http.cors import CorsConfig
 from pocketrank.cloud.serving.load.price import PriceConfig
 from pocketrank.cloud.serving.process.server import ServerConfig
@@ -31,7 +33,11 @@ class ServingConfig:
     workers: int = 1
     """Number of processes; about one per core."""
     tokens: Path | None = None
-    """File of tokens (`pocketrank token`). None serves whoever can connect."""
+    """File of tokens (`pocketrank token`). Without it and `user_keys`, whoever can connect is served."""
+    user_keys: UserKeysConfig | None = None
+    """Keys of the app's backend, which signs tokens for single users. None accepts no such tokens."""
+    bundles: BundleStoreConfig = field(default_factory=BundleStoreConfig)
+    """Keys and limits of uploaded bundles."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """Rates and sizes that a caller may use."""
     upload_stall_s: float = 30.0

@@ -64,7 +64,7 @@ class Appended(NamedTuple):
     accepted: tuple[FeedbackEvent, ...]
     """New events, which are durable now, in the order of the batch."""
     duplicates: int
-    """Number of events whose id was known, from the log or from earlier in the batch."""
+    """Number of events whose id was known for their user, from the log or from earlier in the batch."""
 
 
 class Forgotten(NamedTuple):

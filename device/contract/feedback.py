@@ -69,7 +69,7 @@ class FeedbackEvent(Versioned, frozen=True, kw_only=True):
     """
 
     event_id: str
-    """Chosen by the device and unique for ever. An event is applied at most once."""
+    """Chosen by the device and unique for ever among those of its user. An event is applied at most once."""
     user_id: int
     session_id: str
     item_id: int

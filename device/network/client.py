@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -60,8 +60,12 @@ S = TypeVar("S", bound=msgspec.Struct)
 class CloudClient:
     """One device's connection to the cloud. Calls from several threads take turns."""
 
-    def __init__(self, base_url: str, token: str | None = None, timeout_s: float = 5.0) -> None:
+    def __init__(self, base_url: str, token: str | Callable[[], str] | None = None, timeout_s: float = 5.0) -> None:
         """`base_url` like `https://host:port/prefix`; `token` is sent as bearer; `timeout_s` bounds each call as a whole.
+
+        A token that expires is given as a function that returns a fresh one, which the app gets from its own backend. It is
+        called before the first call, and when the server refuses the last token (401); the call is then made once again. Its
+        time is a part of the call's, but only the function itself can end it.
 
         Raises `BadUrlError`. The first call connects.
         """

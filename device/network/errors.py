@@ -4,6 +4,7 @@
 
     ClientError                a call without a usable answer; names the method and URL
     ├── BadUrlError            a base URL or token that no call can be made with
+    ├── NoTokenError           the app has no token now
     ├── UnreachableError       no server, no such host, a broken connection, or no answer in time
     ├── BadStatusError         a status other than 200; carries `status` and the beginning of the text
     └── BadAnswerError         status 200 with an unexpected body, or with one that is too long
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from pocketrank.device.contract import MismatchError
 
-__all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "UnreachableError"]
+__all__ = ["BadAnswerError", "BadStatusError", "BadUrlError", "ClientError", "NoTokenError", "UnreachableError"]
 
 
 class ClientError(MismatchError, RuntimeError):
@@ -22,6 +23,10 @@ class ClientError(MismatchError, RuntimeError):
 
 class BadUrlError(ClientError):
     """A base URL or token that no call can be made with."""
+
+
+class NoTokenError(ClientError):
+    """The app has no token now: what it gave to return one raised an error, or returned something else."""
 
 
 class UnreachableError(ClientError):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, NoTokenError
 
 if TYPE_CHECKING:
     from pocketrank.device.network.connection import Connection, Response
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["Transport"]
 
 _MSGPACK = "application/msgpack"
+_CHUNK = 1 << 16  # bytes of a refusal
 _TEXT_MAX = 300  # bytes of an answer's text in an error
 
 
 class Transport:
     """One connection to one server, opened by the first call. Calls from several threads take turns."""
 
-    def __init__(self, base_url: str, token: str | None, timeout_s: float) -> None:
+    def __init__(self, base_url: str, token: str | Callable[[], str] | None, timeout_s: float) -> None:
         """See `client.CloudClient`. Raises `BadUrlError`."""
         try:
             url = urlsplit(base_url)
@@ -36,11 +37,13 @@ class Transport:
             raise BadUrlError(repr(base_url), "a URL", str(err)) from err
         if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or not base_url.isascii():
             raise BadUrlError(repr(base_url), "http://host[:port] or https://host[:port]", "another kind of URL")
-        for name, text in ("a URL", base_url), ("a token", token or ""):
-            if not text.isascii() or any(c <= " " for c in text):
+        self._fresh_token = token if callable(token) else None
+        fixed = None if callable(token) else token
+        for name, text in ("a URL", base_url), ("a token", fixed or ""):
+            if not _is_printable(text):
                 raise BadUrlError(repr(base_url), f"{name} of printable ASCII characters", "others in it")
         self._base, self._prefix, self._timeout_s = base_url.rstrip("/"), url.path.rstrip("/"), timeout_s
-        self._headers = {"Accept": _MSGPACK} | ({} if token is None else {"Authorization": f"Bearer {token}"})
+        self._headers = {"Accept": _MSGPACK} | ({} if fixed is None else {"Authorization": f"Bearer {fixed}"})
         self._server = (url.scheme, url.hostname, port)
         self._connection: Connection | None = None
         self._lock = threading.Lock()
@@ -87,10 +90,35 @@ class Transport:
         deadline = time.monotonic() + self._timeout_s + more_s
         with self._lock, connection.errors(self.name(method, path)):
             try:
-                yield connection.send(method, self._prefix + path, body, {**self._headers, **headers}, deadline)
+                yield self._send(connection, method, path, body, headers, deadline)
             except BaseException:
                 connection.close()  # the rest of an answer would be read as the beginning of the next
                 raise
+
+    def _send(
+        self, connection: Connection, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float
+    ) -> Response:
+        """Return the beginning of the answer, with a fresh token where there is none or the server refuses the last one."""
+        renews = self._fresh_token is not None
+        if renews and "Authorization" not in self._headers:
+            self._renew_token(self.name(method, path))
+        response = connection.send(method, self._prefix + path, body, {**self._headers, **headers}, deadline)
+        if renews and response.status == 401:
+            response.body(_CHUNK)  # the connection is then free for the next request
+            self._renew_token(self.name(method, path))
+            response = connection.send(method, self._prefix + path, body, {**self._headers, **headers}, deadline)
+        return response
+
+    def _renew_token(self, name: str) -> None:
+        assert self._fresh_token is not None
+        self._headers.pop("Authorization", None)
+        try:
+            token = self._fresh_token()
+        except Exception as err:  # the app's own code
+            raise NoTokenError(name, "a token of the app", type(err).__name__) from err
+        if not isinstance(token, str) or not token or not _is_printable(token):
+            raise NoTokenError(name, "a token of printable ASCII characters", "something else")
+        self._headers["Authorization"] = f"Bearer {token}"
 
     def _connected(self) -> Connection:
         if self._connection is None:
@@ -100,6 +128,10 @@ class Transport:
             with self._lock:
                 self._connection = self._connection or Connection(*self._server, self._timeout_s)
         return self._connection
+
+
+def _is_printable(text: str) -> bool:
+    return text.isascii() and all(c > " " for c in text)
 
 
 def _seconds(text: str | None) -> float | None:

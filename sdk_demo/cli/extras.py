@@ -29,12 +29,14 @@ _BY_LIBRARY = {
 """Extras of the libraries that the extra of a command does not bring; `demo` brings all of them but ExecuTorch."""
 _LIBRARIES = frozenset(_BY_LIBRARY) | {
     "faiss",
+    "cryptography",
     "fastapi",
     "filelock",
     "flatbuffers",
     "httptools",
     "httpx",
     "jaxtyping",
+    "jwt",
     "nacl",
     "onnx",
     "onnxruntime",

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from pocketrank.sdk_demo.cli.errors import OptionError
+
+if TYPE_CHECKING:
+    from pocketrank.device.bundle.signing import TrustedKeys
 
 __all__ = ["serve"]
 
@@ -29,6 +34,27 @@ def serve(
     tokens: Annotated[
         Path | None, typer.Option(help="File of tokens (`pocketrank token`). [default: no authentication]")
     ] = None,
+    user_keys: Annotated[
+        Path | None,
+        typer.Option(help="JSON Web Key Set that verifies users' tokens, which the app's backend signs. [default: none]"),
+    ] = None,
+    user_audience: Annotated[str | None, typer.Option(help="Required claim `aud` of users' tokens. [default: none]")] = None,
+    user_issuer: Annotated[str | None, typer.Option(help="Required claim `iss` of users' tokens. [default: any]")] = None,
+    app_tokens: Annotated[
+        bool,
+        typer.Option("--app-tokens", help="With --user-keys: accept tokens of scope `device`, too, which speak for any user."),
+    ] = False,
+    trust_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Public key, in hex or a file KEY.pub, that signs uploaded bundles; may be repeated."),
+    ] = None,
+    trust_release_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Public key that signs releases; may be repeated. [default: those of --trust-key]"),
+    ] = None,
+    unverified_bundles: Annotated[
+        bool, typer.Option("--unverified-bundles", help="Without --trust-key: accept uploaded bundles that nobody verifies.")
+    ] = False,
     anybody: Annotated[
         bool, typer.Option("--open", help="Serve other machines without tokens; only behind a gateway that authenticates.")
     ] = False,
@@ -51,9 +77,13 @@ def serve(
     Devices that verify signatures follow the release that `pocketrank release` writes into the folder of a signed bundle. The
     file is read at each request, so a roll-out, a revocation or a kill needs no restart. A new bundle does.
 
+    With `--user-keys` a device speaks for the one user of its token. With `--tokens` alone it speaks for any.
+
     Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz and GET /metrics (Prometheus).
     """
     from pocketrank.cloud.pipeline.config import PipelineConfig
+    from pocketrank.cloud.serving.access.user_keys import UserKeysConfig
+    from pocketrank.cloud.serving.bundles.store import BundleStoreConfig
     from pocketrank.cloud.serving.config import ServingConfig
     from pocketrank.cloud.serving.http.cors import CorsConfig
     from pocketrank.cloud.serving.process.serve import serve as serve_run
@@ -64,15 +94,44 @@ def serve(
     from pocketrank.cloud.training.run import Run
     from pocketrank.device.session.counters import telemetry_names
 
+    if user_keys is None and (user_audience is not None or user_issuer is not None or app_tokens):
+        raise OptionError("--user-keys", "a file of keys, for the options of users' tokens", "none")
     config = ServingConfig(
         pipeline=PipelineConfig.open(pipeline) if pipeline else PipelineConfig(),
         folder=pipeline.resolve().parent if pipeline else Path(),
         workers=workers,
         tokens=tokens,
         log=SqliteLogConfig(keep_days=keep_days or None),
+        user_keys=UserKeysConfig(user_keys, user_audience, user_issuer, app_tokens=app_tokens) if user_keys else None,
+        bundles=BundleStoreConfig(_trusted_keys(trust_key or [], trust_release_key or []), unverified_bundles),
         logs=LoggingConfig(format=log_format),
         cors=CorsConfig(tuple(cors or ())),
         server=ServerConfig(TlsConfig.of(tls_cert, tls_key)),
         telemetry=DeviceTelemetryConfig(names_known=telemetry_names()),
     )
     serve_run(Run.open(run), bundle, host=host, port=port, feedback_db=feedback_db, config=config, anybody=anybody)
+
+
+def _trusted_keys(manifest: list[str], release: list[str]) -> TrustedKeys | None:
+    """Return the keys of `--trust-key` and `--trust-release-key`, None without any. Raises `OptionError`."""
+    from pocketrank.device.bundle.signing import TrustedKeys
+
+    if not manifest:
+        if release:
+            raise OptionError("--trust-release-key", "`--trust-key` as well", release[0])
+        return None
+    keys = [_public_key("--trust-key", text) for text in manifest]
+    return TrustedKeys(tuple(keys), tuple(_public_key("--trust-release-key", text) for text in release) or tuple(keys))
+
+
+def _public_key(option: str, text: str) -> str:
+    # Only files of public keys: a private key is hex of the same length.
+    try:
+        key = Path(text).read_text("ascii").strip() if text.endswith(".pub") else text
+        if len(bytes.fromhex(key)) == 32:
+            return key
+    except OSError as error:
+        raise OptionError(option, "a public key", f"{text}: {error.strerror}") from None
+    except ValueError:
+        pass  # not ASCII, or not hex
+    raise OptionError(option, "a public key of 32 bytes in hex, or a file KEY.pub", text[:80])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pocketrank.sdk_demo.cli.errors import OptionError
+from pocketrank.sdk_demo.cli.user_token import user
 
 if TYPE_CHECKING:
     from pocketrank.cloud.serving.access.tokens import TokenRecord
@@ -43,10 +44,12 @@ def _token() -> None:
     """Create, list and revoke the tokens that a server accepts.
 
     A token has scopes, and no scope implies another: `device` requests pages, sends feedback and downloads the bundle;
-    `publish` uploads bundles; `admin` reads metrics. A running `pocketrank serve --tokens` applies changes within a second.
+    `publish` uploads bundles; `admin` reads metrics and rolls a bundle back. A running `pocketrank serve --tokens` applies
+    changes within a second. A token of scope `device` speaks for any user: give it to a gateway. An app gives each user a token
+    of their own, which its backend signs; `pocketrank token user` signs one for trying.
 
     \b
-    pocketrank token create tokens.json --scope device --note "the app's gateway" --rate 500
+    pocketrank token create tokens.json --scope device --note "the app's gateway"
     pocketrank token create tokens.json --scope publish --out publish.token
     pocketrank token list tokens.json
     pocketrank token revoke tokens.json 9f2c41d07ab3
@@ -63,7 +66,9 @@ def create(
     note: Annotated[str, typer.Option(help="Note for readers of the list, such as the owner.")] = "",
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, max=1e6, help="Limit of requests per second. [default: the server's limit for the scope]"),
+        typer.Option(
+            min=0.001, max=1e6, help="Limit of requests per second, of all callers together. [default: the server's, of each]"
+        ),
     ] = None,
     burst: Annotated[
         int | None,
@@ -110,6 +115,9 @@ def create(
         typer.echo(f"token: {issued.token}" if out is None else f"token {issued.record.id} written to {out}")
         scopes = " and ".join(issued.record.scopes)
         typer.echo(f"{scopes}, expires {_date(issued.record.expires_ms)}; the token is not shown again", err=True)
+
+
+token.command("user")(user)
 
 
 @token.command("list")

@@ -26,7 +26,7 @@ import msgspec
 
 from pocketrank.cloud.serving.http.wire import WireError
 
-__all__ = ["LimitsConfig", "RateLimit", "RequestLimits", "SCOPES", "TokenScope", "TooManyError", "caller"]
+__all__ = ["LimitsConfig", "RateLimit", "RequestLimits", "SCOPES", "TokenScope", "TooManyError", "address_of"]
 
 TokenScope = Literal["device", "publish", "admin"]
 """Permission to request pages, send feedback and download the bundle; to upload a bundle; to monitor the server."""
@@ -54,9 +54,12 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LimitsConfig:
     """Limits of callers that have none of their own. None means unlimited."""
 
-    device: RateLimit | None = RateLimit(10.0, 100)
-    """Rate of a token used as `device`. One phone requests a page every few seconds and downloads some dozens of files; a token
-    that a fleet shares needs a rate of its own."""
+    user: RateLimit | None = RateLimit(10.0, 100)
+    """Rate of a user with a token of their own. A phone requests a page every few seconds and downloads dozens of files."""
+    device: RateLimit | None = RateLimit(100.0, 1000)
+    """Rate of one address that uses a token as `device`. The phones of a fleet share such a token, and each address has a
+    bucket: that of ten phones, because a household or a mobile network has one address for many. What a token sends in all is
+    limited by its own rate, if it has one."""
     publish: RateLimit | None = RateLimit(10.0, 500)
     """Rate of a token used as `publish`: a bundle has at most some hundred files, and each of them is a request."""
     admin: RateLimit | None = RateLimit(10.0, 50)
@@ -115,7 +118,7 @@ class RequestLimits:
         return key
 
 
-def caller(client: tuple[str, int] | None) -> str:
+def address_of(client: tuple[str, int] | None) -> str:
     """Return the bucket of an ASGI `client`: its IPv4 address, or its IPv6 subnet, as one customer has 2^64 addresses."""
     if client is None:  # a Unix socket
         return ""

@@ -18,16 +18,11 @@ Errors::
 
 from __future__ import annotations
 
-import logging
-import os
 import secrets
-import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
-from time import monotonic, time
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -36,8 +31,8 @@ from msgspec import Meta
 
 from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.serving.access.limits import SCOPES, RateLimit, TokenScope
+from pocketrank.cloud.serving.access.secret_file import SecretFile, TokenFileError, read_secret_file
 from pocketrank.cloud.serving.http.wire import WireError
-from pocketrank.device.contract import MismatchError
 
 __all__ = [
     "AuthError",
@@ -48,6 +43,7 @@ __all__ = [
     "TokenFileError",
     "TokenRecord",
     "decode_tokens",
+    "is_file_token",
     "issue_token",
     "list_tokens",
     "revoke_token",
@@ -58,19 +54,8 @@ AuthReason = Literal["missing", "malformed", "wrong", "expired", "revoked", "sco
 
 _ID_BYTES, _SECRET_BYTES = 6, 32
 _OWNER_ONLY = 0o600
-_OTHERS = stat.S_IWGRP | stat.S_IRWXO  # a secret that Kubernetes mounts is readable by the pod's group
-_BYTES_MAX = 64 << 20
 _LOCK_S = 10.0
 _SCHEME, _TOKEN, _ID, _LENGTH = slice(0, 11), slice(7, None), slice(11, 23), 88  # of `Bearer prk_<id>_<secret>`
-_SETTLED_S = 1.0
-"""Age from which an unchanged modification time proves an unchanged file: a second change within one tick of the file system's
-clock leaves it as it was."""
-
-_logger = logging.getLogger(__name__)
-
-
-class TokenFileError(MismatchError, ValueError):
-    """A file that is not one of tokens, missing, unreadable, or accessible to others. The message never holds a secret."""
 
 
 class NoSuchTokenError(TokenFileError):
@@ -131,46 +116,22 @@ _UNKNOWN = TokenRecord(id="", sha256="0" * 64, scopes=(), created_ms=0, expires_
 """Record that unknown ids are compared with, so that they take the time of a wrong secret."""
 
 
-class TokenFile:
-    """The current tokens of the file at `path`. Raises `TokenFileError` when it cannot be read at the start.
+class TokenFile(SecretFile[dict[bytes, TokenRecord]]):
+    """The current tokens of the file at `path`, as `SecretFile` reads it. Raises `TokenFileError`."""
 
-    If the file vanishes or becomes unreadable later, the tokens of before stay valid until they expire, and an error is logged:
-    no new token is accepted, and an editor that is saving the file locks nobody out. `clock` returns Unix time, `ticks` is
-    monotonic; both in seconds. A change is noticed within `check_every_s`, and a check costs some microseconds. For the one
-    thread of an event loop.
-    """
+    _holds = "token"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        check_every_s: float = 1.0,
-        clock: Callable[[], float] = time,
-        ticks: Callable[[], float] = monotonic,
-    ) -> None:
-        self._path, self._check_every_s = path, check_every_s
-        self._clock, self._ticks = clock, ticks
-        self._stamp: tuple[int, ...] | None = None
-        self._error: TokenFileError | None = None
-        self._records: dict[bytes, TokenRecord] = {}
-        self._read()
-        self._check_at = ticks() + check_every_s
-
-    def check_file(self) -> None:
-        """Raise `TokenFileError` while the file cannot be read again; the tokens that were read last stay valid."""
-        if self._error is not None:
-            raise self._error.with_traceback(None)
+    def _decode(self, data: bytes) -> dict[bytes, TokenRecord]:
+        return {record.id.encode(): record for record in decode_tokens(data, self._path)}
 
     def check(self, authorization: bytes | None, scope: TokenScope) -> TokenRecord:
         """Return the token in this `Authorization` header, which allows `scope`. Raises `AuthError`."""
-        if (ticks := self._ticks()) >= self._check_at:
-            self._check_at = ticks + self._check_every_s
-            self._refresh()
+        self._refresh_in_time()
         if not authorization:
             raise AuthError("missing", "a token: `Authorization: Bearer prk_…`", "none", scope)
-        if len(authorization) != _LENGTH or authorization[_SCHEME].lower() != b"bearer prk_":
+        if len(authorization) != _LENGTH or not is_file_token(authorization):
             raise AuthError("malformed", "`Bearer prk_<id>_<secret>`", "something else", scope)
-        record = self._records.get(authorization[_ID], _UNKNOWN)
+        record = self._content.get(authorization[_ID], _UNKNOWN)
         if not compare_digest(sha256(authorization[_TOKEN]).hexdigest(), record.sha256):
             raise AuthError("wrong", "a token of this server", "another", scope)
         if record.revoked_ms is not None:
@@ -181,30 +142,10 @@ class TokenFile:
             raise AuthError("scope", f"a token with the scope `{scope}`", "one without", scope)
         return record
 
-    def _refresh(self) -> None:
-        with suppress(OSError):  # which `_read` reports
-            if self._error is None and _stamp(os.stat(self._path)) == self._stamp:
-                return
-        known = self._error
-        try:
-            self._read()
-        except TokenFileError as error:
-            self._error, count = error, len(self._records)
-            if str(error) != str(known):  # log a fault once, not at every check
-                _logger.error("the token file cannot be read; its %d tokens of before stay valid: %s", count, error)
-        else:
-            self._error = None
-            if known is not None:
-                _logger.warning("the token file can be read again: %d tokens", len(self._records))
 
-    def _read(self) -> None:
-        data, status = _read_token_file(self._path)
-        self._records = {record.id.encode(): record for record in decode_tokens(data, self._path)}
-        self._stamp = _stamp(status) if abs(self._clock() - status.st_mtime) > _SETTLED_S else None
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev
+def is_file_token(authorization: bytes | None) -> bool:
+    """Return whether an `Authorization` header looks like a token of such a file, and not like a user's own."""
+    return authorization is not None and authorization[_SCHEME].lower() == b"bearer prk_"
 
 
 def decode_tokens(data: bytes, where: Path) -> tuple[TokenRecord, ...]:
@@ -218,24 +159,9 @@ def decode_tokens(data: bytes, where: Path) -> tuple[TokenRecord, ...]:
     return tokens
 
 
-def _read_token_file(path: Path) -> tuple[bytes, os.stat_result]:
-    """Return the file's bytes and its status. Raises `TokenFileError`, also when others may change or read the file."""
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if os.name == "posix" and status.st_mode & _OTHERS:
-                raise TokenFileError(path, "a file that only its owner may read and write (chmod 600)", "one that others may")
-            data = file.read(_BYTES_MAX + 1)
-    except OSError as error:
-        raise TokenFileError(path, "a file of tokens", error.strerror or type(error).__name__) from error
-    if len(data) > _BYTES_MAX:
-        raise TokenFileError(path, f"at most {_BYTES_MAX} bytes", "more")
-    return data, status
-
-
 def list_tokens(path: Path) -> tuple[TokenRecord, ...]:
     """Return the tokens of the file, oldest first. Raises `TokenFileError`."""
-    return decode_tokens(_read_token_file(path)[0], path)
+    return decode_tokens(read_secret_file(path, "a file of tokens")[0], path)
 
 
 def issue_token(

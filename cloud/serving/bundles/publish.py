@@ -1,12 +1,14 @@
 """The record of a published bundle, and the checks that it passes before it is served.
 
-Signatures are for devices to check. The checks here reject a bundle that no device would install.
+A token alone must not change the models of every device, nor lock the operator out. So the server verifies signatures by the
+keys that it is given, and bounds the serial. The other checks reject a bundle that no device would install.
 
 Errors::
 
     WireError
     └── BundleStoreError       a bundle that is refused; what was served still is
-        ├── BadBundleError     400: an invalid manifest, or a file that is not as announced
+        ├── BadBundleError     400: an invalid manifest, a serial of the future, or a file that is not as announced
+        ├── UntrustedError     403: not signed by enough trusted keys, or by a server that has no keys to verify it
         ├── StaleBundleError   409: for a split version that is not served, or no newer than what is served
         ├── MissingFilesError  409: files that must be uploaded first; has their digests
         ├── StoreFullError     507: no space left, on the disk or within the limit of the store
@@ -17,15 +19,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from pocketrank.cloud.serving.http.wire import ErrorBody, WireError
 from pocketrank.device.codec import from_json
-from pocketrank.device.contract import BundleManifest, ContractError, Release, Signed
+from pocketrank.device.contract import BundleManifest, ContractError, MismatchError, Release, Role, Signature, Signed
 
 __all__ = [
     "BadBundleError",
@@ -37,11 +39,16 @@ __all__ = [
     "MissingFilesError",
     "PUBLISH_BYTES_MAX",
     "SIGNED_BYTES_MAX",
+    "SignatureVerifier",
     "StaleBundleError",
     "StoreFullError",
+    "UntrustedError",
     "check_newer",
     "check_publish",
+    "check_serials",
+    "check_signed",
     "is_digest",
+    "receipt_of",
 ]
 
 _MANIFEST_BYTES_MAX = 4 << 20
@@ -65,6 +72,13 @@ class BadBundleError(BundleStoreError):
 
     def __init__(self, path: str, expected: str, got: str) -> None:
         super().__init__(400, path, expected, got)
+
+
+class UntrustedError(BundleStoreError):
+    """A bundle that is not signed by enough trusted keys, or one at a server that has no keys to verify it by."""
+
+    def __init__(self, path: str, expected: str, got: str) -> None:
+        super().__init__(403, path, expected, got)
 
 
 class StaleBundleError(BundleStoreError):
@@ -112,6 +126,14 @@ class BundlePublish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     release: bytes | None = None
 
 
+@runtime_checkable
+class SignatureVerifier(Protocol):
+    """The keys that sign bundles and releases, such as `pocketrank.device.bundle.signing.TrustedKeys`."""
+
+    def verify(self, role: Role, data: bytes, signatures: Sequence[Signature], where: str) -> None:
+        """Raise `MismatchError` unless enough different keys of the role have signed `data`."""
+
+
 class BundleReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """The bundle that is served now."""
 
@@ -120,6 +142,16 @@ class BundleReceipt(msgspec.Struct, frozen=True, kw_only=True):
     files: int
     bytes: int
     """Size of all files together."""
+
+
+def receipt_of(publish: BundlePublish, manifest: BundleManifest) -> BundleReceipt:
+    """Return the receipt for a record and its manifest."""
+    return BundleReceipt(
+        serial=manifest.serial,
+        manifest_sha256=hashlib.sha256(publish.manifest).hexdigest(),
+        files=len(manifest.files),
+        bytes=sum(entry.bytes for entry in manifest.files),
+    )
 
 
 def is_digest(text: str) -> bool:
@@ -153,6 +185,38 @@ def check_publish(publish: BundlePublish, split_versions: Collection[str], bundl
         expected = f"a split version that is served: {', '.join(sorted(split_versions))}"
         raise StaleBundleError("$.manifest.split_version", expected, f"`{manifest.split_version[:64]}`")
     return manifest
+
+
+def check_signed(publish: BundlePublish, keys: SignatureVerifier) -> None:
+    """Raise `UntrustedError` unless `keys` have signed the manifest, and the release if there is one.
+
+    The record has passed `check_publish`.
+    """
+    signatures = from_json(publish.signatures, Signed).signatures if publish.signatures is not None else ()
+    _verify(keys, "manifest", publish.manifest, signatures, "$.signatures")
+    if publish.release is not None:
+        release = from_json(publish.release, Signed)
+        _verify(keys, "release", release.payload, release.signatures, "$.release")
+
+
+def _verify(keys: SignatureVerifier, role: Role, data: bytes, signatures: Sequence[Signature], where: str) -> None:
+    try:
+        keys.verify(role, data, signatures, where)
+    except MismatchError as error:
+        raise UntrustedError(where, error.expected, error.got) from error
+
+
+def check_serials(publish: BundlePublish, serial_max: int) -> None:
+    """Raise `BadBundleError` for a serial of the manifest or the release outside of 0 to `serial_max`.
+
+    Each bundle needs a higher serial than the one before it. So a single one of 2^63 - 1 would be the last.
+    """
+    serials = {"$.manifest.serial": from_json(publish.manifest, BundleManifest).serial}
+    if publish.release is not None:
+        serials["$.release.payload.serial"] = from_json(from_json(publish.release, Signed).payload, Release).serial
+    for where, serial in serials.items():
+        if not 0 <= serial <= serial_max:
+            raise BadBundleError(where, f"0 to {serial_max}, the Unix time in seconds of tomorrow at most", f"{serial}")
 
 
 def check_newer(manifest: BundleManifest, publish: BundlePublish, before: BundlePublish) -> None:

@@ -4,7 +4,7 @@
 
     FOLDER/blobs/<sha256>      the files of bundles, each checked before it gets this name
     FOLDER/incoming/           files whose upload has not ended
-    FOLDER/current.json        `BundlePublish`: manifest, signatures and release that are served
+    FOLDER/current.json        `StoredBundle`: manifest, signatures and release that are served, and those that were before
 
 The only names that clients choose are digests of 64 hex digits. Replacing the record is what makes a bundle current, and it is
 one atomic step: an upload that breaks off changes nothing. All worker processes look at the record at each request.
@@ -28,6 +28,7 @@ from threading import Lock
 
 import msgspec
 from filelock import FileLock
+from msgspec.structs import asdict, replace
 
 from pocketrank.cloud.files import sync_folder, write_atomically
 from pocketrank.cloud.serving.bundles.files import BundleFile, BundleFilesError, ServedBundle
@@ -37,16 +38,22 @@ from pocketrank.cloud.serving.bundles.publish import (
     BundleReceipt,
     BundleWriteError,
     MissingFilesError,
+    SignatureVerifier,
+    StaleBundleError,
     StoreFullError,
+    UntrustedError,
     check_newer,
     check_publish,
+    check_serials,
+    check_signed,
     is_digest,
+    receipt_of,
 )
 from pocketrank.cloud.serving.http.wire import WireError
 from pocketrank.device.codec import from_json
 from pocketrank.device.contract import BundleManifest, ContractError
 
-__all__ = ["BundleRepository", "BundleStoreConfig", "IncomingFile"]
+__all__ = ["BundleRepository", "BundleStoreConfig", "IncomingFile", "StoredBundle"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -55,8 +62,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BundleStoreConfig:
-    """Limits of the store."""
+    """Keys and limits of the store."""
 
+    keys: SignatureVerifier | None = None
+    """Keys that must have signed a bundle. With None nothing can be verified, and nothing is accepted but for `unverified`."""
+    unverified: bool = False
+    """Whether a store without `keys` accepts bundles that nobody verifies. Whoever has a token of the scope `publish` then
+    decides what the devices get that do not verify by themselves."""
+    serial_ahead_s: int = 86_400
+    """Highest serial of a bundle or a release: the Unix time in seconds, as serials of releases are, and this much more."""
     bundle_bytes_max: int = 256 << 20
     """Size of all files of one bundle. Phones would not want more."""
     store_bytes_max: int = 1 << 30
@@ -65,6 +79,19 @@ class BundleStoreConfig:
     """Longest wait for another commit."""
     keep_s: float = 3600.0
     """How long a file that no bundle names is kept: the upload of its bundle may not have ended."""
+
+
+class StoredBundle(BundlePublish, frozen=True, kw_only=True, omit_defaults=True):
+    """The bundle that is served, with the way back."""
+
+    former: BundlePublish | None = None
+    """The bundle that was served before; None after a roll-back to it, and for the first."""
+    is_first: bool = False
+    """Whether none was uploaded before. A roll-back then ends the serving of uploaded bundles."""
+
+    def publish(self) -> BundlePublish:
+        """Return the record as it was published."""
+        return BundlePublish(manifest=self.manifest, signatures=self.signatures, release=self.release)
 
 
 class IncomingFile:
@@ -150,9 +177,10 @@ class BundleRepository:
 
     def commit(self, publish: BundlePublish) -> BundleReceipt:
         """Serve this bundle from now on, in all processes. Raises `BundleStoreError`; then nothing has changed."""
-        manifest = check_publish(publish, self._split_versions(), self.config.bundle_bytes_max)
+        manifest = self._check(publish)
         with _typed_errors(), self._commit_lock:
-            before = self._read_record()
+            record = self._read_record()
+            before = None if record is None else record.publish()
             if before is not None:
                 check_newer(manifest, publish, before)
             missing = tuple(sorted({entry.sha256 for entry in manifest.files if not self.has(entry.sha256)}))
@@ -161,15 +189,48 @@ class BundleRepository:
             for entry in manifest.files:
                 if (size := self._path(entry.sha256).stat().st_size) != entry.bytes:
                     raise BadBundleError("$.manifest.files", f"{entry.bytes} bytes for `{entry.path[:200]}`", f"{size}")
-            if publish != before:
-                write_atomically(self._record, msgspec.json.encode(publish))
-            self._remove_unnamed(publish, before)
-        return BundleReceipt(
-            serial=manifest.serial,
-            manifest_sha256=hashlib.sha256(publish.manifest).hexdigest(),
-            files=len(manifest.files),
-            bytes=sum(entry.bytes for entry in manifest.files),
-        )
+            if record is None or before is None:
+                self._write_record(StoredBundle(**asdict(publish), is_first=True))
+            elif publish.manifest != before.manifest:
+                record = StoredBundle(**asdict(publish), former=before)
+                self._write_record(record)
+            elif publish != before:  # another release of the same bundle
+                self._write_record(replace(record, signatures=publish.signatures, release=publish.release))
+            self._remove_unnamed(publish, before, None if record is None else record.former)
+        return receipt_of(publish, manifest)
+
+    def rollback(self) -> None:
+        """Serve the bundle from before the last `commit` again, in all processes. It can be done once after each.
+
+        After the first bundle it is none of the store: `current` then returns None. Raises `StaleBundleError` when there is no
+        way back, and `BundleStoreError` as `commit` does; then nothing has changed. Devices that installed the later bundle
+        keep it, because they never go back to a lower serial.
+        """
+        with _typed_errors(), self._commit_lock:
+            record = self._read_record()
+            if record is None or (record.former is None and not record.is_first):
+                raise StaleBundleError("url", "a bundle that was served before", "none")
+            if record.former is None:
+                self._record.unlink()
+                sync_folder(self._record.parent)
+                return
+            manifest = self._check(record.former)
+            missing = tuple(sorted({entry.sha256 for entry in manifest.files if not self.has(entry.sha256)}))
+            if missing:
+                raise MissingFilesError(missing)
+            self._write_record(StoredBundle(**asdict(record.former)))
+
+    def _check(self, publish: BundlePublish) -> BundleManifest:
+        """Return the manifest of a record that passes the checks which need no other record. Raises `BundleStoreError`."""
+        manifest = check_publish(publish, self._split_versions(), self.config.bundle_bytes_max)
+        if self.config.keys is not None:
+            check_signed(publish, self.config.keys)
+        elif not self.config.unverified:
+            raise UntrustedError(
+                "$.signatures", "a server with keys that verify bundles, or the option to accept any", "one without"
+            )
+        check_serials(publish, int(self._clock()) + self.config.serial_ahead_s)
+        return manifest
 
     def is_loaded(self) -> bool:
         """Return whether `current` returns at once, because nothing was committed since its last call. Takes microseconds."""
@@ -192,22 +253,25 @@ class BundleRepository:
             return self._current
 
     def _load(self) -> ServedBundle | None:
-        publish = self._read_record()
-        if publish is None:
+        record = self._read_record()
+        if record is None:
             return None
-        manifest = from_json(publish.manifest, BundleManifest)
+        manifest = from_json(record.manifest, BundleManifest)
         files = {entry.path: BundleFile(self._path(entry.sha256), entry) for entry in manifest.files}
         for file in files.values():
             file.check()
-        return ServedBundle(publish, files)
+        return ServedBundle(record.publish(), files)
 
-    def _read_record(self) -> BundlePublish | None:
+    def _write_record(self, record: StoredBundle) -> None:
+        write_atomically(self._record, msgspec.json.encode(record))
+
+    def _read_record(self) -> StoredBundle | None:
         try:
             data = self._record.read_bytes()
         except FileNotFoundError:
             return None
         try:
-            return from_json(data, BundlePublish)
+            return from_json(data, StoredBundle)
         except ContractError as error:
             raise BundleWriteError("a damaged record of the bundle") from error
 
@@ -234,7 +298,8 @@ class BundleRepository:
         with self._reserve_lock:
             if bytes + self._bytes_taken() > bytes_max:
                 with self._commit_lock:
-                    self._remove_unnamed(self._read_record())
+                    record = self._read_record()
+                    self._remove_unnamed(record, None if record is None else record.former)
             if bytes + (taken := self._bytes_taken()) > bytes_max:
                 raise StoreFullError(f"{taken} of {bytes_max} bytes taken, {bytes} more")
             self._bytes_reserved += bytes

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pocketrank.cloud.serving.access.access import Access
+from pocketrank.cloud.serving.access.access import Access, Caller
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.wire import WireError, content_type, decode, encode, error_answer
 from pocketrank.cloud.serving.load.page_queue import BusyError
@@ -36,8 +36,8 @@ class HotRoute(NamedTuple):
 
     struct: type[msgspec.Struct]
     """The struct of the body."""
-    work: Callable[[Any, float], Awaitable[msgspec.Struct]]
-    """Returns the answer to a `struct` and the `perf_counter` at the request's arrival."""
+    work: Callable[[Any, float, Caller], Awaitable[msgspec.Struct]]
+    """Returns the answer to a `struct`, the `perf_counter` at the request's arrival, and its sender."""
     enter: Callable[[], None] = lambda: None
     """May raise `WireError` before the body is read."""
     observe: Callable[[str, float], None] = lambda stage, seconds: None
@@ -123,7 +123,7 @@ class HotRoutes:
     async def _made(self, route: HotRoute, scope: Scope, receive: Receive) -> tuple[str, bytes]:
         """Return the content type and the body of the answer."""
         since = perf_counter()
-        self._access(scope, "device")
+        caller = self._access(scope, "device")
         if scope["method"] != "POST":
             raise WireError(405, "method", "`POST`", f"`{scope['method'][:64]}`", {"Allow": "POST"})
         route.enter()
@@ -133,7 +133,7 @@ class HotRoutes:
         started = perf_counter()
         request = decode(kind, body, route.struct)
         route.observe("decode", perf_counter() - started)
-        answer = await route.work(request, since)
+        answer = await route.work(request, since, caller)
         started = perf_counter()
         kind, body = encode(head.get(b"accept"), answer)
         route.observe("encode", perf_counter() - started)

@@ -38,9 +38,12 @@ class FeedbackQueue:
         """Batches that are being written."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
 
-    async def __call__(self, events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
-        """Write those of `events` that the contract allows, and return the receipt. Raises `BusyError`, `FeedbackLogError`."""
-        events, refused = self._intake.admit(events)
+    async def __call__(self, events: Sequence[FeedbackEvent], user_id: int | None = None) -> FeedbackReceipt:
+        """Write those of `events` that the contract allows, and return the receipt. Raises `BusyError`, `FeedbackLogError`.
+
+        `user_id` is the one user for whom the sender may speak; None if for any.
+        """
+        events, refused = self._intake.admit(events, user_id)
         if len(self._waiting) + self._writing >= self._batches_max:
             raise BusyError(_RETRY_S, "feedback")
         loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -20,7 +21,9 @@ from pocketrank.cloud.serving.telemetry.shared_metrics import shared_metrics
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.cloud.training.run import Run
 
-__all__ = ["serve", "serve_on"]
+__all__ = ["open_access", "serve", "serve_on"]
+
+_logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -41,21 +44,35 @@ def serve(
     `PortError` when the address cannot be used; and `WorkersError` with several workers.
     """
     config = config or ServingConfig()
-    check_host(host, has_tokens=config.tokens is not None, is_open=anybody)
+    check_host(host, has_tokens=config.tokens is not None or config.user_keys is not None, is_open=anybody)
     db = feedback_db or run.folder / "feedback.db"
     with listen(host, port) as sock:  # first: a port in use is reported before anything is loaded
         from pocketrank.cloud.pages.engine import fill_stores
 
         configure_logs(config.logs)  # a supervisor logs in the same form as its workers
+        open_access(config)  # a file that cannot be used is reported once, and not by every worker
+        if config.tokens is not None and config.user_keys is None:
+            _logger.warning("tokens with the scope `device` may speak for any user; `--user-keys` binds each to one")
         fill_stores(run, config)
         SqliteFeedbackLog(db, config.log).close()  # workers that start at once would not wait for an upgrade of its format
         if config.workers == 1:
             serve_on(sock, None, run.folder, bundle, db, config)
             return
+        SqliteFeedbackLog(db, config.log).close()  # else the first worker upgrades an older log while the others wait
         target, args = "pocketrank.cloud.serving.process.serve:serve_on", (run.folder, bundle, db, config)
         tls = config.server.tls is not None
         with shared_metrics() as shared:
             run_workers(target, args, sock, config.workers, tls=tls, environment=shared.environment, died=shared.died)
+
+
+def open_access(config: ServingConfig) -> Access:
+    """Return the check of requests that `config` asks for. Raises `TokenFileError`."""
+    keys = None
+    if config.user_keys is not None:
+        from pocketrank.cloud.serving.access.user_tokens import UserKeyFile  # few servers need its libraries
+
+        keys = UserKeyFile(config.user_keys)
+    return Access(TokenFile(config.tokens) if config.tokens else None, config.limits, keys)
 
 
 def serve_on(
@@ -72,7 +89,7 @@ def serve_on(
 
     configure_logs(config.logs)
     run, health = Run.open(folder), Health(config.health)
-    access = Access(TokenFile(config.tokens) if config.tokens else None, config.limits)
+    access = open_access(config)
     with open_engine(run, config) as engine, closing(SqliteFeedbackLog(db, config.log)) as log:
         uploads = folder / "bundles" if config.tokens else None
         app = create_app(engine, bundle, log, config, access=access, health=health, uploads=uploads)

@@ -8,6 +8,7 @@
     GET  /v1/bundle/files/{path}   a file that the manifest names, or ranges of it
     PUT  /v1/bundle                BundlePublish -> BundleReceipt; 409 names the files that are missing
     PUT  /v1/bundle/blobs/{sha256} one of them, as its raw bytes
+    POST /v1/bundle/rollback       serve the bundle of before the last PUT again; for an admin
 
 The SHA-256 of a body is its ETag. A path may have another file tomorrow, so caches must revalidate; a download that was cut off
 continues with `Range` and `If-Range`.
@@ -38,11 +39,14 @@ from pocketrank.cloud.serving.bundles.publish import (
     BundleReceipt,
     MissingFilesBody,
     MissingFilesError,
+    receipt_of,
 )
 from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.openapi import content_of, errors
 from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, WireError, content_type, decode
+from pocketrank.device.codec import from_json
+from pocketrank.device.contract import BundleManifest
 
 __all__ = ["CurrentBundle", "bundle_routes", "upload_routes"]
 
@@ -54,8 +58,9 @@ _RANGES: dict[int | str, dict[str, Any]] = {
     503: {"description": "The file is damaged on the server's disk."},
 }
 _UPLOAD_ERRORS = {
-    400: "An invalid manifest, or a file that is not as announced.",
+    400: "An invalid manifest, a serial of the future, or a file that is not as announced.",
     **REFUSALS,
+    403: "A token without the scope that this route requires, or a bundle without the signatures that the server requires.",
     408: "The body stopped arriving.",
     409: "Files are missing, the split version is not served, or the bundle is no newer than the served one.",
     411: "No Content-Length.",
@@ -165,17 +170,18 @@ class _RangesResponse(FileResponse):
             return []  # the whole file
 
 
-def upload_routes(store: BundleRepository, access: Access, stall_s: float) -> APIRouter:
-    """Return the routes over `store`, for tokens with the scope `publish`. They raise `WireError`.
+def upload_routes(store: BundleRepository, current: CurrentBundle, access: Access, stall_s: float) -> APIRouter:
+    """Return the routes over `store`, for tokens with the scope `publish`, and `admin` to roll back. They raise `WireError`.
 
-    `stall_s` is the longest wait for the next bytes of a file.
+    `current` is what is served, from `store` or not. `stall_s` is the longest wait for the next bytes of a file.
     """
-    router = APIRouter(dependencies=[access.requires("publish")])
+    router, publishes = APIRouter(), [access.requires("publish")]
     limits = access.limits.config
     read = BodyReader(PUBLISH_BYTES_MAX, stall_s)
 
     @router.put(
         "/v1/bundle",
+        dependencies=publishes,
         response_class=Response,
         responses={
             200: {"description": "Served from now on.", "content": content_of(BundleReceipt, JSON)},
@@ -192,14 +198,38 @@ def upload_routes(store: BundleRepository, access: Access, stall_s: float) -> AP
         try:
             receipt = await run_in_threadpool(store.commit, publish)
         except MissingFilesError as error:
-            body = MissingFilesBody(
-                error=str(error), path=error.path, expected=error.expected, got=error.got, missing=error.missing
-            )
-            return Response(msgspec.json.encode(body), error.status, media_type=JSON)
+            return _missing(error)
+        return Response(msgspec.json.encode(receipt), media_type=JSON)
+
+    @router.post(
+        "/v1/bundle/rollback",
+        dependencies=[access.requires("admin")],
+        response_class=Response,
+        responses={
+            200: {"description": "The bundle that is served now.", "content": content_of(BundleReceipt, JSON)},
+            204: {"description": "No bundle is served now: the first one was rolled back."},
+            **errors(400, 401, 403, 429, 503, descriptions=_UPLOAD_ERRORS),
+            409: {
+                "description": "There is no bundle of before, or it is not usable.",
+                "content": content_of(MissingFilesBody, JSON),
+            },
+        },
+    )
+    async def roll_back_bundle() -> Response:
+        """Serve the bundle again that was served before the last upload; once after each upload."""
+        try:
+            await run_in_threadpool(store.rollback)
+        except MissingFilesError as error:
+            return _missing(error)
+        served = await current.maybe()
+        if served is None:
+            return Response(status_code=204)
+        receipt = receipt_of(served.texts, from_json(served.texts.manifest, BundleManifest))
         return Response(msgspec.json.encode(receipt), media_type=JSON)
 
     @router.put(
         "/v1/bundle/blobs/{sha256}",
+        dependencies=publishes,
         response_class=Response,
         status_code=204,
         response_description="Stored.",
@@ -216,6 +246,11 @@ def upload_routes(store: BundleRepository, access: Access, stall_s: float) -> AP
         return Response(status_code=204)
 
     return router
+
+
+def _missing(error: MissingFilesError) -> Response:
+    body = MissingFilesBody(error=str(error), path=error.path, expected=error.expected, got=error.got, missing=error.missing)
+    return Response(msgspec.json.encode(body), error.status, media_type=JSON)
 
 
 def _announced_size(request: Request, bytes_max: int) -> int:

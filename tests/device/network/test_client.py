@@ -25,7 +25,7 @@ from pocketrank.device.bundle.files import (
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, FileEntry, PageRequest
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, UnreachableError
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, NoTokenError, UnreachableError
 from tests.device.worlds import make_bundle, make_event, make_page
 
 REQUEST = PageRequest(request_id="r", user_id=7, session_id="s", now_ms=0, size=3)
@@ -452,3 +452,83 @@ def test_a_signed_bundle_can_be_asked_for(tmp_path: Path) -> None:
         with pytest.raises(SignatureError):
             client.download_bundle(tmp_path / "elsewhere", KEYS)
         assert not (tmp_path / "elsewhere").exists()
+
+
+class Tokens:
+    """A server that accepts one token at a time, and an app that gets the current one."""
+
+    def __init__(self) -> None:
+        self.valid, self.given = "t1", 0
+
+    def __call__(self) -> str:
+        self.given += 1
+        return self.valid
+
+    def cloud(self, bundle: Path | None = None) -> Cloud:
+        tokens = self
+
+        class Guarded(Cloud):
+            def handle(self, path: str, body: bytes) -> tuple[int, bytes]:
+                right = self.seen[-1][2].get("Authorization") == f"Bearer {tokens.valid}"
+                return super().handle(path, body) if right else (401, b"another token")
+
+        return Guarded(bundle)
+
+
+def test_a_token_that_expired_is_renewed_once_and_the_call_made_again() -> None:
+    tokens = Tokens()
+    cloud = tokens.cloud()
+    with serving(cloud) as url, CloudClient(url, tokens) as client:
+        assert tokens.given == 0
+        assert client.page(REQUEST).request_id == "r"
+        assert client.health() == {"status": "ok"}
+        assert tokens.given == 1  # it is kept
+        tokens.valid = "t2"
+        assert client.send_feedback([make_event(1)]).accepted == 1
+        assert (tokens.given, len(cloud.events), len(cloud.connections)) == (2, 1, 1)
+        assert [head.get("Authorization") for _, _, head in cloud.seen] == ["Bearer t1", "Bearer t1", "Bearer t1", "Bearer t2"]
+
+
+def test_a_server_that_refuses_every_token_is_asked_twice() -> None:
+    tokens = Tokens()
+    with serving(Cloud()) as url, CloudClient(url, lambda: tokens()) as client:
+        assert client.page(REQUEST).request_id == "r"
+    cloud = tokens.cloud()
+    with serving(cloud) as url, CloudClient(url, lambda: f"not {tokens()}".replace(" ", "-")) as client:
+        for _ in range(2):
+            with pytest.raises(BadStatusError, match="401"):
+                client.page(REQUEST)
+        assert (len(cloud.seen), tokens.given) == (4, 4)
+    for token in ("fixed", None):
+        cloud = tokens.cloud()
+        with serving(cloud) as url, CloudClient(url, token) as client, pytest.raises(BadStatusError, match="401"):
+            client.page(REQUEST)
+        assert len(cloud.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "made", ["", "two words", "line\r\nX-Evil: 1", "ключ", None, 5, ConnectionError("down"), KeyError("x")]
+)
+def test_an_app_without_a_token_is_an_error_of_the_call(made: object) -> None:
+    def token() -> str:
+        if isinstance(made, Exception):
+            raise made
+        return made  # type: ignore[return-value]
+
+    cloud = Cloud()
+    with serving(cloud) as url, CloudClient(url, token) as client:
+        for _ in range(2):  # and the app is asked again
+            with pytest.raises(NoTokenError, match="Expected a token"):
+                client.page(REQUEST)
+    assert cloud.seen == []
+
+
+def test_a_download_goes_on_with_a_fresh_token(tmp_path: Path) -> None:
+    tokens = Tokens()
+    make_bundle(tmp_path / "there")
+    cloud = tokens.cloud(tmp_path / "there")
+    with serving(cloud) as url, CloudClient(url, tokens) as client:
+        client.health()
+        tokens.valid = "t2"
+        assert client.download_bundle(tmp_path / "here").manifest.files
+        assert tokens.given == 2

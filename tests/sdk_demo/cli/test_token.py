@@ -6,6 +6,8 @@ import pytest
 
 from pocketrank.cloud.serving.access.limits import RateLimit
 from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, list_tokens
+from pocketrank.cloud.serving.access.user_keys import UserKeysConfig
+from pocketrank.cloud.serving.access.user_tokens import UserKeyFile
 from pocketrank.sdk_demo.cli import main
 
 DAY_MS = 86_400_000
@@ -130,3 +132,40 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert f"\n  pocketrank token {command}" in text
     assert "Writes" in text
+
+
+def test_a_users_token_is_signed_by_one_key_that_is_added_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, keys = tmp_path / "new" / "backend.jwk", tmp_path / "user-keys.json"
+    tokens = []
+    for user_id in (7, -7):
+        assert _token("user", "--key", key, "--keys", keys, "--issuer", "me", "--", user_id) == 0
+        tokens.append(f"Bearer {capsys.readouterr().out.strip()}".encode())
+    assert len(json.loads(keys.read_text())["keys"]) == 1
+    assert _token("user", "9", "--key", tmp_path / "second.jwk", "--keys", keys) == 0
+    tokens.append(f"Bearer {capsys.readouterr().out.strip()}".encode())
+    assert len(json.loads(keys.read_text())["keys"]) == 2
+    file = UserKeyFile(UserKeysConfig(keys))
+    assert [file.check(token, "device").user_id for token in tokens] == [7, -7, 9]
+    assert [path.stat().st_mode & 0o777 for path in (key, keys)] == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"keys": 5}', '{"kid": "a", "kty": "OKP", "crv": "Ed25519", "x": "AA"}'])
+def test_a_key_of_users_tokens_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    key = tmp_path / "backend.jwk"
+    key.write_text(text)
+    key.chmod(0o600)
+    assert _token("user", "7", "--key", key) == 2
+    assert capsys.readouterr().err.startswith("error: Expected a private ")
+    key.chmod(0o640)
+    assert _token("user", "7", "--key", key) == 2
+    assert "chmod 600" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_key_set_is_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tmp_path / "user-keys.json"
+    for text in ("", "[]", '{"keys": 5}', '{"keys": [5]}'):
+        keys.write_text(text)
+        keys.chmod(0o600)
+        assert _token("user", "7", "--key", tmp_path / "backend.jwk", "--keys", keys) == 2
+        assert capsys.readouterr().err == f"error: Expected a JSON Web Key Set, got other content - at {keys}\n"
+        assert keys.read_text() == text

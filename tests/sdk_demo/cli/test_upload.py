@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.reliability.released import make_bundle
 from pocketrank.cloud.serving.access.tokens import issue_token
+from pocketrank.cloud.serving.bundles.store import BundleStoreConfig
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.sdk_demo.cli import main
 from pocketrank.sdk_demo.uploader import BundleUploader
@@ -30,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = issue_token(folder / "tokens.json", ["publish", "device"], now_ms=now_ms, lasts_ms=3_600_000)
     (folder / "publish.token").write_text(made.token + "\n")
     (folder / "publish.token").chmod(0o600)
-    config = ServingConfig(tokens=folder / "tokens.json")
+    config = ServingConfig(tokens=folder / "tokens.json", bundles=BundleStoreConfig(unverified=True))
     with live(small_run(folder / "run").folder, folder / "feedback.db", config=config) as server:
         yield Site(folder, server)
 

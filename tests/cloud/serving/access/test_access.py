@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import pytest
 
-from pocketrank.cloud.serving.access.access import SECURITY_SCHEME, Access, OpenServerError, check_host
+from pocketrank.cloud.serving.access.access import SECURITY_SCHEME, Access, Caller, OpenServerError, check_host
 from pocketrank.cloud.serving.access.limits import SCOPES, LimitsConfig, RateLimit, TokenScope, TooManyError
 from pocketrank.cloud.serving.access.tokens import AuthError, TokenFile, issue_token, revoke_token
+from pocketrank.cloud.serving.bundles.store import BundleStoreConfig
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.device.codec import to_json
 from pocketrank.device.contract import FeedbackBatch, PageRequest
@@ -42,6 +43,7 @@ ROWS = {
     "GET /v1/bundle/files/{path}": Row("device", "/v1/bundle/files/spec.json"),
     "PUT /v1/bundle": Row("publish", "/v1/bundle", to_json(publish_of(FILES))),
     "PUT /v1/bundle/blobs/{sha256}": Row("publish", "/v1/bundle/blobs/" + "0" * 64, b"x", "application/octet-stream"),
+    "POST /v1/bundle/rollback": Row("admin", "/v1/bundle/rollback"),
     "GET /metrics": Row("admin", "/metrics"),
     "GET /healthz": Row(None, "/healthz"),
     "GET /livez": Row(None, "/livez"),
@@ -105,7 +107,8 @@ class Guarded:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     keys = Keys(folder / "tokens.json")
-    config = ServingConfig(tokens=keys.file, limits=LimitsConfig(device=None, publish=None, admin=None))
+    limits = LimitsConfig(device=None, publish=None, admin=None)
+    config = ServingConfig(tokens=keys.file, limits=limits, bundles=BundleStoreConfig(unverified=True))
     bundle = write_bundle(folder / "bundle", FILES)
     with live(small_run(folder / "run").folder, folder / "feedback.db", bundle, config=config) as server:
         yield Guarded(server, keys)
@@ -182,8 +185,9 @@ def _scope(*authorizations: bytes, client: tuple[str, int] | None = ("192.0.2.1"
 def test_two_authorization_headers_are_refused(tmp_path: Path) -> None:
     token = issue_token(tmp_path / "t", ["device"], now_ms=0, lasts_ms=1 << 42).token
     access, header = Access(TokenFile(tmp_path / "t")), b"Bearer " + token.encode()
-    assert (record := access(_scope(header), "device")) is not None
-    assert record.id in token
+    record = access(_scope(header), "device")
+    assert record.token_id is not None
+    assert record.token_id in token
     with pytest.raises(AuthError, match="one `Authorization`, got several"):
         access(_scope(header, header), "device")
 
@@ -216,7 +220,7 @@ def test_an_open_server_accepts_anybody_for_all_but_publish() -> None:
     access = Access(limits=LimitsConfig(anonymous=RateLimit(0.001, 2)))
     for address in ("192.0.2.1", "192.0.2.2"):
         for scope in ("device", "admin"):
-            assert access(_scope(client=(address, 1)), scope) is None
+            assert access(_scope(client=(address, 1)), scope) == Caller()
         with pytest.raises(TooManyError):
             access(_scope(client=(address, 2)), "device")
     with pytest.raises(AuthError, match="a server with tokens for the scope `publish`, got an open one"):
@@ -231,7 +235,7 @@ def test_a_loopback_address_needs_no_tokens(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "localhost.example", "pages.example"])
 def test_an_address_that_others_reach_needs_tokens_or_open(host: str) -> None:
-    with pytest.raises(OpenServerError, match="Expected `--tokens FILE`, or `--open`"):
+    with pytest.raises(OpenServerError, match="Expected `--tokens FILE` or `--user-keys FILE`, or `--open`"):
         check_host(host, has_tokens=False, is_open=False)
     check_host(host, has_tokens=True, is_open=False)
     check_host(host, has_tokens=False, is_open=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit, RequestLimits, TooManyError, caller
+from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit, RequestLimits, TooManyError, address_of
 
 
 class Clock:
@@ -112,7 +112,7 @@ def test_a_full_bucket_makes_room_whenever_its_caller_was_first_seen() -> None:
     ],
 )
 def test_the_addresses_of_one_customer_share_a_bucket(client: tuple[str, int] | None, key: str) -> None:
-    assert caller(client) == key
+    assert address_of(client) == key
 
 
 @pytest.mark.parametrize("text", [b"[0,1]", b"[-1,1]", b"[1,0]", b'{"per_s":1,"burst":1,"brust":2}', b'{"per_s":1}'])

@@ -36,7 +36,7 @@ with BundleRepository(Path(sys.argv[1]), lambda: ()).incoming("0" * 64, 1 << 20)
 
 
 def _store(folder: Path, **config: Any) -> BundleRepository:
-    return BundleRepository(folder, lambda: (SPLIT_VERSION, "0lder"), BundleStoreConfig(**config))
+    return BundleRepository(folder, lambda: (SPLIT_VERSION, "0lder"), BundleStoreConfig(unverified=True, **config))
 
 
 def _served(store: BundleRepository) -> dict[str, bytes]:
@@ -207,7 +207,9 @@ def test_a_process_killed_half_way_leaves_the_old_bundle_and_its_rest_is_removed
 
 def test_files_that_no_bundle_names_are_removed_after_a_while(tmp_path: Path) -> None:
     now = [1e9]
-    store = BundleRepository(tmp_path, lambda: (SPLIT_VERSION,), BundleStoreConfig(keep_s=100.0), lambda: now[0])
+    store = BundleRepository(
+        tmp_path, lambda: (SPLIT_VERSION,), BundleStoreConfig(unverified=True, keep_s=100.0), lambda: now[0]
+    )
     bundles = [{**FILES, "models/split.fp32.onnx": bytes([n]) * 9} for n in range(4)]
     for serial, files in enumerate(bundles, start=1):
         fill(store, {**files, "stray": b"stray%d" % serial})
@@ -226,7 +228,9 @@ def test_files_that_no_bundle_names_are_removed_after_a_while(tmp_path: Path) ->
 
 def test_a_store_that_is_full_makes_room_or_refuses(tmp_path: Path) -> None:
     now = [1e9]
-    store = BundleRepository(tmp_path, lambda: (SPLIT_VERSION,), BundleStoreConfig(store_bytes_max=6000), lambda: now[0])
+    store = BundleRepository(
+        tmp_path, lambda: (SPLIT_VERSION,), BundleStoreConfig(unverified=True, store_bytes_max=6000), lambda: now[0]
+    )
     fill(store, FILES)
     store.commit(publish_of(FILES))
     fill(store, {"stray": b"s" * 900})

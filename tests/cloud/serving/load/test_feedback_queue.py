@@ -44,11 +44,13 @@ class Counting(FeedbackIntake):
         super().__init__(log, states)
         self.missing, self._may = 0, log.may
 
-    def admit(self, events: Sequence[FeedbackEvent]) -> tuple[list[FeedbackEvent], tuple[RefusedEvent, ...]]:
+    def admit(
+        self, events: Sequence[FeedbackEvent], user_id: int | None = None
+    ) -> tuple[list[FeedbackEvent], tuple[RefusedEvent, ...]]:
         self.missing -= 1
         if not self.missing:
             self._may.set()
-        return super().admit(events)
+        return super().admit(events, user_id)
 
 
 @pytest.fixture

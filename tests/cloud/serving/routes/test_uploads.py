@@ -13,15 +13,17 @@ import pytest
 from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit, TokenScope
 from pocketrank.cloud.serving.access.tokens import issue_token, revoke_token
 from pocketrank.cloud.serving.bundles.publish import BundlePublish, BundleReceipt
+from pocketrank.cloud.serving.bundles.store import BundleStoreConfig
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.device.codec import to_json, to_msgpack
 from tests.cloud.serving.bundle_samples import FILES, digest, publish_of
-from tests.cloud.serving.live import Answer, Live, live, until
+from tests.cloud.serving.live import Answer, Live, live, until, write_bundle
 from tests.cloud.small_published import small_run
 
 NEW = {**FILES, "models/split.fp32.onnx": b"better" * 1000}
 JSON = {"Content-Type": "application/json"}
 _WAIT_S = 30
+ANY_BUNDLE = BundleStoreConfig(unverified=True)
 
 
 class Site:
@@ -35,11 +37,17 @@ class Site:
 
     @contextmanager
     def serving(
-        self, *, limits: LimitsConfig | None = None, stall_s: float = 30.0, file_bytes_max: int = 0, name: str = "feedback"
+        self,
+        *,
+        limits: LimitsConfig | None = None,
+        stall_s: float = 30.0,
+        file_bytes_max: int = 0,
+        name: str = "feedback",
+        bundles: BundleStoreConfig = ANY_BUNDLE,
     ) -> Iterator[Live]:
         """A server with its feedback in a file of that name."""
         limits = limits or LimitsConfig(publish=None, device=None)
-        config = ServingConfig(tokens=self.tokens, limits=limits, upload_stall_s=stall_s)
+        config = ServingConfig(tokens=self.tokens, limits=limits, upload_stall_s=stall_s, bundles=bundles)
         with live(self.run, self.run / f"{name}.db", config=config, file_bytes_max=file_bytes_max) as server:
             yield server
 
@@ -215,3 +223,44 @@ def test_who_uploads_too_often_is_told_when_to_come_again(tmp_path: Path) -> Non
         assert [answer.status for answer in answers] == [204, 204, 204, 429, 429]
         assert 900 <= int(answers[-1].headers["retry-after"]) <= 1000
         assert server.send("PUT", f"/v1/bundle/blobs/{digest(b'0')}", b"0", site.other).status == 204
+
+
+def test_an_admin_rolls_back_and_nobody_else(tmp_path: Path) -> None:
+    site, other = Site(tmp_path), {"Authorization": "Bearer prk_" + "0" * 77}
+    with site.serving() as server, site.serving(name="second") as second:
+
+        def roll_back(headers: dict[str, str]) -> Answer:
+            return second.send("POST", "/v1/bundle/rollback", b"", headers)
+
+        assert roll_back(site.admin).status == 409  # nothing was uploaded
+        site.upload(server, FILES, 1)
+        site.upload(server, NEW, 2)
+        assert [roll_back(headers).status for headers in ({}, other, site.publish, site.device)] == [401, 401, 403, 403]
+        assert site.served(server) == site.served(second) == NEW
+        answer = roll_back(site.admin)
+        assert (answer.status, msgspec.json.decode(answer.body, type=BundleReceipt).serial) == (200, 1)
+        assert site.served(server) == site.served(second) == FILES
+        again = roll_back(site.admin)
+        assert (again.status, again.json()["expected"]) == (409, "a bundle that was served before")
+
+
+def test_the_first_upload_is_rolled_back_to_what_was_served_without_it(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    bundle = write_bundle(tmp_path / "bundle", FILES)
+    config = ServingConfig(tokens=site.tokens, bundles=BundleStoreConfig(unverified=True))
+    for folder, status in ((bundle, 200), (None, 204)):
+        with live(site.run, site.run / "feedback.db", folder, config=config) as server:
+            site.upload(server, NEW, 7)
+            assert site.served(server) == NEW
+            assert server.send("POST", "/v1/bundle/rollback", b"", site.admin).status == status
+            assert site.served(server) == (FILES if folder else {})
+
+
+def test_an_unsigned_bundle_is_refused_by_default(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with site.serving(bundles=BundleStoreConfig()) as server:
+        for data in FILES.values():
+            assert site.blob(server, data).status == 204
+        answer = site.commit(server, publish_of(FILES, 1))
+        assert (answer.status, answer.json()["path"]) == (403, "$.signatures")
+        assert site.served(server) == {}
