@@ -80,13 +80,16 @@ def export_bundle(
     expires_ms: int | None = None,
     keys: Sequence[SigningKey] = (),
     paging: PagingModel | None = None,
+    app: str = "",
+    channel: str = "",
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Export both forms of `run` to the folder `out` and return the report.
 
-    The manifest is signed by each of `keys`. `paging` is the model that decides when devices request a page. `progress` is
-    called with the model that was finished last and the share done. A bundle at `out` is replaced; other files there are an
-    error. Raises `ExportError` (the tree is in `errors`); `out` is unchanged then.
+    Only devices of this `app` and `channel` will use the bundle. Its manifest is signed by each of `keys`. `paging` is the
+    model that decides when devices request a page. `progress` is called with the model that was finished last and the share
+    done. A bundle at `out` is replaced; other files there are an error. Raises `ExportError` (the tree is in `errors`); `out`
+    is unchanged then.
     """
     wanted: tuple[Format, ...] = _parse(formats, Format, "formats")
     in_precisions: tuple[Precision, ...] = _parse(precisions, Precision, "precisions")
@@ -115,6 +118,8 @@ def export_bundle(
                 expires_ms=expires_ms,
                 created_ms=time.time_ns() // 1_000_000,
                 paging=paging,
+                app=app,
+                channel=channel,
             )
             if keys:
                 sign_manifest(folder, keys)

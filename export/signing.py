@@ -21,6 +21,7 @@ from pocketrank.device.contract import (
     BundleManifest,
     BundleRef,
     ContractError,
+    FeedName,
     Release,
     Role,
     Signature,
@@ -30,8 +31,10 @@ from pocketrank.device.contract import (
 )
 from pocketrank.export.errors import ExportOutputError, SigningKeyError
 
-__all__ = ["generate_key", "last_release", "public_key", "read_key", "sign", "sign_manifest", "write_release"]
+__all__ = ["clock_doubt", "generate_key", "last_release", "public_key", "read_key", "sign", "sign_manifest", "write_release"]
 
+_DAY_MS = 86_400_000
+_FRESH_DAYS = 90  # releases are signed every few days, the first one soon after the export
 _OWNER_ONLY = 0o600
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -94,6 +97,24 @@ def last_release(folder: Path) -> Release | None:
         raise ExportOutputError(str(folder / RELEASE), "a readable release", str(error)) from error
 
 
+def clock_doubt(folder: Path, now_ms: int) -> str | None:
+    """Return why the clock that says `now_ms` may be wrong, by the dates in the bundle's `folder`; None without a doubt.
+
+    It is doubted when it is behind the last release, or far from both the last release and the bundle. Devices refuse a release
+    that is dated ahead of their clocks or expired by them. Raises `ExportOutputError`.
+    """
+    last, (_, manifest) = last_release(folder), _manifest(folder)
+    if last is not None and now_ms < last.created_ms:
+        return f"it is {_days(last.created_ms - now_ms)} behind the date of release {last.serial}"
+    dates = {f"bundle {manifest.serial}": manifest.created_ms}
+    if last is not None:
+        dates[f"release {last.serial}"] = last.created_ms
+    what, nearest = min(dates.items(), key=lambda item: abs(now_ms - item[1]))
+    if abs(apart := now_ms - nearest) > _FRESH_DAYS * _DAY_MS:
+        return f"it is {_days(abs(apart))} {'after' if apart > 0 else 'behind'} the date of {what}"
+    return None
+
+
 def write_release(
     folder: Path,
     keys: Sequence[SigningKey],
@@ -103,18 +124,25 @@ def write_release(
     rollout: float = 100.0,
     revoke: Sequence[int] = (),
     kill: bool = False,
+    app: str | None = None,
+    channel: str | None = None,
 ) -> Release:
     """Sign a release of the bundle in `folder` and write it there, over the last one.
 
     Its serial is the time in seconds, or one above the last serial if that is higher, so that it grows even when the last
-    release was lost. Bundles that the last release revoked stay revoked. Raises `ExportOutputError`.
+    release was lost. Bundles that the last release revoked stay revoked. It is for the bundle's app and channel, which must be
+    `app` and `channel` where those are given. Raises `ExportOutputError`.
     """
     last = last_release(folder)
+    text, manifest = _manifest(folder)
+    named = manifest.feed
+    if (wanted := FeedName(named.app if app is None else app, named.channel if channel is None else channel)) != named:
+        raise ExportOutputError(str(folder), f"a bundle for {wanted}", f"one for {named}")
     try:
-        text = (folder / MANIFEST).read_bytes()
-        manifest = from_json(text, BundleManifest)
         revoked = sorted({*revoke, *(() if last is None else last.revoked)})
         release = Release(
+            app=manifest.app,
+            channel=manifest.channel,
             serial=max(now_ms // 1000, 0 if last is None else last.serial + 1),
             created_ms=now_ms,
             expires_ms=now_ms + lasts_ms,
@@ -131,3 +159,16 @@ def write_release(
     except (OSError, ValueError) as error:  # the contract's errors are ValueErrors
         raise ExportOutputError(str(folder), "a bundle to release", str(error)) from error
     return release
+
+
+def _manifest(folder: Path) -> tuple[bytes, BundleManifest]:
+    """Return the manifest of the bundle in `folder`, as bytes and decoded. Raises `ExportOutputError`."""
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        return text, from_json(text, BundleManifest)
+    except (OSError, ContractError) as error:
+        raise ExportOutputError(str(folder), "a bundle to release", str(error)) from error
+
+
+def _days(ms: int) -> str:
+    return f"{ms / _DAY_MS:,.1f} days"

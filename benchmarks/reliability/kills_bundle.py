@@ -56,6 +56,7 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
     assert first is not None
     use(first, RUNS)
     updates.current()  # the first bundle has passed its trial
+    updates.store.close()
     floor, activated, rejected = 0, set[int](), set[int]()
     step = mmap.mmap(-1, 1)
     with OrderedProcess("benchmarks.reliability.kills_bundle") as server:
@@ -75,6 +76,7 @@ def kill_switches(work: Path, kills: int, seed: int, progress: Progress) -> dict
             at[STEPS[step[0]]] += 1
             # The next start would find this state.
             store = BundleStore(root, KEYS, clock=lambda: NOW_MS)
+            store.close()  # it is only read, and the next device opens it
             state = store.state
             seen.update(name for name in ("pending", "staged") if getattr(state, name) is not None)
             activated.add(state.active or 0)

@@ -25,6 +25,7 @@ from pocketrank.device.bundle.files import (
     RELEASE,
     SIGNATURES,
     SPEC,
+    TEXT_MAX,
     CorruptBundleError,
     ExpiredBundleError,
     UnsafePathError,
@@ -33,6 +34,7 @@ from pocketrank.device.bundle.files import (
     check_paths,
     decode_json,
     read_bytes,
+    read_file,
     sha256,
 )
 from pocketrank.device.bundle.signing import TrustedKeys
@@ -57,6 +59,7 @@ from pocketrank.device.contract import (
 from pocketrank.device.files import TEMPORARY, write_atomically
 from pocketrank.device.model.features import check_spec
 from pocketrank.device.model.personal import PersonalError, PersonalLayer, group
+from pocketrank.device.runtimes.base import ModelFile
 
 __all__ = ["Bundle", "write_atomically", "write_manifest"]
 
@@ -88,7 +91,7 @@ class Bundle:
         if manifest.expires_ms is not None and now_ms >= manifest.expires_ms:
             raise ExpiredBundleError(str(folder), f"a time before {manifest.expires_ms} ms", f"{now_ms} ms")
         # Check the files, and then that the spec and the models are among them.
-        listed = {entry.path for entry in manifest.files}
+        listed = {entry.path: entry for entry in manifest.files}
         check_paths((entry.path for entry in manifest.files), str(folder / MANIFEST))
         for entry in manifest.files:
             check_file(folder, entry)
@@ -98,7 +101,8 @@ class Bundle:
             size = sum(e.bytes for e in manifest.files if e.path == model.path or e.path.startswith(model.path + "/"))
             if size == 0 or size != model.bytes:
                 raise CorruptBundleError(str(folder / model.path), f"{model.bytes} bytes of listed files", f"{size}")
-        spec = decode_json(read_bytes(folder / manifest.spec), FeatureSpec, str(folder / manifest.spec))
+        text = read_file(folder, listed[manifest.spec], TEXT_MAX)
+        spec = decode_json(text, FeatureSpec, str(folder / manifest.spec))
         _check_spec(folder, manifest.spec, spec, manifest.personal)
         return cls(folder, manifest, spec)
 
@@ -109,12 +113,31 @@ class Bundle:
 
     def golden(self) -> Golden | None:
         """Return the recorded scores of its models, None when the bundle has none. Raises `CorruptBundleError`."""
-        if all(entry.path != GOLDEN for entry in self.manifest.files):
+        entry = next((entry for entry in self.manifest.files if entry.path == GOLDEN), None)
+        if entry is None:
             return None
         try:
-            return from_msgpack(read_bytes(self.folder / GOLDEN, _GOLDEN_MAX), Golden)
+            return from_msgpack(read_file(self.folder, entry, _GOLDEN_MAX), Golden)
         except ContractError as err:
             raise CorruptBundleError(str(self.folder / GOLDEN), f"{err.expected} at `{err.path}`", err.got) from err
+
+    def read_model(self, path: Path) -> ModelFile:
+        """Return the model in the file `path` of `stages`, and what it may refer to, checked against the manifest again.
+
+        The bytes that a runtime opens are those that were checked, whoever writes to the folder meanwhile. They take their size
+        in memory until the runtime has made its own copy. Raises `CorruptBundleError`.
+        """
+        data, beside = None, {}
+        models = [self.folder / model.path for model in self.manifest.models]
+        for entry in self.manifest.files:
+            file = self.folder / entry.path
+            if file == path:
+                data = read_file(self.folder, entry)
+            elif file.is_relative_to(path.parent) and not any(file.is_relative_to(model) for model in models):
+                beside[file.relative_to(path.parent).as_posix()] = read_file(self.folder, entry)
+        if data is None:
+            raise CorruptBundleError(str(path), "a model that the manifest lists as one file", "another path")
+        return ModelFile(data, beside)
 
     def group(self, events_seen: int) -> Group | None:
         """Return the group of a user with `events_seen` remembered events, by the manifest's rule; None without a rule."""
@@ -172,11 +195,14 @@ def write_manifest(
     personal: PersonalConfig | None = None,
     groups: GroupRule | None = None,
     paging: PagingModel | None = None,
+    app: str = "",
+    channel: str = "",
 ) -> BundleManifest:
     """Make the files in `folder` a bundle: write `spec.json`, then the manifest over all files, each atomically.
 
-    The `bytes` of `models` are ignored and counted here. Raises `BundleError` for a model that does not exist, a symbolic link,
-    or a spec or a `personal` that a device cannot use; an earlier manifest then stays as it was.
+    The `bytes` of `models` are ignored and counted here. Only devices of this `app` and `channel` will use the bundle. Raises
+    `BundleError` for a model that does not exist, a symbolic link, or a spec or a `personal` that a device cannot use; an
+    earlier manifest then stays as it was.
     """
     _check_spec(folder, SPEC, spec, personal)
     write_atomically(folder / SPEC, to_json(spec))
@@ -188,6 +214,8 @@ def write_manifest(
             raise CorruptBundleError(str(folder / model.path), "a model's file or folder", "nothing")
         counted.append(msgspec.structs.replace(model, bytes=size))
     manifest = BundleManifest(
+        app=app or msgspec.UNSET,
+        channel=channel or msgspec.UNSET,
         name=name,
         serial=serial,
         created_ms=created_ms,

@@ -7,13 +7,16 @@ Errors::
     ├── UnsafePathError        a path that leaves the folder, or that some file system resolves to another one
     ├── BundleVersionError     a manifest or spec of a version that this SDK does not know
     ├── ExpiredBundleError     a bundle past its expiry
+    ├── OtherFeedError         a bundle or release for another app or channel
     ├── NoSuchModelError       no model of the requested form, format and precision
     ├── SignatureError         signatures by fewer than the required number of trusted keys
     │   └── UnsignedError      no signatures at all
     ├── ReleaseError           a release that is older than the last one, or inconsistent with it
-    │   └── ExpiredReleaseError
+    │   ├── ExpiredReleaseError
+    │   └── FutureReleaseError dated far ahead of the device's clock
     ├── ProbeError             models that fail on this device, or whose scores differ from the recorded ones
     └── BundleStorageError     a disk that is full, read-only or broken
+        └── BundleLockedError  a store that is open elsewhere
 """
 
 from __future__ import annotations
@@ -38,12 +41,15 @@ __all__ = [
     "SPEC",
     "TEXT_MAX",
     "BundleError",
+    "BundleLockedError",
     "BundleStorageError",
     "BundleVersionError",
     "CorruptBundleError",
     "ExpiredBundleError",
     "ExpiredReleaseError",
+    "FutureReleaseError",
     "NoSuchModelError",
+    "OtherFeedError",
     "ProbeError",
     "ReleaseError",
     "SignatureError",
@@ -55,6 +61,7 @@ __all__ = [
     "decode_json",
     "on_disk",
     "read_bytes",
+    "read_file",
     "sha256",
 ]
 
@@ -99,6 +106,10 @@ class ExpiredBundleError(BundleError):
     """A bundle past its expiry."""
 
 
+class OtherFeedError(BundleError):
+    """A bundle or release for another app or channel than the device's."""
+
+
 class NoSuchModelError(BundleError):
     """A bundle without a model of the requested form, format and precision."""
 
@@ -119,12 +130,20 @@ class ExpiredReleaseError(ReleaseError):
     """A release past its expiry."""
 
 
+class FutureReleaseError(ReleaseError):
+    """A release dated far ahead of the device's clock: one of the two clocks is wrong."""
+
+
 class ProbeError(BundleError):
     """Models that fail on this device, or whose scores differ from the recorded ones."""
 
 
 class BundleStorageError(BundleError):
     """A disk that is full, read-only or broken."""
+
+
+class BundleLockedError(BundleStorageError):
+    """A store of bundles that is open in another process, or that was opened again in this one."""
 
 
 def check_path(path: str) -> PurePosixPath:
@@ -167,6 +186,19 @@ def check_file(folder: Path, entry: FileEntry) -> None:
         raise CorruptBundleError(str(path), "a readable file", _reason(err)) from err
     if digest != entry.sha256.lower():
         raise CorruptBundleError(str(path), f"SHA-256 {entry.sha256[:64]}", digest)
+
+
+def read_file(folder: Path, entry: FileEntry, bytes_max: int | None = None) -> bytes:
+    """Return the bytes of the entry's file in `folder`, and of no other: they are checked after they were read.
+
+    `check_file` checks a file on the disk, which another process may change before it is opened. Raises `BundleError`, also
+    for a file of more than `bytes_max` bytes.
+    """
+    path = folder / check_path(entry.path)
+    data = read_bytes(path, entry.bytes if bytes_max is None else min(entry.bytes, bytes_max))
+    if (digest := hashlib.sha256(data).hexdigest()) != entry.sha256.lower():
+        raise CorruptBundleError(str(path), f"SHA-256 {entry.sha256[:64]}", digest)
+    return data
 
 
 def read_bytes(path: Path, bytes_max: int = TEXT_MAX) -> bytes:

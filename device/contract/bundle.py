@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from pocketrank.device.contract.paging import PagingModel
-from pocketrank.device.contract.wire import Versioned, Wire
+from pocketrank.device.contract.wire import Addressed, Wire
 
 __all__ = [
     "BundleManifest",
@@ -120,7 +120,7 @@ class PersonalConfig(Wire, frozen=True, kw_only=True):
             raise ValueError(f"expected 1 to 4096 buckets, got {self.buckets}")
 
 
-class BundleManifest(Versioned, frozen=True, kw_only=True):
+class BundleManifest(Addressed, frozen=True, kw_only=True):
     """Contents of a bundle: the file `manifest.json` at its root."""
 
     name: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-from pocketrank.device.contract.wire import WIRE_VERSION, Versioned, Wire
+from pocketrank.device.contract.wire import WIRE_VERSION, Addressed, Versioned, Wire
 
 __all__ = ["BundleRef", "Release", "Role", "Signature", "Signed", "in_rollout", "key_id", "signed_bytes"]
 
@@ -58,7 +58,7 @@ class BundleRef(Wire, frozen=True, kw_only=True):
     manifest_sha256: str
 
 
-class Release(Versioned, frozen=True, kw_only=True):
+class Release(Addressed, frozen=True, kw_only=True):
     """The bundle that is current. It is short-lived, so that nobody can keep devices on an old one for long.
 
     Raises ValueError for numbers out of range.

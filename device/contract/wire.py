@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
-__all__ = ["WIRE_VERSION", "Block", "Columns", "Dtype", "Versioned", "Wire"]
+__all__ = ["WIRE_VERSION", "Addressed", "Block", "Columns", "Dtype", "FeedName", "Versioned", "Wire"]
 
 WIRE_VERSION = 1
 """The version that this release writes into every top-level struct, and the only one it reads."""
@@ -23,6 +23,29 @@ class Versioned(Wire, frozen=True, kw_only=True):
     """Base of the top-level structs, which carry their version."""
 
     version: int = WIRE_VERSION
+
+
+class FeedName(NamedTuple):
+    """Name of the feed that a bundle or release is for. Both parts are empty where the keys sign for one feed only."""
+
+    app: str = ""
+    channel: str = ""
+    """Channel of the app, such as `staging`."""
+
+    def __str__(self) -> str:
+        return f"app `{self.app}`, channel `{self.channel}`" if any(self) else "no app or channel"
+
+
+class Addressed(Versioned, frozen=True, kw_only=True):
+    """Base of what is published for one feed. Names that are not set are left out of the encoded struct."""
+
+    app: str | msgspec.UnsetType = msgspec.UNSET
+    channel: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def feed(self) -> FeedName:
+        """The feed that it is for. An empty name and none are the same."""
+        return FeedName(*("" if isinstance(name, msgspec.UnsetType) else name for name in (self.app, self.channel)))
 
 
 class Block(Wire, frozen=True, kw_only=True):

@@ -121,7 +121,7 @@ class Ranker:
         """Open the bundle's models of one format and precision for users of `group` (`Bundle.group`).
 
         Each model runs on `threads` threads. Raises `NoSuchModelError` when the bundle has no such model, `RuntimeLoadError`
-        when a model cannot be used.
+        when a model cannot be used, and `CorruptBundleError` when its file was changed since the bundle was opened.
         """
         forms = bundle.forms(format, precision, group)
         if not forms:
@@ -131,7 +131,7 @@ class Ranker:
             paths = bundle.stages(form, format, precision, group)
             if set(STAGES) <= set(paths):  # the whole model would only take memory
                 paths = {stage: path for stage, path in paths.items() if stage != "whole"}
-            runtimes[form] = open_stages(paths, format, threads)
+            runtimes[form] = open_stages(paths, format, threads, bundle.read_model)
         manifest = bundle.manifest
         name = f"{manifest.name}/{manifest.serial}"
         return cls(bundle.spec, bundle.split_version, runtimes, search, name, manifest.paging)

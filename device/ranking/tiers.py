@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pocketrank.device.bundle.bundle import Bundle
-from pocketrank.device.bundle.files import BundleError, NoSuchModelError
+from pocketrank.device.bundle.files import BundleError, CorruptBundleError, NoSuchModelError
 from pocketrank.device.contract import FloatFeature, Form, Format, Group, Precision, SearchSpec
 from pocketrank.device.files import write_atomically
 from pocketrank.device.model.features import PageArrays
@@ -144,7 +144,7 @@ def choose_tier(
         try:
             opened = Ranker.open(bundle, format, precision, None, group, threads)
             bench = _Bench(opened)
-        except (NoSuchModelError, ModelRuntimeError):
+        except (NoSuchModelError, CorruptBundleError, ModelRuntimeError):
             continue
         until = until or clock() + int(config.limit_ms * 1e6)
         # Only searches that would be better than the best so far.

@@ -13,8 +13,9 @@ Errors::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,9 @@ __all__ = [
     "INPUT_NAMES",
     "OUTPUT_NAMES",
     "STAGES",
+    "ModelFile",
     "ModelRuntimeError",
+    "ReadModel",
     "Runtime",
     "RuntimeLoadError",
     "RuntimeRunError",
@@ -72,6 +75,18 @@ def stage_inputs(form: Form, stage: Stage) -> tuple[str, ...]:
     """Return the names of a stage's inputs in the contract's order."""
     names = _STAGE_NAMES.get(stage, INPUT_NAMES[form])
     return names if form == "split" else tuple(name for name in names if not name.endswith("_vector"))
+
+
+class ModelFile(NamedTuple):
+    """A model as bytes, which a runtime opens in place of a file on the disk."""
+
+    data: bytes
+    beside: Mapping[str, bytes]
+    """Files that the model may refer to, such as external data of ONNX, by their paths relative to the model's folder."""
+
+
+ReadModel = Callable[[Path], ModelFile]
+"""Reads the model in a file (`Bundle.read_model`)."""
 
 
 class ModelRuntimeError(MismatchError, RuntimeError):

@@ -22,7 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.device.contract import Form, Stage
-from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
+from pocketrank.device.runtimes.base import (
+    OUTPUT_NAMES,
+    ModelFile,
+    Runtime,
+    RuntimeLoadError,
+    RuntimeRunError,
+    first_line,
+    stage_inputs,
+)
 
 __all__ = ["LiteRtFile", "LiteRtRuntime"]
 
@@ -43,19 +51,19 @@ class _Signature(NamedTuple):
 class LiteRtFile:
     """An open .tflite file, which the runtimes of its stages share."""
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, file: ModelFile | None = None) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as err:
             raise RuntimeLoadError(str(path), "the package ai-edge-litert (pip install ai-edge-litert)", str(err)) from err
-        if not path.is_file():
+        if file is None and not path.is_file():
             raise RuntimeLoadError(str(path), "a file", "none")
         self.path = path
         # The interpreter is not thread-safe, not even across signatures.
         self.lock = threading.Lock()
         try:
             # From memory: the file may be replaced by the next bundle while this model is in use.
-            self.interpreter = Interpreter(model_content=path.read_bytes(), num_threads=threads)
+            self.interpreter = Interpreter(model_content=path.read_bytes() if file is None else file.data, num_threads=threads)
             self.keys = list(self.interpreter.get_signature_list())
         except Exception as err:
             raise RuntimeLoadError(str(path), "a LiteRT model", first_line(err)) from err

@@ -15,7 +15,15 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from pocketrank.device.contract import Stage
-from pocketrank.device.runtimes.base import OUTPUT_NAMES, Runtime, RuntimeLoadError, RuntimeRunError, first_line, stage_inputs
+from pocketrank.device.runtimes.base import (
+    OUTPUT_NAMES,
+    ModelFile,
+    Runtime,
+    RuntimeLoadError,
+    RuntimeRunError,
+    first_line,
+    stage_inputs,
+)
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for privacy; onnxruntime reads it when it is imported
 import onnxruntime
@@ -26,7 +34,7 @@ __all__ = ["OnnxRuntime"]
 class OnnxRuntime(Runtime):
     """An open ONNX file with the contract's input names. The axes of candidates and events may be dynamic or fixed."""
 
-    def __init__(self, path: Path, stage: Stage = "whole", threads: int = 1) -> None:
+    def __init__(self, path: Path, stage: Stage = "whole", threads: int = 1, file: ModelFile | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -35,10 +43,13 @@ class OnnxRuntime(Runtime):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3
-        if not path.is_file():
+        if file is not None:
+            _refer_to(options, file.beside)
+        elif not path.is_file():
             raise RuntimeLoadError(str(path), "a file", "none")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            model = str(path) if file is None else file.data
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as err:  # onnxruntime raises many kinds, some of them bare
             raise RuntimeLoadError(str(path), "an ONNX model", first_line(err)) from err
         inputs = {node.name: node.shape for node in self._session.get_inputs()}
@@ -64,6 +75,17 @@ class OnnxRuntime(Runtime):
             return cast("list[NDArray[Any]]", self._session.run(self._outputs, inputs))
         except Exception as err:
             raise RuntimeRunError(str(self._path), "inputs that the model takes", first_line(err)) from err
+
+
+def _refer_to(options: Any, files: Mapping[str, bytes]) -> None:
+    """Let a model's external data be that of `files`, and of no file on the disk."""
+    if hasattr(options, "add_external_initializers_from_files_in_memory"):
+        given = {"": b"", **files}  # without any, onnxruntime would look on the disk
+        options.add_external_initializers_from_files_in_memory(
+            list(given), list(given.values()), list(map(len, given.values()))
+        )
+    else:  # an older onnxruntime looks in this folder, which cannot exist, so such a model does not open
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{os.devnull}/none")
 
 
 def _fixed(shapes: dict[str, list[Any]], name: str) -> int | None:

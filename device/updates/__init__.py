@@ -7,7 +7,15 @@ by keys that stay offline, and a short-lived release, signed every few days, tha
 |---|---|
 | arbitrary install | the app's built-in keys verify the manifest, which pins every file, before anything is opened |
 | rollback | the last release is kept on disk: serials of releases and bundles never decrease |
-| freeze | a release expires, by the device's clock or by the newest release seen, whichever is later |
+| a damaged state | the last release, with its kill switch and serials, is kept in a second copy with a checksum |
+| two updaters of one folder | a lock: the second process gets an error, a second store in one process replaces the first |
+| a model that ends the process | starts that the app did not end are counted; after a few in a row the previous one is used |
+| a file that is swapped after its check | the bytes that a runtime opens are checked, external data of ONNX included |
+| a probe that never ends | it is given up on, its bundle is rejected, and the next release is followed |
+| freeze | a release expires, by the device's clock or by the last release's date, whichever is later |
+| a wrong date | a release dated over two days ahead of the device's clock is refused, and no later one is locked out |
+| a kill with a wrong date | it is followed, expired or ahead: its serial must be above the last one, and it only stops models |
+| another feed's bundle | bundles and releases name their app and channel, and a device takes only its own |
 | mix-and-match | a release pins one manifest, a manifest pins all files; one serial is one manifest for ever |
 | endless data, slow retrieval | sizes are known before a download starts; every call has a deadline |
 | wrong software | `probe` tries the models on this device, a `Trial` watches them in use; the previous bundle stays |

@@ -42,6 +42,10 @@ class ProbeConfig:
     """Longest median run in ms: three frames at 60 per second."""
     seconds_max: float = 30.0
     """Longest duration of the whole probe. It runs in the background; a sweep of 2,000 runs of .2 ms takes half a second."""
+    give_up_s: float = 60.0
+    """Duration after which a probe is given up on in the middle of a run, which cannot be ended: the model is rejected, and its
+    thread goes on until the process ends (an orderly exit may abort in onnxruntime then). Twice `seconds_max`, which is looked
+    at between two runs."""
     slack: float = 1e-3
     """Distance by which a probability may exceed 0 and 1, for rounding."""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
+from weakref import WeakSet
 
 from pocketrank.device.bundle.bundle import Bundle
 from pocketrank.device.bundle.files import (
@@ -18,16 +22,17 @@ from pocketrank.device.bundle.files import (
     CorruptBundleError,
     ExpiredBundleError,
     NoSuchModelError,
+    OtherFeedError,
     ProbeError,
 )
-from pocketrank.device.contract import ContractError, Format, Group, Precision, in_rollout
+from pocketrank.device.contract import ContractError, FeedName, Format, Group, Precision, in_rollout
 from pocketrank.device.network.client import CloudClient
 from pocketrank.device.network.errors import ClientError
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes.base import ModelRuntimeError
 from pocketrank.device.updates.probe import ProbeConfig, probe
 from pocketrank.device.updates.reasons import NOT_CHECKED, Reason, failure, sentence
-from pocketrank.device.updates.release import download, fetch_release, follow
+from pocketrank.device.updates.release import check_feed, download, fetch_release, follow
 from pocketrank.device.updates.store import BundleStore
 from pocketrank.device.updates.trial import Trial, TrialConfig, unwatch, watch
 
@@ -38,6 +43,14 @@ Outcome = Literal["staged", "current", "waiting", "rejected", "killed"]
 bundle failed here or is revoked; no device is to run a model."""
 
 _logger = logging.getLogger("pocketrank.device")
+_all: WeakSet[Updates] = WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """An interpreter that exits in order has not crashed. A phone's system seldom lets it."""
+    for updates in list(_all):
+        updates._end()
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,9 @@ class UpdateConfig:
     bytes_max: int = 64 << 20
     """Maximum size of a bundle in bytes. One with two forms in one format has a few million."""
     tries: int = 3
-    """Probes of a bundle, and starts without a run of it, in which the process may end before the bundle is blamed for that."""
+    """Times in a row that the process may end before the bundle is blamed: in its probe, in starts without a run of it, and in
+    starts that the app did not end (`Updates.close`, `Updates.background`). Twice as many of the last where the app never ends
+    one, and only while the bundle is on trial: a phone's system stops apps at any time."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """The probe of a bundle before it is staged."""
     trial: TrialConfig = field(default_factory=TrialConfig)
@@ -78,15 +93,28 @@ class Updates:
     something failed.
     """
 
-    def __init__(self, store: BundleStore, *, device_id: str, config: UpdateConfig | None = None) -> None:
+    def __init__(
+        self,
+        store: BundleStore,
+        *,
+        device_id: str,
+        app: str = "",
+        channel: str = "",
+        config: UpdateConfig | None = None,
+    ) -> None:
         """Open the active bundle. `device_id` is any text that stays the same: it decides when a roll-out reaches the device.
 
-        A bundle that no longer opens is replaced by the previous one. So is a new bundle when the process ended in each of its
-        first starts before a single run. Never raises.
+        Only bundles and releases whose `app` and `channel` are exactly these are used: without names, only those without names.
+
+        A bundle that no longer opens is replaced by the previous one. So is one with which the process ended too often
+        (`UpdateConfig.tries`). Never raises.
         """
         self.store, self._device_id, self._config = store, device_id, config or UpdateConfig()
+        self._feed = FeedName(app, channel)
         self._lock, self._checking = threading.RLock(), threading.Lock()
-        self._release = store.state.release  # in memory too: a full disk must not stop a kill
+        last = store.state.release
+        # In memory too: a full disk must not stop a kill. What another channel of this app released says nothing here.
+        self._release = last if last is not None and last.feed == self._feed else None
         self._ready: tuple[Bundle, Ranker] | None = None  # the staged bundle
         self._trial: Trial | None = None
         self._stop = threading.Event()
@@ -97,12 +125,21 @@ class Updates:
         self._last_check: Reason | None = NOT_CHECKED
         self._disk: Reason | None = None
         self._logged: list[str] = []
+        self._process = os.getpid()
+        _all.add(self)
+        self.probes_given_up = 0
+        """Probes that did not end (`ProbeConfig.give_up_s`). The thread of each goes on until the process ends."""
+        self._armed = False  # whether an end of the process counts as a crash
         with suppress(BundleStorageError):  # a full disk is no reason to rank worse
-            if store.state.trial is not None:
-                if store.state.starts >= self._config.tries:
-                    self._reject_active("the process ended before a run")
-                else:
-                    store.change(starts=store.state.starts + 1)
+            tries, state = self._config.tries, store.state
+            if state.trial is not None and state.starts >= tries:
+                self._reject_active("the process ended before a run")
+            elif state.crashes >= (tries if state.ends else 2 * tries):
+                self._reject_active(f"the process ended in each of its last {state.crashes} starts")
+            else:
+                if state.trial is not None:
+                    store.change(starts=state.starts + 1)
+                self._arm()
         with suppress(BundleStorageError):
             self._install()
             self._open_staged()
@@ -116,6 +153,8 @@ class Updates:
             self._disk = None
             try:
                 self._judge()
+                if not self._armed:  # a page is taken: the app is back from the background
+                    self._arm()
                 if self._ready is not None:
                     self.store.activate()
                     ready, self._ready = self._ready, None
@@ -163,12 +202,19 @@ class Updates:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread and save the progress of a trial. An interrupted download resumes after the next start."""
+        """Stop the thread and do what `background` does. An interrupted download resumes after the next start."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=1.0)
-        with suppress(BundleStorageError):
-            self.save()
+        self.background()
+
+    def background(self) -> None:
+        """Note that the process may end now without blame for its bundle, and save the progress of a trial. Never raises.
+
+        Call it whenever the app goes to the background. When the process ends without this or `close`, several times in a row,
+        the bundle in use is replaced by the previous one (`UpdateConfig.tries`). `current` begins the next watch.
+        """
+        self._end(ends=True)
 
     def add(self, folder: Path) -> Outcome:
         """Copy the signed bundle in `folder`, such as one that is part of the app, as if it had been downloaded.
@@ -177,6 +223,7 @@ class Updates:
         """
         with self._checking:
             bundle = Bundle.open(folder, keys=self.store.keys, now_ms=self.store.now())
+            check_feed(bundle.manifest, self._feed, str(folder))
             if (outcome := self._known(bundle.manifest.serial)) is not None:
                 return outcome
             self.store.add(bundle)
@@ -184,7 +231,7 @@ class Updates:
             return "staged"
 
     def save(self) -> None:
-        """Save the progress of a trial for the next start, as `check` and `close` do. Raises `BundleStorageError`."""
+        """Save the progress of a trial for the next start, as most methods do. Raises `BundleStorageError`."""
         with self._lock:
             if self._trial is not None:
                 self.store.change(trial=self._trial.figures)
@@ -227,8 +274,7 @@ class Updates:
     def _follow(self, client: CloudClient) -> tuple[Outcome, Reason | None]:
         """Do the work of `check`."""
         store, config = self.store, self._config
-        release = fetch_release(client, store.keys)
-        follow(release, store.state.release, store.now())
+        release = follow(fetch_release(client, store.keys, self._feed), self._release, store.clock())
         self._release = release
         store.change(release=release)
         self.save()
@@ -239,7 +285,7 @@ class Updates:
             return outcome, None
         if not in_rollout(self._device_id, release.salt, release.rollout):
             return "waiting", Reason(f"the roll-out of bundle {bundle.serial} has not reached this device")
-        download(client, bundle, store.begin(bundle.serial), store.keys, config.bytes_max)
+        download(client, bundle, store.begin(bundle.serial), store.keys, config.bytes_max, self._feed)
         self._prove(bundle.serial)
         return "staged", None
 
@@ -258,9 +304,8 @@ class Updates:
             if store.state.probes >= config.tries:
                 raise ProbeError(str(bundle.folder), "a probe that ends", f"{config.tries} that ended the process")
             store.change(probes=store.state.probes + 1)
-            ranker = self._open(bundle)
-            probe(bundle, ranker, config.format, config.precision, config.group, config.probe)
-        except (BundleStorageError, ExpiredBundleError, BundleVersionError, CorruptBundleError):
+            ranker = self._probed(bundle)
+        except (BundleStorageError, ExpiredBundleError, BundleVersionError, CorruptBundleError, OtherFeedError):
             raise  # caused by the disk, the time, this SDK or the network, all of which may change
         except (BundleError, ModelRuntimeError, ContractError) as err:
             store.reject(serial, str(err))
@@ -271,8 +316,35 @@ class Updates:
             store.stage()
             self._ready = bundle, ranker
 
+    def _probed(self, bundle: Bundle) -> Ranker:
+        """Open and probe a bundle in a thread of its own. A probe that does not end must not hold the next kill.
+
+        Raises what the probe raises, and `ProbeError` when it is given up on.
+        """
+        config, result = self._config, Future[Ranker]()
+
+        def run() -> None:
+            try:
+                ranker = self._open(bundle)
+                probe(bundle, ranker, config.format, config.precision, config.group, config.probe)
+            except BaseException as err:
+                result.set_exception(err)
+            else:
+                result.set_result(ranker)
+
+        threading.Thread(target=run, name="pocketrank-probe", daemon=True).start()
+        try:
+            return result.result(config.probe.give_up_s)
+        except TimeoutError as err:
+            if result.done():  # the probe's own error
+                raise
+            self.probes_given_up += 1
+            within = f"a probe that ends within {config.probe.give_up_s:g} s"
+            raise ProbeError(str(bundle.folder), within, "one that goes on") from err
+
     def _open(self, bundle: Bundle) -> Ranker:
         config = self._config
+        check_feed(bundle.manifest, self._feed, str(bundle.folder))  # the app may have changed its channel
         return Ranker.open(bundle, config.format, config.precision, group=config.group)
 
     def _judge(self) -> None:
@@ -290,16 +362,32 @@ class Updates:
             return
         verdict = self._trial.verdict()
         if verdict is None:
-            if store.state.starts and self._trial.figures.runs:
-                store.change(starts=0)
+            if (figures := self._trial.figures).runs:  # saved, since the process may end without a word
+                store.change(starts=0, trial=figures)
         elif verdict:
             self._reject_active(verdict)
             self._install()
         else:
-            store.change(trial=None, baseline=self._trial.figures)
+            store.change(trial=None, baseline=self._trial.figures, crashes=0)
             self._trial = None
             if self._ranker is not None:
                 unwatch(self._ranker)
+
+    def _arm(self) -> None:
+        """Count this start as one that crashed, until the app ends it. Raises `BundleStorageError`."""
+        state = self.store.state
+        if state.active is not None and (state.trial is not None or state.ends):
+            self.store.change(crashes=state.crashes + 1)
+        self._armed = True
+
+    def _end(self, **reported: bool) -> None:
+        """Stop to count this start as one that crashed, and save the progress of a trial. Never raises."""
+        if os.getpid() != self._process:  # a fork of the process that has the store
+            return
+        with self._lock, suppress(BundleStorageError):
+            self.save()
+            self.store.change(starts=0, crashes=0, **reported)
+            self._armed = False
 
     def _reject_active(self, why: str) -> None:
         """Return to the previous bundle, or to cloud order without one."""
@@ -321,7 +409,10 @@ class Updates:
             except ExpiredBundleError:
                 self._serial = store.state.active  # without a ranker
                 return
-            except (NoSuchModelError, CorruptBundleError, ModelRuntimeError, ContractError) as err:
+            except (OtherFeedError, CorruptBundleError):  # caused by the app or the disk: it may be of use again
+                store.retire()
+                ready = None
+            except (NoSuchModelError, ModelRuntimeError, ContractError) as err:
                 self._reject_active(str(err))
                 ready = None
         self._serial, self._ranker, self._expires_ms = bundle.manifest.serial, ranker, bundle.manifest.expires_ms

@@ -6,6 +6,7 @@ the package of its class, so that a component's new error needs no entry in a li
 Errors::
 
     CliError                   wrong input to the command line
+    ├── ConfirmationError      a question that nobody is there to answer
     ├── OptionError            a value that the option does not accept
     └── OutputError            a report that cannot be written
 """
@@ -17,13 +18,17 @@ from contextlib import contextmanager
 
 import typer
 
-__all__ = ["CliError", "OptionError", "OutputError", "exit_on_domain_error", "is_domain_error"]
+__all__ = ["CliError", "ConfirmationError", "OptionError", "OutputError", "exit_on_domain_error", "is_domain_error"]
 
 _WRONG_INPUT = 2
 
 
 class CliError(ValueError):
     """Wrong input to the command line."""
+
+
+class ConfirmationError(CliError):
+    """A question that nobody is there to answer, because the input is no terminal."""
 
 
 class OptionError(CliError):

@@ -38,6 +38,8 @@ def export(
             min=1, help="Serial; devices only install higher ones. [default: one above that of the bundle at --out, else 1]"
         ),
     ] = None,
+    app: Annotated[str, typer.Option(help="App that the bundle is for; no other installs it. [default: none]")] = "",
+    channel: Annotated[str, typer.Option(help="Channel of the app, such as staging. [default: none]")] = "",
     paging: Annotated[
         Path | None,
         typer.Option(
@@ -82,6 +84,8 @@ def export(
             serial=serial or next_serial(out),
             keys=keys,
             paging=paging_model,
+            app=app,
+            channel=channel,
             progress=lambda _, share: report_progress(share),
         )
     _print_models(console, report, title=f"{out}: models, compared with torch")

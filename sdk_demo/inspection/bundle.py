@@ -79,7 +79,9 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
     fields = msgspec.structs.asdict(manifest)
     report |= {name: fields[name] for name in ("name", "serial", "split_version", "created_ms", "expires_ms")}
     report["expired"] = manifest.expires_ms is not None and now_ms >= manifest.expires_ms
-    report["further"] = {k: msgspec.to_builtins(v) for k, v in fields.items() if k not in _REPORTED and v is not None}
+    report["further"] = {
+        k: msgspec.to_builtins(v) for k, v in fields.items() if k not in _REPORTED and v not in (None, msgspec.UNSET)
+    }
     bad = dict(_bad_files(folder, manifest))
     problems += bad.values()
     listed = {file.path for file in manifest.files}
@@ -193,7 +195,10 @@ def _model(
     elif format not in _RUNTIMES or find_spec(_RUNTIMES[format]) is None:
         row["refused"] = "no runtime here"
     else:
-        only = Bundle(folder, replace(manifest, models=tuple(entries)), spec)
+        # A file of another model that is damaged says nothing about this one.
+        others = {model.path for model in manifest.models} - {entry.path for entry in entries}
+        files = tuple(file for file in manifest.files if file.path not in others)
+        only = Bundle(folder, replace(manifest, models=tuple(entries), files=files), spec)
         try:
             row["rerank_ms"] = _rerank_ms(Ranker.open(only, format, precision, group=group), form)
         except (BundleError, ModelRuntimeError) as err:

@@ -63,6 +63,21 @@ def test_a_release_names_the_bundle_and_is_signed(tmp_path: Path) -> None:
     assert release.expires_ms - release.created_ms == 7 * DAY_MS
 
 
+def test_a_release_is_for_the_feed_of_its_bundle(tmp_path: Path) -> None:
+    make_bundle(tmp_path, 8, app="reels", channel="staging")
+    assert _release(tmp_path).feed == ("reels", "staging")
+    assert _release(tmp_path, app="reels", channel="staging").feed == ("reels", "staging")
+    for given in ({"app": "shop"}, {"channel": "production"}, {"channel": ""}):
+        with pytest.raises(ExportOutputError, match="a bundle for app"):
+            _release(tmp_path, **given)
+    make_bundle(tmp_path, 9)
+    release = _release(tmp_path)
+    assert release.feed == ("", "")
+    assert b'"app"' not in KEYS.open("release", (tmp_path / RELEASE).read_bytes(), RELEASE)
+    with pytest.raises(ExportOutputError, match="got one for no app or channel"):
+        _release(tmp_path, app="reels")
+
+
 def test_serials_grow_whatever_happens_to_the_last_release(tmp_path: Path) -> None:
     make_bundle(tmp_path, 8)
     first, second = _release(tmp_path), _release(tmp_path)

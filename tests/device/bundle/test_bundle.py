@@ -7,12 +7,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketrank.device.bundle.bundle import Bundle, write_manifest
 from pocketrank.device.bundle.files import (
+    GOLDEN,
     MANIFEST,
     BundleError,
     BundleVersionError,
@@ -22,7 +24,10 @@ from pocketrank.device.bundle.files import (
     check_path,
 )
 from pocketrank.device.contract import GroupRule, ModelEntry, PersonalConfig, TaskPrior
-from tests.device.worlds import SPEC, SPLIT, T0, make_bundle
+from pocketrank.device.ranking.ranker import Ranker
+from pocketrank.device.runtimes.base import RuntimeLoadError
+from tests.device.runtimes.test_runtimes import random_inputs
+from tests.device.worlds import SPEC, SPLIT, T0, make_bundle, onnx_model, reference
 
 CORE_ML = ModelEntry(form="split", format="coreml", precision="fp16", path="models/split.mlpackage", bytes=0)
 
@@ -41,6 +46,14 @@ def test_what_was_written_opens(tmp_path: Path) -> None:
     assert bundle.forms("onnx") == ("split", "self_contained")
     assert {m.bytes for m in bundle.manifest.models} == {p.stat().st_size for p in (tmp_path / "models").iterdir()}
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("names", [{}, {"app": "reels"}, {"channel": "staging"}, {"app": "reels", "channel": "staging"}])
+def test_a_manifest_names_the_app_and_channel_that_are_given(tmp_path: Path, names: dict[str, str]) -> None:
+    _write(tmp_path, **names)
+    assert Bundle.open(tmp_path).manifest.feed == (names.get("app", ""), names.get("channel", ""))
+    written = json.loads((tmp_path / MANIFEST).read_text())
+    assert {name: written[name] for name in ("app", "channel") if name in written} == names
 
 
 def test_a_model_that_it_does_not_have(tmp_path: Path) -> None:
@@ -332,3 +345,60 @@ def test_files_that_are_not_listed_are_ignored(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     (tmp_path / "notes.txt").write_text("later")
     assert Bundle.open(tmp_path).spec == SPEC
+
+
+def _with_external_data(folder: Path, name: str = "weights/split.data") -> Bundle:
+    """A bundle whose only model has its weights in another file."""
+    (folder / "models" / "weights").mkdir(parents=True)
+    path = folder / "models" / "split.onnx"
+    onnx.save_model(onnx_model(SPEC, "split"), path, save_as_external_data=True, location=name, size_threshold=64)
+    entry = ModelEntry(form="split", format="onnx", precision="fp32", path="models/split.onnx", bytes=0)
+    _write(folder, models=[entry])
+    return Bundle.open(folder)
+
+
+def test_weights_in_another_file_are_part_of_the_model(tmp_path: Path) -> None:
+    bundle, inputs = _with_external_data(tmp_path), random_inputs("split", 3, SPEC.events_max)
+    file = bundle.read_model(bundle.stages("split", "onnx")["whole"])
+    assert set(file.beside) == {"weights/split.data"}
+    runtime = Ranker.open(bundle).runtimes["split"]["whole"]
+    np.testing.assert_allclose(runtime.run(inputs), reference(SPEC, inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["models/split.onnx", "models/weights/split.data"])
+@pytest.mark.parametrize("swap", ["changed", "linked", "removed", "longer"])
+def test_a_file_that_is_swapped_after_its_check_is_not_opened(tmp_path: Path, name: str, swap: str) -> None:
+    bundle = _with_external_data(tmp_path / "bundle")
+    path = bundle.folder / name
+    data = path.read_bytes()
+    changed = data[:-1] + bytes([data[-1] ^ 1])
+    path.unlink()
+    if swap == "changed":
+        path.write_bytes(changed)
+    elif swap == "longer":
+        path.write_bytes(data + b"\0")
+    elif swap == "linked":
+        (tmp_path / "other").write_bytes(changed)
+        path.symlink_to(tmp_path / "other")
+    with pytest.raises(CorruptBundleError, match=path.name):
+        Ranker.open(bundle)
+
+
+@pytest.mark.parametrize("cwd", ["models", "."])
+def test_weights_that_the_manifest_does_not_list_are_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cwd: str
+) -> None:
+    bundle = _with_external_data(tmp_path)
+    left = tuple(entry for entry in bundle.manifest.files if not entry.path.endswith(".data"))
+    unlisted = Bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, files=left), bundle.spec)
+    monkeypatch.chdir(tmp_path / cwd)  # where onnxruntime would look for the files of a model in memory
+    with pytest.raises(RuntimeLoadError):
+        Ranker.open(unlisted)
+
+
+def test_recorded_scores_are_checked_as_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / GOLDEN).write_bytes(b"\x80")
+    bundle = make_bundle(tmp_path)
+    (tmp_path / GOLDEN).write_bytes(b"\x81")
+    with pytest.raises(CorruptBundleError, match="SHA-256"):
+        bundle.golden()

@@ -197,8 +197,8 @@ def test_one_that_failed_its_trial_is_named_until_a_newer_one_is_in_use(phone: P
     assert updates.current().why == rejected
     assert updates.check(phone.client) == "rejected"
     assert updates.current().why == rejected
-    restarted = phone.start().current().why
-    assert restarted == rejected.replace(" and ", ", ")[:-1] + " and no check was made: call `start` or `check`."
+    updates = phone.start()
+    assert updates.current().why == rejected.replace(" and ", ", ")[:-1] + " and no check was made: call `start` or `check`."
     phone.server.files = served(3, number=11)
     updates.check(phone.client)
     assert updates.current().why == "Bundle 3 is in use."

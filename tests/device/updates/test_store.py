@@ -1,12 +1,16 @@
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.reliability.released import KEYS, MODEL, NOW_MS, make_bundle, release_of
 from pocketrank.device.bundle.bundle import Bundle
-from pocketrank.device.bundle.files import BundleStorageError, CorruptBundleError, ExpiredBundleError
+from pocketrank.device.bundle.files import BundleLockedError, BundleStorageError, CorruptBundleError, ExpiredBundleError
 from pocketrank.device.updates import BundleStore, StoreState
+from pocketrank.device.updates.release import AHEAD_MAX_MS
 from pocketrank.device.updates.trial import Figures
 
 
@@ -118,7 +122,9 @@ def test_a_bundle_in_the_folder_of_another_serial_is_refused(store: BundleStore)
 
 def test_a_clock_that_is_set_back_stays_at_the_last_release(store: BundleStore) -> None:
     store.change(release=release_of(b"m", 2))
-    assert _open(store.root, 5).now() == NOW_MS
+    assert _open(store.root, NOW_MS - AHEAD_MAX_MS).now() == NOW_MS
+    # Which of the two is wrong is not known when they are further apart: a date ahead must not expire all later releases.
+    assert _open(store.root, NOW_MS - AHEAD_MAX_MS - 5).now() == NOW_MS - 5
     assert _open(store.root, NOW_MS + 5).now() == NOW_MS + 5
 
 
@@ -165,3 +171,111 @@ def test_a_damaged_bundle_ends_its_trial(store: BundleStore) -> None:
     (store.folder(2) / MODEL).write_bytes(b"rot")
     assert _serial(store) == 1
     assert store.state.trial is None
+
+
+_OPENS = """
+import sys
+from pathlib import Path
+from benchmarks.reliability.released import KEYS
+from pocketrank.device.updates import BundleStore
+store = BundleStore(Path(sys.argv[1]), KEYS)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def _other(root: Path) -> subprocess.Popen[str]:
+    """Another process that opens the store and holds it until its input ends."""
+    command = [sys.executable, "-c", _OPENS, str(root)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_another_process_opens_a_store_once_this_one_has_closed_it(store: BundleStore) -> None:
+    (store.begin(3) / "part").write_bytes(b"half a file")
+    _, said = _other(store.root).communicate(timeout=60)
+    assert "BundleLockedError" in said
+    assert _folders(store) == ["1", "2", "3"]
+    store.close()
+    with pytest.raises(BundleLockedError):
+        store.change(probes=1)
+
+
+def test_a_store_of_another_process_is_refused_until_that_one_is_killed(store: BundleStore) -> None:
+    root = store.root
+    store.close()
+    with _other(root) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(BundleLockedError, match="a store that no other process has open"):
+            _open(root)
+        other.kill()
+        other.wait(60)
+        assert _serial(_open(root)) == 2
+
+
+def test_a_store_that_is_opened_again_changes_nothing_any_more(store: BundleStore, tmp_path: Path) -> None:
+    again = _open(store.root)
+    again.change(release=release_of(b"m", 2, number=20))
+    steps = (
+        lambda: store.change(release=release_of(b"m", 1, number=5)),
+        lambda: store.begin(3),
+        lambda: store.add(Bundle.open(make_bundle(tmp_path / "3", 3), keys=KEYS)),
+        lambda: store.reject(2, "slow"),
+    )
+    for step in steps:
+        with pytest.raises(BundleLockedError, match="closed or opened again"):
+            step()
+    assert _open(store.root).state == again.state
+    assert _folders(again) == ["1", "2"]
+
+
+KILL = release_of(b"m", 2, number=20, kill=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 64, b"{}", None], ids=["empty", "zeros", "nothing_known", "removed"])
+def test_kill_switch_and_floor_outlive_a_damaged_state(store: BundleStore, damage: bytes | None) -> None:
+    store.change(release=KILL)
+    path = store.root / "state.json"
+    path.unlink() if damage is None else path.write_bytes(damage)
+    again = _open(store.root)
+    assert again.state.release == KILL
+    assert _open(store.root).state == again.state
+
+
+def test_a_state_with_an_older_release_is_held_to_the_second_copy(store: BundleStore) -> None:
+    store.change(release=release_of(b"m", 2, number=19))
+    older = (store.root / "state.json").read_bytes()
+    store.change(release=KILL)
+    (store.root / "state.json").write_bytes(older)
+    assert _open(store.root).state.release == KILL
+    assert json.loads((store.root / "state.json").read_bytes())["release"]["kill"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"release": "e30=", "crc32": 1}', None])
+def test_a_damaged_second_copy_is_written_again(store: BundleStore, damage: bytes | None) -> None:
+    store.change(release=KILL)
+    copy = store.root / "floor.json"
+    whole = copy.read_bytes()
+    copy.unlink() if damage is None else copy.write_bytes(damage)
+    assert _open(store.root).state.release == KILL
+    assert copy.read_bytes() == whole
+
+
+def test_one_changed_byte_of_the_second_copy_is_noticed(store: BundleStore) -> None:
+    store.change(release=KILL)
+    copy = store.root / "floor.json"
+    changed = json.loads(copy.read_bytes())
+    changed["crc32"] ^= 1
+    copy.write_text(json.dumps(changed))
+    (store.root / "state.json").write_bytes(b"{")
+    assert _open(store.root).state.release is None  # both copies are lost
+
+
+def test_a_second_copy_that_cannot_be_written_stops_nothing(store: BundleStore) -> None:
+    (store.root / "floor.json.tmp").mkdir()  # nothing can be written over a folder
+    store.change(release=KILL)
+    assert _open(store.root).state.release == KILL
+    (store.root / "floor.json.tmp").rmdir()
+    _open(store.root)
+    (store.root / "state.json").unlink()
+    assert _open(store.root).state.release == KILL

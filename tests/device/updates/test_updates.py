@@ -1,5 +1,7 @@
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -27,8 +29,11 @@ from pocketrank.device.bundle.files import (
     GOLDEN,
     MANIFEST,
     BundleError,
+    BundleLockedError,
     BundleStorageError,
     ExpiredBundleError,
+    FutureReleaseError,
+    OtherFeedError,
     ProbeError,
     ReleaseError,
     SignatureError,
@@ -56,11 +61,13 @@ class World:
     now_ms: int = NOW_MS
     number: int = 10
     device: Updates = field(init=False)
+    feed: dict[str, str] = field(default_factory=dict)
+    config: UpdateConfig = CONFIG
 
     def start(self) -> Updates:
         """The device's app starts (again)."""
         store = BundleStore(self.folder / "device", KEYS, clock=lambda: self.now_ms)
-        self.device = Updates(store, device_id="device", config=CONFIG)
+        self.device = Updates(store, device_id="device", config=self.config, **self.feed)
         return self.device
 
     def release(
@@ -161,6 +168,99 @@ def test_starts_in_which_it_ran_do_not_count(world: World) -> None:
         assert device.current().serial == 2
 
 
+def _crashes(world: World, starts: int, *, ends: Callable[[Updates], None] | None = None) -> list[int | None]:
+    """Bundle in use in each of `starts` whose process ends in a run between two pages. `ends` is called in the first one."""
+    used = []
+    for start in range(starts):
+        device = world.start()
+        used.append(device.current().serial)
+        if ends is not None and start == 0:
+            ends(device)
+            device.current()
+        _use(device.current().ranker, runs=1)
+        device.current()
+        _use(device.current().ranker, runs=1)  # and here the process ends
+    return used
+
+
+@pytest.fixture
+def long_trial(world: World) -> World:
+    """A device that has just activated bundle 2, whose trial is long."""
+    world.config = UpdateConfig(trial=TrialConfig(runs=1000, ms_max=1e6, slower=1e6), tries=2)
+    world.start()
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    return world
+
+
+def test_a_model_that_crashes_late_is_not_started_for_ever(long_trial: World) -> None:
+    assert _crashes(long_trial, 8) == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert long_trial.device.store.state.rejected == {2: "the process ended in each of its last 4 starts"}
+    assert long_trial.update() == ("rejected", 1)
+
+
+@pytest.mark.parametrize("ends", [Updates.close, Updates.background])
+def test_it_is_blamed_sooner_in_an_app_that_reports_its_ends(long_trial: World, ends: Callable[[Updates], None]) -> None:
+    assert _crashes(long_trial, 4, ends=ends) == [2, 2, 1, 1]
+
+
+def test_a_trusted_bundle_that_begins_to_crash_is_replaced_where_the_app_reports_its_ends(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    _use(world.device.current().ranker)
+    world.device.current()
+    assert world.device.store.state.trial is None
+    assert _crashes(world, 8) == [2] * 8  # such an app may be stopped at any time
+    assert _crashes(world, 4, ends=Updates.background) == [2, 2, 1, 1]
+    assert world.start().current().serial is None
+
+
+def test_starts_that_the_app_ends_are_never_blamed(long_trial: World) -> None:
+    for _ in range(9):
+        device = long_trial.start()
+        assert device.current().serial == 2
+        _use(device.current().ranker, runs=1)
+        device.background()
+        device.background()
+    long_trial.device.close()
+    for _ in range(9):  # nor those without a run
+        long_trial.start().close()
+    assert long_trial.start().current().serial == 2
+
+
+_STARTS = """
+import os, sys
+from pathlib import Path
+from benchmarks.reliability.released import KEYS, NOW_MS
+from pocketrank.device.updates import BundleStore, Updates
+updates = Updates(BundleStore(Path(sys.argv[1]), KEYS, clock=lambda: NOW_MS), device_id="device")
+assert updates.current().serial == 2
+if sys.argv[2] == "crash":
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("end", "crashes"), [("exit", 0), ("crash", 2)])
+def test_a_process_that_exits_in_order_has_not_crashed(long_trial: World, end: str, crashes: int) -> None:
+    store = long_trial.device.store
+    store.close()
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", _STARTS, str(store.root), end], check=True, timeout=60)
+    assert BundleStore(store.root, KEYS, clock=lambda: NOW_MS).state.crashes == crashes
+
+
+def test_a_trial_goes_on_in_an_app_that_is_stopped_without_a_word(world: World) -> None:
+    world.release(2)
+    assert world.update() == ("staged", 2)
+    for _ in range(3):
+        device = world.start()
+        _use(device.current().ranker, runs=1)
+        assert device.current().serial == 2
+    figures = device.store.state.trial
+    assert figures is not None
+    assert figures.runs == 3
+
+
 def test_a_probe_that_ends_the_process_is_not_tried_for_ever(world: World) -> None:
     world.release(2)
     world.device.store.begin(2)
@@ -168,6 +268,13 @@ def test_a_probe_that_ends_the_process_is_not_tried_for_ever(world: World) -> No
     with pytest.raises(ProbeError, match="a probe that ends"):
         world.device.check(world.client)
     assert world.update() == ("rejected", 1)
+
+
+def test_a_probe_that_never_ends_holds_neither_the_next_bundle_nor_a_kill(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.device.updates.hung_probe", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["ok 1 [2] 1", "ok 3 [2] 1", "killed None [2] 1"]
 
 
 def test_a_bundle_that_fails_the_probe_is_rejected(world: World) -> None:
@@ -195,6 +302,94 @@ def test_a_kill_stops_models_until_a_release_says_otherwise(world: World) -> Non
     assert world.device.current()[:3] == (None, None, "killed")
     assert world.start().current().state == "killed"
     world.release(2)
+    assert world.update() == ("staged", 2)
+
+
+def test_a_release_dated_ahead_is_not_believed_and_its_kill_is(world: World) -> None:
+    year = 365 * 86_400_000
+    ahead = {"created_ms": NOW_MS + year, "expires_ms": NOW_MS + year + 9}
+    world.release(2, **ahead)
+    with pytest.raises(FutureReleaseError):
+        world.device.check(world.client)
+    current = world.device.current()
+    assert (current.serial, current.state) == (1, "ok")
+    assert "the server's release is dated ahead of this device's clock" in current.why
+    world.release(2, kill=True, **ahead)
+    assert world.device.check(world.client) == "killed"
+    world.release(2)
+    assert world.update() == ("staged", 2)
+
+
+def test_a_damaged_state_forgets_neither_the_kill_nor_the_last_serial(world: World) -> None:
+    world.release(1, kill=True)
+    assert world.device.check(world.client) == "killed"
+    (world.device.store.root / "state.json").write_bytes(b"\0" * 99)
+    assert world.start().current().state == "killed"
+    world.release(1, number=5)
+    with pytest.raises(ReleaseError, match="a serial above 11"):
+        world.device.check(world.client)
+    world.release(2)
+    assert world.update() == ("staged", 2)
+
+
+def test_two_updates_of_one_folder_do_not_disturb_each_other(world: World) -> None:
+    first = world.device
+    world.release(2)
+    assert first.check(world.client) == "staged"
+    world.start()
+    world.release(3)
+    assert world.update() == ("staged", 3)
+    with pytest.raises(BundleLockedError):
+        first.check(world.client)
+    assert first.current().serial == 1  # what it has goes on
+    assert world.start().current().serial == 3
+
+
+PRODUCTION, STAGING = {"app": "reels", "channel": "production"}, {"app": "reels", "channel": "staging"}
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        (PRODUCTION, STAGING),
+        (PRODUCTION, {"app": "shop", "channel": "production"}),
+        (PRODUCTION, {"app": "reels"}),
+        (PRODUCTION, {}),
+        ({}, STAGING),
+    ],
+)
+def test_a_bundle_of_another_feed_is_refused_and_locks_nothing_out(
+    world: World, own: dict[str, str], other: dict[str, str]
+) -> None:
+    world.feed = own
+    world.start()
+    world.device.add(make_bundle(world.folder / "own", 2, **own))
+    assert world.device.current().serial == 2
+    world.release(9, manifest=other, **other, number=99)
+    with pytest.raises(OtherFeedError):
+        world.device.check(world.client)
+    assert "the server's release is for another app or channel" in world.device.current().why
+    world.release(9, manifest=other, **other, number=99, kill=True)
+    with pytest.raises(OtherFeedError):
+        world.device.check(world.client)
+    world.release(9, manifest=other, **own)  # only the bundle is another's
+    with pytest.raises(OtherFeedError):
+        world.device.check(world.client)
+    with pytest.raises(OtherFeedError):
+        world.device.add(make_bundle(world.folder / "other", 9, **other))
+    assert world.device.current()[0::2] == (2, "ok")
+    world.release(10, manifest=own, **own)
+    assert world.update() == ("staged", 10)
+
+
+def test_an_app_that_changes_its_channel_leaves_the_bundle_of_the_last_one(world: World) -> None:
+    world.feed = STAGING
+    assert world.start().current().serial is None
+    world.release(20, manifest=STAGING, **STAGING, number=99, kill=True)
+    assert world.device.check(world.client) == "killed"
+    world.feed = PRODUCTION
+    assert world.start().current()[0::2] == (None, "none")
+    world.release(2, manifest=PRODUCTION, **PRODUCTION, number=50)
     assert world.update() == ("staged", 2)
 
 
