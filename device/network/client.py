@@ -9,8 +9,10 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -177,39 +179,41 @@ class CloudClient:
         while part := file.read(_CHUNK):
             digest.update(part)
         have = file.tell()
-        if have < entry.bytes:
+        ends = time.monotonic() + (entry.bytes - have) / _RATE_MIN
+        # A server may send a shorter range than the rest. Each adds a byte at least, and all share the time of the whole.
+        while have < entry.bytes:
             path = f"/v1/bundle/files/{quote(entry.path)}"
             name = self._transport.name("GET", path)
             # The tag keeps a server whose file has changed since from sending the rest of the new one.
             headers = {"Range": f"bytes={have}-", "If-Range": f'"{entry.sha256}"'} if have else {}
-            with self._transport.exchange("GET", path, headers, more_s=(entry.bytes - have) / _RATE_MIN) as response:
-                # Check what the server offers: the rest (206), or the whole file again (200).
+            with self._transport.exchange("GET", path, headers, more_s=ends - time.monotonic()) as response:
+                # Check what the server offers: the rest or some of it (206), or the whole file again (200).
                 if response.status == 416 and have:
                     response.abandon()
                     return False
                 if response.status != 200 and not (response.status == 206 and have):
                     raise self._transport.bad_status("GET", path, response, response.body(_CHUNK))
+                start, end = have, entry.bytes
                 if response.status == 206:
-                    expected, got = f"bytes {have}-{entry.bytes - 1}/{entry.bytes}", response.getheader("Content-Range")
-                    if got != expected:
-                        raise BadAnswerError(name, f"the range {expected}", f"{got!r:.100}")
-                start = have if response.status == 206 else 0
-                if response.length is not None and response.length > entry.bytes - start:
-                    raise BadAnswerError(name, f"at most {entry.bytes} bytes", "more")
+                    end = _range_end(name, response.getheader("Content-Range"), have, entry.bytes)
+                else:
+                    start = 0
+                if response.length is not None and response.length > end - start:
+                    raise BadAnswerError(name, f"at most {end - start} bytes", "more")
                 if start < have:
                     file.truncate(0)
                     have, digest = 0, hashlib.sha256()
-                # Append it, and never more than the entry's size.
-                for part in response.parts(entry.bytes - have):
+                # Append it, and never more than was offered.
+                for part in response.parts(end - have):
                     have += len(part)
-                    if have > entry.bytes:
-                        raise BadAnswerError(name, f"at most {entry.bytes} bytes", "more")
+                    if have > end:
+                        raise BadAnswerError(name, f"at most {end - start} bytes", "more")
                     with on_disk(Path(file.name)):
                         file.write(part)
                         file.flush()  # what arrived must stay, whatever happens next
                     digest.update(part)
-            if have < entry.bytes:
-                raise BadAnswerError(name, f"{entry.bytes} bytes", f"{have}")
+            if have < end:
+                raise BadAnswerError(name, f"{end} bytes", f"{have}")
         return have == entry.bytes and digest.hexdigest() == entry.sha256.lower()
 
     def _post(self, path: str, body: msgspec.Struct, answer: type[S]) -> S:
@@ -229,6 +233,17 @@ def fetch_signatures(client: CloudClient) -> bytes:
         if err.status != 404:
             raise
         raise UnsignedError(err.where, "a signed bundle", "an unsigned one") from err
+
+
+def _range_end(name: str, header: str | None, have: int, size: int) -> int:
+    """Return where the bytes end that follow the first `have` of `size`, by the header `Content-Range` (RFC 9110, 14.4).
+
+    A cache that does not know the size sends `*` in its place. Raises `BadAnswerError` for another range.
+    """
+    found = re.fullmatch(r"bytes +(\d{1,18})-(\d{1,18})/(\*|\d{1,18})", (header or "").strip(), re.ASCII | re.IGNORECASE)
+    if found is None or int(found[1]) != have or not have <= int(found[2]) < size or found[3] not in ("*", str(size)):
+        raise BadAnswerError(name, f"a range of bytes {have}-{size - 1}/{size} that begins it", f"{header!r:.100}")
+    return int(found[2]) + 1
 
 
 def _install(new: Path, folder: Path) -> None:

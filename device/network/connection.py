@@ -16,11 +16,14 @@ from functools import partial
 from typing import Any, cast
 
 from pocketrank.device.bundle.files import BundleError
+from pocketrank.device.network.addresses import connect
 from pocketrank.device.network.errors import BadAnswerError, ClientError, UnreachableError
 
 __all__ = ["Connection", "Response"]
 
 _CHUNK = 1 << 16
+_INFORMATIONAL_MAX = 20
+"""Informational answers (1xx) that are read before the answer. A server sends one or two."""
 
 
 class Response(http.client.HTTPResponse):
@@ -34,6 +37,15 @@ class Response(http.client.HTTPResponse):
         self._connection = connection
         self.fp.close()
         self.fp = io.BufferedReader(_Timed(sock, deadline))
+
+    def begin(self) -> None:
+        """Read the head of the answer, past any informational one (RFC 9110, 15.2); http.client knows 100 alone."""
+        for _ in range(_INFORMATIONAL_MAX):
+            super().begin()
+            if not 100 <= self.status < 200 or self.status == http.client.SWITCHING_PROTOCOLS:
+                return
+            self.headers = self.msg = None  # type: ignore[assignment]  # or the next call would return at once
+        raise http.client.HTTPException(f"more than {_INFORMATIONAL_MAX} informational answers")
 
     def parts(self, bytes_max: int) -> Iterator[bytes]:
         """Yield the body as it arrives, or its first bytes beyond `bytes_max` and then abandon the rest."""
@@ -65,24 +77,24 @@ class Connection:
     def __init__(self, scheme: str, host: str, port: int | None, timeout_s: float) -> None:
         """The first exchange connects."""
         self._timeout_s = timeout_s
-        self._http = (
-            http.client.HTTPConnection(host, port, timeout=timeout_s)
-            if scheme == "http"
-            else http.client.HTTPSConnection(host, port, timeout=timeout_s, context=ssl.create_default_context())
-        )
+        self._http = _Http(host, port, ssl.create_default_context() if scheme == "https" else None)
 
     def close(self) -> None:
         """Close the connection; the next exchange opens it again."""
         self._http.close()
 
     def send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float) -> Response:
-        """Send a request and return the beginning of the answer, which must be read before `deadline`."""
+        """Send a request and return the beginning of the answer, which must be read before `deadline`.
+
+        The request is sent within the timeout of the connection, however far ahead the deadline is.
+        """
         connection = self._http
+        connection.deadline = min(deadline, time.monotonic() + self._timeout_s)
         connection.response_class = cast("type[Response]", partial(Response, deadline=deadline, connection=connection))
         reused = connection.sock is not None
         try:
             if reused:
-                connection.sock.settimeout(self._timeout_s)  # the last answer may have left a shorter one
+                connection.sock.settimeout(connection.left_s())  # the last answer may have left a shorter one
             connection.request(method, path, body, headers)
             return cast("Response", connection.getresponse())
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
@@ -106,6 +118,32 @@ class Connection:
             raise UnreachableError(name, str(err) or type(err).__name__) from err
         except (http.client.HTTPException, ValueError) as err:
             raise BadAnswerError(name, "HTTP", f"{type(err).__name__} {err}") from err
+
+
+class _Http(http.client.HTTPConnection):
+    """http.client's connection to the first address that answers, with or without TLS."""
+
+    def __init__(self, host: str, port: int | None, tls: ssl.SSLContext | None) -> None:
+        self.default_port = http.client.HTTP_PORT if tls is None else http.client.HTTPS_PORT
+        super().__init__(host, port or self.default_port)  # without a port it would look for one in an IPv6 address
+        self._tls = tls
+        self.deadline = 0.0
+        """End of connecting and sending, in seconds of the monotonic clock."""
+
+    def left_s(self) -> float:
+        """Return the seconds until the deadline, at least one thousandth: a socket takes 0 as "do not wait"."""
+        return max(0.001, self.deadline - time.monotonic())
+
+    def connect(self) -> None:
+        """Connect before the deadline."""
+        self.sock = connect(self.host, self.port, self.deadline)
+        if self._tls is not None:
+            try:
+                self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)  # the timeout is on all of it
+            except BaseException:
+                self.close()
+                raise
+            self.sock.settimeout(self.left_s())
 
 
 class _Timed(io.RawIOBase):

@@ -2,6 +2,9 @@
 
 The time bound is on the call as a whole: a server that sends a byte at a time, in its headers or its body, times out like one
 that sends nothing.
+
+A GET follows redirects, because bundles are often moved to a content delivery network. The token goes to the origin of the base
+URL only, and a call that began with https never goes on without it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, NoTokenError
 
@@ -23,6 +26,13 @@ __all__ = ["Transport"]
 _MSGPACK = "application/msgpack"
 _CHUNK = 1 << 16  # bytes of a refusal
 _TEXT_MAX = 300  # bytes of an answer's text in an error
+_REDIRECTS = (301, 302, 303, 307, 308)
+_REDIRECTS_MAX = 5
+"""Redirects that one call follows. A content delivery network needs one or two."""
+_REDIRECT_BODY_MAX = 1 << 16  # bytes
+
+
+_Origin = tuple[str, str, int]  # scheme, host, port
 
 
 class Transport:
@@ -32,7 +42,7 @@ class Transport:
         """See `client.CloudClient`. Raises `BadUrlError`."""
         try:
             url = urlsplit(base_url)
-            port = url.port
+            server = _origin(url)
         except ValueError as err:
             raise BadUrlError(repr(base_url), "a URL", str(err)) from err
         if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or not base_url.isascii():
@@ -44,7 +54,7 @@ class Transport:
                 raise BadUrlError(repr(base_url), f"{name} of printable ASCII characters", "others in it")
         self._base, self._prefix, self._timeout_s = base_url.rstrip("/"), url.path.rstrip("/"), timeout_s
         self._headers = {"Accept": _MSGPACK} | ({} if fixed is None else {"Authorization": f"Bearer {fixed}"})
-        self._server = (url.scheme, url.hostname, port)
+        self._server = server
         self._connection: Connection | None = None
         self._lock = threading.Lock()
 
@@ -71,6 +81,8 @@ class Transport:
     def bad_status(self, method: str, path: str, response: Response, body: bytes) -> BadStatusError:
         """Return the error for an answer with an unexpected status."""
         text = body[:_TEXT_MAX].decode("utf-8", "replace")
+        if response.status in _REDIRECTS and (location := response.getheader("Location")):
+            text = f"a redirect that is not followed, to {location[:_TEXT_MAX]!r}"
         return BadStatusError(self.name(method, path), response.status, text, _seconds(response.getheader("Retry-After")))
 
     @contextlib.contextmanager
@@ -84,13 +96,22 @@ class Transport:
     ) -> Iterator[Response]:
         """Make a call and yield its answer of any status, to be read within the block, in `more_s` beyond the timeout.
 
-        Raises `ClientError`, also for errors while the answer is read.
+        A GET yields the answer behind redirects. One that may not be followed is yielded itself. Raises `ClientError`, also for
+        errors while the answer is read.
         """
         connection = self._connected()
         deadline = time.monotonic() + self._timeout_s + more_s
-        with self._lock, connection.errors(self.name(method, path)):
+        with self._lock, connection.errors(self.name(method, path)), contextlib.ExitStack() as elsewhere:
             try:
-                yield self._send(connection, method, path, body, headers, deadline)
+                response = self._send(connection, method, path, body, headers, deadline)
+                url = urlsplit(self._base + path)
+                for _ in range(_REDIRECTS_MAX if method == "GET" else 0):
+                    target = _target(url, response)
+                    if target is None:
+                        break
+                    response.body(_REDIRECT_BODY_MAX)  # the connection is then free for the next call
+                    response, url = self._follow(connection, target, headers, deadline, elsewhere), target
+                yield response
             except BaseException:
                 connection.close()  # the rest of an answer would be read as the beginning of the next
                 raise
@@ -120,14 +141,48 @@ class Transport:
             raise NoTokenError(name, "a token of printable ASCII characters", "something else")
         self._headers["Authorization"] = f"Bearer {token}"
 
+    def _follow(
+        self,
+        connection: Connection,
+        url: SplitResult,
+        headers: Mapping[str, str],
+        deadline: float,
+        elsewhere: contextlib.ExitStack,
+    ) -> Response:
+        """Return the answer to a GET of `url`, over `connection` or, of another origin, one that is closed with `elsewhere`."""
+        own = self._headers
+        if _origin(url) != self._server:
+            connection = self._connect(_origin(url))
+            elsewhere.callback(connection.close)
+            own = {name: value for name, value in own.items() if name != "Authorization"}
+        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        return connection.send("GET", path, None, {**own, **headers}, deadline)
+
     def _connected(self) -> Connection:
         if self._connection is None:
-            # Importing it takes longer than all swipes of a session; an app without network never does.
-            from pocketrank.device.network.connection import Connection
-
             with self._lock:
-                self._connection = self._connection or Connection(*self._server, self._timeout_s)
+                self._connection = self._connection or self._connect(self._server)
         return self._connection
+
+    def _connect(self, origin: _Origin) -> Connection:
+        # Importing it takes longer than all swipes of a session; an app without network never does.
+        from pocketrank.device.network.connection import Connection
+
+        return Connection(*origin, self._timeout_s)
+
+
+def _origin(url: SplitResult) -> _Origin:
+    return url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
+def _target(url: SplitResult, response: Response) -> SplitResult | None:
+    """Return where the answer to a GET of `url` redirects to; None when it does not, or when that may not be followed."""
+    location = response.getheader("Location")
+    if response.status not in _REDIRECTS or location is None:
+        return None
+    target = urlsplit(urljoin(url.geturl(), location))
+    may_follow = target.scheme == "https" or (target.scheme == url.scheme == "http")
+    return target if may_follow and target.hostname else None
 
 
 def _is_printable(text: str) -> bool:

@@ -64,6 +64,10 @@ def serve(
     log_format: Annotated[Literal["json", "text"], typer.Option(help="Format of the log on stderr.")] = "text",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate in PEM; together with --tls-key serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate in PEM, without a password.")] = None,
+    keep_alive: Annotated[
+        float,
+        typer.Option(min=1.0, help="Seconds that an idle connection is kept; more than a load balancer in front keeps one."),
+    ] = 75.0,
 ) -> None:
     """Serve pages from a run until interrupted.
 
@@ -86,6 +90,7 @@ def serve(
     from pocketrank.cloud.serving.bundles.store import BundleStoreConfig
     from pocketrank.cloud.serving.config import ServingConfig
     from pocketrank.cloud.serving.http.cors import CorsConfig
+    from pocketrank.cloud.serving.process.connections import ConnectionLimits
     from pocketrank.cloud.serving.process.serve import serve as serve_run
     from pocketrank.cloud.serving.process.server import ServerConfig, TlsConfig
     from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
@@ -106,7 +111,7 @@ def serve(
         bundles=BundleStoreConfig(_trusted_keys(trust_key or [], trust_release_key or []), unverified_bundles),
         logs=LoggingConfig(format=log_format),
         cors=CorsConfig(tuple(cors or ())),
-        server=ServerConfig(TlsConfig.of(tls_cert, tls_key)),
+        server=ServerConfig(TlsConfig.of(tls_cert, tls_key), connections=ConnectionLimits(keep_alive_s=keep_alive)),
         telemetry=DeviceTelemetryConfig(names_known=telemetry_names()),
     )
     serve_run(Run.open(run), bundle, host=host, port=port, feedback_db=feedback_db, config=config, anybody=anybody)

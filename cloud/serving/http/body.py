@@ -19,6 +19,8 @@ __all__ = ["ENCODINGS", "BodyReader"]
 ENCODINGS = ("identity", "gzip", "deflate")
 """Supported content codings (RFC 9110, 8.4.1)."""
 
+_ALIASES = {"x-gzip": "gzip", "": "identity"}
+"""Names that mean the same: RFC 9110 (8.4.1.3) asks for the first, and an empty header names no coding."""
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -35,21 +37,25 @@ class BodyReader:
         not in the encoding that the header names; 408 too slow. Raises starlette's `ClientDisconnect`.
         """
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+        encoding = _ALIASES.get(encoding, encoding)
         if encoding not in ENCODINGS:
             raise WireError(415, "content-encoding", f"one of {', '.join(ENCODINGS)}", f"`{encoding[:64]}`")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._bytes_max:
             raise WireError(413, "content-length", f"at most {self._bytes_max} bytes", f"{length.decode()[:20]} bytes")
-        message = await receive()  # most bodies arrive whole, right after their headers
-        if encoding == "identity" and message["type"] == "http.request" and not message.get("more_body", False):
-            body: bytes = message.get("body", b"")
-            self._check(len(body))
-            return body
         try:
-            async with asyncio.timeout(self._seconds):
-                return await self._rest(message, receive, encoding)
+            async with asyncio.timeout(self._seconds):  # also for the first byte
+                return await self._body(receive, encoding)
         except TimeoutError:
             raise WireError(408, "$", f"a body within {self._seconds:g} s", "a part of it") from None
+
+    async def _body(self, receive: Receive, encoding: str) -> bytes:
+        message = await receive()
+        if encoding == "identity" and message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message.get("body", b"")  # most bodies arrive whole, right after their headers
+            self._check(len(body))
+            return body
+        return await self._rest(message, receive, encoding)
 
     async def _rest(self, message: Mapping[str, object], receive: Receive, encoding: str) -> bytes:
         body, unpack = bytearray(), None if encoding == "identity" else zlib.decompressobj(_WINDOW[encoding])

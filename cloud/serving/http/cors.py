@@ -44,7 +44,7 @@ def with_cors(app: ASGIApp, config: CorsConfig) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=config.origins,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "HEAD", "POST"),
         allow_headers=_REQUEST_HEADERS,
         expose_headers=_ANSWER_HEADERS,
         max_age=config.max_age_s,

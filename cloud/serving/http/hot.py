@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketrank.cloud.serving.access.access import Access, Caller
 from pocketrank.cloud.serving.http.body import BodyReader
+from pocketrank.cloud.serving.http.head import head_as_get
 from pocketrank.cloud.serving.http.wire import WireError, content_type, decode, encode, error_answer
 from pocketrank.cloud.serving.load.page_queue import BusyError
 from pocketrank.cloud.serving.telemetry.logs import AccessLog, RequestInfo, current_request, request_id_of
@@ -89,7 +90,7 @@ class HotRoutes:
             with _UNTRACED if self._tracer is None else self._tracer.trace_page(scope["headers"], label):
                 try:
                     if route is None:
-                        await self._app(scope, receive, observed_send)
+                        await self._app(head_as_get(scope), receive, observed_send)
                     else:
                         await self._answer(route, request, scope, receive, observed_send)
                 finally:
@@ -135,6 +136,7 @@ class HotRoutes:
         route.observe("decode", perf_counter() - started)
         answer = await route.work(request, since, caller)
         started = perf_counter()
-        kind, body = encode(head.get(b"accept"), answer)
+        accept = b",".join(value for name, value in scope["headers"] if name == b"accept")  # it may come in several lines
+        kind, body = encode(accept, answer)
         route.observe("encode", perf_counter() - started)
         return kind, body

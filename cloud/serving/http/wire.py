@@ -13,6 +13,7 @@ Errors::
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -78,14 +79,26 @@ def decode(kind: str, body: bytes, struct: type[S]) -> S:
 
 
 def encode(accept: bytes | None, struct: msgspec.Struct) -> tuple[str, bytes]:
-    """Return the content type and the body of an answer: MessagePack when `Accept` names it, else JSON.
+    """Return the content type and the body of an answer: MessagePack when `Accept` names it and prefers it to JSON, else JSON.
 
-    Devices name MessagePack. People with curl get what they can read.
+    Devices name MessagePack. People with curl get what they can read, and so does whoever accepts neither.
     """
-    if accept == _MSGPACK_BYTES:  # exactly what devices send
+    if accept == _MSGPACK_BYTES or (accept and _prefers_msgpack(accept.decode("latin-1"))):  # the first is what devices send
         return MSGPACK, to_msgpack(struct)
-    names = (accept or b"").decode("latin-1").lower()
-    return (MSGPACK, to_msgpack(struct)) if any(name in names for name in _MSGPACK_NAMES) else (JSON, to_json(struct))
+    return JSON, to_json(struct)
+
+
+def _prefers_msgpack(accept: str) -> bool:
+    """Whether MessagePack is named, with a weight that is not 0 and not below that of JSON (RFC 9110, 12.5.1)."""
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (one.strip() for one in part.split(";"))
+        weight = next((one.partition("=")[2].strip() for one in parameters if one.partition("=")[0].strip() == "q"), "1")
+        with suppress(ValueError):
+            weights[name] = max(weights.get(name, 0.0), float(weight))
+    msgpack = max((weights.get(name, 0.0) for name in _MSGPACK_NAMES), default=0.0)
+    json = next((weights[name] for name in (JSON, "application/*", "*/*") if name in weights), 0.0)
+    return msgpack > 0.0 and msgpack >= json
 
 
 def error_answer(error: Exception, method: str, path: str) -> Response:

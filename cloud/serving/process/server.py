@@ -18,13 +18,14 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from pocketrank.cloud.serving.process.connections import BoundedProtocol, ConnectionLimits, Connections, network_of
 from pocketrank.device.contract import MismatchError
 
 __all__ = ["PortError", "ServerConfig", "TlsConfig", "TlsError", "listen", "print_serving", "run_server", "url_of"]
@@ -94,6 +95,8 @@ class ServerConfig:
     turn to others before it closes. 0 where whoever stops it has waited for that, as a Kubernetes `preStop` hook does."""
     grace_s: float = 10.0
     """How long requests have to end, once nothing is accepted any more."""
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    """What a connection may send and how long it may be silent, before and between requests."""
 
     def __post_init__(self) -> None:
         if self.tls is not None:
@@ -168,6 +171,7 @@ class _Server(uvicorn.Server):
                 log_level="warning",
                 timeout_graceful_shutdown=round(config.grace_s),
                 lifespan="on",
+                ws="none",
                 ssl_certfile=None if config.tls is None else config.tls.certfile,
                 ssl_keyfile=None if config.tls is None else config.tls.keyfile,
             )
@@ -177,13 +181,18 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         (sock,) = sockets or []
-        if self._heartbeat is None:
-            await super().startup(sockets)
-            print_serving(url_of(sock, tls=self.config.ssl is not None))
-            return
         await super().startup([])
-        self.servers.append(_SharedSocket(sock, self._protocol, self.config.ssl))  # type: ignore[arg-type]
-        self._heartbeat()
+        connections = Connections(self._ours.connections, asyncio.get_running_loop())
+
+        def protocol() -> BoundedProtocol:
+            return BoundedProtocol(self.config, self.server_state, self.lifespan.state, connections=connections)
+
+        pause_s = 0.0 if self._heartbeat is None else _ACCEPT_PAUSE_S
+        self.servers.append(_Acceptor(sock, protocol, connections, self.config.ssl, pause_s))  # type: ignore[arg-type]
+        if self._heartbeat is None:
+            print_serving(url_of(sock, tls=self.config.ssl is not None))
+        else:
+            self._heartbeat()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -199,11 +208,6 @@ class _Server(uvicorn.Server):
                 yield
         finally:
             signal.signal(signal.SIGHUP, before)
-
-    def _protocol(self) -> asyncio.Protocol:
-        return self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
 
     async def on_tick(self, counter: int) -> bool:
         if self._heartbeat is not None:
@@ -221,16 +225,26 @@ class _Server(uvicorn.Server):
         self._captured_signals.clear()  # it has ended in order: the process need not die of the signal
 
 
-class _SharedSocket:
-    """A server on a socket that other processes accept from, too. It accepts one connection at a time.
+class _Acceptor:
+    """A server on a socket that other processes may accept from, too. It accepts one connection at a time.
 
-    asyncio's own server accepts every waiting connection at once, so that one process had whole bursts to itself.
-    `SO_REUSEPORT` deals by chance, and what was dealt to a process that died waits until it is back.
+    asyncio's own server accepts every waiting connection at once, so that one process had whole bursts to itself, and accepts
+    them until it is out of file descriptors. `SO_REUSEPORT` deals by chance, and what was dealt to a process that died waits
+    until it is back.
     """
 
-    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
-        self._sock, self._protocol, self._tls = sock, protocol, tls
-        self._loop, self._tasks = asyncio.get_running_loop(), set[asyncio.Task[object]]()
+    def __init__(
+        self,
+        sock: socket.socket,
+        protocol: Callable[[], BoundedProtocol],
+        connections: Connections,
+        tls: ssl.SSLContext | None,
+        pause_s: float,
+    ) -> None:
+        """`pause_s` is the pause after each connection."""
+        self._sock, self._protocol, self._connections, self._pause_s = sock, protocol, connections, pause_s
+        self._loop, self._tls = asyncio.get_running_loop(), tls
+        self._tasks = set[asyncio.Task[None]]()
         self._closed = False
         sock.setblocking(False)
         self._resume()
@@ -240,27 +254,36 @@ class _SharedSocket:
             self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def _accept(self) -> None:
-        pause = _ACCEPT_PAUSE_S
+        pause_s = self._pause_s
         try:
-            connection, _ = self._sock.accept()
+            connection, address = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another process was first
-        except OSError:
-            _logger.exception("cannot accept a connection")
-            pause = _SCARCE_S
+        except OSError as error:
+            self._connections.report(f"not accepted: {error.strerror}")
+            self._connections.close_oldest()
+            pause_s = _SCARCE_S
         else:
             connection.setblocking(False)
-            task = self._loop.create_task(self._connect(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.call_later(pause, self._resume)
+            protocol = self._protocol()
+            if self._connections.opened(protocol, network_of(address[0])):
+                protocol.opening = task = self._loop.create_task(self._connect(connection, protocol))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                connection.close()
+        if pause_s:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.call_later(pause_s, self._resume)
 
-    async def _connect(self, connection: socket.socket) -> None:
-        with suppress(OSError, asyncio.TimeoutError):  # a handshake that fails is the client's concern
-            _, protocol = await self._loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
-            if self._closed:  # the server has already closed its other connections
-                protocol.shutdown()  # type: ignore[attr-defined]
+    async def _connect(self, connection: socket.socket, protocol: BoundedProtocol) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls)
+        except (TimeoutError, OSError, asyncio.CancelledError):  # a handshake that fails is the client's concern
+            self._connections.closed(protocol)
+            return
+        if self._closed:  # the server has already closed its other connections
+            protocol.shutdown()
 
     def close(self) -> None:
         if not self._closed:

@@ -30,6 +30,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, MalformedRangeHeader, Response
+from starlette.types import Receive, Scope, Send
 
 from pocketrank.cloud.serving.access.access import REFUSALS, Access
 from pocketrank.cloud.serving.bundles.files import BundleFile, BundleFiles, BundleFilesError, ServedBundle
@@ -43,6 +44,7 @@ from pocketrank.cloud.serving.bundles.publish import (
 )
 from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.http.body import BodyReader
+from pocketrank.cloud.serving.http.head import is_head
 from pocketrank.cloud.serving.http.openapi import content_of, errors
 from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, WireError, content_type, decode
 from pocketrank.device.codec import from_json
@@ -153,13 +155,18 @@ def _headers(digest: str) -> dict[str, str]:
 
 
 def _not_modified(request: Request, headers: dict[str, str]) -> Response | None:
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    # A list, or `*`, and each tag perhaps weak, because a cache compressed the body (RFC 9110, 13.1.2).
+    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if headers["ETag"] in tags or tags == ["*"]:
         return Response(status_code=304, headers=headers)
     return None
 
 
 class _RangesResponse(FileResponse):
     """`FileResponse` that ignores a `Range` it cannot read, as RFC 9110 (14.2) says; Starlette answers 400 in plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__({**scope, "method": "HEAD"} if is_head(scope) else scope, receive, send)  # reads no file then
 
     @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
@@ -255,7 +262,10 @@ def _missing(error: MissingFilesError) -> Response:
 
 def _announced_size(request: Request, bytes_max: int) -> int:
     kind = request.headers.get("content-type", _BYTES)
-    if kind.partition(";")[0].strip().lower() != _BYTES or request.headers.get("content-encoding", "identity") != "identity":
+    if (
+        kind.partition(";")[0].strip().lower() != _BYTES
+        or request.headers.get("content-encoding", "identity").lower() != "identity"
+    ):
         raise WireError(415, "content-type", f"`{_BYTES}`, not encoded", f"`{kind[:64]}`")
     length = request.headers.get("content-length", "")
     if not (length.isascii() and length.isdecimal() and len(length) < 20):

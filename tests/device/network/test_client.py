@@ -420,6 +420,81 @@ def test_a_bad_answer_leaves_what_may_be_its_beginning(
     assert (tmp_path / ENTRY.path).read_bytes() == DATA
 
 
+def _range(start: int, end: int, total: str = "2048", unit: str = "bytes", status: int = 206) -> bytes:
+    """An answer with the bytes from `start` to before `end`."""
+    head = f"HTTP/1.1 {status} x\r\nContent-Range: {unit} {start}-{end - 1}/{total}\r\nContent-Length: {end - start}\r\n\r\n"
+    return head.encode() + DATA[start:end]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [_range(100, 2048, "*")],
+        [_range(100, 2048, unit="Bytes")],
+        [_range(100, 101), _range(101, 2000), _range(2000, 2048)],
+        [_range(100, 1000, "*"), _range(1000, 2048, "2048")],
+        [_range(100, 1000), b"HTTP/1.1 200 OK\r\nContent-Length: 2048\r\n\r\n" + DATA],
+        [_range(100, 1000), _range(1000, 2048).replace(b"Content-Length: 1048", b"Connection: close")],
+    ],
+    ids=["unknown_total", "unit_in_capitals", "pieces", "pieces_of_unknown_total", "a_piece_then_all", "no_length"],
+)
+def test_a_range_may_be_shorter_than_the_rest_and_of_an_unknown_total(tmp_path: Path, answers: list[bytes]) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / ENTRY.path).write_bytes(DATA[:100])
+    with raw(*answers) as url, CloudClient(url) as client:
+        client.fetch_file(ENTRY, tmp_path)
+    assert (tmp_path / ENTRY.path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _range(99, 2048, "*"),
+        _range(101, 2048, "*"),
+        _range(100, 2049, "*"),
+        _range(100, 2048, "2047"),
+        _range(100, 1000).replace(b"Length: 900", b"Length: 901") + b"x",
+        _range(100, 1000).replace(b"Length: 900", b"Length: 0"),
+        _range(100, 100),
+        _range(100, 2048, unit="items"),
+        b"HTTP/1.1 206 x\r\nContent-Length: 1948\r\n\r\n" + DATA[100:],
+    ],
+    ids=["before", "behind", "beyond", "another_total", "longer", "nothing", "empty", "unit", "no_range"],
+)
+def test_a_range_that_does_not_begin_the_rest_is_refused(tmp_path: Path, answer: bytes) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / ENTRY.path).write_bytes(DATA[:100])
+    with raw(answer) as url, CloudClient(url) as client, pytest.raises(BadAnswerError):
+        client.fetch_file(ENTRY, tmp_path)
+    assert DATA.startswith((tmp_path / ENTRY.path).read_bytes())
+
+
+def _informational(status: int) -> bytes:
+    return f"HTTP/1.1 {status} x\r\nLink: </x>; rel=preload\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("before", [(100,), (102,), (103,), (199,), (100, 103), (103, 103, 100), (103,) * 19])
+def test_informational_answers_are_read_past(before: tuple[int, ...]) -> None:
+    answer = b"".join(map(_informational, before)) + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    with raw(answer) as url, CloudClient(url) as client:
+        assert client.health() == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (_informational(103) * 1000, BadAnswerError),
+        (_informational(103), UnreachableError),
+        (_informational(101), BadStatusError),
+        (_informational(103) + b"SSH-2.0-nothing", BadAnswerError),
+    ],
+    ids=["endless", "alone", "another_protocol", "garbage"],
+)
+def test_informational_answers_without_an_answer_are_an_error(answer: bytes, error: type[Exception]) -> None:
+    with raw(answer) as url, CloudClient(url) as client, pytest.raises(error):
+        client.health()
+
+
 @pytest.mark.parametrize("where", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"])
 def test_a_server_that_drips_is_given_up_in_time(where: bytes) -> None:
     with serve() as server, CloudClient(server.url, timeout_s=0.1) as client:

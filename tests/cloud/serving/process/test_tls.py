@@ -19,7 +19,7 @@ OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="no openssl here to make a certificate with")
 
 
-def _make(folder: Path, name: str = "one", *options: str) -> TlsConfig:
+def make_certificate(folder: Path, name: str = "one", *options: str) -> TlsConfig:
     """Make a self-signed certificate for 127.0.0.1."""
     folder.mkdir(exist_ok=True)
     made = TlsConfig(folder / f"{name}.pem", folder / f"{name}.key")
@@ -38,7 +38,7 @@ def _make(folder: Path, name: str = "one", *options: str) -> TlsConfig:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_only_clients_that_trust_the_certificate_are_answered(tmp_path: Path, workers: int) -> None:
-    tls = _make(tmp_path)
+    tls = make_certificate(tmp_path)
     config = ServingConfig(server=ServerConfig(tls), workers=workers)
     log = tmp_path / "log"
     with live(small_run(tmp_path / "run").folder, tmp_path / "feedback.db", config=config, stderr=log) as server:
@@ -69,7 +69,11 @@ def test_a_certificate_without_a_key_is_refused_and_a_key_without_a_certificate(
 
 
 def test_an_invalid_file_is_named_before_the_start(tmp_path: Path) -> None:
-    good, other, secret = _make(tmp_path), _make(tmp_path, "two"), _make(tmp_path, "three", "-passout", "pass:secret")
+    good, other, secret = (
+        make_certificate(tmp_path),
+        make_certificate(tmp_path, "two"),
+        make_certificate(tmp_path, "three", "-passout", "pass:secret"),
+    )
     (tmp_path / "text").write_text("no certificate")
     (tmp_path / "text").chmod(0o600)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
@@ -94,7 +98,7 @@ def test_an_invalid_file_is_named_before_the_start(tmp_path: Path) -> None:
 
 
 def test_a_server_with_an_invalid_certificate_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    good, text = _make(tmp_path), tmp_path / "text"
+    good, text = make_certificate(tmp_path), tmp_path / "text"
     text.write_text("no certificate")
     with pytest.raises(TlsError, match="Expected a certificate in PEM") as caught:
         ServerConfig(TlsConfig(text, good.keyfile))
@@ -103,7 +107,7 @@ def test_a_server_with_an_invalid_certificate_is_refused_before_anything_is_load
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    made = _make(tmp_path)
+    made = make_certificate(tmp_path)
     made.keyfile.chmod(0o644)
     with pytest.raises(TlsError, match="chmod 600"):
         made.check()
