@@ -1,7 +1,10 @@
 """Reader of CSV files, plain or gzipped, in chunks of bounded memory, with errors that name file, row and column.
 
-Polars parses each chunk as a whole. Only a chunk with an error is read again, line by line, to find the error. A field may not
-contain a line break.
+Polars parses each chunk as a whole. Only a chunk with a field that Polars refuses, or that may be wrong, is read again line by
+line. `Column.value` then decides: it takes what Polars is too strict for, such as a number with a space behind it, and names
+row and column of what is wrong. A field may not contain a line break.
+
+Whole numbers never pass through a float, so ids are exact up to the ends of int64.
 """
 
 from __future__ import annotations
@@ -10,15 +13,15 @@ import csv
 import gzip
 import io
 import logging
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,7 +32,10 @@ __all__ = ["Column", "Kind", "read_chunks"]
 
 logger = logging.getLogger(__name__)
 
-_EXACT = 2**53  # beyond it, a float does not represent every integer
+_EXACT = 2**53 - 1  # a larger float may stand for several integers
+_DIGITS = re.compile(r"[+-]?[0-9]+")
+_FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class Kind(Enum):
@@ -43,7 +49,7 @@ class Kind(Enum):
 
 
 _PARSED = {
-    Kind.INTEGER: pl.Int64, Kind.WHOLE: pl.Float64, Kind.LABEL: pl.UInt8, Kind.DAY: pl.String, Kind.TEXT: pl.String,
+    Kind.INTEGER: pl.Int64, Kind.WHOLE: pl.String, Kind.LABEL: pl.UInt8, Kind.DAY: pl.String, Kind.TEXT: pl.String,
 }  # fmt: skip
 
 
@@ -56,81 +62,105 @@ class Column:
     """Whether the header may lack the column."""
     nullable: bool = False
     """Whether a field may be empty."""
-    low: int | None = None
-    """Smallest value allowed (INTEGER)."""
-    high: int | None = None
-    """Largest value allowed (INTEGER)."""
+    low: int = -(2**63)
+    """Smallest value allowed (INTEGER, WHOLE)."""
+    high: int = 2**63 - 1
+    """Largest value allowed (INTEGER, WHOLE)."""
     pattern: str | None = None
     """Regular expression that the whole field matches (TEXT)."""
 
-    def problem(self, text: str) -> str | None:
-        """Return the error of a field's text, as "expected ..., got ...", or None."""
-        value = text.strip() if self.kind in (Kind.INTEGER, Kind.WHOLE, Kind.LABEL) else text
+    @property
+    def dtype(self) -> Any:
+        """Type of the finished column: i32 where the bounds allow it, i64, bool, date or str."""
+        match self.kind:
+            case Kind.INTEGER:
+                return pl.Int32 if self.low >= -(2**31) and self.high < 2**31 else pl.Int64
+            case Kind.WHOLE:
+                return pl.Int64
+            case Kind.LABEL:
+                return pl.Boolean
+            case Kind.DAY:
+                return pl.Date
+            case Kind.TEXT:
+                return pl.String
+
+    def value(self, text: str) -> int | bool | date | str | None:
+        """Return the value of a field's text; None is an empty field. Space around anything but TEXT is ignored.
+
+        Raises ValueError, "expected ..., got ...", for a text that the column does not take.
+        """
+        value = text if self.kind is Kind.TEXT else text.strip()
         if not value:
-            return None if self.nullable else f"expected {self.kind.value}, got an empty field"
-        if not self._fits(value):
-            matching = f" matching {self.pattern}" if self.pattern else ""
-            return f"expected {self.kind.value}{matching}, got {text[:40]!r}"
-        if self.kind is Kind.INTEGER and not self._low() <= int(value) <= self._high():
-            return f"expected {self._low()}..{self._high()}, got {value}"
-        return None
-
-    def any_problem(self, values: pl.Series) -> bool:
-        """Return whether a parsed column, of a type of `_PARSED`, has a value with a `problem`."""
-        if not self.nullable and values.null_count():
-            return True
-        values = values.drop_nulls()
+            if not self.nullable:
+                raise ValueError(f"expected {self.kind.value}, got an empty field")
+            return None
+        wrong = ValueError(f"expected {self.kind.value}, got {text[:40]!r}")
         match self.kind:
-            case Kind.INTEGER:
-                return not values.is_between(self._low(), self._high()).all()
+            case Kind.INTEGER | Kind.WHOLE:
+                return self._integer(value, wrong)
             case Kind.LABEL:
-                return bool((values > 1).any())
-            case Kind.WHOLE:
-                return not (values.is_finite() & (values == values.floor()) & (values.abs() <= _EXACT)).all()
+                if not _DIGITS.fullmatch(value) or (number := Decimal(value)) not in (0, 1):
+                    raise wrong
+                return number == 1
             case Kind.DAY:
-                return values.str.to_date("%Y-%m-%d", strict=False).null_count() > 0 or not (values.str.len_bytes() == 10).all()
-            case Kind.TEXT:
-                return self.pattern is not None and not values.str.contains(f"^(?:{self.pattern})$").all()
-
-    def finish(self, values: pl.Series) -> pl.Series:
-        """Return a checked column in its final type: i32 where the bounds allow it, i64, bool, date or str."""
-        match self.kind:
-            case Kind.WHOLE:
-                return values.cast(pl.Int64)
-            case Kind.LABEL:
-                return values.cast(pl.Boolean)
-            case Kind.DAY:
-                return values.str.to_date("%Y-%m-%d")
-            case Kind.INTEGER:
-                return values.cast(pl.Int32) if self._low() >= -(2**31) and self._high() < 2**31 else values
-            case Kind.TEXT:
-                return values
-
-    def _low(self) -> int:
-        return -(2**63) if self.low is None else self.low
-
-    def _high(self) -> int:
-        return 2**63 - 1 if self.high is None else self.high
-
-    def _fits(self, value: str) -> bool:
-        match self.kind:
-            case Kind.INTEGER:
-                return re.fullmatch(r"[+-]?[0-9]+", value) is not None
-            case Kind.LABEL:
-                return value in ("0", "1")
-            case Kind.TEXT:
-                return self.pattern is None or re.fullmatch(self.pattern, value) is not None
-            case Kind.WHOLE:
+                if not _DAY.fullmatch(value):
+                    raise wrong
                 try:
-                    number = float(value)
+                    return date.fromisoformat(value)
                 except ValueError:
-                    return False
-                return math.isfinite(number) and number == math.floor(number) and abs(number) <= _EXACT
+                    raise wrong from None
+            case Kind.TEXT:
+                if self.pattern is not None and not re.fullmatch(self.pattern, value):
+                    raise ValueError(f"expected text matching {self.pattern}, got {text[:40]!r}")
+                return value
+
+    def _integer(self, value: str, wrong: ValueError) -> int:
+        digits = _DIGITS.fullmatch(value) is not None
+        if not digits and (self.kind is Kind.INTEGER or not _FLOAT.fullmatch(value)):
+            raise wrong
+        number = Decimal(value)  # exact, and unlike `int` without a limit of digits
+        if not digits and not -_EXACT <= number <= _EXACT:
+            raise ValueError(f"expected digits alone beyond {_EXACT}, where floats are not exact, got {value[:40]!r}")
+        if not self.low <= number <= self.high:
+            raise ValueError(f"expected {self.low}..{self.high}, got {value[:40]}")
+        if number != number.to_integral_value():
+            raise wrong
+        return int(number)
+
+    def finish(self, values: pl.Series) -> pl.Series | None:
+        """Return a parsed column, of a type of `_PARSED`, in its final type; None if `value` must decide about some of them."""
+        match self.kind:
+            case Kind.INTEGER:
+                good, finished = values.is_between(self.low, self.high).all(), values
+            case Kind.WHOLE:
+                values = _without_empty(values.str.strip_chars())
+                finished = _integers(values)
+                good = finished.null_count() == values.null_count() and finished.is_between(self.low, self.high).all()
+            case Kind.LABEL:
+                good, finished = (values <= 1).all(), values
             case Kind.DAY:
-                try:
-                    return len(value) == 10 and bool(date.fromisoformat(value))
-                except ValueError:
-                    return False
+                values = _without_empty(values)
+                finished = values.str.to_date("%Y-%m-%d", strict=False)
+                good = finished.null_count() == values.null_count() and (values.str.len_bytes() == 10).all()
+            case Kind.TEXT:
+                values = finished = _without_empty(values)
+                good = self.pattern is None or values.str.contains(f"^(?:{self.pattern})$").all()
+        return finished.cast(self.dtype) if good and (self.nullable or not values.null_count()) else None
+
+
+def _without_empty(values: pl.Series) -> pl.Series:
+    """Return texts with null for an empty one, which a quoted field may be."""
+    return values.set(values == "", None)
+
+
+def _integers(values: pl.Series) -> pl.Series:
+    """Return texts such as `12` and `12.0` as i64, with null for others, and for `12.0` beyond what a float holds exactly."""
+    integers = values.cast(pl.Int64, strict=False)
+    if integers.null_count() == values.null_count():
+        return integers
+    floats = values.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+    exact = floats.is_between(-_EXACT, _EXACT) | integers.is_not_null()
+    return floats.set(~exact, None)
 
 
 def read_chunks(
@@ -199,12 +229,14 @@ class _Reader:
         return names
 
     def _whole_lines(self, stream: io.BufferedIOBase) -> Iterator[bytes]:
-        rest = b""
+        rest, lines = b"", 0
         while block := stream.read(self.chunk_bytes):
             cut = block.rfind(b"\n") + 1
             if cut == 0 and len(rest) > self.chunk_bytes:
-                raise DataError(self.file, f"expected lines, got {len(rest)} bytes without a line break")
+                message = f"expected lines, got {len(rest)} bytes without a line break"
+                raise DataError(self.file, message, row=lines + 1)
             if cut:
+                lines += block.count(b"\n")
                 yield rest + block[:cut]
                 rest = block[cut:]
             else:
@@ -216,24 +248,27 @@ class _Reader:
         width = len(header)
         # Polars completes a short row with nulls, which would be valid in nullable columns.
         if not _fields_agree(chunk, width):
-            self._explain(chunk, header, wanted, rows, "rows of different widths")
+            return self._parse_lines(chunk, header, wanted, rows)
         schema = {
             f"column_{i + 1}": _PARSED[wanted[name].kind] if name in wanted else pl.String for i, name in enumerate(header)
         }
         places = [f"column_{header.index(name) + 1}" for name in wanted]
         try:
             frame = pl.read_csv(chunk, has_header=False, schema=schema, columns=places).select(places)
-        except pl.exceptions.PolarsError as error:
-            self._explain(chunk, header, wanted, rows, str(error))
-        series = dict(zip(wanted, frame.get_columns(), strict=True))
-        if any(column.any_problem(series[name]) for name, column in wanted.items()):
-            self._explain(chunk, header, wanted, rows, "a value that is not allowed")
-        return pl.DataFrame({name: column.finish(series[name]) for name, column in wanted.items()})
+        except pl.exceptions.PolarsError:
+            return self._parse_lines(chunk, header, wanted, rows)
+        finished = {}
+        for (name, column), values in zip(wanted.items(), frame.get_columns(), strict=True):
+            series = column.finish(values)
+            if series is None:
+                return self._parse_lines(chunk, header, wanted, rows)
+            finished[name] = series
+        return pl.DataFrame(finished)
 
-    def _explain(self, chunk: bytes, header: list[str], wanted: dict[str, Column], rows: int, reason: str) -> NoReturn:
-        """Raise the `DataError` of the first bad row of a chunk that starts after `rows` rows."""
-        lines = chunk.removesuffix(b"\n").split(b"\n")
-        for row, line in enumerate(lines, start=rows + 1):
+    def _parse_lines(self, chunk: bytes, header: list[str], wanted: dict[str, Column], rows: int) -> pl.DataFrame:
+        """Parse a chunk that starts after `rows` rows. Raises the `DataError` of the first bad field, or of a bad row."""
+        values: dict[str, list[int | bool | date | str | None]] = {name: [] for name in wanted}
+        for row, line in enumerate(chunk.removesuffix(b"\n").split(b"\n"), start=rows + 1):
             try:
                 fields = next(csv.reader([line.decode().removesuffix("\r")], strict=True), [])
             except (UnicodeDecodeError, csv.Error) as error:
@@ -241,9 +276,12 @@ class _Reader:
             if len(fields) != len(header):
                 raise DataError(self.file, f"expected {len(header)} fields, got {len(fields)}", row=row)
             for name, text in zip(header, fields, strict=True):
-                if name in wanted and (problem := wanted[name].problem(text)):
-                    raise DataError(self.file, problem, row=row, column=name)
-        raise DataError(self.file, f"cannot read rows {rows + 1}..{rows + len(lines)}: {reason}")
+                if name in wanted:
+                    try:
+                        values[name].append(wanted[name].value(text))
+                    except ValueError as error:
+                        raise DataError(self.file, str(error), row=row, column=name) from None
+        return pl.DataFrame(values, schema={name: column.dtype for name, column in wanted.items()})
 
 
 def _fields_agree(chunk: bytes, width: int) -> bool:

@@ -208,15 +208,17 @@ def _load_unique(
     unused: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
     """Read several files with one row per `key`; equal rows count as one. Raises `DataError` for rows that differ."""
-    parts = [
-        chunk.with_columns(pl.lit(str(file)).alias("file"))
-        for file in files
-        for chunk in read_chunks(file, columns, unused=unused, on_bytes=meter.of(file))
-    ]
+    parts = []
+    for file in files:
+        row = 1
+        for chunk in read_chunks(file, columns, unused=unused, on_bytes=meter.of(file)):
+            parts.append(chunk.with_row_index("row", offset=row).with_columns(pl.lit(str(file)).alias("file")))
+            row += len(chunk)
     rows = pl.concat(parts)
     unique = rows.unique(subset=list(columns), keep="first", maintain_order=True)
     again = unique[key].is_first_distinct().not_().arg_true()
     if len(again):
         at = int(again[0])
-        raise DataError(unique["file"][at], f"expected one row for {key} {unique[key][at]}, got two that differ", column=key)
-    return unique.drop("file")
+        message = f"expected one row for {key} {unique[key][at]}, got two that differ"
+        raise DataError(unique["file"][at], message, row=unique["row"][at], column=key)
+    return unique.drop("file", "row")

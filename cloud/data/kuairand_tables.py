@@ -41,6 +41,7 @@ _LABEL_OF = {
     "is_profile_enter": "profile_enter",
 }
 _NUMBER = Column(Kind.INTEGER, low=0)
+_DURATION_MAX_MS = 2**53 - 1  # of the values of an item, a median is taken, which is a float
 _EXTRA = Column(Kind.INTEGER, optional=True, nullable=True, low=-(2**31), high=2**31 - 1)
 
 LOG_COLUMNS: dict[str, Column] = {
@@ -49,7 +50,7 @@ LOG_COLUMNS: dict[str, Column] = {
     "video_id": _NUMBER,
     **{name: Column(Kind.LABEL) for name in _LABEL_OF},
     "play_time_ms": _NUMBER,
-    "duration_ms": _NUMBER,
+    "duration_ms": Column(Kind.INTEGER, low=0, high=_DURATION_MAX_MS),
     "tab": Column(Kind.INTEGER, low=0, high=2**31 - 1),
     # These are in no table, but rows are duplicates only if they agree in these too.
     **dict.fromkeys(("date", "hourmin", "profile_stay_time", "comment_stay_time", "is_rand"), _EXTRA),
@@ -60,7 +61,7 @@ VIDEO_COLUMNS: dict[str, Column] = {
     "video_id": _NUMBER,
     "author_id": Column(Kind.WHOLE, nullable=True),
     "upload_dt": Column(Kind.DAY, nullable=True),
-    "video_duration": Column(Kind.WHOLE, nullable=True),
+    "video_duration": Column(Kind.WHOLE, nullable=True, high=_DURATION_MAX_MS),
     "music_id": Column(Kind.WHOLE, nullable=True),
     "tag": Column(Kind.TEXT, nullable=True, pattern=r"-?[0-9]{1,6}(,-?[0-9]{1,6})*"),
 }

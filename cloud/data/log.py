@@ -27,7 +27,10 @@ def open_log(folder: Path) -> ImpressionLog:
         simulated=saved.simulated,
         **{name: table.replace_schema_metadata(None) for name, table in tables.items()},
     )
-    validate(log)
+    try:
+        validate(log)
+    except DataError as error:  # which names the table
+        raise DataError(str(folder / f"{error.file}.parquet"), error.message, row=error.row, column=error.column) from None
     return log
 
 

@@ -35,7 +35,7 @@ class DataError(ValueError):
     def __init__(self, file: str, message: str, *, row: int | None = None, column: str | None = None) -> None:
         where = "".join([file, f", row {row}" if row is not None else "", f", column `{column}`" if column else ""])
         super().__init__(f"{where}: {message}")
-        self.file, self.row, self.column = file, row, column
+        self.file, self.message, self.row, self.column = file, message, row, column
 
 
 def _required(name: str, dtype: pa.DataType) -> pa.Field:

@@ -210,8 +210,9 @@ class Ranker:
         """Return the remaining candidates best first, or None when a score is not finite.
 
         The list that the search finds comes first. The others follow by the weighted sum of their scores as the next item, ties
-        in cloud order. Candidates beyond those that the model takes follow in cloud order. What remains must have been prepared
-        (`prepare`). `search` replaces the ranker's own for this order.
+        in cloud order. Candidates with equal features have equal scores and keep cloud order, also in the list. What is beyond
+        the candidates that the model takes follows in cloud order. What remains must have been prepared (`prepare`). `search`
+        replaces the ranker's own for this order.
 
         With `adjust`, it is applied to all scores. A graph's own search cannot include it, so lists are then searched for with
         the stage `choose`, and not at all in a bundle without that stage. Raises `RuntimeRunError`.
@@ -228,6 +229,10 @@ class Ranker:
         if adjust is not None:
             scores = adjust(scores[0, :count])[None]
         loss = np.vecdot(scores[0, :count], self._weights)
+        # The kernels of a runtime round a candidate by its place in the list, so equal ones take the scores of the first.
+        alike = moment.remaining.alike(count)
+        if alike is not None:
+            scores, loss = scores[:, alike], loss[alike]
         best = loss.argsort(kind="stable")
         # Sorting puts infinities at the ends and NaN last, so the two ends are enough to check.
         if not (math.isfinite(loss[best[0]]) and math.isfinite(loss[best[-1]])):
@@ -243,6 +248,8 @@ class Ranker:
             if places and (max(places) >= count or len(set(places)) < len(places)):
                 raise RuntimeRunError("order", f"places in 0..{count - 1}, each once", str(places))
             best = _first(found, best)
+            if alike is not None:
+                best = _in_cloud_order(best, alike)
         if count < moment.remaining.count:
             best = np.concatenate([best, np.arange(count, moment.remaining.count)])
         return Ranking(best, -loss, scores[0, :count])
@@ -309,6 +316,13 @@ class Ranker:
         if len(inputs) > len(runtime.input_names):
             return {name: inputs[name] for name in runtime.input_names if name in inputs}
         return inputs
+
+
+def _in_cloud_order(order: NDArray[np.intp], alike: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return `order` with the candidates of one number of `alike` in cloud order, in the places that they have together."""
+    exchanged = np.empty_like(order)
+    exchanged[alike[order].argsort(kind="stable")] = alike.argsort(kind="stable")
+    return exchanged
 
 
 def _first(found: NDArray[Any], order: NDArray[np.intp]) -> NDArray[np.intp]:

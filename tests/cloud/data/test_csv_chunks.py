@@ -41,7 +41,7 @@ def refused(folder: Path, text: bytes, *, name: str = "t.csv", chunk_bytes: int 
         st.tuples(
             st.integers(0, 2**63 - 1),
             st.booleans(),
-            st.none() | st.integers(-(2**53), 2**53),
+            st.none() | st.integers(-(2**63), 2**63 - 1),
             st.none() | st.dates(),
             st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1),
         ),
@@ -49,18 +49,61 @@ def refused(folder: Path, text: bytes, *, name: str = "t.csv", chunk_bytes: int 
     ),
     chunk_bytes=st.integers(1000, 2000),
     zipped=st.booleans(),
+    before=st.sampled_from(["", " ", "\t"]),
+    behind=st.sampled_from(["", " ", " \t "]),
 )
 def test_written_rows_are_read_with_any_chunk_size(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[object, ...]], chunk_bytes: int, zipped: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[object, ...]],
+    chunk_bytes: int,
+    zipped: bool,
+    before: str,
+    behind: str,
 ) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([id_, int(bool(flag)), *rest] for id_, flag, *rest in rows)
+    for id_, flag, count, day, name in rows:
+        padded = [f"{before}{'' if value is None else value}{behind}" for value in (id_, int(bool(flag)), count, day)]
+        writer.writerow([*padded, name])
     content = text.getvalue().encode()
     folder = tmp_path_factory.mktemp("csv")
     name, content = ("t.csv.gz", gzip.compress(content)) if zipped else ("t.csv", content)
     assert read(folder, content, name=name, chunk_bytes=chunk_bytes).rows() == rows
+
+
+@pytest.mark.parametrize("before", ["", " "])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("9007199254740993", 2**53 + 1),
+        ("6946312345678901234", 6946312345678901234),
+        ("9223372036854775807", 2**63 - 1),
+        ("-9223372036854775808", -(2**63)),
+        ("9007199254740991.0", 2**53 - 1),
+        ("12.000 ", 12),
+        ("12.", 12),
+        ("1e+05", 100_000),
+        ("1.5e1 ", 15),
+        ("+007", 7),
+        ('" 7 "', 7),
+        ('""', None),
+        (" ", None),
+    ],
+)
+def test_whole_numbers_are_exact(tmp_path: Path, before: str, text: str, value: int | None) -> None:
+    """Beside one another, whatever way the others of the chunk are written."""
+    lines = [f"1,0,{other},,\n" for other in ("9007199254740993", "3.0", "", before + text if text[:1] != '"' else text)]
+    assert read(tmp_path, HEADER + "".join(lines).encode())["count"].to_list() == [2**53 + 1, 3, None, value]
+
+
+@pytest.mark.parametrize("text", ["1,0,,,x\n", '1,0,"","",x\n', '"1 ",0 ," "," ",x\n', "01,+0,,,x\n", '1,0,,,"x"\n'])
+def test_one_field_means_the_same_in_any_spelling(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, HEADER + text.encode()).rows() == [(1, False, None, None, "x")]
+
+
+def test_a_quoted_empty_text_is_empty(tmp_path: Path) -> None:
+    assert read(tmp_path, HEADER + b'1,0,,,""\n1,0,,,\n')["name"].to_list() == [None, None]
 
 
 def test_chunks_end_between_lines(tmp_path: Path) -> None:
@@ -80,11 +123,21 @@ def test_reads_files_without_last_line_break_and_with_carriage_returns(tmp_path:
         (b"1.5,0,,,\n", "id", "expected a 64-bit integer, got '1.5'"),
         (b"-3,0,,,\n", "id", "expected 0..9223372036854775807, got -3"),
         (b"99999999999999999999,0,,,\n", "id", "got 99999999999999999999"),
+        (b"9223372036854775808,0,,,\n", "id", "expected 0..9223372036854775807, got 9223372036854775808"),
+        (b"9223372036854775808 ,0,,,\n", "id", "expected 0..9223372036854775807, got 9223372036854775808"),
         (b",0,,,\n", "id", "got an empty field"),
         (b"1,2,,,\n", "flag", "expected 0 or 1, got '2'"),
         (b"1,yes,,,\n", "flag", "expected 0 or 1, got 'yes'"),
         (b"1,0,2.5,,\n", "count", "expected a whole number, got '2.5'"),
         (b"1,0,nan,,\n", "count", "expected a whole number, got 'nan'"),
+        (b"1,0,1_0,,\n", "count", "expected a whole number, got '1_0'"),
+        (b"1,0,9223372036854775808,,\n", "count", "9223372036854775807, got 9223372036854775808"),
+        (b"1,0,-9223372036854775809,,\n", "count", "expected -9223372036854775808.."),
+        (b"1,0,9007199254740993.0,,\n", "count", "expected digits alone beyond 9007199254740991"),
+        (b"1,0,6.946312345678901e+18,,\n", "count", "expected digits alone beyond 9007199254740991"),
+        (b"1,0,1e9999,,\n", "count", "expected digits alone beyond 9007199254740991"),
+        (b"1,0,0.99999999999999999999,,\n", "count", "expected a whole number, got '0.99999999999999999999'"),
+        (b"1,0,,2022-W15-1,\n", "day", "expected a date YYYY-MM-DD, got '2022-W15-1'"),
         (b"1,0,,2022-13-01,\n", "day", "expected a date YYYY-MM-DD, got '2022-13-01'"),
         (b"1,0,\n", None, "expected 5 fields, got 3"),
         (b"1,0,,,,\n", None, "expected 5 fields, got 6"),
@@ -114,6 +167,13 @@ def test_a_bad_row_is_named(tmp_path: Path, line: bytes, column: str | None, mes
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: bytes, message: str) -> None:
     assert message in str(refused(tmp_path, text, chunk_bytes=100))
+
+
+def test_the_row_of_a_line_that_is_too_long_is_named(tmp_path: Path) -> None:
+    error = refused(tmp_path, HEADER + GOOD * 6 + b"1" * 5000 + b",0,,,\n", chunk_bytes=100)
+    assert (error.row, error.column) == (7, None)
+    error = refused(tmp_path, HEADER + GOOD * 6 + b"1" * 5000 + b",0,,,\n")
+    assert (error.row, error.column) == (7, "id")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketrank.cloud.data.kuairand import find_kuairand, load_kuairand
+from pocketrank.cloud.data.log import open_log
+from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.data.schema import IMPRESSIONS, LABELS, DataError, ImpressionLog
 from tests.cloud.data.folders import (
     DAY,
@@ -184,11 +186,22 @@ def test_a_bad_impression_is_named(tmp_path: Path, fields: Row, column: str) -> 
 
 
 @pytest.mark.parametrize(
-    "fields", [{"tag": "sport"}, {"upload_dt": "yesterday"}, {"video_duration": "long"}, {"author_id": 0.5}]
+    "fields",
+    [
+        {"tag": "sport"},
+        {"upload_dt": "yesterday"},
+        {"video_duration": "long"},
+        {"video_duration": 2**53},
+        {"author_id": 0.5},
+        {"author_id": 2**63},
+        {"music_id": f"{2**63}"},
+        {"music_id": "6.946312345678901e+18"},
+        {"video_id": 2**63},
+    ],
 )
 def test_a_bad_video_is_named(tmp_path: Path, fields: Row) -> None:
     with pytest.raises(DataError) as caught:
-        load_kuairand(write_folder(tmp_path, videos=[video(10), video(11, **fields)]))
+        load_kuairand(write_folder(tmp_path, videos=[video(10), video(11) | fields]))
     assert caught.value.file.endswith("video_features_basic_pure.csv")
     assert (caught.value.row, [caught.value.column]) == (2, list(fields))
 
@@ -196,9 +209,53 @@ def test_a_bad_video_is_named(tmp_path: Path, fields: Row) -> None:
 def test_rows_of_one_user_must_agree(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, users=[user(1), user(1)])
     assert len(load_kuairand(folder).users) == 1
-    write(folder / "user_features_pure.csv", USER, [user(1), user(1, register_days=3)])
-    with pytest.raises(DataError, match="column `user_id`: expected one row for user_id 1, got two that differ"):
+    write(folder / "user_features_pure.csv", USER, [user(1), user(2), user(1, register_days=3)])
+    with pytest.raises(DataError, match="row 3, column `user_id`: expected one row for user_id 1, got two that differ"):
         load_kuairand(folder)
+
+
+@pytest.mark.parametrize("identifier", [2**53 + 1, 6946312345678901234, 2**63 - 1])
+def test_ids_are_exact(tmp_path: Path, identifier: int) -> None:
+    """Also in a column with empty fields, which other tools keep as floats, up to the samples that training takes them from."""
+    videos = [video(10, author_id=identifier, music_id=identifier), video(11, author_id="", music_id=""), video(identifier)]
+    log = load_kuairand(
+        write_folder(tmp_path, log=[impression(identifier, identifier)], videos=videos, users=[user(identifier), user(1)])
+    )
+    assert log.items["author_id"].to_pylist() == [identifier, None, 7]
+    assert log.items["music_id"].to_pylist() == [identifier, None, 55]
+    assert log.items["item_id"].to_pylist() == [10, 11, identifier]
+    assert log.impressions.select(["user_id", "item_id"]).to_pylist() == [{"user_id": identifier, "item_id": identifier}]
+    assert log.users["user_id"].to_pylist() == [1, identifier]
+    log.save(tmp_path / "log")
+    opened = open_log(tmp_path / "log")
+    assert opened.items.equals(log.items)
+    samples = build_samples(opened, SampleConfig(("click",)))
+    assert samples.item_author_id.tolist() == [0, identifier, 0, 7]
+    assert (samples.item_ids[-1], samples.user_ids[-1]) == (identifier, identifier)
+
+
+@pytest.mark.parametrize("padded", ["5000 ", " 5000", " 5000\t"])
+def test_space_around_a_number_is_ignored(tmp_path: Path, padded: str) -> None:
+    first = impression(play_time_ms=padded, is_like="1 ", tab="2 ", comment_stay_time=" ")
+    log = load_kuairand(
+        write_folder(
+            tmp_path,
+            log=[first, impression(2, 11, NOON + 1)],
+            videos=[video(10, author_id=padded, upload_dt="2022-04-10 "), video(11)],
+            users=[user(1, register_days=padded), user(2)],
+        )
+    )
+    assert log.impressions["watch_ms"].to_pylist() == [5000, 5000]
+    assert log.impressions["like"].to_pylist() == [True, False]
+    assert log.items["author_id"].to_pylist() == [5000, 7]
+    assert log.items["upload_ms"][0] == log.items["upload_ms"][1]
+    assert log.users["floats"].to_pylist()[0][3] == pytest.approx(math.log1p(5000))
+
+
+def test_the_longest_watch_is_taken(tmp_path: Path) -> None:
+    """Beyond 2^53, which a float between the two would change."""
+    log = load_kuairand(write_folder(tmp_path, log=[impression(play_time_ms=2**63 - 1)]))
+    assert log.impressions["watch_ms"].to_pylist() == [2**63 - 1]
 
 
 def test_the_layout_is_checked(tmp_path: Path) -> None:

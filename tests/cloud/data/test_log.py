@@ -89,5 +89,7 @@ def test_a_foreign_log_is_rejected(tmp_path: Path, mark: bytes | None, message: 
 
 def test_an_invalid_log_is_rejected(tmp_path: Path) -> None:
     small_log([NOON + 1, NOON]).save(tmp_path)
-    with pytest.raises(DataError, match="expected rows sorted"):
+    with pytest.raises(DataError, match="expected rows sorted") as caught:
         open_log(tmp_path)
+    error = caught.value
+    assert (error.file, error.row, error.column) == (str(tmp_path / "impressions.parquet"), 2, "impression_ms")

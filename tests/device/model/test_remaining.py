@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,37 @@ def test_what_remains_is_packed_in_cloud_order_with_its_own_features(n: int, row
         np.testing.assert_array_equal(held.vector[0, : held.count], page.vector[left])
         for array in (held.floats, held.categories, held.vector):
             assert not array[0, held.count :].any()
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.data())
+def test_equal_candidates_are_known_as_such(groups: list[int], data: st.DataObject) -> None:
+    """By the features that the model reads, of which -0 is 0, and among what is left."""
+    page = BUILD.page(make_page(list(range(len(groups)))))
+    floats = np.array([[0.0, 0.5, 1.0], [0.0, 0.5, 0.25], [0.0, 0.5, 1.0]], np.float32)[groups]
+    floats[::2, 0] = -0.0
+    assert page.vector is not None
+    vector = np.repeat(np.array([[1], [1], [2]], np.float32)[groups], page.vector.shape[1], axis=1)
+    page = replace(page, floats=floats, categories=np.full_like(page.categories, 3), vector=vector)
+    for split in (True, False):
+        kinds = groups if split else [group % 2 for group in groups]  # without vectors the first is like the last
+        held, left = Remaining(page if split else page.without_vectors(), 12), list(range(len(groups)))
+        while left:
+            count = data.draw(st.integers(1, len(left)))
+            kept = [kinds[row] for row in left[:count]]
+            expected = [kept.index(kind) for kind in kept]
+            got = held.alike(count)
+            assert (list(range(count)) if got is None else got.tolist()) == expected
+            copied = held.copy().alike(count)
+            assert (list(range(count)) if copied is None else copied.tolist()) == expected
+            left.remove(held.take(data.draw(st.integers(0, len(left) - 1))))
+
+
+def test_one_feature_that_differs_everywhere_leaves_none_equal() -> None:
+    page = BUILD.page(make_page([1, 2, 3]))
+    for column in (0, 2):
+        floats = np.ones_like(page.floats)
+        floats[:, column] = [1, 2, 3]
+        assert Remaining(replace(page, floats=floats).without_vectors(), 0).alike(3) is None
 
 
 def test_find() -> None:
