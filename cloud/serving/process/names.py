@@ -77,7 +77,7 @@ def bounded_lookups() -> Iterator[None]:
     """Bound all look-ups of names in this process, whichever library makes them."""
     before = socket.getaddrinfo
     lookups = Lookups(before)
-    socket.getaddrinfo = lookups  # type: ignore[assignment]
+    socket.getaddrinfo = lookups
     try:
         yield
     finally:
