@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from pocketrank.device.contract import NO_FEEDBACK, FeedbackEvent, Page, PageRequest, TelemetryReport
 from pocketrank.device.feedback.privacy import PrivacyPolicy
-from pocketrank.device.network.errors import BadAnswerError, BadStatusError
 from pocketrank.device.offline.outbox import Outbox
 from pocketrank.device.reports.telemetry import Telemetry
 
@@ -122,6 +121,8 @@ class Exchange:
 
         Raises `ClientError`: the rest is queued again.
         """
+        from pocketrank.device.network.errors import BadAnswerError, BadStatusError
+
         acknowledged = refused = 0
         limit = self._events_max
         while (events := self.outbox.take(limit, _BYTES_MAX)) or report is not None:

@@ -138,7 +138,7 @@ def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valk
 
         assert whole(SPLIT_VERSION)
         assert whole(OLD)
-        assert readiness() == {"status": "ready", "checks": {"feedback_log": "ok", "store": "ok"}}
+        assert readiness() == {"status": "ready", "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "ok"}}
         valkey.kill()
         for version in (SPLIT_VERSION, OLD):
             for user, degraded in ((3, "no_user_vector"), (8, "no_vectors")):
@@ -147,7 +147,10 @@ def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valk
                 assert (page.candidates.vector, page.user_vector, page.split_version) == (None, None, None)
                 assert page.split_reason == "vectors are temporarily unavailable"
                 assert len(read_page(page).item_id) > 0
-        assert readiness() == {"status": "degraded", "checks": {"feedback_log": "ok", "store": "failed"}}
+        assert readiness() == {
+            "status": "degraded",
+            "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "failed"},
+        }
         assert server.metric('pocketrank_pages_without_vectors_total{reason="unavailable"}') == 4
         assert server.metric('pocketrank_degraded_total{reason="no_vectors"}') >= 2
         valkey.restart()  # empty

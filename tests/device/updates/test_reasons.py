@@ -146,7 +146,7 @@ def test_a_server_that_is_unreachable(phone: Phone) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     phone.client = CloudClient(f"http://127.0.0.1:{port}")
-    assert phone.checked({}).startswith(f"{NONE} and the server is unreachable (Expected an answer, got ")
+    assert phone.checked({}).startswith(f"{NONE} and the server is unreachable (Expected a whole answer, got ")
 
 
 def test_a_release_that_stops_all_models(phone: Phone) -> None:
