@@ -1,9 +1,8 @@
 """Runs the stages of a page, and degrades step by step when they fail or run out of time:
 
 1. `fewer_ranked`: the rank stage scores as many candidates as there is time for.
-2. `cached_ranking`: when there is no time for even a few, or a stage failed, the page holds the user's last ranking without
-what
-   was seen since.
+2. `cached_ranking`: when there is no time for even a few, or a stage failed or hangs, the page holds the user's last ranking
+   without what was seen since.
 3. `popular`: when there is no such ranking, the page holds popular items, without probabilities.
 
 Filters and rules (`Stage.on_every_page`) hold on every step, so an item that was taken down is never shown.
@@ -14,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -24,6 +24,7 @@ from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError, defa
 from pocketrank.cloud.pipeline.filters import AllowedOrder
 from pocketrank.cloud.pipeline.plugin import PluginError, Plugins
 from pocketrank.cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage
+from pocketrank.cloud.pipeline.watchdog import HungError, Watchdog
 
 __all__ = ["Pipeline"]
 
@@ -39,6 +40,12 @@ _STAGES = Plugins(
 )
 
 _POPULAR_MAX = 1000
+_LADDER_S = 0.01
+"""Time that a page keeps for the ladder when it waits for a user's own stage."""
+_HUNG_S = 1.0
+"""A call that takes longer fails the check of readiness."""
+_WAIT_MIN_S = 0.02
+"""Shortest wait for one. A page that is out of time still waits for its rules."""
 
 _logger = logging.getLogger(__name__)
 
@@ -50,13 +57,13 @@ class Pipeline:
         self._resources, self._cache = resources, RankingCache(config.cache)
         if str(resources.folder) not in sys.path:  # a user's own stages are in the folder of the pipeline file
             sys.path.append(str(resources.folder))
-        self._stages: list[tuple[str, Stage]] = []
+        self._stages: list[_Step] = []
         for i, table in enumerate(config.stage or default_stages(task_weights)):
             try:
                 stage = _STAGES.make(table, f"$.stage[{i}]", resources)
             except PluginError as error:
                 raise PipelineError(error.path, error.message) from error
-            self._stages.append((str(table["use"]).rpartition(".")[2], stage))
+            self._stages.append(_Step(str(table["use"]).rpartition(".")[2], stage, is_own=_STAGES.is_own(table)))
         self._popular = AllowedOrder(resources.filters, lambda: resources.catalogue.by_popularity)
 
     def __call__(self, query: Query, observe: Callable[[str, float], None]) -> CandidateSet:
@@ -66,22 +73,20 @@ class Pipeline:
         """
         deadline, candidates = query.deadline, CandidateSet(np.zeros(0, np.int64))
         since = perf_counter()
-        for name, stage in self._stages:
-            own = stage.config.deadline_ms
+        for step in self._stages:
+            own = step.stage.config.deadline_ms
             query.deadline = deadline if own is None else deadline.sooner(own / 1e3)
             try:
-                if not stage.on_every_page and query.deadline.left() <= 0:
+                if not step.stage.on_every_page and query.deadline.left() <= 0:
                     raise OutOfTimeError("no time is left")
-                candidates = stage(query, candidates)
+                candidates = step(query, candidates)
             except OutOfTimeError:
                 return self._fallback(query)
-            except Exception:
-                # A feed must not stop, so any error of a stage still leads to a page.
-                _logger.exception("stage %s failed", name)
-                query.degraded.append(f"failed_{name}")
+            except Exception as error:  # a feed must not stop, so any error of a stage still leads to a page
+                step.failed(query, error)
                 return self._fallback(query)
             now = perf_counter()
-            observe(name, now - since)
+            observe(step.name, now - since)
             since = now
         if candidates.score is not None:
             self._cache.keep((query.request.user_id, query.request.experiment), candidates)
@@ -102,16 +107,57 @@ class Pipeline:
         return self._apply_rules(query, CandidateSet(item, pxtr, self._resources.catalogue.popularity[item]))
 
     def _apply_rules(self, query: Query, candidates: CandidateSet) -> CandidateSet:
-        for name, stage in self._stages:
-            if stage.on_every_page:
+        for step in self._stages:
+            if step.stage.on_every_page:
                 try:
-                    candidates = stage(query, candidates)
-                except Exception:
-                    _logger.exception("stage %s failed", name)
-                    query.degraded.append(f"failed_{name}")
+                    candidates = step(query, candidates)
+                except Exception as error:
+                    step.failed(query, error)
         return candidates
+
+    @property
+    def hung_s(self) -> float:
+        """Seconds since a user's own stage or channel was called that has not ended; 0 when there is none."""
+        return max(step.hung_s for step in self._stages)
+
+    def check(self) -> None:
+        """Raise `HungError` when a user's own stage or channel does not end."""
+        if (hung_s := self.hung_s) > _HUNG_S:
+            raise HungError(f"Expected stages that end, got one that has been running for {hung_s:.0f} s")
 
     def close(self) -> None:
         """Close the stages."""
-        for _, stage in self._stages:
-            stage.close()
+        for step in self._stages:
+            step.close()
+
+
+class _Step:
+    """A stage and its name in the file. A user's own has a watchdog."""
+
+    def __init__(self, name: str, stage: Stage, *, is_own: bool) -> None:
+        self.name, self.stage = name, stage
+        self._watchdog = Watchdog(f"stage {name}") if is_own else None
+
+    def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
+        """Return or raise what the stage does. Raises `HungError`."""
+        if self._watchdog is None:
+            return self.stage(query, candidates)
+        seconds = max(query.deadline.left() - _LADDER_S, _WAIT_MIN_S)
+        return self._watchdog(partial(self.stage, query, candidates), seconds)
+
+    def failed(self, query: Query, error: Exception) -> None:
+        """Report that the stage failed, or was given up on, which its watchdog logs."""
+        if isinstance(error, HungError):
+            query.degraded.append(f"hung_{self.name}")
+        else:
+            _logger.error("stage %s failed", self.name, exc_info=error)
+            query.degraded.append(f"failed_{self.name}")
+
+    @property
+    def hung_s(self) -> float:
+        return max(self.stage.hung_s, 0.0 if self._watchdog is None else self._watchdog.hung_s)
+
+    def close(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self.stage.close()

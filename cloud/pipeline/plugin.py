@@ -31,6 +31,10 @@ class Plugins:
         """`known` maps words to dotted names of classes. A class is imported when a file names it."""
         self._kind, self._base, self._known = kind, base, dict(known)
 
+    def is_own(self, table: Mapping[str, Any]) -> bool:
+        """Return whether a table names a user's own plugin."""
+        return table.get("use") not in self._known
+
     def make(self, table: Mapping[str, Any], path: str, resources: Any) -> Any:
         """Return the plugin that the table at `path` describes. Raises `PluginError`."""
         table = dict(table)

@@ -138,6 +138,11 @@ class Stage(ABC):
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """Return the candidates to pass on. The first stage gets an empty set. May raise `OutOfTimeError`."""
 
+    @property
+    def hung_s(self) -> float:
+        """Seconds since a part of the stage was given up on that has not ended; 0 when there is none, as by default."""
+        return 0.0
+
     def close(self) -> None:
         """Release what the stage holds. Does nothing by default."""
         return

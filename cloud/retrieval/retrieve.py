@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pocketrank.cloud.pipeline.candidates import CandidateSet
 from pocketrank.cloud.pipeline.plugin import Plugins
 from pocketrank.cloud.pipeline.stage import Query, Resources, Stage, StageConfig
+from pocketrank.cloud.pipeline.watchdog import HungError, Watchdog
 from pocketrank.cloud.retrieval.channels import Channel
 
 __all__ = ["Retrieve", "RetrieveConfig", "merged"]
@@ -55,30 +57,53 @@ class Retrieve(Stage):
 
     def __init__(self, config: RetrieveConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        self._channels: list[Channel] = [
-            _CHANNELS.make(table, f"channel[{i}]", resources) for i, table in enumerate(config.channel)
-        ]
+        self._channels: list[tuple[Channel, Watchdog | None]] = []
+        for i, table in enumerate(config.channel):
+            channel = _CHANNELS.make(table, f"channel[{i}]", resources)
+            self._channels.append((channel, Watchdog(f"channel {table['use']}") if _CHANNELS.is_own(table) else None))
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`. The candidates are in the order of the channels."""
         wanted, cold = self.config.candidates, len(query.history.item) < self.config.cold_events
         found: list[NDArray[np.int64]] = []
-        for channel in self._channels:
+        for channel, watchdog in self._channels:
             quota = channel.config.quota
             if cold and channel.config.quota_cold is not None:
                 quota = channel.config.quota_cold
-            found.append(channel(query, min(quota, wanted)) if quota else np.zeros(0, np.int64))
+            found.append(_find(channel, watchdog, query, min(quota, wanted)) if quota else np.zeros(0, np.int64))
         item = merged(found, wanted)
         if len(item) < wanted:
             item = self._fill(query, item, wanted)
         return CandidateSet(item)
 
     def _fill(self, query: Query, item: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-        for channel in self._channels:
-            item = merged([item, channel(query, wanted)], wanted)
+        for channel, watchdog in self._channels:
+            item = merged([item, _find(channel, watchdog, query, wanted)], wanted)
             if len(item) == wanted:
                 break
         return item
+
+    @property
+    def hung_s(self) -> float:
+        """See `Stage`."""
+        return max((watchdog.hung_s for _, watchdog in self._channels if watchdog is not None), default=0.0)
+
+    def close(self) -> None:
+        """See `Stage`."""
+        for _, watchdog in self._channels:
+            if watchdog is not None:
+                watchdog.close()
+
+
+def _find(channel: Channel, watchdog: Watchdog | None, query: Query, k: int) -> NDArray[np.int64]:
+    """Return what a channel finds: nothing while a user's own one hangs, for which half of the time that is left is enough."""
+    if watchdog is None:
+        return channel(query, k)
+    try:
+        return watchdog(partial(channel, query, k), query.deadline.left() / 2)
+    except HungError:
+        query.degraded.append(f"hung_{type(channel).__name__}")
+        return np.zeros(0, np.int64)
 
 
 def merged(found: Sequence[NDArray[np.int64]], wanted: int) -> NDArray[np.int64]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from random import uniform
+from typing import TYPE_CHECKING
 
 from pocketrank.cloud.serving.access.access import Access, check_host
 from pocketrank.cloud.serving.access.tokens import TokenFile
@@ -20,6 +23,9 @@ from pocketrank.cloud.serving.telemetry.logs import configure_logs
 from pocketrank.cloud.serving.telemetry.shared_metrics import shared_metrics
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.cloud.training.run import Run
+
+if TYPE_CHECKING:
+    from pocketrank.cloud.pages.engine import PageEngine
 
 __all__ = ["open_access", "serve", "serve_on"]
 
@@ -58,7 +64,6 @@ def serve(
         if config.workers == 1:
             serve_on(sock, None, run.folder, bundle, db, config)
             return
-        SqliteFeedbackLog(db, config.log).close()  # else the first worker upgrades an older log while the others wait
         target, args = "pocketrank.cloud.serving.process.serve:serve_on", (run.folder, bundle, db, config)
         tls = config.server.tls is not None
         with shared_metrics() as shared:
@@ -95,5 +100,22 @@ def serve_on(
         app = create_app(engine, bundle, log, config, access=access, health=health, uploads=uploads)
         gc.collect()
         gc.freeze()  # what is loaded lives as long as the process: no later collection has to traverse it
+        if heartbeat is not None:
+            heartbeat = _unless_hung(heartbeat, engine, config.hung_s)
         with bounded_lookups():
             run_server(app, sock, config.server, heartbeat=heartbeat, draining=health.draining)
+
+
+def _unless_hung(heartbeat: Callable[[], None], engine: PageEngine, hung_s: float) -> Callable[[], None]:
+    """Return a heartbeat that stops the worker in order once a user's own stage or channel has hung for `hung_s`, or by chance
+    up to twice as long, so that workers whose stages began to hang at once do not all stop at once.
+    """
+    limit_s = hung_s * uniform(1, 2)
+
+    def beat() -> None:
+        heartbeat()
+        if engine.pipeline.hung_s > limit_s:
+            _logger.error("a stage or channel has not ended for %.0f s; this worker stops and is replaced", limit_s)
+            signal.raise_signal(signal.SIGTERM)
+
+    return beat

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from time import perf_counter
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 from pocketrank.cloud.pipeline.cached import CacheConfig
 from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
 from pocketrank.cloud.pipeline.filters import FiltersConfig
+from pocketrank.cloud.pipeline.watchdog import HungError
 from pocketrank.device.codec import read_page
 from pocketrank.device.contract import Page
 from tests.cloud.events import event
-from tests.cloud.serving.live import request
+from tests.cloud.serving.live import request, until
 from tests.cloud.serving.pages import Pages, SeenPages, pages, stages
 from tests.cloud.small_published import SmallRun, small_run
 
@@ -28,8 +30,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from threading import Event
+
 from pocketrank.cloud.pipeline import OutOfTimeError, Stage, StageConfig
 from pocketrank.cloud.ranking.rank import Rank, RankConfig
+from pocketrank.cloud.retrieval.channels import Channel
 
 
 class BoostConfig(StageConfig, frozen=True, kw_only=True):
@@ -56,6 +61,28 @@ class FailsFor(Stage):
         if query.request.scene == 1:
             raise OutOfTimeError if self.config.how == "time" else RuntimeError("a mistake")
         return candidates
+
+
+class Hangs(Stage):
+    """Does not end in scene 1 before it may."""
+
+    may = Event()
+
+    def __call__(self, query, candidates):
+        if query.request.scene == 1:
+            self.may.wait(30)
+        return candidates
+
+
+class HangingRule(Hangs):
+    on_every_page = True
+
+
+class HangingChannel(Channel):
+    def __call__(self, query, k):
+        if query.request.scene == 1:
+            Hangs.may.wait(30)
+        return np.arange(1, k + 1)
 
 
 class FailingRule(FailsFor):
@@ -295,6 +322,53 @@ def test_a_rule_holds_on_every_step_and_one_that_fails_is_left_out(make: Make) -
     page = made(request(6, 6, scene=1))
     assert page.degraded == ("failed_FailingRule", "popular", "failed_FailingRule")
     assert len(ids(page)) == 6
+
+
+@pytest.fixture
+def may() -> Iterator[Event]:
+    """Set, what hangs in `ours` ends."""
+    event: Event = sys.modules["ours"].Hangs.may  # type: ignore[attr-defined]
+    event.clear()
+    yield event
+    event.set()
+
+
+def test_a_stage_that_hangs_is_left_out_until_it_ends(make: Make, may: Event) -> None:
+    made = make({"use": "ours.Hangs"}, limits=BudgetConfig(page_ms=3.6e6))
+    whole = ids(made(request(6, 20)))
+    late = perf_counter() - 3599.95  # the one page that waits has little time left
+    assert made(request(6, 10, scene=1), late).degraded[0] == "hung_Hangs"
+    for scene in (0, 1):
+        page = made(request(6, 10, scene=scene))
+        assert page.degraded == ("hung_Hangs", "cached_ranking")
+        assert ids(page) == whole[:10]
+    pipeline = made.engine.pipeline
+    until(lambda: pipeline.hung_s > 1.0, "a call that takes long")
+    with pytest.raises(HungError, match="one that has been running for 1 s"):
+        pipeline.check()
+    may.set()
+    until(lambda: not pipeline.hung_s, "the call ends")
+    pipeline.check()
+    assert made(request(6, 10)).degraded == ()
+
+
+def test_a_rule_that_hangs_is_left_out_of_every_step(make: Make, may: Event) -> None:
+    made = make({"use": "ours.HangingRule"}, cache=CacheConfig(users=0), limits=BudgetConfig(page_ms=200))
+    page = made(request(6, 6, scene=1))
+    assert page.degraded == ("hung_HangingRule", "popular", "hung_HangingRule")
+    assert len(ids(page)) == 6
+
+
+def test_a_channel_that_hangs_leaves_its_room_to_the_others(make: Make, may: Event) -> None:
+    channels = ({"use": "ours.HangingChannel", "quota": 10}, {"use": "popular", "quota": 10})
+    first = ({"use": "retrieve", "candidates": 20, "channel": channels}, *stages()[1:])
+    made = make(first=first, limits=BudgetConfig(page_ms=60_000))
+    assert made(request(6, 20)).degraded == ()
+    page = made(request(6, 20, scene=1), perf_counter() - 58)
+    assert page.degraded[0] == "hung_HangingChannel"
+    assert "cached_ranking" not in page.degraded
+    assert len(ids(page)) == 20
+    assert made.engine.pipeline.hung_s > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- filters

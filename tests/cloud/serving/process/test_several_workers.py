@@ -15,9 +15,9 @@ import pytest
 
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.device.codec import from_block, from_msgpack, to_msgpack
-from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page
+from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
 from tests.cloud.events import event
-from tests.cloud.serving.live import MSGPACK, Live, request, started
+from tests.cloud.serving.live import MSGPACK, Live, request, started, until
 from tests.cloud.small_published import SmallRun, small_run
 
 _SCRIPT = """
@@ -27,7 +27,21 @@ from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.serving.process.serve import serve
 from pocketrank.cloud.training.run import Run
 run, db = map(Path, sys.argv[1:])
-serve(Run.open(run), None, port=0, feedback_db=db, config=ServingConfig(workers=2))
+config = ServingConfig(workers=2)
+if (run / "pipeline.toml").exists():
+    from pocketrank.cloud.pipeline.config import PipelineConfig
+    config = ServingConfig(workers=2, pipeline=PipelineConfig.open(run / "pipeline.toml"), folder=run, hung_s=0.5)
+serve(Run.open(run), None, port=0, feedback_db=db, config=config)
+"""
+_HANGS = """
+from threading import Event
+from pocketrank.cloud.pipeline.stage import Stage
+
+class Hangs(Stage):
+    def __call__(self, query, candidates):
+        if query.request.scene == 1:
+            Event().wait()
+        return candidates
 """
 _TRIES = 1200
 
@@ -62,9 +76,10 @@ class Caller:
 
     def page(self, user_id: int) -> set[int]:
         """Return the items of a page that holds everything the user has not seen."""
-        answer, _ = self._send("POST", "/v1/page", to_msgpack(request(user_id, 100)))
-        items: set[int] = set(from_block(from_msgpack(answer, Page).candidates.item_id, np.dtype("<i8")).tolist())
-        return items
+        return items_of(self.asked(request(user_id, 100)))
+
+    def asked(self, request: PageRequest) -> Page:
+        return from_msgpack(self._send("POST", "/v1/page", to_msgpack(request))[0], Page)
 
     def feedback(self, *events: object) -> FeedbackReceipt:
         answer, _ = self._send("POST", "/v1/feedback", to_msgpack(FeedbackBatch(events=events)))  # type: ignore[arg-type]
@@ -73,6 +88,10 @@ class Caller:
     def metric(self, sample: str) -> float:
         lines = self._send("GET", "/metrics")[0].decode().splitlines()
         return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(sample + " "))
+
+
+def items_of(page: Page) -> set[int]:
+    return set(from_block(page.candidates.item_id, np.dtype("<i8")).tolist())
 
 
 def callers(port: int) -> list[Caller]:
@@ -141,6 +160,25 @@ def test_a_killed_worker_loses_no_acknowledged_feedback_and_its_successor_knows_
     log.close()
     assert set(kept) == acknowledged
     assert set(kept.values()) == {1}
+
+
+def test_a_worker_whose_stage_hangs_goes_on_and_is_replaced(run: SmallRun, tmp_path: Path) -> None:
+    (run.folder / "hangs.py").write_text(_HANGS)
+    (run.folder / "pipeline.toml").write_text('[[stage]]\nuse = "retrieve"\n[[stage]]\nuse = "hangs.Hangs"\n')
+    with serving(run, tmp_path / "feedback.db") as server:
+        first, second = callers(server.port)
+        before = children(server.process.pid)
+        for scene in (1, 0):
+            page = first.asked(request(1, 10, scene=scene))
+            assert page.degraded == ("hung_Hangs", "popular")
+            assert len(items_of(page)) == 10
+        assert second.asked(request(1, 10)).degraded == ()
+        until(lambda: len(set(children(server.process.pid)) - set(before)) == 1, "a new worker")
+        assert second.asked(request(1, 10)).degraded == ()
+        for caller in callers(server.port):
+            assert caller.asked(request(1, 10)).degraded == ()
+        server.process.terminate()
+        assert server.process.wait(30) == 0
 
 
 def _answers(caller: Caller) -> bool:
