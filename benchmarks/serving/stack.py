@@ -11,9 +11,9 @@ from pocketrank.cloud.pipeline.config import BudgetConfig
 from pocketrank.cloud.serving.access.access import Access
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
+from pocketrank.cloud.serving.http.received import as_received
 from pocketrank.cloud.serving.load.page_queue import PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
-from pocketrank.cloud.serving.telemetry.devices import with_any_telemetry
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.device.contract import Page, PageRequest
 
@@ -25,7 +25,7 @@ def page_app(make_page: Callable[[PageRequest], Page]) -> ASGIApp:
     metrics, price, budget = ServingMetrics(), ComputePrice(), BudgetConfig()
     queue = PageQueue[PageRequest, Page](lambda asked, since: make_page(asked), budget.queue_ms / 1e3, price)
     route = HotRoute(
-        with_any_telemetry(PageRequest), lambda asked, since, caller: queue(asked, since), queue.enter, metrics.stage
+        as_received(PageRequest, budget), lambda asked, since, caller: queue(asked, since), queue.enter, metrics.stage
     )
     read = BodyReader(budget.body_max, budget.body_s)
     return HotRoutes(FastAPI(), {"/v1/page": route}, metrics, {"/v1/page": "/v1/page"}, access=Access(), read=read)

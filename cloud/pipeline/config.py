@@ -76,9 +76,17 @@ class BudgetConfig(_Table, frozen=True, kw_only=True):
     """Maximum size of a request's body in bytes after decompression: about 4,000 feedback events."""
     body_s: float = 10.0
     """Maximum time in seconds until a body has arrived."""
+    events_max: int = 1000
+    """Maximum number of feedback events in a request. Devices send up to 256, and halve what is refused."""
+    exclude_max: int = 10_000
+    """Maximum number of items that a request excludes."""
 
     def __post_init__(self) -> None:
-        if not (self.page_ms > 0 and self.queue_ms > 0 and self.store_ms > 0 and self.body_max >= 1 and self.body_s > 0):
+        times, sizes = (
+            (self.page_ms, self.queue_ms, self.store_ms, self.body_s),
+            (self.body_max, self.events_max, self.exclude_max),
+        )
+        if not all(limit > 0 for limit in (*times, *sizes)):
             raise ValueError("Expected limits above 0")
 
 

@@ -36,6 +36,7 @@ from pocketrank.cloud.pages.engine import PageEngine
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.pages.maker import PageMaker
 from pocketrank.cloud.serving.access.access import Access, Caller, check_user
+from pocketrank.cloud.serving.access.limits import TooManyError, cost_of_feedback
 from pocketrank.cloud.serving.bundles.files import BundleFiles
 from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.config import ServingConfig
@@ -44,13 +45,14 @@ from pocketrank.cloud.serving.http.cors import with_cors
 from pocketrank.cloud.serving.http.docs import docs_response
 from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
 from pocketrank.cloud.serving.http.openapi import complete, errors, route_labels
+from pocketrank.cloud.serving.http.received import as_received
 from pocketrank.cloud.serving.http.wire import WireError, error_response
 from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
 from pocketrank.cloud.serving.load.page_queue import BusyError, PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes, upload_routes
 from pocketrank.cloud.serving.routes.health import Health, health_router
-from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry, with_any_telemetry
+from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
 from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.tracing import make_tracer
@@ -130,6 +132,7 @@ def create_app(
     page_queue = PageQueue(make, limits.queue_ms / 1e3, price)
 
     async def store_feedback(events: Sequence[FeedbackEvent], caller: Caller) -> FeedbackReceipt:
+        access.charge(caller, cost_of_feedback(events))
         receipt = await feedback_queue(events, caller.user_id)
         metrics.feedback(receipt)
         return receipt
@@ -140,6 +143,8 @@ def create_app(
             await store_feedback(events, caller)
         except BusyError as error:
             metrics.shed(error.reason)
+        except TooManyError:
+            metrics.shed("rate")
         except FeedbackLogError:
             pass  # the check of readiness says why
         else:
@@ -177,6 +182,7 @@ def create_app(
     if engine.filters.config.removed is not None:
         health.add("removed", engine.filters.check, required=False)
     health.add("store", engine.splits.check, required=False)
+    health.add("stages", engine.pipeline.check, required=False)
     for name, index in engine.indexes.items():
         if index.remote:
             health.add(f"index_{name}", index.check, required=False)
@@ -231,8 +237,8 @@ def create_app(
 
     # The routes of plain ASGI before them, and what is around all routes.
     hot = {
-        "/v1/page": HotRoute(with_any_telemetry(PageRequest), answer_page, page_queue.enter, metrics.stage),
-        "/v1/feedback": HotRoute(with_any_telemetry(FeedbackBatch), answer_feedback),
+        "/v1/page": HotRoute(as_received(PageRequest, limits), answer_page, page_queue.enter, metrics.stage),
+        "/v1/feedback": HotRoute(as_received(FeedbackBatch, limits), answer_feedback),
     }
     read = BodyReader(limits.body_max, limits.body_s)
     routes = HotRoutes(app, hot, metrics, labels, access=access, read=read, access_log=access_log, tracer=tracer)

@@ -52,6 +52,9 @@ class ServingConfig:
     """Destination of traces, and how many are recorded."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """Checks of readiness."""
+    hung_s: float = 30.0
+    """How long a call of a user's own stage or channel may hang before its worker ends in order and is replaced, in seconds. A
+    server of one process goes on without what hangs."""
     user_events_max: int = EVENTS_MAX
     """Events that are kept of all users, 44 bytes each. Beyond it the users go whose feedback is oldest."""
     seen_max: int = SEEN_MAX
@@ -61,8 +64,8 @@ class ServingConfig:
     """Compute price of a page as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
     """Storage of feedback."""
-    feedback_waiting: int = 256
-    """Batches of feedback that may wait for the disk. The next one is refused (429), so that a slow disk does not fill the
-    memory."""
+    feedback_waiting: int = 8192
+    """Events of feedback that may wait for the disk, some 10 MB. Those that exceed them are refused (429), so that a slow disk
+    does not fill the memory."""
     telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
     """Limits of the telemetry that devices report."""

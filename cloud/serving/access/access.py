@@ -81,9 +81,15 @@ class Caller(NamedTuple):
     """Id of its token in the file of tokens; None at an open server, and with a user's own token."""
     user_id: int | None = None
     """The one user for whom it may speak; None if for any."""
+    bucket: tuple[Hashable, RateLimit] | None = None
+    """What its requests are counted in; None without a limit."""
 
 
 _ANYBODY = Caller()
+
+
+def _bucket(key: Hashable, rate: RateLimit | None) -> tuple[Hashable, RateLimit] | None:
+    return None if rate is None else (key, rate)
 
 
 def check_user(user_id: int, caller: Caller, path: str) -> None:
@@ -130,26 +136,31 @@ class Access:
         if self._is_open:
             if need == "publish":
                 raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
-            self._limit(address_of(scope.get("client")), limits.anonymous)
-            return _ANYBODY
+            if limits.anonymous is None:
+                return _ANYBODY
+            return self._admit(Caller(bucket=(address_of(scope.get("client")), limits.anonymous)))
         if self.user_keys is not None and (self.tokens is None or not is_file_token(authorization)):
             user_id = self.user_keys.check(authorization, need).user_id
-            self._limit(("user", user_id), limits.user)
-            return Caller(user_id=user_id)
+            return self._admit(Caller(user_id=user_id, bucket=_bucket(("user", user_id), limits.user)))
         assert self.tokens is not None  # else the server is open or has the keys of users
         token = self.tokens.check(authorization, need)
         if need == "device" and self.user_keys is not None and not self.user_keys.config.app_tokens:
             raise AuthError("scope", "a user's own token", "one that speaks for any user", need)
         if token.rate is not None:
-            self._limit((token.id, need), token.rate)
+            bucket = _bucket((token.id, need), token.rate)
         else:  # the phones of a fleet share a token
             address = address_of(scope.get("client")) if need == "device" else ""
-            self._limit((token.id, need, address), getattr(limits, need))
-        return Caller(token_id=token.id)
+            bucket = _bucket((token.id, need, address), getattr(limits, need))
+        return self._admit(Caller(token_id=token.id, bucket=bucket))
 
-    def _limit(self, key: Hashable, rate: RateLimit | None) -> None:
-        if rate is not None:
-            self.limits(key, rate)
+    def _admit(self, caller: Caller) -> Caller:
+        self.charge(caller, 1)
+        return caller
+
+    def charge(self, caller: Caller, cost: int) -> None:
+        """Count `cost` requests of `caller`. Raises `TooManyError`, and counts nothing, when that exceeds its rate."""
+        if caller.bucket is not None and cost:
+            self.limits(*caller.bucket, cost)
 
     def requires(self, need: TokenScope) -> Any:
         """Return a FastAPI dependency that refuses callers who may not do `need`, and documents it in OpenAPI."""

@@ -3,6 +3,8 @@
 Each caller has a token bucket, which holds `burst` requests and is refilled at `per_s`. Only the time at which a bucket will be
 full again is stored (the generic cell rate algorithm, ITU-T I.371), so a request costs one look-up.
 
+A request that makes more work than others takes more out of the bucket: see `cost_of_body` and `cost_of_feedback`.
+
 Each process has its own buckets: several worker processes together allow that many times the rate.
 
 Errors::
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
@@ -25,8 +27,19 @@ from typing import Annotated, Literal
 import msgspec
 
 from pocketrank.cloud.serving.http.wire import WireError
+from pocketrank.device.contract import FeedbackEvent
 
-__all__ = ["LimitsConfig", "RateLimit", "RequestLimits", "SCOPES", "TokenScope", "TooManyError", "address_of"]
+__all__ = [
+    "SCOPES",
+    "LimitsConfig",
+    "RateLimit",
+    "RequestLimits",
+    "TokenScope",
+    "TooManyError",
+    "address_of",
+    "cost_of_body",
+    "cost_of_feedback",
+]
 
 TokenScope = Literal["device", "publish", "admin"]
 """Permission to request pages, send feedback and download the bundle; to upload a bundle; to monitor the server."""
@@ -39,6 +52,10 @@ _OTHERS = object()
 _SUBNET_BITS = 64
 """Bits of an IPv6 address that one customer has in common."""
 _SUBNETS_CACHED = 4096
+_BODY_BYTES = 16 << 10
+"""Bytes of a body that cost as much as a request. A page request has some 500, and one with ten events 3,000."""
+_EVENTS = 16
+"""Events that cost as much as a request."""
 
 
 class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,15 +111,18 @@ class RequestLimits:
         """Number of buckets in memory."""
         return len(self._full_at)
 
-    def __call__(self, key: Hashable, limit: RateLimit) -> None:
-        """Take one request out of the bucket `key`. Raises `TooManyError` and takes nothing when the bucket is empty."""
+    def __call__(self, key: Hashable, limit: RateLimit, cost: int = 1) -> None:
+        """Take `cost` requests out of the bucket `key`, at most as many as it holds when it is full.
+
+        Raises `TooManyError` and takes nothing when there are not so many in it.
+        """
         now, buckets = self._clock(), self._full_at
         full_at = buckets.get(key)
         if full_at is None:
             key = self._make_room(key, now)
             full_at = buckets.get(key, now)
         per_s = limit.per_s
-        taken = (full_at if full_at > now else now) + 1 / per_s
+        taken = (full_at if full_at > now else now) + min(cost, limit.burst) / per_s
         if (wait := taken - now - limit.burst / per_s) > 1e-9:  # rounding errors
             raise TooManyError(limit, wait)
         buckets[key] = taken
@@ -116,6 +136,21 @@ class RequestLimits:
                 return _OTHERS
             del self._full_at[oldest]
         return key
+
+
+def cost_of_body(body: bytes) -> int:
+    """Return what a body costs beyond the request itself, in requests. `body` is decompressed and not yet decoded."""
+    return len(body) // _BODY_BYTES
+
+
+def cost_of_feedback(events: Sequence[FeedbackEvent]) -> int:
+    """Return what events cost beyond the request itself, in requests.
+
+    A device sends events of one user in one experiment. Each further user or experiment costs a request, because the states of
+    users are what fills the memory.
+    """
+    states = len({(event.user_id, event.experiment) for event in events})
+    return len(events) // _EVENTS + max(0, states - 1)
 
 
 def address_of(client: tuple[str, int] | None) -> str:

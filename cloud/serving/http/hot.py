@@ -18,6 +18,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketrank.cloud.serving.access.access import Access, Caller
+from pocketrank.cloud.serving.access.limits import cost_of_body
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.head import head_as_get
 from pocketrank.cloud.serving.http.wire import WireError, content_type, decode, encode, error_answer
@@ -131,6 +132,7 @@ class HotRoutes:
         head: dict[bytes, bytes] = dict(scope["headers"])
         kind = content_type(head.get(b"content-type"))
         body = await self._read(head, receive)
+        self._access.charge(caller, cost_of_body(body))
         started = perf_counter()
         request = decode(kind, body, route.struct)
         route.observe("decode", perf_counter() - started)

@@ -16,38 +16,37 @@ counters are broken must not lose what its users did.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pocketrank.cloud.serving.telemetry.shared_metrics import add_counts, prepare_metrics
-from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.codec import from_json, from_msgpack
 from pocketrank.device.contract import ContractError, TelemetryReport
 from pocketrank.device.contract.telemetry import BUCKETS_MAX
 
-__all__ = ["DeviceTelemetry", "DeviceTelemetryConfig", "with_any_telemetry"]
+__all__ = ["DeviceTelemetry", "DeviceTelemetryConfig"]
 
-S = TypeVar("S", bound=msgspec.Struct)
 H = TypeVar("H", bound=Hashable)
 
 _OTHER = "other"
+_NOTHING = (b"", b"null", b"\xc0")
+_MSGPACK_FROM = 0x80
+"""First byte of a map in MessagePack, or a larger one. JSON's are all smaller."""
 _BOUNDS = tuple((1 << bucket) / 1e6 for bucket in range(1, BUCKETS_MAX))
 """Upper bounds of the devices' buckets in seconds; the last bucket has none."""
 
 
-def with_any_telemetry(struct: type[S]) -> type[S]:
-    """Return `struct` with a `telemetry` of any type, so that `DeviceTelemetry` can refuse it without refusing the request."""
-    return msgspec.defstruct(  # type: ignore[return-value]
-        struct.__name__, [("telemetry", Any, None)], bases=(struct,), frozen=True, kw_only=True
-    )
-
-
 @dataclass(frozen=True)
 class DeviceTelemetryConfig:
-    """Bounds of what is kept of the devices' telemetry."""
+    """Bounds of the devices' telemetry."""
+
+    bytes_max: int = 64 << 10
+    """Size of a report in bytes as it was sent. The SDK's have some 4 kB. A larger one is dropped unread."""
 
     ids_max: int = 65_536
     """Report ids that are remembered to detect repeats, some 8 MB. A device repeats a report within its next few requests."""
@@ -76,14 +75,16 @@ class DeviceTelemetry:
         self._duplicates, self._bad = (self._reports.labels(result, "", "", "") for result in ("duplicate", "bad"))
         self._fleets, self._count_names, self._time_names = set[tuple[str, ...]](), set[str](), set[str]()
 
-    def __call__(self, telemetry: object) -> None:
-        """Count a request's `telemetry`, None when it has none."""
-        if telemetry is None:
+    def __call__(self, telemetry: msgspec.Raw) -> None:
+        """Count a request's `telemetry` as it was sent, in MessagePack or JSON: empty or null when it has none."""
+        sent = memoryview(telemetry)
+        if sent in _NOTHING:
             return
-        try:
-            report = from_msgpack(to_msgpack(telemetry), TelemetryReport)  # type: ignore[arg-type]
-        except (ContractError, RecursionError):
-            report = None
+        report = None
+        if len(sent) <= self._config.bytes_max:
+            decode = from_json if sent[0] < _MSGPACK_FROM else from_msgpack
+            with suppress(ContractError):
+                report = decode(bytes(sent), TelemetryReport)
         with self._lock:
             if report is None:
                 self._bad.inc()

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit, RequestLimits, TooManyError, address_of
+from pocketrank.cloud.serving.access.limits import (
+    LimitsConfig,
+    RateLimit,
+    RequestLimits,
+    TooManyError,
+    address_of,
+    cost_of_body,
+    cost_of_feedback,
+)
+from tests.cloud.events import event
 
 
 class Clock:
@@ -48,6 +57,28 @@ def test_a_refusal_says_when_to_retry_and_costs_nothing() -> None:
         assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "3"})
     clock.now += caught.value.retry_after_s
     limits("a", limit)
+
+
+def test_what_makes_more_work_takes_more_but_never_more_than_there_is() -> None:
+    clock = Clock()
+    limits, limit = RequestLimits(clock=clock), RateLimit(1.0, 10)
+    limits("a", limit, 7)
+    with pytest.raises(TooManyError):
+        limits("a", limit, 4)
+    assert _taken(limits, "a", limit) == 3
+    clock.now += 10
+    limits("a", limit, 1_000_000)  # else it could never be sent
+    assert _taken(limits, "a", limit) == 0
+    clock.now += 10
+    assert _taken(limits, "a", limit) == 10
+
+
+def test_what_a_device_sends_costs_a_request_and_what_fills_the_memory_costs_more() -> None:
+    assert cost_of_body(bytes(3000)) == cost_of_feedback([]) == cost_of_feedback([event() for _ in range(10)]) == 0
+    assert cost_of_body(bytes(1 << 20)) == 64
+    assert cost_of_feedback([event() for _ in range(256)]) == 16
+    assert cost_of_feedback([event(user_id=user) for user in range(100)]) == 99 + 6
+    assert cost_of_feedback([event(experiment=str(name)) for name in range(10)]) == 9
 
 
 def test_each_caller_has_its_own_bucket() -> None:

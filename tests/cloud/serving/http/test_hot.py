@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pocketrank.cloud.serving.access.limits import LimitsConfig, RateLimit
@@ -56,6 +57,7 @@ class Site:
         self.folder, self.tokens = folder, folder / "tokens.json"
         self.device, self.admin = self._issue("device"), self._issue("admin")
         self.slow = self._issue("device", RateLimit(0.001, 2))
+        self.limited = self._issue("device", RateLimit(0.001, 18))
         self.server: Live
 
     def _issue(self, scope: str, rate: RateLimit | None = None) -> dict[str, str]:
@@ -153,6 +155,37 @@ def test_a_token_that_is_used_too_often_is_told_when_to_come_again(site: Site) -
     assert site.server.send("POST", "/v1/feedback", body, {**site.slow, **MSGPACK}).status == 429
     other = site.server.send("POST", "/v1/feedback", body, {**site.device, **MSGPACK})
     assert from_msgpack(other.body, FeedbackReceipt).accepted == 1  # what was refused had no effect
+
+
+def test_feedback_counts_towards_the_rate_and_stops_no_page(site: Site) -> None:
+    headers = {**site.limited, **MSGPACK}
+
+    def page(count: int) -> tuple[str, ...]:
+        body = to_msgpack(request(feedback=tuple(event(1, 1000) for _ in range(count))))
+        answer = site.server.send("POST", "/v1/page", body, headers)
+        assert answer.status == 200, answer.body
+        return from_msgpack(answer.body, Page).degraded
+
+    assert page(80) == ()
+    before = site.metric('pocketrank_shed_total{reason="rate"}')
+    assert page(160) == ("no_feedback",)  # enough is left for a page, and not for 160 events
+    assert site.metric('pocketrank_shed_total{reason="rate"}') - before == 1
+    batch = to_msgpack(FeedbackBatch(events=tuple(event(1, 1000) for _ in range(160))))
+    assert site.server.send("POST", "/v1/feedback", batch, headers).status == 429
+    assert page(16) == ()
+
+
+def test_a_list_without_end_is_refused_before_it_is_read(site: Site) -> None:
+    """Half a million numbers, or empty lists of telemetry, in less than a kilobyte."""
+    plain, count = msgspec.to_builtins(request()), 1 << 19
+    exclude = gzip.compress(msgspec.msgpack.encode({**plain, "exclude": [0] * count}))
+    answer = site.page(exclude, Content_Encoding="gzip")
+    assert (answer.status, answer.json()["path"]) == (400, "$.exclude")
+    telemetry = gzip.compress(msgspec.msgpack.encode({**plain, "telemetry": [[]] * count}))
+    bad = 'pocketrank_device_reports_total{bundle="",result="bad",sample_rate="",tier=""}'
+    before = site.metric(bad)
+    assert site.page(telemetry, Content_Encoding="gzip").status == 200
+    assert site.metric(bad) - before == 1
 
 
 def test_feedback_that_a_slow_disk_cannot_take_is_refused_before_it_fills_the_memory(site: Site) -> None:

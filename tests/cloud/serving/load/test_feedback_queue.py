@@ -68,8 +68,8 @@ def intake(log: Counted, tmp_path: Path) -> Counting:
 
 @pytest.fixture
 def run_queue(intake: Counting) -> Callable[..., None]:
-    def run_it(work: Callable[[FeedbackQueue], Awaitable[None]], batches_max: int = 100) -> None:
-        queue = FeedbackQueue(intake, batches_max)
+    def run_it(work: Callable[[FeedbackQueue], Awaitable[None]], events_max: int = 4000) -> None:
+        queue = FeedbackQueue(intake, events_max)
         try:
             asyncio.run(work(queue))  # type: ignore[arg-type]
         finally:
@@ -96,12 +96,14 @@ def test_batches_that_arrive_while_the_disk_is_busy_share_one_write(
     assert log.writes == [1, 5]
 
 
-def test_one_write_takes_a_bounded_number_of_batches(log: Counted, run_queue: Callable[..., None]) -> None:
+def test_one_write_takes_a_bounded_number_of_events(log: Counted, run_queue: Callable[..., None]) -> None:
     async def work(queue: FeedbackQueue) -> None:
-        assert await asyncio.gather(*(queue([event()]) for _ in range(65))) == [ONE] * 65
+        same = event()
+        await asyncio.gather(*(queue([same] * 500) for _ in range(3)), queue([same] * 2000))
 
     run_queue(work)
-    assert log.writes == [64, 1]
+    assert log.writes[0] == 1000
+    assert log.writes[-1] == 2000
 
 
 def test_each_batch_gets_its_own_receipt(run_queue: Callable[..., None]) -> None:
@@ -146,6 +148,17 @@ def test_the_queue_is_bounded(run_queue: Callable[..., None]) -> None:
         assert got[:2] == [ONE, ONE]
         assert isinstance(got[2], BusyError)
         assert await queue([event()]) == ONE
+
+    run_queue(work, 2)
+
+
+def test_a_batch_that_exceeds_the_bound_is_taken_alone(run_queue: Callable[..., None]) -> None:
+    async def work(queue: FeedbackQueue) -> None:
+        large = [event() for _ in range(3)]
+        for _ in range(2):
+            got = await asyncio.gather(queue(large), queue([event()]), return_exceptions=True)
+            assert isinstance(got[0], FeedbackReceipt)
+            assert isinstance(got[1], BusyError)
 
     run_queue(work, 2)
 

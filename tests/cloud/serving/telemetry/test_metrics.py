@@ -15,6 +15,7 @@ from pocketrank.device.contract import FeedbackReceipt
 
 _WORKER = """
 import sys
+from msgspec import Raw, msgpack
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
 from pocketrank.device.contract import FeedbackReceipt
@@ -29,7 +30,8 @@ for line in sys.stdin:
         metrics.feedback(FeedbackReceipt(accepted=int(value), duplicates=1))
         metrics.load(float(value), int(value))
         timing = {"count": 2, "sum_us": 6, "max_us": 3, "buckets": [0, 2]}
-        devices({"report_id": value, "since_ms": 0, "until_ms": 1, "counters": {"n": int(value)}, "timings": {"t": timing}})
+        report = {"report_id": value, "since_ms": 0, "until_ms": 1, "counters": {"n": int(value)}, "timings": {"t": timing}}
+        devices(Raw(msgpack.encode(report)))
     text = metrics.text()[0].decode()
     print(len(text.splitlines()), flush=True)
     print(text, end="", flush=True)
