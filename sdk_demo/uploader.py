@@ -1,9 +1,10 @@
-"""Upload of a bundle to a server: ask which files are missing, send those, and ask again
-(`pocketrank.cloud.serving.routes.bundles`).
+"""Upload of a bundle to a server, and its rollback (`pocketrank.cloud.serving.routes.bundles`).
+
+An upload asks which files are missing, sends those, and asks again.
 
 Errors::
 
-    UploadError                the bundle is not served; has the reason of the server, the network or the folder
+    UploadError                nothing has changed on the server; has the reason of the server, the network or the folder
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _ROUNDS = 2  # the server may remove a file between the question and the end
 
 
 class UploadError(ValueError):
-    """The bundle is not served. The message never contains the token."""
+    """Nothing has changed on the server. The message never contains the token."""
 
 
 class Uploaded(NamedTuple):
@@ -109,9 +110,20 @@ class BundleUploader:
         self._expect(answer, 200)
         raise UploadError("Expected the server to keep what was uploaded, got the same files missing again")
 
+    def roll_back(self) -> int | None:
+        """Have the bundle served again that was served before the last upload.
+
+        Return its serial, or None when no bundle is served now. Raises `UploadError`.
+        """
+        answer = self._send("POST", "/v1/bundle/rollback", b"", _BYTES)
+        return None if answer.status_code == 204 else self._receipt(answer).serial
+
     def _put(self, path: str, data: bytes, kind: str) -> httpx.Response:
+        return self._send("PUT", path, data, kind)
+
+    def _send(self, method: str, path: str, data: bytes, kind: str) -> httpx.Response:
         try:
-            return self._client.put(path, content=data, headers={"Content-Type": kind})
+            return self._client.request(method, path, content=data, headers={"Content-Type": kind})
         except httpx.HTTPError as error:
             raise UploadError(f"Expected an answer of {self._client.base_url}, got {type(error).__name__}: {error}") from None
 
@@ -132,7 +144,7 @@ class BundleUploader:
         if answer.status_code != status:
             reason = _json(answer).get("error") or answer.reason_phrase
             raise UploadError(
-                f"Expected the upload to be accepted, got {answer.status_code}: {str(reason)[:500]} - at {answer.url}"
+                f"Expected the request to be accepted, got {answer.status_code}: {str(reason)[:500]} - at {answer.url}"
             )
 
 

@@ -22,7 +22,7 @@ from pocketrank.sdk_demo.cli.release import release
 from pocketrank.sdk_demo.cli.serve import serve
 from pocketrank.sdk_demo.cli.token import token
 from pocketrank.sdk_demo.cli.train import train
-from pocketrank.sdk_demo.cli.upload import upload
+from pocketrank.sdk_demo.cli.upload import rollback, upload
 
 __all__ = ["app", "run"]
 
@@ -37,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "serve": serve,
     "forget": forget,
     "upload": upload,
+    "rollback": rollback,
     "emulate": emulate,
     "demo": demo,
 }

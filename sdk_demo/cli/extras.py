@@ -15,6 +15,7 @@ _BY_COMMAND = {
     "serve": "serve",
     "forget": "serve",
     "upload": "serve",
+    "rollback": "serve",
     "emulate": "demo",
     "demo": "demo",
 }

@@ -95,7 +95,9 @@ def request(user_id: int = 1, size: int = 10, **more: Any) -> PageRequest:
     return PageRequest(**{**fields, **more})
 
 
-def write_bundle(folder: Path, files: dict[str, bytes], split_version: str = SPLIT_VERSION, **wrong: Any) -> Path:
+def write_bundle(
+    folder: Path, files: dict[str, bytes], split_version: str = SPLIT_VERSION, serial: int = 1, **wrong: Any
+) -> Path:
     """A bundle of `files`; `wrong` replaces fields of the first file's entry."""
     entries = []
     for path, data in files.items():
@@ -105,7 +107,13 @@ def write_bundle(folder: Path, files: dict[str, bytes], split_version: str = SPL
     if wrong:
         entries[0] = msgspec.structs.replace(entries[0], **wrong)
     manifest = BundleManifest(
-        name="small", serial=1, created_ms=0, split_version=split_version, spec="spec.json", files=tuple(entries), models=()
+        name="small",
+        serial=serial,
+        created_ms=0,
+        split_version=split_version,
+        spec="spec.json",
+        files=tuple(entries),
+        models=(),
     )
     (folder / "manifest.json").write_bytes(to_json(manifest))
     return folder

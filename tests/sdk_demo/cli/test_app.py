@@ -20,6 +20,7 @@ COMMANDS = (
     "serve",
     "forget",
     "upload",
+    "rollback",
     "emulate",
     "demo",
 )

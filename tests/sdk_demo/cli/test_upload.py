@@ -20,7 +20,7 @@ class Site:
     """A server, and a token for it in a file."""
 
     def __init__(self, folder: Path, server: Live) -> None:
-        self.server, self.token = server, folder / "publish.token"
+        self.server, self.token, self.admin = server, folder / "publish.token", folder / "admin.token"
         self.url = f"http://127.0.0.1:{server.port}"
 
 
@@ -28,9 +28,10 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     now_ms = time.time_ns() // 1_000_000
-    made = issue_token(folder / "tokens.json", ["publish", "device"], now_ms=now_ms, lasts_ms=3_600_000)
-    (folder / "publish.token").write_text(made.token + "\n")
-    (folder / "publish.token").chmod(0o600)
+    for name, scopes in (("publish", ["publish", "device"]), ("admin", ["admin"])):
+        made = issue_token(folder / "tokens.json", scopes, now_ms=now_ms, lasts_ms=3_600_000)  # type: ignore[arg-type]
+        (folder / f"{name}.token").write_text(made.token + "\n")
+        (folder / f"{name}.token").chmod(0o600)
     config = ServingConfig(tokens=folder / "tokens.json", bundles=BundleStoreConfig(unverified=True))
     with live(small_run(folder / "run").folder, folder / "feedback.db", config=config) as server:
         yield Site(folder, server)
@@ -100,3 +101,19 @@ def test_what_the_server_refuses_is_told_in_one_line(site: Site, tmp_path: Path,
 def test_a_token_is_not_sent_where_others_see_it(server: str, private: bool) -> None:
     with BundleUploader(server, "prk_x") as uploader:
         assert uploader.is_private is private
+
+
+def test_a_server_is_rolled_back_once(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def roll_back(token: Path) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["rollback", "--server", site.url, "--token-file", str(token)])
+        return int(ended.value.code or 0)
+
+    for serial in (101, 102):
+        assert _upload(site, write_bundle(tmp_path / str(serial), FILES, serial=serial)) == 0
+    assert roll_back(site.token) == 2
+    assert "got 403" in capsys.readouterr().err
+    assert roll_back(site.admin) == 0
+    assert capsys.readouterr().out == "bundle 101 is served\n"
+    assert roll_back(site.admin) == 2
+    assert "got 409: Expected a bundle that was served before" in capsys.readouterr().err
