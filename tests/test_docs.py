@@ -114,3 +114,13 @@ def test_the_reader_finds_blocks_and_commands() -> None:
     assert list(blocks(text, "python")) == [Block("python", 3, "x = 1\n")]
     assert list(commands(text, "pocketrank")) == [(6, ["a", "--b", "1"]), (8, ["c"])]
     assert list(commands(text, "make")) == [(6, ["demo"])]
+
+
+def test_every_line_of_the_threat_model_is_held_by_tests() -> None:
+    known = {name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    _, _, threats = (ROOT / "docs" / "security.md").read_text().partition("## Without a token")
+    rows = [line for line in threats.splitlines() if line.startswith("| ") and not line.endswith("| tests |")]
+    named = [set(re.findall(r"`(test_\w+)`", row.rpartition(" | ")[2])) for row in rows]
+    assert len(rows) > 35
+    assert all(named), "a line names no test"
+    assert set.union(*named) <= known
