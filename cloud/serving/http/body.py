@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from pocketrank.cloud.serving.http.wire import WireError
+from pocketrank.cloud.serving.http.wire import SlowBodyError, WireError
 
 __all__ = ["ENCODINGS", "BodyReader"]
 
@@ -34,7 +34,7 @@ class BodyReader:
         """Return the body, decompressed.
 
         Raises `WireError`: 413 too large, before anything is read when Content-Length says so; 415 unsupported encoding; 400
-        not in the encoding that the header names; 408 too slow. Raises starlette's `ClientDisconnect`.
+        not in the encoding that the header names; 408 too slow (`SlowBodyError`). Raises starlette's `ClientDisconnect`.
         """
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
         encoding = _ALIASES.get(encoding, encoding)
@@ -47,7 +47,7 @@ class BodyReader:
             async with asyncio.timeout(self._seconds):  # also for the first byte
                 return await self._body(receive, encoding)
         except TimeoutError:
-            raise WireError(408, "$", f"a body within {self._seconds:g} s", "a part of it") from None
+            raise SlowBodyError(f"a body within {self._seconds:g} s", "a part of it") from None
 
     async def _body(self, receive: Receive, encoding: str) -> bytes:
         message = await receive()

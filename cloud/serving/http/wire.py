@@ -3,7 +3,8 @@
 Errors::
 
     WireError                  a request that is refused before the contract is looked at; has the answer's status
-                               404 no such resource, 405 method, 408 too slow, 413 too large, 415 content type or encoding
+                               404 no such resource, 405 method, 413 too large, 415 content type or encoding
+    ├── SlowBodyError          408: a body that did not arrive in time
     ├── AuthError              401, 403: no token that allows the request (`access.tokens`)
     ├── TooManyError           429: more requests than allowed (`access.limits`)
     ├── BusyError              429: too many pages wait (`load.page_queue`)
@@ -25,7 +26,18 @@ from pocketrank.cloud.streams.feedback_log import FeedbackLogError
 from pocketrank.device.codec import from_json, from_msgpack, to_json, to_msgpack
 from pocketrank.device.contract import ContractError
 
-__all__ = ["JSON", "MSGPACK", "ErrorBody", "WireError", "content_type", "decode", "encode", "error_answer", "error_response"]
+__all__ = [
+    "JSON",
+    "MSGPACK",
+    "ErrorBody",
+    "SlowBodyError",
+    "WireError",
+    "content_type",
+    "decode",
+    "encode",
+    "error_answer",
+    "error_response",
+]
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
@@ -55,6 +67,13 @@ class WireError(ValueError):
     def __init__(self, status: int, path: str, expected: str, got: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"Expected {expected}, got {got} - at `{path}`")
         self.status, self.path, self.expected, self.got, self.headers = status, path, expected, got, headers or {}
+
+
+class SlowBodyError(WireError):
+    """A body that did not arrive in time. Its connection is closed, because the rest of it would be waited for."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(408, "$", expected, got, {"Connection": "close"})
 
 
 def content_type(header: bytes | None) -> str:

@@ -46,7 +46,7 @@ from pocketrank.cloud.serving.bundles.store import BundleRepository
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.head import is_head
 from pocketrank.cloud.serving.http.openapi import content_of, errors
-from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, WireError, content_type, decode
+from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, SlowBodyError, WireError, content_type, decode
 from pocketrank.device.codec import from_json
 from pocketrank.device.contract import BundleManifest
 
@@ -300,5 +300,5 @@ async def _next(chunks: Any, stall_s: float) -> bytes:
                 if chunk:
                     return bytes(chunk)
     except TimeoutError:
-        raise WireError(408, "$", f"more bytes within {stall_s:g} s", "none") from None
+        raise SlowBodyError(f"more bytes within {stall_s:g} s", "none") from None
     return b""

@@ -103,4 +103,4 @@ def test_a_client_that_says_nothing_more_does_not_hold_the_server(parts: int) ->
     received: list[bool] = []
     with pytest.raises(WireError) as caught:
         asyncio.run(BodyReader(MOST, 0.01)({}, receive))
-    assert caught.value.status == 408
+    assert (caught.value.status, caught.value.headers) == (408, {"Connection": "close"})
