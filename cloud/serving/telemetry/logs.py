@@ -114,6 +114,7 @@ def configure_logs(config: LoggingConfig = LoggingConfig()) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(config.format))
     logging.basicConfig(handlers=[handler], level=config.level, force=True)
+    logging.getLogger("httpx").setLevel(config.level if config.level == "DEBUG" else logging.WARNING)  # a line for each search
     logging.captureWarnings(True)
 
 

@@ -153,3 +153,13 @@ logging.getLogger("x").info("here")
 def test_an_invalid_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Expected"):
         LoggingConfig(**wrong)
+
+
+def test_a_client_library_writes_no_line_for_each_request(capsys: pytest.CaptureFixture[str]) -> None:
+    httpx = logging.getLogger("httpx")
+    before = httpx.level
+    configure_logs(LoggingConfig(format="json"))
+    httpx.info("HTTP Request: POST")
+    httpx.warning("a fault")
+    httpx.setLevel(before)
+    assert [line["message"] for line in logged(capsys)] == ["a fault"]
