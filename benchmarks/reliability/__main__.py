@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the load and the attacks [%(default)s]")
     parser.add_argument("--minutes", type=float, default=cloud.MINUTES, help="of overload of the cloud [%(default)s]")
     parser.add_argument("--items", type=int, default=cloud.ITEMS, help="in the cloud's catalogue [%(default)s]")
+    parser.add_argument("--events", type=int, default=cloud.EVENTS, help="in the log of a cloud's start [%(default)s]")
     parts = f"device: {', '.join(device.PARTS)}; cloud: {', '.join(cloud.PARTS)}"
     parser.add_argument("--only", metavar="PART", action="append", help=f"a part to measure; may be repeated [all]. {parts}")
     options = parser.parse_args(arguments)
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise BenchmarkError("--kills", "2 or more", str(options.kills))
     if not options.minutes > 0 or options.items < 1:
         raise BenchmarkError("--minutes and --items", "numbers above 0", f"{options.minutes} and {options.items}")
+    if options.events < 1:
+        raise BenchmarkError("--events", "a number above 0", str(options.events))
     target = JsonTarget(options.json)
     if options.device:
         report = measure_parts(device.PARTS, device.HEADLINES, options, target.console)

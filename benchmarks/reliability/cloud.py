@@ -25,6 +25,10 @@ The report is `cloud`::
     disk                        a full disk (`benchmarks.reliability.cloud_disk`)
       .refused, taken_while_full, taken_again_s, refused_without_retry_after, readyz_while_full
       .pages, pages_while_full  without feedback
+    start                       on a log of `events` (`benchmarks.reliability.cloud_start`)
+      .empty, replay, snapshot  ready_s, ready_cpu_s, memory_bytes, events; CPU and memory per event beyond the empty log
+      .stop_s, snapshot_bytes   the stop that wrote the snapshot
+      .stall                    of pages while a snapshot is written, and before
 """
 
 from __future__ import annotations
@@ -38,10 +42,11 @@ from benchmarks.command import figure_table
 from benchmarks.reliability.cloud_disk import fill_disk
 from benchmarks.reliability.cloud_kills import kill_servers
 from benchmarks.reliability.cloud_overload import OverloadConfig, overload
+from benchmarks.reliability.cloud_start import StartConfig, start_servers
 from benchmarks.reliability.cloud_store import StoreKillConfig, kill_store
 from benchmarks.reliability.parts import Part, cell, headline_table
 
-__all__ = ["HEADLINES", "ITEMS", "KILLS", "MINUTES", "PARTS", "print_cloud"]
+__all__ = ["EVENTS", "HEADLINES", "ITEMS", "KILLS", "MINUTES", "PARTS", "print_cloud"]
 
 KILLS = 200
 """Default number of servers and workers to kill."""
@@ -49,6 +54,8 @@ MINUTES = 10.0
 """Default minutes of overload."""
 ITEMS = OverloadConfig.items
 """Default number of items in the catalogue."""
+EVENTS = StartConfig.events
+"""Default number of events in the log of a start."""
 
 
 PARTS = {
@@ -69,6 +76,10 @@ PARTS = {
         own=("kills",),
     ),
     "disk": Part("filling the disk", lambda work, options, update: fill_disk(work, options.seed, update)),
+    "start": Part(
+        "starting on a long feedback log",
+        lambda work, options, update: start_servers(work, options.seed, update, StartConfig(events=options.events)),
+    ),
 }
 HEADLINES = ("unexpected_5xx", "memory_growth", "recovery_s", "kills", "events_lost", "events_twice")
 """Figures that the report begins with."""
@@ -85,6 +96,11 @@ def print_cloud(console: Console, report: Mapping[str, Any]) -> None:
     ):
         for name in names if part in report else ():
             table.add_row(f"{part}.{name}", cell(report[part][name]))
+    for kind in ("empty", "replay", "snapshot") if "start" in report else ():
+        for name, value in report["start"][kind].items():
+            table.add_row(f"start.{kind}.{name}", cell(value))
+    for name, value in report["start"]["stall"].items() if "start" in report else ():
+        table.add_row(f"start.stall.{name}", cell(value))
     console.print(table)
     title = "Pages, and the share of them in which something is missing"
     table = figure_table(title, "pages", "p50 ms", "p99 ms", "whole", "price")

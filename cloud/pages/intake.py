@@ -1,28 +1,44 @@
 """Accepts feedback once: each event is durable in the log first, and then applied to its user's state.
 
-Several processes may write to one log. Each applies the events that it accepts itself and follows those that the others accept.
-So a page reflects all feedback that was acknowledged before it was requested, whichever process answers.
+Several processes may write to one log. Each applies the events of all of them in the order of the log, so that all have the
+same states, and those that a replay of the log makes. A page reflects all feedback that was acknowledged before it was
+requested, whichever process answers.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from threading import Lock
-from time import time
+from collections.abc import Callable, Sequence
+from threading import Event, Lock, Thread
+from time import monotonic, time
 
 from msgspec import structs
 
+from pocketrank.cloud.pages.state_snapshot import SnapshotHeader, StateSnapshot
 from pocketrank.cloud.pages.user_state import UserStates
-from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogBusyError, LoggedEvent, LogWriteError
+from pocketrank.cloud.streams.feedback_log import (
+    Appended,
+    FeedbackLog,
+    FeedbackLogError,
+    LogBusyError,
+    LoggedEvent,
+    LogOpenError,
+    LogWriteError,
+)
 from pocketrank.device.contract import ContractError, FeedbackEvent, FeedbackReceipt, RefusedEvent, check_event
 
 __all__ = ["FeedbackIntake"]
 
-_REPLAY_BATCH = 4096
+_PROGRESS_S = 10.0
+"""Time in seconds between two lines about a replay that goes on."""
+_NOTHING = Appended((), 0, ())
+_SLICE_S = 0.002
+"""Time in seconds that a snapshot is written for, and then paused for as long. Pages are made meanwhile."""
 _REASON_MAX = 300  # characters
 _EARLIEST_MS = 946_684_800_000  # 2000; a phone whose battery was empty begins in 1970
+
+_logger = logging.getLogger(__name__)
 
 
 class FeedbackIntake:
@@ -32,17 +48,37 @@ class FeedbackIntake:
     A process that dies between the two loses nothing, because the next one replays the log.
     """
 
-    def __init__(self, log: FeedbackLog, states: UserStates, clock: Callable[[], float] = time) -> None:
-        """`clock` returns the time of arrival in seconds since the epoch, UTC."""
+    def __init__(
+        self,
+        log: FeedbackLog,
+        states: UserStates,
+        clock: Callable[[], float] = time,
+        snapshot: StateSnapshot | None = None,
+    ) -> None:
+        """`clock` returns the time of arrival in seconds since the epoch, UTC. From `snapshot` the states begin, and it is
+        written now and then and by `close`.
+        """
         self._log, self._states, self._clock, self._following = log, states, clock, Lock()
         self.replayed = 0
-        """Number of events that the log held at the start."""
+        """Number of events that the states at the start were made of, from the snapshot and from the log."""
         self.dated = 0
         """Number of events whose dates were corrected."""
-        for batch in _batches(log.replay()):
-            self._forget()
-            states.apply(batch)
-            self.replayed += len(batch)
+        self._snapshot, self._closed = snapshot, Event()
+        header = snapshot and snapshot.load(states, log)
+        if header:
+            log.resume(header.place, header.unreadable)
+            self.replayed = header.events
+        self._applied = self.replayed
+        _, last = log.ends()
+        shown = monotonic()
+        while read := self._apply_next():
+            if monotonic() - shown > _PROGRESS_S:
+                shown = monotonic()
+                _logger.info("the feedback log is replayed: %d of %d records", read, last)
+        self.replayed = self._applied
+        if snapshot is not None:
+            self._saving = Thread(target=self._save_regularly, name="pocketrank-snapshot", daemon=True)
+            self._saving.start()
 
     def admit(
         self, events: Sequence[FeedbackEvent], user_id: int | None = None
@@ -79,13 +115,16 @@ class FeedbackIntake:
         """
         events = [event for batch in batches for event in batch]
         try:
-            accepted = self._log.append(events).accepted if events else ()
+            accepted, _, places = self._log.append(events) if events else _NOTHING
         except LogWriteError as error:
             if len(batches) == 1 or isinstance(error, LogBusyError):
                 return [error] * len(batches)
             return [result for batch in batches for result in self.together([batch])]
         if accepted:
-            self._states.apply(accepted)
+            try:
+                self._apply_own(accepted, places)
+            except LogOpenError as error:  # they are durable, and will be read with the next ones
+                _logger.error("The feedback log cannot be read: %s", error)
         # The log returns the accepted events in the order in which they were sent, so one pass assigns them to their batches.
         rest, receipts = deque(accepted), list[FeedbackReceipt | FeedbackLogError]()
         for batch in batches:
@@ -98,24 +137,101 @@ class FeedbackIntake:
         return receipts
 
     def follow(self) -> int:
-        """Apply the events that other processes have accepted since the last call, and return their number. States of users
-        who were forgotten are dropped first; what this process accepted of them since then is known again after a restart.
+        """Apply what other processes have accepted since the last call, with what this one accepted before; return the number
+        of events. What `forget` deleted is dropped.
 
-        Meant for the start of every page: without new events it takes the microseconds of `FeedbackLog.poll`. Raises
+        Meant for the start of every page: without new events it takes the microseconds of `FeedbackLog.news`. Raises
         `LogOpenError`.
         """
+        return self._catch_up() if self._log.news(self._states.place) else 0
+
+    def _apply_own(self, events: Sequence[FeedbackEvent], places: Sequence[int]) -> None:
+        """Apply what this process has just accepted, after what others accepted before it. Raises `LogOpenError`."""
+        with self._following:
+            if self._states.place + 1 == places[0] and places[-1] - places[0] == len(places) - 1:
+                self._states.apply(events, places)
+                self._applied += len(events)
+            while self._states.place < places[-1] and self._apply_next():
+                pass
+
+    def _catch_up(self) -> int:
         with self._following:  # otherwise a second caller finds nothing new while the first still applies it
-            news = self._log.poll()
-            self._forget()
-            if news:
-                self._states.apply(news)
-            return len(news)
+            before = self._applied
+            while self._apply_next():
+                pass
+            return self._applied - before
 
-    def _forget(self) -> None:
-        if users := self._log.forgotten():
-            self._states.forget(users)
+    def _apply_next(self) -> int:
+        """Apply the next part of the log; return the place up to which it reaches, 0 when there is nothing more."""
+        states = self._states
+        records = self._log.read(states.place, self._log.read_max)
+        start = 0
+        for before, user in (*records.forgotten, (len(records.events), None)):
+            states.apply(records.events[start:before], records.places[start:before])
+            start = before
+            if user is not None:
+                states.forget((user,))
+        self._applied += len(records.events)
+        if records.end == states.place and not records.events and not records.forgotten:
+            return 0
+        states.place = records.end
+        return records.end
 
+    def save(self, *, hurry: bool = False) -> bool:
+        """Write a snapshot, unless another process does or nothing has changed; return whether it was written.
 
-def _batches(events: Iterator[FeedbackEvent]) -> Iterator[list[FeedbackEvent]]:
-    while batch := list(islice(events, _REPLAY_BATCH)):
-        yield batch
+        The states go on changing meanwhile. Without `hurry` it takes at most half of a core. Raises `LogOpenError`, OSError.
+        """
+        snapshot = self._snapshot
+        if snapshot is None:
+            return False
+        with snapshot.turn() as is_mine:
+            if not is_mine:
+                return False
+            self._catch_up()
+            with self._following:
+                place, parts = self._states.place, self._states.copies()
+                header = SnapshotHeader(
+                    mark=self._log.mark(place),
+                    place=place,
+                    first=self._log.ends()[0],
+                    events=self._applied,
+                    unreadable=self._log.unreadable,
+                    fingerprint=self._states.fingerprint(),
+                )
+            if header == snapshot.header() and not snapshot.is_unfit:
+                return False
+            began = monotonic()
+
+            def pause() -> None:
+                nonlocal began
+                worked = monotonic() - began
+                if worked >= _SLICE_S and not hurry:
+                    self._closed.wait(worked)
+                    began = monotonic()
+
+            snapshot.save(header, parts, pause)
+            return True
+
+    def _save_regularly(self) -> None:
+        assert self._snapshot is not None
+        config, saved_at = self._snapshot.config, monotonic()
+        while not self._closed.wait(config.check_s):
+            header = self._snapshot.header()
+            saved = 0 if header is None else header.place
+            if self._states.place - saved >= config.events or monotonic() - saved_at >= config.every_s:
+                saved_at = monotonic()
+                self._try_to_save()
+
+    def _try_to_save(self, *, hurry: bool = False) -> None:
+        try:
+            self.save(hurry=hurry)
+        except (FeedbackLogError, OSError) as error:
+            _logger.warning("no snapshot of the users' states could be written: %s", error)
+
+    def close(self) -> None:
+        """Write a snapshot, and let none be written after it. The log must still be open; a second call does nothing."""
+        if self._snapshot is not None and not self._closed.is_set():
+            self._closed.set()  # one that is being written no longer pauses
+            self._saving.join()
+            self._try_to_save(hurry=True)

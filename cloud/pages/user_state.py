@@ -1,7 +1,8 @@
 """The state of each user in serving: the published history and every feedback event that was accepted since.
 
-A user's events are sorted by when they happened (impression time as corrected in the log, then position) and not by when they
-arrived. So live updates, late batches and a replay of the log all end in the same state. Published events have no times and
+The states follow from the events in the order of the feedback log, each applied by itself: however they are cut into calls, and
+whoever accepted them, the same log makes the same states. A user's events are sorted by when they happened (impression time as
+corrected in the log, then position, then place in the log) and not by when they arrived. Published events have no times and
 count as older than all others.
 
 A user has a separate state for each experiment. It starts from the published history, and only events of that experiment change
@@ -11,10 +12,12 @@ it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from operator import attrgetter
 from threading import Lock
 from time import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,24 +28,47 @@ from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeedbackEvent
 
-__all__ = ["EVENTS_MAX", "EXPERIMENTS_MAX", "SEEN_MAX", "UserState", "UserStates"]
+__all__ = [
+    "EVENTS_MAX",
+    "EXPERIMENTS_MAX",
+    "ROW_WORDS",
+    "SEEN_MAX",
+    "KeptUser",
+    "Rows",
+    "UserState",
+    "UserStates",
+    "logged_rows",
+]
 
 _OLDEST = np.iinfo(np.int64).min
-_NO_WINDOWS: dict[str | None, Any] = {}
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
-
+Rows = NDArray[np.int64]
+"""[e, ROW_WORDS] the e events kept of one user in an experiment, oldest first. One array of words is joined and copied in a
+quarter of the time that one array for each column takes, and is smaller for the few events that most users have."""
 
 SEEN_MAX = 2000
 """Default number of a user's latest events that are kept."""
 EVENTS_MAX = 20_000_000
-"""Default number of events that are kept of all users, some 900 MB. Beyond it the users go whose feedback is oldest; what they
+"""Default number of events that are kept of all users, some 1 GB. Beyond it the users go whose feedback is oldest; what they
 did since the last training is then known to the log alone."""
 EXPERIMENTS_MAX = 8
 """Number of experiments that a user has states in. Beyond it the one goes that changed first."""
 _WINDOW_COST = 32
 """What a state takes beside its events, in events."""
+_BUCKETS = 4096
+"""Parts in which the states are copied. With 100,000 users one is copied in some 10 µs."""
+
+_MS, _POSITION, _PLACE, _REST = range(4)
+_FEEDBACK = slice(1, 1 + len(HISTORY_FEEDBACK))
+"""Of the 4-byte words from `_REST` on, of which the first is the item."""
+ROW_WORDS = _REST + (2 + len(HISTORY_FEEDBACK)) // 2
+"""Width of a row in words of 8 bytes."""
+_PUBLISHED = -1
+"""Place of a published event, which is in no log."""
+
+_columns = attrgetter("item_id", "watch_ms", "like", "click", "impression_ms", "position")
 
 
 class UserState(NamedTuple):
@@ -54,30 +80,27 @@ class UserState(NamedTuple):
     """[s] item positions of all events kept, repeats possible"""
 
 
-class _Window(NamedTuple):
-    """The e events kept of one user, oldest first."""
+class KeptUser(NamedTuple):
+    """What is kept of a user. Later feedback makes a new one."""
 
-    item: Int  # [e]
-    feedback: Float  # [e, F]
-    ms: Int  # [e]
-    position: Int  # [e]
+    place: int
+    """Place in the log of the last event that changed it."""
+    windows: Mapping[str | None, Rows]
+    """By experiment, the one that changed last at the end."""
 
     @property
     def cost(self) -> int:
         """Size in memory, in events."""
-        return len(self.item) + _WINDOW_COST
+        return sum(map(_cost, self.windows.values()))
 
-    def with_rows(self, other: _Window, rows: list[int], keep: int) -> _Window:
-        """Return the last `keep` of these events and the `rows` of `other`, sorted by time."""
-        item, feedback = np.concatenate([self.item, other.item[rows]]), np.concatenate([self.feedback, other.feedback[rows]])
-        ms, position = np.concatenate([self.ms, other.ms[rows]]), np.concatenate([self.position, other.position[rows]])
-        latest = np.lexsort((position, ms))[-keep:]
-        return _Window(item[latest], feedback[latest], ms[latest], position[latest])
+
+_NOBODY = KeptUser(_PUBLISHED, {})
+_NO_ROWS = np.zeros((0, ROW_WORDS), np.int64)
 
 
 class UserStates:
-    """States of all users, the latest `events_max` events of them. Safe to call from several threads: a window is replaced,
-    never written to.
+    """States of all users, the latest `events_max` events of them. Safe to call from several threads: what is kept of a user is
+    replaced, never written to.
     """
 
     def __init__(
@@ -86,10 +109,11 @@ class UserStates:
         self._history_max = record.history_max
         self._keep = max(seen_max, self._history_max)
         self._items, self._users = IdLookup(published.item_id), IdLookup(published.user_id)
+        self._item_id = np.asarray(published.item_id)
         self._history_item = np.asarray(published.history_item)
         self._history_feedback = np.asarray(published.history_feedback, np.float32)
-        self._history_count = (self._history_item > 0).sum(1)  # padding is at the front
-        self._history_count[0] = 0  # an unknown user has no history
+        self._history_counts: list[int] = (self._history_item > 0).sum(1).tolist()  # padding is at the front
+        self._history_counts[0] = 0  # an unknown user has no history
         if "duration_ms" not in record.float_names:
             raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
         if published.history_feedback.shape[2] != len(HISTORY_FEEDBACK):
@@ -97,65 +121,213 @@ class UserStates:
             raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} feedback values per history event, got {got}")
         duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
         self._duration_ms = np.where(duration > 0, duration, np.inf)  # with an unknown duration the fixed thresholds hold
-        # By user, the one that changed last at the end, then by experiment, likewise.
-        self._windows: OrderedDict[int, dict[str | None, _Window]] = OrderedDict()
+        self._kept: list[dict[int, KeptUser]] = [{} for _ in range(_BUCKETS)]
+        self._copies: list[dict[int, KeptUser] | None] | None = None
+        """Copies of parts that changed since `copies` was called; None while nobody copies."""
+        self._recent: OrderedDict[int, None] = OrderedDict()
+        """The users, the one that changed last at the end."""
         self._events_max = events_max
         self.cost = 0
         """Size of all states in memory, in events."""
+        self.place = 0
+        """Place in the log of the last event that was applied."""
         self._lock = Lock()
 
     def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
         """Return the state of a user in an experiment, or outside of any; an unknown user's has no events."""
-        window = self._windows.get(user_id, _NO_WINDOWS).get(experiment) or self._published_window(user_id)
-        return UserState(History(window.item[-self._history_max :], window.feedback[-self._history_max :]), window.item)
+        rows = self._user(user_id).windows.get(experiment)
+        if rows is None:
+            rows = self._published_rows(self._users.one(user_id))
+        latest = rows[-self._history_max :, _REST:]
+        item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
+        return UserState(History(item[-self._history_max :], latest.view(np.float32)[:, _FEEDBACK].copy()), item)
 
-    def apply(self, events: Sequence[FeedbackEvent]) -> None:
-        """Add events that the log has just accepted. Events of items that are not published are ignored."""
-        new = self._window(events)
-        rows_of: dict[tuple[int, str | None], list[int]] = {}
+    def apply(self, events: Sequence[FeedbackEvent], places: Sequence[int] | None = None) -> None:
+        """Add the next events of the log, which are at `places` [n], by default the next ones. Events of items that are not
+        published are ignored.
+        """
+        if not events:
+            return
+        places = range(self.place + 1, self.place + 1 + len(events)) if places is None else places
+        rows, known = self._rows(events, places)
+        order = _order(rows)
+        rank = np.argsort(order).tolist() if (order[1:] < order[:-1]).any() else None
+        user_ids = [event.user_id for event in events]
+        at = self._users(user_ids).tolist()
+        groups: dict[tuple[int, str | None], list[int]] = {}
         for i, event in enumerate(events):
-            if new.item[i]:
-                rows_of.setdefault((event.user_id, event.experiment), []).append(i)
+            if known[i]:
+                key = user_ids[i], event.experiment
+                group = groups.pop(key, None) or []  # groups are in the order of their last events
+                group.append(i)
+                groups[key] = group
         with self._lock:
-            for (user_id, experiment), rows in rows_of.items():
-                own = dict(self._windows.get(user_id, _NO_WINDOWS))  # other threads may be reading that of before
-                old = own.pop(experiment, None)
-                own[experiment] = window = (old or self._published_window(user_id)).with_rows(new, rows, self._keep)
-                self.cost += window.cost - (0 if old is None else old.cost)
-                while len(own) > EXPERIMENTS_MAX:
-                    self.cost -= own.pop(next(iter(own))).cost
-                self._windows[user_id] = own
-                self._windows.move_to_end(user_id)
-            while self.cost > self._events_max and len(self._windows) > 1:
-                self.cost -= sum(window.cost for window in self._windows.popitem(last=False)[1].values())
+            if self._fits(groups, len(events)):
+                for (user_id, experiment), group in groups.items():
+                    last = group[-1]
+                    if rank is not None:
+                        group.sort(key=rank.__getitem__)
+                    new = rows[group] if len(group) > 1 else rows[last : last + 1]
+                    self._add(user_id, experiment, new, places[last], at[last])
+            else:  # which event makes which state go depends on the order, and not on how the events are cut into calls
+                for i, event in enumerate(events):
+                    if known[i]:
+                        self._add(user_ids[i], event.experiment, rows[i : i + 1], places[i], at[i])
+                        self._evict()
+            self.place = places[-1]
+
+    def _fits(self, groups: Mapping[tuple[int, str | None], object], events: int) -> bool:
+        """Return whether no state can have to go for these events."""
+        if self.cost + events + len(groups) * (self._history_max + _WINDOW_COST) > self._events_max:
+            return False
+        added: dict[int, int] = {}
+        for user, experiment in groups:
+            if experiment is not None:
+                windows = self._user(user).windows
+                if experiment not in windows:  # room for the state outside of experiments, which may be new too
+                    added[user] = added.get(user, len(windows) + 1) + 1
+        return not added or max(added.values()) <= EXPERIMENTS_MAX
+
+    def _add(self, user_id: int, experiment: str | None, new: Rows, place: int, at: int) -> None:
+        """Add rows, which are sorted, to a user's state. `at` is the user's published position."""
+        windows = dict(self._user(user_id).windows)  # other threads may be reading that of before
+        old = windows.pop(experiment, None)
+        if old is None:
+            old = self._published_rows(at)
+            self.cost += len(old) + _WINDOW_COST
+        rows = np.concatenate((old, new))
+        if len(old) and old[-1, _MS] >= new[0, _MS]:
+            rows = rows[_order(rows)]
+        if len(rows) > self._keep:
+            rows = rows[-self._keep :]
+        windows[experiment] = rows
+        self.cost += len(rows) - len(old)
+        while len(windows) > EXPERIMENTS_MAX:
+            self.cost -= _cost(windows.pop(next(iter(windows))))
+        self._bucket(user_id)[user_id] = KeptUser(place, windows)
+        self._recent[user_id] = None
+        self._recent.move_to_end(user_id)
+
+    def _evict(self) -> None:
+        while self.cost > self._events_max and len(self._recent) > 1:
+            self._drop(next(iter(self._recent)))
 
     def forget(self, users: Collection[int]) -> None:
         """Drop all events that were applied for these users. Their published history remains."""
         with self._lock:
             for user in users:
-                self.cost -= sum(window.cost for window in self._windows.pop(user, _NO_WINDOWS).values())
+                if user in self._recent:
+                    self._drop(user)
 
-    def _window(self, events: Sequence[FeedbackEvent]) -> _Window:
-        item = self._items([e.item_id for e in events])
-        watch = np.array([max(0, e.watch_ms) for e in events], np.float64)
+    def _drop(self, user_id: int) -> None:
+        self.cost -= self._bucket(user_id).pop(user_id).cost
+        del self._recent[user_id]
+
+    def _user(self, user_id: int) -> KeptUser:
+        return self._kept[user_id % _BUCKETS].get(user_id, _NOBODY)
+
+    def _bucket(self, user_id: int) -> dict[int, KeptUser]:
+        """Return the part that holds a user, which may be changed."""
+        at = user_id % _BUCKETS
+        if self._copies is not None and self._copies[at] is None:
+            self._copies[at] = self._kept[at].copy()
+        return self._kept[at]
+
+    def copies(self) -> Iterator[dict[int, KeptUser]]:
+        """Return an iterator over all that is kept now, part by part, whatever is applied meanwhile.
+
+        A part takes microseconds. Only one iterator may be in use; close it when it is not run to its end.
+        """
+        with self._lock:
+            copies = self._copies = [None] * _BUCKETS
+        return self._parts(copies)
+
+    def _parts(self, copies: list[dict[int, KeptUser] | None]) -> Iterator[dict[int, KeptUser]]:
+        try:
+            for at in range(_BUCKETS):
+                with self._lock:
+                    part = copies[at]
+                    if part is None:
+                        part = self._kept[at].copy()
+                    copies[at] = {}
+                yield part
+        finally:
+            self._copies = None
+
+    def restore(self, users: Mapping[int, KeptUser], place: int) -> None:
+        """Replace all states by those of `users`, which are as of `place`. Their rows are without published ones, which are
+        added.
+        """
+        with self._lock:
+            self._kept, self._copies = [{} for _ in range(_BUCKETS)], None
+            self._recent = OrderedDict.fromkeys(sorted(users, key=lambda user: users[user].place))
+            self.cost, self.place = 0, place
+            for (user_id, user), at in zip(users.items(), self._users(list(users)).tolist(), strict=True):
+                if len(published := self._published_rows(at)):
+                    windows = {name: np.concatenate((published, rows))[-self._keep :] for name, rows in user.windows.items()}
+                    user = KeptUser(user.place, windows)
+                self._kept[user_id % _BUCKETS][user_id] = user
+                self.cost += user.cost
+
+    def fingerprint(self) -> bytes:
+        """Return a digest of all that rows depend on beside the events: the catalogue, the limits and the rules."""
+        rules = (ROW_WORDS, HISTORY_FEEDBACK, EFFECTIVE_VIEW_MS, LONG_VIEW_MS, EXPERIMENTS_MAX, _WINDOW_COST)
+        limits = (self._keep, self._history_max, self._events_max)
+        digest = blake2b(repr((*rules, *limits)).encode(), digest_size=16)
+        for column in (self._item_id, self._duration_ms):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.digest()
+
+    def _rows(self, events: Sequence[FeedbackEvent], places: Sequence[int]) -> tuple[Rows, list[bool]]:
+        """Return a row for each event, and whether its item is published."""
+        item_id, watch_ms, like, click, impression_ms, position = zip(*map(_columns, events), strict=True)
+        item = self._items(item_id)
+        watch = np.maximum(np.array(watch_ms, np.float64), 0)
         duration = self._duration_ms[item]
         effective = watch >= np.minimum(duration, EFFECTIVE_VIEW_MS)
-        columns: dict[str, Float | NDArray[np.float64] | NDArray[np.bool_]] = {
+        columns: dict[str, NDArray[np.float64] | NDArray[np.bool_] | float] = {
             "long_view": watch >= np.minimum(duration, LONG_VIEW_MS),
-            "like": np.array([e.like for e in events], np.bool_),
+            "like": np.array(like, np.bool_),
             "watch_log": np.log1p(watch / 1000),
-            "engaged": np.array([e.click for e in events], np.bool_) | effective,
-            "logged": np.ones(len(events)),
+            "engaged": np.array(click, np.bool_) | effective,
+            "logged": 1.0,
         }
-        feedback = np.stack([columns[name].astype(np.float32) for name in HISTORY_FEEDBACK], 1)
-        ms = np.array([e.impression_ms + getattr(e, "correction_ms", 0) for e in events], np.int64)
+        rows = np.zeros((len(events), ROW_WORDS), np.int64)
+        rest = rows[:, _REST:]
+        rest.view(np.int32)[:, 0] = item
+        feedback = rest.view(np.float32)[:, _FEEDBACK]
+        for i, name in enumerate(HISTORY_FEEDBACK):
+            feedback[:, i] = columns[name]
+        ms = np.array(impression_ms, np.int64)
+        ms += np.array([getattr(event, "correction_ms", 0) for event in events], np.int64)
         # The intake corrects such dates; in a log from before it did, these would stay the user's latest events for years.
         ms[ms > 1e3 * time()] = _OLDEST
-        return _Window(item, feedback, ms, np.array([e.position for e in events], np.int64))
+        rows[:, _MS], rows[:, _POSITION], rows[:, _PLACE] = ms, position, places
+        return rows, (item > 0).tolist()
 
-    def _published_window(self, user_id: int) -> _Window:
-        at = self._users.one(user_id)
-        count = int(self._history_count[at])
-        first = self._history_max - count
-        item, feedback = self._history_item[at, first:].astype(np.int64), self._history_feedback[at, first:]
-        return _Window(item, feedback, np.full(count, _OLDEST), np.arange(count))
+    def _published_rows(self, at: int) -> Rows:
+        """Return the published history of the user at a position."""
+        events = self._history_counts[at]
+        if not events:
+            return _NO_ROWS
+        rows = np.zeros((events, ROW_WORDS), np.int64)
+        rows[:, _MS], rows[:, _POSITION], rows[:, _PLACE] = _OLDEST, np.arange(events), _PUBLISHED
+        rest = rows[:, _REST:]
+        rest.view(np.int32)[:, 0] = self._history_item[at, -events:]
+        rest.view(np.float32)[:, _FEEDBACK] = self._history_feedback[at, -events:]
+        return rows
+
+
+def logged_rows(rows: Rows, first: int) -> Rows:
+    """Return the rows of events that are in the log from the place `first` on: neither published ones nor expired ones."""
+    kept = rows[:, _PLACE] >= max(first, 0)
+    return rows if kept.all() else rows[kept]
+
+
+def _cost(rows: Rows) -> int:
+    return len(rows) + _WINDOW_COST
+
+
+def _order(rows: Rows) -> Int:
+    """Return the order of rows by time."""
+    return np.lexsort((rows[:, _PLACE], rows[:, _POSITION], rows[:, _MS]))

@@ -35,6 +35,7 @@ from starlette.types import ASGIApp
 from pocketrank.cloud.pages.engine import PageEngine
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.pages.maker import PageMaker
+from pocketrank.cloud.pages.state_snapshot import StateSnapshot
 from pocketrank.cloud.serving.access.access import Access, Caller, check_user
 from pocketrank.cloud.serving.access.limits import TooManyError, cost_of_feedback
 from pocketrank.cloud.serving.bundles.files import BundleFiles
@@ -98,8 +99,9 @@ def create_app(
 ) -> ASGIApp:
     """Return the application over `engine`, the bundle in the folder `bundle` and the feedback in `log`.
 
-    The log is replayed first. `uploads` is the folder of uploaded bundles; without it there are no routes for uploads. The log
-    and the engine may be closed once the application has shut down. Raises `BundleFilesError`, `LogOpenError`.
+    The log is replayed first, from the snapshot of the users' states beside it. `uploads` is the folder of uploaded bundles;
+    without it there are no routes for uploads. The log and the engine may be closed once the application has shut down. Raises
+    `BundleFilesError`, `LogOpenError`.
     """
     record, limits = engine.record, config.pipeline.limits
 
@@ -116,7 +118,8 @@ def create_app(
 
     # Pages and feedback, each behind a queue of bounded length.
     price = ComputePrice(config.price)
-    intake = FeedbackIntake(log, engine.states)
+    snapshot = StateSnapshot(log.derived, config.snapshot) if log.derived else None
+    intake = FeedbackIntake(log, engine.states, snapshot=snapshot)
     make_page = PageMaker(engine, config.pipeline, observer=metrics, price=price)
     feedback_queue = FeedbackQueue(intake, config.feedback_waiting)
 
@@ -174,6 +177,7 @@ def create_app(
         yield
         flushing.cancel()
         feedback_queue.close()  # after the last answer
+        intake.close()
         if tracer is not None:
             tracer.close()
 

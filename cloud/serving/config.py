@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pocketrank.cloud.pages.state_snapshot import SnapshotConfig
 from pocketrank.cloud.pages.user_state import EVENTS_MAX, SEEN_MAX
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.serving.access.limits import LimitsConfig
@@ -56,7 +57,7 @@ class ServingConfig:
     """How long a call of a user's own stage or channel may hang before its worker ends in order and is replaced, in seconds. A
     server of one process goes on without what hangs."""
     user_events_max: int = EVENTS_MAX
-    """Events that are kept of all users, 44 bytes each. Beyond it the users go whose feedback is oldest."""
+    """Events that are kept of all users, 48 bytes each. Beyond it the users go whose feedback is oldest."""
     seen_max: int = SEEN_MAX
     """Number of a user's latest events kept, at least the run's `history_max`. An item may be shown again once its events fell
     out."""
@@ -64,6 +65,8 @@ class ServingConfig:
     """Compute price of a page as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
     """Storage of feedback."""
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    """How often the states of all users are written beside the log, which bounds the next start."""
     feedback_waiting: int = 8192
     """Events of feedback that may wait for the disk, some 10 MB. Those that exceed them are refused (429), so that a slow disk
     does not fill the memory."""

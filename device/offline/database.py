@@ -25,6 +25,7 @@ from threading import Lock
 from typing import Any
 
 from pocketrank.device.contract import MismatchError
+from pocketrank.device.files import sync
 
 __all__ = ["Database", "DatabaseError", "DatabaseHeldError", "DatabaseOpenError", "ForeignDatabaseError", "Statement"]
 
@@ -149,7 +150,10 @@ class Database:
         with self._lock:
             if self._db is not None:
                 self._db.execute("PRAGMA synchronous = FULL")
-            self._close()
+                self._close()
+                with contextlib.suppress(OSError):  # what was folded in earlier, and the names of new files
+                    sync(self._path)
+                    sync(self._path.parent)
 
     def _open(self) -> bool:
         """Open the file; False when it is damaged. Raises `DatabaseError`."""

@@ -18,9 +18,9 @@ def forget(
     feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Report as JSON; `-` is stdout.")] = None,
 ) -> None:
-    """Delete a user's events from the feedback log of a run.
+    """Delete a user's events from the feedback log of a run, and from the snapshot of users' states beside it.
 
-    They are overwritten on the disk, and servers that have the log open drop what they know of them with their next page; a
+    In the log they are overwritten on the disk, and servers that have the log open drop what they know of them with their next page; a
     ranking that is kept for pages without time expires after `[cache] ttl_s`. What was published with the run remains until the
     next training: the command says how much that is. Leave the user out of the data of that training. Events that a device of
     the user sends later are accepted again.
@@ -29,10 +29,11 @@ def forget(
     pocketrank forget 4711 --run runs/world
     pocketrank forget 4711 --run runs/world --feedback-db /data/feedback.db --json -
 
-    Writes the feedback log and, with --json, the report.
+    Writes the feedback log, its snapshot and, with --json, the report.
     """
     from contextlib import closing
 
+    from pocketrank.cloud.pages.state_snapshot import StateSnapshot
     from pocketrank.cloud.published.ids import IdLookup
     from pocketrank.cloud.published.published import Published
     from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
@@ -49,6 +50,7 @@ def forget(
         raise OptionError("--feedback-db", "the file of a feedback log", str(path))
     with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=None))) as log:
         forgotten = log.forget(user)
+        StateSnapshot(log.derived).forget(user)  # last: a server may just be writing what it knew before
     at = IdLookup(published.user_id).one(user)
     history = int((published.history_item[at] > 0).sum()) if at else 0
     target.write(

@@ -10,6 +10,7 @@ from benchmarks.reliability.cloud_devices import Effect
 from benchmarks.reliability.cloud_disk import DiskConfig, fill_disk
 from benchmarks.reliability.cloud_kills import CloudKillConfig, kill_servers, wrong_effect
 from benchmarks.reliability.cloud_overload import OverloadConfig, overload, recovery
+from benchmarks.reliability.cloud_start import StartConfig, start_servers
 from benchmarks.reliability.cloud_store import StoreKillConfig, kill_store
 from benchmarks.reliability.faults import SITUATIONS, FaultConfig, swipe_through_faults
 from benchmarks.reliability.faulty_cloud import FAULTS
@@ -35,6 +36,15 @@ def test_killed_devices_lose_nothing(tmp_path: Path) -> None:
     assert list(report["during"]) == [*MARKS, "nothing"]
     assert sum(report["during"].values()) >= 20
     assert told[-1] == 1
+
+
+def test_a_start_from_a_snapshot_counts_all_events(tmp_path: Path) -> None:
+    report = start_servers(tmp_path, 0, lambda share: None, StartConfig(events=2000, after=100, items=60))
+    assert [report[start]["events"] for start in ("empty", "replay", "snapshot")] == [0, 2000, 2100]
+    assert report["snapshot_bytes"] > 48 * 2000, "all are in it"
+    assert min(report[start][name] for start in ("empty", "replay", "snapshot") for name in ("ready_s", "memory_bytes")) > 0
+    stall = report["stall"]
+    assert 0 < stall["saving_p50_ms"] <= stall["saving_p99_ms"] <= stall["saving_max_ms"]
 
 
 def test_an_impression_that_is_applied_under_two_ids_is_seen() -> None:

@@ -22,6 +22,26 @@ from tests.cloud.events import event
 from tests.cloud.serving.running import until
 
 
+class Reader:
+    """Somebody who follows a log: from its end, or from `place`."""
+
+    def __init__(self, log: SqliteFeedbackLog, place: int | None = None) -> None:
+        self._log, self._forgotten = log, list[int]()
+        self.place = log.ends()[1] if place is None else place
+
+    def read(self) -> list[FeedbackEvent]:
+        records = self._log.read(self.place)
+        assert list(records.places) == sorted(set(records.places))
+        assert all(self.place < place <= records.end for place in records.places)
+        self.place = records.end
+        self._forgotten += [user for _, user in records.forgotten]
+        return list(records.events)
+
+    def forgotten(self) -> list[int]:
+        users, self._forgotten = self._forgotten, []
+        return users
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[SqliteFeedbackLog]:
     opened = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db", SqliteLogConfig(replay_rows=3))
@@ -31,21 +51,22 @@ def log(tmp_path: Path) -> Iterator[SqliteFeedbackLog]:
 
 def test_events_are_replayed_whole_and_in_order(log: SqliteFeedbackLog) -> None:
     events = [event(item_id=i, volume=0.5, muted=True, like=True, position=7 - i) for i in range(7)]
-    assert log.append(events[:5]).accepted == tuple(events[:5])
-    assert log.append(events[5:]).duplicates == 0
+    assert log.append(events[:5]) == (tuple(events[:5]), 0, range(1, 6))
+    assert log.append([*events[4:], events[3]]) == (tuple(events[5:]), 2, [6, 7])
+    assert log.read(5).places == [6, 7]
     assert list(log.replay()) == events
 
 
 def test_an_event_counts_once_in_a_batch_and_across_batches(log: SqliteFeedbackLog) -> None:
     first, second = event(), event()
-    assert log.append([first, first, second]) == ((first, second), 1)
+    assert log.append([first, first, second]) == ((first, second), 1, [1, 2])
     changed = event(event_id=first.event_id, like=True)
-    assert log.append([changed, second]) == ((), 2)
+    assert log.append([changed, second]) == ((), 2, [])
     assert list(log.replay()) == [first, second]
 
 
 def test_an_empty_batch_adds_nothing(log: SqliteFeedbackLog) -> None:
-    assert log.append([]) == ((), 0)
+    assert log.append([]) == ((), 0, range(1, 1))
     assert list(log.replay()) == []
 
 
@@ -119,47 +140,58 @@ except LogWriteError as error:
     log.close()
 
 
-def test_poll_returns_what_others_wrote_once(log: SqliteFeedbackLog, tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "feedback.db"
+def test_each_reads_what_all_wrote_once_and_in_the_order_of_acceptance(log: SqliteFeedbackLog, tmp_path: Path) -> None:
     log.append([event(item_id=1)])
-    other = SqliteFeedbackLog(path)
-    assert other.poll() == ()  # from before it was opened: that is what a replay is for
-    log.append([event(item_id=2), event(item_id=3)])
-    other.append([event(item_id=4)])
-    log.append([event(item_id=5)])
-    assert [e.item_id for e in other.poll()] == [2, 3, 5]
-    assert [e.item_id for e in log.poll()] == [4]
-    assert list(log.poll()) == list(other.poll()) == []
-    other.close()
+    with closing(SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")) as other:
+        one, another = Reader(log), Reader(other)
+        assert one.read() == another.read() == []
+        log.append([event(item_id=2), event(item_id=3)])
+        other.append([event(item_id=4)])
+        log.append([event(item_id=5)])
+        assert [e.item_id for e in one.read()] == [e.item_id for e in another.read()] == [2, 3, 4, 5]
+        assert one.read() == another.read() == []
+        assert [e.item_id for e in log.read(0, 2).events] == [1, 2]
 
 
-def test_poll_returns_no_event_of_a_replay(log: SqliteFeedbackLog, tmp_path: Path) -> None:
-    other = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
-    log.append([event(item_id=i) for i in range(5)])
-    replay = other.replay()
-    next(replay)
-    log.append([event(item_id=5)])
-    assert [e.item_id for e in replay] == [1, 2, 3, 4, 5]
-    assert list(other.poll()) == []
-    log.append([event(item_id=6)])
-    assert [e.item_id for e in other.poll()] == [6]
-    other.close()
+def test_news_are_what_others_wrote(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+    with closing(SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")) as other:
+        log.append([event()])
+        assert (log.news(0), other.news(0), other.news(1)) == (False, True, False)
+        other.append([event()])
+        assert (log.news(0), log.news(1), log.news(2), other.news(1)) == (True, True, False, False)
+        log.append([event()])
+        assert (log.news(1), log.news(2), other.news(2)) == (True, False, True)
+        log.forget(7)
+        assert (log.news(3), other.news(3)) == (True, True)
+        assert (log.news(4), other.news(4)) == (False, False)
+
+
+def test_news_that_were_deleted_are_none(log: SqliteFeedbackLog, tmp_path: Path) -> None:
+    with closing(SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")) as other:
+        other.append([event(7)])
+        assert log.news(0)
+        with by_hand(tmp_path / "new folder" / "feedback.db") as db:
+            db.execute("DELETE FROM event")
+        assert log.read(0).end == 0
+        assert not log.news(0)
 
 
 @given(moves=st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcdef"), st.booleans()), max_size=20))
-def test_own_and_polled_events_together_are_the_log(
-    tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, str, bool]]
-) -> None:
+def test_all_read_the_same(tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, str, bool]]) -> None:
     path = tmp_path_factory.mktemp("log") / "feedback.db"
     logs = [SqliteFeedbackLog(path, SqliteLogConfig(full_sync=False)) for _ in range(3)]
+    readers = [Reader(log) for log in logs]
     known: list[list[str]] = [[], [], []]
-    for who, name, listens in moves:
-        known[who] += [e.event_id for e in logs[who].append([event(event_id=name)]).accepted]
-        if listens:
-            known[who] += [e.event_id for e in logs[who].poll()]
-    for heard, log in zip(known, logs, strict=True):
-        heard += [e.event_id for e in log.poll()]
-        assert sorted(heard) == sorted({name for _, name, _ in moves})
+    accepted: list[str] = []
+    for who, name, reads in moves:
+        accepted += [e.event_id for e in logs[who].append([event(event_id=name)]).accepted]
+        if reads:
+            assert not logs[who].news(readers[who].place) or accepted != known[who]
+            known[who] += [e.event_id for e in readers[who].read()]
+            assert not logs[who].news(readers[who].place)
+    for heard, reader, log in zip(known, readers, logs, strict=True):
+        heard += [e.event_id for e in reader.read()]
+        assert heard == accepted == list(dict.fromkeys(name for _, name, _ in moves))
         log.close()
 
 
@@ -199,6 +231,7 @@ def test_processes_that_write_the_same_events_and_are_killed_lose_none_and_keep_
         return said
 
     reader = SqliteFeedbackLog(path, SqliteLogConfig(busy_s=60))
+    follower = Reader(reader)
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(write, writer, 400, 40 * (1 + i) if i < kills else None) for i, writer in enumerate(writers)]
         for start, new in (line for job in jobs for line in job.result(timeout=120)):
@@ -209,7 +242,7 @@ def test_processes_that_write_the_same_events_and_are_killed_lose_none_and_keep_
             assert pipe is not None
             pipe.close()
         writer.wait(30)
-    heard = Counter(e.event_id for e in reader.poll())
+    heard = Counter(e.event_id for e in follower.read())
     assert set(heard.values()) == {1}
     assert set(accepted.values()) == {1}
     assert acknowledged <= set(heard)
@@ -234,7 +267,7 @@ def test_a_writer_that_locks_the_log_is_waited_for_and_blocks_no_reader(tmp_path
         with pytest.raises(LogBusyError):
             log.check()
         assert list(log.replay()) == kept
-        assert list(log.poll()) == []
+        assert not log.news(0)
         holder.execute("ROLLBACK")
     holder.close()
     assert log.append([refused]).accepted == (refused,)
@@ -259,7 +292,8 @@ def test_a_batch_without_room_fails_no_other_waiting_batch(tmp_path: Path) -> No
 def test_a_check_writes_and_fails_if_an_append_would(log: SqliteFeedbackLog, tmp_path: Path) -> None:
     other = SqliteFeedbackLog(tmp_path / "new folder" / "feedback.db")
     log.check()
-    assert list(other.poll()) == []
+    assert not other.news(0)
+    assert Reader(other, 0).read() == []
     other.close()
     log.close()
     with pytest.raises(LogWriteError, match="closed"):
@@ -314,7 +348,11 @@ def test_a_closed_log_is_an_error(log: SqliteFeedbackLog) -> None:
     with pytest.raises(LogOpenError, match="closed"):
         next(log.replay())
     with pytest.raises(LogOpenError, match="closed"):
-        log.poll()
+        log.read(0)
+    with pytest.raises(LogOpenError, match="closed"):
+        log.news(0)
+    with pytest.raises(LogOpenError, match="closed"):
+        log.mark(0)
 
 
 def test_a_file_that_is_no_log_is_rejected_and_unchanged(tmp_path: Path) -> None:
@@ -355,11 +393,12 @@ def test_records_that_cannot_be_read_are_skipped_counted_and_named_and_stop_noth
 ) -> None:
     path = tmp_path / "feedback.db"
     with closing(SqliteFeedbackLog(path)) as log, closing(SqliteFeedbackLog(path)) as other:
+        follower = Reader(log)
         other.append([event(item_id=i) for i in range(5)])
         with by_hand(path) as db:
             db.execute(_DAMAGE[how])
-        assert [e.item_id for e in log.poll()] == [0, 1, 4]
-        assert list(log.poll()) == []
+        assert [e.item_id for e in follower.read()] == [0, 1, 4]
+        assert follower.read() == []
         assert log.unreadable == 2
         log.check()
         assert log.append([event(item_id=5)]).duplicates == 0
@@ -369,7 +408,7 @@ def test_records_that_cannot_be_read_are_skipped_counted_and_named_and_stop_noth
         for _ in range(2):
             assert [e.item_id for e in again.replay()] == [0, 1, 4, 5]
             assert again.unreadable == 2, "each counts once"
-        assert list(again.forgotten()) == []
+        assert Reader(again, 0).forgotten() == []
 
 
 def test_many_unreadable_records_do_not_fill_the_log_of_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -399,8 +438,9 @@ def test_around_a_damaged_page_of_the_file_everything_is_read(tmp_path: Path) ->
         assert [e.item_id for e in log.replay()] == [i for i in range(200) if i not in lost]
         assert log.unreadable == len(lost) > 0
         log.check()
+        follower = Reader(log)
         other.append([later := event()])
-        assert list(log.poll()) == [later]
+        assert follower.read() == [later]
 
 
 @pytest.mark.parametrize("file", ["", "-wal", "-shm"])
@@ -492,7 +532,7 @@ def test_a_mode_that_the_operator_chose_stays(tmp_path: Path) -> None:
 
 def test_an_event_id_counts_within_its_user(log: SqliteFeedbackLog) -> None:
     first, of_another = event(1, event_id="0"), event(2, event_id="0")
-    assert log.append([first, of_another, first]) == ((first, of_another), 1)
+    assert log.append([first, of_another, first]) == ((first, of_another), 1, [1, 2])
     assert list(log.replay()) == [first, of_another]
 
 
@@ -500,21 +540,25 @@ def test_a_forgotten_user_is_gone_from_the_log_and_its_files_and_every_process_h
     path, secret = tmp_path / "feedback.db", "a-session-of-user-7"
     with closing(SqliteFeedbackLog(path)) as log, closing(SqliteFeedbackLog(path)) as other:
         log.append([event(user, item, session_id=secret if user == 7 else "s") for item in range(30) for user in (6, 7)])
-        other.poll()
+        one, another = Reader(log), Reader(other)
         assert log.forget(7) == Forgotten(30, 0)
-        assert [*log.poll(), *other.poll()] == []
-        assert list(log.forgotten()) == list(other.forgotten()) == [7]
-        assert list(log.forgotten()) == list(other.forgotten()) == []
+        assert [*one.read(), *another.read()] == []
+        assert one.forgotten() == another.forgotten() == [7]
         assert [e.user_id for e in other.replay()] == [6] * 30
-        assert list(other.forgotten()) == [7], "a replay may have begun before"
         assert all(secret.encode() not in file.read_bytes() for file in tmp_path.iterdir())
         log.append([later := event(7)])
-        assert list(other.poll()) == [later]
-        assert list(other.forgotten()) == [], "forgotten once"
+        assert another.read() == [later]
+        assert another.forgotten() == []
+        log.append([event(6)])
+        log.forget(8)
+        log.append([event(6)])
+        records = other.read(another.place)
+        assert (len(records.events), records.forgotten) == (2, [(1, 8)])
+        assert other.read(0).forgotten == [(30, 7), (32, 8)], "in the order of acceptance"
         assert log.forget(7) == Forgotten(1, 0)
         assert log.forget(8) == Forgotten(0, 0)
-        other.poll()
-        assert list(other.forgotten()) == [7, 8]
+        another.read()
+        assert another.forgotten() == [7, 8]
 
 
 def test_what_is_written_after_the_newest_events_were_forgotten_is_heard(tmp_path: Path) -> None:
@@ -522,11 +566,11 @@ def test_what_is_written_after_the_newest_events_were_forgotten_is_heard(tmp_pat
     path = tmp_path / "feedback.db"
     with closing(SqliteFeedbackLog(path)) as log, closing(SqliteFeedbackLog(path)) as other:
         log.append([event(7) for _ in range(9)])
-        other.poll()
+        follower = Reader(other)
         with by_hand(path) as db:
             db.execute("DELETE FROM event")
         log.append([later := event(6)])
-        assert list(other.poll()) == [later]
+        assert follower.read() == [later]
 
 
 def test_damaged_records_of_nobody_are_counted_when_a_user_is_forgotten(tmp_path: Path) -> None:
