@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from benchmarks.command import command_parser, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.reliability import cloud, device
+from benchmarks.reliability.clocks import SEQUENCES
 from benchmarks.reliability.parts import measure_parts
 from pocketrank.sdk_demo.cli.output import JsonTarget
 
@@ -19,6 +20,7 @@ Kill devices with -9, attack them, and take the cloud away from them; count what
   python -m benchmarks.reliability --device --json report.json     all of it: some ten minutes on two cores
   python -m benchmarks.reliability --device --kills 60             a taste of it
   python -m benchmarks.reliability --device --only faults          one part of it
+  python -m benchmarks.reliability --device --only clocks --sequences 500
 
 Ask the cloud for twice the pages that it can make, kill it with -9, kill its store, fill its disk; count what is lost.
 
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     side.add_argument("--cloud", action="store_true", help="measure the cloud")
     parser.add_argument("--kills", type=int, help=f"processes to kill, from 2 [device {device.KILLS}, cloud {cloud.KILLS}]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the load and the attacks [%(default)s]")
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of clocks that are set [%(default)s]")
     parser.add_argument("--minutes", type=float, default=cloud.MINUTES, help="of overload of the cloud [%(default)s]")
     parser.add_argument("--items", type=int, default=cloud.ITEMS, help="in the cloud's catalogue [%(default)s]")
     parser.add_argument("--events", type=int, default=cloud.EVENTS, help="in the log of a cloud's start [%(default)s]")
@@ -51,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.kills = device.KILLS if options.device else cloud.KILLS
     if options.kills < 2:
         raise BenchmarkError("--kills", "2 or more", str(options.kills))
+    if options.sequences < 1:
+        raise BenchmarkError("--sequences", "1 or more", str(options.sequences))
     if not options.minutes > 0 or options.items < 1:
         raise BenchmarkError("--minutes and --items", "numbers above 0", f"{options.minutes} and {options.items}")
     if options.events < 1:

@@ -15,6 +15,16 @@ The report is `device`::
       .killed, .during          what was killed, and what was going on just then; more than one thing where two threads work
     switches                    kills while bundles are switched (`benchmarks.reliability.kills_bundle`)
     hostile                     attacks by kind (`benchmarks.reliability.hostile`)
+    sequences                   of random steps of clocks, suspends and restarts (`benchmarks.reliability.clocks`)
+    stuck_sessions              sessions that did not get a page and send their feedback after that
+    lost_events                 events that a session accepted and the log does not have
+    states_differing            users' states that are not those of right clocks within the stated bound
+    clocks
+      .bound_ms, deviation_ms   largest bound, and the largest time between two events that stand in the wrong order
+      .set_while_on, .set_while_off  the same: the latter for sequences in which a clock was set around a start of its device
+                                or of the server, or more than 30 days went by
+      .counts                   what happened, `corrected` events among it
+      .failed                   sequences that failed; `--only clocks --sequences 1 --seed N` repeats one
     faults.situations.<name>    swipes, their times, and what was counted (`benchmarks.reliability.faults`)
 """
 
@@ -26,6 +36,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.command import figure_table
+from benchmarks.reliability.clocks import run_chaos
 from benchmarks.reliability.faults import swipe_through_faults
 from benchmarks.reliability.hostile import attack
 from benchmarks.reliability.kills_bundle import kill_switches
@@ -54,10 +65,12 @@ PARTS = {
         lambda work, options, update: kill_switches(work, _switches(options.kills), options.seed, update),
     ),
     "hostile": Part("attacking devices", lambda work, options, update: attack(work, options.seed, update)),
+    "clocks": Part("setting clocks", lambda work, options, update: run_chaos(work, options.sequences, options.seed, update)),
     "faults": Part("swiping through faults", lambda work, options, update: swipe_through_faults(work, update)),
 }
 HEADLINES = (
     "kills", "events_lost", "events_twice", "invalid_bundles_active", "hostile_bundles", "hostile_accepted", "failed_swipes",
+    "sequences", "stuck_sessions", "lost_events", "states_differing",
 )  # fmt: skip
 """Figures that the report begins with."""
 
@@ -70,6 +83,16 @@ def print_device(console: Console, report: Mapping[str, Any]) -> None:
         table = figure_table("Activity at the moment of the kill", *during)
         table.add_row("", *map(str, during.values()))
         console.print(table)
+    if "clocks" in report:
+        clocks = report["clocks"]
+        table = figure_table("Dates under clocks that are set, seconds", "sequences", "bound", "largest deviation")
+        for name in ("set_while_on", "set_while_off"):
+            part = clocks[name]
+            times = [f"{part[figure] / 1e3:,.0f}" for figure in ("bound_ms", "deviation_ms")]
+            table.add_row(name.replace("_", " "), str(part["sequences"]), *times)
+        console.print(table)
+        for failed in clocks["failed"]:
+            console.print(f"failed: {failed} (repeat it with --only clocks --sequences 1 --seed {failed['seed']})")
     if "faults" in report:
         columns = ("swipes", "failed", "p50", "p99", "longest", "events lost", "calls failed")
         table = figure_table("Swipes through faults, milliseconds", *columns)

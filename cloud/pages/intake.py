@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from threading import Event, Lock, Thread
 from time import monotonic, time
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
+from pocketrank.cloud.pages.arrival import TOLERANCE_MS, ArrivalClock
 from pocketrank.cloud.pages.state_snapshot import SnapshotHeader, StateSnapshot
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.streams.feedback_log import (
@@ -53,12 +54,14 @@ class FeedbackIntake:
         log: FeedbackLog,
         states: UserStates,
         clock: Callable[[], float] = time,
+        steady: Callable[[], float] | None = None,
+        *,
         snapshot: StateSnapshot | None = None,
     ) -> None:
-        """`clock` returns the time of arrival in seconds since the epoch, UTC. From `snapshot` the states begin, and it is
-        written now and then and by `close`.
+        """`clock` returns the time in seconds since the epoch, UTC, and `steady` that since any moment (`ArrivalClock`). From
+        `snapshot` the states begin, and it is written now and then and by `close`.
         """
-        self._log, self._states, self._clock, self._following = log, states, clock, Lock()
+        self._log, self._states, self._following = log, states, Lock()
         self.replayed = 0
         """Number of events that the states at the start were made of, from the snapshot and from the log."""
         self.dated = 0
@@ -76,6 +79,7 @@ class FeedbackIntake:
                 shown = monotonic()
                 _logger.info("the feedback log is replayed: %d of %d records", read, last)
         self.replayed = self._applied
+        self._arrival = ArrivalClock(states.latest_ms, clock, steady)
         if snapshot is not None:
             self._saving = Thread(target=self._save_regularly, name="pocketrank-snapshot", daemon=True)
             self._saving.start()
@@ -87,10 +91,22 @@ class FeedbackIntake:
 
         `user_id` is the one user for whom the sender may speak; None if for any.
 
-        A phone's clock may be wrong by years. An event that is dated after its arrival, or before the year 2000, counts as of
-        its arrival: it would otherwise stay the user's latest for years, or never be among the latest.
+        A phone's clock may be wrong by years, and so may this machine's. An event's date and age say what time it is by the
+        device. Where that is more than a minute from the time of arrival (`ArrivalClock`), the event is dated by its age before
+        its arrival. An event without an age, from a device that does not send it, keeps its date unless that is after its
+        arrival or before the year 2000. Then it counts as of its arrival: it would otherwise stay the user's latest for years,
+        or never be among the latest.
+
+        So the date of an event with an age is right within a minute and the time of its way, whatever the clocks are set to
+        while device and server are on. A start of the device while the event waits, or of the server, adds to that only if the
+        clock was set around it, or if the last event (that waits, or that the log has) was shown more than 30 days before: the
+        time since then if the clock was put back, else 30 days or that time, whichever is more. Where the first server began
+        with a wrong clock, all dates are wrong alike; when it is put right, what waited meanwhile may be dated too late by as
+        long as it waited. A date is found once, and its correction is kept with the event, so that the state does not depend on
+        the order of arrival.
         """
-        now_ms = int(1e3 * self._clock())
+        now_ms = self._arrival()
+        latest_ms = max(now_ms, self._arrival.wall_ms())
         good, refused = list[FeedbackEvent](), list[RefusedEvent]()
         for index, event in enumerate(events):
             try:
@@ -100,8 +116,16 @@ class FeedbackIntake:
             except ContractError as error:
                 refused.append(RefusedEvent(index=index, reason=str(error)[:_REASON_MAX]))
                 continue
-            if not _EARLIEST_MS <= event.impression_ms <= now_ms:
-                event = LoggedEvent(**structs.asdict(event), correction_ms=now_ms - event.impression_ms)
+            at_ms = event.impression_ms
+            if event.age_ms is UNSET:
+                if not _EARLIEST_MS <= at_ms <= latest_ms:
+                    at_ms = now_ms
+            elif abs(at_ms + event.age_ms - now_ms) > TOLERANCE_MS:
+                now_ms = self._arrival.meet(at_ms + event.age_ms)
+                if abs(at_ms + event.age_ms - now_ms) > TOLERANCE_MS:
+                    at_ms = now_ms - event.age_ms
+            if at_ms != event.impression_ms:
+                event = LoggedEvent(**structs.asdict(event), correction_ms=at_ms - event.impression_ms)
                 self.dated += 1
             good.append(event)
         return good, tuple(refused)
@@ -149,7 +173,7 @@ class FeedbackIntake:
         """Apply what this process has just accepted, after what others accepted before it. Raises `LogOpenError`."""
         with self._following:
             if self._states.place + 1 == places[0] and places[-1] - places[0] == len(places) - 1:
-                self._states.apply(events, places)
+                self._states.apply(events, places, dated=True)
                 self._applied += len(events)
             while self._states.place < places[-1] and self._apply_next():
                 pass
@@ -167,7 +191,7 @@ class FeedbackIntake:
         records = self._log.read(states.place, self._log.read_max)
         start = 0
         for before, user in (*records.forgotten, (len(records.events), None)):
-            states.apply(records.events[start:before], records.places[start:before])
+            states.apply(records.events[start:before], records.places[start:before], dated=True)
             start = before
             if user is not None:
                 states.forget((user,))

@@ -131,6 +131,8 @@ class UserStates:
         """Size of all states in memory, in events."""
         self.place = 0
         """Place in the log of the last event that was applied."""
+        self.latest_ms: int | None = None
+        """Latest date of an event that was applied, in milliseconds since the epoch; None before the first."""
         self._lock = Lock()
 
     def __call__(self, user_id: int, experiment: str | None = None) -> UserState:
@@ -142,14 +144,17 @@ class UserStates:
         item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
         return UserState(History(item[-self._history_max :], latest.view(np.float32)[:, _FEEDBACK].copy()), item)
 
-    def apply(self, events: Sequence[FeedbackEvent], places: Sequence[int] | None = None) -> None:
+    def apply(self, events: Sequence[FeedbackEvent], places: Sequence[int] | None = None, *, dated: bool = False) -> None:
         """Add the next events of the log, which are at `places` [n], by default the next ones. Events of items that are not
         published are ignored.
+
+        Unless their dates are known to be right (`dated`), those from after now count as the oldest: they would stay the user's
+        latest for years.
         """
         if not events:
             return
         places = range(self.place + 1, self.place + 1 + len(events)) if places is None else places
-        rows, known = self._rows(events, places)
+        rows, known = self._rows(events, places, dated)
         order = _order(rows)
         rank = np.argsort(order).tolist() if (order[1:] < order[:-1]).any() else None
         user_ids = [event.user_id for event in events]
@@ -175,6 +180,7 @@ class UserStates:
                         self._add(user_ids[i], event.experiment, rows[i : i + 1], places[i], at[i])
                         self._evict()
             self.place = places[-1]
+            self.latest_ms = max(self.latest_ms or _OLDEST, int(rows[:, _MS].max()))
 
     def _fits(self, groups: Mapping[tuple[int, str | None], object], events: int) -> bool:
         """Return whether no state can have to go for these events."""
@@ -262,6 +268,8 @@ class UserStates:
             self._kept, self._copies = [{} for _ in range(_BUCKETS)], None
             self._recent = OrderedDict.fromkeys(sorted(users, key=lambda user: users[user].place))
             self.cost, self.place = 0, place
+            dates = [int(rows[-1, _MS]) for user in users.values() for rows in user.windows.values() if len(rows)]
+            self.latest_ms = max(dates, default=None)
             for (user_id, user), at in zip(users.items(), self._users(list(users)).tolist(), strict=True):
                 if len(published := self._published_rows(at)):
                     windows = {name: np.concatenate((published, rows))[-self._keep :] for name, rows in user.windows.items()}
@@ -278,7 +286,7 @@ class UserStates:
             digest.update(np.ascontiguousarray(column).data)
         return digest.digest()
 
-    def _rows(self, events: Sequence[FeedbackEvent], places: Sequence[int]) -> tuple[Rows, list[bool]]:
+    def _rows(self, events: Sequence[FeedbackEvent], places: Sequence[int], dated: bool) -> tuple[Rows, list[bool]]:
         """Return a row for each event, and whether its item is published."""
         item_id, watch_ms, like, click, impression_ms, position = zip(*map(_columns, events), strict=True)
         item = self._items(item_id)
@@ -300,8 +308,8 @@ class UserStates:
             feedback[:, i] = columns[name]
         ms = np.array(impression_ms, np.int64)
         ms += np.array([getattr(event, "correction_ms", 0) for event in events], np.int64)
-        # The intake corrects such dates; in a log from before it did, these would stay the user's latest events for years.
-        ms[ms > 1e3 * time()] = _OLDEST
+        if not dated:
+            ms[ms > 1e3 * time()] = _OLDEST
         rows[:, _MS], rows[:, _POSITION], rows[:, _PLACE] = ms, position, places
         return rows, (item > 0).tolist()
 

@@ -19,7 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from time import time
 
-from pocketrank.cloud.streams.feedback_log import LogOpenError, read_record
+from msgspec import structs
+
+from pocketrank.cloud.streams.feedback_log import LoggedEvent, LogOpenError, read_record
+from pocketrank.device.codec import to_msgpack
 from pocketrank.device.contract import ContractError
 
 __all__ = ["ANYBODY", "FORGOTTEN", "FORMAT", "OWNER_ONLY", "is_fresh", "prepare", "pragma"]
@@ -42,7 +45,8 @@ _CLOCK = "CREATE TABLE clock (now_ms INTEGER NOT NULL)"
 _IDENTITY = "CREATE TABLE IF NOT EXISTS identity (log_id INTEGER NOT NULL)"
 _IDENTIFY = "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)"
 _INDEX = "CREATE INDEX event_added ON event (added_ms)"
-_UPGRADE = "INSERT INTO event SELECT place, user_of(body), event_id, now_ms, body, 0 FROM former, clock ORDER BY place"
+_UPGRADE = """INSERT INTO event
+    SELECT place, user_of(body), event_id, now_ms, dated(body, now_ms), 0 FROM former, clock ORDER BY place"""
 
 
 def prepare(db: sqlite3.Connection, path: Path, files: Sequence[str]) -> None:
@@ -89,8 +93,9 @@ def _make(db: sqlite3.Connection) -> None:
 
 def _upgrade(db: sqlite3.Connection, files: Sequence[str]) -> None:
     """Write the table anew, which is the only way to change what is unique. When its events were accepted is not known: they
-    are kept as if it were now."""
+    are kept as if it were now, and those with later dates are dated 1970."""
     db.create_function("user_of", 1, _user_of, deterministic=True)
+    db.create_function("dated", 2, _dated, deterministic=True)
     db.execute("ALTER TABLE event RENAME TO former")
     _make(db)
     db.execute(_UPGRADE)
@@ -99,6 +104,17 @@ def _upgrade(db: sqlite3.Connection, files: Sequence[str]) -> None:
     for file in files:
         with suppress(OSError):  # former versions created them for everybody; they may be another user's
             os.chmod(file, OWNER_ONLY)
+
+
+def _dated(body: object, now_ms: int) -> object:
+    """Return a record whose event is not dated after now."""
+    try:
+        event = read_record(body)
+    except ContractError:
+        return body
+    if event.impression_ms <= now_ms:
+        return body
+    return to_msgpack(LoggedEvent(**{**structs.asdict(event), "correction_ms": -event.impression_ms}))
 
 
 def _user_of(body: object) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
+from msgspec import UNSET, UnsetType
+
 from pocketrank.device.contract.errors import ContractError
 from pocketrank.device.contract.telemetry import TelemetryReport
 from pocketrank.device.contract.wire import Versioned, Wire
@@ -77,7 +79,7 @@ class FeedbackEvent(Versioned, frozen=True, kw_only=True):
     """Place in the session, counted from 0."""
     impression_ms: int
     """When the item was first shown, in milliseconds since the Unix epoch, by the device's clock: from 1970 to the year 9999.
-    The cloud dates an event by its arrival where this cannot be right."""
+    The cloud corrects it where it cannot be right."""
     watch_ms: int
     """How long it was watched: 0 to `WATCH_MS_MAX`."""
     page_id: str | None = None
@@ -109,6 +111,9 @@ class FeedbackEvent(Versioned, frozen=True, kw_only=True):
     """Time spent waiting for bytes."""
     battery_saver: bool | None = None
     backgrounded: bool | None = None
+    age_ms: int | UnsetType = UNSET
+    """Time from when the item was first shown until the event is sent, by a clock that no setting changes. The cloud dates the
+    event by it where the device's clock is wrong. Left out where it is not known."""
 
 
 class FeedbackBatch(Versioned, frozen=True, kw_only=True):
@@ -151,6 +156,8 @@ def check_event(event: FeedbackEvent, path: str = "$") -> None:
         raise ContractError(f"{path}.impression_ms", "milliseconds from 1970 to the year 9999", str(event.impression_ms))
     if not 0 <= event.watch_ms <= WATCH_MS_MAX:
         raise ContractError(f"{path}.watch_ms", f"0 to {WATCH_MS_MAX} ms", str(event.watch_ms))
+    if event.age_ms is not UNSET and not 0 <= event.age_ms < _YEAR_10000_MS:
+        raise ContractError(f"{path}.age_ms", f"0 to {_YEAR_10000_MS - 1} ms", str(event.age_ms))
 
 
 def check_experiment(name: str | None, path: str) -> None:

@@ -6,7 +6,8 @@ missing value, while 0 would be a made-up one.
 
 All time of an impression goes to the first of these that is true: the app is in the background; the user paused; the player
 waits for bytes (`buffering_ms`); else it is watched (`watch_ms`, on the user's clock, whatever the playback rate). It is
-measured by a `SteadyClock`, so that a phone's clock may be set meanwhile.
+measured by a `SteadyClock`, so that a phone's clock may be set meanwhile. The event carries its age by that clock
+(`FeedbackEvent.age_ms`), by which the cloud corrects its date.
 
 A listener may be called late, twice or out of order, so only a wrong name raises (ValueError). For everything else:
 
@@ -27,7 +28,9 @@ from itertools import count
 from secrets import token_hex
 from typing import Any, Literal, get_args
 
-from pocketrank.device.clock import SteadyClock, wall_clock
+from msgspec import UNSET
+
+from pocketrank.device.clock import DeviceClock, SteadyClock, wall_clock
 from pocketrank.device.contract import WATCH_MS_MAX, Ended, FeedbackEvent, Network, Orientation
 
 __all__ = ["Action", "Counted", "DeviceState", "Impression"]
@@ -105,7 +108,8 @@ class Impression:
         event_id: str | None = None,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        """Begin now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0.
+        """Begin now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0. The event has
+        no age by a clock that is no `DeviceClock`, because nothing is known of its steps.
 
         The event's id is unique whatever the app passes: a random part of this start of the app, and a count. Give an
         `event_id` where a session is to be replayed bit for bit.
@@ -113,8 +117,8 @@ class Impression:
         self.item_id = item_id
         """Id of the item that is shown."""
         self._device = device or DeviceState()
-        self._clock = SteadyClock(clock)
-        began_ms = self._last_ms = self._clock()
+        self._clock, self._is_steady = SteadyClock(clock), isinstance(clock, DeviceClock)
+        self._began_ms = self._last_ms = self._clock()
         self._volume = _number(self._device.volume, 0, 1)  # at the beginning
         self._background = self._paused = self._buffering = False
         self._watch_ms = 0
@@ -126,7 +130,7 @@ class Impression:
             "session_id": session_id,
             "item_id": item_id,
             "position": position,
-            "impression_ms": began_ms,
+            "impression_ms": self._began_ms,
             "page_id": page_id,
             "experiment": experiment,
         }
@@ -205,6 +209,7 @@ class Impression:
                 orientation=device.orientation,
                 network=device.network,
                 battery_saver=device.battery_saver,
+                age_ms=self._last_ms - self._began_ms if self._is_steady else UNSET,
             )
         return self._event
 

@@ -26,10 +26,10 @@ from pocketrank.device.contract import FeatureSpec, FeedbackEvent, PageRequest
 __all__ = ["ACTIONS", "ALWAYS", "PrivacyError", "PrivacyPolicy"]
 
 ALWAYS = frozenset(
-    {"version", "event_id", "user_id", "session_id", "item_id", "position", "impression_ms", "watch_ms", "experiment"}
+    {"version", "event_id", "user_id", "session_id", "item_id", "position", "impression_ms", "age_ms", "watch_ms", "experiment"}
 )
-"""Fields that leave whatever the policy: those that an event must have, and its experiment, since the feedback of one arm would
-otherwise teach the others."""
+"""Fields that leave whatever the policy: those that an event must have, its age, by which a wrong date is corrected, and its
+experiment, since the feedback of one arm would otherwise teach the others."""
 
 ACTIONS = frozenset({"click", "like", "follow", "comment", "share", "profile_enter", "dislike"})
 """Actions of the user, which the models are trained to predict."""
@@ -100,6 +100,8 @@ class PrivacyPolicy:
             for name, rounded in self._rounders.items():
                 if (value := getattr(event, name)) is not None:
                     changes[name] = rounded(value)
+            if event.age_ms is not msgspec.UNSET and "impression_ms" in changes:  # an exact age would give the date away
+                changes["age_ms"] = event.age_ms + event.impression_ms - changes["impression_ms"]
         return msgspec.structs.replace(event, **changes) if changes else event
 
     def request(self, request: PageRequest) -> PageRequest:

@@ -27,7 +27,7 @@ floor(now_ms / 3,600,000) mod 24, without a fraction and without the user's time
 """
 
 _NUMERIC_FEEDBACK = frozenset(FeedbackEvent.__struct_fields__) - {
-    "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms",
+    "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms", "age_ms",
 }  # fmt: skip
 _LARGEST = 1e30  # far beyond the values of any feature, and below the largest f4
 

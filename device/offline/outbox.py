@@ -3,6 +3,9 @@
 An event is *waiting* from `add` to `take`, and then *in flight* until the caller of `take` acknowledges it or puts it back. An
 event in flight is not returned by another `take`, so a page request and an uploader can share one outbox.
 `pocketrank.device.offline.store` has the persistent backend.
+
+An event with an age (`FeedbackEvent.age_ms`) grows older while it waits, by an `OutboxClock`: `take` returns it with its age at
+that moment.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from pocketrank.device.clock import DeviceClock, OutboxClock, wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackEvent
 
@@ -68,7 +75,8 @@ class Outbox(ABC):
 
 
 class Held(NamedTuple):
-    """An event in an outbox. `place` numbers events in order of arrival; `body` is MessagePack."""
+    """An event in an outbox. `place` numbers events in order of arrival; `body` is MessagePack, with the age that the event had
+    when the outbox's clock was 0."""
 
     place: int
     event_id: str
@@ -79,8 +87,8 @@ class Held(NamedTuple):
 class MemoryOutbox(Outbox):
     """An outbox in memory. A persistent backend overrides `_save` and `_forget`, which are called under the lock."""
 
-    def __init__(self, config: OutboxConfig | None = None) -> None:
-        self._config = config or OutboxConfig()
+    def __init__(self, config: OutboxConfig | None = None, clock: DeviceClock = wall_clock) -> None:
+        self._config, self._clock = config or OutboxConfig(), OutboxClock(clock)
         self._waiting: OrderedDict[str, Held] = OrderedDict()
         self._in_flight: dict[str, Held] = {}
         self._gone: dict[str, int] = {}  # items of events that have left, by event id, oldest first
@@ -92,7 +100,7 @@ class MemoryOutbox(Outbox):
 
     def add(self, event: FeedbackEvent) -> bool:
         """Queue `event`; False when its id is known, sent or not."""
-        name, body = event.event_id, to_msgpack(event)
+        name, body = event.event_id, to_msgpack(_aged(event, -self._clock()))
         with self._lock:
             if name in self._waiting or name in self._gone or name in self._in_flight:
                 return False
@@ -119,7 +127,8 @@ class MemoryOutbox(Outbox):
                     break
                 self._in_flight[held.event_id] = self._pop(held.event_id)
                 taken.append(held.body)
-        return tuple(from_msgpack(body, FeedbackEvent) for body in taken)
+        now_ms = self._clock()
+        return tuple(_aged(from_msgpack(body, FeedbackEvent), now_ms) for body in taken)
 
     def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
         """Remove events, in flight or waiting."""
@@ -179,3 +188,7 @@ class MemoryOutbox(Outbox):
         self._gone[name] = item_id
         if len(self._gone) > self._config.ids_max:
             del self._gone[next(iter(self._gone))]
+
+
+def _aged(event: FeedbackEvent, by_ms: int) -> FeedbackEvent:
+    return event if event.age_ms is UNSET else replace(event, age_ms=event.age_ms + by_ms)

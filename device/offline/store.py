@@ -6,6 +6,7 @@ a damaged row is skipped and counted. Everything is bounded, and the oldest rows
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,13 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+import msgspec
+from msgspec import UNSET
+
+from pocketrank.device.clock import DeviceClock, OutboxClock, SavedClock, wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, DecodeError, FeedbackEvent, Page
-from pocketrank.device.offline.database import (
-    Database,
-)
+from pocketrank.device.offline.database import Database
 from pocketrank.device.offline.outbox import Held, MemoryOutbox, OutboxConfig
 
 __all__ = ["DeviceStore", "DeviceStoreConfig", "KeptPage", "StoredOutbox"]
@@ -33,6 +36,8 @@ _SCHEMA = (
     "CREATE TABLE state (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
 )
 _ADD = "REPLACE INTO event VALUES (?, ?)"
+_STATE, _SET_STATE = "SELECT body FROM state WHERE name = ?", "REPLACE INTO state VALUES (?, ?)"
+_CLOCK = "pocketrank/clock"  # name of the state that the outbox's clock is kept in
 _SUM_BYTES = 4  # length of the checksum before each row's data
 _SAVE_CHUNK = 64  # rows that are saved late under one lock, so that a swipe does not wait for long
 
@@ -69,8 +74,8 @@ class StoredOutbox(MemoryOutbox):
     Events that cannot be written (a full disk) wait in memory, are counted as `unsaved`, and are written by a later `tidy`.
     """
 
-    def __init__(self, database: Database, config: OutboxConfig) -> None:
-        super().__init__(config)
+    def __init__(self, database: Database, config: OutboxConfig, clock: DeviceClock = wall_clock) -> None:
+        super().__init__(config, clock)
         self._database = database
         self._unsaved: dict[int, Held] = {}
         # For events that have left and are not yet deleted from the file: their place, and the row for `gone`.
@@ -81,17 +86,24 @@ class StoredOutbox(MemoryOutbox):
         self._gone.update((name, item) for _, name, item in ids[-config.ids_max :])
         self._gone_place = ids[-1][0] + 1 if ids else 0
         damaged: list[int] = []
+        latest_ms: int | None = None  # when the last event that waits was shown
         for place, sealed in database.read("SELECT place, body FROM event ORDER BY place"):
             self._place = place + 1
             try:
                 body = _unseal(sealed)
                 event = from_msgpack(body, FeedbackEvent)
                 self._wait(Held(place, event.event_id, event.item_id, body))
+                if event.age_ms is not UNSET:
+                    latest_ms = max(-event.age_ms, -event.age_ms if latest_ms is None else latest_ms)
             except ContractError:
                 damaged.append(place)
         self.damaged = len(damaged)
         if damaged:
             database.write_all([("DELETE FROM event WHERE place = ?", [(place,) for place in damaged])])
+        if latest_ms is not None:
+            self._clock = OutboxClock(clock, _read_clock(database), latest_ms)
+        self._saved_clock: SavedClock | None = None
+        self._save_clock()
         self._trim()
 
     @property
@@ -113,6 +125,7 @@ class StoredOutbox(MemoryOutbox):
             if replaced:  # everything is to be saved again, in the new file
                 self._unsaved = {held.place: held for held in (*self._in_flight.values(), *self._waiting.values())}
                 self._left.clear()
+                self._saved_clock = None
                 for name, item in self._gone.items():
                     self._leaving(name, item)
         while self._unsaved:
@@ -126,10 +139,18 @@ class StoredOutbox(MemoryOutbox):
             with self._lock:
                 if not self._save_left():
                     return
+        self._save_clock()
 
     def _save(self, held: Held) -> None:
+        self._save_clock()
         if not self._database.write(_ADD, (held.place, _seal(held.body))):
             self._unsaved[held.place] = held
+
+    def _save_clock(self) -> None:
+        """Save the clock if it has changed: once for each start of the process, and each time that the wall clock was set."""
+        clock = self._clock.saved()
+        if clock != self._saved_clock and self._database.write(_SET_STATE, (_CLOCK, _seal(msgspec.msgpack.encode(clock)))):
+            self._saved_clock = clock
 
     def _forget(self, gone: Sequence[Held]) -> None:
         for held in gone:
@@ -162,10 +183,11 @@ class DeviceStore:
     No method raises an error of the disk: `save_page` and `set_state` return whether they saved.
     """
 
-    def __init__(self, path: Path, config: DeviceStoreConfig | None = None) -> None:
+    def __init__(self, path: Path, config: DeviceStoreConfig | None = None, *, clock: DeviceClock = wall_clock) -> None:
+        """`clock` is the device's; an app whose sessions have another clock leaves it."""
         self._config = config or DeviceStoreConfig()
         self._database = Database(path, _SCHEMA, self._config.wal_bytes)
-        self.outbox = StoredOutbox(self._database, self._config.outbox)
+        self.outbox = StoredOutbox(self._database, self._config.outbox, clock)
         """The waiting feedback."""
         self._lock = Lock()
         self.pages_dropped = 0
@@ -246,7 +268,7 @@ class DeviceStore:
 
     def state(self, name: str) -> bytes | None:
         """Return the state `name`, None when it is missing or damaged."""
-        for (sealed,) in self._database.read("SELECT body FROM state WHERE name = ?", (name,)):
+        for (sealed,) in self._database.read(_STATE, (name,)):
             try:
                 return _unseal(sealed)
             except ContractError:
@@ -257,7 +279,14 @@ class DeviceStore:
         """Save `data` as the state `name`; False when it is too long or cannot be written, and the old state stays."""
         if len(data) > self._config.state_bytes_max:
             return False
-        return self._database.write("REPLACE INTO state VALUES (?, ?)", (name, _seal(data)))
+        return self._database.write(_SET_STATE, (name, _seal(data)))
+
+
+def _read_clock(database: Database) -> SavedClock:
+    for (sealed,) in database.read(_STATE, (_CLOCK,)):
+        with contextlib.suppress(ContractError, msgspec.MsgspecError):
+            return msgspec.msgpack.decode(_unseal(sealed), type=SavedClock)
+    return SavedClock(None, 0, 0)  # as if the wall clock had never been set
 
 
 def _seal(data: bytes) -> bytes:

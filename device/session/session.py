@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from pocketrank import __version__
 from pocketrank.device.backoff import Backoff
-from pocketrank.device.clock import SteadyClock, wall_clock
+from pocketrank.device.clock import DeviceClock, SteadyClock, wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, FeedbackEvent, Form, Page, PageRequest, check_event
 from pocketrank.device.model.personal import PersonalLayer
@@ -115,7 +115,8 @@ class FeedSession:
         reporting = config.telemetry or TelemetryConfig(rate=0)
         tier = None if config.tier is None else config.tier.name
         self._telemetry = Telemetry(session_id, clock(), reporting, sdk=__version__, bundle=models.name, tier=tier)
-        outbox = MemoryOutbox(config.outbox) if store is None else store.outbox
+        device_clock = clock if isinstance(clock, DeviceClock) else wall_clock
+        outbox = MemoryOutbox(config.outbox, device_clock) if store is None else store.outbox
         privacy = config.privacy or models.privacy
         self._exchange = Exchange(outbox, privacy, self._telemetry, self._totals, config.request_events_max)
         self._steady = SteadyClock(clock)

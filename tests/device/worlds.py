@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pocketrank.device.bundle.bundle import Bundle, write_manifest
+from pocketrank.device.clock import DeviceClock
 from pocketrank.device.codec import to_block
 from pocketrank.device.contract import (
     Candidates,
@@ -197,6 +198,31 @@ def make_event(item: int, at: int = 0, **changes: Any) -> FeedbackEvent:
         "watch_ms": 4_000 + 100 * at,
     }
     return FeedbackEvent(**fields | changes)
+
+
+class PhoneClock(DeviceClock):
+    """A phone's clocks, which stand still until a test moves them."""
+
+    def __init__(self, boot: str | None = "boot-0") -> None:
+        self.true_ms = T0
+        self.off_ms = 0
+        """By how much the wall clock is ahead."""
+        self.booted_ms, self.name = T0 - 3_600_000, boot
+
+    def __call__(self) -> int:
+        return self.true_ms + self.off_ms
+
+    def since_boot_ms(self) -> int:
+        return self.true_ms - self.booted_ms
+
+    def boot(self) -> str | None:
+        return self.name
+
+    def reboot(self, off_ms: int) -> None:
+        """Be off for so long, and start again."""
+        self.true_ms += off_ms
+        self.booted_ms = self.true_ms
+        self.name = None if self.name is None else self.name + "+"
 
 
 class Clock:

@@ -111,6 +111,7 @@ def valid() -> dict[str, msgspec.Struct]:
         "page_of_nothing": page(rows=0),
         "event_nulls": event(),
         "event_full": full,
+        "event_aged": event(age_ms=86_400_123),
         "request": request,
         "request_least": PageRequest(request_id="r", user_id=1, session_id="s", now_ms=0, size=1),
         "batch": FeedbackBatch(events=(event(), full)),

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pocketrank.cloud.pages.intake import FeedbackIntake
@@ -108,6 +109,54 @@ def test_events_from_ahead_do_not_displace_those_of_the_month_after(run: SmallRu
         accept(intake, [event(2, 1030 + 3 * (day % 5), ms=now[0] - 1000)])
     length = run.record.history_max
     assert states(2).history.item.tolist() == [11 + day % 5 for day in range(31 - length, 31)]
+
+
+@pytest.mark.parametrize("off_ms", [3 * 365 * DAY, -3 * 365 * DAY, -NOW, 0])
+def test_an_event_with_an_age_is_dated_by_it_whatever_the_clock_of_its_device(
+    run: SmallRun, log: SqliteFeedbackLog, off_ms: int
+) -> None:
+    now = [NOW]
+    states = UserStates(run.published, run.record)
+    intake = FeedbackIntake(log, states, clock=lambda: now[0] / 1e3)
+    week = [event(2, 1000 + 3 * i, ms=max(0, NOW + off_ms - i * DAY), age_ms=i * DAY) for i in range(1, 8)]
+    accept(intake, week[:3])
+    accept(intake, [event(2, 1030, ms=NOW - 3 * DAY - DAY // 2)])  # of another device, whose clock is right
+    now[0] += 5_000
+    accept(intake, [msgspec.structs.replace(late, age_ms=int(late.age_ms or 0) + 5_000) for late in week[3:]])
+    assert states(2).seen.tolist()[2:] == [8, 7, 6, 5, 11, 4, 3, 2]
+    assert intake.dated == (7 if off_ms else 0)
+    dates = sorted(kept.impression_ms + getattr(kept, "correction_ms", 0) for kept in log.replay() if kept.age_ms)
+    assert dates == [NOW - i * DAY for i in range(7, 0, -1)]
+    again = UserStates(run.published, run.record)
+    FeedbackIntake(log, again, clock=lambda: (NOW - 9 * 365 * DAY) / 1e3)
+    assert again(2).seen.tolist() == states(2).seen.tolist()
+
+
+@pytest.mark.parametrize("back_ms", [60_000, 9 * 365 * DAY])
+def test_a_server_whose_clock_is_put_back_dates_no_event_before_those_of_its_log(
+    run: SmallRun, log: SqliteFeedbackLog, back_ms: int
+) -> None:
+    accept(
+        FeedbackIntake(log, UserStates(run.published, run.record), clock=lambda: NOW / 1e3), [event(2, 1003, ms=NOW, age_ms=0)]
+    )
+    states = UserStates(run.published, run.record)
+    intake = FeedbackIntake(log, states, clock=lambda: (NOW - back_ms) / 1e3)
+    accept(intake, [event(2, 1006, ms=NOW + DAY, age_ms=0)])
+    assert states(2).seen.tolist()[2:] == [2, 3]
+
+
+def test_after_a_long_time_without_events_right_clocks_are_believed(run: SmallRun, log: SqliteFeedbackLog) -> None:
+    for now in (NOW, NOW + 90 * DAY):
+        intake = FeedbackIntake(log, UserStates(run.published, run.record), clock=lambda now=now: now / 1e3)  # type: ignore[misc]
+        accept(intake, [event(2, 1003, ms=now - DAY, age_ms=DAY), event(2, 1006, ms=now - 5, age_ms=0)])
+        assert intake.dated == 0
+
+
+@pytest.mark.parametrize("age_ms", [-1, 2**62])
+def test_an_age_that_cannot_be_is_refused(run: SmallRun, log: SqliteFeedbackLog, age_ms: int) -> None:
+    intake = FeedbackIntake(log, UserStates(run.published, run.record))
+    (refused,) = accept(intake, [event(2, 1003, age_ms=age_ms)]).refused
+    assert "[0].age_ms" in refused.reason
 
 
 def test_what_the_log_refuses_has_no_effect(run: SmallRun, log: SqliteFeedbackLog) -> None:

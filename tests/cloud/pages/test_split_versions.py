@@ -138,7 +138,10 @@ def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valk
 
         assert whole(SPLIT_VERSION)
         assert whole(OLD)
-        assert readiness() == {"status": "ready", "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "ok"}}
+        assert readiness() == {
+            "status": "ready",
+            "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "ok", "stages": "ok"},
+        }
         valkey.kill()
         for version in (SPLIT_VERSION, OLD):
             for user, degraded in ((3, "no_user_vector"), (8, "no_vectors")):
@@ -149,7 +152,7 @@ def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valk
                 assert len(read_page(page).item_id) > 0
         assert readiness() == {
             "status": "degraded",
-            "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "failed"},
+            "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "failed", "stages": "ok"},
         }
         assert server.metric('pocketrank_pages_without_vectors_total{reason="unavailable"}') == 4
         assert server.metric('pocketrank_degraded_total{reason="no_vectors"}') >= 2

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import WATCH_MS_MAX, Ended, FeedbackEvent, Network, Orientation, check_event
 from pocketrank.device.feedback.impression import DeviceState, Impression
 from tests.device.feedback.test_privacy import UNREPORTED, reported
-from tests.device.worlds import T0, Clock
+from tests.device.worlds import T0, Clock, PhoneClock
 
 
-def begin(clock: Clock, **keys: Any) -> Impression:
+def begin(clock: Clock | PhoneClock, **keys: Any) -> Impression:
     return Impression(11, **{"position": 3, "user_id": 7, "session_id": "s", "clock": clock} | keys)
 
 
@@ -26,21 +27,21 @@ def test_what_nobody_reported_is_missing() -> None:
 
 
 def test_everything_reported_is_in_the_event() -> None:
-    clock = Clock()
+    clock = PhoneClock()
     device = DeviceState(volume=0.5, network=Network.WIFI)
     shown = begin(clock, device=device, page_id="p", experiment="x", event_id="own")
     shown.buffering()
-    clock.ms += 120
+    clock.true_ms += 120
     shown.buffered()
-    clock.ms += 400
+    clock.true_ms += 400
     shown.paused()
-    clock.ms += 10_000
+    clock.true_ms += 10_000
     shown.resumed()
-    clock.ms += 300
+    clock.true_ms += 300
     shown.backgrounded()
-    clock.ms += 60_000
+    clock.true_ms += 60_000
     shown.foregrounded()
-    clock.ms += 7
+    clock.true_ms += 7
     device.volume, device.muted, device.orientation = 0.75, True, Orientation.LANDSCAPE
     device.network, device.battery_saver = Network.CELLULAR, True
     for action in ("click", "like", "follow", "comment", "share", "profile_enter", "dislike"):
@@ -55,8 +56,24 @@ def test_everything_reported_is_in_the_event() -> None:
         experiment="x", ended=Ended.COMPLETE, click=True, like=True, follow=True, comment=True, share=True, profile_enter=True,
         dislike=True, volume=0.75, volume_change=0.25, muted=True, orientation=Orientation.LANDSCAPE, playback_rate=1.5,
         pauses=1, seeks=2, scroll_speed=2.5, network=Network.CELLULAR, buffering_ms=120, battery_saver=True, backgrounded=True,
+        age_ms=70_827,
     )  # fmt: skip
     assert reported(event) == UNREPORTED.keys()  # a field that the contract gains fails here until a listener reports it
+
+
+@pytest.mark.parametrize("step_ms", [0, 3 * 365 * 86_400_000, -T0])
+def test_age_and_watch_are_the_time_that_passed(step_ms: int) -> None:
+    clock = PhoneClock()
+    shown = begin(clock)
+    clock.true_ms += 4_000
+    clock.off_ms += step_ms
+    clock.true_ms += 5_000
+    event = shown.finish()
+    assert (event.impression_ms, event.age_ms, event.watch_ms) == (T0, 9_000, 9_000)
+
+
+def test_a_clock_of_which_no_step_is_known_gives_no_age() -> None:
+    assert begin(Clock()).finish().age_ms is UNSET
 
 
 def test_an_impression_names_its_item() -> None:

@@ -13,10 +13,10 @@ from pocketrank.device.network.client import CloudClient
 from pocketrank.device.session import FeedSession, SessionConfig
 from tests.device.network.test_client import Cloud, serving
 from tests.device.tap import requests, tapped
-from tests.device.worlds import SPEC, Clock, make_event, make_page
+from tests.device.worlds import SPEC, T0, Clock, make_event, make_page
 from tests.vectors.generate import valid
 
-FULL: Any = msgspec.structs.replace(valid()["event_full"], muted=True, backgrounded=True)
+FULL: Any = msgspec.structs.replace(valid()["event_full"], muted=True, backgrounded=True, age_ms=9_000)
 """An event in which no optional field has its default."""
 UNREPORTED = {f.name: f.default for f in msgspec.structs.fields(FeedbackEvent)} | {"version": None}
 NAMES = sorted(UNREPORTED.keys() - ALWAYS)
@@ -83,6 +83,15 @@ def test_steps() -> None:
     assert (event.watch_ms, event.impression_ms) == (1000, -1000)
     assert (event.volume, event.volume_change, event.scroll_speed) == (0.3, -0.3, None)
     assert event.buffering_ms is None  # withheld, step or not
+
+
+@pytest.mark.parametrize("age_ms", [0, 5_000])
+def test_a_rounded_date_is_not_given_away_by_the_age(age_ms: int) -> None:
+    policy = PrivacyPolicy(steps={"impression_ms": 60_000})
+    event = policy.event(make_event(1, impression_ms=T0 + 45_678, age_ms=age_ms))
+    assert event.impression_ms % 60_000 == 0
+    assert event.impression_ms + event.age_ms == T0 + 45_678 + age_ms  # when it was sent, which the cloud knows
+    assert policy.event(event) == event
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf, 1e308, 5e-324])
@@ -172,10 +181,14 @@ def test_nothing_else_leaves(policy: PrivacyPolicy) -> None:
         "version": 1, "request_id": request.request_id, "user_id": 42, "session_id": "s-1", "now_ms": Clock().ms, "size": 2,
         "scene": 0, "split_version": None, "exclude": [1, FULL.item_id], "experiment": None, "telemetry": None,
     }  # fmt: skip
-    assert msgspec.msgpack.decode(upload.body) == {"version": 1, "events": [event], "telemetry": None}
+    batch = msgspec.msgpack.decode(upload.body)
+    assert batch["events"][0].pop("age_ms") >= event["age_ms"]
+    assert batch == {"version": 1, "events": [{k: v for k, v in event.items() if k != "age_ms"}], "telemetry": None}
     assert event.keys() == UNREPORTED.keys()
     assert reported(event) == ALWAYS | policy.fields
-    assert event == msgspec.to_builtins(policy.event(FULL))
+    left = msgspec.to_builtins(policy.event(FULL))
+    assert left["age_ms"] <= event["age_ms"] < left["age_ms"] + 60_000  # it grew while it waited
+    assert event | {"age_ms": 9_000} == left
 
 
 def test_the_tap_reads_what_a_client_sends() -> None:

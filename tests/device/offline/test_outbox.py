@@ -10,10 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pocketrank.device.clock import DeviceClock, wall_clock
 from pocketrank.device.codec import to_msgpack
 from pocketrank.device.offline.outbox import MemoryOutbox, Outbox, OutboxConfig
 from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
-from tests.device.worlds import make_event
+from tests.device.worlds import PhoneClock, make_event
+
+YEAR_MS = 365 * 86_400_000
 
 
 def ids(outbox: Outbox, events_max: int | None = None) -> list[int]:
@@ -24,7 +27,7 @@ def ids(outbox: Outbox, events_max: int | None = None) -> list[int]:
 class Conformance(ABC):
     @abstractmethod
     @contextmanager
-    def opened(self, config: OutboxConfig) -> Iterator[Outbox]:
+    def opened(self, config: OutboxConfig, clock: DeviceClock = wall_clock) -> Iterator[Outbox]:
         """A new outbox."""
 
     @pytest.fixture
@@ -101,6 +104,18 @@ class Conformance(ABC):
         assert outbox.add(make_event(9, session_id="s" * 2 * size))
         assert (ids(outbox), outbox.dropped) == ([2, 3, 4], 2)
 
+    def test_an_event_grows_older_while_it_waits_whatever_the_clock_is_set_to(self) -> None:
+        clock = PhoneClock()
+        with self.opened(OutboxConfig(), clock) as outbox:
+            outbox.add(make_event(1, age_ms=500))
+            outbox.add(make_event(2))
+            for step_ms in (3 * YEAR_MS, -9 * YEAR_MS):
+                clock.true_ms += 1_000
+                clock.off_ms += step_ms
+                events = outbox.take()
+                outbox.put_back(events)
+            assert events == (make_event(1, age_ms=2_500), make_event(2))
+
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.differing_executors])  # one run a backend
     @given(st.lists(st.sampled_from(["add", "take", "lose", "send"]), max_size=60), st.integers(1, 5))
     def test_in_order_bounded_and_nothing_twice(self, steps: list[str], most: int) -> None:
@@ -125,12 +140,13 @@ class Conformance(ABC):
 
 class TestMemoryOutbox(Conformance):
     @contextmanager
-    def opened(self, config: OutboxConfig) -> Iterator[Outbox]:
-        yield MemoryOutbox(config)
+    def opened(self, config: OutboxConfig, clock: DeviceClock = wall_clock) -> Iterator[Outbox]:
+        yield MemoryOutbox(config, clock)
 
 
 class TestStoredOutbox(Conformance):
     @contextmanager
-    def opened(self, config: OutboxConfig) -> Iterator[Outbox]:
-        with TemporaryDirectory() as folder, DeviceStore(Path(folder) / "store.db", DeviceStoreConfig(outbox=config)) as store:
+    def opened(self, config: OutboxConfig, clock: DeviceClock = wall_clock) -> Iterator[Outbox]:
+        bounds = DeviceStoreConfig(outbox=config)
+        with TemporaryDirectory() as folder, DeviceStore(Path(folder) / "store.db", bounds, clock=clock) as store:
             yield store.outbox

@@ -15,7 +15,10 @@ from pocketrank.device.offline.database import DatabaseError, DatabaseHeldError,
 from pocketrank.device.offline.outbox import OutboxConfig
 from pocketrank.device.offline.store import DeviceStore, DeviceStoreConfig
 from pocketrank.device.session import FeedSession
-from tests.device.worlds import T0, make_event, make_page
+from tests.device.worlds import T0, PhoneClock, make_event, make_page
+
+DAY_MS = 86_400_000
+YEAR_MS = 365 * DAY_MS
 
 ADD_FOR_EVER = """
 import sys
@@ -57,6 +60,56 @@ def test_what_waits_and_what_was_in_flight_is_there_after_a_restart(path: Path) 
         assert store.outbox.take()[0] == make_event(1, like=True, page_id="p")
     with DeviceStore(path) as store:
         assert waiting(store) == [1, 2, 3, 4, 5]
+
+
+def aged_and_waiting(path: Path, clock: PhoneClock) -> int:
+    """Age of the one event that waits, in a process that starts now and ends at once."""
+    with DeviceStore(path, clock=clock) as store:
+        (event,) = store.outbox.take()
+        assert isinstance(event.age_ms, int)
+        return event.age_ms
+
+
+@pytest.mark.parametrize("step_ms", [0, 1_000, 3 * YEAR_MS, -T0])
+def test_an_event_grows_older_from_start_to_start_and_over_restarts_of_the_device(path: Path, step_ms: int) -> None:
+    clock = PhoneClock()
+    with DeviceStore(path, clock=clock) as store:
+        store.outbox.add(make_event(1, age_ms=500))
+        clock.true_ms += DAY_MS
+        clock.off_ms += step_ms
+        store.outbox.tidy()
+    clock.true_ms += DAY_MS
+    assert aged_and_waiting(path, clock) == 500 + 2 * DAY_MS
+    clock.reboot(7 * DAY_MS)
+    clock.true_ms += 1_000
+    assert abs(aged_and_waiting(path, clock) - (1_500 + 9 * DAY_MS)) <= 1_000  # a step of a second is as good as none
+
+
+@pytest.mark.parametrize("boot", ["boot-0", None])
+@pytest.mark.parametrize(
+    ("step_ms", "age_ms"),
+    [(3 * YEAR_MS, 30 * DAY_MS), (-3 * YEAR_MS, 0), (DAY_MS, 8 * DAY_MS)],
+)
+def test_a_clock_that_is_set_while_the_device_is_off_is_believed_for_30_days(
+    path: Path, boot: str | None, step_ms: int, age_ms: int
+) -> None:
+    clock = PhoneClock(boot)
+    with DeviceStore(path, clock=clock) as store:
+        store.outbox.add(make_event(1, age_ms=0))
+    clock.reboot(6 * DAY_MS)
+    clock.off_ms = step_ms
+    clock.true_ms += DAY_MS  # which a device that names its starts knows
+    known_ms = 0 if boot is None or step_ms == DAY_MS else DAY_MS
+    assert aged_and_waiting(path, clock) == age_ms + known_ms
+
+
+def test_a_damaged_clock_is_as_if_it_had_never_been_set(path: Path) -> None:
+    clock = PhoneClock()
+    with DeviceStore(path, clock=clock) as store:
+        store.outbox.add(make_event(1, age_ms=0))
+        assert store.set_state("pocketrank/clock", b"no clock")
+    clock.true_ms += DAY_MS
+    assert aged_and_waiting(path, clock) == DAY_MS
 
 
 def test_what_add_returned_for_survives_a_kill(path: Path) -> None:
