@@ -128,7 +128,7 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
         _refuse_version(_peek(wire, data), "$.version")
         raise _translate(err, struct.__name__) from None
     _refuse_version(getattr(value, "version", WIRE_VERSION), "$.version")
-    _check_ints(value, _INTS.get(struct, ()), "$")
+    _check_ints(value, _ints(struct), "$")
     if isinstance(value, PageRequest):
         _check_events(value.feedback, "$.feedback")
         if value.exclude and not _INT_MIN <= min(value.exclude) <= max(value.exclude) <= _INT_MAX:
@@ -158,6 +158,11 @@ def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
     for i, event in enumerate(events):
         _refuse_version(event.version, f"{path}[{i}].version")
         _check_ints(event, _EVENT_INTS, f"{path}[{i}]")
+
+
+@cache
+def _ints(struct: type[msgspec.Struct]) -> tuple[str, ...]:
+    return next((names for known, names in _INTS.items() if issubclass(struct, known)), ())
 
 
 def _check_ints(struct: msgspec.Struct, names: tuple[str, ...], path: str) -> None:

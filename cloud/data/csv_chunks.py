@@ -2,7 +2,7 @@
 
 Polars parses each chunk as a whole. Only a chunk with a field that Polars refuses, or that may be wrong, is read again line by
 line. `Column.value` then decides: it takes what Polars is too strict for, such as a number with a space behind it, and names
-row and column of what is wrong. A field may not contain a line break.
+row and column of what is wrong. A field may not contain a line break. Empty lines are no rows, and are not counted.
 
 Whole numbers never pass through a float, so ids are exact up to the ends of int64.
 """
@@ -213,7 +213,7 @@ class _Reader:
         if not line.strip():
             raise DataError(self.file, "expected a header, got an empty file or line")
         try:
-            names = next(csv.reader(io.StringIO(line.decode("utf-8-sig").strip())))
+            names = [name.strip() for name in next(csv.reader([line.decode("utf-8-sig").strip()], skipinitialspace=True))]
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(self.file, f"expected a CSV header in UTF-8, got {line[:40]!r}") from error
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -268,7 +268,10 @@ class _Reader:
     def _parse_lines(self, chunk: bytes, header: list[str], wanted: dict[str, Column], rows: int) -> pl.DataFrame:
         """Parse a chunk that starts after `rows` rows. Raises the `DataError` of the first bad field, or of a bad row."""
         values: dict[str, list[int | bool | date | str | None]] = {name: [] for name in wanted}
-        for row, line in enumerate(chunk.removesuffix(b"\n").split(b"\n"), start=rows + 1):
+        lines = chunk.removesuffix(b"\n").split(b"\n")
+        if len(header) > 1:
+            lines = [line for line in lines if line.strip()]
+        for row, line in enumerate(lines, start=rows + 1):
             try:
                 fields = next(csv.reader([line.decode().removesuffix("\r")], strict=True), [])
             except (UnicodeDecodeError, csv.Error) as error:

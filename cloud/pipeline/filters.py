@@ -10,7 +10,9 @@ import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable
+from errno import EINVAL
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 from time import monotonic, time
 from typing import NamedTuple
@@ -32,7 +34,9 @@ SETTLE_S = 2.0
 """Time in seconds for which the file must not change before an item that it no longer names may be shown again: a program that
 writes a file anew empties it first."""
 _DIGITS_MAX = 19
-_ID, _ID_MAX = re.compile(f"[+-]?[0-9]{{1,{_DIGITS_MAX}}}"), np.iinfo(np.int64).max
+_ID, _ID_MAX = re.compile(rf"([+-]?)0*([0-9]{{1,{_DIGITS_MAX}}})(?:\.0*)?"), np.iinfo(np.int64).max
+_BETWEEN = re.compile(r"[\s,;\"'\[\]]+")
+_INVISIBLE = re.compile("[\ufeff\u200b]")  # marks of the encoding, also in the middle, where files were put together
 _OTHER = re.compile(rb"[^0-9\s]")
 _NONE = np.zeros(0, np.int64)
 
@@ -74,27 +78,38 @@ class _Lines(NamedTuple):
 
 
 def _read_lines(data: bytes) -> _Lines:
-    """Return the ids of a file as editors and spreadsheets save it: any line ends, a mark of the encoding, comments."""
+    """Return the ids of a file as editors and spreadsheets save it: any line ends and separators, a mark, comments.
+
+    Of a line that holds other text, too, such as the reason, the ids in front of that are read.
+    """
     plain = data.split()
     if not _OTHER.search(data) and len(max(plain, key=len, default=b"")) < _DIGITS_MAX:  # as below, in a third of the time
         return _Lines([*map(int, plain)], 0, "")
     encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
     ids, wrong, first_wrong = list[int](), 0, ""
-    text = data.decode(encoding, "replace").replace("\ufeff", "")  # also in the middle, where files were put together
+    text = _INVISIBLE.sub("", data.decode(encoding, "replace"))
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].split()
-        if all(_ID.fullmatch(word) and abs(int(word)) <= _ID_MAX for word in words):
-            ids += map(int, words)
-        else:
-            wrong += 1
-            first_wrong = first_wrong or f"line {number}: `{line.strip()[:40]}`"
+        for word in filter(None, _BETWEEN.split(line.partition("#")[0])):
+            item = _item_id(word)
+            if item is None:
+                wrong += 1
+                first_wrong = first_wrong or f"line {number}: `{line.strip()[:40]}`"
+                break
+            ids.append(item)
     return _Lines(ids, wrong, first_wrong)
+
+
+def _item_id(word: str) -> int | None:
+    """Return the id that a word stands for, `12` or `12.0` as spreadsheets write it; None for any other word."""
+    found = _ID.fullmatch(word)
+    item = 0 if found is None else int(found[1] + found[2])
+    return item if found is not None and abs(item) <= _ID_MAX else None
 
 
 class RemovedItems:
     """The items that a file names, which is read again when it changes. Safe to call from several threads.
 
-    A take-down holds as soon as its line can be read, whatever else is in the file: other lines are skipped, counted, and the
+    A take-down holds as soon as its id can be read, whatever else is in the file: lines with other text are counted, and the
     first of them is named once in the log. An item may be shown again only when a file that can be read as a whole, and that
     has not changed for `SETTLE_S`, no longer names it. So neither a file that is missing or damaged nor one that is being
     written lets a removed item through.
@@ -165,6 +180,8 @@ class RemovedItems:
         """Read the file if it changed since, and again once it has settled. Raises `OSError`."""
         self._checked_at = now = monotonic()
         found = os.stat(self._path)
+        if not S_ISREG(found.st_mode):  # to open a pipe would wait for its writer
+            raise OSError(EINVAL, "Not a regular file")
         version = found.st_mtime_ns, found.st_size, found.st_ino
         if is_new := version != self._version:
             self._changed_at = now

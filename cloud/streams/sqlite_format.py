@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import time
+from typing import Any
 
 from msgspec import structs
 
@@ -106,7 +107,7 @@ def _upgrade(db: sqlite3.Connection, files: Sequence[str]) -> None:
             os.chmod(file, OWNER_ONLY)
 
 
-def _dated(body: object, now_ms: int) -> object:
+def _dated(body: Any, now_ms: int) -> Any:
     """Return a record whose event is not dated after now."""
     try:
         event = read_record(body)

@@ -142,8 +142,14 @@ class FeedbackReceipt(Versioned, frozen=True, kw_only=True):
     """Events that the contract does not allow, which no repetition changes. The others of the batch have their effect."""
 
     def settles(self, events: Sequence[FeedbackEvent]) -> bool:
-        """Return whether this receipt speaks of each of `events`, which the device may then forget."""
-        return self.accepted + self.duplicates + len(self.refused) == len(events)
+        """Return whether this receipt speaks of each of `events` once, so that the device may forget them all."""
+        refused = {event.index for event in self.refused}
+        return (
+            min(self.accepted, self.duplicates) >= 0
+            and self.accepted + self.duplicates + len(self.refused) == len(events)
+            and len(refused) == len(self.refused)
+            and refused <= set(range(len(events)))
+        )
 
 
 def check_event(event: FeedbackEvent, path: str = "$") -> None:

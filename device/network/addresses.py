@@ -16,33 +16,41 @@ import time
 from itertools import chain, zip_longest
 from typing import Any
 
-__all__ = ["connect"]
+__all__ = ["Address", "connect"]
 
-_ATTEMPT_S = 0.25
-"""Time that an address has to answer before the next is tried, too. RFC 8305 (8) recommends 250 ms."""
+_ATTEMPT_S, _ATTEMPT_MIN_S = 0.25, 0.01
+"""Time that an address has to answer before the next is tried, too, and the least when there are many: RFC 8305 (8)."""
+_RESOLVE_S = 0.05
+"""Time that the look-up of one family waits for that of the other. RFC 8305 (8) recommends 50 ms."""
+_ADDRESSES_MAX = 64
+"""Addresses of a name that are tried."""
 
-_Address = tuple[Any, ...]
+Address = tuple[Any, ...]
 """What `socket.getaddrinfo` returns for one address: family, type, protocol, canonical name, address."""
 
 
-def connect(host: str, port: int, deadline: float) -> socket.socket:
-    """Return a connection to `host`, made before `deadline`, in seconds of the monotonic clock. Its timeout is the time left.
+def connect(host: str, port: int, deadline: float, avoided: Address | None = None) -> tuple[socket.socket, Address]:
+    """Return a connection to `host` and its address, made before `deadline`, in seconds of the monotonic clock.
 
-    Raises OSError: the error of the address that failed last, or TimeoutError.
+    The connection's timeout is the time left. An address that is to be `avoided` is tried last. All are tried within the first
+    half of the time. Raises OSError: the error of the address that failed last, or TimeoutError.
     """
-    waiting = _interleaved(_resolve(host, port, deadline))
+    waiting = _interleaved(_resolve(host, port, deadline))[:_ADDRESSES_MAX]
+    waiting.sort(key=lambda address: address == avoided)
     error: OSError | None = None
     with selectors.DefaultSelector() as attempts:
         try:
             next_at = time.monotonic()
+            attempt_s = max(_ATTEMPT_MIN_S, min(_ATTEMPT_S, (deadline - next_at) / 2 / max(1, len(waiting))))
             while waiting or attempts.get_map():
                 now = time.monotonic()
                 if now >= deadline:
                     raise TimeoutError("timed out: no address answered in time")
                 if waiting and (now >= next_at or not attempts.get_map()):
                     try:
-                        attempts.register(_begin(waiting.pop(0)), selectors.EVENT_WRITE)
-                        next_at = now + _ATTEMPT_S
+                        address = waiting.pop(0)
+                        attempts.register(_begin(address), selectors.EVENT_WRITE, address)
+                        next_at = now + attempt_s
                     except OSError as err:  # no route, or no such family on this device
                         error = err
                     continue
@@ -56,14 +64,14 @@ def connect(host: str, port: int, deadline: float) -> socket.socket:
                         continue
                     sock.settimeout(max(0.001, deadline - time.monotonic()))
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    return sock
+                    return sock, key.data
         finally:
             for key in list(attempts.get_map().values()):
                 key.fileobj.close()  # type: ignore[union-attr]
     raise error or OSError("no address")
 
 
-def _begin(address: _Address) -> socket.socket:
+def _begin(address: Address) -> socket.socket:
     """Begin to connect to the address."""
     family, kind, protocol, _, target = address
     sock = socket.socket(family, kind, protocol)
@@ -77,29 +85,44 @@ def _begin(address: _Address) -> socket.socket:
     return sock
 
 
-def _interleaved(addresses: list[_Address]) -> list[_Address]:
+def _interleaved(addresses: list[Address]) -> list[Address]:
     """Return the addresses with their families in turn, beginning with that of the first (RFC 8305, 4)."""
-    families: dict[int, list[_Address]] = {}
+    families: dict[int, list[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], []).append(address)
     return [address for address in chain.from_iterable(zip_longest(*families.values())) if address is not None]
 
 
-def _resolve(host: str, port: int, deadline: float) -> list[_Address]:
-    """Return the addresses of a host. The resolver has no timeout of its own, so it is waited for in another thread."""
-    answers: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
+def _resolve(host: str, port: int, deadline: float) -> list[Address]:
+    """Return the addresses of a host, those of IPv6 first.
 
-    def ask() -> None:
+    The resolver has no timeout of its own, so it is waited for in other threads. There are name servers that never answer for
+    IPv6, so each family is looked up by itself (RFC 8305, 3).
+    """
+    answers: queue.SimpleQueue[list[Address] | OSError] = queue.SimpleQueue()
+
+    def ask(family: int) -> None:
         try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:
-            answers.put(error)
+            answers.put(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+        except Exception as error:  # also for a name that cannot be encoded
+            answers.put(error if isinstance(error, OSError) else OSError(str(error)))
 
-    threading.Thread(target=ask, name="pocketrank-resolve", daemon=True).start()
-    try:
-        found = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-    except queue.Empty:
-        raise TimeoutError(f"timed out: no address of {host} in time") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+    families = (socket.AF_INET6, socket.AF_INET)
+    for family in families:
+        threading.Thread(target=ask, args=(family,), name="pocketrank-resolve", daemon=True).start()
+    found: dict[Address, None] = {}
+    error: OSError | None = None
+    for _ in families:
+        try:
+            answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            error = TimeoutError(f"timed out: no address of {host} in time")
+            break
+        if isinstance(answer, OSError):
+            error = answer
+        else:
+            found |= dict.fromkeys(answer)
+            deadline = min(deadline, time.monotonic() + _RESOLVE_S)
+    if found:
+        return sorted(found, key=lambda address: address[0] != socket.AF_INET6)
+    raise error or OSError("no address")

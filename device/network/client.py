@@ -59,6 +59,10 @@ _CHUNK = 1 << 16
 S = TypeVar("S", bound=msgspec.Struct)
 
 
+class _BadRangeError(BadAnswerError):
+    """A part of a file (206) that cannot be used."""
+
+
 class CloudClient:
     """One device's connection to the cloud. Calls from several threads take turns."""
 
@@ -159,7 +163,11 @@ class CloudClient:
         with on_disk(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("a+b") as file:
-                if not self._resume(entry, file):
+                try:
+                    is_whole = self._resume(entry, file)
+                except _BadRangeError:  # of a cache on the way, say; the whole file needs no range
+                    is_whole = self._resume(entry, file, ranges=False)
+                if not is_whole:
                     # The bytes at hand were not the beginning of this file. Only a fresh start can help, once.
                     file.truncate(0)
                     if not self._resume(entry, file):
@@ -171,8 +179,11 @@ class CloudClient:
         """Return the body of a GET, of at most `bytes_max` bytes. Raises `ClientError`."""
         return self._transport.call("GET", path, bytes_max)
 
-    def _resume(self, entry: FileEntry, file: io.BufferedRandom) -> bool:
-        """Append the missing bytes. False when the file then has another size or digest than its entry."""
+    def _resume(self, entry: FileEntry, file: io.BufferedRandom, *, ranges: bool = True) -> bool:
+        """Append the missing bytes. False when the file then has another size or digest than its entry.
+
+        Without `ranges` the whole file is asked for. The bytes at hand stay until it arrives.
+        """
         # Digest the bytes at hand.
         file.seek(0)
         digest = hashlib.sha256()
@@ -185,21 +196,21 @@ class CloudClient:
             path = f"/v1/bundle/files/{quote(entry.path)}"
             name = self._transport.name("GET", path)
             # The tag keeps a server whose file has changed since from sending the rest of the new one.
-            headers = {"Range": f"bytes={have}-", "If-Range": f'"{entry.sha256}"'} if have else {}
+            headers = {"Range": f"bytes={have}-", "If-Range": f'"{entry.sha256}"'} if have and ranges else {}
             with self._transport.exchange("GET", path, headers, more_s=ends - time.monotonic()) as response:
                 # Check what the server offers: the rest or some of it (206), or the whole file again (200).
-                if response.status == 416 and have:
+                if response.status == 416 and headers:
                     response.abandon()
                     return False
-                if response.status != 200 and not (response.status == 206 and have):
+                if response.status not in (200, 206):
                     raise self._transport.bad_status("GET", path, response, response.body(_CHUNK))
-                start, end = have, entry.bytes
+                start, end = 0, entry.bytes
+                wrong: type[BadAnswerError] = BadAnswerError
                 if response.status == 206:
-                    end = _range_end(name, response.getheader("Content-Range"), have, entry.bytes)
-                else:
-                    start = 0
+                    start, wrong = have if headers else 0, _BadRangeError
+                    end = _range_end(name, response.getheader("Content-Range"), start, entry.bytes)
                 if response.length is not None and response.length > end - start:
-                    raise BadAnswerError(name, f"at most {end - start} bytes", "more")
+                    raise wrong(name, f"at most {end - start} bytes", "more")
                 if start < have:
                     file.truncate(0)
                     have, digest = 0, hashlib.sha256()
@@ -207,13 +218,13 @@ class CloudClient:
                 for part in response.parts(end - have):
                     have += len(part)
                     if have > end:
-                        raise BadAnswerError(name, f"at most {end - start} bytes", "more")
+                        raise wrong(name, f"at most {end - start} bytes", "more")
                     with on_disk(Path(file.name)):
                         file.write(part)
                         file.flush()  # what arrived must stay, whatever happens next
                     digest.update(part)
-            if have < end:
-                raise BadAnswerError(name, f"{end} bytes", f"{have}")
+            if have < end:  # a connection that broke, unless nothing came at all
+                raise (wrong if have == start else BadAnswerError)(name, f"{end} bytes", f"{have}")
         return have == entry.bytes and digest.hexdigest() == entry.sha256.lower()
 
     def _post(self, path: str, body: msgspec.Struct, answer: type[S]) -> S:
@@ -238,11 +249,11 @@ def fetch_signatures(client: CloudClient) -> bytes:
 def _range_end(name: str, header: str | None, have: int, size: int) -> int:
     """Return where the bytes end that follow the first `have` of `size`, by the header `Content-Range` (RFC 9110, 14.4).
 
-    A cache that does not know the size sends `*` in its place. Raises `BadAnswerError` for another range.
+    A cache that does not know the size sends `*` in its place. Raises `_BadRangeError` for another range.
     """
     found = re.fullmatch(r"bytes +(\d{1,18})-(\d{1,18})/(\*|\d{1,18})", (header or "").strip(), re.ASCII | re.IGNORECASE)
     if found is None or int(found[1]) != have or not have <= int(found[2]) < size or found[3] not in ("*", str(size)):
-        raise BadAnswerError(name, f"a range of bytes {have}-{size - 1}/{size} that begins it", f"{header!r:.100}")
+        raise _BadRangeError(name, f"a range of bytes {have}-{size - 1}/{size} that begins it", f"{header!r:.100}")
     return int(found[2]) + 1
 
 

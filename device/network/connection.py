@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 from pocketrank.device.bundle.files import BundleError
-from pocketrank.device.network.addresses import connect
+from pocketrank.device.network.addresses import Address, connect
 from pocketrank.device.network.errors import BadAnswerError, ClientError, UnreachableError
 
 __all__ = ["Connection", "Response"]
@@ -79,8 +79,10 @@ class Connection:
         self._timeout_s = timeout_s
         self._http = _Http(host, port, ssl.create_default_context() if scheme == "https" else None)
 
-    def close(self) -> None:
-        """Close the connection; the next exchange opens it again."""
+    def close(self, *, avoid: bool = False) -> None:
+        """Close the connection; the next exchange opens it again, to another address if it has to `avoid` this one."""
+        if avoid:
+            self._http.avoided = self._http.peer
         self._http.close()
 
     def send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float) -> Response:
@@ -129,6 +131,10 @@ class _Http(http.client.HTTPConnection):
         self._tls = tls
         self.deadline = 0.0
         """End of connecting and sending, in seconds of the monotonic clock."""
+        self.peer: Address | None = None
+        """The address of the last connection."""
+        self.avoided: Address | None = None
+        """An address that took a connection and then said nothing, or broke it: others are tried first."""
 
     def left_s(self) -> float:
         """Return the seconds until the deadline, at least one thousandth: a socket takes 0 as "do not wait"."""
@@ -136,7 +142,7 @@ class _Http(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect before the deadline."""
-        self.sock = connect(self.host, self.port, self.deadline)
+        self.sock, self.peer = connect(self.host, self.port, self.deadline, self.avoided)
         if self._tls is not None:
             try:
                 self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)  # the timeout is on all of it

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, NoTokenError
 
@@ -30,6 +30,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _REDIRECTS_MAX = 5
 """Redirects that one call follows. A content delivery network needs one or two."""
 _REDIRECT_BODY_MAX = 1 << 16  # bytes
+_URL = "%/:?#[]@!$&'()*+,;=~"  # characters with a meaning in a URL; some servers leave it to the client to escape the others
 
 
 _Origin = tuple[str, str, int]  # scheme, host, port
@@ -112,8 +113,9 @@ class Transport:
                     response.body(_REDIRECT_BODY_MAX)  # the connection is then free for the next call
                     response, url = self._follow(connection, target, headers, deadline, elsewhere), target
                 yield response
-            except BaseException:
-                connection.close()  # the rest of an answer would be read as the beginning of the next
+            except BaseException as error:
+                # The rest of an answer would be read as the beginning of the next.
+                connection.close(avoid=isinstance(error, OSError))
                 raise
 
     def _send(
@@ -155,8 +157,10 @@ class Transport:
             connection = self._connect(_origin(url))
             elsewhere.callback(connection.close)
             own = {name: value for name, value in own.items() if name != "Authorization"}
+            # Another server has tags of its own, and would send the whole file each time. The digest holds without them.
+            headers = {name: value for name, value in headers.items() if name != "If-Range"}
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        return connection.send("GET", path, None, {**own, **headers}, deadline)
+        return connection.send("GET", quote(path, _URL, "latin-1"), None, {**own, **headers}, deadline)
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -24,7 +24,7 @@ from pocketrank.device.clock import DeviceClock, OutboxClock, wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackEvent
 
-__all__ = ["Held", "MemoryOutbox", "Outbox", "OutboxConfig"]
+__all__ = ["Held", "MemoryOutbox", "Outbox", "OutboxConfig", "user_key"]
 
 _CHUNK = 32  # events removed under one lock, so that a swipe does not wait for long
 
@@ -44,7 +44,7 @@ class OutboxConfig:
 
 
 class Outbox(ABC):
-    """Events in order of arrival, each id once. A full outbox drops the oldest. Safe to call from several threads."""
+    """Events in order of arrival, each id of a user once. A full outbox drops the oldest. Safe to call from several threads."""
 
     dropped: int = 0
     """Events that were dropped unsent."""
@@ -58,8 +58,13 @@ class Outbox(ABC):
         """Queue `event`; False when its id is known, sent or not. Runs on the path of a swipe."""
 
     @abstractmethod
-    def take(self, events_max: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
-        """Return the oldest waiting events within both bounds, which are then in flight. The first may exceed `bytes_max`."""
+    def take(
+        self, events_max: int | None = None, bytes_max: int | None = None, user_id: int | None = None
+    ) -> tuple[FeedbackEvent, ...]:
+        """Return the oldest waiting events within both bounds, which are then in flight. The first may exceed `bytes_max`.
+
+        With a `user_id` only events of that user's are taken; without it, those of all users.
+        """
 
     @abstractmethod
     def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
@@ -79,9 +84,15 @@ class Held(NamedTuple):
     when the outbox's clock was 0."""
 
     place: int
-    event_id: str
+    key: str
+    """`user_key` and the event's id, which is unique among those of its user"""
     item_id: int
     body: bytes
+
+
+def user_key(user_id: int, event_id: str = "") -> str:
+    """Return the key of a user's event, which begins with the key of no event."""
+    return f"{user_id}/{event_id}"
 
 
 class MemoryOutbox(Outbox):
@@ -91,7 +102,7 @@ class MemoryOutbox(Outbox):
         self._config, self._clock = config or OutboxConfig(), OutboxClock(clock)
         self._waiting: OrderedDict[str, Held] = OrderedDict()
         self._in_flight: dict[str, Held] = {}
-        self._gone: dict[str, int] = {}  # items of events that have left, by event id, oldest first
+        self._gone: dict[str, int] = {}  # items of events that have left, by key, oldest first
         self._bytes = self._place = 0
         self._lock = Lock()
 
@@ -100,7 +111,7 @@ class MemoryOutbox(Outbox):
 
     def add(self, event: FeedbackEvent) -> bool:
         """Queue `event`; False when its id is known, sent or not."""
-        name, body = event.event_id, to_msgpack(_aged(event, -self._clock()))
+        name, body = user_key(event.user_id, event.event_id), to_msgpack(_aged(event, -self._clock()))
         with self._lock:
             if name in self._waiting or name in self._gone or name in self._in_flight:
                 return False
@@ -115,24 +126,29 @@ class MemoryOutbox(Outbox):
             self._trim()
         return True
 
-    def take(self, events_max: int | None = None, bytes_max: int | None = None) -> tuple[FeedbackEvent, ...]:
+    def take(
+        self, events_max: int | None = None, bytes_max: int | None = None, user_id: int | None = None
+    ) -> tuple[FeedbackEvent, ...]:
         """Return the oldest waiting events, which are then in flight."""
-        taken: list[bytes] = []
+        own = "" if user_id is None else user_key(user_id)
+        taken: list[Held] = []
         size = 0
         with self._lock:
-            while self._waiting and (events_max is None or len(taken) < events_max):
-                held = next(iter(self._waiting.values()))
+            for held in self._waiting.values():
+                if not held.key.startswith(own):
+                    continue
                 size += len(held.body)
-                if bytes_max is not None and size > bytes_max and taken:
+                if len(taken) == events_max or (bytes_max is not None and size > bytes_max and taken):
                     break
-                self._in_flight[held.event_id] = self._pop(held.event_id)
-                taken.append(held.body)
+                taken.append(held)
+            for held in taken:
+                self._in_flight[held.key] = self._pop(held.key)
         now_ms = self._clock()
-        return tuple(_aged(from_msgpack(body, FeedbackEvent), now_ms) for body in taken)
+        return tuple(_aged(from_msgpack(held.body, FeedbackEvent), now_ms) for held in taken)
 
     def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
         """Remove events, in flight or waiting."""
-        names = [event.event_id for event in events]
+        names = [user_key(event.user_id, event.event_id) for event in events]
         for start in range(0, len(names), _CHUNK):
             with self._lock:
                 gone = []
@@ -146,14 +162,15 @@ class MemoryOutbox(Outbox):
     def put_back(self, events: Iterable[FeedbackEvent]) -> None:
         """Queue those of `events` that are in flight again, in their old order."""
         with self._lock:
-            back = [self._in_flight.pop(e.event_id) for e in events if e.event_id in self._in_flight]
+            names = (user_key(event.user_id, event.event_id) for event in events)
+            back = [self._in_flight.pop(name) for name in names if name in self._in_flight]
             newest = max((held.place for held in back), default=-1)
             # Older events may be waiting already: those of another batch that was put back before. Merge them.
             while self._waiting and (first := next(iter(self._waiting.values()))).place < newest:
-                back.append(self._pop(first.event_id))
+                back.append(self._pop(first.key))
             for held in sorted(back, reverse=True):
                 self._wait(held)
-                self._waiting.move_to_end(held.event_id, last=False)
+                self._waiting.move_to_end(held.key, last=False)
             self._trim()
 
     def _save(self, held: Held) -> None:
@@ -163,7 +180,7 @@ class MemoryOutbox(Outbox):
         """Remove events that have left from where `_save` put them."""
 
     def _wait(self, held: Held) -> None:
-        self._waiting[held.event_id] = held
+        self._waiting[held.key] = held
         self._bytes += len(held.body)
 
     def _pop(self, name: str) -> Held:
@@ -180,7 +197,7 @@ class MemoryOutbox(Outbox):
 
     def _leave(self, gone: Sequence[Held]) -> None:
         for held in gone:
-            self._remember(held.event_id, held.item_id)
+            self._remember(held.key, held.item_id)
         if gone:
             self._forget(gone)
 

@@ -23,7 +23,7 @@ from pocketrank.device.clock import DeviceClock, OutboxClock, SavedClock, wall_c
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import ContractError, DecodeError, FeedbackEvent, Page
 from pocketrank.device.offline.database import Database
-from pocketrank.device.offline.outbox import Held, MemoryOutbox, OutboxConfig
+from pocketrank.device.offline.outbox import Held, MemoryOutbox, OutboxConfig, user_key
 
 __all__ = ["DeviceStore", "DeviceStoreConfig", "KeptPage", "StoredOutbox"]
 
@@ -92,7 +92,7 @@ class StoredOutbox(MemoryOutbox):
             try:
                 body = _unseal(sealed)
                 event = from_msgpack(body, FeedbackEvent)
-                self._wait(Held(place, event.event_id, event.item_id, body))
+                self._wait(Held(place, user_key(event.user_id, event.event_id), event.item_id, body))
                 if event.age_ms is not UNSET:
                     latest_ms = max(-event.age_ms, -event.age_ms if latest_ms is None else latest_ms)
             except ContractError:
@@ -111,11 +111,13 @@ class StoredOutbox(MemoryOutbox):
         """Number of events that would not survive a kill, because they could not be written."""
         return len(self._unsaved)
 
-    def items(self) -> list[int]:
-        """Return the items of all events in the outbox or remembered, each once, the latest last."""
+    def items(self, user_id: int | None = None) -> list[int]:
+        """Return the items of all events in the outbox or remembered, each once, the latest last. See `take` for `user_id`."""
+        own = "" if user_id is None else user_key(user_id)
         with self._lock:
             here = sorted((*self._in_flight.values(), *self._waiting.values()))
-            items = (*self._gone.values(), *(held.item_id for held in here))
+            all_events = (*self._gone.items(), *((held.key, held.item_id) for held in here))
+        items = [item for key, item in all_events if key.startswith(own)]
         return list(dict.fromkeys(reversed(items)))[::-1]
 
     def tidy(self) -> None:
@@ -155,7 +157,7 @@ class StoredOutbox(MemoryOutbox):
     def _forget(self, gone: Sequence[Held]) -> None:
         for held in gone:
             self._unsaved.pop(held.place, None)
-            self._leaving(held.event_id, held.item_id, held.place)
+            self._leaving(held.key, held.item_id, held.place)
         # When this fails, a start after a kill sends them again, and the cloud recognizes their ids.
         self._save_left()
 
@@ -177,8 +179,8 @@ class StoredOutbox(MemoryOutbox):
 class DeviceStore:
     """The file at `path`, created when missing. Safe to call from several threads. Raises `DatabaseError`.
 
-    Give each account of an app its own file: pages are only shown to their user, but the feedback that waits is sent by whoever
-    has the file open, and the items that were shown are left out of the pages of all.
+    The accounts of an app may share a file: a session sees the pages, the waiting feedback and the shown items of its own user
+    only. The bounds are those of the file, so the pages of one account displace those of another.
 
     No method raises an error of the disk: `save_page` and `set_state` return whether they saved.
     """
@@ -227,7 +229,7 @@ class DeviceStore:
 
         A page that is already in the file stays there with its age.
         """
-        body, key = _seal(to_msgpack(page)), f"{user_id}/{page.page_id}"
+        body, key = _seal(to_msgpack(page)), user_key(user_id, page.page_id)
         with self._lock:
             if len(body) > self._config.pages_bytes_max:
                 self.pages_dropped += 1
@@ -252,7 +254,7 @@ class DeviceStore:
     def pages(self, user_id: int, now_ms: int, *, stale: bool = False) -> Iterator[KeptPage]:
         """Yield that user's pages whose time to live is not over, newest first; with `stale` all pages of the user."""
         of_user = "SELECT place FROM page WHERE substr(page_id, 1, ?) = ? ORDER BY place DESC"
-        for (place,) in self._database.read(of_user, (len(f"{user_id}/"), f"{user_id}/")):
+        for (place,) in self._database.read(of_user, (len(own := user_key(user_id)), own)):
             for taken_ms, sealed in self._database.read("SELECT ms, body FROM page WHERE place = ?", (place,)):
                 try:
                     page = from_msgpack(_unseal(sealed), Page)
@@ -262,9 +264,12 @@ class DeviceStore:
                 if stale or abs(now_ms - taken_ms) < page.ttl_ms:
                     yield KeptPage(page, abs(now_ms - taken_ms))
 
-    def shown_items(self) -> list[int]:
-        """Return the items of the last `shown_max` impressions with feedback, sent or not, oldest first."""
-        return self.outbox.items()[-self._config.shown_max :]
+    def shown_items(self, user_id: int | None = None) -> list[int]:
+        """Return the items of the last `shown_max` impressions with feedback, sent or not, oldest first.
+
+        With a `user_id` only those of that user.
+        """
+        return self.outbox.items(user_id)[-self._config.shown_max :]
 
     def state(self, name: str) -> bytes | None:
         """Return the state `name`, None when it is missing or damaged."""

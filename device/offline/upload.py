@@ -5,8 +5,12 @@ it again, and the cloud applies an event id once. A failed batch is retried afte
 after the time that the cloud asks for.
 
 A batch that the cloud refuses (400, 413, 422) would be refused every time, so it is halved until the bad event is alone; that
-event is dropped. After each dropped event the uploader waits as after a failure: a cloud, or a hotel's network, that refuses
-everything for an hour then costs some events and not all.
+event is dropped. A hotel's network refuses whatever is sent. So an event is only dropped when the cloud takes an empty batch,
+and then the uploader waits as after a failure.
+
+A batch that fails in another way is retried in quarters, down to a few events, because a slow network may not take it in time.
+An event that fails alone eight times in a row, while the cloud takes an empty batch and does not ask to come later, is dropped
+too: it would keep all later ones from their upload.
 """
 
 from __future__ import annotations
@@ -22,6 +26,11 @@ from pocketrank.device.network.errors import BadStatusError, ClientError
 from pocketrank.device.offline.outbox import Outbox
 
 __all__ = ["UploadConfig", "UploadCounters", "Uploader"]
+
+_FEW = 16
+"""Events that any network takes in one call: some 6 kB."""
+_ALONE_MAX = 8
+"""Failures in a row of an event that is sent alone, before it is dropped."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,9 @@ class UploadCounters:
 class Uploader:
     """Uploads an outbox, in its own thread (`start`) or step by step (`step`).
 
-    `send` is `CloudClient.send_feedback` or wraps it; `rng` is the randomness of the backoff. Steps of several threads take
-    turns. The context manager starts and closes it.
+    `send` is `CloudClient.send_feedback` or wraps it; `rng` is the randomness of the backoff. With a `user_id` only that user's
+    events are sent, as a token of that user's requires; without it, those of all users. Steps of several threads take turns.
+    The context manager starts and closes it.
     """
 
     def __init__(
@@ -75,9 +85,11 @@ class Uploader:
         send: Callable[[Sequence[FeedbackEvent]], FeedbackReceipt],
         config: UploadConfig | None = None,
         *,
+        user_id: int | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.counters = UploadCounters()
+        self._user_id, self._alone = user_id, 0
         self._outbox, self._send, self._config = outbox, send, config or UploadConfig()
         self._backoff = Backoff(self._config.backoff_s, self._config.backoff_max_s, rng)
         self._batch_max = self._config.events_max  # shrinks while the cloud refuses batches
@@ -114,7 +126,7 @@ class Uploader:
     def step(self) -> float:
         """Send one batch, if any event waits, and return the seconds to wait before the next step."""
         with self._turn:
-            events = self._outbox.take(self._batch_max, self._config.bytes_max)
+            events = self._outbox.take(self._batch_max, self._config.bytes_max, self._user_id)
             try:
                 wait_s = self._upload(events) if events else self._config.every_s
             except BaseException:
@@ -129,23 +141,29 @@ class Uploader:
             receipt = self._send(events)
         except ClientError as error:
             status = error if isinstance(error, BadStatusError) else None
-            if status is None or not status.refuses_body:
-                count.failed += 1
-                self._outbox.put_back(events)
-                return self._failed(None if status is None else status.retry_after_s)
-            if len(events) > 1:
+            asked_s = None if status is None else status.retry_after_s
+            refused = status is not None and status.refuses_body
+            if refused and len(events) > 1:
                 count.halved += 1
                 self._batch_max = len(events) // 2
                 self._outbox.put_back(events)
                 return 0.0
-            count.refused += 1
-            self._outbox.acknowledge(events)
-            return self._failed()
+            self._alone = self._alone + 1 if len(events) == 1 and asked_s is None else 0
+            if (refused or self._alone >= _ALONE_MAX) and self._takes_others():
+                count.refused += 1
+                self._alone = 0
+                self._outbox.acknowledge(events)
+                return self._failed()
+            count.failed += 1
+            self._batch_max = max(len(events) // 4, 1 if len(events) <= _FEW else _FEW)
+            self._outbox.put_back(events)
+            return self._failed(asked_s)
         if not receipt.settles(events):  # a receipt for another batch
             count.failed += 1
             self._outbox.put_back(events)
             return self._failed()
         self._outbox.acknowledge(events)
+        self._alone = 0
         count.batches += 1
         count.events += len(events)
         count.refused += len(receipt.refused)
@@ -153,6 +171,13 @@ class Uploader:
         self._backoff.succeeded()
         self._batch_max = min(self._config.events_max, 2 * self._batch_max)
         return 0.0 if len(self._outbox) else self._config.every_s
+
+    def _takes_others(self) -> bool:
+        """Return whether the cloud takes a batch without events, so that it is the event that it does not take."""
+        try:
+            return self._send(()).settles(())
+        except ClientError:
+            return False
 
     def _failed(self, asked_s: float | None = None) -> float:
         """Count a failure and return the seconds to wait."""

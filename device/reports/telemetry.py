@@ -56,9 +56,13 @@ class Telemetry:
         sdk: str | None = None,
         bundle: str | None = None,
         tier: str | None = None,
+        start: str = "",
     ) -> None:
-        """Count from `now_ms` on. `sdk`, `bundle` and `tier` are in each report (`TelemetryReport`)."""
-        self._config, self._session_id = config or TelemetryConfig(), session_id
+        """Count from `now_ms` on. `sdk`, `bundle` and `tier` are in each report (`TelemetryReport`).
+
+        `start` tells the starts of a session apart that have one id and, by a clock that was set, one time.
+        """
+        self._config, self._name = config or TelemetryConfig(), f"{session_id}/{start}"
         self.sampled = _digest(session_id, 8) < int(self._config.rate * (1 << 64))
         """Whether this session reports."""
         self.sdk, self.bundle, self.tier = sdk, bundle, tier
@@ -113,7 +117,7 @@ class Telemetry:
             return None
         self._reports += 1
         # A session that is opened again counts its reports from 0 again, but begins at another time.
-        name = f"{self._session_id}/{self._since_ms}/{self._reports}"
+        name = f"{self._name}/{self._since_ms}/{self._reports}"
         report = TelemetryReport(
             report_id=f"{_digest(name, 16):032x}",
             since_ms=self._since_ms,
@@ -135,6 +139,12 @@ class Telemetry:
             if len(self._unsent) > self._config.unsent_max:
                 self._unsent.popleft()
                 self.count("reports_dropped")
+
+    def discard(self, report: TelemetryReport | None) -> None:
+        """Drop a report that was put back. One that is not waiting, and None, are ignored."""
+        if report is not None and report in self._unsent:
+            self._unsent.remove(report)
+            self.count("reports_dropped")
 
 
 def _digest(text: str, size: int) -> int:

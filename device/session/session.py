@@ -34,7 +34,15 @@ from pocketrank import __version__
 from pocketrank.device.backoff import Backoff
 from pocketrank.device.clock import DeviceClock, SteadyClock, wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
-from pocketrank.device.contract import ContractError, FeedbackEvent, Form, Page, PageRequest, check_event
+from pocketrank.device.contract import (
+    ContractError,
+    FeedbackEvent,
+    Form,
+    Page,
+    PageRequest,
+    check_event,
+    check_experiment,
+)
 from pocketrank.device.model.personal import PersonalLayer
 from pocketrank.device.offline.outbox import MemoryOutbox
 from pocketrank.device.paging import PageDecision, Paging
@@ -56,6 +64,8 @@ if TYPE_CHECKING:
     from pocketrank.device.updates import Updates
 
 __all__ = ["FeedSession", "Refill"]
+
+_SESSION_ID_MAX = 1024  # characters; each event carries it
 
 
 class Refill(NamedTuple):
@@ -101,8 +111,11 @@ class FeedSession:
         writes down each choice, for developers. `clock` returns ms since the epoch, UTC, and may be set at any time: time that
         passes is measured by a `SteadyClock` beside it. `rng` is the randomness of the backoff.
 
-        Raises ValueError for a layer of another user or over other tasks than the ranker's.
+        Raises ValueError for a layer of another user or over other tasks than the ranker's, and for what no page request can
+        hold (`ContractError`): a user id beyond 64 bits; a session id of more than 1,024 characters, or with half of a
+        surrogate pair; an experiment whose name is empty or longer than `EXPERIMENT_MAX`.
         """
+        _check_request(user_id, session_id, None if config is None else config.experiment)
         self.user_id, self.session_id = user_id, session_id
         self.counters = Counters()
         self._config = config = config or SessionConfig()
@@ -114,20 +127,22 @@ class FeedSession:
         # What is sent to the cloud.
         reporting = config.telemetry or TelemetryConfig(rate=0)
         tier = None if config.tier is None else config.tier.name
-        self._telemetry = Telemetry(session_id, clock(), reporting, sdk=__version__, bundle=models.name, tier=tier)
+        # An app may start again with the same session id, and an answer to an older start is not one to this.
+        self._start, self._requests = f"{(rng or random.SystemRandom()).getrandbits(64):016x}", 0
+        self._telemetry = Telemetry(
+            session_id, clock(), reporting, sdk=__version__, bundle=models.name, tier=tier, start=self._start
+        )
         device_clock = clock if isinstance(clock, DeviceClock) else wall_clock
         outbox = MemoryOutbox(config.outbox, device_clock) if store is None else store.outbox
         privacy = config.privacy or models.privacy
-        self._exchange = Exchange(outbox, privacy, self._telemetry, self._totals, config.request_events_max)
+        self._exchange = Exchange(outbox, privacy, self._telemetry, self._totals, config.request_events_max, user_id)
         self._steady = SteadyClock(clock)
         self._backoff, self._retry_ms = Backoff(config.refill.backoff_ms, config.refill.backoff_max_ms, rng), 0
-        # An app may start again with the same session id, and an answer to an older start is not one to this.
-        self._start, self._requests = f"{(rng or random.SystemRandom()).getrandbits(64):016x}", 0
         # What is shown.
         self._feed = Feed(
             models, config, self.counters, self._telemetry, self._steady,
             paging=paging, strategies=strategies, tracer=tracer,
-            shown_before=() if store is None else store.shown_items(),
+            shown_before=() if store is None else store.shown_items(user_id),
         )  # fmt: skip
         # `_arrival` serializes pages and `_swipe` guards the feed. Whoever holds both took `_arrival` first.
         self._swipe, self._arrival = threading.RLock(), threading.Lock()
@@ -251,7 +266,10 @@ class FeedSession:
                 count.events_duplicate += 1
                 return False
             count.events += 1
-            self._feed.learn(event)
+            if event.user_id == self.user_id:
+                self._feed.learn(event)
+            else:  # of another account, as after a switch; it waits for that user's session or an uploader
+                count.events_unknown_item += 1
             return True
 
     def buffered(self, items: Mapping[int, int]) -> None:
@@ -272,9 +290,11 @@ class FeedSession:
     def request(self, size: int, scene: int = 0, *, bare: bool = False) -> PageRequest:
         """Return the request for the next page, with feedback from the queue and telemetry unless it is `bare`.
 
-        If it gets no answer, call `request_failed`.
+        If it gets no answer, call `request_failed`. After two requests in a row without an answer every other one is `bare`, in
+        case that it is the feedback that keeps the answer away.
         """
         self._next_models.refresh()
+        bare = bare or self._exchange.bare
         feedback = () if bare else self._exchange.take()  # outside of the lock: a thousand events take milliseconds to read
         with self._swipe:
             self._requests += 1
@@ -295,7 +315,8 @@ class FeedSession:
         """Queue again what went along with a request that got no answer.
 
         `refused` says that the cloud took the request without its feedback and telemetry. Then the next one has half as many
-        events, and an event that is refused alone is dropped and counted.
+        events, and an event that is refused alone is dropped and counted. So is one with which alone eight requests have failed
+        while those without it were answered.
         """
         with self._swipe:
             self.counters.events_refused += self._exchange.failed(request.request_id, request.feedback, refused=refused)
@@ -306,7 +327,7 @@ class FeedSession:
         Never raises what the client raises: what was held stays, the feedback waits for the next call, and the cloud is asked
         again after a backoff.
         """
-        from pocketrank.device.network.errors import ClientError
+        from pocketrank.device.network.errors import BadStatusError, ClientError
 
         decision = self.wants_page()
         if not decision.request or self._steady() < self._retry_ms:
@@ -315,15 +336,20 @@ class FeedSession:
             page = self._ask(client, decision.size, scene)
         except ClientError as error:
             self.counters.pages_missing += 1
-            self._retry_ms = self._steady() + int(self._backoff.failed())
+            self._wait(error.retry_after_s if isinstance(error, BadStatusError) else None)
             return Refill(decision, error=error)
         taken = self.take(page)
         if taken and page.ttl_ms >= self._config.refill.backoff_ms:
             self._backoff.succeeded()
             self._retry_ms = 0
         else:  # an answer that brings nothing to show, or nothing for long, would be asked for again at each swipe
-            self._retry_ms = self._steady() + int(self._backoff.failed())
+            self._wait(None)
         return Refill(decision, taken)
+
+    def _wait(self, asked_s: float | None) -> None:
+        """Ask for no page until a backoff is over, after the time that the cloud asks for, as far as a backoff may last."""
+        asked_ms = min(1e3 * (asked_s or 0.0), self._config.refill.backoff_max_ms)
+        self._retry_ms = self._steady() + int(asked_ms + self._backoff.failed())
 
     def _ask(self, client: CloudClient, size: int, scene: int, *, bare: bool = False) -> Page:
         """Return the answer to a new request. When the cloud refuses what goes along, it is asked again without that."""
@@ -363,7 +389,7 @@ class FeedSession:
 
     def drain_feedback(self) -> tuple[FeedbackEvent, ...]:
         """Return the events in the queue, oldest first. The caller sends them, then calls `acknowledge` or `put_back`."""
-        return self._exchange.outbox.take()
+        return self._exchange.outbox.take(user_id=self.user_id)
 
     def acknowledge(self, events: Iterable[FeedbackEvent]) -> None:
         """Forget these events, which the cloud has."""
@@ -377,3 +403,12 @@ class FeedSession:
     def _totals(self) -> dict[str, int]:
         """All counters of the session and its parts."""
         return asdict(self.counters) | self._feed.totals() | {"events_dropped": self._exchange.outbox.dropped}
+
+
+def _check_request(user_id: int, session_id: str, experiment: str | None) -> None:
+    """Raise `ContractError` for what would make every page request of a session fail."""
+    asked = PageRequest(request_id="", user_id=user_id, session_id=session_id, now_ms=0, size=1, experiment=experiment)
+    from_msgpack(to_msgpack(asked), PageRequest)
+    check_experiment(experiment, "$.experiment")
+    if len(session_id) > _SESSION_ID_MAX:
+        raise ContractError("$.session_id", f"at most {_SESSION_ID_MAX} characters", f"{len(session_id)} characters")

@@ -63,9 +63,13 @@ def check_feed(published: Addressed, feed: FeedName, where: str) -> None:
 def at_least(clock_ms: int, last: Release | None) -> int:
     """Return the device's time in ms: its clock's, or the date of the `last` release when the clock is behind that.
 
-    No date counts for more than `AHEAD_MAX_MS` after the clock. One that was wrong would otherwise expire all later releases.
+    No date counts for more than `AHEAD_MAX_MS` after the clock, and that of a kill, which may be any, not even for that. One
+    that was wrong would otherwise expire the later releases.
     """
-    return max(clock_ms, 0 if last is None else min(last.created_ms, clock_ms + AHEAD_MAX_MS))
+    latest_ms = clock_ms + AHEAD_MAX_MS
+    if last is None or (last.kill and last.created_ms > latest_ms):
+        return clock_ms
+    return max(clock_ms, min(last.created_ms, latest_ms))
 
 
 def follow(release: Release, last: Release | None, clock_ms: int) -> Release:

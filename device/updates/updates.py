@@ -192,10 +192,13 @@ class Updates:
         def run() -> None:
             while not self._stop.is_set():
                 try:
-                    outcome: Outcome | ClientError | BundleError = self.check(client)
-                except (ClientError, BundleError) as err:
-                    outcome = err
-                report(outcome)
+                    try:
+                        outcome: Outcome | ClientError | BundleError = self.check(client)
+                    except (ClientError, BundleError) as err:
+                        outcome = err
+                    report(outcome)
+                except Exception:  # of `report`, say, which is the app's; a later release may be a kill
+                    _logger.exception("a check for updates failed")
                 self._stop.wait(every_s)
 
         self._thread = threading.Thread(target=run, name="pocketrank-updates", daemon=True)

@@ -88,6 +88,16 @@ def test_integers_beyond_64_bits_are_refused(field: str) -> None:
         assert caught.value.path == f"$.{field}"
 
 
+@pytest.mark.parametrize("field", ["user_id", "now_ms"])
+def test_integers_beyond_64_bits_are_refused_in_a_struct_that_derives_from_one_of_the_contract(field: str) -> None:
+    """As the server's own requests do, which take any telemetry."""
+    own = msgspec.defstruct("Own", [], bases=(PageRequest,), frozen=True, kw_only=True)
+    data = {"request_id": "r", "user_id": 1, "session_id": "s", "now_ms": 0, "size": 1, field: 2**63}
+    with pytest.raises(DecodeError) as caught:
+        from_msgpack(msgspec.msgpack.encode(data), own)
+    assert caught.value.path == f"$.{field}"
+
+
 def test_times_beyond_64_bits_are_refused() -> None:
     report = TelemetryReport(report_id="0" * 32, since_ms=0, until_ms=0)
     for struct, field in ((make_page([1]), "created_ms"), (make_page([1]), "ttl_ms"), (report, "until_ms")):

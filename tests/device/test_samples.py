@@ -190,7 +190,8 @@ def test_both_samples_have_the_same_numbers_and_those_of_the_sdk() -> None:
     assert {name: kotlin[name] for name in both} == {name: swift[name] for name in both}
     assert both >= {
         "GAP_SECONDS_MAX", "GAP_POSITIONS_MAX", "FAR_MS", "FAR_POSITION", "HOUR_MS", "SHOWN_MAX", "WAITING_MAX", "IDS_MAX",
-        "ELEMENTS_MAX", "COUNT_MAX", "WIDTH_MAX", "TEXT_MAX", "PATH_MAX", "ANSWER_MAX", "AHEAD",
+        "ELEMENTS_MAX", "COUNT_MAX", "WIDTH_MAX", "TEXT_MAX", "PATH_MAX", "ANSWER_MAX", "AHEAD", "EVENTS_MAX", "BYTES_MAX",
+        "DOUBT",
     }  # fmt: skip
     sdk = {"GAP_SECONDS_MAX": GAP_SECONDS_MAX, "GAP_POSITIONS_MAX": GAP_POSITIONS_MAX, "ELEMENTS_MAX": MAX_ELEMENTS}
     assert {name: kotlin[name] for name in sdk} == sdk
@@ -202,9 +203,10 @@ def test_both_samples_have_the_same_numbers_and_those_of_the_sdk() -> None:
         ("FeedSession", "take next remaining feedback wantsPage request chooseForm rank scored show"),
         ("Features", "page feedback context withoutVectors finite"),
         ("EventHistory", "append inputs"),
-        ("Ranker", "order inputs"),
+        ("Ranker", "alike order inputs"),
         ("Outbox", "add acknowledged batch remember trim rewrite framed"),
-        ("FeedController", "start finished fill ask answered stop post openRanker"),
+        ("FeedController", "start finished fill ask answered failed succeeded stop post openRanker"),
+        ("Contract", "settles"),
         ("Impression", "finish onBuffering onScroll"),
     ],
 )

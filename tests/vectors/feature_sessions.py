@@ -189,6 +189,11 @@ def _play(r: Recorder) -> dict[str, Any]:
         r.next()
         r.feedback(r.record["steps"][-1]["answer"], 20)
         r.remaining()
+    r.take("alike")
+    for _ in range(3):
+        r.remaining()
+        r.next()
+        r.feedback(r.record["steps"][-1]["answer"], 21)
     r.take("next")  # the history now holds items without vectors, which the split form reads
     r.now_ms += 700_000_000
     r.remaining()

@@ -98,6 +98,24 @@ def _page(name: str, items: Sequence[int], seed: int, split: str | None = SPLIT,
     return Page(**fields | changes)
 
 
+def _alike() -> Page:
+    """Return a page with three kinds of candidates. Those of a kind have equal features, though not equal bytes."""
+    kind = np.array([2, 0, 1, 0, 2, 0, 1, 2, 0, 1])
+    first = np.arange(len(kind)) < 4
+    floats = np.array([[0.25, 9_000.0, 0.0, 100.0], [0.5, 15_000.0, 1.0, 0.0], [1.0, 2_000_000.0, 5.0, 100.0]])[kind]
+    floats[:, 0] += np.where(first & (kind == 2), 0.5, 0)  # clipped to 1
+    floats[:, 1] = np.where(first & (kind == 1), np.nan, floats[:, 1])  # the default
+    floats[:, 2] = np.where(first & (kind == 0), -0.0, floats[:, 2])
+    codes = np.where(first & (kind == 1), 100, 0)[:, None] + np.array([0, 0])  # both unknown
+    vector = np.array([[0.0, 1, 2, 3], [0, 0, 0, 0], [-1, -2, -3, -4]])[kind]
+    vector[first & (kind == 1)] = -0.0
+    return _page(
+        "alike", range(101, 101 + len(kind)), 11, vector=to_block(vector, "f2"),
+        floats=Columns(names=("pxtr_like", "duration_ms", "age", "distance"), values=to_block(floats, "f4")),
+        categories=Columns(names=("category", "author"), values=to_block(codes, "i4")),
+    )  # fmt: skip
+
+
 def pages() -> dict[str, Page]:
     """Return pages by name. The long ones hold more candidates than the model takes."""
     nan, inf = math.nan, math.inf
@@ -127,6 +145,7 @@ def pages() -> dict[str, Page]:
             "twice_named", [75, 76], 7, floats=Columns(names=("age", "age"), values=to_block(np.ones((2, 2)), "f4"))
         ),
         "bad_ids": _page("bad_ids", [81], 8, item_id=to_block(np.ones(1, int), "i4")),
+        "alike": _alike(),
         "one": _page("one", [91], 9),
         "nothing": _page("nothing", [], 10),
     }  # fmt: skip

@@ -13,6 +13,7 @@ Errors::
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -93,14 +94,18 @@ def content_type(header: bytes | None) -> str:
 
 
 def decode(kind: str, body: bytes, struct: type[S]) -> S:
-    """Return the struct in `body`, whose `content_type` is `kind`. Raises `ContractError`."""
-    return (from_json if kind == JSON else from_msgpack)(body, struct)
+    """Return the struct in `body`, whose `content_type` is `kind`. JSON may begin with a mark of UTF-8, as editors save it.
+
+    Raises `ContractError`.
+    """
+    return from_json(body.removeprefix(BOM_UTF8), struct) if kind == JSON else from_msgpack(body, struct)
 
 
 def encode(accept: bytes | None, struct: msgspec.Struct) -> tuple[str, bytes]:
     """Return the content type and the body of an answer: MessagePack when `Accept` names it and prefers it to JSON, else JSON.
 
-    Devices name MessagePack. People with curl get what they can read, and so does whoever accepts neither.
+    Devices name MessagePack. People with curl get what they can read, and so does whoever accepts neither. Whoever rules out
+    JSON alone gets MessagePack, too.
     """
     if accept == _MSGPACK_BYTES or (accept and _prefers_msgpack(accept.decode("latin-1"))):  # the first is what devices send
         return MSGPACK, to_msgpack(struct)
@@ -108,16 +113,18 @@ def encode(accept: bytes | None, struct: msgspec.Struct) -> tuple[str, bytes]:
 
 
 def _prefers_msgpack(accept: str) -> bool:
-    """Whether MessagePack is named, with a weight that is not 0 and not below that of JSON (RFC 9110, 12.5.1)."""
+    """Whether MessagePack is accepted, and either named with a weight not below that of JSON, or JSON is ruled out (RFC 9110,
+    12.5.1)."""
     weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = (one.strip() for one in part.split(";"))
         weight = next((one.partition("=")[2].strip() for one in parameters if one.partition("=")[0].strip() == "q"), "1")
         with suppress(ValueError):
             weights[name] = max(weights.get(name, 0.0), float(weight))
-    msgpack = max((weights.get(name, 0.0) for name in _MSGPACK_NAMES), default=0.0)
-    json = next((weights[name] for name in (JSON, "application/*", "*/*") if name in weights), 0.0)
-    return msgpack > 0.0 and msgpack >= json
+    any_kind = next((weights[name] for name in ("application/*", "*/*") if name in weights), 0.0)
+    named = [weights[name] for name in _MSGPACK_NAMES if name in weights]
+    msgpack, json = max(named, default=any_kind), weights.get(JSON, any_kind)
+    return msgpack > 0.0 and msgpack >= json and (bool(named) or json == 0.0)
 
 
 def error_answer(error: Exception, method: str, path: str) -> Response:

@@ -62,6 +62,8 @@ class Columns(val names: List<String>, val values: Block) {
 
 class Page(
     val pageId: String,
+    val requestId: String,
+    val feedbackKept: Boolean, // if not, the feedback of the request has to be sent again
     val ttlMs: Long,
     val computePrice: Double,
     val itemId: Block,
@@ -75,11 +77,12 @@ class Page(
         /** The page in an answer of `POST /v1/page`. Throws [ContractException]; the request then counts as failed. */
         fun decode(bytes: ByteArray): Page {
             val page = MessagePack.decode(bytes).also { it.checkVersion() }
-            page["request_id"].text()
             page["created_ms"].long() // not used: by the cloud's clock, which may differ from the device's
             val candidates = page["candidates"]
             return Page(
                 pageId = page["page_id"].text(),
+                requestId = page["request_id"].text(),
+                feedbackKept = page["degraded"].optional { list().none { it.text() == "no_feedback" } } ?: true,
                 ttlMs = page["ttl_ms"].long(),
                 computePrice = page["compute_price"].optional { double() } ?: 1.0,
                 itemId = Block.read(candidates["item_id"]),
@@ -147,4 +150,22 @@ data class FeedbackEvent(
 }
 
 /** The body of `POST /v1/page`: [bytes], which hold the events of [eventIds]. */
-class PageRequest(val bytes: ByteArray, val eventIds: List<String>)
+class PageRequest(val id: String, val bytes: ByteArray, val eventIds: List<String>)
+
+/** The answer of `POST /v1/feedback`. */
+class Receipt private constructor(private val taken: List<Long>, private val refused: List<Long>) {
+    /** Whether it speaks of each of a batch's [count] events once, so that the device may forget them. */
+    fun settles(count: Int): Boolean {
+        val places = refused.filterTo(HashSet()) { it in 0 until count }
+        return taken.all { it in 0..count } && places.size == refused.size && taken.sum() + refused.size == count.toLong()
+    }
+
+    companion object {
+        /** Throws [ContractException]. */
+        fun decode(bytes: ByteArray): Receipt {
+            val receipt = MessagePack.decode(bytes).also { it.checkVersion() }
+            val refused = receipt["refused"].optional { list().map { it["index"].long() } }.orEmpty()
+            return Receipt(listOf(receipt["accepted"].long(), receipt["duplicates"].long()), refused)
+        }
+    }
+}

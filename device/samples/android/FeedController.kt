@@ -3,6 +3,7 @@ package pocketrank.sample
 
 import android.os.Handler
 import android.os.Looper
+import android.os.SystemClock
 import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.IOException
@@ -32,7 +33,7 @@ class FeedController(
     private val ranking = background("ranking")
     private val network = background("feed-network")
     private val bundleFolder = File(filesDir, "pocketrank/bundle")
-    private val outboxFile = File(filesDir, "pocketrank/outbox")
+    private val outboxFile = File(filesDir, "pocketrank/outbox-$userId") // nobody sends the feedback of another account
 
     // The members below belong to the ranking thread.
     private lateinit var outbox: Outbox
@@ -41,6 +42,10 @@ class FeedController(
     private var reached = 0L // the farthest position that was on screen
     private var asking = false
     private var retryMs = RETRY_MS
+    private var eventsMax = Outbox.EVENTS_MAX
+    private var failures = 0 // in a row, of requests with events
+    private var suspects = emptyList<String>() // events with which the last request failed: the next one carries none
+    private var refused = false // whether the cloud blamed what was sent
 
     /** Work that arrives after the end is dropped. An upload's answer is then ignored, and its events are sent again. */
     private fun background(name: String) =
@@ -49,7 +54,7 @@ class FeedController(
     fun start() = ranking.execute {
         outboxFile.parentFile?.mkdirs()
         outbox = Outbox(outboxFile)
-        session = FeedSession(openRanker(), userId, sessionId, outbox)
+        session = FeedSession(openRanker(), userId, sessionId, outbox, steady = SystemClock::elapsedRealtime)
         fill()
     }
 
@@ -86,35 +91,61 @@ class FeedController(
         val decision = session.wantsPage()
         if (asking || !decision.request) return
         asking = true
-        val request = session.request(decision.size)
+        val request = session.request(decision.size, eventsMax = if (suspects.isEmpty()) eventsMax else 0)
         network.execute {
             val answer = try { post("/v1/page", request.bytes) } catch (e: IOException) { null }
             ranking.execute { answered(request, answer) }
         }
     }
 
-    private fun answered(request: PageRequest, answer: ByteArray?) {
-        val page = try { answer?.let(Page::decode) } catch (e: ContractException) { null }
-        if (page == null) {
-            // The feedback still waits in the outbox. Swipes do not ask again during a delay that doubles with each failure.
-            main.postDelayed({ ranking.execute { asking = false; ask() } }, retryMs)
-            retryMs = minOf(retryMs * 2, RETRY_MAX_MS)
+    private fun answered(request: PageRequest, answer: Answer?) {
+        val body = answer?.body
+        val page = try { body?.let(Page::decode)?.takeIf { it.requestId == request.id } } catch (e: ContractException) { null }
+        if (page == null) failed(request, answer?.status in REFUSALS) else succeeded(request, page.feedbackKept)
+        if (page != null && session.take(page)) {
+            asking = false
+            retryMs = RETRY_MS
+            fill()
             return
         }
-        asking = false
-        retryMs = RETRY_MS
-        outbox.acknowledged(request.eventIds)
-        if (session.take(page)) fill()
+        // Swipes do not ask again during a delay that doubles with each failure, and with each page that brings nothing new.
+        main.postDelayed({ ranking.execute { asking = false; ask() } }, retryMs)
+        retryMs = minOf(retryMs * 2, RETRY_MAX_MS)
+    }
+
+    /** No page may depend on its feedback, which still waits in the outbox: where that may be the cause, the next request has none. */
+    private fun failed(request: PageRequest, refused: Boolean) {
+        if (request.eventIds.isNotEmpty()) failures++
+        this.refused = refused
+        suspects = if (refused || failures >= DOUBT) request.eventIds else emptyList()
+    }
+
+    private fun succeeded(request: PageRequest, kept: Boolean) {
+        if (request.eventIds.isEmpty()) { // it was the feedback: fewer events go along, and one that was refused alone is dropped
+            if (suspects.isNotEmpty()) eventsMax = maxOf(1, suspects.size / 2)
+            if (suspects.size == 1 && refused) outbox.acknowledged(suspects)
+        } else if (kept) {
+            outbox.acknowledged(request.eventIds)
+            failures = 0
+            eventsMax = minOf(2 * eventsMax, Outbox.EVENTS_MAX)
+        }
+        suspects = emptyList()
     }
 
     /** The app goes to the background and may be killed there. Events that cannot be sent now are sent at the next start. */
     fun stop() = ranking.execute {
-        val waiting = outbox.waiting().keys.toList()
+        val waiting = outbox.waiting(eventsMax)
         if (waiting.isEmpty()) return@execute
-        val batch = outbox.batch()
+        val batch = outbox.batch(waiting)
         network.execute {
-            try { post("/v1/feedback", batch) } catch (e: IOException) { return@execute }
-            ranking.execute { outbox.acknowledged(waiting) }
+            val receipt = try {
+                post("/v1/feedback", batch).body?.let(Receipt::decode)
+            } catch (e: IOException) {
+                null
+            } catch (e: ContractException) {
+                null
+            }
+            if (receipt?.settles(waiting.size) == true) ranking.execute { outbox.acknowledged(waiting.keys) }
         }
     }
 
@@ -127,7 +158,10 @@ class FeedController(
         ranking.shutdown()
     }
 
-    private fun post(path: String, body: ByteArray): ByteArray {
+    /** An answer of the cloud; [body] is null for another status than 200. */
+    private class Answer(val status: Int, val body: ByteArray?)
+
+    private fun post(path: String, body: ByteArray): Answer {
         val connection = URL(cloud + path).openConnection() as HttpURLConnection
         try {
             connection.requestMethod = "POST"
@@ -137,8 +171,8 @@ class FeedController(
             connection.setRequestProperty("Content-Type", "application/msgpack")
             connection.setRequestProperty("Accept", "application/msgpack")
             connection.outputStream.use { it.write(body) }
-            if (connection.responseCode != 200) throw IOException("$path: ${connection.responseCode}")
-            return connection.inputStream.use { input -> readAtMost(input, ANSWER_MAX) }
+            val status = connection.responseCode
+            return Answer(status, if (status == 200) connection.inputStream.use { input -> readAtMost(input, ANSWER_MAX) } else null)
         } finally {
             connection.disconnect()
         }
@@ -160,6 +194,8 @@ class FeedController(
         const val RETRY_MS = 1_000L
         const val RETRY_MAX_MS = 60_000L
         const val TIMEOUT_MS = 5_000
+        const val DOUBT = 2 // failures in a row after which every other request carries no feedback
+        val REFUSALS = setOf(400, 413, 422) // statuses that blame what was sent
         const val ANSWER_MAX = 16 shl 20 // bytes; a page of 60 candidates has ten thousand
     }
 }

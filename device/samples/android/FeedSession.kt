@@ -24,6 +24,7 @@ class FeedSession(
     private val sessionId: String,
     private val outbox: Outbox,
     private val paging: Paging = Paging(),
+    private val steady: () -> Long = { System.nanoTime() / 1_000_000 }, // on a phone `SystemClock::elapsedRealtime`
     private val clock: () -> Long = System::currentTimeMillis,
 ) {
     val counts = java.util.EnumMap<Count, Int>(Count::class.java)
@@ -63,7 +64,7 @@ class FeedSession(
         this.page = page
         this.held = held
         order = null
-        takenMs = clock()
+        takenMs = steady()
         shownOfPage = 0
         return true
     }
@@ -114,26 +115,30 @@ class FeedSession(
         return true
     }
 
-    /** Whether to ask the cloud for a page now. Ages are by this device's clock alone: the cloud's may differ. */
+    /** Whether to ask the cloud for a page now. Ages are by a clock that nobody sets: the wall clock may be set at any time. */
     fun wantsPage(): PageDecision {
         val page = page
         val held = held
         val reason = when {
             page == null || held == null || held.rows.isEmpty() -> "empty"
-            maxOf(0, clock() - takenMs) >= page.ttlMs -> "stale"
+            steady() - takenMs >= page.ttlMs -> "stale"
             shownOfPage >= paging.consume -> "consumed"
             else -> "continue"
         }
         return PageDecision(reason != "continue", paging.size, reason)
     }
 
-    /** The request for the next page, with all waiting feedback. After its answer, pass its events to [Outbox.acknowledged]. */
-    fun request(size: Int, scene: Int = 0): PageRequest {
+    /**
+     * The request for the next page, with up to [eventsMax] events of waiting feedback. After its answer, which is a page with
+     * its id, pass its events to [Outbox.acknowledged].
+     */
+    fun request(size: Int, scene: Int = 0, eventsMax: Int = Outbox.EVENTS_MAX): PageRequest {
         requests++
-        val waiting = outbox.waiting()
+        val id = "$sessionId/$requests"
+        val waiting = outbox.waiting(eventsMax)
         val body = linkedMapOf(
             "version" to Node.WIRE_VERSION,
-            "request_id" to "$sessionId/$requests",
+            "request_id" to id,
             "user_id" to userId,
             "session_id" to sessionId,
             "now_ms" to clock(),
@@ -144,7 +149,7 @@ class FeedSession(
             "feedback" to waiting.values.map { MessagePack.Raw(it) },
             "exclude" to shown.keys.toList(),
         )
-        return PageRequest(MessagePack.encode(body), waiting.keys.toList())
+        return PageRequest(id, MessagePack.encode(body), waiting.keys.toList())
     }
 
     /** Indices into `held.rows`, best first; computed once after each change. */

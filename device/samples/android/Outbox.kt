@@ -40,8 +40,20 @@ class Outbox(private val file: File?, private val waitingMax: Int = WAITING_MAX)
         return true
     }
 
-    /** All waiting events in their form on the wire, by id. They wait until they are [acknowledged]. */
-    fun waiting(): Map<String, ByteArray> = LinkedHashMap(waiting)
+    /**
+     * The oldest waiting events in their form on the wire, by id: up to [most], in as many bytes as a call carries. They wait
+     * until they are [acknowledged].
+     */
+    fun waiting(most: Int = EVENTS_MAX): Map<String, ByteArray> {
+        val some = LinkedHashMap<String, ByteArray>()
+        var size = 0
+        for ((id, bytes) in waiting.entries.take(most)) {
+            size += bytes.size
+            if (size > BYTES_MAX && some.isNotEmpty()) break
+            some[id] = bytes
+        }
+        return some
+    }
 
     /** Remove these events: the cloud has answered their request or batch. */
     fun acknowledged(eventIds: Collection<String>) {
@@ -49,9 +61,9 @@ class Outbox(private val file: File?, private val waitingMax: Int = WAITING_MAX)
         rewrite()
     }
 
-    /** The body of `POST /v1/feedback`, for the time when the app goes to the background and requests no page. */
-    fun batch(): ByteArray = MessagePack.encode(
-        linkedMapOf("version" to Node.WIRE_VERSION, "events" to waiting.values.map { MessagePack.Raw(it) }),
+    /** The body of `POST /v1/feedback` with these [events], for the time when the app goes to the background and asks for no page. */
+    fun batch(events: Map<String, ByteArray>): ByteArray = MessagePack.encode(
+        linkedMapOf("version" to Node.WIRE_VERSION, "events" to events.values.map { MessagePack.Raw(it) }),
     )
 
     private fun remember(id: String) = known.add(id).also { if (known.size > IDS_MAX) known.remove(known.first()) }
@@ -79,8 +91,10 @@ class Outbox(private val file: File?, private val waitingMax: Int = WAITING_MAX)
 
     private fun framed(bytes: ByteArray) = ByteBuffer.allocate(4 + bytes.size).putInt(bytes.size).put(bytes).array()
 
-    private companion object {
-        const val WAITING_MAX = 10_000 // an hour of swiping has about a thousand
-        const val IDS_MAX = 4096
+    companion object {
+        const val EVENTS_MAX = 1000 // in a call
+        private const val BYTES_MAX = 256 shl 10 // in a call; the cloud takes 1 MiB
+        private const val WAITING_MAX = 10_000 // an hour of swiping has about a thousand
+        private const val IDS_MAX = 4096
     }
 }

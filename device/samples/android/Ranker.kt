@@ -30,6 +30,15 @@ class Remaining(val page: PageFeatures, val rows: MutableList<Int>) {
     var states: Array<FloatArray?>? = null // by row of the page
 
     fun itemAt(index: Int) = page.itemIds[rows[index]]
+
+    /** For each of the first [count] candidates, the index of the first one with equal features. */
+    fun alike(count: Int): List<Int> {
+        val first = HashMap<List<Any>, Int>()
+        return rows.take(count).mapIndexed { index, row ->
+            val floats = page.floats[row].asList() + page.vectors?.get(row)?.asList().orEmpty()
+            first.getOrPut(floats.map { it + 0f } + page.categories[row].asList()) { index } // the sum turns -0 into 0
+        }
+    }
 }
 
 /** Orders the remaining items of a session. It keeps no state of a session, and is as thread-safe as its models. */
@@ -62,6 +71,7 @@ class Ranker(val spec: FeatureSpec, val splitVersion: String, val models: Map<Fo
     /**
      * Indices into `held.rows`, best first: the best list, where a graph searches for it, then by the weighted sum of the scores,
      * ties in cloud order; what is beyond the model's largest size follows in cloud order. Null when a score is not finite.
+     * A runtime rounds a candidate by its place, so those with equal features take the sum of their first, and keep cloud order.
      */
     fun order(form: Form, held: Remaining, history: EventHistory, nowMs: Long, position: Long): List<Int>? {
         val model = models.getValue(form)
@@ -76,15 +86,18 @@ class Ranker(val spec: FeatureSpec, val splitVersion: String, val models: Map<Fo
         val outputs = model.run(stage, size, inputs(model, form, stage, size, count, held, history, nowMs, position))
         val scores = outputs.floats("scores", size)
         if (scores.shape[2] != weights.size) throw ModelException("expected ${weights.size} scores, got ${scores.shape[2]}")
-        val total = FloatArray(count) { row ->
+        val sums = FloatArray(count) { row ->
             var sum = 0f
             for (task in weights.indices) sum += weights[task] * scores.values[row * weights.size + task]
             sum
         }
+        val alike = held.alike(count)
+        val total = alike.map { sums[it] }
         if (!total.all { it.isFinite() }) return null
         val best = (0 until count).sortedByDescending { total[it] } // stable: ties stay in cloud order
         val found = (outputs["order"] as? Tensor.Ints)?.values?.filter { it in 0 until count }.orEmpty()
-        return (found + best).distinct() + (count until held.rows.size)
+        val inCloudOrder = (0 until count).groupBy { alike[it] }.mapValues { it.value.iterator() }
+        return (found + best).distinct().map { inCloudOrder.getValue(alike[it]).next() } + (count until held.rows.size)
     }
 
     private fun inputs(

@@ -67,6 +67,8 @@ struct Columns {
 
 struct Page {
     let pageId: String
+    let requestId: String
+    let feedbackKept: Bool // if not, the feedback of the request has to be sent again
     let ttlMs: Int64
     let computePrice: Double
     let itemId: Block
@@ -80,10 +82,11 @@ struct Page {
     init(decoding data: Data) throws {
         let page = try MessagePack.decode(data)
         try page.checkVersion()
-        _ = try page.field("request_id").text()
         _ = try page.field("created_ms").int() // not used: by the cloud's clock, which may differ from the device's
         let candidates = try page.field("candidates")
         pageId = try page.field("page_id").text()
+        requestId = try page.field("request_id").text()
+        feedbackKept = try page.field("degraded").optional { try $0.list().allSatisfy { try $0.text() != "no_feedback" } } ?? true
         ttlMs = try page.field("ttl_ms").int()
         computePrice = try page.field("compute_price").optional { try $0.double() } ?? 1
         itemId = try Block(candidates.field("item_id"))
@@ -161,6 +164,27 @@ struct FeedbackEvent {
 
 /// The body of `POST /v1/page`: `bytes`, which hold the events of `eventIds`.
 struct PageRequest {
+    let id: String
     let bytes: Data
     let eventIds: [String]
+}
+
+/// The answer of `POST /v1/feedback`.
+struct Receipt {
+    private let taken: [Int64]
+    private let refused: [Int64]
+
+    init(decoding data: Data) throws {
+        let receipt = try MessagePack.decode(data)
+        try receipt.checkVersion()
+        taken = [try receipt.field("accepted").int(), try receipt.field("duplicates").int()]
+        refused = try receipt.field("refused").optional { try $0.list().map { try $0.field("index").int() } } ?? []
+    }
+
+    /// Whether it speaks of each of a batch's `count` events once, so that the device may forget them.
+    func settles(_ count: Int) -> Bool {
+        let places = Set(refused.filter { (0..<Int64(count)).contains($0) })
+        return taken.allSatisfy { (0...Int64(count)).contains($0) } && places.count == refused.count
+            && taken.reduce(Int64(refused.count), +) == Int64(count)
+    }
 }

@@ -19,6 +19,8 @@ actor FeedController {
     static let retryMaxNanoseconds: UInt64 = 60_000_000_000
     static let timeoutSeconds = 5.0
     static let answerMax = 16 << 20 // bytes; a page of 60 candidates has ten thousand
+    static let doubt = 2 // failures in a row after which every other request carries no feedback
+    static let refusals: Set<Int> = [400, 413, 422] // statuses that blame what was sent
 
     nonisolated let userId: Int64
     nonisolated let sessionId = UUID().uuidString
@@ -30,6 +32,10 @@ actor FeedController {
     private var reached: Int64 = 0 // the farthest position that was on screen
     private var asking = false
     private var retry = FeedController.retryNanoseconds
+    private var eventsMax = Outbox.eventsMax
+    private var failures = 0 // in a row, of requests with events
+    private var suspects: [String] = [] // events with which the last request failed: the next one carries none
+    private var refused = false // whether the cloud blamed what was sent
 
     init(userId: Int64, cloud: URL, folder: URL, append: @escaping @MainActor @Sendable (Place) -> Void) {
         self.userId = userId
@@ -41,7 +47,7 @@ actor FeedController {
     func start() async {
         try? FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         let ranker = await openRanker()
-        outbox = Outbox(file: folder.appending(path: "outbox"))
+        outbox = Outbox(file: folder.appending(path: "outbox-\(userId)")) // nobody sends the feedback of another account
         session = FeedSession(ranker: ranker, userId: userId, sessionId: sessionId, outbox: outbox)
         fill()
     }
@@ -83,43 +89,74 @@ actor FeedController {
         let decision = session.wantsPage()
         guard decision.request else { return }
         asking = true
-        let request = session.request(size: decision.size)
-        Task { await answered(request, try? Page(decoding: post("v1/page", request.bytes))) }
+        let request = session.request(size: decision.size, eventsMax: suspects.isEmpty ? eventsMax : 0)
+        Task { await answered(request, try? post("v1/page", request.bytes)) }
     }
 
-    private func answered(_ request: PageRequest, _ page: Page?) async {
-        guard let page else {
-            // The feedback still waits in the outbox. Swipes do not ask again during a delay that doubles with each failure.
-            try? await Task.sleep(nanoseconds: retry)
-            retry = min(retry * 2, Self.retryMaxNanoseconds)
+    private func answered(_ request: PageRequest, _ answer: Answer?) async {
+        let page = answer?.body.flatMap { try? Page(decoding: $0) }.flatMap { $0.requestId == request.id ? $0 : nil }
+        if let page {
+            succeeded(request, kept: page.feedbackKept)
+        } else {
+            failed(request, refused: answer.map { Self.refusals.contains($0.status) } ?? false)
+        }
+        if let page, session?.take(page) == true {
             asking = false
-            ask()
+            retry = Self.retryNanoseconds
+            fill()
             return
         }
+        // Swipes do not ask again during a delay that doubles with each failure, and with each page that brings nothing new.
+        try? await Task.sleep(nanoseconds: retry)
+        retry = min(retry * 2, Self.retryMaxNanoseconds)
         asking = false
-        retry = Self.retryNanoseconds
-        outbox.acknowledged(request.eventIds)
-        if session?.take(page) == true { fill() }
+        ask()
+    }
+
+    /// No page may depend on its feedback, which still waits in the outbox: where that may be the cause, the next request has none.
+    private func failed(_ request: PageRequest, refused: Bool) {
+        if !request.eventIds.isEmpty { failures += 1 }
+        self.refused = refused
+        suspects = refused || failures >= Self.doubt ? request.eventIds : []
+    }
+
+    private func succeeded(_ request: PageRequest, kept: Bool) {
+        if request.eventIds.isEmpty { // it was the feedback: fewer events go along, and one that was refused alone is dropped
+            if !suspects.isEmpty { eventsMax = max(1, suspects.count / 2) }
+            if suspects.count == 1 && refused { outbox.acknowledged(suspects) }
+        } else if kept {
+            outbox.acknowledged(request.eventIds)
+            failures = 0
+            eventsMax = min(2 * eventsMax, Outbox.eventsMax)
+        }
+        suspects = []
     }
 
     /// The app goes to the background, maybe for ever: call it within `beginBackgroundTask`. What cannot be sent now is sent at
     /// the next start.
     func stop() async {
-        let waiting = outbox.waitingEvents().map(\.id)
-        guard !waiting.isEmpty, (try? await post("v1/feedback", outbox.batch())) != nil else { return }
-        outbox.acknowledged(waiting)
+        let waiting = outbox.waitingEvents(eventsMax)
+        guard !waiting.isEmpty, let body = try? await post("v1/feedback", outbox.batch(waiting)).body,
+              let receipt = try? Receipt(decoding: body), receipt.settles(waiting.count) else { return }
+        outbox.acknowledged(waiting.map(\.id))
     }
 
-    private func post(_ path: String, _ body: Data) async throws -> Data {
+    /// An answer of the cloud; `body` is nil for another status than 200.
+    private struct Answer {
+        let status: Int
+        let body: Data?
+    }
+
+    private func post(_ path: String, _ body: Data) async throws -> Answer {
         var request = URLRequest(url: cloud.appending(path: path), timeoutInterval: Self.timeoutSeconds)
         request.httpMethod = "POST"
         request.httpBody = body
         request.setValue("application/msgpack", forHTTPHeaderField: "Content-Type")
         request.setValue("application/msgpack", forHTTPHeaderField: "Accept")
         let (data, response) = try await URLSession.shared.data(for: request)
-        guard (response as? HTTPURLResponse)?.statusCode == 200, data.count <= Self.answerMax else {
+        guard let status = (response as? HTTPURLResponse)?.statusCode, data.count <= Self.answerMax else {
             throw URLError(.badServerResponse)
         }
-        return data
+        return Answer(status: status, body: status == 200 ? data : nil)
     }
 }

@@ -52,7 +52,7 @@ final class FeedSession {
     private var page: Page?
     private var held: Remaining?
     private var order: [Int]? // nil: out of date
-    private var takenMs: Int64 = 0
+    private var taken = ContinuousClock.now // ages are by a clock that nobody sets: the wall clock may be set at any time
     private var shownOfPage = 0
     private var requests = 0
 
@@ -92,7 +92,7 @@ final class FeedSession {
         self.page = page
         held = Remaining(page: features, rows: rows)
         order = nil
-        takenMs = clock()
+        taken = .now
         shownOfPage = 0
         return true
     }
@@ -159,11 +159,11 @@ final class FeedSession {
         return true
     }
 
-    /// Whether to ask the cloud for a page now. Ages are by this device's clock alone: the cloud's may differ.
+    /// Whether to ask the cloud for a page now.
     func wantsPage() -> PageDecision {
         var reason = "continue"
         if let page, let held, !held.rows.isEmpty {
-            if max(0, clock() - takenMs) >= page.ttlMs {
+            if taken.duration(to: .now) >= .milliseconds(page.ttlMs) {
                 reason = "stale"
             } else if shownOfPage >= paging.consume {
                 reason = "consumed"
@@ -174,15 +174,17 @@ final class FeedSession {
         return PageDecision(request: reason != "continue", size: paging.size, reason: reason)
     }
 
-    /// The request for the next page, with all feedback that waits. When it was answered, tell `Outbox.acknowledged` of its events.
-    func request(size: Int, scene: Int = 0) -> PageRequest {
+    /// The request for the next page, with up to `eventsMax` events of waiting feedback. After its answer, which is a page with
+    /// its id, pass its events to `Outbox.acknowledged`.
+    func request(size: Int, scene: Int = 0, eventsMax: Int = Outbox.eventsMax) -> PageRequest {
         requests += 1
-        let waiting = outbox.waitingEvents()
+        let id = "\(sessionId)/\(requests)"
+        let waiting = outbox.waitingEvents(eventsMax)
         // Without the split version the cloud answers a page without vectors.
         let split = ranker.flatMap { $0.models[.split] == nil ? nil : $0.splitVersion }
         let body: [String: Value] = [
             "version": .int(wireVersion),
-            "request_id": .text("\(sessionId)/\(requests)"),
+            "request_id": .text(id),
             "user_id": .int(userId),
             "session_id": .text(sessionId),
             "now_ms": .int(clock()),
@@ -192,7 +194,7 @@ final class FeedSession {
             "feedback": .list(waiting.map { .raw($0.bytes) }),
             "exclude": .list(shownInOrder.map(Value.int)),
         ]
-        return PageRequest(bytes: MessagePack.encode(.map(body)), eventIds: waiting.map(\.id))
+        return PageRequest(id: id, bytes: MessagePack.encode(.map(body)), eventIds: waiting.map(\.id))
     }
 
     /// Indices into `held.rows`, best first; computed once after each change.

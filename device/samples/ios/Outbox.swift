@@ -5,6 +5,8 @@ import Foundation
 /// `file` on arrival and survive the app's end: an event must be kept until the cloud has acknowledged it. Where the disk fails
 /// they stay in memory: feedback must never stop the feed.
 final class Outbox {
+    static let eventsMax = 1000 // in a call
+    static let bytesMax = 256 << 10 // in a call; the cloud takes 1 MiB
     static let waitingMax = 10_000 // an hour of swiping has about a thousand
     static let idsMax = 4096
 
@@ -41,8 +43,18 @@ final class Outbox {
         return true
     }
 
-    /// All waiting events in their form on the wire. They wait until they are acknowledged.
-    func waitingEvents() -> [(id: String, bytes: Data)] { waiting }
+    /// The oldest waiting events in their form on the wire: up to `most`, in as many bytes as a call carries. They wait until
+    /// they are acknowledged.
+    func waitingEvents(_ most: Int = Outbox.eventsMax) -> [(id: String, bytes: Data)] {
+        var some: [(id: String, bytes: Data)] = []
+        var size = 0
+        for event in waiting.prefix(most) {
+            size += event.bytes.count
+            if size > Self.bytesMax && !some.isEmpty { break }
+            some.append(event)
+        }
+        return some
+    }
 
     /// Remove these events: the cloud has answered their request or batch.
     func acknowledged(_ eventIds: [String]) {
@@ -51,9 +63,9 @@ final class Outbox {
         rewrite()
     }
 
-    /// The body of `POST /v1/feedback`, for the time when the app goes to the background and requests no page.
-    func batch() -> Data {
-        MessagePack.encode(.map(["version": .int(wireVersion), "events": .list(waiting.map { .raw($0.bytes) })]))
+    /// The body of `POST /v1/feedback` with these events, for the time when the app goes to the background and asks for no page.
+    func batch(_ events: [(id: String, bytes: Data)]) -> Data {
+        MessagePack.encode(.map(["version": .int(wireVersion), "events": .list(events.map { .raw($0.bytes) })]))
     }
 
     private func remember(_ id: String) {

@@ -25,6 +25,19 @@ struct Remaining {
     var rows: [Int]
 
     func item(at index: Int) -> Int64 { page.itemIds[rows[index]] }
+
+    /// For each of the first `count` candidates, the index of the first one with equal features.
+    func alike(_ count: Int) -> [Int] {
+        var first: [[UInt32]: Int] = [:]
+        return rows.prefix(count).enumerated().map { index, row in
+            let floats = page.floats[row] + (page.vectors?[row] ?? [])
+            // The sum turns -0 into 0.
+            let key = floats.map { ($0 + 0).bitPattern } + page.categories[row].map { UInt32(bitPattern: $0) }
+            if let known = first[key] { return known }
+            first[key] = index
+            return index
+        }
+    }
 }
 
 /// Orders the remaining items of a session. It keeps no state of a session.
@@ -44,7 +57,8 @@ struct Ranker {
     }
 
     /// Indices into `held.rows`, best first by the weighted sum of the scores, ties in cloud order; what is beyond `candidates_max`
-    /// follows in cloud order. Nil when a score is not finite.
+    /// follows in cloud order. Nil when a score is not finite. A runtime rounds a candidate by its place, so those with equal
+    /// features take the sum of their first, and keep cloud order.
     func order(_ form: Form, _ held: Remaining, _ history: EventHistory, nowMs: Int64, position: Int64) throws -> [Int]? {
         guard let model = models[form] else { throw ModelError(message: "no model of the form \(form)") }
         let count = min(held.rows.count, spec.candidatesMax)
@@ -52,9 +66,10 @@ struct Ranker {
         guard scores.count == count * weights.count else {
             throw ModelError(message: "expected \(count * weights.count) scores, got \(scores.count)")
         }
-        let total = (0..<count).map { row in
+        let sums = (0..<count).map { row in
             zip(weights, scores[(row * weights.count)...]).reduce(Float(0)) { $0 + $1.0 * $1.1 }
         }
+        let total = held.alike(count).map { sums[$0] }
         guard total.allSatisfy(\.isFinite) else { return nil }
         // `sort` does not promise to be stable, so the index breaks ties.
         let best = (0..<count).sorted { total[$0] != total[$1] ? total[$0] > total[$1] : $0 < $1 }

@@ -116,6 +116,16 @@ def test_reads_files_without_last_line_break_and_with_carriage_returns(tmp_path:
     assert read(tmp_path, text)["name"].to_list() == ["x"]
 
 
+@pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
+def test_empty_lines_are_no_rows(tmp_path: Path, chunk_bytes: int) -> None:
+    text = HEADER + b"\n" + GOOD + b"\r\n \n" + GOOD + b"\n\n"
+    assert read(tmp_path, text, chunk_bytes=chunk_bytes)["name"].to_list() == ["x", "x"]
+
+
+def test_space_around_the_names_of_a_header_is_ignored(tmp_path: Path) -> None:
+    assert read(tmp_path, HEADER.replace(b",", b' , "', 1).replace(b",count", b'",count') + GOOD)["name"].to_list() == ["x"]
+
+
 @pytest.mark.parametrize(
     ("line", "column", "message"),
     [
@@ -142,7 +152,7 @@ def test_reads_files_without_last_line_break_and_with_carriage_returns(tmp_path:
         (b"1,0,\n", None, "expected 5 fields, got 3"),
         (b"1,0,,,,\n", None, "expected 5 fields, got 6"),
         (b"1,0\n1,0,,,,,,\n", None, "expected 5 fields, got 2"),
-        (b"\n", None, "expected 5 fields, got 0"),
+        (b"\n\r\n1,0\n", None, "expected 5 fields, got 2"),
         (b"1,0,,,\xff\n", None, "expected CSV in UTF-8"),
         (b'1,0,,,"x\n', None, "expected CSV in UTF-8"),
     ],

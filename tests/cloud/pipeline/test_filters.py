@@ -161,7 +161,11 @@ def test_the_file_is_not_looked_at_again_before_its_time(
         "beyond 63 bits": (b"%d\n9223372036854775808\n%d\n", 1),
         "the largest id": (b"%d\n9223372036854775807\n-5\n%d\n", 0),
         "thousands of digits": (b"%d\n" + b"9" * 5000 + b"\n%d\n", 1),
-        "a head, a list with commas, a number of a spreadsheet": (b"item_id\n%d\n12,13\n7.0E+05\n%d\n", 3),
+        "a head and a number of a spreadsheet": (b"item_id\n%d\n7.0E+05\n%d\n", 2),
+        "separators and quotes": (b'[12, %d]\n"13"; "%d"\n', 0),
+        "floats and leading zeros": (b"%d.0\n" + b"0" * 30 + b"%d\n", 0),
+        "reasons behind": (b"item_id,reason\n%d,copyright\n%d\tspam of item 3\n", 3),
+        "marks that nobody sees": ("\u200b%d\n%d\u200b\n", 0),
         "bytes of no text": (b"%d\n\xff\xfe\x00\n\x00\n%d\n", 2),
         "digits that are none of ASCII": ("%d\n\u0661\u0662\n1_000\n%d\n", 2),
     }.values(),
@@ -194,17 +198,16 @@ def test_ids_that_can_be_read_are_removed_whatever_else_is_in_the_file(
     assert (blocked(again), again.unreadable) == ([5, 6], wrong)
 
 
-@pytest.mark.parametrize("how", ["empty", "half", "nonsense", "gone", "a folder"])
+@pytest.mark.parametrize("how", ["empty", "half", "nonsense", "gone", "a folder", "a pipe"])
 def test_a_file_that_is_damaged_or_being_written_lets_no_removed_item_through(
     catalogue: Catalogue, removed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     monkeypatch.setattr("pocketrank.cloud.pipeline.filters.CHECK_S", _ALWAYS)
     monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _NEVER)
     filters, whole = watching(removed, catalogue), removed.read_text()
-    if how in ("gone", "a folder"):
+    if how in ("gone", "a folder", "a pipe"):
         removed.unlink()
-        if how == "a folder":
-            removed.mkdir()
+        {"gone": lambda path: None, "a folder": os.mkdir, "a pipe": os.mkfifo}[how](removed)
     else:
         removed.write_text({"empty": "", "half": whole[:3], "nonsense": "<html>\n"}[how])
     assert blocked(filters) == blocked(filters) == [3, 9]
@@ -217,6 +220,7 @@ def test_a_file_that_is_damaged_or_being_written_lets_no_removed_item_through(
         assert blocked(filters) == [3, 9], "also when it stays so"
     if how == "a folder":
         removed.rmdir()
+    removed.unlink(missing_ok=True)
     monkeypatch.setattr("pocketrank.cloud.pipeline.filters.SETTLE_S", _ALWAYS)
     removed.write_text(whole.replace(str(catalogue.item_id[3]), ""))
     assert blocked(filters) == [9]

@@ -71,6 +71,45 @@ def test_a_call_is_answered_by_the_address_that_answers(monkeypatch: pytest.Monk
             assert client.health() == {"status": "ok"}
 
 
+def test_many_addresses_that_say_nothing_leave_time_for_the_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Cloud()) as url, ExitStack() as stack:
+        silent = [f"127.0.0.{place}" for place in range(10, 30)]
+        for host in silent:
+            stack.enter_context(hole(host, port_of(url)))
+        name(monkeypatch, *silent, "127.0.0.1")
+        with CloudClient(f"http://{NAME}:{port_of(url)}", timeout_s=2.0) as client:  # 250 ms for each would be 5 s
+            assert client.health() == {"status": "ok"}
+
+
+def test_a_name_server_that_never_answers_for_ipv6_stops_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    over, resolve = Event(), socket.getaddrinfo
+
+    def answer(host: str, port: int, family: int = 0, *args: Any, **more: Any) -> Any:
+        if host == NAME and family != socket.AF_INET:
+            over.wait()
+        return resolve("127.0.0.1" if host == NAME else host, port, family, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    try:
+        with serving(Cloud()) as url, CloudClient(f"http://{NAME}:{port_of(url)}", timeout_s=2.0) as client:
+            assert client.health() == {"status": "ok"}
+    finally:
+        over.set()
+
+
+def test_an_address_that_takes_connections_and_says_nothing_is_tried_last_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(Cloud()) as url, socket.create_server((SILENT, port_of(url))):
+        name(monkeypatch, SILENT, "127.0.0.1")
+        with CloudClient(f"http://{NAME}:{port_of(url)}", timeout_s=0.5) as client:
+            with pytest.raises(UnreachableError, match="timed out"):
+                client.health()
+            assert client.health() == {"status": "ok"}
+            client.close()
+            assert client.health() == {"status": "ok"}
+
+
 def test_addresses_that_say_nothing_share_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server((SILENT, 0)) as listener:
         port = listener.getsockname()[1]

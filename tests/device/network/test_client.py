@@ -25,7 +25,14 @@ from pocketrank.device.bundle.files import (
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, FileEntry, PageRequest
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.network.errors import BadAnswerError, BadStatusError, BadUrlError, NoTokenError, UnreachableError
+from pocketrank.device.network.errors import (
+    BadAnswerError,
+    BadStatusError,
+    BadUrlError,
+    ClientError,
+    NoTokenError,
+    UnreachableError,
+)
 from tests.device.worlds import make_bundle, make_event, make_page
 
 REQUEST = PageRequest(request_id="r", user_id=7, session_id="s", now_ms=0, size=3)
@@ -461,12 +468,24 @@ def test_a_range_may_be_shorter_than_the_rest_and_of_an_unknown_total(tmp_path: 
     ],
     ids=["before", "behind", "beyond", "another_total", "longer", "nothing", "empty", "unit", "no_range"],
 )
-def test_a_range_that_does_not_begin_the_rest_is_refused(tmp_path: Path, answer: bytes) -> None:
+def test_the_whole_file_is_asked_for_after_a_range_that_does_not_begin_the_rest(tmp_path: Path, answer: bytes) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / ENTRY.path).write_bytes(DATA[:100])
-    with raw(answer) as url, CloudClient(url) as client, pytest.raises(BadAnswerError):
+    with raw(answer, answer) as url, CloudClient(url, timeout_s=0.5) as client, pytest.raises(ClientError):
         client.fetch_file(ENTRY, tmp_path)
-    assert DATA.startswith((tmp_path / ENTRY.path).read_bytes())
+    left = (tmp_path / ENTRY.path).read_bytes()
+    assert DATA.startswith(left)
+    assert len(left) >= 100
+    with raw(answer, _range(0, 2048, status=200)) as url, CloudClient(url) as client:
+        client.fetch_file(ENTRY, tmp_path)
+    assert (tmp_path / ENTRY.path).read_bytes() == DATA
+
+
+def test_a_range_that_nobody_asked_for_may_be_the_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with raw(_range(0, 2048)) as url, CloudClient(url) as client:
+        client.fetch_file(ENTRY, tmp_path)
+    assert (tmp_path / ENTRY.path).read_bytes() == DATA
 
 
 def _informational(status: int) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -105,6 +106,8 @@ def test_a_file_at_another_origin_is_fetched_without_the_token(tmp_path: Path, h
         assert "authorization" not in headers
         assert headers["host"] == other.url.removeprefix("http://")
         assert headers.get("range") == (f"bytes={have}-" if have else None)
+        assert "if-range" not in headers, "the other server has tags of its own"
+        assert ("if-range" in origin.asked[0][1]) == bool(have)
         # The connection to the origin still works.
         origin.answers[TEXT] = b"text"
         assert client.fetch(TEXT) == b"text"
@@ -134,6 +137,14 @@ def test_a_redirect_that_leads_nowhere_is_an_error_with_its_status(location: str
         assert caught.value.status == status
         assert len(origin.asked) == (6 if location == TEXT else 1)
         assert (location in caught.value.text) == (status == 302)
+
+
+@pytest.mark.parametrize("location", ["/a b?c=d e", "/%61 b", "/Stra\xdfe", "/a|b<c>"])
+def test_a_location_is_escaped_where_its_server_did_not(location: str) -> None:
+    with site() as origin, CloudClient(origin.url) as client:
+        escaped = quote(location, "/?=%", "latin-1")
+        origin.answers = {TEXT: (302, location), escaped: b"text"}
+        assert client.fetch(TEXT) == b"text"
 
 
 @pytest.mark.parametrize("location", ["http://127.0.0.1:99999/", "http://127.0.0.1:port/", "http://[::1/", "/a b", "/\x7f"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.reliability.faulty_cloud import FAULTS, Fault, FaultyCloud
 from pocketrank.device.contract import FeedbackEvent, FeedbackReceipt
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.network.errors import BadStatusError
+from pocketrank.device.network.errors import BadStatusError, ClientError, UnreachableError
 from pocketrank.device.offline.outbox import MemoryOutbox
 from pocketrank.device.offline.upload import UploadConfig, Uploader
 from tests.device.worlds import make_event, make_page
@@ -114,7 +114,8 @@ def test_one_refused_event_of_a_batch_over_http(cloud: FaultyCloud, client: Clou
     assert uploader.counters.refused == 1
 
 
-def test_a_cloud_that_refuses_everything_costs_few_events() -> None:
+def test_a_cloud_that_refuses_everything_costs_no_event() -> None:
+    """As a hotel's network does, until somebody has signed in."""
     box = outbox(100)
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
@@ -124,8 +125,69 @@ def test_a_cloud_that_refuses_everything_costs_few_events() -> None:
     spent = 0.0
     while spent < 3600:
         spent += uploader.step()
-    assert 0 < uploader.counters.refused < 50
-    assert len(box) + uploader.counters.refused == 100
+    assert (len(box), uploader.counters.refused) == (100, 0)
+
+
+@pytest.mark.parametrize("error", [refusing(500), refusing(403), UnreachableError("POST x", "timed out")])
+def test_an_event_that_fails_alone_again_and_again_keeps_no_other_from_its_upload(error: ClientError) -> None:
+    box, arrived = outbox(9), []
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        if 3 in (items := [event.item_id for event in events]):
+            raise error
+        arrived.extend(items)
+        return ok(events)
+
+    uploader = Uploader(box, send)
+    steps = 0
+    while len(box):
+        uploader.step()
+        steps += 1
+        assert uploader.counters.refused == 0 or steps > 8
+    assert arrived == [item for item in range(9) if item != 3]
+    assert uploader.counters.refused == 1
+
+
+def test_an_event_that_is_to_come_later_is_never_dropped() -> None:
+    box = outbox(1)
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        if events:
+            raise refusing(503, 1.0)
+        return ok(events)
+
+    uploader = Uploader(box, send)
+    for _ in range(30):
+        uploader.step()
+    assert (len(box), uploader.counters.refused) == (1, 0)
+
+
+def test_batches_shrink_until_a_slow_network_takes_them_in_time() -> None:
+    box = outbox(400)
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        if len(events) > 30:
+            raise UnreachableError("POST x", "timed out")
+        return ok(events)
+
+    uploader = Uploader(box, send)
+    for _ in range(60):
+        uploader.step()
+    assert (len(box), uploader.counters.events, uploader.counters.refused) == (0, 400, 0)
+
+
+def test_only_the_events_of_one_user_are_sent() -> None:
+    box, arrived = MemoryOutbox(), []
+    for user in (7, 8, 7, 70):
+        box.add(make_event(user, user_id=user, event_id=f"{len(box)}"))
+
+    def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        arrived.extend(event.user_id for event in events)
+        return ok(events)
+
+    assert [Uploader(box, send, UploadConfig(every_s=7.0), user_id=7).step() for _ in range(2)] == [0.0, 7.0]
+    assert arrived == [7, 7]
+    assert [event.user_id for event in box.take()] == [8, 70]
 
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
@@ -145,6 +207,8 @@ def test_the_backoff_doubles_to_its_bound_with_full_jitter_and_replays() -> None
     answers: list[Exception | None] = []
 
     def send(events: Sequence[FeedbackEvent]) -> FeedbackReceipt:
+        if not events:  # to find out whether it is the event that is refused
+            raise refusing(503)
         if (error := answers.pop(0)) is not None:
             raise error
         return ok(events)

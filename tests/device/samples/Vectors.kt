@@ -106,6 +106,7 @@ private fun play(folder: File, file: File) {
     val paging = Paging(told["paging"]["consume"].int(), told["paging"]["size"].int())
     val session = FeedSession(
         Ranker(spec, told["split_version"].text(), models), told["user_id"].long(), told["session_id"].text(), outbox, paging,
+        steady = { nowMs },
     ) { nowMs }
     for (step in told["steps"].list()) {
         val what = "${file.name} ${step.path} ${step["do"].text()}"
@@ -216,7 +217,21 @@ private fun outbox(scratch: File, folder: File) {
     same("acknowledged", events.map { it.eventId } - events[1].eventId, Outbox(whole).waiting().keys.toList())
     val small = Outbox(null, waitingMax = 2).also { box -> events.forEach(box::add) }
     same("the oldest go", events.takeLast(2).map { it.eventId }, small.waiting().keys.toList())
-    same("batch", 2, MessagePack.decode(small.batch())["events"].list().size)
+    same("batch", 2, MessagePack.decode(small.batch(small.waiting()))["events"].list().size)
+    same("part of them", events.takeLast(2).take(1).map { it.eventId }, small.waiting(1).keys.toList())
+    same("none of them", emptyList<String>(), small.waiting(0).keys.toList())
+    val large = Outbox(null).also { box -> repeat(30) { box.add(events[0].copy(eventId = "$it", pageId = "p".repeat(20_000))) } }
+    same("bytes of a call", 12, large.waiting().size)
+}
+
+/** A receipt settles a batch of three when it speaks of each event once. */
+private fun receipts() {
+    fun settles(accepted: Int, duplicates: Int, vararg refused: Int) = Receipt.decode(MessagePack.encode(mapOf(
+        "accepted" to accepted, "duplicates" to duplicates, "refused" to refused.map { mapOf("index" to it, "reason" to "no") },
+    ))).settles(3)
+    same("receipts", listOf(true, true, true), listOf(settles(3, 0), settles(1, 1, 2), settles(0, 0, 2, 0, 1)))
+    val others = listOf(settles(0, 0), settles(2, 0), settles(4, -2, 1), settles(-1, 4), settles(2, 0, 3), settles(2, 0, -1), settles(1, 0, 1, 1))
+    same("receipts for other batches", others.map { false }, others)
 }
 
 /** Each folder of `bundles/` is named for what must become of it. */
@@ -236,6 +251,7 @@ fun main(args: Array<String>) {
     encodings(File(vectors, "features"))
     sessions.forEach { play(File(vectors, "features"), it) }
     outbox(scratch, vectors)
+    receipts()
     bundles(File(scratch, "bundles"))
     println("held ${sessions.joinToString { it.nameWithoutExtension }}")
 }

@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pocketrank.device.codec import from_msgpack
 from pocketrank.device.contract import NO_FEEDBACK, FeedbackBatch, FeedbackEvent, FeedbackReceipt, PageRequest, RefusedEvent
 from pocketrank.device.feedback.privacy import PrivacyPolicy
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.network.errors import BadAnswerError, BadStatusError
+from pocketrank.device.network.errors import BadAnswerError, BadStatusError, UnreachableError
 from pocketrank.device.offline.store import DeviceStore
 from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.session import FeedSession, SessionConfig
@@ -223,23 +224,74 @@ def test_feedback_that_the_cloud_could_not_keep_waits_again() -> None:
     assert items(feed.drain_feedback()) == [1, 2]
 
 
-@pytest.mark.parametrize(("accepted", "duplicates", "refused"), [(0, 0, 0), (2, 0, 0), (4, -2, 1), (1, 1, 2)])
-def test_a_receipt_for_other_events_settles_none(accepted: int, duplicates: int, refused: int) -> None:
-    class Forgetful(CloudClient):
-        def send_feedback(self, events: Any, telemetry: Any = None) -> FeedbackReceipt:
-            named = tuple(RefusedEvent(index=i, reason="no") for i in range(refused))
-            return FeedbackReceipt(accepted=accepted, duplicates=duplicates, refused=named)
+class Answering(CloudClient):
+    """A client whose receipts are given."""
 
+    def __init__(self, accepted: int, duplicates: int, refused: list[int]) -> None:
+        super().__init__("http://127.0.0.1:1")
+        named = tuple(RefusedEvent(index=index, reason="no") for index in refused)
+        self.receipt = FeedbackReceipt(accepted=accepted, duplicates=duplicates, refused=named)
+
+    def send_feedback(self, events: Any, telemetry: Any = None) -> FeedbackReceipt:
+        """Return the receipt."""
+        return self.receipt
+
+
+@pytest.mark.parametrize(
+    ("accepted", "duplicates", "refused"),
+    [(0, 0, []), (2, 0, []), (1, 1, [0, 1]), (4, -2, [1]), (-1, 4, []), (2, 0, [3]), (2, 0, [-1]), (1, 0, [1, 1])],
+)
+def test_a_receipt_for_other_events_settles_none(accepted: int, duplicates: int, refused: list[int]) -> None:
     feed = session()
     watched(feed, 1, 2, 3)
-    total = accepted + duplicates + refused
-    with Forgetful("http://127.0.0.1:1") as client:
-        if total == 3:
-            assert feed.flush(client) == 3
-        else:
-            with pytest.raises(BadAnswerError, match="3 events"):
+    with Answering(accepted, duplicates, refused) as client, pytest.raises(BadAnswerError, match="3 events"):
+        feed.flush(client)
+    assert len(feed.drain_feedback()) == 3
+
+
+@pytest.mark.parametrize(("accepted", "duplicates", "refused"), [(3, 0, []), (1, 2, []), (1, 1, [1]), (0, 0, [2, 0, 1])])
+def test_a_receipt_that_speaks_of_each_event_settles_all(accepted: int, duplicates: int, refused: list[int]) -> None:
+    feed = session()
+    watched(feed, 1, 2, 3)
+    with Answering(accepted, duplicates, refused) as client:
+        assert feed.flush(client) == accepted + duplicates
+    assert feed.counters.events_refused == len(refused)
+    assert feed.drain_feedback() == ()
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_network_that_refuses_everything_costs_no_event_and_no_report(status: int) -> None:
+    feed, cloud = session(SessionConfig(telemetry=TelemetryConfig())), Recorder()
+    watched(feed, 1, 2, 3)
+    with serving(cloud) as url, CloudClient(url) as client:
+        cloud.answers = {"/v1/feedback": (status, b"sign in")}
+        with pytest.raises(BadStatusError):
+            feed.flush(client)
+        cloud.answers = {}
+        assert feed.flush(client) == 3
+    assert feed.counters.events_refused == 0
+    assert [len(batch.events) for batch in cloud.batches] == [3, 0, 3]
+    assert cloud.batches[-1].telemetry == cloud.batches[0].telemetry is not None
+
+
+def test_a_flush_that_takes_too_long_sends_less_the_next_time() -> None:
+    sizes: list[int] = []
+
+    class Slow(CloudClient):
+        def send_feedback(self, events: Any, telemetry: Any = None) -> FeedbackReceipt:
+            sizes.append(len(events))
+            if len(events) > 20:
+                raise UnreachableError("POST /v1/feedback", "timed out")
+            return FeedbackReceipt(accepted=len(events), duplicates=0)
+
+    feed = session()
+    watched(feed, *range(200))
+    with Slow("http://127.0.0.1:1") as client:
+        for _ in range(20):
+            with contextlib.suppress(UnreachableError):
                 feed.flush(client)
-    assert len(feed.drain_feedback()) == (0 if total == 3 else 3)
+    assert sizes[:3] == [200, 50, 16]
+    assert feed.drain_feedback() == ()
 
 
 def test_a_flush_drops_only_what_the_cloud_refuses_by_itself() -> None:
@@ -258,4 +310,4 @@ def test_a_flush_drops_only_what_the_cloud_refuses_by_itself() -> None:
         assert feed.flush(client) == 4
     assert feed.counters.events_refused == 1
     assert feed.drain_feedback() == ()
-    assert sent[:2] == [[1, 2, 3, 4, 5]] * 2
+    assert sent[:3] == [[1, 2, 3, 4, 5], [], [1, 2, 3, 4, 5]]

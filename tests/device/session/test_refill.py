@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, Page, PageRequest
 from pocketrank.device.network.client import CloudClient
-from pocketrank.device.network.errors import BadStatusError
+from pocketrank.device.network.errors import BadStatusError, ClientError, UnreachableError
 from pocketrank.device.paging import FixedPaging
 from pocketrank.device.reports.telemetry import TelemetryConfig
 from pocketrank.device.session import FeedSession, RefillConfig, SessionConfig
@@ -216,6 +217,123 @@ def test_events_that_the_cloud_refuses_stop_no_page_and_no_other_event(status: i
     assert feed.counters.events_refused == 2
     assert feed.drain_feedback() == ()
     assert {f"e{item}" for item in range(8)} == set(arrived)
+
+
+class Failing(CloudClient):
+    """A client whose calls with an event of `bad`, with more than `most` events, or with a report fail with `error`."""
+
+    def __init__(self, error: ClientError, bad: str = "", most: int = 1000, *, reports: bool = True) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self.error, self.bad, self.most, self.reports = error, bad, most, reports
+        self.asked = 0
+        self.arrived: set[str] = set()
+        self.reported = Counter[str]()
+
+    def page(self, request: PageRequest) -> Page:
+        """Return a page of two new items."""
+        self.asked += 1
+        ids = {event.event_id for event in request.feedback}
+        if self.bad in ids or len(ids) > self.most or (request.telemetry is not None and not self.reports):
+            raise self.error
+        self.arrived |= ids
+        self.reported.update({} if request.telemetry is None else request.telemetry.counters)
+        return make_page([2 * self.asked, 2 * self.asked + 1], request_id=request.request_id)
+
+
+ERRORS = [
+    *(BadStatusError("POST /v1/page", status, "no") for status in (401, 403, 406, 429, 431, 500, 502, 503)),
+    UnreachableError("POST /v1/page", "timed out"),
+]
+
+
+def swiped(feed: FeedSession, client: CloudClient, clock: Clock, times: int) -> int:
+    """Swipe every 6 s and return how often there was an item."""
+    shown = 0
+    for _ in range(times):
+        feed.refill(client)
+        shown += feed.next() is not None
+        clock.ms += 6_000
+    return shown
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(getattr(error, "status", "no answer")))
+@pytest.mark.parametrize("waiting", [1, 5, 300])
+def test_an_event_that_makes_requests_fail_in_any_way_stops_no_page(error: ClientError, waiting: int) -> None:
+    clock = Clock()
+    feed = session(clock, 1.0, paging=FixedPaging(consume=2, size=2))
+    for item in range(waiting):
+        assert feed.feedback(make_event(1000 + item, event_id=f"e{item}"))
+    with Failing(error, bad=f"e{waiting // 2}") as client:
+        assert swiped(feed, client, clock, 200) > 150
+        assert client.arrived == {f"e{item}" for item in range(waiting)} - {client.bad}
+    assert feed.counters.events_refused == 1
+    assert feed.drain_feedback() == ()
+
+
+def test_feedback_of_which_a_slow_network_takes_little_stops_no_page_and_arrives() -> None:
+    clock = Clock()
+    feed = session(clock, 1.0, paging=FixedPaging(consume=2, size=2))
+    for item in range(600):
+        assert feed.feedback(make_event(10_000 + item))
+    with Failing(ERRORS[-1], most=25) as client:
+        assert swiped(feed, client, clock, 300) > 250
+        assert len(client.arrived) == 600
+    assert feed.counters.events_refused == 0
+
+
+def test_a_report_that_makes_requests_fail_is_dropped() -> None:
+    clock = Clock()
+    config = SessionConfig(telemetry=TelemetryConfig(rate=1), expects_model=False)
+    feed = FeedSession(None, user_id=7, session_id="s", clock=clock, config=config, paging=FixedPaging(consume=2, size=2))
+    assert feed.feedback(make_event(5000))
+    with Failing(ERRORS[-2], reports=False) as client:
+        shown = 0
+        for at in range(400):
+            shown += swiped(feed, client, clock, 1)
+            assert feed.feedback(make_event(5_001 + at))
+        assert shown > 250
+        assert len(client.arrived) > 300
+        client.reports = True
+        swiped(feed, client, clock, 20)
+        assert client.reported["reports_dropped"] > 0
+    assert feed.counters.events_refused == 0
+
+
+def test_a_network_that_is_down_costs_neither_feedback_nor_telemetry() -> None:
+    clock = Clock()
+    config = SessionConfig(telemetry=TelemetryConfig(rate=1), expects_model=False)
+    feed = FeedSession(None, user_id=7, session_id="s", clock=clock, config=config)
+    assert feed.feedback(make_event(5))
+    with Failing(ERRORS[-1], bad="e5") as client:
+
+        def down(request: PageRequest) -> Page:
+            raise client.error
+
+        client.page = down  # type: ignore[method-assign]
+        assert swiped(feed, client, clock, 100) == 0
+    assert [event.item_id for event in feed.drain_feedback()] == [5]
+    with Failing(ERRORS[-1]) as client:
+        assert feed.feedback(make_event(6))
+        swiped(feed, client, clock, 30)
+        assert client.arrived == {"e6"}
+        assert client.reported["events"] == 2
+    assert feed.counters.events_refused == 0
+
+
+@pytest.mark.parametrize(("asked_s", "wait_s"), [(30.0, 30), (3.2e7, 60), (0.0, 0), (None, 0)])
+def test_the_time_that_the_cloud_asks_for_is_waited_within_reason(asked_s: float | None, wait_s: int) -> None:
+    clock = Clock()
+    feed = session(clock, 0.0)
+    with Failing(BadStatusError("POST /v1/page", 429, "busy", asked_s), bad="e5") as client:
+        assert feed.feedback(make_event(5))
+        feed.refill(client)
+        if wait_s:
+            clock.ms += 1000 * wait_s - 1
+            feed.refill(client)
+            assert client.asked == 1
+            clock.ms += 1
+        feed.refill(client)
+        assert client.asked == 2
 
 
 def test_telemetry_that_the_cloud_refuses_stops_no_page() -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pocketrank.device.codec import from_msgpack, to_block, to_msgpack
-from pocketrank.device.contract import Columns, Page, PageRequest, PersonalConfig, TaskPrior
+from pocketrank.device.contract import Columns, ContractError, Page, PageRequest, PersonalConfig, TaskPrior
 from pocketrank.device.model.personal import PersonalLayer, labels
 from pocketrank.device.offline.outbox import OutboxConfig
+from pocketrank.device.offline.store import DeviceStore
 from pocketrank.device.paging import FixedPaging
 from pocketrank.device.ranking.ranker import Ranker
 from pocketrank.device.runtimes import Runtime, open_runtime
@@ -699,6 +700,53 @@ def test_features_that_a_layer_needs_may_be_missing(tmp_path: Path) -> None:
     assert answer[0] == 0.5
     assert answer[1] > 0.5
     assert sorted(feed.remaining.tolist()) == [i for i in FIRST if i != item]
+
+
+@pytest.mark.parametrize(
+    ("keys", "where"),
+    [
+        ({"user_id": 2**63}, "$.user_id"),
+        ({"user_id": "7"}, "$.user_id"),
+        ({"session_id": 7}, "$.session_id"),
+        ({"session_id": "half a pair \ud83d"}, "$"),
+        ({"session_id": "s" * 1025}, "$.session_id"),
+        ({"config": SessionConfig(experiment="")}, "$.experiment"),
+        ({"config": SessionConfig(experiment="e" * 129)}, "$.experiment"),
+    ],
+)
+def test_what_no_page_request_can_hold_is_refused_at_the_start(keys: dict[str, Any], where: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        FeedSession(None, **({"user_id": 7, "session_id": "s"} | keys))
+    assert caught.value.path == where
+
+
+def test_a_session_sees_the_feedback_and_the_shown_items_of_its_user_only(tmp_path: Path) -> None:
+    with DeviceStore(tmp_path / "device.db") as store:
+        sessions = {user: FeedSession(None, user_id=user, session_id="s", store=store) for user in (7, 8, 70)}
+        for user, feed in sessions.items():
+            feed.take(make_page([user, 100 + user]))
+            assert feed.next() == user
+            assert feed.feedback(make_event(user, event_id="the same", user_id=user))
+    with DeviceStore(tmp_path / "device.db") as store:
+        for user in (8, 70, 7):
+            feed = FeedSession(None, user_id=user, session_id="s", store=store)
+            request = feed.request(5)
+            assert (request.exclude, [event.user_id for event in request.feedback]) == ((user,), [user])
+            feed.take(make_page([200], request_id=request.request_id))
+            assert feed.drain_feedback() == ()
+            assert feed.restore()
+
+
+def test_feedback_of_another_user_waits_for_its_user_and_teaches_nothing(tmp_path: Path) -> None:
+    with DeviceStore(tmp_path / "device.db") as store:
+        feed = FeedSession(None, user_id=8, session_id="s", store=store)
+        feed.take(make_page([1, 2, 3]))
+        assert feed.feedback(make_event(2, user_id=7))
+        assert feed.remaining.tolist() == [1, 2, 3]
+        assert feed.counters.events_unknown_item == 1
+        assert feed.drain_feedback() == ()
+        earlier = FeedSession(None, user_id=7, session_id="s", store=store)
+        assert [event.item_id for event in earlier.drain_feedback()] == [2]
 
 
 def test_a_layer_of_another_user_or_model_is_refused(ranker: Ranker) -> None:

@@ -498,6 +498,23 @@ def test_checks_in_the_background(world: World) -> None:
     assert world.device.current().serial == 2
 
 
+def test_an_error_of_the_app_ends_no_checks_in_the_background(world: World) -> None:
+    """A later release may be a kill."""
+    reports = 0
+    twice = threading.Event()
+
+    def report(outcome: Outcome | ClientError | BundleError) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == 1:
+            raise KeyError(outcome)
+        twice.set()
+
+    world.device.start(world.client, every_s=0.001, report=report)
+    assert twice.wait(20)
+    world.device.close()
+
+
 def test_a_check_saves_the_progress_of_a_trial(world: World) -> None:
     world.release(2)
     assert world.update() == ("staged", 2)

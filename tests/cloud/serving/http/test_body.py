@@ -50,6 +50,15 @@ def test_a_body_is_what_was_sent_however_it_comes(data: bytes, cuts: list[int]) 
     assert read(split(gzip.compress(data), cuts), {b"content-encoding": b" X-GZip "}) == data
     assert read(split(zlib.compress(data), cuts), {b"content-encoding": b"Deflate"}) == data
     assert read(split(data, cuts), {b"content-encoding": b""}) == data
+    assert read(split(gzip.compress(data), cuts), {b"content-encoding": b"identity, gzip,"}) == data
+    assert read(split(zlib.compress(data)[2:-4], cuts), {b"content-encoding": b"deflate"}) == data, "without the head of zlib"
+
+
+@given(st.lists(st.binary(max_size=MOST // 10), min_size=1, max_size=10), st.lists(st.integers(0, 5000), max_size=4))
+def test_gzip_may_have_several_members(members: list[bytes], cuts: list[int]) -> None:
+    """RFC 1952, 2.2: as `cat a.gz b.gz` and some libraries write it."""
+    packed = b"".join(map(gzip.compress, members))
+    assert read(split(packed, cuts), {b"content-encoding": b"gzip"}) == b"".join(members)
 
 
 def test_what_is_too_long_is_refused_before_and_while_it_is_read() -> None:
@@ -66,6 +75,8 @@ def test_a_bomb_never_unfolds(encoding: bytes) -> None:
     assert refused([bomb], {b"content-encoding": encoding}).status == 413
     assert refused(split(bomb, [100, 50_000]), {b"content-encoding": encoding}).status == 413
     assert read([pack(bytes(MOST))], {b"content-encoding": encoding}) == bytes(MOST)
+    if encoding == b"gzip":
+        assert refused([pack(bytes(MOST - 1)) + pack(b"xx")], {b"content-encoding": encoding}).status == 413
 
 
 @pytest.mark.parametrize(
@@ -75,11 +86,13 @@ def test_a_bomb_never_unfolds(encoding: bytes) -> None:
         (gzip.compress(b"abc")[:-3], b"gzip", 400),
         (b"", b"gzip", 400),
         (gzip.compress(b"abc") + b"more", b"gzip", 400),
+        (gzip.compress(b"") * 101, b"gzip", 400),
+        (zlib.compress(b"abc") + b"more", b"deflate", 400),
         (gzip.compress(b"abc"), b"deflate", 400),
         (b"abc", b"br", 415),
         (b"abc", b"gzip, gzip", 415),
     ],
-    ids=["plain", "cut", "empty", "more", "other", "unknown", "twice"],
+    ids=["plain", "cut", "empty", "more", "many", "more_deflate", "other", "unknown", "twice"],
 )
 def test_what_is_not_as_it_says_is_refused(body: bytes, encoding: bytes, status: int) -> None:
     assert refused([body], {b"content-encoding": encoding}).status == status

@@ -1,7 +1,8 @@
 import msgspec
 import pytest
 
-from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, encode
+from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, decode, encode
+from pocketrank.device.contract import ContractError
 
 
 class _Answer(msgspec.Struct):
@@ -31,6 +32,12 @@ class _Answer(msgspec.Struct):
         ("application/msgpack;Q=0", JSON),
         ("application/msgpack;q=0, application/x-msgpack", MSGPACK),
         ("application/msgpack;q=many", JSON),
+        ("application/json;q=0, */*", MSGPACK),
+        ("application/json;q=0, application/*;q=0.1", MSGPACK),
+        ("application/json;q=0, application/msgpack;q=0, */*", JSON),
+        ("application/json;q=0", JSON),
+        ("*/*;q=0", JSON),
+        ("application/msgpack, */*;q=0", MSGPACK),
         ("application/msgpack-stream", JSON),
         (",;=,q=1,;q", JSON),
     ],
@@ -39,3 +46,9 @@ def test_the_answer_is_of_the_kind_that_accept_prefers(accept: str | None, kind:
     got, body = encode(None if accept is None else accept.encode(), _Answer())
     assert got == kind
     assert (msgspec.json if kind == JSON else msgspec.msgpack).decode(body, type=_Answer) == _Answer()
+
+
+def test_json_may_begin_with_a_mark_of_utf_8() -> None:
+    assert decode(JSON, b'\xef\xbb\xbf{"name":"y"}', _Answer).name == "y"
+    with pytest.raises(ContractError):
+        decode(MSGPACK, b"\xef\xbb\xbf" + msgspec.msgpack.encode(_Answer()), _Answer)
