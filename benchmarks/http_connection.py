@@ -15,9 +15,11 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _RECEIVE = 1 << 18
 
 
-def http_request(path: str, body: bytes, content_type: str) -> bytes:
-    """Return a whole POST request."""
+def http_request(path: str, body: bytes, content_type: str, token: str | None = None) -> bytes:
+    """Return a whole POST request, with the `token` of its sender if there is one."""
     types = f"Content-Type: {content_type}\r\nAccept: {content_type}"
+    if token is not None:
+        types += f"\r\nAuthorization: Bearer {token}"
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{types}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

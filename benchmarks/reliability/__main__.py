@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from benchmarks.command import command_parser, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.reliability import cloud, device
+from benchmarks.reliability.attack.cases import CASES
+from benchmarks.reliability.attack.report import measure_attacks, print_attacks
 from benchmarks.reliability.clocks import SEQUENCES
 from benchmarks.reliability.parts import measure_parts
 from pocketrank.sdk_demo.cli.output import JsonTarget
@@ -27,6 +29,11 @@ Ask the cloud for twice the pages that it can make, kill it with -9, kill its st
   python -m benchmarks.reliability --cloud --json report.json      all of it: some sixteen minutes on two cores
   python -m benchmarks.reliability --cloud --minutes 1 --kills 20  a taste of it
   python -m benchmarks.reliability --cloud --only store            one part of it
+
+Attack a server, on the loopback interface and within bounds, with and without tokens; measure what honest devices notice.
+
+  python -m benchmarks.reliability --attack --json report.json     all cases: some eight minutes on two cores
+  python -m benchmarks.reliability --attack --only endless_heads   one case of it
 """
 
 
@@ -37,16 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     side = parser.add_mutually_exclusive_group(required=True)
     side.add_argument("--device", action="store_true", help="measure the device")
     side.add_argument("--cloud", action="store_true", help="measure the cloud")
+    side.add_argument("--attack", action="store_true", help="attack the cloud")
     parser.add_argument("--kills", type=int, help=f"processes to kill, from 2 [device {device.KILLS}, cloud {cloud.KILLS}]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the load and the attacks [%(default)s]")
     parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of clocks that are set [%(default)s]")
     parser.add_argument("--minutes", type=float, default=cloud.MINUTES, help="of overload of the cloud [%(default)s]")
     parser.add_argument("--items", type=int, default=cloud.ITEMS, help="in the cloud's catalogue [%(default)s]")
     parser.add_argument("--events", type=int, default=cloud.EVENTS, help="in the log of a cloud's start [%(default)s]")
-    parts = f"device: {', '.join(device.PARTS)}; cloud: {', '.join(cloud.PARTS)}"
+    parts = f"device: {', '.join(device.PARTS)}; cloud: {', '.join(cloud.PARTS)}; attack: {', '.join(CASES)}"
     parser.add_argument("--only", metavar="PART", action="append", help=f"a part to measure; may be repeated [all]. {parts}")
     options = parser.parse_args(arguments)
-    known = device.PARTS if options.device else cloud.PARTS
+    known = device.PARTS if options.device else cloud.PARTS if options.cloud else CASES
     for part in options.only or ():
         if part not in known:
             raise BenchmarkError("--only", f"one of {', '.join(known)}", part)
@@ -65,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = measure_parts(device.PARTS, device.HEADLINES, options, target.console)
         target.write({"device": report})
         device.print_device(target.console, report)
+    elif options.attack:
+        report = measure_attacks(options, target.console)
+        target.write({"attack": report})
+        print_attacks(target.console, report)
     else:
         report = measure_parts(cloud.PARTS, cloud.HEADLINES, options, target.console)
         target.write({"cloud": report})

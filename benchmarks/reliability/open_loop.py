@@ -47,10 +47,14 @@ class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
     """One after the other, without a pause."""
     result: str
     """File for the columns of `OpenResult`."""
+    tokens: tuple[str, ...] = ()
+    """Token of the sender of each request; none where the server asks for none."""
     connections: int = 512
     """Largest number of requests under way."""
     patience_s: float = 10.0
     """Seconds after which a request without an answer is dropped."""
+    stop: str = ""
+    """File that ends the arrivals sooner when somebody makes it; requests that were to come later stay unsent."""
     seed: int = 0
     """Seed of the arrivals, and the beginning of event ids."""
 

@@ -55,7 +55,11 @@ class _Loop:
     def __init__(self, order: OpenOrder) -> None:
         self._order, self._rng = order, random.Random(order.seed)
         self._requests = msgspec.msgpack.decode(Path(order.requests).read_bytes(), type=list[PageRequest])
-        self._bodies = [None if request.feedback else _http(request) for request in self._requests]
+        self._tokens = order.tokens or (None,) * len(self._requests)
+        self._bodies = [
+            None if request.feedback else _http(request, token)
+            for request, token in zip(self._requests, self._tokens, strict=True)
+        ]
         self._selector = selectors.DefaultSelector()
         self._free: list[_Connection] = []
         self._busy: dict[int, _Connection] = {}
@@ -67,8 +71,10 @@ class _Loop:
 
     def run(self) -> dict[str, Any]:
         busy, self._began = process_time(), perf_counter()
-        number = 0
+        number, stop = 0, Path(self._order.stop) if self._order.stop else None
         while number < len(self._at) or self._busy:
+            if stop is not None and stop.exists():
+                number = len(self._at)
             now = perf_counter() - self._began
             while number < len(self._at) and self._at[number] <= now:
                 self._arrive(number)
@@ -102,7 +108,7 @@ class _Loop:
         if data is None:
             ids = (f"{self._order.seed}-{number}/{i}" for i in range(len(request.feedback)))
             events = tuple(msgspec.structs.replace(e, event_id=id_) for e, id_ in zip(request.feedback, ids, strict=True))
-            data = _http(msgspec.structs.replace(request, feedback=events))
+            data = _http(msgspec.structs.replace(request, feedback=events), self._tokens[place])
         try:
             if self._free:
                 connection = self._free.pop()
@@ -174,12 +180,13 @@ class _Loop:
         now = perf_counter()
         while self._free and now - self._free[0].idle_since > _IDLE_S:
             self._close(self._free.pop(0))
-        for number, connection in list(self._busy.items())[:1]:  # the oldest is first
-            if now - connection.sent_at > self._order.patience_s:
-                self._err(f"no answer within {self._order.patience_s:g} s")
-                self._columns["status"][number] = DROPPED
-                del self._busy[number]
-                self._close(connection)
+        for number, connection in list(self._busy.items()):  # the oldest is first
+            if now - connection.sent_at <= self._order.patience_s:
+                break
+            self._err(f"no answer within {self._order.patience_s:g} s")
+            self._columns["status"][number] = DROPPED
+            del self._busy[number]
+            self._close(connection)
 
     def _close(self, connection: _Connection) -> None:
         with suppress(KeyError, ValueError):
@@ -187,8 +194,8 @@ class _Loop:
         connection.socket.close()
 
 
-def _http(request: PageRequest) -> bytes:
-    return http_request("/v1/page", to_msgpack(request), "application/msgpack")
+def _http(request: PageRequest, token: str | None) -> bytes:
+    return http_request("/v1/page", to_msgpack(request), "application/msgpack", token)
 
 
 def main(arguments: Sequence[str]) -> None:

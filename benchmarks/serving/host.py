@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from benchmarks.errors import BenchmarkError
 from benchmarks.processes import own_environment
 
-__all__ = ["Cores", "Host", "ProcessTree", "children", "hosted", "on_core"]
+__all__ = ["Cores", "Host", "ProcessTree", "children", "core_busy_s", "hosted", "on_core"]
 
 _START_S = 120.0
 _STOP_S = 15.0
@@ -80,12 +80,17 @@ class Host(ProcessTree):
 
     def core_busy_s(self) -> float:
         """Return the seconds that the server's core was busy since the machine started, for any process."""
-        for line in Path("/proc/stat").read_text().splitlines():
-            name, *ticks = line.split()
-            if name == f"cpu{self.core}":
-                user, nice, system, _, _, irq, softirq, steal = map(int, ticks[:8])
-                return (user + nice + system + irq + softirq + steal) * _TICK_S
-        return 0.0
+        return core_busy_s(self.core)
+
+
+def core_busy_s(core: int) -> float:
+    """Return the seconds that a core was busy since the machine started, for any process."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _, _, irq, softirq, steal = map(int, ticks[:8])
+            return (user + nice + system + irq + softirq + steal) * _TICK_S
+    return 0.0
 
 
 @contextmanager

@@ -20,10 +20,10 @@ def forget(
 ) -> None:
     """Delete a user's events from the feedback log of a run, and from the snapshot of users' states beside it.
 
-    In the log they are overwritten on the disk, and servers that have the log open drop what they know of them with their next page; a
-    ranking that is kept for pages without time expires after `[cache] ttl_s`. What was published with the run remains until the
-    next training: the command says how much that is. Leave the user out of the data of that training. Events that a device of
-    the user sends later are accepted again.
+    In the log they are overwritten on the disk, and servers that have the log open drop what they know of them with their next
+    page; a ranking that is kept for pages without time expires after `[cache] ttl_s`. What was published with the run remains
+    until the next training: the command says how much that is. Leave the user out of the data of that training. Events that a
+    device of the user sends later are accepted again.
 
     \b
     pocketrank forget 4711 --run runs/world
