@@ -24,7 +24,7 @@ from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError, defa
 from pocketrank.cloud.pipeline.filters import AllowedOrder
 from pocketrank.cloud.pipeline.plugin import PluginError, Plugins
 from pocketrank.cloud.pipeline.stage import OutOfTimeError, Query, Resources, Stage
-from pocketrank.cloud.pipeline.watchdog import HungError, Watchdog
+from pocketrank.cloud.pipeline.watchdog import HUNG_S, HungError, Watchdog
 
 __all__ = ["Pipeline"]
 
@@ -42,8 +42,6 @@ _STAGES = Plugins(
 _POPULAR_MAX = 1000
 _LADDER_S = 0.01
 """Time that a page keeps for the ladder when it waits for a user's own stage."""
-_HUNG_S = 1.0
-"""A call that takes longer fails the check of readiness."""
 _WAIT_MIN_S = 0.02
 """Shortest wait for one. A page that is out of time still waits for its rules."""
 
@@ -59,11 +57,14 @@ class Pipeline:
             sys.path.append(str(resources.folder))
         self._stages: list[_Step] = []
         for i, table in enumerate(config.stage or default_stages(task_weights)):
+            make = partial(_STAGES.make, table, f"$.stage[{i}]", resources)
             try:
-                stage = _STAGES.make(table, f"$.stage[{i}]", resources)
+                stage = make()
             except PluginError as error:
                 raise PipelineError(error.path, error.message) from error
-            self._stages.append(_Step(str(table["use"]).rpartition(".")[2], stage, is_own=_STAGES.is_own(table)))
+            name = str(table["use"]).rpartition(".")[2]
+            own = Watchdog(f"stage {name}", stage, make) if _STAGES.is_own(table) else None
+            self._stages.append(_Step(name, stage, own))
         self._popular = AllowedOrder(resources.filters, lambda: resources.catalogue.by_popularity)
 
     def __call__(self, query: Query, observe: Callable[[str, float], None]) -> CandidateSet:
@@ -122,7 +123,7 @@ class Pipeline:
 
     def check(self) -> None:
         """Raise `HungError` when a user's own stage or channel does not end."""
-        if (hung_s := self.hung_s) > _HUNG_S:
+        if (hung_s := self.hung_s) > HUNG_S:
             raise HungError(f"Expected stages that end, got one that has been running for {hung_s:.0f} s")
 
     def close(self) -> None:
@@ -132,18 +133,17 @@ class Pipeline:
 
 
 class _Step:
-    """A stage and its name in the file. A user's own has a watchdog."""
+    """A stage and its name in the file. A user's own has a watchdog, which calls this instance or another."""
 
-    def __init__(self, name: str, stage: Stage, *, is_own: bool) -> None:
-        self.name, self.stage = name, stage
-        self._watchdog = Watchdog(f"stage {name}") if is_own else None
+    def __init__(self, name: str, stage: Stage, watchdog: Watchdog[Stage] | None) -> None:
+        self.name, self.stage, self._watchdog = name, stage, watchdog
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """Return or raise what the stage does. Raises `HungError`."""
         if self._watchdog is None:
             return self.stage(query, candidates)
         seconds = max(query.deadline.left() - _LADDER_S, _WAIT_MIN_S)
-        return self._watchdog(partial(self.stage, query, candidates), seconds)
+        return self._watchdog(lambda stage: stage(query, candidates), seconds)
 
     def failed(self, query: Query, error: Exception) -> None:
         """Report that the stage failed, or was given up on, which its watchdog logs."""
@@ -155,9 +155,7 @@ class _Step:
 
     @property
     def hung_s(self) -> float:
-        return max(self.stage.hung_s, 0.0 if self._watchdog is None else self._watchdog.hung_s)
+        return self.stage.hung_s if self._watchdog is None else max(self._watchdog.plugin.hung_s, self._watchdog.hung_s)
 
     def close(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.close()
-        self.stage.close()
+        (self.stage if self._watchdog is None else self._watchdog).close()

@@ -122,7 +122,8 @@ class Resources:
 class Stage(ABC):
     """One step from a query to a page. Raises `ValueError` for a config that does not fit.
 
-    It is called by one thread at a time, not always by the same one.
+    It is called by one thread at a time, not always by the same one. While a call of a user's own stage hangs, another instance
+    may be made.
     """
 
     Config: ClassVar[type[StageConfig]] = StageConfig

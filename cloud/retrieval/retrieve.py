@@ -57,10 +57,12 @@ class Retrieve(Stage):
 
     def __init__(self, config: RetrieveConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        self._channels: list[tuple[Channel, Watchdog | None]] = []
+        self._channels: list[tuple[Channel, Watchdog[Channel] | None]] = []
         for i, table in enumerate(config.channel):
-            channel = _CHANNELS.make(table, f"channel[{i}]", resources)
-            self._channels.append((channel, Watchdog(f"channel {table['use']}") if _CHANNELS.is_own(table) else None))
+            make = partial(_CHANNELS.make, table, f"channel[{i}]", resources)
+            channel = make()
+            own = Watchdog(f"channel {table['use']}", channel, make) if _CHANNELS.is_own(table) else None
+            self._channels.append((channel, own))
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`. The candidates are in the order of the channels."""
@@ -95,12 +97,12 @@ class Retrieve(Stage):
                 watchdog.close()
 
 
-def _find(channel: Channel, watchdog: Watchdog | None, query: Query, k: int) -> NDArray[np.int64]:
+def _find(channel: Channel, watchdog: Watchdog[Channel] | None, query: Query, k: int) -> NDArray[np.int64]:
     """Return what a channel finds: nothing while a user's own one hangs, for which half of the time that is left is enough."""
     if watchdog is None:
         return channel(query, k)
     try:
-        return watchdog(partial(channel, query, k), query.deadline.left() / 2)
+        return watchdog(lambda channel: channel(query, k), query.deadline.left() / 2)
     except HungError:
         query.degraded.append(f"hung_{type(channel).__name__}")
         return np.zeros(0, np.int64)
