@@ -67,8 +67,9 @@ class ConnectionLimits:
     unread_s: float = 30.0
     """How long a client may read nothing of an answer, in seconds. It must read about 48 kB to have as long again."""
     open_max: int | None = None
-    """Largest number of connections of a process: the longest silent one is closed for the next. None is what the limit of open
-    files (`ulimit -n`) leaves, with a file for each that may be downloaded, and at most 8,192."""
+    """Largest number of connections of a process: the longest silent one is closed for the next, one that has sent no request
+    before others. None is what the limit of open files (`ulimit -n`) leaves, with a file for each that may be downloaded, and
+    at most 8,192."""
     per_address_max: int | None = None
     """Largest number of connections from one address (of IPv6: one network of 64 bits) of which some are silent: the oldest
     silent one is closed for the next. Behind a proxy all come from one address. None is half of `open_max`."""
@@ -104,7 +105,8 @@ class Connections:
         """
         same = self._by_address.get(address, OrderedDict())
         if address and len(same) >= self._per_address_max:
-            oldest = next((one for one in same if one.queue is not None), None)
+            oldest = next((one for one in same if one.queue is self.heads), None)
+            oldest = oldest or next((one for one in same if one.queue is not None), None)
             if oldest is not None:
                 self.close(oldest, "too many of one address")
         if self._count >= self._open_max and not self.close_oldest():
@@ -128,8 +130,12 @@ class Connections:
                 del self._by_address[connection.address]
 
     def close_oldest(self) -> bool:
-        """Close the longest silent connection to make room. False when none is silent."""
-        queue = min((queue for queue in self._queues if queue), key=lambda queue: queue.oldest_s, default=None)
+        """Close the longest silent connection to make room. False when none is silent.
+
+        Those that owe a head go first: a phone that waits for its next swipe has been silent for longer than an attacker.
+        """
+        others = (queue for queue in (self.idle, self.bodies, self.unread) if queue)
+        queue = self.heads if self.heads else min(others, key=lambda queue: queue.oldest_s, default=None)
         if queue is not None:
             self.close(queue.oldest, "the longest silent of too many")
         return queue is not None
@@ -159,10 +165,6 @@ class Connections:
             _logger.warning("closed connections: %s", ", ".join(f"{n} ({reason})" for reason, n in self._closed.most_common()))
             self._closed.clear()
             self._flush = self._loop.call_later(_LOG_S, self._log)
-
-    @property
-    def _queues(self) -> tuple[_Queue, ...]:
-        return self.heads, self.idle, self.bodies, self.unread
 
 
 class _Queue:

@@ -283,6 +283,21 @@ def test_one_address_does_not_take_the_connections_of_another(tmp_path: Path) ->
         assert answered(other)
 
 
+def test_connections_without_a_request_are_closed_before_those_that_wait_for_their_next(tmp_path: Path) -> None:
+    for limits in ({"open_max": 6, "per_address_max": 6}, {"per_address_max": 6}):
+        with serving(tmp_path, **limits) as server, ExitStack() as stack:
+            used = [stack.enter_context(connected(server)) for _ in range(3)]
+            for one in used:
+                one.sendall(_GET)
+                assert answered(one)
+            silent = [stack.enter_context(connected(server)) for _ in range(20)]
+            for one in silent[:17]:
+                assert rest(one) == b""
+            for one in used:
+                one.sendall(_GET)
+                assert answered(one)
+
+
 def test_connections_that_are_all_worked_for_are_not_closed_for_another(tmp_path: Path) -> None:
     with serving(tmp_path, open_max=4, per_address_max=4) as server, ExitStack() as stack:
         working = [stack.enter_context(connected(server)) for _ in range(4)]
