@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 
 from benchmarks.errors import BenchmarkError
 from pocketrank.device.codec import from_block, from_msgpack, to_msgpack
-from pocketrank.device.contract import ContractError, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest
+from pocketrank.device.contract import (
+    NO_FEEDBACK,
+    ContractError,
+    FeedbackBatch,
+    FeedbackEvent,
+    FeedbackReceipt,
+    Page,
+    PageRequest,
+)
 
 __all__ = ["Devices", "Effect"]
 
@@ -64,7 +72,7 @@ class Devices:
         self.effects: list[Effect] = []
         self.counts: Counter[str] = Counter()
         """`batches` acknowledged, `resent` of them more than once, `broken` connections, answers by `status_N` other than
-        200, `without_retry_after`, `malformed`."""
+        200, `without_retry_after`, pages `without_feedback`, `malformed`."""
         self._counting, self._stopping = Lock(), Event()
         self._failed: list[BaseException] = []
         seeds = range(seed + 1, seed + 1 + CONNECTIONS)
@@ -157,12 +165,24 @@ class Devices:
                 sleep(_RECONNECT_S)
                 continue
             if response.status == 200:
-                return answer, tries
+                if not _lacks_feedback(answer, what):
+                    return answer, tries
+                self._count("without_feedback")
+                sleep(RETRY_S)
+                continue
             self._count(f"status_{response.status}")
             if response.getheader("Retry-After") is None:
                 self._count("without_retry_after")
             sleep(RETRY_S)
         raise AssertionError
+
+
+def _lacks_feedback(body: bytes, asked: msgspec.Struct) -> bool:
+    """Return whether a page came without the feedback of its request, which the device then sends again."""
+    try:
+        return isinstance(asked, PageRequest) and NO_FEEDBACK in from_msgpack(body, Page).degraded
+    except ContractError:
+        return False
 
 
 def _is_whole(body: bytes, paged: bool) -> bool:

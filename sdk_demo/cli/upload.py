@@ -61,6 +61,8 @@ def rollback(
 
     \b
     pocketrank rollback --server https://pages.example --token-file admin.token
+
+    Writes no local files.
     """
     with _connected(server, token_file, allow_http, timeout_s) as uploader:
         serial = uploader.roll_back()

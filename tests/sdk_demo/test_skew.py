@@ -239,7 +239,7 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     compared = grown = 0
     for session in sorted(sessions(log), key=lambda rows: int(rows[0]["impression_ms"])):
         if session[0]["impression_ms"] < cut:  # what of it came later is feedback all the same
-            states.apply([event_of(row) for row in session if row["impression_ms"] >= cut])
+            make_page.feedback([event_of(row) for row in session if row["impression_ms"] >= cut])
             continue
         known, page_id = len(states(session[0]["user_id"]).history.item), None
         waiting: list[FeedbackEvent] = []
@@ -263,7 +263,7 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
                 compared += 1
                 grown += len(states(row["user_id"]).history.item) > known
             waiting.append(event_of(row))
-        states.apply(waiting)
+        make_page.feedback(waiting)
     closing.close()
     assert compared > 50
     assert grown > 10

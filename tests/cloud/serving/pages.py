@@ -1,6 +1,6 @@
 """Pages of a published run without HTTP: what the routes do with a request, one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pocketrank.cloud.pipeline.config import BudgetConfig, PipelineConfig
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.cloud.training.run import Run
-from pocketrank.device.contract import Page, PageRequest
+from pocketrank.device.contract import FeedbackEvent, Page, PageRequest
 from tests.cloud.events import accept
 
 
@@ -28,6 +28,10 @@ class Pages:
         self.engine = engine
         self._intake = FeedbackIntake(log, engine.states)
         self._make = PageMaker(engine, config, observer=observer)
+
+    def feedback(self, events: Sequence[FeedbackEvent]) -> None:
+        """Take feedback that comes alone."""
+        accept(self._intake, events)
 
     def __call__(self, request: PageRequest, since: float | None = None) -> Page:
         self._make.check(request)

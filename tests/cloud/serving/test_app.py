@@ -246,7 +246,10 @@ def test_it_lives_and_is_ready(server: Live) -> None:
     assert server.send("GET", "/livez").json() == {"status": "ok"}
     answer = server.send("GET", "/readyz")
     assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
-    assert answer.json() == {"status": "ready", "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "ok"}}
+    assert answer.json() == {
+        "status": "ready",
+        "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "ok", "stages": "ok"},
+    }
 
 
 def test_health_says_what_is_served(server: Live) -> None:
