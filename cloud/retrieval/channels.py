@@ -20,6 +20,10 @@ __all__ = ["Channel", "ChannelConfig", "Fresh", "Popular", "TwoTower", "TwoTower
 
 Int = NDArray[np.int64]
 
+_WAIT_SHARE = 0.7
+"""Share of the time that is left for which a page waits for an index on another machine: the rest is for the other channels and
+for ranking."""
+
 
 class ChannelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base class for the table of a channel in the pipeline file."""
@@ -71,9 +75,9 @@ class TwoTower(Channel):
         """See `Channel`. Returns no positions when the user's vector or the index is unavailable; the page is then degraded."""
         if query.vector is None:
             return np.zeros(0, np.int64)
-        where, left = self.resources.filters.where, query.deadline.left()
+        where, wait_s = self.resources.filters.where, _WAIT_SHARE * query.deadline.left()
         try:
-            return self._index.search(query.vector, k, where=where, exclude=query.exclude, deadline_s=left).ids
+            return self._index.search(query.vector, k, where=where, exclude=query.exclude, deadline_s=wait_s).ids
         except RetrievalError:
             query.degraded.append(f"index_{self.config.index}")
             return np.zeros(0, np.int64)
