@@ -35,7 +35,7 @@ ATTACKS: dict[str, Callable[[AttackOrder], dict[str, Any]]] = {
     "guessed_ids": speaking.guessed_ids,
     "publishing": speaking.publishing,
 }
-"""What an attacker's process can do, by name."""
+"""Attacks that a process of an attacker can run, by name."""
 _NICE = 10
 """The load of honest devices shares a core with the attacker, and goes first."""
 

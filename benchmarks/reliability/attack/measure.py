@@ -40,7 +40,7 @@ ZERO = (
 
 @dataclass(frozen=True)
 class Aims:
-    """What holds under attack."""
+    """Bounds that a server under attack must keep."""
 
     memory_mb: float = 64.0
     """Largest growth of the memory of all the server's processes: at the end, and at any moment."""

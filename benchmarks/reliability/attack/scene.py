@@ -1,4 +1,4 @@
-"""What a case of attack works with: the world, the server under attack, and attackers' processes."""
+"""The scene of an attack: the world, the server that is attacked, and the processes of attackers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.reliability.attack.world import World
 __all__ = ["NO_TOKEN", "Around", "Attack", "Case", "Scene", "Setting", "by_attacker"]
 
 NO_TOKEN = "no token"
-"""What an attacker has who has nothing."""
+"""Value of `Case.holds` for an attacker without a token."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Setting:
 
     attack: Attack
     options: tuple[str, ...] = ()
-    """Of `pocketrank serve`, beside those of the world."""
+    """Options of `pocketrank serve` in addition to those of the world."""
     before: tuple[str, ...] = ()
     """A command that runs the server's."""
     after: Callable[[Scene], dict[str, Any]] = lambda scene: {}
@@ -94,9 +94,9 @@ class Case(NamedTuple):
     """A bounded, repeatable attack."""
 
     does: str
-    """What the attacker does."""
+    """Action of the attacker, as a phrase that follows `it`."""
     holds: str
-    """What the attacker has: nothing, a token, or a part of the server's surroundings."""
+    """Possession of the attacker: no token, a token, or a part of the server's surroundings."""
     around: Around
     size: int = 0
     """How large the attack is; `does` says what is counted."""

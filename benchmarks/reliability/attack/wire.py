@@ -39,7 +39,7 @@ _CONNECTIONS = 8
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
-    """What attackers know. No attacker uses more than its case says."""
+    """Tokens and ids that attackers are given. Each uses only those that its case names."""
 
     split_version: str
     items: tuple[int, ...]

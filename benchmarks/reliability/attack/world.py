@@ -1,4 +1,4 @@
-"""What the server of the attacks serves, and who may ask it: a published run, a large bundle, keys and tokens."""
+"""Data of the attacked server: a published run, a large bundle, and the keys and tokens of those who may ask."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class World:
     """Options of `pocketrank serve` for its tokens, users' keys and trusted keys."""
     secrets: Secrets
     requests: Sequence[PageRequest]
-    """Of honest devices. The attacker and the victim are not among them."""
+    """Requests of honest devices. The attacker and the victim are not among their users."""
     tokens: tuple[str, ...]
     """Token of the user of each request."""
 
