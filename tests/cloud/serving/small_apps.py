@@ -27,12 +27,16 @@ async def _hang(request: Request) -> Response:
     return PlainTextResponse(str(os.getpid()))
 
 
-async def _when_there(request: Request) -> Response:
-    """Report that the request has begun, and answer once a file is there."""
+async def until_there(request: Request) -> None:
+    """Report that the request has begun, and return once a file is there."""
     file = Path(request.query_params["file"])
     file.with_suffix(".begun").touch()
     while not file.exists():
         await anyio.sleep(0.01)
+
+
+async def _when_there(request: Request) -> Response:
+    await until_there(request)
     return PlainTextResponse(str(os.getpid()))
 
 

@@ -5,7 +5,6 @@ import resource
 import sys
 from pathlib import Path
 
-import anyio
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -14,6 +13,7 @@ from starlette.routing import Route
 from pocketrank.cloud.serving.process.connections import ConnectionLimits
 from pocketrank.cloud.serving.process.server import ServerConfig, TlsConfig, listen, run_server
 from pocketrank.cloud.serving.telemetry.logs import LoggingConfig, configure_logs
+from tests.cloud.serving.small_apps import until_there
 
 FILES_MAX = 256
 
@@ -27,11 +27,7 @@ async def _body(request: Request) -> Response:
 
 
 async def _when_there(request: Request) -> Response:
-    """Answer once a file is there."""
-    file = Path(request.query_params["file"])
-    file.with_suffix(".begun").touch()
-    while not file.exists():
-        await anyio.sleep(0.01)
+    await until_there(request)
     return PlainTextResponse("done")
 
 
