@@ -12,9 +12,7 @@ The file is for its owner alone, and is replaced as a whole. Its neighbour `.loc
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from typing import IO
 
 import msgspec
 import numpy as np
+from filelock import FileLock, Timeout
 
 from pocketrank.cloud.files import replacing, sync_folder
 from pocketrank.cloud.pages.user_state import ROW_WORDS, KeptUser, Rows, UserStates, logged_rows
@@ -172,15 +171,16 @@ class StateSnapshot:
     @contextmanager
     def turn(self, *, wait: bool = False) -> Iterator[bool]:
         """Whether this process may write the file within the block. With `wait` it waits until it may. Raises OSError."""
-        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, _OWNER_ONLY)
+        lock = FileLock(f"{self.path}.lock", timeout=-1 if wait else 0, mode=_OWNER_ONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire()
+        except Timeout:
             yield False
-        else:
+            return
+        try:
             yield True
         finally:
-            os.close(lock)
+            lock.release()
 
 
 def _unfit(header: SnapshotHeader, states: UserStates, log: FeedbackLog) -> str:
