@@ -39,7 +39,7 @@ from sklearn.linear_model import SGDClassifier
 
 from benchmarks.command import command_parser, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
-from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
+from pocketrank.cloud.data.days import day_of, days
 from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.training.metrics import auc, gauc, log_loss, ndcg
@@ -102,8 +102,8 @@ class ReplayRows:
         record = run.record
         if record.data_digest != log.digest():
             raise BenchmarkError(str(run.folder), f"a run of {log.name} {log.digest()[:12]}", record.data_digest[:12])
-        spec, offset = record.spec, 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
-        config = SampleConfig(tasks=spec.tasks, utc_offset_h=offset, test_from=parse_date(record.test_from, "test_from"))
+        spec = record.spec
+        config = SampleConfig(tasks=spec.tasks, time_zone=log.time_zone, test_from=parse_date(record.test_from, "test_from"))
         samples = build_samples(log, config)
         at = np.flatnonzero(samples.event_day[samples.row_event] >= samples.learn_until)
         event = samples.row_event[at]

@@ -25,7 +25,6 @@ from pocketrank.cloud.models.presets import PRESETS, UpperConfig
 from pocketrank.cloud.models.reranker import Normalise, UpperHalf
 from pocketrank.cloud.training.device_model import DeviceModelConfig, device_spec
 from pocketrank.cloud.training.run import Run, RunRecord
-from pocketrank.cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
 from pocketrank.cloud.training.weights import save_weights
 from pocketrank.device.bundle.bundle import Bundle
 from pocketrank.device.contract import FeatureSpec, Form, Format, SearchSpec, Stage
@@ -35,8 +34,8 @@ from pocketrank.export.gate import GATE_FILE, GateRows
 from pocketrank.export.graphs import Inputs
 from pocketrank.export.parity import draw_inputs
 from pocketrank.export.parity_stages import open_answers
+from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from pocketrank.sdk_demo.world.config import WorldConfig
-from pocketrank.sdk_demo.world.world import World
 
 __all__ = ["FORMATS", "MEASURED", "LatencySubject", "measured_spec", "random_run", "subjects", "world_spec"]
 
@@ -61,8 +60,8 @@ def world_spec() -> FeatureSpec:
     """The feature spec of a device model that is trained on the default simulated world."""
     config = WorldConfig.load(None)
     config = replace(config, log=replace(config.log, sessions_per_user=SESSIONS_PER_USER))
-    samples = build_samples(World(config).simulate_log(seed=0), SampleConfig(tasks=WORLD_TASKS))
-    return device_spec(samples, DeviceModelConfig(), WORLD_WEIGHTS)
+    samples = build_samples(World(config).simulate_log(seed=0), SampleConfig(tasks=tuple(TASK_WEIGHTS)))
+    return device_spec(samples, DeviceModelConfig(), TASK_WEIGHTS)
 
 
 def measured_spec(spec: FeatureSpec, preset: str) -> FeatureSpec:

@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.command import make_work_folder
 from benchmarks.errors import BenchmarkError
 from benchmarks.quality.hand_features import TreeConfig, Trees, hand_features
-from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, day_of, days
+from pocketrank.cloud.data.days import day_of, days
+from pocketrank.cloud.data.kuairand_tables import TASKS, TIME_ZONE
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
@@ -38,7 +39,7 @@ from pocketrank.cloud.models.peers.simple_dnn import SimpleDnn
 from pocketrank.cloud.models.presets import PRESETS, UpperConfig
 from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec, predict, train_device_model
 from pocketrank.cloud.training.ranker import RankerTrainingConfig, train_ranker
-from pocketrank.cloud.training.train import REAL_TASKS, REAL_WEIGHTS, training_rows
+from pocketrank.cloud.training.train import training_rows
 from pocketrank.device.contract import FeatureSpec
 
 __all__ = ["AT_REQUEST", "CURVES", "CURVE_SEEDS", "MODELS", "PEERS", "TUNABLE", "Data", "Quality", "TrainingJob", "jobs"]
@@ -194,7 +195,7 @@ class Data:
         if not before.any() or not after.any():
             raise BenchmarkError(log.name, f"rows up to {train_to} and from {test_from} on", f"rows of {first} to {last}")
         log = replace(log, impressions=log.impressions.filter(before | after))
-        cut = SampleConfig(tasks=REAL_TASKS, utc_offset_h=KUAIRAND_UTC_OFFSET_H, test_from=test_from)
+        cut = SampleConfig(tasks=tuple(TASKS), time_zone=TIME_ZONE, test_from=test_from)
         samples = build_samples(log, cut)
         if not len(training_rows(samples, BASE)):
             raise BenchmarkError(log.name, f"more training days up to {train_to}", f"rows of {first} to {last}")
@@ -243,7 +244,7 @@ class Quality:
 
     def __init__(self, data: Data, folder: Path) -> None:
         self.data = data
-        self.spec = device_spec(data.samples, BASE, REAL_WEIGHTS)
+        self.spec = device_spec(data.samples, BASE, TASKS)
         self.rows, self.test = training_rows(data.samples, BASE), data.test
         dates = [data.digest, data.train_to.isoformat(), data.test_from.isoformat()]
         self._base = [dates, msgspec.to_builtins(RANKER), msgspec.to_builtins(data.samples.config), REFRESHED_LIST]

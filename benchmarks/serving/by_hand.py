@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.serving.model import CANDIDATES, Model
 from pocketrank.cloud.reranking.spread import SpreadConfig
+from pocketrank.cloud.time_zones import hour_of, zone_of
 from pocketrank.device.codec import to_block
 from pocketrank.device.contract import Candidates, Columns, Page, PageRequest
 
@@ -27,7 +28,7 @@ __all__ = ["ByHand"]
 
 faiss: Any = _faiss
 _TTL_MS = 600_000
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_DAY_MS = 86_400_000
 _RECALL, _QUERIES, _DEPTH = 0.98, 64, 600
 """Lists are read until so much of the best so many is found, for so many vectors of items. The product's lists ask for the
 same."""
@@ -40,6 +41,7 @@ class ByHand:
     def __init__(self, folder: Path) -> None:
         self._model = Model(folder)
         self._published, self.record = self._model.published, self._model.record
+        self.zone = zone_of(self.record.time_zone)
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         tower = str(folder / "user_tower.onnx")
@@ -101,7 +103,7 @@ class ByHand:
         _, found = self._index.search(vector[None], CANDIDATES + len(seen))
         items = found[0][found[0] >= 0] + 1  # row 0 of the tables is no item
         items = items[~np.isin(items, seen)][:CANDIDATES]
-        hour = (now_ms // _HOUR_MS + self.record.utc_offset_h) % 24
+        hour = hour_of(now_ms, self.zone)
         pxtr = self._model.run(self._model.inputs(user, items, hour))
         best = self._spread(items, np.argsort(-pxtr.sum(1), kind="stable"), size)
         items = items[best]

@@ -1,8 +1,6 @@
-"""Days of a log.
+"""Days of a log, which are those of its time zone.
 
-The day of an impression is that of its `impression_ms`, shifted by a whole number of hours from UTC. Real logs are those of
-KuaiRand, with the days of UTC+8; a simulated world has the days of UTC. The `date` column of KuaiRand is not used, because near
-a full hour it disagrees with the time on about 1 % of the rows.
+KuaiRand's own `date` column is not used, because near a full hour it disagrees with the time on about 1 % of the rows.
 """
 
 from __future__ import annotations
@@ -13,24 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.cloud.time_zones import DAY_MS, local_ms
 
-__all__ = ["KUAIRAND_UTC_OFFSET_H", "day_of", "days", "empty_days", "utc_offset_h"]
-
-KUAIRAND_UTC_OFFSET_H = 8
-"""Hours that KuaiRand's local time is ahead of UTC."""
-
-_HOUR_MS = 3_600_000
-
-
-def utc_offset_h(log: ImpressionLog) -> int:
-    """Return the hours that the days of the log are ahead of UTC."""
-    return 0 if log.simulated else KUAIRAND_UTC_OFFSET_H
+__all__ = ["day_of", "days", "empty_days"]
 
 
 def days(log: ImpressionLog) -> NDArray[np.int64]:
     """Return the day of each impression [impressions], counted from 1 January 1970; `day_of` returns its date."""
-    times: NDArray[np.int64] = log.impressions["impression_ms"].to_numpy()
-    return (times + utc_offset_h(log) * _HOUR_MS) // (24 * _HOUR_MS)
+    return local_ms(log.impressions["impression_ms"].to_numpy(), log.time_zone) // DAY_MS
 
 
 def day_of(index: int) -> date:

@@ -18,16 +18,18 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 
 from pocketrank.cloud.data.csv_chunks import Column, read_chunks
-from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H, empty_days
+from pocketrank.cloud.data.days import empty_days
 from pocketrank.cloud.data.history import load_history
 from pocketrank.cloud.data.kuairand_tables import (
     LOG_COLUMNS,
+    TASKS,
+    TIME_ZONE,
     USER_COLUMNS,
     VIDEO_COLUMNS,
     VIDEO_UNUSED,
@@ -37,6 +39,7 @@ from pocketrank.cloud.data.kuairand_tables import (
 )
 from pocketrank.cloud.data.schema import HISTORY, DataError, ImpressionLog
 from pocketrank.cloud.data.validate import validate
+from pocketrank.cloud.time_zones import zone_of
 
 __all__ = ["KuaiRandFiles", "Progress", "find_kuairand", "load_kuairand"]
 
@@ -130,6 +133,8 @@ def load_kuairand(
     loaded = ImpressionLog(
         name=f"kuairand-{files.size}",
         simulated=False,
+        time_zone=TIME_ZONE,
+        tasks=TASKS,
         impressions=impressions_table(log),
         items=items_table(videos, log),
         users=users_table(users),
@@ -191,10 +196,9 @@ def _without_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _within(days: tuple[date, date]) -> pl.Expr:
-    hour_ms = 3_600_000
-    epoch = date(1970, 1, 1)
     first, after = (
-        (day - epoch).days * 24 * hour_ms - KUAIRAND_UTC_OFFSET_H * hour_ms for day in (days[0], days[1] + timedelta(1))
+        int(datetime(day.year, day.month, day.day, tzinfo=zone_of(TIME_ZONE)).timestamp() * 1000)
+        for day in (days[0], days[1] + timedelta(1))
     )
     return (pl.col("time_ms") >= first) & (pl.col("time_ms") < after)
 

@@ -14,12 +14,13 @@ import polars as pl
 import pyarrow as pa
 
 from pocketrank.cloud.data.csv_chunks import Column, Kind
-from pocketrank.cloud.data.days import KUAIRAND_UTC_OFFSET_H
 from pocketrank.cloud.data.schema import IMPRESSIONS, ITEMS, USERS
 from pocketrank.cloud.data.validate import TIMES_MS
 
 __all__ = [
     "LOG_COLUMNS",
+    "TASKS",
+    "TIME_ZONE",
     "USER_CATEGORIES",
     "USER_COLUMNS",
     "USER_FLOATS",
@@ -30,6 +31,10 @@ __all__ = [
     "users_table",
 ]
 
+TIME_ZONE = "Asia/Shanghai"
+"""Zone of the days of the data set."""
+TASKS = {"click": 0.0, "long_view": 1.0, "like": 1.0, "profile_enter": 0.0}
+"""Labels that models predict, with their weights."""
 _LABEL_OF = {
     "is_click": "click",
     "is_like": "like",
@@ -114,10 +119,9 @@ def items_table(videos: pl.DataFrame, log: pl.DataFrame) -> pa.Table:
 
     `duration_ms` is the median of the log's positive values for the item, or else `video_duration`, or else 0 for unknown (239
     of the 7,583 videos of Pure). `category` is the first tag + 1, so that a code does not depend on the other rows of the file.
-    `upload_ms` is the start of the upload day in UTC+8.
+    `upload_ms` is the start of the upload day in `TIME_ZONE`.
     """
     watched = log.group_by("video_id").agg(pl.col("duration_ms").filter(pl.col("duration_ms") > 0).median().alias("seen_ms"))
-    offset_ms = KUAIRAND_UTC_OFFSET_H * 3_600_000
     tag = pl.col("tag").str.extract(r"^(-?[0-9]+)").cast(pl.Int32)
     items = (
         videos.join(watched, on="video_id", how="full", coalesce=True)
@@ -128,7 +132,7 @@ def items_table(videos: pl.DataFrame, log: pl.DataFrame) -> pa.Table:
             author_id="author_id",
             category=pl.when(tag >= 0).then(tag + 1).otherwise(0).fill_null(0),
             music_id="music_id",
-            upload_ms=pl.col("upload_dt").cast(pl.Datetime("ms")).dt.epoch("ms") - offset_ms,
+            upload_ms=pl.col("upload_dt").cast(pl.Datetime("ms")).dt.replace_time_zone(TIME_ZONE).dt.epoch("ms"),
         )
     )
     return _table({column.name: column for column in items.get_columns()}, ITEMS, len(items))

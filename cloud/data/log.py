@@ -25,6 +25,8 @@ def open_log(folder: Path) -> ImpressionLog:
     log = ImpressionLog(
         name=saved.name,
         simulated=saved.simulated,
+        time_zone=saved.time_zone,
+        tasks=saved.tasks,
         **{name: table.replace_schema_metadata(None) for name, table in tables.items()},
     )
     try:

@@ -23,7 +23,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pocketrank.cloud.data.feedback import FEEDBACK_FLOATS
-from pocketrank.cloud.data.schema import LABELS, DataError, ImpressionLog
+from pocketrank.cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.time_zones import DAY_MS, HOUR_MS, local_ms
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, FloatFeature
 
 __all__ = ["SampleConfig", "Samples", "build_samples"]
@@ -49,8 +50,8 @@ class SampleConfig:
     """Largest number of days in a pseudo-list."""
     history_list: int = 3
     """Length of the lists of events from before the log, on which models are pretrained."""
-    utc_offset_h: int = 0
-    """Offset of the log's days from UTC, in hours."""
+    time_zone: str = "UTC"
+    """IANA name of the zone whose days and hours are those of the log."""
     test_from: date | None = None
     """First test day. A pseudo-list never extends over its beginning, so that no list is partly training and partly test."""
 
@@ -112,16 +113,16 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     """Return the samples of `log`. Raises `DataError` for a task without a label in the log."""
     table = log.impressions
     for task in config.tasks:
-        if task not in LABELS or table.column(task).null_count == len(table):
+        if task not in log.labels or table.column(task).null_count == len(table):
             raise DataError(log.name, f"expected labels of task `{task}`, got none", column=task)
     item_ids, user_ids = _vocabulary(log.items, "item_id"), _vocabulary(log.users, "user_id")
-    day_ms, offset_ms = 86_400_000, config.utc_offset_h * 3_600_000
     feedback_floats = tuple(f for f in FEEDBACK_FLOATS if table.column(f.name).null_count < len(table))
 
     ms = _column(table, "impression_ms", np.int64)
-    day = (ms + offset_ms) // day_ms
+    clock_ms = local_ms(ms, config.time_zone)
+    day = clock_ms // DAY_MS
     first_day = int(day.min())
-    item_floats = _items(log.items, first_day, offset_ms)
+    item_floats = _items(log.items, first_day, config.time_zone)
     history_user, history_item, history_long, history_like = _history(log)
     n_history = len(history_user)
 
@@ -178,8 +179,8 @@ def build_samples(log: ImpressionLog, config: SampleConfig) -> Samples:
     has_session = session >= 0
     cut = (config.test_from - date(1970, 1, 1)).days - first_day if config.test_from else 0
     lists = _Lists(log, config, item_ids, user, item, logged, event_day - cut, page)
-    shift = event_ms + offset_ms
-    lists.fill(labels, np.where(logged, shift // 3_600_000 % 24 + 1, 0), from_log(_column(table, "scene", np.int64) + 1, 0))
+    hour = from_log(clock_ms // HOUR_MS % 24 + 1, 0)
+    lists.fill(labels, hour, from_log(_column(table, "scene", np.int64) + 1, 0))
 
     # Rows: the events of a device begin with its session, or else with the log.
     row_event = np.flatnonzero(logged)
@@ -310,7 +311,7 @@ def _lists(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
     return out
 
 
-def _items(table: pa.Table, first_day: int, offset_ms: int) -> dict[str, Any]:
+def _items(table: pa.Table, first_day: int, time_zone: str) -> dict[str, Any]:
     upload = _column(table, "upload_ms", np.int64)
     author, unknown = _column(table, "author_id", np.int64), np.iinfo(np.int64).min
     return {
@@ -320,7 +321,7 @@ def _items(table: pa.Table, first_day: int, offset_ms: int) -> dict[str, Any]:
         "item_category": np.append(0, np.maximum(_column(table, "category", np.int64), 0)),
         "item_duration_s": np.append(0, _column(table, "duration_ms", np.int64) / 1000).astype(np.float32),
         "item_upload_day": np.append(
-            np.nan, np.where(upload >= 0, (upload + offset_ms) / 86_400_000 - first_day, np.nan)
+            np.nan, np.where(upload >= 0, local_ms(upload, time_zone) / DAY_MS - first_day, np.nan)
         ).astype(np.float32),
         "item_content": _lists(table, "vector", np.float32),
     }

@@ -45,7 +45,8 @@ def _required(name: str, dtype: pa.DataType) -> pa.Field:
 LABELS = (
     "click", "effective_view", "long_view", "like", "follow", "comment", "share", "profile_enter", "dislike", "has_next",
 )  # fmt: skip
-"""Label columns of an impression. A null label is unknown and takes no part in a loss or a metric."""
+"""Label columns that every log has, though they may be empty. A log may have more under names of its own. A null label is
+unknown and takes no part in a loss or a metric."""
 
 IMPRESSIONS = pa.schema(
     [
@@ -73,7 +74,7 @@ IMPRESSIONS = pa.schema(
         pa.field("backgrounded", pa.bool_()),
     ]
 )
-"""One shown item. Sorted by (impression_ms, user_id, item_id)."""
+"""One shown item. Sorted by (impression_ms, user_id, item_id). The labels that only this log has follow, as booleans."""
 
 ITEMS = pa.schema(
     [
@@ -123,19 +124,26 @@ SAVED_KEY = b"pocketrank"
 class Saved(msgspec.Struct, frozen=True):
     """Metadata of a saved log."""
 
-    FORMAT: ClassVar[int] = 1
+    FORMAT: ClassVar[int] = 2
 
     format: int
     name: str
     simulated: bool
+    time_zone: str
+    tasks: dict[str, float]
 
 
 @dataclass(frozen=True)
 class ImpressionLog:
-    """Validated log. `simulated` says that it is of a simulated world and not of real users."""
+    """Validated log."""
 
     name: str
     simulated: bool
+    """Whether it is of a simulated world and not of real users."""
+    time_zone: str
+    """IANA name of the zone whose days and hours are those of the log."""
+    tasks: dict[str, float]
+    """Labels that models predict, in the order of their outputs, each with its weight in the order of a page."""
     impressions: pa.Table
     items: pa.Table
     users: pa.Table
@@ -143,6 +151,12 @@ class ImpressionLog:
     pages: pa.Table = field(default_factory=PAGES.empty_table)
 
     TABLES = ("impressions", "items", "users", "history", "pages")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of all label columns: `LABELS`, then those that only this log has."""
+        own = self.impressions.column_names[len(IMPRESSIONS) :]
+        return (*LABELS, *own)
 
     def digest(self) -> str:
         """Return the SHA-256 of the contents of all tables, in hex. Chunking, and the bytes under a null, do not affect it."""
@@ -165,7 +179,7 @@ class ImpressionLog:
         for name in reversed(self.TABLES):
             table = getattr(self, name)
             if name == "impressions":
-                mark = Saved(format=Saved.FORMAT, name=self.name, simulated=self.simulated)
+                mark = Saved(Saved.FORMAT, self.name, self.simulated, self.time_zone, self.tasks)
                 table = table.replace_schema_metadata({SAVED_KEY: msgspec.json.encode(mark)})
             with replacing(folder / f"{name}.parquet") as part:
                 # The other naming of list elements would change the schema, and with it the digest of the log that is opened.

@@ -14,8 +14,8 @@ from pocketrank.device.contract import Ended, Network, Orientation
 
 __all__ = ["TIMES_MS", "validate"]
 
-TIMES_MS = (946_684_800_000, 4_102_444_799_999)
-"""Range of valid times: the years 2000 to 2099. Times in seconds or microseconds since the epoch are outside of it."""
+TIMES_MS = (631_152_000_000, 4_102_444_799_999)
+"""Range of valid times: the years 1990 to 2099. Times in seconds or microseconds since the epoch are outside of it."""
 
 _SCHEMAS = {"impressions": IMPRESSIONS, "items": ITEMS, "users": USERS, "history": HISTORY, "pages": PAGES}
 

@@ -16,6 +16,7 @@ from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError
 from pocketrank.cloud.pipeline.stage import Deadline, Query
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.published import PublishedRecord
+from pocketrank.cloud.time_zones import hour_of, zone_of
 from pocketrank.device.codec import to_block
 from pocketrank.device.contract import Block, Candidates, Columns, ContractError, Page, PageRequest, check_experiment
 
@@ -95,6 +96,7 @@ class PageMaker:
         self._observer, self._price = observer or PageObserver(), price
         self._sent = _SentColumns(engine.record, config.page.features)
         upload_ms = engine.catalogue.upload_ms
+        self._zone = zone_of(engine.record.time_zone)
         self._upload_day = np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)  # [I]
 
     def check(self, request: PageRequest) -> None:
@@ -143,7 +145,7 @@ class PageMaker:
             user=self._users.one(request.user_id),
             history=state.history,
             exclude=np.concatenate(exclude),
-            hour=(request.now_ms // 3_600_000 + self._record.utc_offset_h) % 24,
+            hour=hour_of(request.now_ms, self._zone),
             deadline=deadline,
         )
 

@@ -53,8 +53,8 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Columns of `item_category`."""
     simulated: bool
     """Whether the log is from a simulation and not from real users."""
-    utc_offset_h: int
-    """Hours by which the time of day in the ranker's training data is ahead of UTC."""
+    time_zone: str = "UTC"
+    """IANA name of the zone whose hours are those of the ranker's training data."""
 
 
 @dataclass(frozen=True)

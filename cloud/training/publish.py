@@ -119,7 +119,7 @@ def publish(
         float_names=("duration_ms",),
         category_names=("category", "author"),
         simulated=simulated,
-        utc_offset_h=samples.config.utc_offset_h,
+        time_zone=samples.config.time_zone,
     )
     # Graphs. The sizes of these example inputs are free in the graph.
     out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from pocketrank.cloud.data.days import day_of, days, utc_offset_h
+from pocketrank.cloud.data.days import day_of, days
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
@@ -33,11 +33,7 @@ from pocketrank.cloud.training.weights import load_weights, save_weights
 from pocketrank.device.contract import FeatureSpec, SearchSpec
 
 __all__ = [
-    "REAL_TASKS",
-    "REAL_WEIGHTS",
     "WORLD_CONFIG",
-    "WORLD_TASKS",
-    "WORLD_WEIGHTS",
     "TrainConfig",
     "train",
     "training_rows",
@@ -76,10 +72,6 @@ class TrainConfig:
 
 DEFAULT_TEST_SHARE = 0.1
 """Smallest share of the rows that are test rows when `test_from` is not given."""
-REAL_TASKS = ("click", "long_view", "like", "profile_enter")
-REAL_WEIGHTS = {"long_view": 1.0, "like": 1.0}
-WORLD_TASKS = ("effective_view", "like", "follow", "has_next")
-WORLD_WEIGHTS = {"effective_view": 1.0, "like": 0.0, "follow": 0.0, "has_next": 0.0}
 _WORLD_TOWERS = TowerConfig(item_width=4, side_width=4)
 WORLD_CONFIG = TrainConfig(
     stream=RankerTrainingConfig(ranker=FullRankerConfig(item_width=4, user_width=4)),
@@ -114,9 +106,8 @@ def train(
     torch.set_num_threads(config.threads)
 
     # The data.
-    tasks, weights = (WORLD_TASKS, WORLD_WEIGHTS) if log.simulated else (REAL_TASKS, REAL_WEIGHTS)
     test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
-    samples = build_samples(log, SampleConfig(tasks=tasks, utc_offset_h=utc_offset_h(log), test_from=test_from))
+    samples = build_samples(log, SampleConfig(tasks=tuple(log.tasks), time_zone=log.time_zone, test_from=test_from))
     if not len(_test_rows(samples)) or not len(training_rows(samples, config.device)):
         span = f"{day_of(samples.first_day)} to {day_of(samples.first_day + samples.days - 1)}"
         warm_up = _warm_up_days(samples, config.device)
@@ -130,7 +121,7 @@ def train(
     record.unlink(missing_ok=True)
 
     # The models of each seed.
-    spec = device_spec(samples, config.device, weights, config.search)
+    spec = device_spec(samples, config.device, log.tasks, config.search)
     statistics = ItemStatistics(samples)
     writer = SummaryWriter(str(out / "tensorboard"))
     trainings = [

@@ -26,20 +26,22 @@ _Value = TypeVar("_Value", bound=str)
 
 @dataclass(frozen=True)
 class DataSource:
-    """Source of impressions: the simulated world, or a folder in the public KuaiRand layout."""
+    """Source of impressions: the simulated world, a data file, or a folder in the public KuaiRand layout."""
 
-    kind: Literal["world", "kuairand"]
-    folder: Path | None = None
+    kind: Literal["world", "file", "kuairand"]
+    path: Path | None = None
 
 
 def parse_source(text: str, option: str = "--data") -> DataSource:
-    """Parse `world` or `kuairand:DIR`. Raises `OptionError`. The loader checks what the folder holds."""
+    """Parse `world`, `FILE.toml` or `kuairand:DIR`. Raises `OptionError`. The loader checks what the file or folder holds."""
     kind, colon, folder = text.partition(":")
     if kind == "world" and not colon:
         return DataSource("world")
     if kind == "kuairand" and folder:
         return DataSource("kuairand", Path(folder).expanduser())
-    raise OptionError(option, "`world` or `kuairand:DIR`", text)
+    if text.lower().endswith(".toml"):
+        return DataSource("file", Path(text).expanduser())
+    raise OptionError(option, "`world`, `FILE.toml` or `kuairand:DIR`", text)
 
 
 def parse_list(text: str, allowed: Sequence[_Value], option: str) -> tuple[_Value, ...]:

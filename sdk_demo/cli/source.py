@@ -23,16 +23,21 @@ def load_log(console: Console, source: DataSource, *, world: Path | None, seed: 
     Raises `OptionError` for a `world` with a log that is not simulated, `DataError` for a log that cannot be trained on,
     `WorldError` for an invalid world.
     """
-    if source.folder is None:
+    if source.path is None:
         from pocketrank.sdk_demo.world import World, WorldConfig
 
         config = WorldConfig.load(world)
         with progress(console, "simulating the log") as report_progress:
             return World(config).simulate_log(seed=seed, progress=report_progress)
     if world is not None:
-        raise OptionError("--world", "`--data world` as well", f"--data {source.kind}:{source.folder}")
-
-    from pocketrank.cloud.data.kuairand import load_kuairand
+        raise OptionError("--world", "`--data world` as well", f"--data {source.path}")
 
     with progress(console, "loading the log") as report_progress:
-        return load_kuairand(source.folder, progress=lambda _file, share: report_progress(share))
+        if source.kind == "file":
+            from pocketrank.cloud.data.mapped_log import load_mapped
+
+            return load_mapped(source.path, progress=lambda _table, share: report_progress(share)).log
+
+        from pocketrank.cloud.data.kuairand import load_kuairand
+
+        return load_kuairand(source.path, progress=lambda _file, share: report_progress(share))

@@ -18,7 +18,13 @@ __all__ = ["train"]
 
 
 def train(
-    data: Annotated[str, typer.Option(help="`world` (simulated) or `kuairand:DIR`, a folder in the public KuaiRand layout.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="`world` (simulated), a data file `FILE.toml` that describes your tables, or `kuairand:DIR`, a folder in the "
+            "public KuaiRand layout."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run. An interrupted run resumes after its last finished stage.")],
     test_from: Annotated[
         str | None,

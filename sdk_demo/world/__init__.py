@@ -12,6 +12,7 @@ from pocketrank.sdk_demo.world.errors import SessionOverError, UnknownIdError, W
 from pocketrank.sdk_demo.world.policy import LoggingPolicy
 from pocketrank.sdk_demo.world.response import TASKS
 from pocketrank.sdk_demo.world.session import Outcome, UserSession
+from pocketrank.sdk_demo.world.simulate import TASK_WEIGHTS
 from pocketrank.sdk_demo.world.users import Users
 from pocketrank.sdk_demo.world.variants import VARIANTS, Variant
 from pocketrank.sdk_demo.world.world import World
@@ -19,6 +20,7 @@ from pocketrank.sdk_demo.world.world import World
 __all__ = [
     "DEFAULT_WORLD",
     "TASKS",
+    "TASK_WEIGHTS",
     "VARIANTS",
     "Items",
     "LoggingPolicy",

@@ -23,10 +23,13 @@ from pocketrank.sdk_demo.world.response import Outcomes, ResponseModel
 from pocketrank.sdk_demo.world.signals import Signals
 from pocketrank.sdk_demo.world.users import Users
 
-__all__ = ["LOG_TAG", "simulate_log"]
+__all__ = ["LOG_TAG", "TASK_WEIGHTS", "simulate_log"]
 
 LOG_TAG = 1
 """Part of the random keys of a log's sessions; live sessions have another (`session.SESSION_TAG`)."""
+
+TASK_WEIGHTS = {"effective_view": 1.0, "like": 0.0, "follow": 0.0, "has_next": 0.0}
+"""Labels of a log that models predict, with their weights."""
 
 _HOUR_MS = 3_600_000
 _BREAK_MS = 600_000  # shortest time between two sessions of a user
@@ -141,6 +144,8 @@ class _Record:
         return ImpressionLog(
             name="world",
             simulated=True,
+            time_zone="UTC",
+            tasks=TASK_WEIGHTS,
             impressions=pa.Table.from_arrays(arrays, schema=schema.IMPRESSIONS),
             items=items.table(),
             users=users.table(),

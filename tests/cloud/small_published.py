@@ -127,7 +127,7 @@ class SmallRun:
 
 
 def small_run(
-    folder: Path, *, items: int = 60, users: int = 8, seed: int = 0, utc_offset_h: int = 0, split_version: str = SPLIT_VERSION
+    folder: Path, *, items: int = 60, users: int = 8, seed: int = 0, time_zone: str = "UTC", split_version: str = SPLIT_VERSION
 ) -> SmallRun:
     """A run of `items` (ids 1000, 1003, …) and `users` (ids 1, 2, …), saved in `folder`; the last user has no history."""
     rng = np.random.default_rng(seed)
@@ -169,7 +169,7 @@ def small_run(
         float_names=("duration_ms", "age_days"),
         category_names=("category", "author"),
         simulated=True,
-        utc_offset_h=utc_offset_h,
+        time_zone=time_zone,
     )
     k = len(TASKS)
     ranker_weights = {

@@ -23,12 +23,11 @@ from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec
 from pocketrank.cloud.training.publish import publish
 from pocketrank.cloud.training.ranker import RankerInputs
-from pocketrank.cloud.training.train import WORLD_TASKS, WORLD_WEIGHTS
 from pocketrank.device import FeedSession, Ranker
 from pocketrank.device.codec import read_page, to_block
 from pocketrank.device.contract import Candidates, Columns, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
 from pocketrank.device.runtimes import INPUT_NAMES, Runtime
-from pocketrank.sdk_demo.world import World
+from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.cloud.serving.pages import pages, stages
 from tests.cloud.small_published import small_run
 from tests.sdk_demo.world.worlds import small
@@ -97,7 +96,7 @@ def _set(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.T
 @pytest.fixture(scope="module")
 def samples(log: ImpressionLog) -> Samples:
     # days that begin elsewhere than UTC's, so that no hour agrees by chance
-    return build_samples(log, SampleConfig(tasks=WORLD_TASKS, utc_offset_h=8, events_max=12))
+    return build_samples(log, SampleConfig(tasks=tuple(TASK_WEIGHTS), time_zone="Asia/Shanghai", events_max=12))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def model(samples: Samples, statistics: ItemStatistics) -> DeviceModel:
     torch.manual_seed(0)
     pxtr = np.random.default_rng(0).random(samples.list_labels.shape, np.float32)
     config = DeviceModelConfig()
-    spec = device_spec(samples, config, WORLD_WEIGHTS)
+    spec = device_spec(samples, config, TASK_WEIGHTS)
     return DeviceModel(samples, statistics, pxtr, spec, config, split=True).eval()
 
 
@@ -224,7 +223,7 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     torch.manual_seed(1)
     ranker = CloudRanker(FullRankerConfig(), before, statistics.width).eval()
     pxtr = np.full(before.list_labels.shape, 0.5, np.float32)
-    spec = device_spec(before, DeviceModelConfig(), WORLD_WEIGHTS)
+    spec = device_spec(before, DeviceModelConfig(), TASK_WEIGHTS)
     model = DeviceModel(before, statistics, pxtr, spec, DeviceModelConfig(), split=True).eval()
     run = small_run(tmp_path / "run")
     publish(ranker, model, statistics, np.arange(8), run.folder / "published", simulated=True)
@@ -299,7 +298,7 @@ def _same_scores(
         window, known = inputs.window(inputs.list_user[number], inputs.list_event[number], model.config.lower.history_max)
         vectors = model.lower.items(inputs.item[window], statistics[inputs.item[window]])
         user_vector = model.lower.users(model.lower.user(inputs.list_user[number]), vectors, inputs.feedback[window], known)
-    np.testing.assert_allclose(arrays.floats[:, : len(WORLD_TASKS)], expected[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(arrays.floats[:, : len(TASK_WEIGHTS)], expected[0].numpy(), atol=1e-5)
     assert arrays.user_vector is not None
     np.testing.assert_allclose(arrays.user_vector, user_vector[0].numpy(), atol=4e-3)
 

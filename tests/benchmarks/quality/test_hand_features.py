@@ -15,7 +15,7 @@ from tests.benchmarks.quality.test_quality import TASKS, folder
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     log = load_kuairand(folder(tmp_path_factory.mktemp("hand") / "data"))
-    return build_samples(log, SampleConfig(tasks=TASKS, utc_offset_h=8, test_from=date(2022, 5, 1)))
+    return build_samples(log, SampleConfig(tasks=TASKS, time_zone="Asia/Shanghai", test_from=date(2022, 5, 1)))
 
 
 def features(samples: Samples, *, fresh: bool = True) -> np.ndarray:

@@ -17,13 +17,20 @@ def columns(schema: pa.Schema, rows: int, **given: Sequence[Any]) -> pa.Table:
 
 
 def small_log(
-    times: Sequence[int], *, simulated: bool = False, pages: pa.Table | None = None, **impressions: Sequence[Any]
+    times: Sequence[int],
+    *,
+    simulated: bool = False,
+    time_zone: str = "Asia/Shanghai",
+    pages: pa.Table | None = None,
+    **impressions: Sequence[Any],
 ) -> ImpressionLog:
     """One impression of item 10 by user 1 at each of the sorted `times`; items 10 and 11, users 1 and 2."""
     ones = {"user_id": [1] * len(times), "item_id": [10] * len(times), "impression_ms": times, "watch_ms": [900] * len(times)}
     return ImpressionLog(
         name="small",
         simulated=simulated,
+        time_zone=time_zone,
+        tasks={"long_view": 1.0, "like": 1.0},
         impressions=columns(IMPRESSIONS, len(times), **(ones | impressions)),
         items=columns(
             ITEMS,

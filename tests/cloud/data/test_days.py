@@ -10,7 +10,7 @@ FIRST = date(2022, 4, 27)
 def test_days_are_local_to_the_log() -> None:
     evening = NOON + 5 * 3_600_000  # 17:00 in UTC+8, 09:00 in UTC
     times = [evening, evening + 8 * 3_600_000, evening + 16 * 3_600_000]
-    real, simulated = small_log(times), small_log(times, simulated=True)
+    real, simulated = small_log(times), small_log(times, time_zone="UTC")
     assert [day_of(day) for day in days(real).tolist()] == [FIRST, FIRST + timedelta(1), FIRST + timedelta(1)]
     assert [day_of(day) for day in days(simulated).tolist()] == [FIRST, FIRST, FIRST + timedelta(1)]
 

@@ -39,6 +39,8 @@ def two_users() -> ImpressionLog:
     return ImpressionLog(
         name=base.name,
         simulated=False,
+        time_zone=base.time_zone,
+        tasks=base.tasks,
         impressions=log.impressions,
         items=columns(ITEMS, 3, item_id=[10, 11, 12], duration_ms=[9000, 20_000, 0], author_id=[7, 7, None]),
         users=columns(USERS, 2, user_id=[1, 2], categories=[[1], [2]], floats=[[0.5], [0.0]]),

@@ -93,7 +93,7 @@ def test_a_page_is_spread_over_categories(make: Make) -> None:
 
 
 def test_the_hour_is_counted_where_the_run_counted_it(tmp_path: Path, make: Make) -> None:
-    run = small_run(tmp_path / "east", utc_offset_h=8)
+    run = small_run(tmp_path / "east", time_zone="Asia/Shanghai")
     page = make(run.folder)(request(6, 5, now_ms=20 * 3_600_000))
     state = UserStates(run.published, run.record)(6)
     pxtr = run.expected_pxtr(6, state.history, positions(run, page), scene_code=1, hour_code=5)

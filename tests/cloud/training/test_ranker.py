@@ -8,8 +8,7 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.training.ranker import RankerTrainingConfig, TrainedRanker, train_ranker
-from pocketrank.cloud.training.train import WORLD_TASKS
-from pocketrank.sdk_demo.world import World
+from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.sdk_demo.world.worlds import small
 
 
@@ -26,7 +25,7 @@ def trained(samples: Samples, second_cut: Samples | None = None) -> TrainedRanke
 
 
 def test_a_second_cut_is_scored_by_the_same_ranker_and_changes_nothing(log: ImpressionLog) -> None:
-    config = SampleConfig(tasks=WORLD_TASKS)
+    config = SampleConfig(tasks=tuple(TASK_WEIGHTS))
     samples, shorter = build_samples(log, config), build_samples(log, replace(config, list_max=3))
     alone, same, both = trained(samples), trained(samples, samples), trained(samples, shorter)
     assert alone.second_pxtr is None

@@ -24,9 +24,9 @@ from pocketrank.cloud.training.device_model import DeviceModelConfig
 from pocketrank.cloud.training.evaluate import MODELS, evaluate
 from pocketrank.cloud.training.ranker import RankerInputs, RankerTrainingConfig, train_ranker
 from pocketrank.cloud.training.run import Run, RunError
-from pocketrank.cloud.training.train import WORLD_TASKS, TrainConfig, train
+from pocketrank.cloud.training.train import TrainConfig, train
 from pocketrank.cloud.training.weights import load_weights
-from pocketrank.sdk_demo.world import World
+from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.data import kuairand_folder
 from tests.sdk_demo.world.worlds import small
 
@@ -75,7 +75,7 @@ def test_the_exported_form_is_the_measured_one(run: Run) -> None:
 
 def test_the_published_half_scores_as_the_ranker_does(run: Run, log: ImpressionLog) -> None:
     published, record = Published.open(run.published)
-    samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS, test_from=date.fromisoformat(run.record.test_from)))
+    samples = build_samples(log, SampleConfig(tasks=tuple(TASK_WEIGHTS), test_from=date.fromisoformat(run.record.test_from)))
     statistics = ItemStatistics(samples)
     ranker = FullRanker(QUICK.stream.ranker, samples, statistics.width)
     load_weights(ranker, run.seed_folder() / "ranker.safetensors")
@@ -115,7 +115,7 @@ def test_the_published_half_scores_as_the_ranker_does(run: Run, log: ImpressionL
 
 
 def test_no_score_depends_on_its_own_or_a_later_label(log: ImpressionLog) -> None:
-    samples = build_samples(log, SampleConfig(tasks=WORLD_TASKS))
+    samples = build_samples(log, SampleConfig(tasks=tuple(TASK_WEIGHTS)))
     day = 4
     one = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
     from_day = samples.list_day >= day
@@ -135,7 +135,7 @@ def test_a_pseudo_list_is_learned_when_it_is_over() -> None:
     for name, column in zip(("page_id", "session_id"), nothing, strict=True):
         impressions = impressions.set_column(impressions.schema.get_field_index(name), impressions.schema.field(name), column)
     bare = replace(whole, impressions=impressions, pages=whole.pages.slice(0, 0))
-    samples = build_samples(bare, SampleConfig(tasks=WORLD_TASKS, list_days=2))
+    samples = build_samples(bare, SampleConfig(tasks=tuple(TASK_WEIGHTS), list_days=2))
     day = 3
     one = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
     later = samples.event_day[samples.row_event] >= day
