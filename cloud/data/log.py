@@ -1,58 +1,396 @@
-"""Opening of a log that `ImpressionLog.save` wrote."""
+"""A log on disk: written once, and read in parts of whole days, so that memory does not grow with the number of impressions.
+
+::
+
+    LOG/log.json                         `LogRecord`; written last: a folder without it is no log
+    LOG/impressions/<first day>.parquet  impressions of this day and the next ones, up to the day of the next file
+    LOG/{items,users,history,pages,ids}.parquet
+
+Errors::
+
+    DataError                  the folder holds no log, a damaged one, or one of another format
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pocketrank.cloud.data.schema import SAVED_KEY, DataError, ImpressionLog, Saved
-from pocketrank.cloud.data.validate import validate
+from pocketrank.cloud.data.days import day_of
+from pocketrank.cloud.data.schema import (
+    HISTORY,
+    IDS,
+    PAGES,
+    DataError,
+    ImpressionLog,
+    LogDigest,
+    impressions_schema,
+    labels_of,
+    scores_of,
+)
+from pocketrank.cloud.data.validate import validate_impressions, validate_links, validate_others
+from pocketrank.cloud.files import sync_folder, write_atomically
+from pocketrank.cloud.time_zones import DAY_MS, local_ms
 
-__all__ = ["open_log"]
+__all__ = ["LOG_FORMAT", "Log", "LogRecord", "LogWriter", "StoredLog", "open_log", "save_log"]
+
+LOG_FORMAT = 3
+"""Format 2 was one file of impressions, whose metadata had the record."""
+_PART_ROWS = 1 << 17
+"""Smallest number of rows in a file but the last, and the largest in one of its row groups."""
+_KEYS = ("impression_ms", "user_id", "item_id")
 
 
-def open_log(folder: Path) -> ImpressionLog:
-    """Read and validate the log in `folder`.
+class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Record of a stored log."""
 
-    Raises `DataError` for a folder or file that is missing; a file that is truncated, damaged (page checksums are verified) or
-    written by another program; a log of another format; and for a log that `validate` rejects.
+    format: int = LOG_FORMAT
+    name: str
+    simulated: bool
+    time_zone: str
+    tasks: dict[str, float]
+    actions: tuple[str, ...]
+    rows: int
+    digest: str
+    """Of the whole log, as `ImpressionLog.digest` returns it."""
+    files: tuple[str, ...]
+    """Files of impressions, in the order of time."""
+    source: str = ""
+    """What the log was made from, by which an import finds that it need not be repeated."""
+
+
+@dataclass(frozen=True)
+class StoredLog:
+    """A log in a folder. Its impressions are read part by part, the other tables when they are asked for."""
+
+    folder: Path
+    record: LogRecord
+
+    @property
+    def name(self) -> str:
+        """See `ImpressionLog`."""
+        return self.record.name
+
+    @property
+    def simulated(self) -> bool:
+        """See `ImpressionLog`."""
+        return self.record.simulated
+
+    @property
+    def time_zone(self) -> str:
+        """See `ImpressionLog`."""
+        return self.record.time_zone
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """See `ImpressionLog`."""
+        return self.record.tasks
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """See `ImpressionLog`."""
+        return self.record.actions
+
+    @property
+    def rows(self) -> int:
+        """See `ImpressionLog`."""
+        return self.record.rows
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """See `ImpressionLog`."""
+        return _opened(self.folder / "impressions" / self.record.files[0]).schema_arrow
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """See `ImpressionLog`."""
+        return labels_of(self.schema)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """See `ImpressionLog`."""
+        return scores_of(self.schema)
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """See `ImpressionLog`."""
+        return self._table("items")
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """See `ImpressionLog`."""
+        return self._table("users")
+
+    @cached_property
+    def history(self) -> pa.Table:
+        """See `ImpressionLog`."""
+        return self._table("history")
+
+    @cached_property
+    def pages(self) -> pa.Table:
+        """See `ImpressionLog`."""
+        return self._table("pages")
+
+    @cached_property
+    def ids(self) -> pa.Table:
+        """See `ImpressionLog`."""
+        return self._table("ids")
+
+    def parts(self) -> Iterator[pa.Table]:
+        """Return the impressions in their order, in tables of up to 131,072 rows. Raises `DataError`."""
+        for name in self.record.files:
+            path = self.folder / "impressions" / name
+            file = _opened(path)
+            for group in range(file.num_row_groups):
+                try:
+                    yield file.read_row_group(group, use_threads=False)
+                except (OSError, pa.ArrowException) as error:
+                    raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
+
+    def digest(self) -> str:
+        """Return the digest that was taken when the log was written."""
+        return self.record.digest
+
+    def load(self) -> ImpressionLog:
+        """Return the log in memory. Raises `DataError`."""
+        tables = {name: getattr(self, name) for name in ImpressionLog.TABLES[1:]}
+        return ImpressionLog(
+            name=self.name,
+            simulated=self.simulated,
+            time_zone=self.time_zone,
+            tasks=self.tasks,
+            actions=self.actions,
+            impressions=pa.concat_tables(self.parts()).combine_chunks(),
+            **tables,
+        )
+
+    def _table(self, name: str) -> pa.Table:
+        path = self.folder / f"{name}.parquet"
+        try:
+            return _opened(path).read()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
+
+
+def open_log(folder: Path) -> StoredLog:
+    """Open the log in `folder`, whose tables were validated when they were written.
+
+    Raises `DataError` for a folder without a log, a record that cannot be read, a log of another format, and a file that is
+    missing or truncated. Damage within a file is found when it is read, because pages have checksums.
     """
-    tables = {name: _read(folder / f"{name}.parquet") for name in ImpressionLog.TABLES}
-    saved = _saved(folder / "impressions.parquet", tables["impressions"])
-    log = ImpressionLog(
-        name=saved.name,
-        simulated=saved.simulated,
-        time_zone=saved.time_zone,
-        tasks=saved.tasks,
-        **{name: table.replace_schema_metadata(None) for name, table in tables.items()},
-    )
+    path = folder / "log.json"
     try:
-        validate(log)
-    except DataError as error:  # which names the table
-        raise DataError(str(folder / f"{error.file}.parquet"), error.message, row=error.row, column=error.column) from None
+        record = msgspec.json.decode(path.read_bytes(), type=LogRecord)
+    except FileNotFoundError as error:
+        raise DataError(
+            str(path), "expected the record of a log, got no such file; `pocketrank data import` makes a log"
+        ) from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"expected the record of a log, got: {error}") from error
+    if record.format != LOG_FORMAT:
+        raise DataError(str(path), f"expected a log of format {LOG_FORMAT}, got {record.format}; import it again")
+    log = StoredLog(folder, record)
+    rows = sum(_opened(folder / "impressions" / name).metadata.num_rows for name in record.files)
+    if rows != record.rows:
+        raise DataError(str(path), f"expected {record.rows} impressions in the files of {folder / 'impressions'}, got {rows}")
+    for name in ImpressionLog.TABLES[1:]:
+        _opened(folder / f"{name}.parquet")
     return log
 
 
-def _read(file: Path) -> pa.Table:
+def save_log(log: ImpressionLog, folder: Path) -> StoredLog:
+    """Write a log in memory into `folder`, in place of one that is there. Raises OSError, `DataError`."""
+    with LogWriter(
+        folder,
+        name=log.name,
+        simulated=log.simulated,
+        time_zone=log.time_zone,
+        tasks=log.tasks,
+        labels=log.labels,
+        actions=log.actions,
+        scores=log.scores,
+    ) as writer:
+        writer.write(log.impressions)
+        return writer.finish(log.items, log.users, history=log.history, pages=log.pages, ids=log.ids)
+
+
+Log = ImpressionLog | StoredLog
+"""A log, of which a training reads the impressions part by part."""
+
+
+class LogWriter:
+    """Writes a log whose impressions come in tables. Until `finish` has returned, what was at `folder` is unchanged."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        simulated: bool,
+        time_zone: str,
+        tasks: dict[str, float],
+        labels: Sequence[str] = (),
+        actions: Sequence[str] = (),
+        scores: Sequence[str] = (),
+        source: str = "",
+    ) -> None:
+        """`labels` are all labels or those of the log's own, `scores` the columns of its own scores."""
+        self._folder, self._part = folder, folder.with_name(f"{folder.name}.{os.urandom(8).hex()}.part")
+        self._schema = impressions_schema(labels, scores)
+        self._about: dict[str, Any] = {
+            "name": name,
+            "simulated": simulated,
+            "time_zone": time_zone,
+            "tasks": dict(tasks),
+            "actions": tuple(actions),
+            "source": source,
+        }
+        self._digest, self._rows, self._files = LogDigest(), 0, list[str]()
+        self._waiting: list[pa.Table] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._in_file = 0  # rows
+        self._last_day: int | None = None
+        self._last: dict[str, int] | None = None
+
+    def __enter__(self) -> LogWriter:
+        (self._part / "impressions").mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+        shutil.rmtree(self._part, ignore_errors=True)
+
+    def write(self, impressions: pa.Table) -> None:
+        """Add impressions, which follow those that were written before. Raises `DataError` with the row, OSError."""
+        if not len(impressions):
+            return
+        impressions = impressions.cast(self._schema)
+        try:
+            validate_impressions(impressions)
+            first = {key: impressions[key][0].as_py() for key in _KEYS}
+            if self._last is not None and tuple(first.values()) < tuple(self._last.values()):
+                message = f"expected rows sorted by {', '.join(_KEYS)}, got one that belongs before the row above it"
+                raise DataError("impressions", message, row=1, column=_KEYS[0])
+        except DataError as error:
+            row = None if error.row is None else error.row + self._rows
+            raise DataError(error.file, error.message, row=row, column=error.column) from None
+        self._last = {key: impressions[key][-1].as_py() for key in _KEYS}
+        self._digest.update(impressions)
+        self._rows += len(impressions)
+        # Into files of whole days.
+        day = local_ms(impressions["impression_ms"].to_numpy(), self._about["time_zone"]) // DAY_MS
+        starts = np.flatnonzero(np.diff(day, prepend=day[0] - 1 if self._last_day is None else self._last_day))
+        for start, end in zip([0, *starts.tolist()], [*starts.tolist(), len(day)], strict=True):
+            if start < end:
+                self._add(impressions.slice(start, end - start), int(day[start]))
+        self._last_day = int(day[-1])
+
+    def finish(
+        self,
+        items: pa.Table,
+        users: pa.Table,
+        *,
+        history: pa.Table | None = None,
+        pages: pa.Table | None = None,
+        ids: pa.Table | None = None,
+    ) -> StoredLog:
+        """Write the other tables, and put the log in its place. Raises `DataError`, OSError."""
+        if not self._rows:
+            raise DataError(self._about["name"], "expected impressions, got none")
+        self._close()
+        tables = {
+            "items": items,
+            "users": users,
+            "history": HISTORY.empty_table() if history is None else history,
+            "pages": PAGES.empty_table() if pages is None else pages,
+            "ids": IDS.empty_table() if ids is None else ids,
+        }
+        about = {**self._about, "rows": self._rows, "files": tuple(self._files)}
+        if unknown := set(self._about["actions"]) - set(labels_of(self._schema)):
+            raise DataError("impressions", f"expected labels of the actions {', '.join(sorted(unknown))}, got none")
+        written = StoredLog(self._part, LogRecord(**about, digest=""))
+        for name, table in tables.items():
+            # The other naming of list elements would change the schema.
+            pq.write_table(table, self._part / f"{name}.parquet", write_page_checksum=True, use_compliant_nested_type=False)
+        validate_others(tables)
+        row = 0
+        for part in written.parts():
+            try:
+                validate_links(part, tables)
+            except DataError as error:
+                at = error.row + row if error.row and error.file == "impressions" else error.row
+                raise DataError(error.file, error.message, row=at, column=error.column) from None
+            row += len(part)
+        record = LogRecord(**about, digest=self._digest.finish(tables))
+        write_atomically(self._part / "log.json", msgspec.json.format(msgspec.json.encode(record)))
+        for file in self._part.rglob("*"):
+            _sync(file)
+        _replace(self._part, self._folder)
+        return StoredLog(self._folder, record)
+
+    def _add(self, rows: pa.Table, day: int) -> None:
+        if self._writer is not None and day != self._last_day and self._in_file >= _PART_ROWS:
+            self._close()
+        if self._writer is None:
+            self._files.append(f"{day_of(day)}.parquet")
+            path = self._part / "impressions" / self._files[-1]
+            self._writer = pq.ParquetWriter(path, self._schema, write_page_checksum=True)
+            self._in_file = 0
+        self._last_day = day
+        self._waiting.append(rows)
+        self._in_file += len(rows)
+        if sum(map(len, self._waiting)) >= _PART_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting and self._writer is not None:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=_PART_ROWS)
+        self._waiting = []
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._flush()
+            self._writer.close()
+            self._writer = None
+
+
+def _opened(path: Path) -> pq.ParquetFile:
     try:
-        return pq.read_table(file, page_checksum_verification=True)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError as error:
-        raise DataError(str(file), "expected a table of a saved log, got no such file") from error
+        raise DataError(str(path), "expected a table of a saved log, got no such file") from error
     except (OSError, pa.ArrowException) as error:
-        raise DataError(str(file), f"expected a Parquet file, got one that cannot be read: {error}") from error
+        raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
 
 
-def _saved(file: Path, table: pa.Table) -> Saved:
-    text = (table.schema.metadata or {}).get(SAVED_KEY)
-    if text is None:
-        raise DataError(str(file), "expected a table written by ImpressionLog.save, got one without its mark")
-    try:
-        saved = msgspec.json.decode(text, type=Saved)
-    except msgspec.DecodeError as error:
-        raise DataError(str(file), f"expected the mark of a saved log, got {text[:80]!r}: {error}") from error
-    if saved.format != Saved.FORMAT:
-        raise DataError(str(file), f"expected a log of format {Saved.FORMAT}, got {saved.format}")
-    return saved
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put the folder `new` in the place of `folder`. A log that is there is replaced; any other content is an error."""
+    if folder.exists():
+        if any(folder.iterdir()) and not (folder / "log.json").is_file():
+            raise DataError(str(folder), "expected an empty folder or a log, got other files")
+        old = folder.with_name(f"{folder.name}.{os.urandom(8).hex()}.part")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old)
+    else:
+        new.rename(folder)
+    sync_folder(folder.parent)

@@ -1,10 +1,10 @@
 """Columnar impression log, on which every model is trained, whatever its source.
 
-A log is five Arrow tables: `impressions` (one row per shown item, with its labels and, if a device reported them, the signals
-of the device), `items`, `users`, `history` (events from before the log) and `pages` (the candidates of each page, if known).
-Columns that a source does not have are null. The columns of an impression have the names of the fields of
-`pocketrank.device.contract.FeedbackEvent`, so that a feature is computed from a row of the log exactly as a device computes it
-from an event.
+A log is six Arrow tables: `impressions` (one row per shown item, with its labels and, if a device reported them, the signals
+of the device), `items`, `users`, `history` (events from before the log), `pages` (the candidates of each page, if known) and
+`ids` (what the codes of text ids stand for). Columns that a source does not have are null. The columns of an impression have
+the names of the fields of `pocketrank.device.contract.FeedbackEvent`, so that a feature is computed from a row of the log
+exactly as a device computes it from an event.
 
 Errors::
 
@@ -14,19 +14,28 @@ Errors::
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pocketrank.cloud.files import replacing
-
-__all__ = ["HISTORY", "IMPRESSIONS", "ITEMS", "LABELS", "PAGES", "SAVED_KEY", "USERS", "DataError", "ImpressionLog", "Saved"]
+__all__ = [
+    "HISTORY",
+    "IDS",
+    "IMPRESSIONS",
+    "ITEMS",
+    "LABELS",
+    "PAGES",
+    "USERS",
+    "DataError",
+    "ImpressionLog",
+    "LogDigest",
+    "impressions_schema",
+    "labels_of",
+    "scores_of",
+]
 
 
 class DataError(ValueError):
@@ -74,7 +83,8 @@ IMPRESSIONS = pa.schema(
         pa.field("backgrounded", pa.bool_()),
     ]
 )
-"""One shown item. Sorted by (impression_ms, user_id, item_id). The labels that only this log has follow, as booleans."""
+"""One shown item. Sorted by (impression_ms, user_id, item_id). The labels that only this log has follow, as booleans, and then
+its own scores `pxtr_<task>`, as float32 from 0 to 1, which were made before the item was shown."""
 
 ITEMS = pa.schema(
     [
@@ -117,25 +127,17 @@ PAGES = pa.schema(
 """Candidates of each page. Without them a reranker trains on the shown items alone."""
 
 
-SAVED_KEY = b"pocketrank"
-"""Key of the Parquet metadata of `impressions` under which a saved log has `Saved` as JSON."""
+IDS = pa.schema([_required("kind", pa.string()), _required("code", pa.int64()), _required("text", pa.string())])
+"""The ids that are no whole numbers of 64 bits, and the codes that stand for them in the other tables. A kind is the name of a
+column, such as `user_id`. Sorted by kind and text."""
 
-
-class Saved(msgspec.Struct, frozen=True):
-    """Metadata of a saved log."""
-
-    FORMAT: ClassVar[int] = 2
-
-    format: int
-    name: str
-    simulated: bool
-    time_zone: str
-    tasks: dict[str, float]
+_BLOCK = 1 << 16
+"""Rows that a digest takes at a time."""
 
 
 @dataclass(frozen=True)
 class ImpressionLog:
-    """Validated log."""
+    """Validated log in memory. `pocketrank.cloud.data.log.StoredLog` is one in a folder, with the same attributes."""
 
     name: str
     simulated: bool
@@ -149,48 +151,103 @@ class ImpressionLog:
     users: pa.Table
     history: pa.Table = field(default_factory=HISTORY.empty_table)
     pages: pa.Table = field(default_factory=PAGES.empty_table)
+    ids: pa.Table = field(default_factory=IDS.empty_table)
+    actions: tuple[str, ...] = ()
+    """Labels of the log's own that are actions of users, which devices report under these names."""
 
-    TABLES = ("impressions", "items", "users", "history", "pages")
+    TABLES = ("impressions", "items", "users", "history", "pages", "ids")
+
+    @property
+    def rows(self) -> int:
+        """Number of impressions."""
+        return len(self.impressions)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the impressions."""
+        return self.impressions.schema
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of all label columns: `LABELS`, then those that only this log has."""
-        own = self.impressions.column_names[len(IMPRESSIONS) :]
-        return (*LABELS, *own)
+        return labels_of(self.schema)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the columns with scores of the log's own, `pxtr_<task>`."""
+        return scores_of(self.schema)
+
+    def parts(self) -> Iterator[pa.Table]:
+        """Return the impressions in their order, in one table or more."""
+        yield self.impressions
 
     def digest(self) -> str:
         """Return the SHA-256 of the contents of all tables, in hex. Chunking, and the bytes under a null, do not affect it."""
-        h = hashlib.sha256()
-        for name in self.TABLES:
-            table = getattr(self, name)
-            for column in table.schema.names:
-                h.update(f"{name}.{column}".encode())
-                _feed(h, table[column])
-        return h.hexdigest()
-
-    def save(self, folder: Path) -> None:
-        """Write one Parquet file per table into `folder`, which is made if missing; `open_log` reads them.
-
-        A log in the folder is replaced. `impressions.parquet` has the name and `simulated` in its metadata. It is removed first
-        and written last, so that `open_log` rejects a folder whose writing was interrupted. Raises OSError.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "impressions.parquet").unlink(missing_ok=True)
-        for name in reversed(self.TABLES):
-            table = getattr(self, name)
-            if name == "impressions":
-                mark = Saved(Saved.FORMAT, self.name, self.simulated, self.time_zone, self.tasks)
-                table = table.replace_schema_metadata({SAVED_KEY: msgspec.json.encode(mark)})
-            with replacing(folder / f"{name}.parquet") as part:
-                # The other naming of list elements would change the schema, and with it the digest of the log that is opened.
-                pq.write_table(table, part, write_page_checksum=True, use_compliant_nested_type=False)
+        digest = LogDigest()
+        digest.update(self.impressions)
+        return digest.finish({name: getattr(self, name) for name in self.TABLES[1:]})
 
 
-def _feed(h: hashlib._Hash, column: pa.ChunkedArray) -> None:
-    h.update(f"{column.type} {len(column)}".encode())
-    h.update(np.packbits(pc.is_valid(column).to_numpy()).tobytes())
-    if pa.types.is_list(column.type):
-        h.update(pc.fill_null(pc.list_value_length(column), 0).to_numpy().tobytes())
-        _feed(h, pc.list_flatten(column))
-    else:
-        h.update(pc.fill_null(column, pa.scalar(0).cast(column.type)).to_numpy().tobytes())
+def impressions_schema(labels: Sequence[str], scores: Sequence[str] = ()) -> pa.Schema:
+    """Return the schema of impressions with these labels, of which those in `LABELS` are there anyway, and scores."""
+    own = [pa.field(name, pa.bool_()) for name in labels if name not in LABELS]
+    return pa.schema([*IMPRESSIONS, *own, *(pa.field(name, pa.float32()) for name in scores)])
+
+
+def labels_of(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the names of all labels in a schema of impressions: `LABELS`, then the log's own."""
+    return (*LABELS, *(one.name for one in _own(schema) if pa.types.is_boolean(one.type)))
+
+
+def scores_of(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the names of the scores in a schema of impressions."""
+    return tuple(one.name for one in _own(schema) if not pa.types.is_boolean(one.type))
+
+
+def _own(schema: pa.Schema) -> list[pa.Field]:
+    return [one for one in schema if one.name not in IMPRESSIONS.names]
+
+
+class LogDigest:
+    """SHA-256 of a log whose impressions come table by table."""
+
+    def __init__(self) -> None:
+        self._h = hashlib.sha256()
+        self._rest: pa.Table | None = None
+
+    def update(self, impressions: pa.Table) -> None:
+        """Add the next impressions."""
+        rows = impressions if self._rest is None else pa.concat_tables([self._rest, impressions])
+        whole = len(rows) - len(rows) % _BLOCK
+        for start in range(0, whole, _BLOCK):
+            self._table("impressions", rows.slice(start, _BLOCK))
+        self._rest = rows.slice(whole)
+
+    def finish(self, others: Mapping[str, pa.Table]) -> str:
+        """Add the other tables of a log, and return the digest in hex."""
+        if self._rest is not None:
+            self._table("impressions", self._rest)
+        for name in ImpressionLog.TABLES[1:]:
+            self._table(name, others[name])
+        return self._h.hexdigest()
+
+    def _table(self, name: str, table: pa.Table) -> None:
+        for column in table.schema.names:
+            self._h.update(f"{name}.{column}".encode())
+            self._column(table[column])
+
+    def _column(self, column: pa.ChunkedArray) -> None:
+        h = self._h
+        h.update(f"{column.type} {len(column)} {column.null_count}".encode())
+        if column.null_count == len(column):
+            return
+        if column.null_count:
+            h.update(np.packbits(pc.is_valid(column).to_numpy()).tobytes())
+        if pa.types.is_list(column.type):
+            h.update(pc.fill_null(pc.list_value_length(column), 0).to_numpy().tobytes())
+            self._column(pc.list_flatten(column))
+        elif pa.types.is_string(column.type):
+            h.update(pc.binary_length(column).to_numpy().tobytes())
+            h.update("".join(column.to_pylist()).encode())
+        else:
+            h.update(pc.fill_null(column, pa.scalar(0).cast(column.type)).to_numpy().tobytes())

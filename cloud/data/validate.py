@@ -1,23 +1,34 @@
-"""Checks of a whole `ImpressionLog`, against the schema and the rules between its tables."""
+"""Checks of a log, against the schema and the rules between its tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pocketrank.cloud.data.schema import HISTORY, IMPRESSIONS, ITEMS, PAGES, USERS, DataError, ImpressionLog
+from pocketrank.cloud.data.schema import (
+    HISTORY,
+    IDS,
+    ITEMS,
+    PAGES,
+    USERS,
+    DataError,
+    ImpressionLog,
+    impressions_schema,
+    labels_of,
+    scores_of,
+)
 from pocketrank.device.contract import Ended, Network, Orientation
 
-__all__ = ["TIMES_MS", "validate"]
+__all__ = ["TIMES_MS", "validate", "validate_impressions", "validate_links", "validate_others"]
 
 TIMES_MS = (631_152_000_000, 4_102_444_799_999)
 """Range of valid times: the years 1990 to 2099. Times in seconds or microseconds since the epoch are outside of it."""
 
-_SCHEMAS = {"impressions": IMPRESSIONS, "items": ITEMS, "users": USERS, "history": HISTORY, "pages": PAGES}
+_SCHEMAS = {"items": ITEMS, "users": USERS, "history": HISTORY, "pages": PAGES, "ids": IDS}
 
 _RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "impressions": {
@@ -48,23 +59,49 @@ def validate(log: ImpressionLog) -> None:
     - item ids are unique; vectors are finite and of one width (an item may have none);
     - user ids are unique; the lists are finite and of one width (a user may have none). A user of an impression needs no row;
     - history has one row per user and three lists of one length in each. Its items need no row;
-    - page ids are unique, and a page's items are in `items`.
+    - page ids are unique, and a page's items are in `items`;
+    - codes of ids and their texts are unique within a kind.
     """
+    validate_impressions(log.impressions)
+    others = {name: getattr(log, name) for name in log.TABLES[1:]}
+    validate_others(others)
+    validate_links(log.impressions, others)
+    if unknown := set(log.actions) - set(log.labels):
+        raise DataError("impressions", f"expected labels of the actions {', '.join(sorted(unknown))}, got none")
+
+
+def validate_impressions(table: pa.Table) -> None:
+    """Check impressions by themselves, as `validate` does."""
+    _check_schema("impressions", table, impressions_schema(labels_of(table.schema), scores_of(table.schema)))
+    for column, (low, high) in _RANGES["impressions"].items():
+        _check_range("impressions", table, column, low, high)
+    for column in scores_of(table.schema):
+        _check_range("impressions", table, column, 0, 1)
+    _check_order(table)
+
+
+def validate_others(tables: Mapping[str, pa.Table]) -> None:
+    """Check the tables beside the impressions by themselves, as `validate` does."""
     for name, schema in _SCHEMAS.items():
-        _check_schema(name, getattr(log, name), schema)
-    for name, ranges in _RANGES.items():
-        for column, (low, high) in ranges.items():
-            _check_range(name, getattr(log, name), column, low, high)
-    _check_unique("items", log.items, "item_id")
-    _check_impressions(log)
-    _check_lists("items", log.items, "vector")
-    _check_unique("users", log.users, "user_id")
-    _check_lists("users", log.users, "categories")
-    _check_lists("users", log.users, "floats")
-    _check_unique("history", log.history, "user_id")
-    _check_history(log.history)
-    _check_unique("pages", log.pages, "page_id")
-    _check_pages(log)
+        _check_schema(name, tables[name], schema)
+    for column, (low, high) in _RANGES["items"].items():
+        _check_range("items", tables["items"], column, low, high)
+    _check_unique("items", tables["items"], "item_id")
+    _check_lists("items", tables["items"], "vector")
+    _check_unique("users", tables["users"], "user_id")
+    _check_lists("users", tables["users"], "categories")
+    _check_lists("users", tables["users"], "floats")
+    _check_unique("history", tables["history"], "user_id")
+    _check_history(tables["history"])
+    _check_unique("pages", tables["pages"], "page_id")
+    _check_ids(tables["ids"])
+
+
+def validate_links(impressions: pa.Table, tables: Mapping[str, pa.Table]) -> None:
+    """Check that impressions refer to items and pages of the other tables, as `validate` does."""
+    _check_known("impressions", impressions["item_id"], tables["items"]["item_id"], "item_id")
+    if len(tables["pages"]):
+        _check_pages(impressions, tables["pages"], tables["items"])
 
 
 def _check_schema(name: str, table: pa.Table, schema: pa.Schema) -> None:
@@ -101,8 +138,7 @@ def _check_range(name: str, table: pa.Table, column: str, low: float, high: floa
     _fail(name, pc.fill_null(pc.invert(within), False), lambda row: f"expected {low}..{high}, got {values[row]}", column)
 
 
-def _check_impressions(log: ImpressionLog) -> None:
-    table = log.impressions
+def _check_order(table: pa.Table) -> None:
     # Lexicographic order, column by column: `later` are the rows that an earlier column puts after the row before.
     later = np.zeros(max(0, len(table) - 1), bool)
     equal = ~later
@@ -116,7 +152,6 @@ def _check_impressions(log: ImpressionLog) -> None:
         "expected rows sorted by impression_ms, user_id, item_id, got one that belongs before the row above it",
         "impression_ms",
     )
-    _check_known("impressions", table["item_id"], log.items["item_id"], "item_id")
 
 
 def _check_known(name: str, values: pa.ChunkedArray, known: pa.ChunkedArray, column: str, table: str = "items") -> None:
@@ -160,21 +195,28 @@ def _check_history(history: pa.Table) -> None:
         _fail("history", other, "expected as many labels as items, got another number", column)
 
 
-def _check_pages(log: ImpressionLog) -> None:
-    if len(log.pages) == 0:
-        return
-    offered = pc.list_flatten(log.pages["item_id"])
-    place = _array(pc.index_in(offered, value_set=log.items["item_id"]).cast(pa.int64()).fill_null(-1))
-    pages = _parents(log.pages["item_id"])
+def _check_ids(ids: pa.Table) -> None:
+    for column in ("code", "text"):
+        seen = ids.append_column("row", pa.array(np.arange(len(ids)))).group_by(["kind", column]).aggregate([("row", "min")])
+        if len(seen) < len(ids):
+            row = int(np.setdiff1d(np.arange(len(ids)), seen["row_min"].to_numpy())[0])
+            got = f"{ids[column][row]} of kind {ids['kind'][row]} again"
+            raise DataError("ids", f"expected unique codes and texts, got {got}", row=row + 1, column=column)
+
+
+def _check_pages(impressions: pa.Table, offers: pa.Table, items: pa.Table) -> None:
+    offered = pc.list_flatten(offers["item_id"])
+    place = _array(pc.index_in(offered, value_set=items["item_id"]).cast(pa.int64()).fill_null(-1))
+    pages = _parents(offers["item_id"])
     if (place < 0).any():
         first = int(np.flatnonzero(place < 0)[0])
         raise DataError("pages", f"expected ids of `items`, got {offered[first]}", row=int(pages[first]) + 1, column="item_id")
-    page_ids, shown = log.impressions["page_id"], log.impressions["item_id"]
-    _check_known("impressions", page_ids, log.pages["page_id"], "page_id", "pages")
+    page_ids, shown = impressions["page_id"], impressions["item_id"]
+    _check_known("impressions", page_ids, offers["page_id"], "page_id", "pages")
     # Each pair of page and item as one number, so that all impressions are looked up at once.
-    page = _array(pc.index_in(page_ids, value_set=log.pages["page_id"]).cast(pa.int64()).fill_null(-1))
-    item = _array(pc.index_in(shown, value_set=log.items["item_id"]).cast(pa.int64()))
-    missing = (page >= 0) & ~np.isin(page * len(log.items) + item, pages * len(log.items) + place)
+    page = _array(pc.index_in(page_ids, value_set=offers["page_id"]).cast(pa.int64()).fill_null(-1))
+    item = _array(pc.index_in(shown, value_set=items["item_id"]).cast(pa.int64()))
+    missing = (page >= 0) & ~np.isin(page * len(items) + item, pages * len(items) + place)
     _fail("impressions", missing, lambda row: f"expected an item of page {page_ids[row]}, got {shown[row]}", "item_id")
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketrank.cloud.data.kuairand import find_kuairand, load_kuairand
-from pocketrank.cloud.data.log import open_log
+from pocketrank.cloud.data.log import open_log, save_log
 from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.data.schema import IMPRESSIONS, LABELS, DataError, ImpressionLog
 from tests.cloud.data.folders import (
@@ -226,8 +226,8 @@ def test_ids_are_exact(tmp_path: Path, identifier: int) -> None:
     assert log.items["item_id"].to_pylist() == [10, 11, identifier]
     assert log.impressions.select(["user_id", "item_id"]).to_pylist() == [{"user_id": identifier, "item_id": identifier}]
     assert log.users["user_id"].to_pylist() == [1, identifier]
-    log.save(tmp_path / "log")
-    opened = open_log(tmp_path / "log")
+    save_log(log, tmp_path / "log")
+    opened = open_log(tmp_path / "log").load()
     assert opened.items.equals(log.items)
     samples = build_samples(opened, SampleConfig(("click",)))
     assert samples.item_author_id.tolist() == [0, identifier, 0, 7]

@@ -1,95 +1,176 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pocketrank.cloud.data.log import open_log
-from pocketrank.cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.data.log import LogWriter, StoredLog, open_log, save_log
+from pocketrank.cloud.data.schema import IDS, DataError, ImpressionLog
 from tests.cloud.data.folders import NOON
 from tests.cloud.data.logs import small_log
 
+DAY_MS = 86_400_000
+
 
 def log() -> ImpressionLog:
-    times = [NOON + i for i in range(1000)]
+    times = [NOON + i * DAY_MS // 400 for i in range(1000)]
     return small_log(times, click=[[True, None, False][i % 3] for i in range(1000)], volume=[None, 0.5] * 500)
 
 
-@pytest.mark.parametrize("simulated", [False, True])
-def test_a_saved_log_is_opened_unchanged(tmp_path: Path, simulated: bool) -> None:
-    saved = replace(log(), name="a name, ünusual", simulated=simulated)
-    saved.save(tmp_path / "new" / "folder")
+def with_own() -> ImpressionLog:
+    """A log with a label, a score and ids of its own."""
+    whole = log()
+    impressions = whole.impressions.append_column("purchase", pa.array([True, None] * 500))
+    impressions = impressions.append_column("pxtr_like", pa.array([0.25, None] * 500, pa.float32()))
+    ids = pa.Table.from_pydict({"kind": ["user_id"] * 2, "code": [2**63 - 1, 1], "text": ["a", "b"]}, schema=IDS)
+    return replace(whole, impressions=impressions, ids=ids, actions=("purchase",))
+
+
+def writer(folder: Path, like: ImpressionLog) -> LogWriter:
+    return LogWriter(folder, name=like.name, simulated=like.simulated, time_zone=like.time_zone, tasks=like.tasks)
+
+
+@pytest.mark.parametrize("saved", [log(), with_own(), replace(log(), name="a name, ünusual", simulated=True)])
+def test_a_saved_log_is_opened_unchanged(tmp_path: Path, saved: ImpressionLog) -> None:
+    save_log(saved, tmp_path / "new" / "folder")
     opened = open_log(tmp_path / "new" / "folder")
-    assert (opened.name, opened.simulated) == (saved.name, simulated)
-    for name in ImpressionLog.TABLES:
-        assert getattr(opened, name).schema.equals(getattr(saved, name).schema, check_metadata=True)
-        assert getattr(opened, name).equals(getattr(saved, name))
+    assert opened.load() == saved
+    assert (opened.rows, opened.labels, opened.scores, opened.actions) == (1000, saved.labels, saved.scores, saved.actions)
+    assert opened.digest() == saved.digest()
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_log_that_is_written_in_pieces_is_the_same(tmp_path: Path) -> None:
+    whole = log()
+    with writer(tmp_path / "log", whole) as out:
+        for start in range(0, 1000, 7):
+            out.write(whole.impressions.slice(start, 7))
+        stored = out.finish(whole.items, whole.users, history=whole.history)
+    assert stored.load() == whole
+    assert stored.digest() == whole.digest()
+
+
+def test_each_file_holds_whole_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketrank.cloud.data.log._PART_ROWS", 300)
+    stored = save_log(log(), tmp_path / "log")
+    assert len(stored.record.files) > 1
+    for name in stored.record.files:
+        ms = pq.read_table(tmp_path / "log" / "impressions" / name)["impression_ms"].to_numpy()
+        day = (ms + 8 * 3_600_000) // DAY_MS
+        assert str(np.datetime64(int(day[0]), "D")) == name.removesuffix(".parquet")
+    days = [set((part["impression_ms"].to_numpy() + 8 * 3_600_000) // DAY_MS) for part in stored.parts()]
+    assert max(map(len, stored.parts())) <= 300
+    assert set.union(*days) == set(range(min(days[0]), max(days[-1]) + 1))
+    assert stored.load() == log()
 
 
 def test_a_log_is_replaced_completely(tmp_path: Path) -> None:
-    log().save(tmp_path)
+    save_log(log(), tmp_path / "log")
     other = small_log([NOON], simulated=True)
-    other.save(tmp_path)
-    assert open_log(tmp_path) == other
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"{name}.parquet" for name in ImpressionLog.TABLES)
+    save_log(other, tmp_path / "log")
+    assert open_log(tmp_path / "log").load() == other
+    assert [file.name for file in tmp_path.iterdir()] == ["log"]
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    with pytest.raises(DataError, match="expected an empty folder or a log"):
+        save_log(other, tmp_path / "precious")
+    assert (tmp_path / "precious" / "file").read_text() == "x"
 
 
-def test_an_interrupted_save_is_rejected(tmp_path: Path) -> None:
-    log().save(tmp_path)
-    (tmp_path / "users.parquet").unlink()
-    (tmp_path / "users.parquet").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        small_log([NOON]).save(tmp_path)
-    with pytest.raises(DataError, match=r"impressions\.parquet: expected a table of a saved log"):
-        open_log(tmp_path)
+def test_an_interrupted_save_changes_nothing(tmp_path: Path) -> None:
+    save_log(log(), tmp_path / "log")
+    with writer(tmp_path / "log", log()) as out:
+        out.write(log().impressions.slice(500))
+        with pytest.raises(DataError, match="expected rows sorted") as caught:
+            out.write(log().impressions.slice(0, 500))
+    assert (caught.value.row, caught.value.column) == (501, "impression_ms")
+    with writer(tmp_path / "log", log()) as out, pytest.raises(DataError, match="got none"):
+        out.finish(log().items, log().users)
+    assert open_log(tmp_path / "log").load() == log()
+    assert [file.name for file in tmp_path.iterdir()] == ["log"]
 
 
-@pytest.mark.parametrize("name", ImpressionLog.TABLES)
-def test_missing_and_truncated_files_are_named(tmp_path: Path, name: str) -> None:
-    log().save(tmp_path)
-    file = tmp_path / f"{name}.parquet"
-    content = file.read_bytes()
-    for size in (0, 3, len(content) // 2, len(content) - 1):
-        file.write_bytes(content[:size])
-        with pytest.raises(DataError, match="expected a Parquet file") as caught:
-            open_log(tmp_path)
-        assert caught.value.file == str(file)
-    file.unlink()
-    with pytest.raises(DataError, match="got no such file"):
-        open_log(tmp_path)
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.parquet"))
+
+
+def test_missing_and_truncated_files_are_named(tmp_path: Path) -> None:
+    save_log(log(), tmp_path / "log")
+    for file in files(tmp_path / "log"):
+        content = file.read_bytes()
+        for size in (0, 3, len(content) // 2, len(content) - 1):
+            file.write_bytes(content[:size])
+            with pytest.raises(DataError, match="expected a Parquet file") as caught:
+                open_log(tmp_path / "log")
+            assert caught.value.file == str(file)
+        file.unlink()
+        with pytest.raises(DataError, match="got no such file"):
+            open_log(tmp_path / "log")
+        file.write_bytes(content)
 
 
 def test_a_flipped_byte_of_data_is_found(tmp_path: Path) -> None:
-    log().save(tmp_path)
-    file = tmp_path / "impressions.parquet"
+    stored: StoredLog = save_log(log(), tmp_path / "log")
+    file = tmp_path / "log" / "impressions" / stored.record.files[0]
     content = bytearray(file.read_bytes())
     column = pq.ParquetFile(file).metadata.row_group(0).column(2)
     content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     file.write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"impressions\.parquet: expected a Parquet file"):
-        open_log(tmp_path)
+    with pytest.raises(DataError, match=r"\.parquet: expected a Parquet file"):
+        open_log(tmp_path / "log").load()
 
 
 @pytest.mark.parametrize(
-    ("mark", "message"),
+    ("record", "message"),
     [
-        (None, "without its mark"),
-        (b"{", "expected the mark of a saved log"),
-        (b'{"format": 1, "name": 5, "simulated": true}', "Expected `str`, got `int`"),
-        (b'{"format": 2, "name": "x", "simulated": true}', "expected a log of format 1, got 2"),
+        (b"{", "expected the record of a log"),
+        (b'{"format": 3, "name": 5}', "Expected `str`, got `int`"),
+        (b"", "expected the record of a log"),
     ],
 )
-def test_a_foreign_log_is_rejected(tmp_path: Path, mark: bytes | None, message: str) -> None:
-    log().save(tmp_path)
-    table = log().impressions.replace_schema_metadata({"pocketrank": mark} if mark else None)
-    pq.write_table(table, tmp_path / "impressions.parquet")
+def test_a_foreign_record_is_rejected(tmp_path: Path, record: bytes, message: str) -> None:
+    save_log(log(), tmp_path / "log")
+    (tmp_path / "log" / "log.json").write_bytes(record)
     with pytest.raises(DataError, match=message):
-        open_log(tmp_path)
+        open_log(tmp_path / "log")
 
 
-def test_an_invalid_log_is_rejected(tmp_path: Path) -> None:
-    small_log([NOON + 1, NOON]).save(tmp_path)
-    with pytest.raises(DataError, match="expected rows sorted") as caught:
-        open_log(tmp_path)
-    error = caught.value
-    assert (error.file, error.row, error.column) == (str(tmp_path / "impressions.parquet"), 2, "impression_ms")
+def test_a_log_of_another_format_or_length_is_rejected(tmp_path: Path) -> None:
+    save_log(log(), tmp_path / "log")
+    path = tmp_path / "log" / "log.json"
+    record = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode(record | {"rows": 999}))
+    with pytest.raises(DataError, match="expected 999 impressions"):
+        open_log(tmp_path / "log")
+    path.write_bytes(msgspec.json.encode(record | {"format": 2}))
+    with pytest.raises(DataError, match="expected a log of format 3, got 2; import it again"):
+        open_log(tmp_path / "log")
+    path.unlink()
+    with pytest.raises(DataError, match="`pocketrank data import` makes a log"):
+        open_log(tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (replace(with_own(), actions=("refund",)), "labels of the actions refund"),
+        (replace(with_own(), ids=pa.concat_tables([with_own().ids] * 2)), "expected unique codes and texts, got"),
+        (replace(log(), items=log().items.slice(1)), "expected an id of `items`, got 10"),
+    ],
+)
+def test_an_invalid_log_is_not_written(tmp_path: Path, broken: ImpressionLog, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        save_log(broken, tmp_path / "log")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_score_out_of_range_is_named(tmp_path: Path) -> None:
+    scored = with_own()
+    wrong = scored.impressions.set_column(
+        scored.impressions.schema.get_field_index("pxtr_like"), "pxtr_like", pa.array([0.5] * 999 + [1.5], pa.float32())
+    )
+    with pytest.raises(DataError, match=r"row 1000, column `pxtr_like`: expected 0\.\.1, got 1\.5"):
+        save_log(replace(scored, impressions=wrong), tmp_path / "log")

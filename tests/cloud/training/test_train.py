@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pocketrank.cloud.data.log import open_log
+from pocketrank.cloud.data.log import open_log, save_log
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, build_samples
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
@@ -150,7 +150,7 @@ def test_a_pseudo_list_is_learned_when_it_is_over() -> None:
 
 def test_an_interrupted_training_continues_after_its_last_stage(log: ImpressionLog, run: Run, tmp_path: Path) -> None:
     """Killed with -9 in its second stage, then called again: the first stage is not repeated, the result is the same."""
-    log.save(tmp_path / "log")
+    save_log(log, tmp_path / "log")
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.cloud.training.train_until_killed", tmp_path / "log", tmp_path / "run"],
         stdout=subprocess.PIPE,
@@ -169,7 +169,7 @@ def test_an_interrupted_training_continues_after_its_last_stage(log: ImpressionL
     (tmp_path / "run" / "seed-0" / "split.safetensors.0.part").write_text("cut short")
     stages: list[str] = []
     again = train(
-        open_log(tmp_path / "log"), out=tmp_path / "run", seeds=1, config=QUICK, progress=lambda stage, _: stages.append(stage)
+        open_log(tmp_path / "log").load(), out=tmp_path / "run", seeds=1, config=QUICK, progress=lambda stage, _: stages.append(stage)
     )
     assert ranker.stat().st_mtime_ns == before
     assert not list((tmp_path / "run").rglob("*.part"))
