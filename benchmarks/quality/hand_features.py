@@ -88,9 +88,7 @@ class Trees:
         return np.stack([np.asarray(b.predict(features, num_threads=1)) for b in self._boosters], 1).astype(np.float32)
 
 
-def hand_features(
-    samples: Samples, statistics: ItemStatistics, pxtr: Float[NDArray[np.float32], "l n k"], *, fresh: bool = True
-) -> Float[NDArray[np.float32], "r f"]:
+def hand_features(samples: Samples, statistics: ItemStatistics, *, fresh: bool = True) -> Float[NDArray[np.float32], "r f"]:
     """One line per row of `samples`; those not `fresh` know of the events before their list's request alone."""
     s = samples
     at = s.row_list, s.row_slot
@@ -100,7 +98,7 @@ def hand_features(
     of_item = np.empty((len(event), statistics.width), np.float32)
     for d in np.unique(day):
         of_item[day == d] = statistics.as_of(int(d))[item[day == d]]
-    score = pxtr[at].clip(PXTR_MIN, 1 - PXTR_MIN)
+    score = s.event_pxtr[event].clip(PXTR_MIN, 1 - PXTR_MIN)
     moment = np.stack([s.list_hour[at], s.list_scene[at], s.row_position, s.row_event - s.user_start[user]], 1)
     columns = [
         np.log(score / (1 - score)),

@@ -38,7 +38,7 @@ from pocketrank.cloud.models.peers.setrank import SetRank
 from pocketrank.cloud.models.peers.simple_dnn import SimpleDnn
 from pocketrank.cloud.models.presets import PRESETS, UpperConfig
 from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec, predict, train_device_model
-from pocketrank.cloud.training.ranker import RankerTrainingConfig, train_ranker
+from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
 from pocketrank.cloud.training.train import training_rows
 from pocketrank.device.contract import FeatureSpec
 
@@ -222,11 +222,10 @@ class PeerModel(DeviceModel):
         peer: Callable[[FeatureSpec], Peer],
         samples: Samples,
         statistics: ItemStatistics,
-        pxtr: Float[NDArray[np.float32], "l n k"],
         spec: FeatureSpec,
         config: DeviceModelConfig,
     ) -> None:
-        super().__init__(samples, statistics, pxtr, spec, config, split=False)
+        super().__init__(samples, statistics, spec, config, split=False)
         self.peer = peer(spec)
         for name in ("item_floats", "feedback_floats", "context_floats"):
             getattr(self.peer, name).load_state_dict(getattr(self.upper, name).state_dict())
@@ -256,10 +255,10 @@ class Quality:
         if self._read(seed, "ranker") is not None:
             return
         d, until = self.data, self.data.samples.learn_until
-        result = train_ranker(d.samples, d.statistics, RANKER, learn_until=until, seed=seed, second_cut=d.refreshed)
-        assert result.second_pxtr is not None
-        cuts = ((d.samples, result.pxtr), (d.refreshed, result.second_pxtr))
-        self._write(seed, "ranker", np.stack([pxtr[s.row_list, s.row_slot] for s, pxtr in cuts]))
+        rows = len(d.samples.row_event)
+        training = RankerTraining(d.samples, d.statistics, RANKER, learn_until=until, seed=seed, rows=rows)
+        scores = zip((d.samples, d.refreshed), training.window(d.samples, d.refreshed), strict=True)
+        self._write(seed, "ranker", np.stack([pxtr[s.row_list, s.row_slot] for s, pxtr in scores]))
 
     def done(self, job: TrainingJob) -> bool:
         """Whether all predictions of a job are there."""
@@ -327,9 +326,8 @@ class Quality:
         config = replace(BASE, upper=pair.upper, learning_rate=setting.learning_rate, epochs=setting.rounds)
         torch.manual_seed(seed)
         model = DeviceModel(
-            self.data.samples, self.data.statistics, self._pxtr(seed), self.spec, config,
-            split=start is not None, feedback=pair.feedback,
-        )  # fmt: skip
+            self._scored(seed), self.data.statistics, self.spec, config, split=start is not None, feedback=pair.feedback
+        )
         if start is not None:
             model.upper.start_from(start.upper)
         if not pair.client:
@@ -341,15 +339,15 @@ class Quality:
         self, name: str, setting: Setting, seed: int, rows: NDArray[np.int64], test: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Train a model of others and return its scores of the rows `test`."""
-        s, statistics, pxtr = self.data.samples, self.data.statistics, self._pxtr(seed)
+        s, statistics = self._scored(seed), self.data.statistics
         if name in _TREES:
-            features = hand_features(s, statistics, pxtr, fresh=name != AT_REQUEST)
+            features = hand_features(s, statistics, fresh=name != AT_REQUEST)
             trees = Trees(self._tree_config(name, setting))
             trees.fit(features[rows], self._labels(rows), s.event_ms[s.row_event[rows]], seed)
             return trees.predict(features[test])
         config = replace(BASE, learning_rate=setting.learning_rate, epochs=setting.rounds)
         torch.manual_seed(seed)
-        model = PeerModel(partial(_NETWORKS[name], PeerConfig()), s, statistics, pxtr, self.spec, config)
+        model = PeerModel(partial(_NETWORKS[name], PeerConfig()), s, statistics, self.spec, config)
         train_device_model(model, rows, seed=seed)
         return predict(model, test)
 
@@ -364,14 +362,11 @@ class Quality:
         rows: NDArray[np.int64] = self.rows[drawn[s.event_user[s.row_event[self.rows]]]]
         return rows
 
-    def _pxtr(self, seed: int) -> NDArray[np.float32]:
+    def _scored(self, seed: int) -> Samples:
         ranked = self._read(seed, "ranker")
         if ranked is None:
             raise BenchmarkError(str(self.folder), f"the ranker of seed {seed}", "none")
-        s = self.data.samples
-        pxtr = np.zeros(s.list_labels.shape, np.float32)
-        pxtr[s.row_list, s.row_slot] = ranked[0]
-        return pxtr
+        return self.data.samples.with_pxtr(ranked[0])
 
     def _path(self, seed: int, model: str) -> Path:
         depends: list[Any] = [*self._base, seed]

@@ -26,7 +26,7 @@ from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec
-from pocketrank.cloud.training.publish import publish
+from pocketrank.cloud.training.publish import publish_window
 from pocketrank.cloud.training.run import Run, RunRecord
 from pocketrank.sdk_demo.world import World, WorldConfig
 
@@ -85,15 +85,14 @@ def publish_small(folder: Path, size: WorldSize) -> Run:
     joint = DeviceModelConfig(lower=TowerConfig(vector_width=size.vector_width))
     weights = dict.fromkeys(_TASKS, 1.0)
     spec = device_spec(samples, joint, weights)
-    pxtr = np.full(samples.list_labels.shape, 0.5, np.float32)
-    model = DeviceModel(samples, statistics, pxtr, spec, joint, split=True).eval()
+    model = DeviceModel(samples, statistics, spec, joint, split=True).eval()
     assert model.lower is not None
     _point_at_the_past(model.lower, size.vector_width)
     with torch.no_grad():
         users = ranker.user(torch.arange(1))
         rows = ranker.item_rows(torch.arange(len(samples.item_ids)), torch.from_numpy(statistics.as_of(samples.days)))
-    version = publish(ranker, model, statistics, np.arange(8), folder / "published", simulated=True)
-    save_whole(ranker, users, rows, model.inputs.feedback.shape[1], folder / "published")
+    version = publish_window(ranker, model, folder / "published", simulated=True)
+    save_whole(ranker, users, rows, len(samples.history_feedback), folder / "published")
     record = RunRecord(
         data="tables drawn at random around a small simulated world",
         data_digest=log.digest(),

@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.data.samples import Samples
 from pocketrank.cloud.models.entities import ItemIdentity, UserAttributes
 from pocketrank.cloud.models.layers import Attention, Embedding, mlp
@@ -54,10 +53,10 @@ class FullRanker(nn.Module):
         c = config
         self.identity = ItemIdentity(samples, c.item_width, c.side_width)
         self.user = UserAttributes(samples, c.user_width, ids=True)
-        self.scene = Embedding(int(samples.list_scene.max()) + 1, c.side_width)
+        self.scene = Embedding(samples.scenes, c.side_width)
         self.hour = Embedding(25, c.side_width)
         self.identity_width, self.row_width = self.identity.width, self.identity.width + statistics
-        feedback = len(HISTORY_FEEDBACK)
+        feedback = len(samples.history_feedback)
         self.attention = Attention(self.row_width, self.identity_width + feedback, c.heads, 16)
         self.same = nn.Linear(self.identity_width, 16)
         width = self.row_width + 16 * c.heads + c.user_width + 2 * feedback + 1 + 2 * c.side_width + 2 * feedback + 1

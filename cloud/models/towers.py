@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.data.samples import Samples
 from pocketrank.cloud.models.entities import ItemIdentity, UserAttributes
 from pocketrank.cloud.models.layers import mlp
@@ -53,7 +52,7 @@ class LowerHalf(nn.Module):
         self.item_tower = nn.Sequential(
             mlp([self.identity.width + statistics, c.hidden, c.vector_width], c.dropout), nn.LayerNorm(c.vector_width)
         )
-        self.event = nn.Linear(c.vector_width + len(HISTORY_FEEDBACK), c.hidden)
+        self.event = nn.Linear(c.vector_width + len(samples.history_feedback), c.hidden)
         self.user_tower = nn.Sequential(
             mlp([c.hidden + c.user_width + 1, c.hidden, c.vector_width], c.dropout), nn.LayerNorm(c.vector_width)
         )

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import Samples
+from pocketrank.cloud.data.samples import Samples, SampleStream
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.models.reranker import UpperHalf
 from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
 from pocketrank.cloud.training.ranker import RankerInputs, masked_log_loss
 from pocketrank.device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 
-__all__ = ["DeviceModel", "DeviceModelConfig", "device_spec", "predict", "train_device_model"]
+__all__ = ["DeviceModel", "DeviceModelConfig", "DeviceTraining", "device_spec", "predict", "train_device_model"]
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,33 @@ class DeviceModelConfig:
     """First days of a log without history that are left out, because the ranker had learned too little to score them."""
 
 
+PXTR_UNKNOWN = 0.5
+"""Stands for a score that is not known."""
 SURVIVAL_TASK = "has_next"
 """Label that says whether a user stayed for another item."""
 
 
 def device_spec(
-    samples: Samples, config: DeviceModelConfig, task_weights: dict[str, float], search: SearchSpec | None = None
+    source: Samples | SampleStream, config: DeviceModelConfig, task_weights: dict[str, float], search: SearchSpec | None = None
 ) -> FeatureSpec:
-    """Return the feature spec of a device model that is trained on `samples`."""
-    pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=0.5) for t in samples.config.tasks]
+    """Return the feature spec of a device model that is trained on `source`."""
+    categories = source.entities.item_category if isinstance(source, SampleStream) else source.item_category
+    pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=PXTR_UNKNOWN) for t in source.config.tasks]
     return FeatureSpec(
-        tasks=samples.config.tasks,
+        tasks=source.config.tasks,
         task_weights=task_weights,
-        candidates_max=samples.config.list_max,
-        events_max=samples.config.events_max,
+        candidates_max=source.config.list_max,
+        events_max=source.config.events_max,
         vector_width=config.lower.vector_width,
-        list_sizes=(10, samples.config.list_max),
+        list_sizes=(10, source.config.list_max),
         candidate_floats=(*pxtr, FloatFeature(name="duration_ms", scale=1e-3, min=0, max=1800, default=15)),
-        candidate_categories=(CategoryFeature(name="category", size=int(samples.item_category.max()) + 1),),
-        feedback_floats=samples.feedback_floats,
+        candidate_categories=(CategoryFeature(name="category", size=int(categories.max()) + 1),),
+        feedback_floats=source.feedback_floats,
         context_floats=(
             FloatFeature(name="position", min=0, max=1000),
             FloatFeature(name="hour", min=0, max=24, default=12),
         ),
-        survival_task=SURVIVAL_TASK if SURVIVAL_TASK in samples.config.tasks else None,
+        survival_task=SURVIVAL_TASK if SURVIVAL_TASK in source.config.tasks else None,
         search=search,
     )
 
@@ -103,16 +106,15 @@ def _select(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
 
 
 class DeviceModel(nn.Module):
-    """Both halves, and their inputs from samples. With `split=False` there is no lower half: the self-contained form.
+    """Both halves, and their inputs from a window of samples. With `split=False` there is no lower half.
 
-    `pxtr` [L, N, K] are the scores of the full ranker. With `feedback=False` the watched list is always empty.
+    The scores of the full ranker are `samples.event_pxtr`. With `feedback=False` the watched list is always empty.
     """
 
     def __init__(
         self,
         samples: Samples,
         statistics: ItemStatistics,
-        pxtr: Float[NDArray[np.float32], "l n k"],
         spec: FeatureSpec,
         config: DeviceModelConfig,
         *,
@@ -123,31 +125,37 @@ class DeviceModel(nn.Module):
         self.spec, self.config, self.split, self.feedback = spec, config, split, feedback
         self.upper = UpperHalf(config.upper, spec, split=split)
         self.lower = LowerHalf(config.lower, samples, statistics.width) if split else None
-        self.samples, self.inputs = samples, RankerInputs(samples, statistics)
-        days = range(-1, int(samples.list_day.max()) + 1)
-        # [day + 1]; on test days the statistics of the first of them, as for the full ranker: neither learns from test rows.
-        self.statistics = torch.from_numpy(np.stack([statistics.as_of(min(d, samples.learn_until)) for d in days]))
-        self.pxtr = torch.from_numpy(pxtr)
-        # The samples as tensors. Each event of the log is one row.
-        s = samples
-        self.row = {n: torch.as_tensor(getattr(s, f"row_{n}")) for n in ("event", "list", "slot", "events_from", "position")}
-        self.row_of_event = torch.zeros(len(s.event_item), dtype=torch.long)
-        self.row_of_event[self.row["event"]] = torch.arange(len(s.row_event))
-        self.event = {n: torch.as_tensor(getattr(s, f"event_{n}")) for n in ("item", "ms", "position", "feedback", "labels")}
-        self.day = torch.as_tensor(s.list_day)
-        self.duration, self.category = torch.as_tensor(s.item_duration_s), torch.as_tensor(s.item_category)
+        self.enter(samples, statistics)
         # The inputs are standardised by about 50,000 rows.
-        shown = torch.arange(len(s.row_event))[:: max(1, len(s.row_event) // 50_000)]
-        self.upper.item_floats.fit(self._floats(self.row["list"][shown], self.row["slot"][shown]))
-        self.upper.feedback_floats.fit(self.event["feedback"][self.row["event"][shown]])
+        shown = torch.arange(len(samples.row_event))[:: max(1, len(samples.row_event) // 50_000)]
+        event = self.row["event"][shown]
+        self.upper.item_floats.fit(self._floats(event))
+        self.upper.feedback_floats.fit(self.event["feedback"][event])
         self.upper.context_floats.fit(self._context(shown))
 
-    def _floats(self, lists: Tensor, slot: Tensor) -> Float[Tensor, "*b f"]:
-        """Return the `spec.candidate_floats` of list slots."""
-        duration = self.duration[self.inputs.list_item[lists, slot]][..., None]
+    def enter(self, samples: Samples, statistics: ItemStatistics) -> None:
+        """Take the inputs from another window of the same log."""
+        s = self.samples = samples
+        self.inputs = RankerInputs(s, statistics)
+        # [day - first day]; on test days the statistics of the first of them, as for the full ranker: neither learns from test
+        # rows.
+        self.first_day = int(s.list_day.min())
+        days = range(self.first_day, int(s.list_day.max()) + 1)
+        self.statistics = torch.from_numpy(np.stack([statistics.as_of(min(d, s.learn_until)) for d in days]))
+        # The samples as tensors. Each event of the log is one row.
+        self.row = {n: torch.as_tensor(getattr(s, f"row_{n}")) for n in ("event", "list", "position", "events_from")}
+        self.event = {
+            n: torch.as_tensor(getattr(s, f"event_{n}")) for n in ("item", "ms", "position", "feedback", "labels", "pxtr")
+        }
+        self.day = torch.as_tensor(s.list_day)
+        self.duration, self.category = torch.as_tensor(s.item_duration_s), torch.as_tensor(s.item_category)
+
+    def _floats(self, event: Tensor) -> Float[Tensor, "*b f"]:
+        """Return the `spec.candidate_floats` of the items that events showed."""
+        duration = self.duration[self.event["item"][event]][..., None]
         feature = self.spec.candidate_floats[-1]
         duration = torch.where(duration > 0, duration, feature.default).clamp(feature.min, feature.max)  # 0: unknown
-        return torch.cat([self.pxtr[lists, slot], duration], -1)
+        return torch.cat([self.event["pxtr"][event].nan_to_num(PXTR_UNKNOWN), duration], -1)
 
     def _context(self, rows: Tensor) -> Float[Tensor, "b f"]:
         hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, the only time zone that a device knows
@@ -187,7 +195,7 @@ class DeviceModel(nn.Module):
 
     def _day(self, rows: Tensor) -> Int[Tensor, " b"]:
         """Return the index in `statistics` of the day of each row's list."""
-        return self.day[self.row["list"][rows]] + 1
+        return self.day[self.row["list"][rows]] - self.first_day
 
     def _window(self, rows: Tensor, ahead: Tensor) -> _Window:
         end, first = self.row["event"][rows], self.row["events_from"][rows]
@@ -210,9 +218,9 @@ class DeviceModel(nn.Module):
 
     def _items(self, event: Int[Tensor, "b t"], day: Int[Tensor, "#b #t"]) -> dict[str, Tensor]:
         """Return the items that events showed, as candidates."""
-        row, item = self.row_of_event[event], self.event["item"][event]
+        item = self.event["item"][event]
         inputs = {
-            "candidate_float": self._floats(self.row["list"][row], self.row["slot"][row]),
+            "candidate_float": self._floats(event),
             "candidate_category": self.category[item][..., None],
         }
         return inputs if self.lower is None else inputs | {"candidate_vector": self._vectors(item, day)}
@@ -236,6 +244,56 @@ class DeviceModel(nn.Module):
         return self.lower.items(unique % items, self.statistics.view(days * items, -1)[unique])[inverse]
 
 
+class DeviceTraining:
+    """Fits a model to the labels of rows, window by window, in place."""
+
+    def __init__(
+        self,
+        model: DeviceModel,
+        *,
+        rows: int,
+        seed: int,
+        progress: Callable[[float], None] | None = None,
+        log: Callable[[str, float, int], None] | None = None,
+    ) -> None:
+        """`rows` is the number of rows of an epoch in all windows. `progress` receives the share of the steps that is done, and
+        `log` receives (name, value, step) of a training curve."""
+        config = model.config
+        self._model, self._rng, self._progress, self._log = model, np.random.default_rng(seed), progress, log
+        self._weights = torch.tensor([dict(config.loss_weights).get(task, 1.0) for task in model.spec.tasks])
+        self._steps = max(1, config.epochs * -(-rows // (config.batch // config.neighbours * config.neighbours)))
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, self._steps, config.learning_rate / 10)
+        self._step = 0
+
+    def learn(self, rows: NDArray[np.int64]) -> None:
+        """Learn `rows` of the window that the model has entered, once."""
+        model, config, s = self._model, self._model.config, self._model.samples
+        labels = model.event["labels"][model.row["event"]]
+        length = s.row_event - s.row_events_from
+        model.train()
+        for chunk in _batches(self._rng, rows, config, length):
+            ahead = torch.randint(1, config.ahead_max + 1, chunk.shape)
+            logits, match = model.logits(chunk, ahead * (torch.rand(chunk.shape) < config.ahead_share))
+            loss = masked_log_loss(logits, labels[chunk], self._weights)
+            total = loss
+            if match is not None:
+                total = loss + config.match_weight * masked_log_loss(match[:, None], labels[chunk, :1])
+            self._optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._step += 1
+            if self._step < self._steps:  # windows may end in smaller steps, and then there are more
+                self._schedule.step()
+            if self._log and self._step % 20 == 0:
+                self._log("loss", float(loss.detach()), self._step)
+            if self._progress:
+                self._progress(min(1.0, self._step / self._steps))
+        model.eval()
+
+
 def train_device_model(
     model: DeviceModel,
     rows: NDArray[np.int64],
@@ -244,37 +302,10 @@ def train_device_model(
     progress: Callable[[float], None] | None = None,
     log: Callable[[str, float, int], None] | None = None,
 ) -> None:
-    """Fit `model` to the labels of `rows`, in place.
-
-    `progress` receives the share of the steps that is done, and `log` receives (name, value, step) of a training curve.
-    """
-    config, rng = model.config, np.random.default_rng(seed)
-    labels = model.event["labels"][model.row["event"]]
-    weights = torch.tensor([dict(config.loss_weights).get(task, 1.0) for task in model.spec.tasks])
-    length = model.samples.row_event - model.samples.row_events_from
-    steps = config.epochs * -(-len(rows) // (config.batch // config.neighbours * config.neighbours))
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, config.learning_rate / 10)
-    step = 0
-    model.train()
-    for _ in range(config.epochs):
-        for chunk in _batches(rng, rows, config, length):
-            ahead = torch.randint(1, config.ahead_max + 1, chunk.shape)
-            logits, match = model.logits(chunk, ahead * (torch.rand(chunk.shape) < config.ahead_share))
-            loss = masked_log_loss(logits, labels[chunk], weights)
-            total = loss
-            if match is not None:
-                total = loss + config.match_weight * masked_log_loss(match[:, None], labels[chunk, :1])
-            optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if log and step % 20 == 0:
-                log("device/loss", float(loss.detach()), step)
-            if progress:
-                progress(step / steps)
-    model.eval()
+    """Fit `model` to the labels of `rows` of its one window, in place; see `DeviceTraining`."""
+    training = DeviceTraining(model, rows=len(rows), seed=seed, progress=progress, log=log)
+    for _ in range(model.config.epochs):
+        training.learn(rows)
 
 
 def predict(model: DeviceModel, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 
+from pocketrank.cloud.data.latest_events import LatestEvents
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.models.towers import LowerHalf
 from pocketrank.cloud.published.published import Published, PublishedRecord
 from pocketrank.cloud.training.device_model import DeviceModel
 
-__all__ = ["GATE_ROWS", "publish", "split_version", "to_onnx"]
+__all__ = ["GATE_ROWS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
 
 GATE_ROWS = 2000
 """Number of gate rows."""
@@ -75,21 +77,27 @@ def split_version(lower: nn.Module) -> str:
 
 
 def publish(
-    ranker: FullRanker, model: DeviceModel, statistics: ItemStatistics, test: np.ndarray, out: Path, *, simulated: bool
+    ranker: FullRanker,
+    model: DeviceModel,
+    statistics: ItemStatistics,
+    latest: LatestEvents,
+    gates: Sequence[Mapping[str, np.ndarray]],
+    out: Path,
+    *,
+    simulated: bool,
 ) -> str:
-    """Write the cloud half as of the end of the log, and the gate rows of the rows `test`, into `out`.
+    """Write the cloud half as of the end of the log into `out`, with users as of their `latest` events, and the gate rows.
 
-    Returns the split version. Raises `ValueError` for item rows beyond fp16.
+    `gates` are those of each window (`gate_arrays`). Returns the split version. Raises `ValueError` for item rows beyond fp16.
     """
     assert model.lower is not None
-    samples, inputs, lower = model.samples, model.inputs, model.lower
+    samples, lower = model.samples, model.lower
     # Tables of items and users.
     history_max = samples.config.history_max
     users = torch.arange(len(samples.user_ids))
     items = torch.arange(len(samples.item_ids))
     now = statistics.as_of(samples.days)
-    index, mask = inputs.window(users, inputs.start[users + 1], history_max)
-    pad = history_max - index.shape[1]
+    history_item, history_feedback = latest.history(history_max)
     with torch.no_grad():
         item_rows, vector = (half(items, torch.from_numpy(now)) for half in (ranker.item_rows, lower.items))
         published = Published(
@@ -107,8 +115,8 @@ def publish(
             user_id=samples.user_ids,
             user_row=ranker.user(users).numpy(),
             tower_row=lower.user(users).numpy(),
-            history_item=np.pad((inputs.item[index] * mask.long()).numpy().astype(np.int32), ((0, 0), (pad, 0))),
-            history_feedback=np.pad((inputs.feedback[index] * mask[..., None]).numpy(), ((0, 0), (pad, 0), (0, 0))),
+            history_item=history_item,
+            history_feedback=history_feedback,
         )
     record = PublishedRecord(
         split_version=split_version(lower),
@@ -123,7 +131,7 @@ def publish(
     )
     # Graphs. The sizes of these example inputs are free in the graph.
     out.mkdir(parents=True, exist_ok=True)
-    h, n, feedback = 7, min(5, len(items)), torch.zeros(1, 7, inputs.feedback.shape[1])
+    h, n, feedback = 7, min(5, len(items)), torch.zeros(1, 7, len(samples.history_feedback))
     codes = torch.zeros(1, 1, dtype=torch.long)
     rows = {
         "user_row": torch.as_tensor(published.user_row[:1]),
@@ -141,9 +149,19 @@ def publish(
         "history_mask": torch.ones(1, h, dtype=torch.bool),
     }
     to_onnx(_UserTower(lower), tower, "user_vector", out / "user_tower.onnx")
-    _gate_rows(model, test, out / "gate.npz")
+    np.savez(out / "gate.npz", **{name: np.concatenate([gate[name] for gate in gates]) for name in gates[0]})  # type: ignore[arg-type]
     published.save(out, record)
     return record.split_version
+
+
+def publish_window(ranker: FullRanker, model: DeviceModel, out: Path, *, simulated: bool) -> str:
+    """Publish a model whose window is the whole log, with its first rows as gate rows; see `publish`."""
+    samples, statistics = model.samples, model.inputs.statistics
+    widths = {"feedback": len(samples.feedback_floats), "history": len(samples.history_feedback)}
+    latest = LatestEvents(len(samples.user_ids), samples.config.history_max, tasks=len(samples.config.tasks), **widths)
+    latest.add(samples.fresh())
+    gates = [gate_arrays(model, np.arange(8))]
+    return publish(ranker, model, statistics, latest, gates, out, simulated=simulated)
 
 
 def _half(x: Float[Tensor, "*b"]) -> np.ndarray:
@@ -180,12 +198,17 @@ def to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path
     onnx.save(program.model_proto, path)
 
 
-def _gate_rows(model: DeviceModel, test: np.ndarray, path: Path) -> None:
-    """Write inputs and labels of gate rows of the split form, with the events padded at the front to `events_max`."""
-    rows = torch.as_tensor(np.sort(np.random.default_rng(0).permutation(test)[:GATE_ROWS]))
+def gate_rows(test_rows: int) -> np.ndarray:
+    """Return the numbers, ascending, of the test rows that are gate rows."""
+    return np.sort(np.random.default_rng(0).permutation(test_rows)[:GATE_ROWS])
+
+
+def gate_arrays(model: DeviceModel, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return inputs and labels of rows of the split form's window, with the events padded at the front to `events_max`."""
+    at = torch.as_tensor(rows)
     with torch.no_grad():
-        arrays = model.arguments(rows)
-    labels = model.event["labels"][model.row["event"][rows]]
+        arrays = model.arguments(at)
+    labels = model.event["labels"][model.row["event"][at]]
     short = model.spec.events_max - arrays["event_mask"].shape[1]
     padded = {
         name: np.pad(value.numpy(), [(0, 0), (short, 0), *[(0, 0)] * (value.ndim - 2)])
@@ -193,4 +216,4 @@ def _gate_rows(model: DeviceModel, test: np.ndarray, path: Path) -> None:
         else value.numpy()
         for name, value in arrays.items()
     }
-    np.savez(path, **padded | {"labels": labels.numpy()})  # type: ignore[arg-type]
+    return padded | {"labels": labels.numpy()}

@@ -20,7 +20,7 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import Samples
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 
-__all__ = ["RankerInputs", "RankerTrainingConfig", "TrainedRanker", "masked_log_loss", "train_ranker"]
+__all__ = ["RankerInputs", "RankerTraining", "RankerTrainingConfig", "masked_log_loss"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,6 @@ class RankerTrainingConfig:
     """Passes over the events from before the log."""
     day_passes: int = 1
     """Passes over each day, after the day was scored."""
-
-
-@dataclass(frozen=True)
-class TrainedRanker:
-    """A trained ranker, and its scores of every list from before it learned the list."""
-
-    ranker: FullRanker
-    pxtr: NDArray[np.float32]  # [L, N, K]
-    second_pxtr: NDArray[np.float32] | None = None  # [L', N', K] of the second cut
 
 
 class RankerInputs:
@@ -78,7 +69,7 @@ class RankerInputs:
         s = self.samples
         index, mask = self.window(self.list_user[lists], self.list_event[lists], s.config.history_max)
         width = max(1, int(self.length[lists].max()))
-        item, past = self.list_item[lists, :width], self.item[index]
+        item, past = self.list_item[lists, :width].long(), self.item[index]
         statistics = torch.from_numpy(self.statistics.as_of(day))[item]
         return (
             ranker.user(self.list_user[lists]),
@@ -86,8 +77,8 @@ class RankerInputs:
             self.feedback[index],
             mask,
             ranker.item_rows(item, statistics),
-            self.list_scene[lists, :width],
-            self.list_hour[lists, :width],
+            self.list_scene[lists, :width].long(),
+            self.list_hour[lists, :width].long(),
         )
 
 
@@ -104,82 +95,108 @@ def masked_log_loss(
     return per_task.sum() if weights is None else (per_task * weights).sum()
 
 
-def train_ranker(
-    samples: Samples,
-    statistics: ItemStatistics,
-    config: RankerTrainingConfig,
-    *,
-    learn_until: int,
-    seed: int,
-    second_cut: Samples | None = None,
-    progress: Callable[[float], None] | None = None,
-    log: Callable[[str, float, int], None] | None = None,
-) -> TrainedRanker:
-    """Train a ranker: score and then learn each day before `learn_until`, and only score the days from it on.
+class RankerTraining:
+    """Training of a ranker over windows of the log, in their order."""
 
-    The days from `learn_until` on are scored with the item statistics as of `learn_until`. `second_cut` is another cut of the
-    same log into lists, for example shorter ones with a fresher history: the same states of the ranker score these lists, and
-    never learn them. `progress` receives the share of the work that is done, 0 to 1, and `log` receives (name, value, step) of
-    a training curve.
-    """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    ranker = FullRanker(config.ranker, samples, statistics.width)
-    inputs = RankerInputs(samples, statistics)
-    cuts = [(inputs, samples.list_day, np.zeros(samples.list_labels.shape, np.float32))]
-    if second_cut is not None:
-        scores = np.zeros(second_cut.list_labels.shape, np.float32)
-        cuts.append((RankerInputs(second_cut, statistics), second_cut.list_day, scores))
-    optimizer = torch.optim.Adam(ranker.parameters(), config.learning_rate, fused=True)
-    labels = torch.as_tensor(samples.list_labels)
-    shown = int((~np.isnan(samples.list_labels).all(2)).sum())
-    lists_per_step = max(1, config.batch * len(samples.list_day) // max(1, shown))
-    before = np.flatnonzero(samples.list_day < 0)
-    # For `progress`, to score a list counts as half the work of learning it.
-    work = config.history_passes * len(before) + (config.day_passes + 0.5) * (len(samples.list_day) - len(before))
-    done = step = 0
+    def __init__(
+        self,
+        samples: Samples,
+        statistics: ItemStatistics,
+        config: RankerTrainingConfig,
+        *,
+        learn_until: int,
+        seed: int,
+        rows: int,
+        progress: Callable[[float], None] | None = None,
+        log: Callable[[str, float, int], None] | None = None,
+    ) -> None:
+        """`samples` are of the first window; `rows` is the number of impressions of the whole log.
 
-    def learn(lists: NDArray[np.int64], day: int) -> None:
-        nonlocal done, step
-        ranker.train()
-        for chunk in _batches(rng.permutation(lists), lists_per_step):
-            arguments = inputs.rows(ranker, chunk, day)
-            logits = ranker(*arguments)
+        Days from `learn_until` on are scored and not learned, with the item statistics as of `learn_until`. `progress` receives
+        the share of the work that is done, 0 to 1, and `log` receives (name, value, step) of a training curve.
+        """
+        torch.manual_seed(seed)
+        self._rng = np.random.default_rng(seed)
+        self.ranker = FullRanker(config.ranker, samples, statistics.width)
+        self._statistics, self._config, self._until = statistics, config, learn_until
+        self._optimizer = torch.optim.Adam(self.ranker.parameters(), config.learning_rate, fused=True)
+        shown = int((~np.isnan(samples.list_labels).all(2)).sum())
+        self._lists_per_step = max(1, config.batch * len(samples.list_day) // max(1, shown))
+        self._progress, self._log, self._step, self._learned = progress, log, 0, 0
+        self._work = config.history_passes * int((samples.event_day < 0).sum()) + config.day_passes * rows
+
+    def window(self, samples: Samples, second_cut: Samples | None = None) -> list[NDArray[np.float32]]:
+        """Score and then learn each day. Returns the scores [L, N, K] of `samples`, and of a second cut of the same window.
+
+        The second cut has for example shorter lists with a fresher history: the same states of the ranker score them, and never
+        learn them.
+        """
+        cuts = [RankerInputs(cut, self._statistics) for cut in (samples, second_cut) if cut is not None]
+        scores = [np.zeros(cut.samples.list_labels.shape, np.float32) for cut in cuts]
+        inputs = cuts[0]
+        self._learn_history(inputs)
+        last_day = _last_day(samples)
+        for day in range(samples.first_window_day, samples.last_window_day + 1):
+            for cut, pxtr in zip(cuts, scores, strict=True):
+                self._score(cut, np.flatnonzero(cut.samples.list_day == day), min(day, self._until), pxtr)
+            if day < self._until:
+                self._learn_over(inputs, np.flatnonzero((last_day == day) & (samples.list_day >= 0)))
+        return scores
+
+    def score(self, samples: Samples, day: int) -> NDArray[np.float32]:
+        """Return the scores [L, N, K] of all lists of a shard, as of `day`, its first. The history is learned before."""
+        inputs, pxtr = RankerInputs(samples, self._statistics), np.zeros(samples.list_labels.shape, np.float32)
+        self._learn_history(inputs)
+        self._score(inputs, np.flatnonzero(samples.list_day >= 0), min(day, self._until), pxtr)
+        return pxtr
+
+    def learn(self, samples: Samples) -> None:
+        """Learn the lists of a shard that are over before the test days."""
+        inputs, over = RankerInputs(samples, self._statistics), _last_day(samples)
+        self._learn_over(inputs, np.flatnonzero((samples.list_day >= 0) & (over < self._until)))
+
+    def _learn_history(self, inputs: RankerInputs) -> None:
+        before = np.flatnonzero(inputs.samples.list_day < 0)
+        for _ in range(self._config.history_passes):
+            self._learn(inputs, before, -1)
+
+    def _learn_over(self, inputs: RankerInputs, over: NDArray[np.int64]) -> None:
+        # A pseudo-list may extend into later days: it is learned on the day of its last impression, with the statistics as of
+        # the day on which it was scored.
+        began = inputs.samples.list_day[over]
+        for _ in range(self._config.day_passes):
+            for day in np.unique(began).tolist():
+                self._learn(inputs, over[began == day], day)
+
+    def _learn(self, inputs: RankerInputs, lists: NDArray[np.int64], day: int) -> None:
+        self.ranker.train()
+        labels = torch.as_tensor(inputs.samples.list_labels)
+        for chunk in _batches(self._rng.permutation(lists), self._lists_per_step):
+            logits = self.ranker(*inputs.rows(self.ranker, chunk, day))
             loss = masked_log_loss(logits, labels[chunk, : logits.shape[1]])
-            optimizer.zero_grad()
+            self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            step, done = step + 1, done + len(chunk)
-            if log and step % 20 == 0:
-                log("ranker/loss", float(loss.detach()), step)
-            if progress:
-                progress(min(1.0, done / work))
+            self._optimizer.step()
+            self._step += 1
+            if self._log and self._step % 20 == 0:
+                self._log("ranker/loss", float(loss.detach()), self._step)
+            if self._progress:
+                self._learned += int(inputs.length[chunk].sum())
+                self._progress(min(1.0, self._learned / max(1, self._work)))
 
-    def score(day: int) -> None:
-        nonlocal done
-        ranker.eval()
-        for cut, list_day, pxtr in cuts:
-            for chunk in _batches(np.flatnonzero(list_day == day), 1024):
-                with torch.no_grad():
-                    logits = ranker(*cut.rows(ranker, chunk, min(day, learn_until)))
-                pxtr[chunk.numpy(), : logits.shape[1]] = torch.sigmoid(logits).numpy()
-                done += len(chunk) // 2
+    def _score(self, inputs: RankerInputs, lists: NDArray[np.int64], day: int, pxtr: NDArray[np.float32]) -> None:
+        self.ranker.eval()
+        for chunk in _batches(lists, 1024):
+            with torch.no_grad():
+                logits = self.ranker(*inputs.rows(self.ranker, chunk, day))
+            pxtr[chunk.numpy(), : logits.shape[1]] = torch.sigmoid(logits).numpy()
 
-    for _ in range(config.history_passes):
-        learn(before, -1)
-    # A pseudo-list may extend into later days: it is learned on the day of its last impression, with the statistics as of the
-    # day on which it was scored.
-    last_day = np.full(len(samples.list_day), -1)
-    np.maximum.at(last_day, samples.row_list, samples.event_day[samples.row_event])
-    for day in range(samples.days):
-        score(day)
-        if day < learn_until:
-            over = np.flatnonzero((last_day == day) & (samples.list_day >= 0))
-            for _ in range(config.day_passes):
-                for began in np.unique(samples.list_day[over]).tolist():
-                    learn(over[samples.list_day[over] == began], began)
-    ranker.eval()
-    return TrainedRanker(ranker, *(pxtr for _, _, pxtr in cuts))
+
+def _last_day(samples: Samples) -> NDArray[np.int64]:
+    """Return the day of the last impression of each list, -1 for those of the history."""
+    last = np.full(len(samples.list_day), -1)
+    np.maximum.at(last, samples.row_list, samples.event_day[samples.row_event])
+    return last
 
 
 def _batches(lists: NDArray[np.int64], size: int) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -16,18 +16,26 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from pocketrank.cloud.data.days import day_of, days
+from pocketrank.cloud.data.days import day_of, day_rows
+from pocketrank.cloud.data.latest_events import LatestEvents
+from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
-from pocketrank.cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig
+from pocketrank.cloud.data.schema import DataError
 from pocketrank.cloud.files import replacing, write_atomically
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.models.towers import TowerConfig
-from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec, predict, train_device_model
+from pocketrank.cloud.training.device_model import (
+    DeviceModel,
+    DeviceModelConfig,
+    DeviceTraining,
+    device_spec,
+    predict,
+)
 from pocketrank.cloud.training.evaluate import evaluate
-from pocketrank.cloud.training.publish import publish
-from pocketrank.cloud.training.ranker import RankerTrainingConfig, train_ranker
+from pocketrank.cloud.training.publish import gate_arrays, gate_rows, publish
+from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
 from pocketrank.cloud.training.run import Run, RunError, RunRecord
 from pocketrank.cloud.training.weights import load_weights, save_weights
 from pocketrank.device.contract import FeatureSpec, SearchSpec
@@ -57,6 +65,8 @@ class TrainConfig:
     """List search of the device; None ranks by the best next item."""
     no_feedback: bool = True
     """Whether to train the device model also without feedback, for comparison."""
+    windows: WindowConfig = WindowConfig()
+    """How much of the log is in memory at a time."""
     threads: int = 1
     """Threads of torch. The models are small: a second thread gains little on an idle machine, and on a busy one it takes ten
     times as long."""
@@ -86,7 +96,7 @@ each and are described best by their content, so that the ID embeddings are narr
 
 
 def train(
-    log: ImpressionLog,
+    log: Log,
     *,
     out: Path,
     test_from: date | None = None,
@@ -106,11 +116,14 @@ def train(
     torch.set_num_threads(config.threads)
 
     # The data.
-    test_from = test_from or day_of(int(np.quantile(days(log), 1 - DEFAULT_TEST_SHARE, method="lower")))
-    samples = build_samples(log, SampleConfig(tasks=tuple(log.tasks), time_zone=log.time_zone, test_from=test_from))
-    if not len(_test_rows(samples)) or not len(training_rows(samples, config.device)):
-        span = f"{day_of(samples.first_day)} to {day_of(samples.first_day + samples.days - 1)}"
-        warm_up = _warm_up_days(samples, config.device)
+    test_from = test_from or _default_test_day(log)
+    sample_config = SampleConfig(tasks=tuple(log.tasks), time_zone=log.time_zone, test_from=test_from)
+    passes = Passes(SampleStream(log, sample_config, config.windows))
+    stream = passes.stream
+    tested = int(stream.day_rows[stream.learn_until :].sum())
+    if not tested or not passes.training_rows(config.device):
+        span = f"{stream.day_of(0)} to {stream.day_of(stream.days - 1)}"
+        warm_up = _warm_up_days(len(log.history) > 0, config.device)
         expected = f"expected a first test day with rows before and after it, not counting the first {warm_up} days"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
 
@@ -121,12 +134,10 @@ def train(
     record.unlink(missing_ok=True)
 
     # The models of each seed.
-    spec = device_spec(samples, config.device, log.tasks, config.search)
-    statistics = ItemStatistics(samples)
+    spec = device_spec(stream, config.device, log.tasks, config.search)
     writer = SummaryWriter(str(out / "tensorboard"))
     trainings = [
-        _Seed(number, out / f"seed-{number}", samples, statistics, config, progress, writer)
-        for number in range(seed, seed + seeds)
+        _Seed(number, out / f"seed-{number}", passes, config, progress, writer) for number in range(seed, seed + seeds)
     ]
     try:
         for training in trainings:
@@ -157,19 +168,109 @@ def train(
     return Run.open(out)
 
 
-def _warm_up_days(samples: Samples, config: DeviceModelConfig) -> int:
+def _default_test_day(log: Log) -> date:
+    """Return the latest day with at least `DEFAULT_TEST_SHARE` of the rows on or after it."""
+    day, rows = day_rows(log.parts(), log.time_zone)
+    before = int((1 - DEFAULT_TEST_SHARE) * (rows.sum() - 1))
+    return day_of(int(day[np.searchsorted(np.cumsum(rows), before, "right")]))
+
+
+def _warm_up_days(has_history: bool, config: DeviceModelConfig) -> int:
     """Return the number of first days that the ranker scored before it had learned enough; 0 for a log with history."""
-    return 0 if (samples.event_day < 0).any() else config.warm_up_days
+    return 0 if has_history else config.warm_up_days
 
 
 def training_rows(samples: Samples, config: DeviceModelConfig) -> np.ndarray:
     """Return the rows [r] that device models learn from: those before the test days and after the ranker's warm-up."""
     day, list_day = samples.event_day[samples.row_event], samples.list_day[samples.row_list]
-    return np.flatnonzero((day < samples.learn_until) & (list_day >= _warm_up_days(samples, config)))
+    return np.flatnonzero((day < samples.learn_until) & (list_day >= _warm_up_days(samples.has_history, config)))
 
 
 def _test_rows(samples: Samples) -> np.ndarray:
     return np.flatnonzero(samples.event_day[samples.row_event] >= samples.learn_until)
+
+
+class Passes:
+    """Passes over the windows of a log. A log of one window stays in memory from one pass to the next."""
+
+    def __init__(self, stream: SampleStream) -> None:
+        self.stream = stream
+        self._only: tuple[Samples, ItemStatistics] | None = None
+        spans = stream.spans()
+        span = next(spans)
+        if span.end == stream.days and span.shards == 1:
+            samples = span.build(0)
+            self._only = samples, ItemStatistics(samples)
+
+    def training_rows(self, config: DeviceModelConfig) -> int:
+        """Return the number of training rows of device models, about where the log is large."""
+        if self._only is not None:
+            return len(training_rows(self._only[0], config))
+        warm_up = _warm_up_days(len(self.stream.log.history) > 0, config)
+        return int(self.stream.day_rows[warm_up : self.stream.learn_until].sum())
+
+    def windows(self, pxtr: Path | None = None, latest: LatestEvents | None = None) -> Iterator[tuple[Samples, ItemStatistics]]:
+        """Return the windows in the order of time, with the statistics of the items.
+
+        `pxtr` is the folder of the scores of the rows, by window. Into `latest` go the events of each window that was used.
+        """
+        if self._only is not None:
+            samples, statistics = self._only
+            yield (samples if pxtr is None else samples.with_pxtr(np.load(pxtr / "0-0.npy"))), statistics
+            if latest is not None:
+                latest.add(samples.fresh())
+            return
+        statistics = None
+        for span in self.stream.spans(latest):
+            for shard in range(span.shards):
+                samples = span.build(shard)
+                if pxtr is not None:
+                    samples = samples.with_pxtr(np.load(pxtr / f"{span.index}-{shard}.npy"))
+                if statistics is None:
+                    statistics = ItemStatistics(samples)
+                if shard == 0:
+                    statistics.enter(samples if span.shards == 1 else None)
+                if len(samples.row_event):  # few users may leave a shard empty
+                    yield samples, statistics
+                statistics.add(samples)
+                span.done(samples)
+        if statistics is not None:
+            statistics.enter(None)
+
+    def train_ranker(self, training: Callable[[Samples, ItemStatistics], RankerTraining], pxtr: Path) -> RankerTraining:
+        """Train a ranker on all windows, and write the scores [R, K] of the rows of each into the folder `pxtr`."""
+        pxtr.mkdir(exist_ok=True)
+        made: RankerTraining | None = None
+        if self._only is not None:
+            made = training(*self._only)
+            _save(pxtr / "0-0.npy", _row_scores(self._only[0], made.window(self._only[0])[0]))
+            return made
+        statistics: ItemStatistics | None = None
+        for span in self.stream.spans():
+            for shard in range(span.shards):
+                samples = span.build(shard)
+                if made is None or statistics is None:
+                    statistics = ItemStatistics(samples)
+                    made = training(samples, statistics)
+                if shard == 0:
+                    statistics.enter(samples if span.shards == 1 else None)
+                scores = made.window(samples)[0] if span.shards == 1 else made.score(samples, span.first)
+                _save(pxtr / f"{span.index}-{shard}.npy", _row_scores(samples, scores))
+                if span.shards == 1:
+                    statistics.add(samples)
+                    span.done(samples)
+            for shard in range(span.shards if span.shards > 1 else 0):
+                # All shards were scored before any is learned.
+                samples = span.build(shard)
+                made.learn(samples)
+                statistics.add(samples)
+                span.done(samples)
+        assert made is not None
+        return made
+
+
+def _row_scores(samples: Samples, scores: np.ndarray) -> np.ndarray:
+    return np.asarray(scores[samples.row_list, samples.row_slot])
 
 
 class _Seed:
@@ -179,88 +280,130 @@ class _Seed:
         self,
         seed: int,
         folder: Path,
-        samples: Samples,
-        statistics: ItemStatistics,
+        passes: Passes,
         config: TrainConfig,
         progress: Progress | None,
         writer: SummaryWriter,
     ) -> None:
-        self.seed, self.folder, self.samples, self.statistics = seed, folder, samples, statistics
+        self.seed, self.folder, self.passes = seed, folder, passes
         self.config, self.progress, self.writer = config, progress, writer
-        self.rows, self.test = training_rows(samples, config.device), _test_rows(samples)
         folder.mkdir(parents=True, exist_ok=True)
+        self._curves: list[dict[str, Any]] = []
 
     def train(self, spec: FeatureSpec) -> None:
-        pxtr = self._ranker()
-        config, samples = self.config, self.samples
-        self_contained = self._device(spec, pxtr, "self_contained", config.device)
+        self._ranker()
+        config = self.config
+        self_contained = self._device(spec, "self_contained", config.device)
         if config.no_feedback:
-            self._device(spec, pxtr, "no_feedback", config.device, feedback=False)
-        self._device(spec, pxtr, "split", config.joint, start=self_contained)
+            self._device(spec, "no_feedback", config.device, feedback=False)
+        self._device(spec, "split", config.joint, start=self_contained)
         # What `evaluate` compares the predictions with.
-        event, lists = samples.row_event[self.test], samples.row_list[self.test]
-        _save(self.folder / "labels.npy", samples.event_labels[event])
-        _save(self.folder / "server_score.npy", pxtr[lists, samples.row_slot[self.test]])
-        _save(self.folder / "users.npy", samples.event_user[event])
-        _save(self.folder / "lists.npy", lists)
+        parts = [self._test_part(samples) for samples, _ in self.passes.windows(self.folder / "pxtr")]
+        lists = np.cumsum([0, *(part["lists"].max(initial=-1) + 1 for part in parts)])
+        for part, first in zip(parts, lists, strict=False):
+            part["lists"] += first
+        for name in parts[0]:
+            _save(self.folder / f"{name}.npy", np.concatenate([part[name] for part in parts]))
+
+    def _test_part(self, samples: Samples) -> dict[str, np.ndarray]:
+        rows = _test_rows(samples)
+        event, lists = samples.row_event[rows], samples.row_list[rows]
+        columns = {"labels": samples.event_labels, "server_score": samples.event_pxtr, "users": samples.event_user}
+        return {name: column[event] for name, column in columns.items()} | {"lists": lists}
 
     def publish(self, spec: FeatureSpec, out: Path, *, simulated: bool) -> str:
         """Write the cloud half of the trained models into `out`, in place of an earlier one. Returns the split version."""
-        samples, statistics, config = self.samples, self.statistics, self.config
-        ranker = FullRanker(config.stream.ranker, samples, statistics.width)
-        load_weights(ranker, self.folder / "ranker.safetensors")
-        model = DeviceModel(samples, statistics, np.load(self.folder / "pxtr.npy"), spec, config.joint, split=True)
-        load_weights(model, self.folder / "split.safetensors")
+        config, latest = self.config, self.passes.stream.new_latest()
         if out.exists():
             shutil.rmtree(out)
-        return publish(ranker.eval(), model.eval(), statistics, self.test, out, simulated=simulated)
+        test = 0
+        chosen = gate_rows(int(self.passes.stream.day_rows[self.passes.stream.learn_until :].sum()))
+        model: DeviceModel | None = None
+        gates = []
+        for samples, statistics in self.passes.windows(self.folder / "pxtr", latest):
+            if model is None:
+                model = DeviceModel(samples, statistics, spec, config.joint, split=True)
+                load_weights(model, self.folder / "split.safetensors")
+                ranker = FullRanker(config.stream.ranker, samples, statistics.width)
+                load_weights(ranker, self.folder / "ranker.safetensors")
+                model.eval()
+            rows = _test_rows(samples)
+            mine = rows[chosen[(chosen >= test) & (chosen < test + len(rows))] - test]
+            test += len(rows)
+            if len(mine):
+                model.enter(samples, statistics)
+                gates.append(gate_arrays(model, mine))
+        assert model is not None
+        return publish(ranker.eval(), model, statistics, latest, gates, out, simulated=simulated)
 
-    def _ranker(self) -> np.ndarray:
-        weights, scores = self.folder / "ranker.safetensors", self.folder / "pxtr.npy"
-        if weights.exists() and scores.exists():
-            return np.asarray(np.load(scores))
-        result = train_ranker(
-            self.samples,
-            self.statistics,
-            self.config.stream,
-            learn_until=self.samples.learn_until,
-            seed=self.seed,
-            progress=self._stage_progress("ranker"),
-            log=self._log_scalar,
-        )
-        _save(scores, result.pxtr)
-        save_weights(result.ranker, weights)
-        return result.pxtr
+    def _ranker(self) -> None:
+        weights, scores = self.folder / "ranker.safetensors", self.folder / "pxtr"
+        if weights.exists():
+            return
+
+        def training(samples: Samples, statistics: ItemStatistics) -> RankerTraining:
+            return RankerTraining(
+                samples,
+                statistics,
+                self.config.stream,
+                learn_until=samples.learn_until,
+                seed=self.seed,
+                rows=int(self.passes.stream.day_rows[: samples.learn_until].sum()),
+                progress=self._stage_progress("ranker"),
+                log=self._log_scalar,
+            )
+
+        trained = self.passes.train_ranker(training, scores)
+        save_weights(trained.ranker, weights)
+        self._write_curves()
 
     def _device(
         self,
         spec: FeatureSpec,
-        pxtr: np.ndarray,
         name: str,
         config: DeviceModelConfig,
         *,
         feedback: bool = True,
         start: DeviceModel | None = None,
     ) -> DeviceModel:
-        torch.manual_seed(self.seed)
-        split = name == "split"
-        model = DeviceModel(self.samples, self.statistics, pxtr, spec, config, split=split, feedback=feedback)
         weights, scores = self.folder / f"{name}.safetensors", self.folder / f"{name}.npy"
-        if weights.exists() and scores.exists():
-            load_weights(model, weights)
-            return model.eval()
-        if start is not None:
-            model.upper.start_from(start.upper)
-        train_device_model(
-            model,
-            self.rows,
-            seed=self.seed,
-            progress=self._stage_progress(name),
-            log=lambda _, value, step: self._log_scalar(f"{name}/loss", value, step),
-        )
-        _save(scores, predict(model, self.test))
-        save_weights(model, weights)
-        return model
+        torch.manual_seed(self.seed)
+        model: DeviceModel | None = None
+        training: DeviceTraining | None = None
+        done = weights.exists() and scores.exists()
+        for _ in range(0 if done else config.epochs):
+            for samples, statistics in self.passes.windows(self.folder / "pxtr"):
+                if model is None:
+                    model = DeviceModel(samples, statistics, spec, config, split=name == "split", feedback=feedback)
+                    if start is not None:
+                        model.upper.start_from(start.upper)
+                    training = DeviceTraining(
+                        model,
+                        rows=self.passes.training_rows(config),
+                        seed=self.seed,
+                        progress=self._stage_progress(name),
+                        log=lambda curve, value, step: self._log_scalar(f"{name}/{curve}", value, step),
+                    )
+                else:
+                    model.enter(samples, statistics)
+                assert training is not None
+                if len(rows := training_rows(samples, config)):
+                    training.learn(rows)
+        predictions = []
+        for samples, statistics in self.passes.windows(self.folder / "pxtr"):
+            if model is None:  # finished before
+                model = DeviceModel(samples, statistics, spec, config, split=name == "split", feedback=feedback)
+                load_weights(model, weights)
+                break
+            if len(rows := _test_rows(samples)):
+                model.enter(samples, statistics)
+                predictions.append(predict(model, rows))
+        assert model is not None
+        if not done:
+            _save(scores, np.concatenate(predictions))
+            save_weights(model, weights)
+            self._write_curves()
+        return model.eval()
 
     def _stage_progress(self, stage: str) -> Callable[[float], None] | None:
         progress = self.progress
@@ -268,6 +411,15 @@ class _Seed:
 
     def _log_scalar(self, name: str, value: float, step: int) -> None:
         self.writer.add_scalar(f"seed-{self.seed}/{name}", value, step)
+        self._curves.append({"name": name, "step": step, "value": value})
+
+    def _write_curves(self) -> None:
+        """Write the curves of the stages so far, beside those of earlier calls."""
+        path = self.folder / "curves.json"
+        known = {curve["name"] for curve in self._curves}
+        written = msgspec.json.decode(path.read_bytes()) if path.exists() else []
+        old = [curve for curve in written if curve["name"] not in known]
+        _write_json(path, [*old, *self._curves])
 
 
 def _save(path: Path, array: np.ndarray) -> None:

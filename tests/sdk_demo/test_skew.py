@@ -21,7 +21,7 @@ from pocketrank.cloud.models.full_ranker import FullRankerConfig
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec
-from pocketrank.cloud.training.publish import publish
+from pocketrank.cloud.training.publish import publish_window
 from pocketrank.cloud.training.ranker import RankerInputs
 from pocketrank.device import FeedSession, Ranker
 from pocketrank.device.codec import read_page, to_block
@@ -107,10 +107,15 @@ def statistics(samples: Samples) -> ItemStatistics:
 @pytest.fixture(scope="module")
 def model(samples: Samples, statistics: ItemStatistics) -> DeviceModel:
     torch.manual_seed(0)
-    pxtr = np.random.default_rng(0).random(samples.list_labels.shape, np.float32)
     config = DeviceModelConfig()
     spec = device_spec(samples, config, TASK_WEIGHTS)
-    return DeviceModel(samples, statistics, pxtr, spec, config, split=True).eval()
+    scored = samples.with_pxtr(list_pxtr(samples)[samples.row_list, samples.row_slot])
+    return DeviceModel(scored, statistics, spec, config, split=True).eval()
+
+
+def list_pxtr(samples: Samples) -> NDArray[np.float32]:
+    """Scores [L, N, K] of all candidates, shown or not."""
+    return np.random.default_rng(0).random(samples.list_labels.shape, np.float32)
 
 
 def page_of(model: DeviceModel, number: int) -> Page:
@@ -121,9 +126,9 @@ def page_of(model: DeviceModel, number: int) -> Page:
     assert model.lower is not None
     with torch.no_grad():
         user_vector = model.arguments(torch.tensor([row]))["user_vector"][0].numpy()
-        known = torch.from_numpy(model.statistics[day + 1].numpy()[item])
+        known = torch.from_numpy(model.statistics[day - model.first_day].numpy()[item])
         vector = model.lower.items(torch.as_tensor(item), known).numpy()
-    floats = np.concatenate([model.pxtr[number, : len(item)].numpy(), s.item_duration_s[item][:, None] * 1000], 1)
+    floats = np.concatenate([list_pxtr(s)[number, : len(item)], s.item_duration_s[item][:, None] * 1000], 1)
     names = (*(f"pxtr_{t}" for t in s.config.tasks), "duration_ms")
     return Page(
         page_id=str(number),
@@ -222,11 +227,10 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     statistics = ItemStatistics(before)
     torch.manual_seed(1)
     ranker = CloudRanker(FullRankerConfig(), before, statistics.width).eval()
-    pxtr = np.full(before.list_labels.shape, 0.5, np.float32)
     spec = device_spec(before, DeviceModelConfig(), TASK_WEIGHTS)
-    model = DeviceModel(before, statistics, pxtr, spec, DeviceModelConfig(), split=True).eval()
+    model = DeviceModel(before, statistics, spec, DeviceModelConfig(), split=True).eval()
     run = small_run(tmp_path / "run")
-    publish(ranker, model, statistics, np.arange(8), run.folder / "published", simulated=True)
+    publish_window(ranker, model, run.folder / "published", simulated=True)
     _, record = Published.open(run.folder / "published")
     formula = " + ".join(before.config.tasks)
     closing = ExitStack()

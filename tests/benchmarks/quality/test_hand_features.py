@@ -19,8 +19,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 
 
 def features(samples: Samples, *, fresh: bool = True) -> np.ndarray:
-    pxtr = np.full(samples.list_labels.shape, 0.5, np.float32)
-    return hand_features(samples, ItemStatistics(samples), pxtr, fresh=fresh)
+    scored = samples.with_pxtr(np.full((len(samples.row_event), len(TASKS)), 0.5, np.float32))
+    return hand_features(scored, ItemStatistics(samples), fresh=fresh)
 
 
 def test_a_row_knows_what_was_before_it_and_nothing_of_itself_or_later(samples: Samples) -> None:

@@ -12,17 +12,18 @@ import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from pocketrank.cloud.data.log import open_log, save_log
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples, WindowConfig, build_samples
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.device_model import DeviceModelConfig
 from pocketrank.cloud.training.evaluate import MODELS, evaluate
-from pocketrank.cloud.training.ranker import RankerInputs, RankerTrainingConfig, train_ranker
+from pocketrank.cloud.training.ranker import RankerInputs, RankerTraining, RankerTrainingConfig
 from pocketrank.cloud.training.run import Run, RunError
 from pocketrank.cloud.training.train import TrainConfig, train
 from pocketrank.cloud.training.weights import load_weights
@@ -31,6 +32,12 @@ from tests.data import kuairand_folder
 from tests.sdk_demo.world.worlds import small
 
 QUICK = TrainConfig(device=DeviceModelConfig(epochs=1), joint=DeviceModelConfig(epochs=1))
+
+
+def ranker_scores(samples: Samples) -> NDArray[np.float32]:
+    rows = len(samples.row_event)
+    training = RankerTraining(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0, rows=rows)
+    return training.window(samples)[0]
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +124,11 @@ def test_the_published_half_scores_as_the_ranker_does(run: Run, log: ImpressionL
 def test_no_score_depends_on_its_own_or_a_later_label(log: ImpressionLog) -> None:
     samples = build_samples(log, SampleConfig(tasks=tuple(TASK_WEIGHTS)))
     day = 4
-    one = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
+    one = ranker_scores(samples)
     from_day = samples.list_day >= day
     samples.list_labels[from_day] = 1 - samples.list_labels[from_day]
     samples.event_labels[samples.event_day >= day] = 1 - samples.event_labels[samples.event_day >= day]
-    two = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
+    two = ranker_scores(samples)
     untouched = samples.list_day <= day
     np.testing.assert_array_equal(one[untouched], two[untouched])
     assert np.abs(one[samples.list_day == day + 1] - two[samples.list_day == day + 1]).max() > 1e-3
@@ -137,12 +144,12 @@ def test_a_pseudo_list_is_learned_when_it_is_over() -> None:
     bare = replace(whole, impressions=impressions, pages=whole.pages.slice(0, 0))
     samples = build_samples(bare, SampleConfig(tasks=tuple(TASK_WEIGHTS), list_days=2))
     day = 3
-    one = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
+    one = ranker_scores(samples)
     later = samples.event_day[samples.row_event] >= day
     at = samples.row_list[later], samples.row_slot[later]
     samples.list_labels[at] = 1 - samples.list_labels[at]
     samples.event_labels[samples.event_day >= day] = 1 - samples.event_labels[samples.event_day >= day]
-    two = train_ranker(samples, ItemStatistics(samples), RankerTrainingConfig(), learn_until=7, seed=0).pxtr
+    two = ranker_scores(samples)
     assert (np.unique(samples.list_day[samples.row_list[later]]) < day).any()
     untouched = samples.list_day <= day
     np.testing.assert_array_equal(one[untouched], two[untouched])
@@ -169,7 +176,7 @@ def test_an_interrupted_training_continues_after_its_last_stage(log: ImpressionL
     (tmp_path / "run" / "seed-0" / "split.safetensors.0.part").write_text("cut short")
     stages: list[str] = []
     again = train(
-        open_log(tmp_path / "log").load(), out=tmp_path / "run", seeds=1, config=QUICK, progress=lambda stage, _: stages.append(stage)
+        open_log(tmp_path / "log"), out=tmp_path / "run", seeds=1, config=QUICK, progress=lambda stage, _: stages.append(stage)
     )
     assert ranker.stat().st_mtime_ns == before
     assert not list((tmp_path / "run").rglob("*.part"))
@@ -219,3 +226,24 @@ def test_two_real_days_are_enough_to_order_a_third(tmp_path: Path) -> None:
     models = evaluate(run.folder)["models"]
     assert models["server_score"]["long_view"]["auc"] > 0.6
     assert models["split"]["long_view"]["auc"] > 0.6
+
+
+@pytest.mark.parametrize("windows", [WindowConfig(rows=300), WindowConfig(rows=100, events=600)])
+def test_a_log_in_windows_trains_as_well(log: ImpressionLog, run: Run, tmp_path: Path, windows: WindowConfig) -> None:
+    """In other batches, and so not to the same weights, but with the same rows, histories and quality."""
+    stored = save_log(log, tmp_path / "log")
+    other = train(stored, out=tmp_path / "run", seeds=1, config=replace(QUICK, windows=windows))
+    assert other.record.data_digest == run.record.data_digest
+    for name in ("labels", "users"):
+        mine, whole = (np.load(one.seed_folder() / f"{name}.npy") for one in (other, run))
+        np.testing.assert_array_equal(np.sort(mine, 0), np.sort(whole, 0))
+    lists = [np.unique(np.load(one.seed_folder() / "lists.npy"), return_counts=True)[1] for one in (other, run)]
+    np.testing.assert_array_equal(np.sort(lists[0]), np.sort(lists[1]))
+    mine, _ = Published.open(other.published)
+    whole, _ = Published.open(run.published)
+    for name in ("history_item", "history_feedback", "item_id", "user_id"):
+        np.testing.assert_array_equal(getattr(mine, name), getattr(whole, name))
+    auc = [evaluate(one.folder)["models"]["split"]["effective_view"]["auc"] for one in (other, run)]
+    assert auc[0] == pytest.approx(auc[1], abs=0.05)
+    with np.load(other.published / "gate.npz") as gate:
+        assert len(gate["labels"]) == min(2000, len(np.load(other.seed_folder() / "labels.npy")))

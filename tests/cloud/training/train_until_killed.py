@@ -9,4 +9,4 @@ from tests.cloud.training.test_train import QUICK
 
 if __name__ == "__main__":
     folder, out = map(Path, sys.argv[1:])
-    train(open_log(folder).load(), out=out, seeds=1, config=QUICK, progress=lambda stage, share: print(stage, share, flush=True))
+    train(open_log(folder), out=out, seeds=1, config=QUICK, progress=lambda stage, share: print(stage, share, flush=True))
