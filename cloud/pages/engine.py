@@ -18,9 +18,10 @@ from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError
 from pocketrank.cloud.pipeline.filters import Filters
 from pocketrank.cloud.pipeline.pipeline import Pipeline
 from pocketrank.cloud.pipeline.stage import Resources
+from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.published.onnx_ranker import OnnxRanker, OnnxRankerConfig
-from pocketrank.cloud.published.published import Published, PublishedRecord
+from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.stores.base import EmbeddingStore, StoreWriteError
 from pocketrank.cloud.stores.filling import fill_store
@@ -65,6 +66,9 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
     """
     pipeline = config.pipeline
     published, record = Published.open(run.published)
+    if not record.ranker:
+        message = "Expected a run with a ranker, got one that was trained on the log's own scores"
+        raise PublishedError(f"{message}; serve pages with `pocketrank.pages` - at {run.folder}")
     catalogue = Catalogue(published, record)
     with ExitStack() as stack:
         # Stages and what they use.
@@ -73,7 +77,7 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
         indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
         for index in indexes.values():
             stack.callback(index.close)
-        resources = Resources(catalogue, ranker, indexes, filters, config.folder)
+        resources = Resources(catalogue, ranker, indexes, filters, config.folder, Artifacts(run.folder / "artifacts"))
         stages = Pipeline(pipeline, resources, run.spec.task_weights)
         stack.callback(stages.close)
         # The served split version, then the older ones.

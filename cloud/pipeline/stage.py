@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.pipeline.candidates import CandidateSet
+from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.published.onnx_ranker import History, OnnxRanker
 from pocketrank.device.contract import PageRequest
@@ -117,6 +118,8 @@ class Resources:
     filters: Filters
     folder: Path
     """of the pipeline file; relative paths start here"""
+    artifacts: Artifacts
+    """of the run: what the parts of its recipe made, by name"""
 
 
 class Stage(ABC):

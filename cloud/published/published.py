@@ -53,6 +53,8 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Columns of `item_category`."""
     simulated: bool
     """Whether the log is from a simulation and not from real users."""
+    ranker: bool = True
+    """Whether there is a ranker. Without one the device model learned from scores that the team's own server makes."""
     time_zone: str = "UTC"
     """IANA name of the zone whose hours are those of the ranker's training data."""
 

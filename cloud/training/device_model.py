@@ -47,6 +47,10 @@ class DeviceModelConfig:
     """Decoupled weight decay (Loshchilov & Hutter 2019)."""
     epochs: int = 2
     """Passes over the training rows."""
+    patience: int = 0
+    """Passes without a better validation after which training stops early, and the best pass is kept; 0 makes all passes."""
+    validation_days: int = 1
+    """Last training days that are validated on, and not learned, with `patience`."""
     ahead_share: float = 0.3
     """Share of the samples whose last impressions are chosen and not yet watched, as in a list search."""
     ahead_max: int = 4

@@ -77,7 +77,7 @@ def split_version(lower: nn.Module) -> str:
 
 
 def publish(
-    ranker: FullRanker,
+    ranker: FullRanker | None,
     model: DeviceModel,
     statistics: ItemStatistics,
     latest: LatestEvents,
@@ -88,7 +88,8 @@ def publish(
 ) -> str:
     """Write the cloud half as of the end of the log into `out`, with users as of their `latest` events, and the gate rows.
 
-    `gates` are those of each window (`gate_arrays`). Returns the split version. Raises `ValueError` for item rows beyond fp16.
+    Without a ranker its tables have no columns. `gates` are the gate rows of each window (`gate_arrays`). Returns the split
+    version. Raises `ValueError` for item rows beyond fp16.
     """
     assert model.lower is not None
     samples, lower = model.samples, model.lower
@@ -99,11 +100,16 @@ def publish(
     now = statistics.as_of(samples.days)
     history_item, history_feedback = latest.history(history_max)
     with torch.no_grad():
-        item_rows, vector = (half(items, torch.from_numpy(now)) for half in (ranker.item_rows, lower.items))
+        vector = lower.items(items, torch.from_numpy(now))
+        item_row, identity, user_row = (torch.zeros(len(rows), 0) for rows in (items, items, users))
+        if ranker is not None:
+            item_rows = ranker.item_rows(items, torch.from_numpy(now))
+            item_row, identity = torch.cat(ranker.item_parts(item_rows), -1), item_rows[:, : ranker.identity_width]
+            user_row = ranker.user(users)
         published = Published(
             item_id=samples.item_ids,
-            item_row=_half(torch.cat(ranker.item_parts(item_rows), -1)),
-            item_identity=_half(item_rows[:, : ranker.identity_width]),
+            item_row=_half(item_row),
+            item_identity=_half(identity),
             item_vector=_half(vector),
             item_float=np.where(samples.item_duration_s > 0, samples.item_duration_s * 1000, np.nan)[:, None].astype(
                 np.float32
@@ -113,7 +119,7 @@ def publish(
             item_upload_ms=samples.item_upload_ms,
             item_popularity=now[:, 0],
             user_id=samples.user_ids,
-            user_row=ranker.user(users).numpy(),
+            user_row=user_row.numpy(),
             tower_row=lower.user(users).numpy(),
             history_item=history_item,
             history_feedback=history_feedback,
@@ -123,7 +129,8 @@ def publish(
         tasks=samples.config.tasks,
         history_max=history_max,
         tower_history_max=model.config.lower.history_max,
-        scenes=ranker.scene.weight.shape[0],
+        scenes=samples.scenes,
+        ranker=ranker is not None,
         float_names=("duration_ms",),
         category_names=("category", "author"),
         simulated=simulated,
@@ -133,15 +140,16 @@ def publish(
     out.mkdir(parents=True, exist_ok=True)
     h, n, feedback = 7, min(5, len(items)), torch.zeros(1, 7, len(samples.history_feedback))
     codes = torch.zeros(1, 1, dtype=torch.long)
-    rows = {
-        "user_row": torch.as_tensor(published.user_row[:1]),
-        "history_row": torch.zeros(1, h, ranker.identity_width, dtype=torch.half),
-        "history_feedback": feedback,
-        "item_row": torch.as_tensor(published.item_row[None, :n]),
-        "scene": codes,
-        "hour": codes.clone(),  # one tensor for both would become one input
-    }
-    to_onnx(_Scores(ranker), rows, "pxtr", out / "ranker.onnx")
+    if ranker is not None:
+        rows = {
+            "user_row": torch.as_tensor(published.user_row[:1]),
+            "history_row": torch.zeros(1, h, ranker.identity_width, dtype=torch.half),
+            "history_feedback": feedback,
+            "item_row": torch.as_tensor(published.item_row[None, :n]),
+            "scene": codes,
+            "hour": codes.clone(),  # one tensor for both would become one input
+        }
+        to_onnx(_Scores(ranker), rows, "pxtr", out / "ranker.onnx")
     tower = {
         "tower_row": torch.as_tensor(published.tower_row[:1]),
         "history_vector": torch.zeros(1, h, vector.shape[1], dtype=torch.half),

@@ -19,6 +19,7 @@ from torch import Tensor
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import Samples
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
+from pocketrank.cloud.training.metrics import auc
 
 __all__ = ["RankerInputs", "RankerTraining", "RankerTrainingConfig", "masked_log_loss"]
 
@@ -139,6 +140,7 @@ class RankerTraining:
         for day in range(samples.first_window_day, samples.last_window_day + 1):
             for cut, pxtr in zip(cuts, scores, strict=True):
                 self._score(cut, np.flatnonzero(cut.samples.list_day == day), min(day, self._until), pxtr)
+            self._validate(samples, day, scores[0])
             if day < self._until:
                 self._learn_over(inputs, np.flatnonzero((last_day == day) & (samples.list_day >= 0)))
         return scores
@@ -154,6 +156,15 @@ class RankerTraining:
         """Learn the lists of a shard that are over before the test days."""
         inputs, over = RankerInputs(samples, self._statistics), _last_day(samples)
         self._learn_over(inputs, np.flatnonzero((samples.list_day >= 0) & (over < self._until)))
+
+    def _validate(self, samples: Samples, day: int, pxtr: NDArray[np.float32]) -> None:
+        """Log the AUC of a day that is scored and not yet learned (progressive validation)."""
+        lists = np.flatnonzero(samples.list_day == day)
+        if self._log and len(lists):
+            for k, task in enumerate(samples.config.tasks):
+                value = auc(samples.list_labels[lists, :, k].ravel(), pxtr[lists, :, k].ravel())
+                if value is not None:
+                    self._log(f"ranker/validation_auc/{task}", value, day)
 
     def _learn_history(self, inputs: RankerInputs) -> None:
         before = np.flatnonzero(inputs.samples.list_day < 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -17,12 +17,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pocketrank.cloud.data.days import day_of, day_rows
-from pocketrank.cloud.data.latest_events import LatestEvents
 from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig
 from pocketrank.cloud.data.schema import DataError
-from pocketrank.cloud.files import replacing, write_atomically
+from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.models.towers import TowerConfig
@@ -34,6 +33,9 @@ from pocketrank.cloud.training.device_model import (
     predict,
 )
 from pocketrank.cloud.training.evaluate import evaluate
+from pocketrank.cloud.training.metrics import auc
+from pocketrank.cloud.training.part import Part, train_part
+from pocketrank.cloud.training.passes import Passes, held_out_rows, save_array, training_rows, validation_rows, warm_up_days
 from pocketrank.cloud.training.publish import gate_arrays, gate_rows, publish
 from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
 from pocketrank.cloud.training.run import Run, RunError, RunRecord
@@ -54,8 +56,9 @@ Progress = Callable[[str, float], None]
 class TrainConfig:
     """All numbers of a training that do not come from the data. Runs record them under the names of these fields."""
 
-    stream: RankerTrainingConfig = RankerTrainingConfig()
-    """Training of the full ranker, in one pass over the stream of days."""
+    stream: RankerTrainingConfig | None = RankerTrainingConfig()
+    """Training of the full ranker, in one pass over the stream of days. None: there is none, and the device model learns from
+    the log's own scores."""
     device: DeviceModelConfig = DeviceModelConfig(epochs=3)
     """Training of the upper half alone: the self-contained form, and the model without feedback."""
     joint: DeviceModelConfig = DeviceModelConfig(epochs=1)
@@ -65,11 +68,18 @@ class TrainConfig:
     """List search of the device; None ranks by the best next item."""
     no_feedback: bool = True
     """Whether to train the device model also without feedback, for comparison."""
+    parts: tuple[Part, ...] = ()
+    """Parts of your own, which are trained after the ranker of the first seed."""
     windows: WindowConfig = WindowConfig()
     """How much of the log is in memory at a time."""
     threads: int = 1
     """Threads of torch. The models are small: a second thread gains little on an idle machine, and on a busy one it takes ten
     times as long."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return all numbers by name, as plain values; a part of your own by its class and its config."""
+        own = [{"use": f"{type(p).__module__}.{type(p).__qualname__}", **msgspec.to_builtins(p.config)} for p in self.parts]
+        return {**msgspec.to_builtins(replace(self, parts=())), "parts": own}
 
     def of_size(self, upper: UpperConfig) -> TrainConfig:
         """Return the same training of a device model of another size."""
@@ -123,13 +133,18 @@ def train(
     tested = int(stream.day_rows[stream.learn_until :].sum())
     if not tested or not passes.training_rows(config.device):
         span = f"{stream.day_of(0)} to {stream.day_of(stream.days - 1)}"
-        warm_up = _warm_up_days(len(log.history) > 0, config.device)
+        warm_up = warm_up_days(len(log.history) > 0, config.device)
         expected = f"expected a first test day with rows before and after it, not counting the first {warm_up} days"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
 
+    if config.stream is None and (lacking := [f"pxtr_{task}" for task in log.tasks if f"pxtr_{task}" not in log.scores]):
+        message = "expected scores of the log's own, because the recipe has no ranker, got no such column"
+        raise DataError(log.name, message, column=lacking[0])
+
     # The folder. Its fingerprint does not contain the seeds, because more seeds may be added to a run.
     digest = log.digest()
-    _same_or_new(out, {"data": digest, "test_from": test_from.isoformat(), "config": msgspec.to_builtins(config)})
+    plain = config.plain()
+    _same_or_new(out, {"data": digest, "test_from": test_from.isoformat(), "config": plain})
     record = out / "run.json"
     record.unlink(missing_ok=True)
 
@@ -140,8 +155,8 @@ def train(
         _Seed(number, out / f"seed-{number}", passes, config, progress, writer) for number in range(seed, seed + seeds)
     ]
     try:
-        for training in trainings:
-            training.train(spec)
+        for i, training in enumerate(trainings):
+            training.train(spec, () if i else config.parts)
     finally:
         writer.close()
 
@@ -160,7 +175,7 @@ def train(
             split_version=version,
             spec=spec,
             upper=config.device.upper,
-            config=msgspec.to_builtins(config),
+            config=plain,
             versions={n: importlib.metadata.version(n) for n in ("pocketrank", "torch", "numpy", "onnxruntime")},
         ),
     )
@@ -173,104 +188,6 @@ def _default_test_day(log: Log) -> date:
     day, rows = day_rows(log.parts(), log.time_zone)
     before = int((1 - DEFAULT_TEST_SHARE) * (rows.sum() - 1))
     return day_of(int(day[np.searchsorted(np.cumsum(rows), before, "right")]))
-
-
-def _warm_up_days(has_history: bool, config: DeviceModelConfig) -> int:
-    """Return the number of first days that the ranker scored before it had learned enough; 0 for a log with history."""
-    return 0 if has_history else config.warm_up_days
-
-
-def training_rows(samples: Samples, config: DeviceModelConfig) -> np.ndarray:
-    """Return the rows [r] that device models learn from: those before the test days and after the ranker's warm-up."""
-    day, list_day = samples.event_day[samples.row_event], samples.list_day[samples.row_list]
-    return np.flatnonzero((day < samples.learn_until) & (list_day >= _warm_up_days(samples.has_history, config)))
-
-
-def _test_rows(samples: Samples) -> np.ndarray:
-    return np.flatnonzero(samples.event_day[samples.row_event] >= samples.learn_until)
-
-
-class Passes:
-    """Passes over the windows of a log. A log of one window stays in memory from one pass to the next."""
-
-    def __init__(self, stream: SampleStream) -> None:
-        self.stream = stream
-        self._only: tuple[Samples, ItemStatistics] | None = None
-        spans = stream.spans()
-        span = next(spans)
-        if span.end == stream.days and span.shards == 1:
-            samples = span.build(0)
-            self._only = samples, ItemStatistics(samples)
-
-    def training_rows(self, config: DeviceModelConfig) -> int:
-        """Return the number of training rows of device models, about where the log is large."""
-        if self._only is not None:
-            return len(training_rows(self._only[0], config))
-        warm_up = _warm_up_days(len(self.stream.log.history) > 0, config)
-        return int(self.stream.day_rows[warm_up : self.stream.learn_until].sum())
-
-    def windows(self, pxtr: Path | None = None, latest: LatestEvents | None = None) -> Iterator[tuple[Samples, ItemStatistics]]:
-        """Return the windows in the order of time, with the statistics of the items.
-
-        `pxtr` is the folder of the scores of the rows, by window. Into `latest` go the events of each window that was used.
-        """
-        if self._only is not None:
-            samples, statistics = self._only
-            yield (samples if pxtr is None else samples.with_pxtr(np.load(pxtr / "0-0.npy"))), statistics
-            if latest is not None:
-                latest.add(samples.fresh())
-            return
-        statistics = None
-        for span in self.stream.spans(latest):
-            for shard in range(span.shards):
-                samples = span.build(shard)
-                if pxtr is not None:
-                    samples = samples.with_pxtr(np.load(pxtr / f"{span.index}-{shard}.npy"))
-                if statistics is None:
-                    statistics = ItemStatistics(samples)
-                if shard == 0:
-                    statistics.enter(samples if span.shards == 1 else None)
-                if len(samples.row_event):  # few users may leave a shard empty
-                    yield samples, statistics
-                statistics.add(samples)
-                span.done(samples)
-        if statistics is not None:
-            statistics.enter(None)
-
-    def train_ranker(self, training: Callable[[Samples, ItemStatistics], RankerTraining], pxtr: Path) -> RankerTraining:
-        """Train a ranker on all windows, and write the scores [R, K] of the rows of each into the folder `pxtr`."""
-        pxtr.mkdir(exist_ok=True)
-        made: RankerTraining | None = None
-        if self._only is not None:
-            made = training(*self._only)
-            _save(pxtr / "0-0.npy", _row_scores(self._only[0], made.window(self._only[0])[0]))
-            return made
-        statistics: ItemStatistics | None = None
-        for span in self.stream.spans():
-            for shard in range(span.shards):
-                samples = span.build(shard)
-                if made is None or statistics is None:
-                    statistics = ItemStatistics(samples)
-                    made = training(samples, statistics)
-                if shard == 0:
-                    statistics.enter(samples if span.shards == 1 else None)
-                scores = made.window(samples)[0] if span.shards == 1 else made.score(samples, span.first)
-                _save(pxtr / f"{span.index}-{shard}.npy", _row_scores(samples, scores))
-                if span.shards == 1:
-                    statistics.add(samples)
-                    span.done(samples)
-            for shard in range(span.shards if span.shards > 1 else 0):
-                # All shards were scored before any is learned.
-                samples = span.build(shard)
-                made.learn(samples)
-                statistics.add(samples)
-                span.done(samples)
-        assert made is not None
-        return made
-
-
-def _row_scores(samples: Samples, scores: np.ndarray) -> np.ndarray:
-    return np.asarray(scores[samples.row_list, samples.row_slot])
 
 
 class _Seed:
@@ -290,23 +207,27 @@ class _Seed:
         folder.mkdir(parents=True, exist_ok=True)
         self._curves: list[dict[str, Any]] = []
 
-    def train(self, spec: FeatureSpec) -> None:
-        self._ranker()
+    def train(self, spec: FeatureSpec, parts: Sequence[Part] = ()) -> None:
+        """Train the models of the seed, and parts of a user's own after the ranker."""
         config = self.config
+        if config.stream is not None:
+            self._ranker(config.stream)
+        for part in parts:
+            self._part(part)
         self_contained = self._device(spec, "self_contained", config.device)
         if config.no_feedback:
             self._device(spec, "no_feedback", config.device, feedback=False)
         self._device(spec, "split", config.joint, start=self_contained)
         # What `evaluate` compares the predictions with.
-        parts = [self._test_part(samples) for samples, _ in self.passes.windows(self.folder / "pxtr")]
+        parts = [self._test_part(samples) for samples, _ in self.passes.windows(self._pxtr)]
         lists = np.cumsum([0, *(part["lists"].max(initial=-1) + 1 for part in parts)])
         for part, first in zip(parts, lists, strict=False):
             part["lists"] += first
         for name in parts[0]:
-            _save(self.folder / f"{name}.npy", np.concatenate([part[name] for part in parts]))
+            save_array(self.folder / f"{name}.npy", np.concatenate([part[name] for part in parts]))
 
     def _test_part(self, samples: Samples) -> dict[str, np.ndarray]:
-        rows = _test_rows(samples)
+        rows = held_out_rows(samples)
         event, lists = samples.row_event[rows], samples.row_list[rows]
         columns = {"labels": samples.event_labels, "server_score": samples.event_pxtr, "users": samples.event_user}
         return {name: column[event] for name, column in columns.items()} | {"lists": lists}
@@ -319,24 +240,44 @@ class _Seed:
         test = 0
         chosen = gate_rows(int(self.passes.stream.day_rows[self.passes.stream.learn_until :].sum()))
         model: DeviceModel | None = None
+        ranker: FullRanker | None = None
         gates = []
-        for samples, statistics in self.passes.windows(self.folder / "pxtr", latest):
+        for samples, statistics in self.passes.windows(self._pxtr, latest):
             if model is None:
                 model = DeviceModel(samples, statistics, spec, config.joint, split=True)
                 load_weights(model, self.folder / "split.safetensors")
-                ranker = FullRanker(config.stream.ranker, samples, statistics.width)
-                load_weights(ranker, self.folder / "ranker.safetensors")
                 model.eval()
-            rows = _test_rows(samples)
+                if config.stream is not None:
+                    ranker = FullRanker(config.stream.ranker, samples, statistics.width)
+                    load_weights(ranker.eval(), self.folder / "ranker.safetensors")
+            rows = held_out_rows(samples)
             mine = rows[chosen[(chosen >= test) & (chosen < test + len(rows))] - test]
             test += len(rows)
             if len(mine):
                 model.enter(samples, statistics)
                 gates.append(gate_arrays(model, mine))
         assert model is not None
-        return publish(ranker.eval(), model, statistics, latest, gates, out, simulated=simulated)
+        return publish(ranker, model, statistics, latest, gates, out, simulated=simulated)
 
-    def _ranker(self) -> None:
+    @property
+    def _pxtr(self) -> Path | None:
+        return None if self.config.stream is None else self.folder / "pxtr"
+
+    def _part(self, part: Part) -> None:
+        name = type(part).__name__
+        train_part(
+            part,
+            {"data": self.passes.stream.log.digest(), "test": self.passes.stream.learn_until, "ranker": self.config.stream},
+            passes=self.passes,
+            pxtr=self._pxtr,
+            out=self.folder.parent,
+            seed=self.seed,
+            progress=self._stage_progress(name),
+            log_scalar=lambda curve, value, step: self._log_scalar(f"{name}/{curve}", value, step),
+        )
+        self._write_curves()
+
+    def _ranker(self, config: RankerTrainingConfig) -> None:
         weights, scores = self.folder / "ranker.safetensors", self.folder / "pxtr"
         if weights.exists():
             return
@@ -345,7 +286,7 @@ class _Seed:
             return RankerTraining(
                 samples,
                 statistics,
-                self.config.stream,
+                config,
                 learn_until=samples.learn_until,
                 seed=self.seed,
                 rows=int(self.passes.stream.day_rows[: samples.learn_until].sum()),
@@ -368,13 +309,35 @@ class _Seed:
     ) -> DeviceModel:
         weights, scores = self.folder / f"{name}.safetensors", self.folder / f"{name}.npy"
         torch.manual_seed(self.seed)
+
+        def made(samples: Samples, statistics: ItemStatistics) -> DeviceModel:
+            return DeviceModel(samples, statistics, spec, config, split=name == "split", feedback=feedback)
+
+        if weights.exists() and scores.exists():
+            model = made(*next(self.passes.windows(self._pxtr)))
+            load_weights(model, weights)
+            return model.eval()
+        model = self._fit(made, name, config, start)
+        save_array(scores, self._predict(model, held_out_rows))
+        save_weights(model, weights)
+        self._write_curves()
+        return model
+
+    def _fit(
+        self,
+        made: Callable[[Samples, ItemStatistics], DeviceModel],
+        name: str,
+        config: DeviceModelConfig,
+        start: DeviceModel | None,
+    ) -> DeviceModel:
+        """Train a device model for `config.epochs`, or until it no longer improves on the last training days."""
         model: DeviceModel | None = None
         training: DeviceTraining | None = None
-        done = weights.exists() and scores.exists()
-        for _ in range(0 if done else config.epochs):
-            for samples, statistics in self.passes.windows(self.folder / "pxtr"):
-                if model is None:
-                    model = DeviceModel(samples, statistics, spec, config, split=name == "split", feedback=feedback)
+        best, best_weights, since = -np.inf, dict[str, torch.Tensor](), 0
+        for epoch in range(config.epochs):
+            for samples, statistics in self.passes.windows(self._pxtr):
+                if model is None or training is None:
+                    model = made(samples, statistics)
                     if start is not None:
                         model.upper.start_from(start.upper)
                     training = DeviceTraining(
@@ -386,24 +349,43 @@ class _Seed:
                     )
                 else:
                     model.enter(samples, statistics)
-                assert training is not None
                 if len(rows := training_rows(samples, config)):
                     training.learn(rows)
-        predictions = []
-        for samples, statistics in self.passes.windows(self.folder / "pxtr"):
-            if model is None:  # finished before
-                model = DeviceModel(samples, statistics, spec, config, split=name == "split", feedback=feedback)
-                load_weights(model, weights)
+            assert model is not None
+            if not config.patience:
+                continue
+            reached = self._validate(model, name, epoch + 1)
+            since = 0 if reached > best else since + 1
+            if not since:
+                best, best_weights = reached, {k: v.clone() for k, v in model.state_dict().items()}
+            elif since >= config.patience:
                 break
-            if len(rows := _test_rows(samples)):
-                model.enter(samples, statistics)
-                predictions.append(predict(model, rows))
         assert model is not None
-        if not done:
-            _save(scores, np.concatenate(predictions))
-            save_weights(model, weights)
-            self._write_curves()
+        if best_weights:
+            model.load_state_dict(best_weights)
         return model.eval()
+
+    def _validate(self, model: DeviceModel, name: str, epoch: int) -> float:
+        """Return the mean AUC on the validation rows of the tasks that order a page, and log that of each."""
+        labels = np.concatenate(
+            [s.event_labels[s.row_event[validation_rows(s, model.config)]] for s, _ in self.passes.windows(self._pxtr)]
+        )
+        scores = self._predict(model, lambda samples: validation_rows(samples, model.config))
+        known = {task: auc(y, p) for task, y, p in zip(model.spec.tasks, labels.T, scores.T, strict=True)}
+        for task, value in known.items():
+            if value is not None:
+                self._log_scalar(f"{name}/validation_auc/{task}", value, epoch)
+        weighted = [value for task, value in known.items() if value is not None and model.spec.task_weights.get(task)]
+        return float(np.mean(weighted)) if weighted else 0.0
+
+    def _predict(self, model: DeviceModel, chosen: Callable[[Samples], np.ndarray]) -> np.ndarray:
+        """Return the probabilities [r, K] of the chosen rows of all windows."""
+        found = []
+        for samples, statistics in self.passes.windows(self._pxtr):
+            if len(rows := chosen(samples)):
+                model.enter(samples, statistics)
+                found.append(predict(model, rows))
+        return np.concatenate(found)
 
     def _stage_progress(self, stage: str) -> Callable[[float], None] | None:
         progress = self.progress
@@ -420,11 +402,6 @@ class _Seed:
         written = msgspec.json.decode(path.read_bytes()) if path.exists() else []
         old = [curve for curve in written if curve["name"] not in known]
         _write_json(path, [*old, *self._curves])
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with replacing(path) as part, part.open("wb") as file:  # numpy appends `.npy` to a path of another name
-        np.save(file, array)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -38,6 +38,19 @@ def train(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of trainings; the metrics are means over them.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first training; each further one adds 1.")] = 0,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML that names the parts to train and their numbers, parts of your own among them. "
+            "[default: the ranker and the device model]"
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PART.NAME=VALUE", help="A number of a part, as ranker.learning_rate=1e-3; may be repeated."
+        ),
+    ] = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -54,6 +67,18 @@ def train(
     pocketrank train --data world --out runs/world
     pocketrank train --data kuairand:data/KuaiRand-Pure --test-from 2022-05-04 --out runs/kuairand
 
+    A recipe is a file such as
+
+    \b
+    [[part]]
+    use = "ranker"                 # without it, the device model learns from the log's own columns pxtr_<task>
+    learning_rate = 2e-3
+    [[part]]
+    use = "device_model"
+    device = { epochs = 3, patience = 1 }
+    [[part]]
+    use = "popularity.ByHour"      # a class of your own, beside the recipe
+
     Writes into --out: the weights, the configuration, the seeds, the digest of the data, the metrics, and events for
     TensorBoard.
     """
@@ -63,12 +88,16 @@ def train(
     first_test_day = None if test_from is None else parse_date(test_from, "--test-from")
 
     from pocketrank.cloud.models.presets import PRESETS
+    from pocketrank.cloud.training.recipe import DEFAULT_RECIPE, read_recipe, with_recipe, with_settings
     from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
     from pocketrank.cloud.training.train import train as train_run
 
+    parts = read_recipe(recipe) if recipe else DEFAULT_RECIPE
+    with_settings(parts, settings or [])  # before the log is loaded
     console = Console()
     log = load_log(console, source, world=world, seed=seed)
     config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
+    config = with_recipe(config, with_settings(parts, settings or []))
     with stages(console) as report_progress:
         train_run(log, out=out, config=config, test_from=first_test_day, seeds=seeds, seed=seed, progress=report_progress)
     print_line(console, f"run written to {out}; next: pocketrank evaluate {out}")

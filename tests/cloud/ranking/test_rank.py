@@ -10,6 +10,7 @@ from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.pipeline.candidates import CandidateSet
 from pocketrank.cloud.pipeline.filters import Filters, FiltersConfig
 from pocketrank.cloud.pipeline.stage import Deadline, OutOfTimeError, Query, Resources
+from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.ranking.rank import Rank, RankConfig
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.training.run import Run
@@ -30,7 +31,7 @@ def resources(run: SmallRun) -> Iterator[Resources]:
     fill_stores(Run.open(run.folder), ServingConfig())
     with open_engine(Run.open(run.folder), ServingConfig()) as engine:
         filters = Filters(FiltersConfig(), engine.catalogue, run.folder)
-        yield Resources(engine.catalogue, engine.ranker, {}, filters, run.folder)
+        yield Resources(engine.catalogue, engine.ranker, {}, filters, run.folder, Artifacts(run.folder / "artifacts"))
 
 
 @pytest.fixture
