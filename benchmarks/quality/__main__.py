@@ -63,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     target = JsonTarget(options.json)
     source = parse_source(options.data)
-    if source.folder is None:
+    if source.path is None:
         raise OptionError("--data", "`kuairand:DIR`", options.data)
     train_to, test_from = parse_date(options.train_to, "--train-to"), parse_date(options.test_from, "--test-from")
     if test_from <= train_to:
         raise OptionError("--test-from", f"a day after --train-to {train_to}", options.test_from)
     models = parse_list(options.models, MODELS, "--models")
     with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as progress:
-        bench = partial(_open, source.folder, train_to, test_from, options.work or Path(scratch))
+        bench = partial(_open, source.path, train_to, test_from, options.work or Path(scratch))
         progress("loading the log", 0.0)
         quality = bench()
         result: dict[str, Any]

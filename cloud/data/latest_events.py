@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +59,9 @@ class LatestEvents:
         first = np.repeat(self.count[users] - held - (np.cumsum(held) - held), held)
         place = first + np.arange(len(user))
         at = user, place % self.length
-        ints = {name: table[at].astype(np.int64) for name, table in self._int.items()}
-        return PastEvents(user=user, place=place, **ints, **{name: table[at] for name, table in self._float.items()})
+        columns: dict[str, Any] = {name: table[at].astype(np.int64) for name, table in self._int.items()}
+        columns |= {name: table[at] for name, table in self._float.items()}
+        return PastEvents(user=user, place=place, **columns)
 
     def history(self, length: int) -> tuple[NDArray[np.int32], Float]:
         """Return the last `length` events of all users, oldest first and padded at the front: items [U + 1, h] and feedback in

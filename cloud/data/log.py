@@ -49,6 +49,7 @@ LOG_FORMAT = 3
 """Format 2 was one file of impressions, whose metadata had the record."""
 _PART_ROWS = 1 << 17
 """Smallest number of rows in a file but the last, and the largest in one of its row groups."""
+_EARLIEST, _LATEST = -(2**63), 2**63 - 1
 _KEYS = ("impression_ms", "user_id", "item_id")
 
 
@@ -147,12 +148,19 @@ class StoredLog:
         """See `ImpressionLog`."""
         return self._table("ids")
 
-    def parts(self) -> Iterator[pa.Table]:
-        """Return the impressions in their order, in tables of up to 131,072 rows. Raises `DataError`."""
+    def parts(self, since_ms: int = _EARLIEST, until_ms: int = _LATEST) -> Iterator[pa.Table]:
+        """Return the impressions in their order, in tables of up to 131,072 rows, without most of those outside of
+        `since_ms` to `until_ms`. Raises `DataError`."""
+        at = self.schema.get_field_index("impression_ms")
         for name in self.record.files:
             path = self.folder / "impressions" / name
             file = _opened(path)
             for group in range(file.num_row_groups):
+                range_ms = file.metadata.row_group(group).column(at).statistics
+                if range_ms.max < since_ms:
+                    continue
+                if range_ms.min > until_ms:
+                    return
                 try:
                     yield file.read_row_group(group, use_threads=False)
                 except (OSError, pa.ArrowException) as error:

@@ -92,4 +92,4 @@ class ItemStatistics:
 
 def _logit(rate: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return log odds, less those of the mean."""
-    return np.log(rate / (1 - rate) * (1 - mean) / mean)
+    return np.asarray(np.log(rate / (1 - rate) * (1 - mean) / mean))

@@ -271,7 +271,10 @@ class SampleStream:
 
     def _parts(self, first: int, end: int) -> Iterator[pa.Table]:
         """Return the impressions of days `first` to `end` - 1."""
-        for part in self.log.parts():
+        # A time zone is at most 14 hours ahead of UTC, and 12 behind.
+        last = self.day_start[end] if end < self.days else self._survey.day[-1] - self.first_day + 1
+        since, until = (int(self.first_day + day) * DAY_MS for day in (self.day_start[first] - 1, last + 1))
+        for part in self.log.parts(since, until):
             day = self._day(local_ms(column(part, "impression_ms", np.int64), self.config.time_zone) // DAY_MS)
             if day[0] >= end:
                 return
@@ -324,7 +327,7 @@ class _Window:
         history_user = index_of(user_ids, before[0])
         if shards > 1:
             kept = history_user % shards == shard
-            history_user, before = history_user[kept], tuple(values[kept] for values in before)  # type: ignore[assignment]
+            history_user, before = history_user[kept], tuple(values[kept] for values in before)
         user = index_of(user_ids, column(self.table, "user_id", np.int64))
         self.past = span.latest.take(np.unique(user))
         self.history_long, self.history_like = before[2], before[3]

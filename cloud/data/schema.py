@@ -177,8 +177,8 @@ class ImpressionLog:
         """Names of the columns with scores of the log's own, `pxtr_<task>`."""
         return scores_of(self.schema)
 
-    def parts(self) -> Iterator[pa.Table]:
-        """Return the impressions in their order, in one table or more."""
+    def parts(self, since_ms: int | None = None, until_ms: int | None = None) -> Iterator[pa.Table]:
+        """Return the impressions in their order, in one table."""
         yield self.impressions
 
     def digest(self) -> str:

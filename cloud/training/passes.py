@@ -70,12 +70,12 @@ class Passes:
         `pxtr` is the folder of the scores of the rows, by window. Into `latest` go the events of each window that was used.
         """
         if self._only is not None:
-            samples, statistics = self._only
-            yield (samples if pxtr is None else samples.with_pxtr(np.load(pxtr / "0-0.npy"))), statistics
+            samples = self._only[0]
+            yield (samples if pxtr is None else samples.with_pxtr(np.load(pxtr / "0-0.npy"))), self._only[1]
             if latest is not None:
                 latest.add(samples.fresh())
             return
-        statistics = None
+        statistics: ItemStatistics | None = None
         for span in self.stream.spans(latest):
             for shard in range(span.shards):
                 samples = span.build(shard)
@@ -95,18 +95,18 @@ class Passes:
     def train_ranker(self, training: Callable[[Samples, ItemStatistics], RankerTraining], pxtr: Path) -> RankerTraining:
         """Train a ranker on all windows, and write the scores [R, K] of the rows of each into the folder `pxtr`."""
         pxtr.mkdir(exist_ok=True)
-        made: RankerTraining | None = None
         if self._only is not None:
             made = training(*self._only)
             save_array(pxtr / "0-0.npy", _row_scores(self._only[0], made.window(self._only[0])[0]))
             return made
-        statistics: ItemStatistics | None = None
+        begun: tuple[ItemStatistics, RankerTraining] | None = None
         for span in self.stream.spans():
             for shard in range(span.shards):
                 samples = span.build(shard)
-                if made is None or statistics is None:
+                if begun is None:
                     statistics = ItemStatistics(samples)
-                    made = training(samples, statistics)
+                    begun = statistics, training(samples, statistics)
+                statistics, made = begun
                 if shard == 0:
                     statistics.enter(samples if span.shards == 1 else None)
                 scores = made.window(samples)[0] if span.shards == 1 else made.score(samples, span.first)
@@ -120,8 +120,8 @@ class Passes:
                 made.learn(samples)
                 statistics.add(samples)
                 span.done(samples)
-        assert made is not None
-        return made
+        assert begun is not None
+        return begun[1]
 
 
 def _row_scores(samples: Samples, scores: np.ndarray) -> np.ndarray:

@@ -219,14 +219,14 @@ class _Seed:
             self._device(spec, "no_feedback", config.device, feedback=False)
         self._device(spec, "split", config.joint, start=self_contained)
         # What `evaluate` compares the predictions with.
-        parts = [self._test_part(samples) for samples, _ in self.passes.windows(self._pxtr)]
-        lists = np.cumsum([0, *(part["lists"].max(initial=-1) + 1 for part in parts)])
-        for part, first in zip(parts, lists, strict=False):
-            part["lists"] += first
-        for name in parts[0]:
-            save_array(self.folder / f"{name}.npy", np.concatenate([part[name] for part in parts]))
+        tests = [self._test_columns(samples) for samples, _ in self.passes.windows(self._pxtr)]
+        lists = np.cumsum([0, *(test["lists"].max(initial=-1) + 1 for test in tests)])
+        for test, first in zip(tests, lists, strict=False):
+            test["lists"] += first
+        for name in tests[0]:
+            save_array(self.folder / f"{name}.npy", np.concatenate([test[name] for test in tests]))
 
-    def _test_part(self, samples: Samples) -> dict[str, np.ndarray]:
+    def _test_columns(self, samples: Samples) -> dict[str, np.ndarray]:
         rows = held_out_rows(samples)
         event, lists = samples.row_event[rows], samples.row_list[rows]
         columns = {"labels": samples.event_labels, "server_score": samples.event_pxtr, "users": samples.event_user}
