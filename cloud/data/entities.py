@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.schema import DataError
 from pocketrank.cloud.time_zones import DAY_MS, local_ms
 
@@ -32,12 +33,17 @@ class Entities:
     item_upload_day: Float  # [I + 1] counted as the days of the samples are, NaN unknown
     item_upload_ms: Int  # [I + 1], the smallest int64 unknown
     item_content: Float  # [I + 1, V], V = 0 where the log has no content vectors
+    item_categories: Int  # [I + 1, C] codes of further attributes, 0 unknown
+    item_floats: Float  # [I + 1, B] further numbers, raw, NaN unknown
+    item_category_names: tuple[str, ...]
+    item_float_names: tuple[str, ...]
     user_categories: Int  # [U + 1, A]
     user_floats: Float  # [U + 1, B]
 
 
-def entities_of(items: pa.Table, users: pa.Table, first_day: int, time_zone: str) -> Entities:
-    """Return the items and users of the tables of a log. Raises `DataError` for ids out of order."""
+def entities_of(log: Log, first_day: int) -> Entities:
+    """Return the items and users of a log. Raises `DataError` for ids out of order."""
+    items, users, time_zone = log.items, log.users, log.time_zone
     upload = column(items, "upload_ms", np.int64)
     author, unknown = column(items, "author_id", np.int64), np.iinfo(np.int64).min
     known = upload >= 0
@@ -53,6 +59,10 @@ def entities_of(items: pa.Table, users: pa.Table, first_day: int, time_zone: str
         ),
         item_upload_ms=np.append(unknown, np.where(known, upload, unknown)),
         item_content=_lists(items, "vector", np.float32),
+        item_categories=_lists(items, "categories", np.int64, len(log.item_categories)),
+        item_floats=_lists(items, "floats", np.float32, len(log.item_floats), fill=np.nan),
+        item_category_names=log.item_categories,
+        item_float_names=log.item_floats,
         user_categories=_lists(users, "categories", np.int64),
         user_floats=_lists(users, "floats", np.float32),
     )
@@ -72,14 +82,16 @@ def index_of(ids: Int, values: Int) -> Int:
     return np.where(ids[at] == values, at, 0)
 
 
-def _lists(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
-    """Return a list column of one width as [rows + 1, width]; row 0 is zeros."""
+def _lists(table: pa.Table, name: str, dtype: type[Scalar], width: int | None = None, fill: float = 0.0) -> NDArray[Scalar]:
+    """Return a list column as [rows + 1, width]; row 0, and rows without a list, are `fill`. Raises `DataError`."""
     values: Any = table.column(name).combine_chunks()
     flat = values.drop_null().flatten().to_numpy(zero_copy_only=False)
-    width = len(flat) // max(1, len(values) - values.null_count)
-    out = np.zeros((len(values) + 1, width), dtype)
-    if width:
-        out[1:][np.asarray(values.is_valid())] = flat.reshape(-1, width)
+    found = len(flat) // max(1, len(values) - values.null_count)
+    if width is not None and found not in (0, width):
+        raise DataError("items", f"expected {width} values, one for each name, got {found}", column=name)
+    out = np.full((len(values) + 1, found if width is None else width), fill, dtype)
+    if found:
+        out[1:][np.asarray(values.is_valid())] = flat.reshape(-1, found)
     return out
 
 

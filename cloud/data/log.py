@@ -62,6 +62,8 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str
     tasks: dict[str, float]
     actions: tuple[str, ...]
+    item_categories: tuple[str, ...]
+    item_floats: tuple[str, ...]
     rows: int
     digest: str
     """Of the whole log, as `ImpressionLog.digest` returns it."""
@@ -102,6 +104,16 @@ class StoredLog:
     def actions(self) -> tuple[str, ...]:
         """See `ImpressionLog`."""
         return self.record.actions
+
+    @property
+    def item_categories(self) -> tuple[str, ...]:
+        """See `ImpressionLog`."""
+        return self.record.item_categories
+
+    @property
+    def item_floats(self) -> tuple[str, ...]:
+        """See `ImpressionLog`."""
+        return self.record.item_floats
 
     @property
     def rows(self) -> int:
@@ -179,6 +191,8 @@ class StoredLog:
             time_zone=self.time_zone,
             tasks=self.tasks,
             actions=self.actions,
+            item_categories=self.item_categories,
+            item_floats=self.item_floats,
             impressions=pa.concat_tables(self.parts()).combine_chunks(),
             **tables,
         )
@@ -230,7 +244,15 @@ def save_log(log: ImpressionLog, folder: Path) -> StoredLog:
         scores=log.scores,
     ) as writer:
         writer.write(log.impressions)
-        return writer.finish(log.items, log.users, history=log.history, pages=log.pages, ids=log.ids)
+        return writer.finish(
+            log.items,
+            log.users,
+            history=log.history,
+            pages=log.pages,
+            ids=log.ids,
+            item_categories=log.item_categories,
+            item_floats=log.item_floats,
+        )
 
 
 Log = ImpressionLog | StoredLog
@@ -312,8 +334,11 @@ class LogWriter:
         history: pa.Table | None = None,
         pages: pa.Table | None = None,
         ids: pa.Table | None = None,
+        item_categories: Sequence[str] = (),
+        item_floats: Sequence[str] = (),
     ) -> StoredLog:
-        """Write the other tables, and put the log in its place. Raises `DataError`, OSError."""
+        """Write the other tables, and put the log in its place. `item_categories` and `item_floats` name the values in the
+        lists of the items. Raises `DataError`, OSError."""
         if not self._rows:
             raise DataError(self._about["name"], "expected impressions, got none")
         self._close()
@@ -324,7 +349,8 @@ class LogWriter:
             "pages": PAGES.empty_table() if pages is None else pages,
             "ids": IDS.empty_table() if ids is None else ids,
         }
-        about = {**self._about, "rows": self._rows, "files": tuple(self._files)}
+        named = {"item_categories": tuple(item_categories), "item_floats": tuple(item_floats)}
+        about = {**self._about, **named, "rows": self._rows, "files": tuple(self._files)}
         if unknown := set(self._about["actions"]) - set(labels_of(self._schema)):
             raise DataError("impressions", f"expected labels of the actions {', '.join(sorted(unknown))}, got none")
         written = StoredLog(self._part, LogRecord(**about, digest=""))

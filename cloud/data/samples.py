@@ -191,7 +191,7 @@ class SampleStream:
         self.scenes = survey.scenes
         self.first_day = int(survey.day[0])
         """Days since the epoch of day 0."""
-        self.entities = entities_of(log.items, log.users, self.first_day, config.time_zone)
+        self.entities = entities_of(log, self.first_day)
         actions = tuple(FloatFeature(name=name, min=0, max=1) for name in log.actions if name not in LABELS)
         self.feedback_floats = tuple(f for f in (*FEEDBACK_FLOATS, *actions) if survey.known[f.name])
         self.history_feedback = (*HISTORY_FEEDBACK, *(feature.name for feature in actions))

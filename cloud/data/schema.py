@@ -95,6 +95,8 @@ ITEMS = pa.schema(
         pa.field("music_id", pa.int64()),
         pa.field("upload_ms", pa.int64()),
         pa.field("vector", pa.list_(pa.float32())),  # content vector, one width for all items
+        pa.field("categories", pa.list_(pa.int32())),  # one code per `item_categories` of the log, 0 = unknown
+        pa.field("floats", pa.list_(pa.float32())),  # one value per `item_floats` of the log, raw; null in a float is NaN
     ]
 )
 """The catalogue, one row per item, unique item_id."""
@@ -154,6 +156,10 @@ class ImpressionLog:
     ids: pa.Table = field(default_factory=IDS.empty_table)
     actions: tuple[str, ...] = ()
     """Labels of the log's own that are actions of users, which devices report under these names."""
+    item_categories: tuple[str, ...] = ()
+    """Names of further categorical attributes of items."""
+    item_floats: tuple[str, ...] = ()
+    """Names of further numbers of items."""
 
     TABLES = ("impressions", "items", "users", "history", "pages", "ids")
 

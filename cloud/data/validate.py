@@ -88,6 +88,8 @@ def validate_others(tables: Mapping[str, pa.Table]) -> None:
         _check_range("items", tables["items"], column, low, high)
     _check_unique("items", tables["items"], "item_id")
     _check_lists("items", tables["items"], "vector")
+    _check_lists("items", tables["items"], "categories")
+    _check_lists("items", tables["items"], "floats", unknown=True)
     _check_unique("users", tables["users"], "user_id")
     _check_lists("users", tables["users"], "categories")
     _check_lists("users", tables["users"], "floats")
@@ -168,7 +170,7 @@ def _check_unique(name: str, table: pa.Table, column: str) -> None:
         raise DataError(name, f"expected unique ids, got {values[row]} again", row=row + 1, column=column)
 
 
-def _check_lists(name: str, table: pa.Table, column: str) -> None:
+def _check_lists(name: str, table: pa.Table, column: str, *, unknown: bool = False) -> None:
     lists = table[column]
     widths = pc.list_value_length(lists)
     if widths.null_count == len(widths):
@@ -177,7 +179,7 @@ def _check_lists(name: str, table: pa.Table, column: str) -> None:
     other = pc.fill_null(pc.not_equal(widths, width), False)
     _fail(name, other, lambda row: f"expected {width} values as in the rows before, got {widths[row]}", column)
     values = _array(pc.list_flatten(lists))
-    bad = ~np.isfinite(values) if values.dtype.kind == "f" else values < 0
+    bad = (np.isinf(values) if unknown else ~np.isfinite(values)) if values.dtype.kind == "f" else values < 0
     if bad.any():
         place = int(np.flatnonzero(bad)[0])
         raise DataError(

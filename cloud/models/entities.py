@@ -6,8 +6,10 @@ index of an item or a user.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pocketrank.cloud.data.samples import Samples
@@ -17,7 +19,8 @@ __all__ = ["ItemIdentity", "UserAttributes"]
 
 
 class ItemIdentity(nn.Module):
-    """Embeddings of an item's id, author and category, and a projection of its content vector if the log has one."""
+    """Embeddings of an item's id, author, category and further categories, and projections of its content vector and of its
+    further numbers, if the log has them."""
 
     def __init__(self, samples: Samples, item_width: int, side_width: int) -> None:
         super().__init__()
@@ -26,10 +29,16 @@ class ItemIdentity(nn.Module):
         self.author = Embedding(int(samples.item_author.max()) + 1, side_width)
         self.category = Embedding(int(samples.item_category.max()) + 1, side_width)
         self.content = nn.Linear(content, item_width) if content else None
-        self.width = item_width * (2 if content else 1) + 2 * side_width
-        for name in ("item_author", "item_category", "item_content"):
+        self.attributes = nn.ModuleList([Embedding(int(codes.max()) + 1, side_width) for codes in samples.item_categories.T])
+        floats = samples.item_floats.shape[1]
+        self.floats = nn.Linear(2 * floats, side_width) if floats else None
+        self.width = item_width * (2 if content else 1) + side_width * (2 + len(self.attributes) + (floats > 0))
+        for name in ("item_author", "item_category", "item_content", "item_categories"):
             self.register_buffer(name, torch.as_tensor(getattr(samples, name)), persistent=False)
+        self.register_buffer("item_floats", torch.as_tensor(_standardised(samples.item_floats)), persistent=False)
         self.item_author: Tensor
+        self.item_categories: Tensor
+        self.item_floats: Tensor
         self.item_category: Tensor
         self.item_content: Tensor
 
@@ -38,6 +47,9 @@ class ItemIdentity(nn.Module):
         parts = [self.item(item), self.author(self.item_author[item]), self.category(self.item_category[item])]
         if self.content is not None:
             parts.append(self.content(self.item_content[item]))
+        parts += [table(self.item_categories[item, i]) for i, table in enumerate(self.attributes)]
+        if self.floats is not None:
+            parts.append(self.floats(self.item_floats[item]))
         return torch.cat(parts, -1)
 
 
@@ -66,3 +78,13 @@ class UserAttributes(nn.Module):
         if self.dense is not None:
             row = row + self.dense(self.user_floats[user])
         return row
+
+
+def _standardised(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return numbers [n, B] with mean 0 and deviation 1, within ±4 and 0 where unknown; then whether each is known [n, 2 B]."""
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(0), 1)
+    mean = np.where(known, values, 0).sum(0) / count
+    deviation = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(0) / count)
+    scaled = np.where(known, (values - mean) / np.where(deviation > 0, deviation, 1), 0)
+    return np.concatenate([scaled.clip(-4, 4), known], 1).astype(np.float32)

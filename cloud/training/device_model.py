@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pocketrank.cloud.data.entities import Entities
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import Samples, SampleStream
 from pocketrank.cloud.models.presets import UpperConfig
@@ -26,7 +27,7 @@ from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
 from pocketrank.cloud.training.ranker import RankerInputs, masked_log_loss
 from pocketrank.device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 
-__all__ = ["DeviceModel", "DeviceModelConfig", "DeviceTraining", "device_spec", "predict", "train_device_model"]
+__all__ = ["DeviceModel", "DeviceModelConfig", "DeviceTraining", "device_spec", "item_columns", "predict", "train_device_model"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ def device_spec(
     source: Samples | SampleStream, config: DeviceModelConfig, task_weights: dict[str, float], search: SearchSpec | None = None
 ) -> FeatureSpec:
     """Return the feature spec of a device model that is trained on `source`."""
-    categories = source.entities.item_category if isinstance(source, SampleStream) else source.item_category
+    items = source.entities if isinstance(source, SampleStream) else source
+    names = ("category", *items.item_category_names)
+    sizes = (int(items.item_category.max()) + 1, *(int(codes.max()) + 1 for codes in items.item_categories.T))
+    numbers = [_number(name, values) for name, values in zip(items.item_float_names, items.item_floats.T, strict=True)]
     pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=PXTR_UNKNOWN) for t in source.config.tasks]
     return FeatureSpec(
         tasks=source.config.tasks,
@@ -82,8 +86,8 @@ def device_spec(
         events_max=source.config.events_max,
         vector_width=config.lower.vector_width,
         list_sizes=(10, source.config.list_max),
-        candidate_floats=(*pxtr, FloatFeature(name="duration_ms", scale=1e-3, min=0, max=1800, default=15)),
-        candidate_categories=(CategoryFeature(name="category", size=int(categories.max()) + 1),),
+        candidate_floats=(*pxtr, FloatFeature(name="duration_ms", scale=1e-3, min=0, max=1800, default=15), *numbers),
+        candidate_categories=tuple(CategoryFeature(name=n, size=size) for n, size in zip(names, sizes, strict=True)),
         feedback_floats=source.feedback_floats,
         context_floats=(
             FloatFeature(name="position", min=0, max=1000),
@@ -92,6 +96,29 @@ def device_spec(
         survival_task=SURVIVAL_TASK if SURVIVAL_TASK in source.config.tasks else None,
         search=search,
     )
+
+
+def item_columns(items: Entities) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return the columns of items as pages carry them: numbers [I + 1, B + 1], raw and NaN where unknown, of which the first is
+    the duration in milliseconds; and codes [I + 1, C + 2], of which the first are category and author."""
+    duration = np.where(items.item_duration_s > 0, items.item_duration_s * 1000, np.nan)[:, None]
+    codes = np.concatenate([items.item_category[:, None], items.item_author[:, None], items.item_categories], 1)
+    return np.concatenate([duration, items.item_floats], 1).astype(np.float32), codes.astype(np.int32)
+
+
+def _number(name: str, values: NDArray[np.float32]) -> FloatFeature:
+    """Return the feature of a number of items, scaled to a deviation of 1 and clipped to the values that are known."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    deviation = float(known.std()) if len(known) else 0.0
+    scale = 1 / deviation if deviation > 0 else 1.0
+    low, middle, high = (float(q) * scale for q in np.quantile(known, [0, 0.5, 1])) if len(known) else (0.0, 0.0, 0.0)
+    return FloatFeature(name=name, scale=scale, min=low, max=high, default=middle)
+
+
+def _feature(values: NDArray[np.float32], feature: FloatFeature) -> NDArray[np.float32]:
+    """Return raw values as a device makes inputs of them."""
+    scaled = np.where(np.isnan(values), feature.default, values.astype(np.float64) * feature.scale)
+    return np.clip(scaled, feature.min, feature.max).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -152,14 +179,16 @@ class DeviceModel(nn.Module):
             n: torch.as_tensor(getattr(s, f"event_{n}")) for n in ("item", "ms", "position", "feedback", "labels", "pxtr")
         }
         self.day = torch.as_tensor(s.list_day)
-        self.duration, self.category = torch.as_tensor(s.item_duration_s), torch.as_tensor(s.item_category)
+        # What a device computes from the columns that are published: `item_columns`.
+        floats, categories = item_columns(s)
+        features = self.spec.candidate_floats[len(s.config.tasks) :]
+        scaled = [_feature(values, feature) for values, feature in zip(floats.T, features, strict=True)]
+        self.numbers = torch.as_tensor(np.stack(scaled, 1))  # [I + 1, B + 1]
+        self.categories = torch.as_tensor(np.delete(categories, 1, 1).astype(np.int64))  # [I + 1, C + 1]
 
     def _floats(self, event: Tensor) -> Float[Tensor, "*b f"]:
         """Return the `spec.candidate_floats` of the items that events showed."""
-        duration = self.duration[self.event["item"][event]][..., None]
-        feature = self.spec.candidate_floats[-1]
-        duration = torch.where(duration > 0, duration, feature.default).clamp(feature.min, feature.max)  # 0: unknown
-        return torch.cat([self.event["pxtr"][event].nan_to_num(PXTR_UNKNOWN), duration], -1)
+        return torch.cat([self.event["pxtr"][event].nan_to_num(PXTR_UNKNOWN), self.numbers[self.event["item"][event]]], -1)
 
     def _context(self, rows: Tensor) -> Float[Tensor, "b f"]:
         hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, the only time zone that a device knows
@@ -225,7 +254,7 @@ class DeviceModel(nn.Module):
         item = self.event["item"][event]
         inputs = {
             "candidate_float": self._floats(event),
-            "candidate_category": self.category[item][..., None],
+            "candidate_category": self.categories[item],
         }
         return inputs if self.lower is None else inputs | {"candidate_vector": self._vectors(item, day)}
 

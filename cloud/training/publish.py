@@ -22,7 +22,7 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.models.towers import LowerHalf
 from pocketrank.cloud.published.published import Published, PublishedRecord
-from pocketrank.cloud.training.device_model import DeviceModel
+from pocketrank.cloud.training.device_model import DeviceModel, item_columns
 
 __all__ = ["GATE_ROWS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
 
@@ -99,6 +99,7 @@ def publish(
     items = torch.arange(len(samples.item_ids))
     now = statistics.as_of(samples.days)
     history_item, history_feedback = latest.history(history_max)
+    item_float, item_category = item_columns(samples)
     with torch.no_grad():
         vector = lower.items(items, torch.from_numpy(now))
         item_row, identity, user_row = (torch.zeros(len(rows), 0) for rows in (items, items, users))
@@ -111,10 +112,8 @@ def publish(
             item_row=_half(item_row),
             item_identity=_half(identity),
             item_vector=_half(vector),
-            item_float=np.where(samples.item_duration_s > 0, samples.item_duration_s * 1000, np.nan)[:, None].astype(
-                np.float32
-            ),
-            item_category=np.stack([samples.item_category, samples.item_author], 1).astype(np.int32),
+            item_float=item_float,
+            item_category=item_category,
             item_author=samples.item_author_id,
             item_upload_ms=samples.item_upload_ms,
             item_popularity=now[:, 0],
@@ -131,8 +130,8 @@ def publish(
         tower_history_max=model.config.lower.history_max,
         scenes=samples.scenes,
         ranker=ranker is not None,
-        float_names=("duration_ms",),
-        category_names=("category", "author"),
+        float_names=("duration_ms", *samples.item_float_names),
+        category_names=("category", "author", *samples.item_category_names),
         simulated=simulated,
         time_zone=samples.config.time_zone,
     )

@@ -48,6 +48,7 @@ class Items:
                 "music_id": self.music_id,
                 "upload_ms": self.upload_ms,
                 "vector": list(self.vector),
+                **{name: pa.nulls(len(self), schema.ITEMS.field(name).type) for name in ("categories", "floats")},
             },
             schema=schema.ITEMS,
         )

@@ -20,7 +20,7 @@ from pocketrank.cloud.models.full_ranker import FullRanker as CloudRanker
 from pocketrank.cloud.models.full_ranker import FullRankerConfig
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.cloud.published.published import Published
-from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec
+from pocketrank.cloud.training.device_model import DeviceModel, DeviceModelConfig, device_spec, item_columns
 from pocketrank.cloud.training.publish import publish_window
 from pocketrank.cloud.training.ranker import RankerInputs
 from pocketrank.device import FeedSession, Ranker
@@ -85,7 +85,20 @@ def log() -> ImpressionLog:
     table = _set(table, "impression_ms", pa.array(ms))
     table = _set(table, "scene", pa.array(table["page_id"].to_numpy().astype(np.int32) % 3))
     order = np.lexsort((table["item_id"].to_numpy(), user, ms))
-    return replace(log, impressions=table.take(pa.array(order)))
+    # And items have more attributes than those that every log has.
+    m = len(log.items)
+    prices = rng.lognormal(3, 1, m)
+    own = {
+        "categories": pa.array(rng.integers(0, [4, 9], (m, 2)).tolist(), pa.list_(pa.int32())),
+        "floats": pa.array(
+            [[p if p > 8 else np.nan, s] for p, s in zip(prices, rng.random(m), strict=True)], pa.list_(pa.float32())
+        ),
+    }
+    items = log.items
+    for name, values in own.items():
+        items = _set(items, name, values)
+    named = {"item_categories": ("brand", "shape"), "item_floats": ("price", "sharpness")}
+    return replace(log, impressions=table.take(pa.array(order)), items=items, **named)
 
 
 def _set(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -128,8 +141,9 @@ def page_of(model: DeviceModel, number: int) -> Page:
         user_vector = model.arguments(torch.tensor([row]))["user_vector"][0].numpy()
         known = torch.from_numpy(model.statistics[day - model.first_day].numpy()[item])
         vector = model.lower.items(torch.as_tensor(item), known).numpy()
-    floats = np.concatenate([list_pxtr(s)[number, : len(item)], s.item_duration_s[item][:, None] * 1000], 1)
-    names = (*(f"pxtr_{t}" for t in s.config.tasks), "duration_ms")
+    numbers, codes = item_columns(s)
+    floats = np.concatenate([list_pxtr(s)[number, : len(item)], numbers[item]], 1)
+    names = (*(f"pxtr_{t}" for t in s.config.tasks), "duration_ms", "price", "sharpness")
     return Page(
         page_id=str(number),
         request_id=str(number),
@@ -138,7 +152,7 @@ def page_of(model: DeviceModel, number: int) -> Page:
         candidates=Candidates(
             item_id=to_block(s.item_ids[item], "i8"),
             floats=Columns(names=names, values=to_block(floats, "f4")),
-            categories=Columns(names=("category",), values=to_block(s.item_category[item][:, None], "i4")),
+            categories=Columns(names=("category", "author", "brand", "shape"), values=to_block(codes[item], "i4")),
             vector=to_block(vector, "f2"),
         ),
         user_vector=to_block(user_vector, "f2"),
