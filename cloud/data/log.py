@@ -13,10 +13,12 @@ Errors::
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pocketrank.cloud.data.days import day_of
@@ -41,9 +44,9 @@ from pocketrank.cloud.data.schema import (
 )
 from pocketrank.cloud.data.validate import validate_impressions, validate_links, validate_others
 from pocketrank.cloud.files import sync_folder, write_atomically
-from pocketrank.cloud.time_zones import DAY_MS, local_ms
+from pocketrank.cloud.time_zones import DAY_MS, local_ms, zone_of
 
-__all__ = ["LOG_FORMAT", "Log", "LogRecord", "LogWriter", "StoredLog", "open_log", "save_log"]
+__all__ = ["LOG_FORMAT", "Log", "LogRecord", "LogWriter", "StoredLog", "before_day", "open_log", "save_log"]
 
 LOG_FORMAT = 3
 """Format 2 was one file of impressions, whose metadata had the record."""
@@ -79,6 +82,8 @@ class StoredLog:
 
     folder: Path
     record: LogRecord
+    until_ms: int | None = None
+    """Time from which on impressions are left out."""
 
     @property
     def name(self) -> str:
@@ -118,7 +123,7 @@ class StoredLog:
     @property
     def rows(self) -> int:
         """See `ImpressionLog`."""
-        return self.record.rows
+        return self.record.rows if self.until_ms is None else sum(map(len, self.parts()))
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -164,6 +169,8 @@ class StoredLog:
         """Return the impressions in their order, in tables of up to 131,072 rows, without most of those outside of
         `since_ms` to `until_ms`. Raises `DataError`."""
         at = self.schema.get_field_index("impression_ms")
+        if self.until_ms is not None:
+            until_ms = min(until_ms, self.until_ms - 1)
         for name in self.record.files:
             path = self.folder / "impressions" / name
             file = _opened(path)
@@ -174,13 +181,18 @@ class StoredLog:
                 if range_ms.min > until_ms:
                     return
                 try:
-                    yield file.read_row_group(group, use_threads=False)
+                    part = file.read_row_group(group, use_threads=False)
                 except (OSError, pa.ArrowException) as error:
                     raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
+                if self.until_ms is not None and range_ms.max >= self.until_ms:
+                    part = part.filter(pc.less(part["impression_ms"], self.until_ms))
+                yield part
 
     def digest(self) -> str:
-        """Return the digest that was taken when the log was written."""
-        return self.record.digest
+        """Return the digest that was taken when the log was written, or that of what is left of it."""
+        if self.until_ms is None:
+            return self.record.digest
+        return hashlib.sha256(f"{self.record.digest} {self.until_ms}".encode()).hexdigest()
 
     def load(self) -> ImpressionLog:
         """Return the log in memory. Raises `DataError`."""
@@ -257,6 +269,20 @@ def save_log(log: ImpressionLog, folder: Path) -> StoredLog:
 
 Log = ImpressionLog | StoredLog
 """A log, of which a training reads the impressions part by part."""
+
+
+def before_day(log: Log, day: date) -> Log:
+    """Return the log without the impressions of `day` and of later days. Raises `DataError` when none is left."""
+    at = datetime.combine(day, time(), zone_of(log.time_zone))
+    until_ms = int(at.timestamp() * 1000)
+    cut = replace(log, until_ms=until_ms) if isinstance(log, StoredLog) else _cut(log, until_ms)
+    if not cut.rows:
+        raise DataError(log.name, f"expected impressions before {day}, got none")
+    return cut
+
+
+def _cut(log: ImpressionLog, until_ms: int) -> ImpressionLog:
+    return replace(log, impressions=log.impressions.filter(pc.less(log.impressions["impression_ms"], until_ms)))
 
 
 class LogWriter:

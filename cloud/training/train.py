@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -179,8 +179,31 @@ def train(
             versions={n: importlib.metadata.version(n) for n in ("pocketrank", "torch", "numpy", "onnxruntime")},
         ),
     )
-    _write_json(out / "metrics.json", evaluate(out))
+    metrics = evaluate(out)
+    _write_json(out / "metrics.json", metrics)
+    _write_hyperparameters(out / "tensorboard", plain, metrics["models"])
     return Run.open(out)
+
+
+def _write_hyperparameters(folder: Path, config: dict[str, Any], models: dict[str, Any]) -> None:
+    """Write the numbers of the training beside its metrics, so that TensorBoard compares runs by them."""
+
+    def flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{path}{name}.")
+            else:
+                yield path + name, value if isinstance(value, bool | int | float | str) else str(value)
+
+    found = {
+        f"{model}/{task}/{metric}": values[metric]
+        for model, tasks in models.items()
+        for task, values in tasks.items()
+        for metric in ("auc", "logloss")
+        if values[metric] is not None
+    }
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_hparams(dict(flat(config)), found, run_name=".")
 
 
 def _default_test_day(log: Log) -> date:

@@ -22,12 +22,14 @@ from pocketrank.sdk_demo.cli.release import release
 from pocketrank.sdk_demo.cli.serve import serve
 from pocketrank.sdk_demo.cli.token import token
 from pocketrank.sdk_demo.cli.train import train
+from pocketrank.sdk_demo.cli.tune import tune
 from pocketrank.sdk_demo.cli.upload import rollback, upload
 
 __all__ = ["app", "run"]
 
 _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "train": train,
+    "tune": tune,
     "evaluate": evaluate,
     "keygen": keygen,
     "export": export,
