@@ -130,7 +130,8 @@ class ReplayRows:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark with the options in `arguments`."""
     parser = command_parser("personal", "Replay users' own last layers over the test rows of a run.")
-    parser.add_argument("--data", required=True, help="`world` (simulated) or `kuairand:DIR`")
+    parser.add_argument("--data", required=True, help="`world` (simulated), a data file, or the folder of a log")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="where the paths in the data file begin [its folder]")
     parser.add_argument("--run", type=Path, metavar="DIR", help="a run of that data; without it one is trained")
     parser.add_argument("--test-from", metavar="DAY", help="first test day of that training [half of the rows]")
     parser.add_argument("--form", choices=get_args(Form), default="split", help="of the model [%(default)s]")
@@ -139,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = parse_source(options.data)
     test_from = None if options.test_from is None else parse_date(options.test_from, "--test-from")
     run = None if options.run is None else Run.open(options.run)
-    log = load_log(target.console, source, world=None, seed=0)
+    found = load_log(target.console, source, world=None, seed=0, tables=options.tables)
+    log = found if isinstance(found, ImpressionLog) else found.load()
     with TemporaryDirectory(prefix="pocketrank-") as scratch:
         if run is None:
             half = day_of(int(np.quantile(days(log), 1 - TEST_SHARE, method="lower")))

@@ -1,6 +1,6 @@
 """How well the device model orders what is shown next, beside the server, published peers and the model with parts left out.
 
-Run `python -m benchmarks.quality --data kuairand:DIR --train-to DATE --test-from DATE --json FILE`. All models learn from the
+Run `python -m benchmarks.quality --data FILE.toml --train-to DATE --test-from DATE --json FILE`. All models learn from the
 rows up to `--train-to`, and score the rows from `--test-from` on, each right before it was shown. Their inputs have the scores
 that one full ranker gave a row before it learned that row. A file belongs here when it trains a model on a real log, scores the
 test days with it, or reports these scores; peers that are networks are in `pocketrank.cloud.models.peers`. The report::

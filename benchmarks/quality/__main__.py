@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.command import command_parser, count, figure_table, one_line_errors
+from benchmarks.command import command_parser, count, figure_table, make_work_folder, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.quality.models import MODELS, TUNABLE, Data, Quality, TrainingJob, jobs
 from benchmarks.quality.report import AIMS, REFERENCE, report
-from pocketrank.cloud.data.kuairand import load_kuairand
+from pocketrank.cloud.data.import_log import import_log
+from pocketrank.cloud.data.log import open_log
 from pocketrank.sdk_demo.cli.errors import OptionError
 from pocketrank.sdk_demo.cli.options import parse_date, parse_list, parse_source
 from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
@@ -32,10 +33,10 @@ from pocketrank.sdk_demo.cli.stages import stages
 __all__ = ["main", "print_table"]
 
 _HELP = """\
-Train and compare the device model, the server's score, published peers and ablations on a log in the KuaiRand layout.
+Train and compare the device model, the server's score, published peers and ablations on a log such as KuaiRand.
 
-  python -m benchmarks.quality --data kuairand:DIR --train-to 2022-05-03 --test-from 2022-05-04 --json runs/bench/quality.json
-  python -m benchmarks.quality --data kuairand:DIR --train-to 2022-05-03 --test-from 2022-05-04 --models split,edgerec --seeds 2
+  python -m benchmarks.quality --data examples/kuairand.toml --tables DIR --train-to 2022-05-03 --test-from 2022-05-04 --json -
+  python -m benchmarks.quality --data LOG --train-to 2022-05-03 --test-from 2022-05-04 --models split,edgerec --seeds 2
 
 Rows between the two days are used by nobody. With --work, predictions that are finished are kept there: an interrupted
 benchmark goes on. A change of data, dates or numbers trains again what depends on it; after a change of our code choose
@@ -51,7 +52,8 @@ Progress = Callable[[str, float], None]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark with the options in `arguments`."""
     parser = command_parser("quality", _HELP)
-    parser.add_argument("--data", required=True, metavar="kuairand:DIR", help="folder in the public KuaiRand layout")
+    parser.add_argument("--data", required=True, metavar="FILE.toml", help="data file, or the folder of an imported log")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="where the paths in the data file begin [its folder]")
     parser.add_argument("--train-to", required=True, metavar="DATE", help="last training day")
     parser.add_argument("--test-from", required=True, metavar="DATE", help="first test day")
     parser.add_argument("--seeds", type=count, default=5, help="how many times to train [%(default)s]")
@@ -64,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     target = JsonTarget(options.json)
     source = parse_source(options.data)
     if source.path is None:
-        raise OptionError("--data", "`kuairand:DIR`", options.data)
+        raise OptionError("--data", "a data file, or the folder of a log", options.data)
     train_to, test_from = parse_date(options.train_to, "--train-to"), parse_date(options.test_from, "--test-from")
     if test_from <= train_to:
         raise OptionError("--test-from", f"a day after --train-to {train_to}", options.test_from)
     models = parse_list(options.models, MODELS, "--models")
     with TemporaryDirectory(prefix="pocketrank-") as scratch, stages(target.console) as progress:
-        bench = partial(_open, source.path, train_to, test_from, options.work or Path(scratch))
+        bench = partial(_open, source.path, options.tables, train_to, test_from, options.work or Path(scratch))
         progress("loading the log", 0.0)
         quality = bench()
         result: dict[str, Any]
@@ -88,9 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_table(target.console, result)
 
 
-def _open(folder: Path, train_to: date, test_from: date, work: Path) -> Quality:
+def _open(path: Path, tables: Path | None, train_to: date, test_from: date, work: Path) -> Quality:
     torch.set_num_threads(1)
-    return Quality(Data.of(load_kuairand(folder), train_to, test_from), work)
+    make_work_folder(work)
+    log = open_log(path) if path.is_dir() else import_log(path, work / "log", tables=tables)
+    return Quality(Data.of(log.load(), train_to, test_from), work)
 
 
 _of_process: Quality | None = None

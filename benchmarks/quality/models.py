@@ -25,7 +25,6 @@ from benchmarks.command import make_work_folder
 from benchmarks.errors import BenchmarkError
 from benchmarks.quality.hand_features import TreeConfig, Trees, hand_features
 from pocketrank.cloud.data.days import day_of, days
-from pocketrank.cloud.data.kuairand_tables import TASKS, TIME_ZONE
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
@@ -181,6 +180,7 @@ class Data:
     digest: str
     train_to: date
     test_from: date
+    tasks: dict[str, float]
     samples: Samples
     refreshed: Samples
     statistics: ItemStatistics
@@ -195,12 +195,12 @@ class Data:
         if not before.any() or not after.any():
             raise BenchmarkError(log.name, f"rows up to {train_to} and from {test_from} on", f"rows of {first} to {last}")
         log = replace(log, impressions=log.impressions.filter(before | after))
-        cut = SampleConfig(tasks=tuple(TASKS), time_zone=TIME_ZONE, test_from=test_from)
+        cut = SampleConfig(tasks=tuple(log.tasks), time_zone=log.time_zone, test_from=test_from)
         samples = build_samples(log, cut)
         if not len(training_rows(samples, BASE)):
             raise BenchmarkError(log.name, f"more training days up to {train_to}", f"rows of {first} to {last}")
         refreshed = build_samples(log, replace(cut, list_max=REFRESHED_LIST))
-        return cls(log.name, log.digest(), train_to, test_from, samples, refreshed, ItemStatistics(samples))
+        return cls(log.name, log.digest(), train_to, test_from, log.tasks, samples, refreshed, ItemStatistics(samples))
 
     @property
     def days(self) -> NDArray[np.int64]:
@@ -243,7 +243,7 @@ class Quality:
 
     def __init__(self, data: Data, folder: Path) -> None:
         self.data = data
-        self.spec = device_spec(data.samples, BASE, TASKS)
+        self.spec = device_spec(data.samples, BASE, data.tasks)
         self.rows, self.test = training_rows(data.samples, BASE), data.test
         dates = [data.digest, data.train_to.isoformat(), data.test_from.isoformat()]
         self._base = [dates, msgspec.to_builtins(RANKER), msgspec.to_builtins(data.samples.config), REFRESHED_LIST]

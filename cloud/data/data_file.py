@@ -22,7 +22,8 @@
     [tasks]                                # labels that models predict, with their weights in the order of a page
     like = 1.0
 
-`users`, `history` and `pages` are optional. `columns_of` lists what each query may return.
+`actions = ["purchase"]` at the top names labels that users do and that devices report under these names.
+`items`, `users`, `history` and `pages` are optional; `pocketrank.cloud.data.mapping` lists what each query may return.
 
 Errors::
 
@@ -53,20 +54,25 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class TableFiles(_Table, frozen=True, kw_only=True):
-    """Files that are one table. Those of CSV have a header."""
+    """Files that are one table."""
 
     files: _Text | Annotated[tuple[_Text, ...], msgspec.Meta(min_length=1)]
-    """Paths or patterns, relative to the data file. A folder stands for all files in it, and `key=value` folders are columns."""
+    """Paths or patterns, relative to the data file. A folder stands for all its files, and `key=value` folders are columns."""
+    optional: bool = False
+    """Whether there may be no such file. `items`, `users`, `history` and `pages` whose SQL names a table without files are left
+    out."""
     delimiter: _Letter | None = None
     """Separator of fields in CSV; None: a tab in `.tsv`, else a comma."""
-    quote: _Letter | None = '"'
-    """Quotation mark in CSV, doubled within quoted text; None: there is none."""
+    quote: Annotated[str, msgspec.Meta(max_length=1)] = '"'
+    """Quotation mark in CSV, doubled within quoted text; empty: there is none."""
     encoding: Literal["utf-8", "utf-16", "latin-1"] = "utf-8"
     """Encoding of CSV."""
     nulls: tuple[str, ...] = ("",)
     """Texts that mean that a value is unknown in CSV."""
     types: dict[str, _Text] = msgspec.field(default_factory=dict)
     """DuckDB types of columns of CSV by name, such as `VARCHAR` for ids with leading zeros. Others are found out."""
+    columns: tuple[_Text, ...] = ()
+    """Names of the columns of CSV without a header."""
 
 
 class Query(_Table, frozen=True, kw_only=True):
@@ -93,16 +99,23 @@ class DataFile(_Table, frozen=True, kw_only=True):
     """Attributes of items. Items of the impressions that are not among them have none."""
     users: Query | None = None
     """Attributes of users."""
+    history: Query | None = None
+    """Events of users from before the log, one row each."""
+    pages: Query | None = None
+    """Candidates of pages, shown or not, one row each."""
     labels: Annotated[dict[_Name, _Text], msgspec.Meta(min_length=1)]
     """Labels by name: conditions in SQL over the columns of an impression and `duration_ms`. NULL is unknown."""
     tasks: Annotated[dict[_Name, float], msgspec.Meta(min_length=1)]
     """Labels that models predict, in the order of their outputs, each with its weight in the order of a page."""
+    actions: tuple[_Name, ...] = ()
+    """Labels that users do and devices report under these names, such as `purchase`."""
     simulated: bool = False
     """Whether the log is of no real users. Every figure of such a log is labelled."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.tasks) - set(self.labels):
-            raise ValueError(f"Expected tasks among the labels {', '.join(self.labels)}, got {', '.join(sorted(unknown))}")
+        for what, names in (("tasks", self.tasks), ("actions", self.actions)):
+            if unknown := set(names) - set(self.labels):
+                raise ValueError(f"Expected {what} among the labels {', '.join(self.labels)}, got {', '.join(sorted(unknown))}")
         taken = set(IMPRESSIONS.names) - set(LABELS)
         if clash := taken & set(self.labels):
             raise ValueError(f"Expected labels with names of their own, got {', '.join(sorted(clash))}")
@@ -113,7 +126,7 @@ class DataFile(_Table, frozen=True, kw_only=True):
 
 
 def open_data_file(path: Path) -> DataFile:
-    """Read a data file. Raises `DataError`. Tables and queries are checked when the log is made (`mapped_log`)."""
+    """Read a data file. Raises `DataError`. Tables and queries are checked when the log is made."""
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:

@@ -23,14 +23,14 @@ from pocketrank.cloud.data.schema import (
 )
 from pocketrank.device.contract import Ended, Network, Orientation
 
-__all__ = ["TIMES_MS", "validate", "validate_impressions", "validate_links", "validate_others"]
+__all__ = ["RANGES", "TIMES_MS", "validate", "validate_impressions", "validate_links", "validate_others"]
 
 TIMES_MS = (631_152_000_000, 4_102_444_799_999)
 """Range of valid times: the years 1990 to 2099. Times in seconds or microseconds since the epoch are outside of it."""
 
 _SCHEMAS = {"items": ITEMS, "users": USERS, "history": HISTORY, "pages": PAGES, "ids": IDS}
 
-_RANGES: dict[str, dict[str, tuple[float, float]]] = {
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "impressions": {
         "impression_ms": TIMES_MS,
         "watch_ms": (0, np.inf),
@@ -46,6 +46,7 @@ _RANGES: dict[str, dict[str, tuple[float, float]]] = {
     },
     "items": {"duration_ms": (0, np.inf), "category": (0, np.inf)},
 }
+"""Smallest and largest valid value by table and column."""
 
 
 def validate(log: ImpressionLog) -> None:
@@ -73,7 +74,7 @@ def validate(log: ImpressionLog) -> None:
 def validate_impressions(table: pa.Table) -> None:
     """Check impressions by themselves, as `validate` does."""
     _check_schema("impressions", table, impressions_schema(labels_of(table.schema), scores_of(table.schema)))
-    for column, (low, high) in _RANGES["impressions"].items():
+    for column, (low, high) in RANGES["impressions"].items():
         _check_range("impressions", table, column, low, high)
     for column in scores_of(table.schema):
         _check_range("impressions", table, column, 0, 1)
@@ -84,7 +85,7 @@ def validate_others(tables: Mapping[str, pa.Table]) -> None:
     """Check the tables beside the impressions by themselves, as `validate` does."""
     for name, schema in _SCHEMAS.items():
         _check_schema(name, tables[name], schema)
-    for column, (low, high) in _RANGES["items"].items():
+    for column, (low, high) in RANGES["items"].items():
         _check_range("items", tables["items"], column, low, high)
     _check_unique("items", tables["items"], "item_id")
     _check_lists("items", tables["items"], "vector")

@@ -443,7 +443,7 @@ def _same_or_new(out: Path, what: dict[str, Any]) -> None:
         for unfinished in out.rglob("*.part"):  # of a training that was killed while it wrote
             unfinished.unlink()
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(file.name != "log" for file in out.iterdir()):  # which `pocketrank train` has imported
         raise RunError(
             f"Expected an empty folder or an interrupted training, got other files - at {out}. Choose another --out."
         )

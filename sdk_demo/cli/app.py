@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from pocketrank.sdk_demo.cli.data import data
 from pocketrank.sdk_demo.cli.demo import demo
 from pocketrank.sdk_demo.cli.emulate import emulate
 from pocketrank.sdk_demo.cli.errors import exit_on_domain_error
@@ -28,6 +29,7 @@ from pocketrank.sdk_demo.cli.upload import rollback, upload
 __all__ = ["app", "run"]
 
 _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
+    "data": data,
     "train": train,
     "tune": tune,
     "evaluate": evaluate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["install_hint"]
 
 _BY_COMMAND = {
+    "data": "cloud",
     "train": "cloud",
     "evaluate": "cloud",
     "keygen": "export",
@@ -31,6 +32,7 @@ _BY_LIBRARY = {
 _LIBRARIES = frozenset(_BY_LIBRARY) | {
     "faiss",
     "cryptography",
+    "duckdb",
     "fastapi",
     "filelock",
     "flatbuffers",
@@ -43,7 +45,6 @@ _LIBRARIES = frozenset(_BY_LIBRARY) | {
     "onnxruntime",
     "onnxscript",
     "opentelemetry",
-    "polars",
     "prometheus_client",
     "pyarrow",
     "qdrant_client",

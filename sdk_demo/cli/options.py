@@ -26,22 +26,24 @@ _Value = TypeVar("_Value", bound=str)
 
 @dataclass(frozen=True)
 class DataSource:
-    """Source of impressions: the simulated world, a data file, or a folder in the public KuaiRand layout."""
+    """Source of impressions: the simulated world, a data file, or the folder of a log."""
 
-    kind: Literal["world", "file", "kuairand"]
+    kind: Literal["world", "file", "log"]
     path: Path | None = None
 
 
 def parse_source(text: str, option: str = "--data") -> DataSource:
-    """Parse `world`, `FILE.toml` or `kuairand:DIR`. Raises `OptionError`. The loader checks what the file or folder holds."""
-    kind, colon, folder = text.partition(":")
-    if kind == "world" and not colon:
+    """Parse `world`, `FILE.toml` or the folder of a log. Raises `OptionError`. What reads them checks what they hold."""
+    if text == "world":
         return DataSource("world")
-    if kind == "kuairand" and folder:
-        return DataSource("kuairand", Path(folder).expanduser())
-    if text.lower().endswith(".toml"):
-        return DataSource("file", Path(text).expanduser())
-    raise OptionError(option, "`world`, `FILE.toml` or `kuairand:DIR`", text)
+    path = Path(text).expanduser()
+    if path.suffix.lower() == ".toml":
+        return DataSource("file", path)
+    if text and path.is_dir():
+        return DataSource("log", path)
+    raise OptionError(
+        option, "`world`, a data file `FILE.toml`, or the folder of a log that `pocketrank data import` wrote", text
+    )
 
 
 def parse_list(text: str, allowed: Sequence[_Value], option: str) -> tuple[_Value, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,32 +13,49 @@ from pocketrank.sdk_demo.cli.options import DataSource
 from pocketrank.sdk_demo.cli.output import progress
 
 if TYPE_CHECKING:
-    from pocketrank.cloud.data.schema import ImpressionLog
+    from pocketrank.cloud.data.log import Log
 
 __all__ = ["load_log"]
 
 
-def load_log(console: Console, source: DataSource, *, world: Path | None, seed: int) -> ImpressionLog:
-    """Return the log of `source`. `seed` is the seed of a simulated log, `world` the TOML file of its parameters.
+def load_log(
+    console: Console,
+    source: DataSource,
+    *,
+    world: Path | None,
+    seed: int,
+    tables: Path | None = None,
+    keep: Path | None = None,
+) -> Log:
+    """Return the log of `source`.
 
-    Raises `OptionError` for a `world` with a log that is not simulated, `DataError` for a log that cannot be trained on,
+    `seed` is the seed of a simulated log, `world` the TOML file of its parameters. `tables` is the folder where the paths in a
+    data file begin. `keep` is the folder that the tables of a data file are imported into, or have been before; None loads
+    them into memory.
+
+    Raises `OptionError` for `world` or `tables` with a source that has none, `DataError` for a log that cannot be trained on,
     `WorldError` for an invalid world.
     """
+    if world is not None and source.kind != "world":
+        raise OptionError("--world", "`--data world` as well", f"--data {source.path}")
+    if tables is not None and source.kind != "file":
+        raise OptionError("--tables", "a data file as `--data`", f"--data {source.path or 'world'}")
     if source.path is None:
         from pocketrank.sdk_demo.world import World, WorldConfig
 
         config = WorldConfig.load(world)
         with progress(console, "simulating the log") as report_progress:
             return World(config).simulate_log(seed=seed, progress=report_progress)
-    if world is not None:
-        raise OptionError("--world", "`--data world` as well", f"--data {source.path}")
+    if source.kind == "log":
+        from pocketrank.cloud.data.log import open_log
 
-    with progress(console, "loading the log") as report_progress:
-        if source.kind == "file":
-            from pocketrank.cloud.data.mapped_log import load_mapped
+        with progress(console, "loading the log"):
+            return open_log(source.path)
 
-            return load_mapped(source.path, progress=lambda _table, share: report_progress(share)).log
+    from pocketrank.cloud.data.data_file import open_data_file
+    from pocketrank.cloud.data.import_log import import_log
 
-        from pocketrank.cloud.data.kuairand import load_kuairand
-
-        return load_kuairand(source.path, progress=lambda _file, share: report_progress(share))
+    open_data_file(source.path)  # whose errors need no progress
+    with progress(console, "importing the tables") as report_progress, TemporaryDirectory(prefix="pocketrank-") as scratch:
+        log = import_log(source.path, keep or Path(scratch) / "log", tables=tables, progress=report_progress)
+        return log if keep else log.load()

@@ -21,8 +21,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="`world` (simulated), a data file `FILE.toml` that describes your tables, or `kuairand:DIR`, a folder in the "
-            "public KuaiRand layout."
+            help="`world` (simulated), a data file `FILE.toml` that describes your tables, or the folder of a log that "
+            "`pocketrank data import` wrote."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run. An interrupted run resumes after its last finished stage.")],
@@ -32,6 +32,9 @@ def train(
             help="First test day (YYYY-MM-DD): trained on the days before it, tested on it and the days after. "
             "[default: the latest day that leaves a tenth of the rows for the test]"
         ),
+    ] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="Folder where the paths in the data file begin. [default: that of the file]")
     ] = None,
     world: Annotated[
         Path | None, typer.Option(help="TOML with the parameters of the simulated world; only with `--data world`.")
@@ -65,7 +68,9 @@ def train(
 
     \b
     pocketrank train --data world --out runs/world
-    pocketrank train --data kuairand:data/KuaiRand-Pure --test-from 2022-05-04 --out runs/kuairand
+    pocketrank train --data examples/kuairand.toml --tables data/KuaiRand-Pure --test-from 2022-05-04 --out runs/kuairand
+
+    The tables of a data file are imported into OUT/log first, which is done once.
 
     A recipe is a file such as
 
@@ -95,7 +100,7 @@ def train(
     parts = read_recipe(recipe) if recipe else DEFAULT_RECIPE
     with_settings(parts, settings or [])  # before the log is loaded
     console = Console()
-    log = load_log(console, source, world=world, seed=seed)
+    log = load_log(console, source, world=world, seed=seed, tables=tables, keep=out / "log")
     config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
     config = with_recipe(config, with_settings(parts, settings or []))
     with stages(console) as report_progress:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, timedelta
 from typing import Any
 
 from matplotlib import rc_context
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "LABELS", "alive", "effective_views", "histogram", "model_auc"]
+__all__ = ["COLORS", "LABELS", "alive", "effective_views", "histogram", "hours", "model_auc", "rows_per_day", "shares"]
 
 COLORS = {"cloud_order": "#6b7280", "on_device": "#2563eb", "oracle": "#d97706"}
 """Colour of each policy in all plots."""
@@ -79,6 +80,46 @@ def model_auc(models: Mapping[str, Any], task: str) -> str:
     return _svg(draw, f"AUC of {task}")
 
 
+def rows_per_day(days: Mapping[str, int]) -> str:
+    """Plot the number of rows of each day, by its date as YYYY-MM-DD; days without any are at 0."""
+    first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
+    dates = [first + timedelta(number) for number in range((last - first).days + 1)]
+
+    def draw(axes: Axes) -> None:
+        counts = [days.get(day.isoformat(), 0) for day in dates]
+        axes.bar(range(len(dates)), counts, width=1, color=COLORS["on_device"], alpha=0.85)
+        places = sorted({0, len(dates) // 2, len(dates) - 1})
+        axes.set_xticks(places, [dates[place].isoformat() for place in places])
+        axes.set(ylabel="rows")
+
+    return _svg(draw, "Rows by day")
+
+
+def hours(counts: Sequence[int]) -> str:
+    """Plot the number of rows of each hour of the day."""
+
+    def draw(axes: Axes) -> None:
+        axes.bar(range(24), counts, color=COLORS["on_device"], alpha=0.85)
+        axes.set_xticks(range(0, 24, 3))
+        axes.set(xlabel="hour of the day", ylabel="rows")
+
+    return _svg(draw, "Rows by hour of the day")
+
+
+def shares(values: Mapping[str, float | None], what: str) -> str:
+    """Plot shares from 0 to 1 by name."""
+
+    def draw(axes: Axes) -> None:
+        known = {name: value or 0.0 for name, value in values.items()}
+        bars = axes.barh(list(known), [100 * value for value in known.values()], color=COLORS["on_device"], height=0.55)
+        axes.bar_label(bars, fmt="%.3g", padding=4)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 115)
+        axes.set(xlabel=f"{what}, %")
+
+    return _svg(draw, what, 1 + 0.25 * len(values))
+
+
 def _lines(axes: Axes, emulation: Mapping[str, Any], name: str, *, percent: bool = False) -> None:
     for policy, row in emulation["by_position"].items():
         values = [100 * value if percent else value for value in row[name]]
@@ -88,8 +129,8 @@ def _lines(axes: Axes, emulation: Mapping[str, Any], name: str, *, percent: bool
     axes.legend(frameon=False)
 
 
-def _svg(draw: Callable[[Axes], None], title: str) -> str:
-    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+def _svg(draw: Callable[[Axes], None], title: str, height: float = 3.4) -> str:
+    figure = Figure(figsize=(5.4, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     draw(axes)

@@ -8,11 +8,10 @@ import pytest
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.personal import ReplayRows, main, measure, replay
-from pocketrank.cloud.data.kuairand import load_kuairand
 from pocketrank.cloud.training.run import Run
 from pocketrank.device.contract import PersonalConfig, TaskPrior
 from pocketrank.device.model.personal import PersonalLayer
-from tests.cloud.data.folders import DAY, NOON, Row, impression, user, video, write_folder
+from tests.cloud.data.folders import DAY, KUAIRAND, NOON, Row, impression, load, user, video, write_folder
 from tests.export.small_run import small_run
 
 TASKS = ("long_view", "like")
@@ -112,7 +111,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(folder: Path, tmp_path: Path) -> Run:
     """A run of the folder, tested from its third day on, that predicts one half for everything."""
-    log = load_kuairand(folder)
+    log = load(folder)
     made = small_run(tmp_path / "run")
     spec = msgspec.structs.replace(made.spec, tasks=TASKS, task_weights={"long_view": 1.0})
     changes = {"data_digest": log.digest(), "test_from": "2022-04-29", "spec": spec, "simulated": False}
@@ -126,7 +125,7 @@ def run(folder: Path, tmp_path: Path) -> Run:
 
 
 def test_the_rows_of_a_run_are_its_users_in_order(folder: Path, run: Run) -> None:
-    rows = ReplayRows.of(run, load_kuairand(folder), "self_contained")
+    rows = ReplayRows.of(run, load(folder), "self_contained")
     assert len(rows.user) == 3 * 2 * 6
     assert np.array_equal(np.lexsort((rows.ms, rows.user)), np.arange(len(rows.user)))
     assert rows.before.reshape(3, 12).tolist() == [list(range(12, 24))] * 3
@@ -136,7 +135,20 @@ def test_the_rows_of_a_run_are_its_users_in_order(folder: Path, run: Run) -> Non
 
 def test_the_command_writes_the_report(folder: Path, run: Run, tmp_path: Path) -> None:
     target = tmp_path / "report.json"
-    code = main(["--data", f"kuairand:{folder}", "--run", str(run.folder), "--form", "self_contained", "--json", str(target)])
+    code = main(
+        [
+            "--data",
+            str(KUAIRAND),
+            "--tables",
+            str(folder),
+            "--run",
+            str(run.folder),
+            "--form",
+            "self_contained",
+            "--json",
+            str(target),
+        ]
+    )
     report = json.loads(target.read_bytes())
     assert code == 0
     assert report["data"]["rows"] + report["data"]["fit_rows"] == 36
@@ -147,19 +159,19 @@ def test_the_command_writes_the_report(folder: Path, run: Run, tmp_path: Path) -
 def test_a_run_of_something_else_is_one_line(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     record = msgspec.structs.replace(run.record, data_digest="f" * 64)
     (run.folder / "run.json").write_bytes(msgspec.json.encode(record))
-    assert main(["--data", f"kuairand:{folder}", "--run", str(run.folder)]) == 2
+    assert main(["--data", str(KUAIRAND), "--tables", str(folder), "--run", str(run.folder)]) == 2
     assert "got ffffffffffff" in capsys.readouterr().err
 
 
 def test_a_run_without_that_form_is_one_line(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data", f"kuairand:{folder}", "--run", str(run.folder), "--form", "split"]) == 2
+    assert main(["--data", str(KUAIRAND), "--tables", str(folder), "--run", str(run.folder), "--form", "split"]) == 2
     assert "expected predictions of the split form" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "nowhere"], "--data: expected `world` or `kuairand:DIR`"),
+        (["--data", "nowhere"], "--data: expected `world`, a data file `FILE.toml`, or the folder of a log"),
         (["--data", "world", "--run", "no run"], "Expected a finished run"),
         (["--data", "world", "--test-from", "soon"], "--test-from: expected a day"),
     ],

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.hand_features import TreeConfig, Trees, hand_features
-from pocketrank.cloud.data.kuairand import load_kuairand
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.training.metrics import auc
 from tests.benchmarks.quality.test_quality import TASKS, folder
+from tests.cloud.data.folders import load
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    log = load_kuairand(folder(tmp_path_factory.mktemp("hand") / "data"))
+    log = load(folder(tmp_path_factory.mktemp("hand") / "data"))
     return build_samples(log, SampleConfig(tasks=TASKS, time_zone="Asia/Shanghai", test_from=date(2022, 5, 1)))
 
 

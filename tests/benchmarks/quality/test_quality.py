@@ -11,7 +11,7 @@ import pytest
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.models import CURVES, MODELS, PEERS
 from pocketrank.cloud.training.metrics import METRICS
-from tests.cloud.data.folders import DAY, NOON, Row, impression, user, video, write_folder
+from tests.cloud.data.folders import DAY, KUAIRAND, NOON, Row, impression, user, video, write_folder
 
 USERS, VIDEOS, DAYS = 40, 25, 6
 TASKS = ("click", "long_view", "like", "profile_enter")
@@ -55,7 +55,19 @@ class Done:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     at = tmp_path_factory.mktemp("quality")
     data, file = folder(at / "data"), at / "report.json"
-    options = ["--data", f"kuairand:{data}", *DATES, "--seeds", "2", "--jobs", "1", "--work", str(at / "work")]
+    options = [
+        "--data",
+        str(KUAIRAND),
+        "--tables",
+        str(data),
+        *DATES,
+        "--seeds",
+        "2",
+        "--jobs",
+        "1",
+        "--work",
+        str(at / "work"),
+    ]
     with redirect_stdout(StringIO()) as out, pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "120")
         assert main([*options, "--json", str(file)]) == 0
@@ -132,11 +144,23 @@ def test_processes_side_by_side_find_the_same(done: Done, tmp_path: Path, capsys
 
 def test_days_between_are_used_by_nobody(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = folder(tmp_path / "data", gap_likes=True)
-    options = ["--data", f"kuairand:{data}", *DATES, "--seeds", "1", "--jobs", "1", "--models", "server_score_refreshed"]
+    options = [
+        "--data",
+        str(KUAIRAND),
+        "--tables",
+        str(data),
+        *DATES,
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+        "--models",
+        "server_score_refreshed",
+    ]
     assert main([*options, "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["data"] == done.report["data"]
-    options[1] = f"kuairand:{done.data}"
+    options[3] = str(done.data)
     assert main([*options, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["models"] == report["models"]
 
@@ -151,8 +175,8 @@ def test_tuning_tries_the_same_number_of_settings_on_training_days(done: Done, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "world"], "--data: expected `kuairand:DIR`"),
-        (["--data", "kuairand:nowhere"], "nowhere: expected a folder"),
+        (["--data", "world"], "--data: expected a data file, or the folder of a log"),
+        (["--tables", "nowhere"], "nowhere/log_standard_*.csv*: expected a file"),
         (["--train-to", "May"], "--train-to: expected a day as YYYY-MM-DD"),
         (["--test-from", "2022-04-30"], "--test-from: expected a day after --train-to 2022-04-30"),
         (

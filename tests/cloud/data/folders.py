@@ -8,8 +8,17 @@ from pathlib import Path
 
 import polars as pl
 
-from pocketrank.cloud.data.kuairand_tables import USER_CATEGORIES, USER_FLOATS
+from pocketrank.cloud.data.import_log import load_mapped
+from pocketrank.cloud.data.schema import ImpressionLog
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
+KUAIRAND = EXAMPLES / "kuairand.toml"
+
+USER_CATEGORIES = [
+    "user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author", "follow_user_num_range",
+    "fans_user_num_range", "friend_user_num_range", "register_days_range", *(f"onehot_feat{i}" for i in range(18)),
+]  # fmt: skip
+USER_FLOATS = ["follow_user_num", "fans_user_num", "friend_user_num", "register_days"]
 LOG = [
     "user_id", "video_id", "date", "hourmin", "time_ms", "is_click", "is_like", "is_follow", "is_comment", "is_forward",
     "is_hate", "long_view", "play_time_ms", "duration_ms", "profile_stay_time", "comment_stay_time", "is_profile_enter",
@@ -74,6 +83,11 @@ def write_folder(
     write(folder / f"video_features_basic_{size}{suffix}", VIDEO, videos or [video(10), video(11)])
     write(folder / f"user_features_{size}{suffix}", USER, users or [user(1), user(2)])
     return folder
+
+
+def load(folder: Path) -> ImpressionLog:
+    """The log of a folder by the example's data file."""
+    return load_mapped(KUAIRAND, tables=folder)
 
 
 def write_sequences(

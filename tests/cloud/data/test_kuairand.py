@@ -1,6 +1,4 @@
-import logging
 import math
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketrank.cloud.data.kuairand import find_kuairand, load_kuairand
 from pocketrank.cloud.data.log import open_log, save_log
 from pocketrank.cloud.data.samples import SampleConfig, build_samples
-from pocketrank.cloud.data.schema import IMPRESSIONS, LABELS, DataError, ImpressionLog
+from pocketrank.cloud.data.schema import IDS, IMPRESSIONS, LABELS, DataError, ImpressionLog, LogDigest
 from tests.cloud.data.folders import (
     DAY,
     LOG,
@@ -21,6 +18,7 @@ from tests.cloud.data.folders import (
     VIDEO,
     Row,
     impression,
+    load,
     user,
     video,
     write,
@@ -30,11 +28,10 @@ from tests.cloud.data.folders import (
 from tests.data import kuairand_folder
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
-@pytest.mark.parametrize("size", ["pure", "1k", "27k"])
+@pytest.mark.parametrize(("size", "suffix"), [("pure", ".csv"), ("27k", ".csv.gz")])
 def test_loads_each_size_plain_and_zipped(tmp_path: Path, size: str, suffix: str) -> None:
-    log = load_kuairand(write_folder(tmp_path, size=size, suffix=suffix))
-    assert (log.name, log.simulated) == (f"kuairand-{size}", False)
+    log = load(write_folder(tmp_path, size=size, suffix=suffix))
+    assert (log.name, log.simulated) == ("kuairand", False)
     assert log.impressions.schema.equals(IMPRESSIONS)
     assert log.impressions["item_id"].to_pylist() == [10, 11, 11]
     assert log.impressions["click"].to_pylist() == [False, True, False]
@@ -46,7 +43,7 @@ def test_maps_labels_times_and_scene(tmp_path: Path) -> None:
         "is_profile_enter": "profile_enter", "is_hate": "dislike", "long_view": "long_view",
     }  # fmt: skip
     rows = [impression(1, 10, NOON + i, **{public: 1}, tab=i) for i, public in enumerate(names)]
-    table = load_kuairand(write_folder(tmp_path, log=rows)).impressions
+    table = load(write_folder(tmp_path, log=rows)).impressions
     for i, name in enumerate(names.values()):
         assert [row for row, held in enumerate(table[name].to_pylist()) if held] == [i]
     assert table["scene"].to_pylist() == list(range(8))
@@ -57,32 +54,21 @@ def test_maps_labels_times_and_scene(tmp_path: Path) -> None:
     assert set(LABELS) - unknown == set(names.values())
 
 
-def test_reads_parts_and_the_folder_inside(tmp_path: Path) -> None:
+def test_reads_parts(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", size="27k", log=[impression()])
     (folder / "log_standard_4_22_to_5_08_27k.csv").rename(folder / "log_standard_4_22_to_5_08_27k_part1.csv")
     write(folder / "log_standard_4_22_to_5_08_27k_part2.csv.gz", LOG, [impression(2, 12, NOON - 1)])
     write(folder / "log_standard_4_08_to_4_21_27k_part1.csv", LOG, [impression(1, 10, NOON - 9 * DAY)])
     write(folder / "video_features_basic_27k_part2.csv", VIDEO, [video(12)])
     write(folder / "log_random_4_22_to_5_08_27k.csv", LOG, [impression(1, 11, NOON + 5, is_rand=1)])
-    log = load_kuairand(tmp_path)
+    log = load(folder)
     assert log.impressions["item_id"].to_pylist() == [10, 12, 10]
     assert log.items["item_id"].to_pylist() == [10, 11, 12]
 
 
-def test_progress_reaches_one(tmp_path: Path) -> None:
-    seen: list[tuple[str, float]] = []
-    load_kuairand(write_folder(tmp_path), progress=lambda name, share: seen.append((name, share)))
-    assert len(seen) == 3
-    assert [share for _, share in seen] == sorted(share for _, share in seen)
-    assert seen[-1] == ("video_features_basic_pure.csv", 1.0)
-
-
-def test_exact_duplicates_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_exact_duplicates_are_dropped(tmp_path: Path) -> None:
     rows = [impression(), impression(hourmin=1300), impression(), impression(2), impression(hourmin=1300)]
-    with caplog.at_level(logging.INFO):
-        log = load_kuairand(write_folder(tmp_path, log=rows))
-    assert len(log.impressions) == 3
-    assert "5 rows, 2 exact duplicates dropped" in caplog.text
+    assert len(load(write_folder(tmp_path, log=rows)).impressions) == 3
 
 
 rows_of_a_log = st.lists(
@@ -92,30 +78,20 @@ rows_of_a_log = st.lists(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=5, deadline=None)
 @given(rows=rows_of_a_log, data=st.data())
 def test_the_order_and_repetition_of_rows_make_no_difference(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("kuairand")
-    first = load_kuairand(write_folder(folder, log=rows))
+    first = load(write_folder(folder, log=rows))
     other = [*data.draw(st.permutations(rows)), data.draw(st.sampled_from(rows))]
-    again = load_kuairand(write_folder(folder, log=other))
+    again = load(write_folder(folder, log=other))
     assert all(getattr(again, table).equals(getattr(first, table)) for table in ImpressionLog.TABLES)
     assert len(first.impressions) == len({tuple(row.items()) for row in rows})
 
 
-def test_days_are_whole_local_days(tmp_path: Path) -> None:
-    midnight = NOON + DAY // 2
-    times = [midnight - DAY - 1, midnight - DAY, midnight - 1, midnight]
-    folder = write_folder(tmp_path, log=[impression(time_ms=time) for time in times])
-    log = load_kuairand(folder, days=(date(2022, 4, 27), date(2022, 4, 27)))
-    assert log.impressions["impression_ms"].to_pylist() == times[1:3]
-    with pytest.raises(DataError, match=r"expected impressions on 2021-01-01\.\.2021-01-02, got none"):
-        load_kuairand(folder, days=(date(2021, 1, 1), date(2021, 1, 2)))
-
-
-def test_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_items(tmp_path: Path) -> None:
     videos = [
         video(10, video_duration="1234.0", tag="", music_id="", upload_dt="", author_id=""),
         video(11, video_duration="", tag=0),
@@ -123,8 +99,7 @@ def test_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         video(13, video_duration="", tag=68),
     ]
     log = [impression(video=10, duration_ms=ms, time_ms=NOON + ms) for ms in (0, 10, 20)] + [impression(video=99)]
-    with caplog.at_level(logging.WARNING):
-        items = load_kuairand(write_folder(tmp_path, log=log, videos=videos)).items
+    items = load(write_folder(tmp_path, log=log, videos=videos)).items
     assert items["item_id"].to_pylist() == [10, 11, 12, 13, 99]
     assert items["duration_ms"].to_pylist() == [15, 0, 700, 0, 9000]
     assert items["category"].to_pylist() == [0, 1, 0, 69, 0]
@@ -132,7 +107,6 @@ def test_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert items["author_id"].to_pylist() == [None, 7, 7, 7, None]
     local_midnight = NOON - 17 * DAY - DAY // 2
     assert items["upload_ms"].to_pylist() == [None, local_midnight, local_midnight, local_midnight, None]
-    assert "1 videos of the log are not in the video files" in caplog.text
 
 
 def test_users(tmp_path: Path) -> None:
@@ -141,7 +115,7 @@ def test_users(tmp_path: Path) -> None:
         user(1, user_active_degree="high_active", is_live_streamer="1", fans_user_num=9, onehot_feat4="2.0"),
         user(2, user_active_degree="full_active", is_live_streamer="1", fans_user_num="4.0", onehot_feat4="2"),
     ]
-    table = load_kuairand(write_folder(tmp_path, users=users)).users
+    table = load(write_folder(tmp_path, users=users)).users
     assert table["user_id"].to_pylist() == [1, 2, 3]
     categories = np.array(table["categories"].to_pylist())
     assert categories.shape == (3, 26)
@@ -154,14 +128,9 @@ def test_users(tmp_path: Path) -> None:
 
 def test_history_is_read_if_there_is_one(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
-    assert len(load_kuairand(folder).history) == 0
+    assert len(load(folder).history) == 0
     write_sequences(folder / "user_sequences.parquet", [(1, [10, 11], [11], [])])
-    assert load_kuairand(folder).history["long_view"].to_pylist() == [[False, True]]
-
-
-def test_an_empty_day_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load_kuairand(write_folder(tmp_path, log=[impression(), impression(time_ms=NOON + 2 * DAY)]))
-    assert "no impression on 2022-04-28" in caplog.text
+    assert load(folder).history["long_view"].to_pylist() == [[False, True]]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +149,7 @@ def test_an_empty_day_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_a_bad_impression_is_named(tmp_path: Path, fields: Row, column: str) -> None:
     folder = write_folder(tmp_path, log=[impression(), impression() | fields])
     with pytest.raises(DataError) as caught:
-        load_kuairand(folder)
+        load(folder)
     assert caught.value.file.endswith("log_standard_4_22_to_5_08_pure.csv")
     assert (caught.value.row, caught.value.column) == (2, column)
 
@@ -191,34 +160,33 @@ def test_a_bad_impression_is_named(tmp_path: Path, fields: Row, column: str) -> 
         {"tag": "sport"},
         {"upload_dt": "yesterday"},
         {"video_duration": "long"},
-        {"video_duration": 2**53},
-        {"author_id": 0.5},
         {"author_id": 2**63},
         {"music_id": f"{2**63}"},
-        {"music_id": "6.946312345678901e+18"},
         {"video_id": 2**63},
     ],
 )
 def test_a_bad_video_is_named(tmp_path: Path, fields: Row) -> None:
     with pytest.raises(DataError) as caught:
-        load_kuairand(write_folder(tmp_path, videos=[video(10), video(11) | fields]))
+        load(write_folder(tmp_path, videos=[video(10), video(11) | fields]))
     assert caught.value.file.endswith("video_features_basic_pure.csv")
     assert (caught.value.row, [caught.value.column]) == (2, list(fields))
 
 
 def test_rows_of_one_user_must_agree(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, users=[user(1), user(1)])
-    assert len(load_kuairand(folder).users) == 1
-    write(folder / "user_features_pure.csv", USER, [user(1), user(2), user(1, register_days=3)])
-    with pytest.raises(DataError, match="row 3, column `user_id`: expected one row for user_id 1, got two that differ"):
-        load_kuairand(folder)
+    assert len(load(folder).users) == 1
+    write(folder / "user_features_pure.csv", USER, [user(2), user(1), user(1, register_days=3)])
+    with pytest.raises(
+        DataError, match="row 2, column `user_id`: expected one row for each user_id, got several that differ for 1"
+    ):
+        load(folder)
 
 
 @pytest.mark.parametrize("identifier", [2**53 + 1, 6946312345678901234, 2**63 - 1])
 def test_ids_are_exact(tmp_path: Path, identifier: int) -> None:
     """Also in a column with empty fields, which other tools keep as floats, up to the samples that training takes them from."""
     videos = [video(10, author_id=identifier, music_id=identifier), video(11, author_id="", music_id=""), video(identifier)]
-    log = load_kuairand(
+    log = load(
         write_folder(tmp_path, log=[impression(identifier, identifier)], videos=videos, users=[user(identifier), user(1)])
     )
     assert log.items["author_id"].to_pylist() == [identifier, None, 7]
@@ -237,7 +205,7 @@ def test_ids_are_exact(tmp_path: Path, identifier: int) -> None:
 @pytest.mark.parametrize("padded", ["5000 ", " 5000", " 5000\t"])
 def test_space_around_a_number_is_ignored(tmp_path: Path, padded: str) -> None:
     first = impression(play_time_ms=padded, is_like="1 ", tab="2 ", comment_stay_time=" ")
-    log = load_kuairand(
+    log = load(
         write_folder(
             tmp_path,
             log=[first, impression(2, 11, NOON + 1)],
@@ -254,31 +222,26 @@ def test_space_around_a_number_is_ignored(tmp_path: Path, padded: str) -> None:
 
 def test_the_longest_watch_is_taken(tmp_path: Path) -> None:
     """Beyond 2^53, which a float between the two would change."""
-    log = load_kuairand(write_folder(tmp_path, log=[impression(play_time_ms=2**63 - 1)]))
+    log = load(write_folder(tmp_path, log=[impression(play_time_ms=2**63 - 1)]))
     assert log.impressions["watch_ms"].to_pylist() == [2**63 - 1]
 
 
-def test_the_layout_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected a folder"):
-        find_kuairand(tmp_path / "none")
-    with pytest.raises(DataError, match="expected log_standard_"):
-        find_kuairand(tmp_path)
-    folder = write_folder(tmp_path)
-    assert find_kuairand(folder).tables == (
-        folder / "log_standard_4_22_to_5_08_pure.csv",
-        folder / "user_features_pure.csv",
-        folder / "video_features_basic_pure.csv",
-    )
-    twin = write(folder / "user_features_pure.csv.gz", USER, [user(1)])
-    with pytest.raises(DataError, match="either plain or gzipped, got both"):
-        find_kuairand(folder)
-    twin.rename(folder / "user_features_1k.csv.gz")
-    with pytest.raises(DataError, match="expected files of one size, got 1k, pure"):
-        find_kuairand(folder)
+def digest_of_known_columns(log: ImpressionLog) -> str:
+    """The digest without the ids and without columns that are null everywhere."""
+    tables = {name: getattr(log, name) for name in log.TABLES}
+    known = {
+        name: table.select([column for column in table.column_names if table[column].null_count < len(table)])
+        for name, table in tables.items()
+    }
+    digest = LogDigest()
+    digest.update(known["impressions"])
+    return digest.finish(known | {"ids": IDS.empty_table()})
 
 
 def test_the_real_slice() -> None:
-    log = load_kuairand(kuairand_folder())
+    log = load(kuairand_folder())
+    # That of the tables which the loader in Python made that this data file has replaced.
+    assert digest_of_known_columns(log) == "af3d3dd969a45508cfcbd994171ae6050b0e51ffa5921d2477fc057e2f594db5"
     table = pl.DataFrame(log.impressions)
     assert len(table) == 180_384
     for label, rate in {"click": 0.44, "long_view": 0.31, "like": 0.017, "profile_enter": 0.019}.items():

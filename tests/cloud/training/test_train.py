@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from pocketrank.cloud.data.days import day_of, days
 from pocketrank.cloud.data.log import open_log, save_log
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, WindowConfig, build_samples
@@ -28,6 +29,7 @@ from pocketrank.cloud.training.run import Run, RunError
 from pocketrank.cloud.training.train import TrainConfig, train
 from pocketrank.cloud.training.weights import load_weights
 from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
+from tests.cloud.data.folders import load
 from tests.data import kuairand_folder
 from tests.sdk_demo.world.worlds import small
 
@@ -212,12 +214,10 @@ def test_a_damaged_run_is_rejected(run: Run, tmp_path: Path, text: bytes) -> Non
 
 
 def test_two_real_days_are_enough_to_order_a_third(tmp_path: Path) -> None:
-    from pocketrank.cloud.data.kuairand import load_kuairand
-
-    log = load_kuairand(kuairand_folder(), days=(date(2022, 4, 25), date(2022, 4, 27)))
-    history = log.history.slice(0, 4000)
+    log = load(kuairand_folder())
+    impressions = log.impressions.filter(days(log) <= (date(2022, 4, 27) - day_of(0)).days)
     run = train(
-        replace(log, history=history),
+        replace(log, impressions=impressions, history=log.history.slice(0, 4000)),
         out=tmp_path / "run",
         test_from=date(2022, 4, 27),
         seeds=1,

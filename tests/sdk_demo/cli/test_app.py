@@ -10,6 +10,7 @@ from pocketrank.sdk_demo.cli import main
 from pocketrank.sdk_demo.cli.app import app
 
 COMMANDS = (
+    "data",
     "train",
     "evaluate",
     "keygen",
@@ -53,9 +54,16 @@ def test_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--data", "movielens", "--out", "run"], "--data: expected `world` or `kuairand:DIR`, got `movielens`"),
+        (["train", "--data", "movielens", "--out", "run"], "--data: expected `world`, a data file `FILE.toml`, or the folder"),
         (["train", "--data", "world", "--test-from", "May", "--out", "run"], "--test-from: expected a day as YYYY-MM-DD"),
-        (["train", "--data", "kuairand:d", "--world", "w", "--out", "run"], "--world: expected `--data world` as well"),
+        (["train", "--data", "d.toml", "--world", "w", "--out", "run"], "--world: expected `--data world` as well"),
+        (
+            ["train", "--data", "world", "--tables", "t", "--out", "run"],
+            "--tables: expected a data file as `--data`, got `--data world`",
+        ),
+        (["data", "check", "d.toml"], "d.toml: expected a data file, got: No such file"),
+        (["data", "init", "tables"], "tables: expected a folder with tables, got none"),
+        (["data", "import", "d.toml", "--out", "log"], "d.toml: expected a data file, got: No such file"),
         (["export", "run", "--out", "b", "--formats", "onnx,torchscript"], "--formats: expected a comma list of onnx, tflite"),
         (["export", "run", "--out", "b", "--precision", "fp8"], "--precision: expected a comma list of fp32, fp16, int8"),
         (["emulate", "--server", "http://127.0.0.1:9", "--policy", "best"], "--policy: expected a comma list of cloud_order"),
@@ -89,7 +97,7 @@ def test_wrong_usage_says_how(argv: list[str], capsys: pytest.CaptureFixture[str
 
 
 def test_a_folder_that_is_no_log_is_a_typed_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("train", "--data", f"kuairand:{tmp_path / 'nowhere'}", "--out", str(tmp_path / "run")) == 2
+    assert _run("train", "--data", str(tmp_path / "nowhere.toml"), "--out", str(tmp_path / "run")) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "nowhere" in error

@@ -11,15 +11,17 @@ from pocketrank.sdk_demo.cli.options import DataSource, parse_date, parse_list, 
 ALLOWED = ("onnx", "tflite", "coreml")
 
 
-def test_a_source_is_the_world_or_a_folder() -> None:
+def test_a_source_is_the_world_a_data_file_or_a_log(tmp_path: Path) -> None:
     assert parse_source("world") == DataSource("world")
-    assert parse_source("kuairand:data/Pure") == DataSource("kuairand", Path("data/Pure"))
-    assert parse_source("kuairand:c:/data") == DataSource("kuairand", Path("c:/data"))
+    assert parse_source("data/my.toml") == DataSource("file", Path("data/my.toml"))
+    assert parse_source(str(tmp_path)) == DataSource("log", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "worlds", "world:", "world:x", "kuairand", "kuairand:", "movielens:x", " world"])
+@pytest.mark.parametrize("text", ["", "worlds", "world:", "kuairand", "kuairand:data", "my.csv", " world"])
 def test_any_other_source_says_what_to_write(text: str) -> None:
-    with pytest.raises(OptionError, match=r"--data: expected `world` or `kuairand:DIR`, got") as caught:
+    with pytest.raises(
+        OptionError, match=r"--data: expected `world`, a data file `FILE.toml`, or the folder of a log"
+    ) as caught:
         parse_source(text)
     assert caught.value.got == text
 

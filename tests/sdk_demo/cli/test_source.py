@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pocketrank.cloud.data.kuairand_tables import LOG_COLUMNS, USER_COLUMNS, VIDEO_COLUMNS
+from pocketrank.cloud.data.log import StoredLog
+from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.sdk_demo.cli.errors import OptionError
 from pocketrank.sdk_demo.cli.options import DataSource
 from pocketrank.sdk_demo.cli.source import load_log
 from pocketrank.sdk_demo.world import DEFAULT_WORLD
+from tests.cloud.data.folders import KUAIRAND, write_folder
 
 
 def _console() -> Console:
@@ -31,27 +33,11 @@ def _small_world(folder: Path) -> Path:
     return folder / "world.toml"
 
 
-def _kuairand(folder: Path) -> Path:
-    """Two impressions of one video by one user, in the public layout."""
-    files = {
-        "log_standard_4_08_to_4_21_pure.csv": (
-            LOG_COLUMNS,
-            [{"time_ms": "1650000000000"}, {"time_ms": "1650000060000", "is_like": "1"}],
-        ),
-        "user_features_pure.csv": (USER_COLUMNS, [{}]),
-        "video_features_basic_pure.csv": (VIDEO_COLUMNS, [{"upload_dt": "2022-04-01"}]),
-    }
-    for name, (columns, rows) in files.items():
-        lines = [",".join(row.get(column, "0") for column in columns) for row in rows]
-        (folder / name).write_text("\n".join([",".join(columns), *lines]) + "\n")
-    return folder
-
-
 def test_the_world_is_simulated_with_progress(tmp_path: Path) -> None:
     console = _console()
     log = load_log(console, DataSource("world"), world=_small_world(tmp_path), seed=1)
     assert log.simulated
-    assert log.impressions.num_rows > 0
+    assert log.rows > 0
     assert "simulating the log" in _text(console)
     assert "100 %" in _text(console)
 
@@ -62,15 +48,30 @@ def test_the_seed_decides_the_simulated_log(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_kuairand_folder_is_loaded_with_progress(tmp_path: Path) -> None:
-    console = _console()
-    log = load_log(console, DataSource("kuairand", _kuairand(tmp_path)), world=None, seed=0)
+def test_the_tables_of_a_data_file_are_imported_once(tmp_path: Path) -> None:
+    console, tables = _console(), write_folder(tmp_path / "tables")
+    source, keep = DataSource("file", KUAIRAND), tmp_path / "run" / "log"
+    log = load_log(console, source, world=None, seed=0, tables=tables, keep=keep)
+    assert isinstance(log, StoredLog)
     assert not log.simulated
-    assert log.impressions["like"].to_pylist() == [False, True]
-    assert "loading the log" in _text(console)
+    assert log.load().impressions["like"].to_pylist() == [False, False, True]
+    assert "importing the tables" in _text(console)
     assert "100 %" in _text(console)
+    written = (keep / "log.json").stat().st_mtime_ns
+    again = load_log(console, source, world=None, seed=0, tables=tables, keep=keep)
+    assert (again.digest(), (keep / "log.json").stat().st_mtime_ns) == (log.digest(), written)
+    opened = load_log(console, DataSource("log", keep), world=None, seed=0)
+    assert opened.digest() == log.digest()
 
 
-def test_a_world_file_needs_the_world(tmp_path: Path) -> None:
+def test_a_data_file_is_loaded_into_memory_where_nothing_is_kept(tmp_path: Path) -> None:
+    log = load_log(_console(), DataSource("file", KUAIRAND), world=None, seed=0, tables=write_folder(tmp_path))
+    assert isinstance(log, ImpressionLog)
+    assert len(log.impressions) == 3
+
+
+def test_options_of_another_source_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--world: expected `--data world` as well"):
-        load_log(_console(), DataSource("kuairand", tmp_path), world=tmp_path / "world.toml", seed=0)
+        load_log(_console(), DataSource("log", tmp_path), world=tmp_path / "world.toml", seed=0)
+    with pytest.raises(OptionError, match="--tables: expected a data file as `--data`"):
+        load_log(_console(), DataSource("log", tmp_path), world=None, seed=0, tables=tmp_path)

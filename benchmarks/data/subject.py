@@ -1,0 +1,59 @@
+"""What is measured, in a process of its own: `python -m benchmarks.data.subject NAME FOLDER`.
+
+`FOLDER` is one of `benchmarks.data.synthetic`. Prints the figures as JSON.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.data.synthetic import CSV, DATA_FILE
+
+__all__ = ["SUBJECTS"]
+
+
+def _import(folder: Path) -> Callable[[], int]:
+    from pocketrank.cloud.data.import_log import import_log
+
+    return lambda: import_log(folder / DATA_FILE, folder / "log").rows
+
+
+def _polars(folder: Path) -> Callable[[], int]:
+    import polars
+
+    return lambda: len(polars.read_csv(folder / CSV))
+
+
+def _duckdb(folder: Path) -> Callable[[], int]:
+    import duckdb
+
+    def read() -> int:
+        with duckdb.connect() as db:
+            db.execute(f"CREATE TABLE log AS SELECT * FROM read_csv('{folder / CSV}')")
+            return int(db.execute("SELECT count(*) FROM log").fetchall()[0][0])
+
+    return read
+
+
+SUBJECTS: dict[str, Callable[[Path], Callable[[], int]]] = {"import": _import, "polars": _polars, "duckdb": _duckdb}
+"""Subjects by name. Each imports its libraries, and returns what is measured, which returns the number of rows found."""
+
+
+def main(name: str, folder: str) -> None:
+    """Run a subject once and print its figures."""
+    subject = SUBJECTS[name](Path(folder))
+    began, cpu = time.perf_counter(), time.process_time()
+    rows = subject()
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(msgspec.json.encode({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak, "found": rows}).decode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

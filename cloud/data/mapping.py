@@ -1,0 +1,649 @@
+"""The tables of a log from the queries of a data file, run by DuckDB (Raasveldt & Mühleisen, SIGMOD 2019).
+
+What the queries return, beside the columns of labels:
+
+===========  ==============================  ==============================================================================
+query        required                        optional
+===========  ==============================  ==============================================================================
+impressions  `user_id`, `item_id`, `time`    `watch_ms`, `session_id`, `page_id`, `position`, `scene`, the fields of a feedback
+                                             event, `pxtr_LABEL` (scores from 0 to 1, made before the item was shown), any other
+items        `item_id`                       `duration_ms`, `author_id`, `music_id`, `category`, `upload_time`, `vector`, any
+                                             other as for users
+users        `user_id`                       any other: texts, booleans and whole numbers are categories, floats and decimals
+                                             are numbers
+history      `user_id`, `item_id`, `time`    `long_view`, `like`; `time` is anything that has an order
+pages        `page_id`, `item_id`            `position`, the order of the page
+===========  ==============================  ==============================================================================
+
+Errors::
+
+    DataError                  names file, row and column of what is wrong, or the place in the data file
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pocketrank.cloud.data.data_file import DataFile, Query
+from pocketrank.cloud.data.id_codes import HASH_BITS, ID_TEXT_MAX, WHOLE_NUMBERS, IdCodes
+from pocketrank.cloud.data.schema import (
+    HISTORY,
+    IMPRESSIONS,
+    ITEMS,
+    LABELS,
+    PAGES,
+    USERS,
+    DataError,
+    impressions_schema,
+)
+from pocketrank.cloud.data.source_tables import SourceTables, duckdb_errors, fetch, names_table, quoted, text_literal
+from pocketrank.cloud.data.validate import RANGES, TIMES_MS
+
+__all__ = ["SCORE", "Mapping"]
+
+SCORE = "pxtr_"
+"""Beginning of the names of columns with scores."""
+
+_MS = {"s": 1e3, "ms": 1, "us": 1e-3, "ns": 1e-6}
+_TYPES = {pa.int64(): "BIGINT", pa.int32(): "INTEGER", pa.int8(): "TINYINT", pa.float32(): "FLOAT", pa.bool_(): "BOOLEAN"}
+_ID_KINDS = ("user_id", "item_id", "author_id", "music_id", "session_id", "page_id")
+_TEXT_IDS = ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "UBIGINT")
+_REQUIRED = {
+    "impressions": ("user_id", "item_id", "time"),
+    "items": ("item_id",),
+    "users": ("user_id",),
+    "history": ("user_id", "item_id", "time"),
+    "pages": ("page_id", "item_id"),
+}
+_OWN_COLUMNS = {
+    "items": ("item_id", "duration_ms", "author_id", "music_id", "category", "upload_time", "vector"),
+    "users": ("user_id",),
+}
+"""Columns that are no further attributes."""
+_NAN = "'nan'::FLOAT"
+_KEYS = ("impression_ms", "user_id", "item_id")
+_ANY_TIMES_MS = (-62_135_596_800_000, 253_402_300_799_999)
+_ROW_ERRORS = (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException)
+"""Errors of a query that a value of a row may cause."""
+_NULL = "\0"
+_FLOAT_MAX = 3.4e38
+_INT_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A condition, in SQL over the row `q` of a query, that no value of a column may meet."""
+
+    column: str
+    wrong: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The table `q_NAME` with the rows of a query, and the types of its columns."""
+
+    name: str
+    sql: str
+    types: dict[str, str]
+
+    @property
+    def table(self) -> str:
+        return f"q_{self.name}"
+
+
+class Mapping:
+    """The tables of one data file's log. Impressions can be read once; the other tables are in memory."""
+
+    def __init__(
+        self, db: duckdb.DuckDBPyConnection, path: Path, file: DataFile, tables: SourceTables, id_bits: int = HASH_BITS
+    ) -> None:
+        """Run the queries and check what they return. Raises `DataError`.
+
+        `id_bits` are the bits of the hashes that become codes of ids.
+        """
+        self._db, self._path, self._file, self._tables = db, path, file, tables
+        self._codes = IdCodes(db, id_bits)
+        tables.open()
+        self._results = {
+            name: result for name, query in self._queries().items() if (result := self._run(name, query)) is not None
+        }
+        for name in ("items", "users"):
+            self._check_unique(self._results[name], _REQUIRED[name][0])
+        for kind in _ID_KINDS:
+            self._codes.learn(
+                kind, [(quoted(kind), one.types[kind], one.table) for one in self._results.values() if kind in one.types]
+            )
+        for name in ("items", "users"):
+            result = self._results[name]
+            if name == "items" and "category" in result.types:
+                self._codes.learn_categories("category", "category", result.types["category"], result.table)
+            for column in self._attributes(name)[0]:
+                self._codes.learn_categories(f"{name}.{column}", quoted(column), result.types[column], result.table)
+        self._check_labels()
+        for result in self._results.values():
+            self._check(result, self._checks(result))
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the impressions' query, before equal ones are dropped."""
+        return self._count("q_impressions")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The log's own labels."""
+        return tuple(name for name in self._file.labels if name not in LABELS)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Columns of scores."""
+        return tuple(name for name in self._results["impressions"].types if name.startswith(SCORE))
+
+    @property
+    def columns(self) -> dict[str, dict[str, str]]:
+        """Types of the columns of each query, whose rows are the table `q_NAME` in DuckDB."""
+        return {name: result.types for name, result in self._results.items()}
+
+    def labelled_impressions(self) -> str:
+        """Return SQL for the rows of the impressions' query, with their time as `#ms` and each label as `#LABEL`."""
+        result = self._results["impressions"]
+        return f'SELECT *, {self._time(result, "time")} AS "#ms" FROM ({self._labelled(result.table)}) AS q'
+
+    def impressions(self, rows: int = 1 << 17) -> Iterator[pa.Table]:
+        """Yield the impressions in their order, in tables of up to about `rows` rows. Rows that are equal count once."""
+        result = self._results["impressions"]
+        schema = impressions_schema(self.labels, self.scores)
+        columns = self._impression_columns(result, schema)
+        # Columns that are in no table, or changed in it, tell rows apart as well.
+        others = [quoted(name) for name, type_ in result.types.items() if not self._is_kept(name, type_)]
+        rest = {"rest": f"hash({', '.join(f'q.{name}' for name in others)})"} if others else {}
+        joins = "".join(self._codes.join(kind, f"q.{quoted(kind)}") for kind in _ID_KINDS if kind in result.types)
+        chosen = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in (columns | rest).items())
+        sql = f"SELECT {chosen} FROM ({self._labelled(result.table)}) AS q{joins} ORDER BY {', '.join(_KEYS)}"
+        with duckdb_errors(self._path, "$.impressions.sql"):
+            for batch in _without_duplicates(self._db.sql(sql).to_arrow_reader(rows)):
+                yield _as(batch, schema)
+
+    @property
+    def item_categories(self) -> tuple[str, ...]:
+        """Further attributes of items that are categories."""
+        return tuple(self._attributes("items")[0])
+
+    @property
+    def item_floats(self) -> tuple[str, ...]:
+        """Further attributes of items that are numbers."""
+        return tuple(self._attributes("items")[1])
+
+    def items(self) -> pa.Table:
+        """Return `ITEMS`: those of the query, and those that only impressions or pages have."""
+        result = self._results["items"]
+        columns = {"item_id": self._codes.code("item_id", "q.item_id"), "duration_ms": "0"}
+        columns |= {
+            name: self._codes.code(name, f"q.{name}") for name in ("author_id", "music_id", "category") if name in result.types
+        }
+        if "category" in columns:
+            columns["category"] = f"coalesce({columns['category']}, 0)"
+        if "duration_ms" in result.types:
+            columns["duration_ms"] = f"coalesce({self._whole(result, 'duration_ms')}, 0)"
+        if "upload_time" in result.types:
+            columns["upload_ms"] = self._time(result, "upload_time")
+        if "vector" in result.types:
+            columns["vector"] = "CAST(q.vector AS FLOAT[])"
+        categories, numbers = self._attributes("items")
+        if categories:
+            columns["categories"] = f"[{', '.join(categories.values())}]::INTEGER[]"
+        if numbers:
+            columns["floats"] = f"[{', '.join(f'coalesce({sql}, {_NAN})' for sql in numbers.values())}]::FLOAT[]"
+        kinds = [kind for kind in ("item_id", "author_id", "music_id", "category") if kind in result.types]
+        known = self._select(columns, f"{result.table} AS q{self._joins(kinds)}{self._attribute_joins('items')}", ITEMS)
+        elsewhere = " UNION ".join(
+            f"SELECT CAST(item_id AS VARCHAR) AS item_id FROM {self._results[name].table}"
+            for name in ("impressions", "pages")
+            if name in self._results
+        )
+        others = f"({elsewhere} EXCEPT SELECT CAST(item_id AS VARCHAR) FROM {result.table}) AS q{self._joins(['item_id'])}"
+        columns = {name: columns[name] if name == "item_id" else "0" for name in columns if name in ("item_id", "category")}
+        unknown = self._select(columns | {"duration_ms": "0"}, others, ITEMS)
+        return pa.concat_tables([known, unknown]).combine_chunks().sort_by("item_id")
+
+    def users(self) -> pa.Table:
+        """Return `USERS`."""
+        result = self._results["users"]
+        categories, numbers = self._attributes("users")
+        columns = {
+            "user_id": self._codes.code("user_id", "q.user_id"),
+            "categories": f"[{', '.join(categories.values())}]::INTEGER[]",
+            "floats": f"[{', '.join(f'coalesce({sql}, 0)' for sql in numbers.values())}]::FLOAT[]",
+        }
+        joins = self._joins(["user_id"]) + self._attribute_joins("users")
+        return self._select(columns, f"{result.table} AS q{joins}", USERS).sort_by("user_id")
+
+    def history(self) -> pa.Table:
+        """Return `HISTORY`, each user's events in the order of `time`, and of items where that is equal."""
+        result = self._results.get("history")
+        if result is None:
+            return HISTORY.empty_table()
+        item = self._codes.code("item_id", "q.item_id")
+        order = f"ORDER BY q.time, {item}"
+        columns = {"user_id": self._codes.code("user_id", "q.user_id"), "item_id": f"list({item} {order})"}
+        for label in ("long_view", "like"):
+            value = f"coalesce(CAST(q.{quoted(label)} AS BOOLEAN), false)" if label in result.types else "false"
+            columns[label] = f"list({value} {order})"
+        source = f"{result.table} AS q{self._joins(['user_id', 'item_id'])} GROUP BY {columns['user_id']}"
+        return self._select(columns, source, HISTORY).sort_by("user_id")
+
+    def pages(self) -> pa.Table:
+        """Return `PAGES`."""
+        result = self._results.get("pages")
+        if result is None:
+            return PAGES.empty_table()
+        item = self._codes.code("item_id", "q.item_id")
+        order = f"ORDER BY q.position, {item}" if "position" in result.types else f"ORDER BY {item}"
+        columns = {"page_id": self._codes.code("page_id", "q.page_id"), "item_id": f"list({item} {order})"}
+        source = f"{result.table} AS q{self._joins(['page_id', 'item_id'])} GROUP BY {columns['page_id']}"
+        return self._select(columns, source, PAGES).sort_by("page_id")
+
+    def ids(self) -> pa.Table:
+        """Return `IDS`, when the other tables are made."""
+        return self._codes.table()
+
+    # Queries.
+
+    def _queries(self) -> dict[str, Query]:
+        """Return the queries of the log, without those that name an absent table."""
+        queries = {name: query for name in _REQUIRED if (query := getattr(self._file, name)) is not None}
+        for name in self._tables.absent:
+            queries = {query: found for query, found in queries.items() if not names_table(found.sql, name)}
+        if "impressions" not in queries:
+            missing = ", ".join(f"`{name}`" for name in self._tables.absent if names_table(self._file.impressions.sql, name))
+            raise DataError(str(self._path), f"$.impressions.sql: expected tables with files, got none of {missing}")
+        for table in ("items", "users"):
+            key = _REQUIRED[table][0]
+            queries.setdefault(table, Query(sql=f"SELECT DISTINCT {key} FROM q_impressions"))
+        return queries
+
+    def _run(self, name: str, query: Query) -> _Result:
+        """Make the table of a query and check the columns that it must have."""
+        distinct = "" if name == "impressions" else "DISTINCT "
+        try:
+            self._db.execute(f"CREATE TABLE q_{name} AS SELECT {distinct}* FROM ({query.sql}\n)")
+        except _ROW_ERRORS as error:
+            with duckdb_errors(self._path, f"$.{name}.sql"):
+                self._raise_at(f"SELECT * FROM ({query.sql}\n)", query.sql, error)
+        except duckdb.Error as error:
+            self._raise_odd_text(query.sql, error)
+            with duckdb_errors(self._path, f"$.{name}.sql"):
+                raise
+        types = {row[0]: str(row[1]) for row in fetch(self._db, f"DESCRIBE q_{name}")}
+        result = _Result(name, query.sql, types)
+        for column in _REQUIRED[name]:
+            if column not in types:
+                self._fail(name, f"expected a column `{column}`, got {', '.join(types)}", column)
+            if types[column] == '"NULL"':
+                self._fail(name, "expected a column with values, got NULL alone", column)
+        if name == "impressions" and not self._count(result.table):
+            raise DataError(str(self._path), "$.impressions.sql: expected rows, got none")
+        return result
+
+    def _raise_at(self, sql: str, names: str, error: duckdb.Error) -> NoReturn:
+        """Raise the error of a query, with its place in the files if a single row is to blame."""
+        text = " ".join(str(error).split())
+        if "CSV Error on Line" in text:
+            raise error
+        message = re.split(r" LINE \d+:", text)[0]
+        value = next(iter(re.findall(r"""['"](.*?)['"]""", message)), message)
+
+        def failure() -> str | None:
+            try:
+                fetch(self._db, f"SELECT count(COLUMNS(*)) FROM ({sql})")
+            except duckdb.Error:
+                return value
+            return None
+
+        place = self._tables.locate(names, failure)
+        if place is None:
+            raise error
+        raise DataError(place.file, message, row=place.row, column=place.column) from error
+
+    def _raise_odd_text(self, sql: str, error: duckdb.Error) -> None:
+        """Raise for a text among numbers, which may be why SQL of the right form fails."""
+        if isinstance(error, duckdb.BinderException) and (odd := self._tables.odd_text(sql)):
+            place, value = odd
+            message = f"expected a number, as in other rows, got {_short(value)}"
+            raise DataError(place.file, message, row=place.row, column=place.column) from error
+
+    # Checks.
+
+    def _checks(self, result: _Result) -> list[_Check]:
+        """Return the checks of all columns that the log takes from a query."""
+        checks = [_Check(name, f"q.{name} IS NULL", "a value") for name in _REQUIRED[result.name]]
+        for kind in _ID_KINDS:
+            if kind in result.types:
+                checks += self._id_checks(result, kind)
+        if result.name == "impressions":
+            checks.append(self._time_check(result, "time", TIMES_MS, "a time from 1990 to 2099"))
+            for name, (low, high) in RANGES["impressions"].items():
+                if name in result.types and name != "impression_ms":
+                    checks.append(_number_check(result, name, IMPRESSIONS.field(name).type, low, high))
+            ranged = (*RANGES["impressions"], *_ID_KINDS, *LABELS)
+            for field in IMPRESSIONS:
+                if field.name in result.types and field.name not in (*ranged, *self._file.labels):
+                    low, high = (0, 1) if pa.types.is_boolean(field.type) else (-math.inf, math.inf)
+                    checks.append(_number_check(result, field.name, field.type, low, high))
+            for name in self.scores:
+                if name.removeprefix(SCORE) not in self._file.labels:
+                    known = ", ".join(f"{SCORE}{label}" for label in self._file.labels)
+                    self._fail("impressions", f"expected scores of labels, {known}, got `{name}`", name)
+                checks.append(_number_check(result, name, pa.float32(), 0, 1))
+        if result.name == "items":
+            if "duration_ms" in result.types:
+                checks.append(_number_check(result, "duration_ms", pa.int64(), 0, math.inf))
+            if "upload_time" in result.types:
+                checks.append(self._time_check(result, "upload_time", _ANY_TIMES_MS, "a time from year 1 to 9999"))
+        if result.name in _OWN_COLUMNS:
+            for name in self._attributes(result.name)[1]:
+                checks.append(_number_check(result, name, pa.float32(), -math.inf, math.inf))
+        if result.name == "history":
+            for name in ("long_view", "like"):
+                if name in result.types:
+                    checks.append(_number_check(result, name, pa.bool_(), 0, 1))
+        return checks
+
+    def _id_checks(self, result: _Result, kind: str) -> list[_Check]:
+        type_ = result.types[kind]
+        if type_ in WHOLE_NUMBERS:
+            return []
+        if type_ not in _TEXT_IDS and not type_.startswith("ENUM"):
+            hint = f"CAST({kind} AS BIGINT) if its values are whole, or CAST({kind} AS VARCHAR)"
+            if _is_float(type_):
+                hint += f'; CSV that has larger numbers needs `types = {{ {kind} = "VARCHAR" }}`'
+            self._fail(result.name, f"expected ids that are whole numbers or text, got {type_}; write {hint}", kind)
+        wrong = f"NOT length(CAST(q.{kind} AS VARCHAR)) BETWEEN 1 AND {ID_TEXT_MAX}"
+        return [_Check(kind, wrong, f"an id of 1 to {ID_TEXT_MAX} characters")]
+
+    def _time_check(self, result: _Result, column: str, ends_ms: tuple[int, int], expected: str) -> _Check:
+        type_, (low, high) = result.types[column], ends_ms
+        if type_ == "DATE" or type_.startswith("TIMESTAMP"):
+            wrong = f"NOT (isfinite(q.{column}) AND epoch_ms(CAST(q.{column} AS TIMESTAMPTZ)) BETWEEN {low} AND {high})"
+            return _Check(column, wrong, expected)
+        if not (type_ in WHOLE_NUMBERS or _is_float(type_) or type_ in _TEXT_IDS[2:]):
+            hint = f"CAST({column} AS TIMESTAMP) or strptime({column}, '%d/%m/%Y %H:%M:%S') makes one"
+            if type_ == "VARCHAR":  # because of one row, perhaps
+                times = f"coalesce(TRY_CAST(q.{column} AS DOUBLE), epoch(TRY_CAST(q.{column} AS TIMESTAMP)))"
+                if fetch(self._db, f"SELECT 1 FROM {result.table} AS q WHERE {times} IS NOT NULL LIMIT 1"):
+                    self._check(result, [_Check(column, f"q.{column} IS NOT NULL AND {times} IS NULL", "a number or a time")])
+            self._fail(result.name, f"expected a number or a time, got {type_}; {hint}", column)
+        if self._file.time_unit is None:
+            raise DataError(str(self._path), "$.time_unit: expected `s`, `ms`, `us` or `ns`, because times are numbers")
+        factor = _MS[self._file.time_unit]
+        wrong = f"NOT q.{column} BETWEEN {math.ceil(low / factor)} AND {math.floor(high / factor)}"
+        return _Check(column, wrong, f'{expected} by `time_unit = "{self._file.time_unit}"`')
+
+    def _check_labels(self) -> None:
+        """Raise for labels that are no conditions, or that fail on a row."""
+        result, labels = self._results["impressions"], self._file.labels
+        rows, again = self._with_duration(result.table), self._with_duration(f"({result.sql}\n)")
+        for name, condition in labels.items():
+            with duckdb_errors(self._path, f"$.labels.{name}"):
+                try:
+                    self._db.execute(f"DESCRIBE SELECT ({condition}\n) FROM ({rows})")
+                except duckdb.BinderException as error:
+                    self._raise_odd_text(f"{result.sql} {condition}", error)
+                    raise
+        checks = [
+            _Check(name, f"q.{quoted(name)} IS NOT NULL AND {_is_01(f'q.{quoted(name)}')} IS NULL", "0 or 1") for name in labels
+        ]
+
+        def find(number: int) -> None:
+            name, condition = list(labels.items())[number]
+            values = f"SELECT ({condition}\n) AS {quoted(name)} FROM ({{}})"
+            with duckdb_errors(self._path, f"$.labels.{name}"):
+                try:
+                    wrong = fetch(self._db, f"SELECT * FROM ({values.format(rows)}) AS q WHERE {checks[number].wrong} LIMIT 1")
+                except _ROW_ERRORS as error:
+                    self._raise_at(values.format(again), result.sql, error)
+                for (value,) in wrong:
+                    self._raise_value(f"$.labels.{name}", checks[number], values.format(again), _short(value), result.sql)
+
+        values = ", ".join(f"({condition}\n) AS {quoted(name)}" for name, condition in labels.items())
+        try:
+            counts = fetch(self._db, f"SELECT {_counts(checks)} FROM (SELECT {values} FROM ({rows})) AS q")[0]
+        except _ROW_ERRORS:
+            counts = (1,) * len(labels)
+        for number, count in enumerate(counts):
+            if count:
+                find(number)
+
+    def _check(self, result: _Result, checks: Sequence[_Check]) -> None:
+        """Raise for the first check that fails, at the row of a file."""
+        where = f"$.{result.name}.sql"
+        with duckdb_errors(self._path, where):
+            for check, number in zip(
+                checks, fetch(self._db, f"SELECT {_counts(checks)} FROM {result.table} AS q")[0], strict=True
+            ):
+                if number:
+                    column = quoted(check.column)
+                    wrong = fetch(self._db, f"SELECT {column} FROM {result.table} AS q WHERE {check.wrong} LIMIT 1")
+                    self._raise_value(where, check, result.sql, _short(wrong[0][0]), result.sql)
+
+    def _raise_value(self, where: str, check: _Check, sql: str, got: str, names: str) -> NoReturn:
+        """Raise for a value that a check finds in a query; `names` has the names of the tables that it reads."""
+        wanted = f"SELECT CAST(q.{quoted(check.column)} AS VARCHAR) FROM ({sql}\n) AS q WHERE {check.wrong} LIMIT 1"
+
+        def failure() -> str | None:
+            found = fetch(self._db, wanted)
+            return None if not found else _NULL if found[0][0] is None else str(found[0][0])
+
+        message = f"expected {check.expected}, got {got}"
+        place = self._tables.locate(names, failure) if "q_impressions" not in sql else None
+        if place is None:
+            raise DataError(str(self._path), f"{where}: {message}", column=check.column)
+        raise DataError(place.file, message, row=place.row, column=place.column or check.column)
+
+    def _check_unique(self, result: _Result, column: str) -> None:
+        twice = f"SELECT {column} FROM {result.table} GROUP BY {column} HAVING count(*) > 1 ORDER BY {column} LIMIT 1"
+        if found := fetch(self._db, twice):
+            value = found[0][0]
+            check = _Check(column, f"q.{column} = {text_literal(str(value))}", f"one row for each {column}")
+            several = f"several that differ for {_short(value)}"
+            self._raise_value(f"$.{result.name}.sql", check, result.sql, several, result.sql)
+
+    # SQL of the log's columns.
+
+    def _impression_columns(self, result: _Result, schema: pa.Schema) -> dict[str, str]:
+        """Return the SQL of each column that there is."""
+        columns = {"impression_ms": self._time(result, "time")}
+        columns |= {name: f"q.{quoted('#' + name)}" for name in self._file.labels}
+        for field in schema:
+            if field.name in _ID_KINDS and field.name in result.types:
+                columns[field.name] = self._codes.code(field.name, f"q.{field.name}")
+            elif field.name == "watch_ms":
+                columns["watch_ms"] = f"coalesce({self._whole(result, 'watch_ms')}, 0)" if "watch_ms" in result.types else "0"
+            elif field.name in result.types and field.name not in LABELS:
+                columns[field.name] = f"CAST(q.{quoted(field.name)} AS {_TYPES[field.type]})"
+        return columns
+
+    def _is_kept(self, name: str, type_: str) -> bool:
+        """Return whether a column of the impressions is in the log as it is."""
+        whole = type_ in WHOLE_NUMBERS
+        if name == "time":
+            return whole and self._file.time_unit == "ms"
+        return name in _ID_KINDS or (whole and name in IMPRESSIONS.names and name not in LABELS)
+
+    def _labelled(self, source: str) -> str:
+        conditions = ", ".join(
+            f"{_is_01(f'({condition}{chr(10)})')} AS {quoted('#' + name)}" for name, condition in self._file.labels.items()
+        )
+        return f"SELECT *, {conditions} FROM ({self._with_duration(source)})"
+
+    def _with_duration(self, source: str) -> str:
+        """Add `duration_ms` of the items to impressions, if labels use it and impressions have none of their own."""
+        used = any(names_table(condition, "duration_ms") for condition in self._file.labels.values())
+        if not used or "duration_ms" in self._results["impressions"].types or "duration_ms" not in self._results["items"].types:
+            return f"SELECT * FROM {source}"
+        return f"SELECT i.*, d.duration_ms FROM {source} AS i LEFT JOIN q_items AS d ON i.item_id = d.item_id"
+
+    def _whole(self, result: _Result, column: str) -> str:
+        return f"CAST(round(q.{column}) AS BIGINT)" if _is_float(result.types[column]) else f"CAST(q.{column} AS BIGINT)"
+
+    def _time(self, result: _Result, column: str) -> str:
+        """Return SQL for a time in milliseconds since the epoch."""
+        type_ = result.types[column]
+        if type_ == "DATE" or type_.startswith("TIMESTAMP"):
+            return f"epoch_ms(CAST(q.{column} AS TIMESTAMPTZ))"
+        factor = _MS[self._file.time_unit or "ms"]
+        if type_ in WHOLE_NUMBERS:
+            scaled = f"CAST(q.{column} AS BIGINT)"
+            return (
+                scaled if factor == 1 else f"{scaled} * {round(factor)}" if factor > 1 else f"{scaled} // {round(1 / factor)}"
+            )
+        return f"CAST(floor(q.{column} * {factor}) AS BIGINT)"
+
+    def _attributes(self, name: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the SQL of the columns of items or users that have no name of their own in the log: categories, numbers."""
+        categories, numbers = {}, {}
+        for column, type_ in self._results[name].types.items():
+            if column in _OWN_COLUMNS[name]:
+                continue
+            if _is_category(type_):
+                categories[column] = f"coalesce({self._codes.code(f'{name}.{column}', f'q.{quoted(column)}')}, 0)"
+            elif _is_float(type_):
+                numbers[column] = f"CAST(q.{quoted(column)} AS FLOAT)"
+            else:
+                got = f"got {type_}; CAST it AS VARCHAR for a category, or AS DOUBLE for a number"
+                self._fail(name, f"expected text, a boolean or a number, {got}", column)
+        return categories, numbers
+
+    def _attribute_joins(self, name: str) -> str:
+        categories, _ = self._attributes(name)
+        return "".join(self._codes.join(f"{name}.{column}", f"q.{quoted(column)}") for column in categories)
+
+    def _joins(self, kinds: Sequence[str]) -> str:
+        return "".join(self._codes.join(kind, f"q.{quoted(kind)}") for kind in kinds)
+
+    def _select(self, columns: dict[str, str], source: str, schema: pa.Schema) -> pa.Table:
+        """Return the columns of a source as a table of `schema`, with nulls where there is none."""
+        chosen = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in columns.items())
+        with duckdb_errors(self._path, "$"):
+            return _as(self._db.sql(f"SELECT {chosen} FROM {source}").to_arrow_table(), schema)
+
+    def _count(self, table: str) -> int:
+        return int(fetch(self._db, f"SELECT count(*) FROM {table}")[0][0])
+
+    def _fail(self, name: str, message: str, column: str) -> NoReturn:
+        raise DataError(str(self._path), f"$.{name}.sql: {message}", column=column)
+
+
+def _counts(checks: Sequence[_Check]) -> str:
+    return ", ".join(f"count(*) FILTER (WHERE {check.wrong})" for check in checks)
+
+
+def _is_01(value: str) -> str:
+    """Return SQL that is true for true and 1, false for false and 0, and null for anything else."""
+    return f"CASE TRY_CAST({value} AS DOUBLE) WHEN 1 THEN true WHEN 0 THEN false END"
+
+
+def _is_category(type_: str) -> bool:
+    return type_ in ("VARCHAR", "BOOLEAN", *WHOLE_NUMBERS) or type_.startswith("ENUM")
+
+
+def _is_float(type_: str) -> bool:
+    return type_ in ("FLOAT", "DOUBLE") or type_.startswith("DECIMAL")
+
+
+def _number_check(result: _Result, name: str, kind: pa.DataType, low: float, high: float) -> _Check:
+    """Return the check that a column holds numbers of a type within a range, or nothing."""
+    column, type_ = f"q.{quoted(name)}", result.types[name]
+    number = f"TRY_CAST({column} AS {'DOUBLE' if pa.types.is_floating(kind) or _is_float(type_) else 'HUGEINT'})"
+    if pa.types.is_floating(kind):
+        low, high = max(low, -_FLOAT_MAX), min(high, _FLOAT_MAX)
+        expected = "a finite number" if max(-low, high) == _FLOAT_MAX else "a number"
+    else:
+        bits = 1 if pa.types.is_boolean(kind) else kind.bit_width
+        low, high = (0, 1) if bits == 1 else (max(low, -(2 ** (bits - 1))), min(high, 2 ** (bits - 1) - 1))
+        expected = "a whole number"
+    within = f"{number} BETWEEN {_sql(low)} AND {_sql(high)}"
+    if not pa.types.is_floating(kind) and _is_float(type_) and name not in ("watch_ms", "duration_ms"):
+        within += f" AND {number} = round({number})"
+    if max(-low, high) < _FLOAT_MAX and high != _INT_MAX:
+        expected += f" from {low:g} to {high:g}"
+    elif low == 0:
+        expected += " from 0"
+    return _Check(name, f"{column} IS NOT NULL AND NOT coalesce({within}, false)", expected)
+
+
+def _sql(value: float) -> str:
+    return repr(value) if isinstance(value, float) else str(int(value))
+
+
+def _short(value: object) -> str:
+    return "nothing" if value is None else f"`{str(value)[:40]}`" if isinstance(value, str) else str(value)[:60]
+
+
+def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table as one of `schema`, with nulls in the columns that it does not have."""
+    arrays = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _without_duplicates(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Yield sorted rows without those that equal another one. Rows with the same keys are sorted by all columns.
+
+    A table ends before rows that may go on in the next batch.
+    """
+    held: pa.Table | None = None
+    for batch in batches:
+        if not len(batch):
+            continue
+        rows = pa.Table.from_batches([batch]) if held is None else pa.concat_tables([held, pa.Table.from_batches([batch])])
+        again = _equal_neighbours(rows, _KEYS)
+        last = int(np.flatnonzero(~again)[-1])
+        if last:
+            yield _distinct(rows.slice(0, last), again[:last])
+        held = rows.slice(last)
+    if held is not None:
+        yield _distinct(held, _equal_neighbours(held, _KEYS))
+
+
+def _equal_neighbours(rows: pa.Table, columns: Sequence[str]) -> NDArray[np.bool_]:
+    """Return for each row whether it equals the row before in these columns; nulls are equal."""
+    again = np.zeros(len(rows), bool)
+    again[1:] = True
+    for name in columns:
+        values = rows[name].combine_chunks()
+        before, after = values.slice(0, len(values) - 1), values.slice(1)
+        equal = pc.fill_null(pc.equal(before, after), False)
+        if values.null_count:
+            equal = pc.or_(equal, pc.and_(pc.is_null(before), pc.is_null(after)))
+        again[1:] &= equal.to_numpy(zero_copy_only=False)
+    return again
+
+
+def _distinct(rows: pa.Table, again: NDArray[np.bool_]) -> pa.Table:
+    """Return each of equal rows once; `again` says which rows have the keys of the row before."""
+    if again.any():
+        tied = np.flatnonzero(again | np.append(again[1:], False))
+        names = [*_KEYS, *(name for name in rows.column_names if name not in _KEYS)]
+        ties = rows.take(pa.array(tied))
+        order = np.asarray(pc.sort_indices(ties, [(name, "ascending") for name in names]))
+        kept = ~_equal_neighbours(ties.take(pa.array(order)), names)
+        places = np.arange(len(rows))
+        places[tied] = tied[order]
+        keep = np.ones(len(rows), bool)
+        keep[tied] = kept
+        rows = rows.take(pa.array(places[keep]))
+    return rows.drop_columns("rest") if "rest" in rows.column_names else rows
