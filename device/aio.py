@@ -142,6 +142,7 @@ class AsyncFeedSession(_Async[FeedSession]):
     use = _call(FeedSession.use)
     restore = _call(FeedSession.restore)
     buffered = _call(FeedSession.buffered)
+    own_id = _call(FeedSession.own_id)
 
     async def refill(self, client: AsyncCloudClient, scene: int = 0) -> Refill:
         """Do as `FeedSession.refill`, on the client's thread, so that swipes go on meanwhile."""

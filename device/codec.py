@@ -9,7 +9,7 @@ whatever the bytes are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from operator import attrgetter
 from threading import Lock
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pocketrank.device.blocks import MAX_ELEMENTS, from_block, shorten, to_block
@@ -33,6 +34,7 @@ from pocketrank.device.contract import (
     Page,
     PageRequest,
     TelemetryReport,
+    TextBlock,
     Versioned,
     VersionError,
 )
@@ -87,12 +89,17 @@ def to_msgpack(struct: msgspec.Struct) -> bytes:
 
 
 def to_json(struct: msgspec.Struct) -> bytes:
-    """Return `struct` as JSON with a page's blocks as flat lists of numbers, null for NaN and infinities.
+    """Return `struct` as JSON with a page's blocks as flat lists of numbers, null for NaN and infinities, and with its own ids
+    of items, if it has them, in place of their codes.
 
     Raises `BlockError` for a block that is not whole, `DecodeError` for a value that cannot be written.
     """
     if isinstance(struct, Page):
+        keys = struct.candidates.item_key
         struct = _map_blocks(struct, _to_numbers)
+        if keys is not msgspec.UNSET:
+            texts: Any = TextBlock(shape=(len(keys),), data=keys)
+            struct = replace(struct, candidates=replace(struct.candidates, item_id=texts, item_key=msgspec.UNSET))
     return _encode(_ENCODE_JSON, struct)
 
 
@@ -130,8 +137,9 @@ def _decode(wire: str, data: bytes, struct: type[S]) -> S:
     _refuse_version(getattr(value, "version", WIRE_VERSION), "$.version")
     _check_ints(value, _ints(struct), "$")
     if isinstance(value, PageRequest):
-        _check_events(value.feedback, "$.feedback")
-        if value.exclude and not _INT_MIN <= min(value.exclude) <= max(value.exclude) <= _INT_MAX:
+        if value.feedback:
+            _check_events(value.feedback, "$.feedback")
+        if value.exclude and not _fit(value.exclude):
             for i, item in enumerate(value.exclude):
                 _check_int(item, f"$.exclude[{i}]")
     elif isinstance(value, FeedbackBatch):
@@ -153,11 +161,19 @@ def _refuse_version(version: int, path: str) -> None:
 
 def _check_events(events: tuple[FeedbackEvent, ...], path: str) -> None:
     ints = [value for event in events for value in _event_ints(event) if value is not None]
-    if (not ints or _INT_MIN <= min(ints) <= max(ints) <= _INT_MAX) and all(event.version == WIRE_VERSION for event in events):
+    if (not ints or _fit(ints)) and all(event.version == WIRE_VERSION for event in events):
         return
     for i, event in enumerate(events):
         _refuse_version(event.version, f"{path}[{i}].version")
         _check_ints(event, _EVENT_INTS, f"{path}[{i}]")
+
+
+def _fit(ints: Sequence[int]) -> bool:
+    """Return whether all of one or more numbers have 64 bits. False where a server's own struct has texts among them."""
+    try:
+        return _INT_MIN <= min(ints) <= max(ints) <= _INT_MAX
+    except TypeError:
+        return False
 
 
 @cache
@@ -168,13 +184,13 @@ def _ints(struct: type[msgspec.Struct]) -> tuple[str, ...]:
 def _check_ints(struct: msgspec.Struct, names: tuple[str, ...], path: str) -> None:
     for name in names:
         value = getattr(struct, name)
-        if value is not None and not _INT_MIN <= value <= _INT_MAX:
+        if type(value) is int and not _INT_MIN <= value <= _INT_MAX:
             _check_int(value, f"{path}.{name}")  # this runs at every swipe, so the path is only formatted for an error
 
 
-def _check_int(value: int, path: str) -> None:
+def _check_int(value: object, path: str) -> None:
     # JSON allows any integer and MessagePack unsigned 64 bits; columns, stores and other languages hold signed 64.
-    if not _INT_MIN <= value <= _INT_MAX:
+    if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
         raise DecodeError(path, "an integer of 64 signed bits", shorten(value))
 
 
@@ -230,6 +246,8 @@ def read_page(page: Page) -> PageColumns:
     c = page.candidates
     item_id = from_block(c.item_id, "$.candidates.item_id", dtype="i8", ndim=1)
     rows = len(item_id)
+    if c.item_key is not msgspec.UNSET and len(c.item_key) != rows:
+        raise BlockError("$.candidates.item_key", f"{rows} texts", f"{len(c.item_key)} texts")
     floats = from_columns(c.floats, "$.candidates.floats", dtype="f4", rows=rows)
     categories = from_columns(c.categories, "$.candidates.categories", dtype="i4", rows=rows)
     vector = None if c.vector is None else from_block(c.vector, "$.candidates.vector", dtype="f2", ndim=2)
@@ -250,9 +268,10 @@ def _map_blocks(page: Page, change: Callable[[Block, str], Block]) -> Page:
         floats=Columns(names=c.floats.names, values=change(c.floats.values, "$.candidates.floats.values")),
         categories=Columns(names=c.categories.names, values=change(c.categories.values, "$.candidates.categories.values")),
         vector=None if c.vector is None else change(c.vector, "$.candidates.vector"),
+        item_key=c.item_key,
     )
     user = None if user is None else change(user, "$.user_vector")
-    return msgspec.structs.replace(page, candidates=candidates, user_vector=user)
+    return replace(page, candidates=candidates, user_vector=user)
 
 
 def _check_bytes(block: Block, path: str) -> Block:

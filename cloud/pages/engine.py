@@ -20,6 +20,7 @@ from pocketrank.cloud.pipeline.pipeline import Pipeline
 from pocketrank.cloud.pipeline.stage import Resources
 from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.published.onnx_ranker import OnnxRanker, OnnxRankerConfig
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.cloud.serving.config import ServingConfig
@@ -54,6 +55,8 @@ class PageEngine(NamedTuple):
     states: UserStates
     indexes: dict[str, VectorIndex]
     """By their names in the pipeline file."""
+    ids: PublishedIds
+    """The dictionaries of the run."""
 
 
 @contextmanager
@@ -70,10 +73,12 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
         message = "Expected a run with a ranker, got one that was trained on the log's own scores"
         raise PublishedError(f"{message}; serve pages with `pocketrank.pages` - at {run.folder}")
     catalogue = Catalogue(published, record)
+    ids = PublishedIds.open(run.published)
+    ids.check("item_id", catalogue.item_id[1:])  # a page names every item
     with ExitStack() as stack:
         # Stages and what they use.
         ranker = OnnxRanker(run.published, published, record, OnnxRankerConfig(processes=config.workers))
-        filters = _filters(pipeline, catalogue, config.folder)
+        filters = _filters(pipeline, catalogue, config.folder, ids)
         indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
         for index in indexes.values():
             stack.callback(index.close)
@@ -92,7 +97,7 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
         states = UserStates(published, record, config.seen_max, config.user_events_max)
-        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, indexes)
+        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids)
 
 
 def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = _WRITER_WAIT_S) -> None:
@@ -134,9 +139,9 @@ def _older(config: ServingConfig) -> list[Run]:
     return [Run.open(config.folder / split.run) for split in config.pipeline.split]
 
 
-def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path) -> Filters:
+def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path, ids: PublishedIds) -> Filters:
     try:
-        return Filters(pipeline.filters, catalogue, folder)
+        return Filters(pipeline.filters, catalogue, folder, ids)
     except OSError as error:
         raise PipelineError("$.filters.removed", f"Expected a file of item ids, got: {error}") from error
     except ValueError as error:

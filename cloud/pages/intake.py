@@ -222,6 +222,7 @@ class FeedbackIntake:
                     events=self._applied,
                     unreadable=self._log.unreadable,
                     fingerprint=self._states.fingerprint(),
+                    row_words=self._states.row_words,
                 )
             if header == snapshot.header() and not snapshot.is_unfit:
                 return False

@@ -16,6 +16,7 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.pipeline.stage import Deadline
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.published import Published, PublishedRecord
@@ -33,6 +34,17 @@ class Split:
     def __init__(self, folder: Path, published: Published, record: PublishedRecord) -> None:
         self.version, self.users = record.split_version, IdLookup(published.user_id)
         self.tower = UserTower(folder, published, record)
+        self._actions = record.actions
+
+    def columns(self, served: Split) -> list[int] | None:
+        """Return where this version finds its columns of feedback in that of the run `served`; None where both are the same.
+
+        An action that the served run does not have is at -1, behind the last column.
+        """
+        if self._actions == served._actions:
+            return None
+        place = {name: len(HISTORY_FEEDBACK) + i for i, name in enumerate(served._actions)}
+        return [*range(len(HISTORY_FEEDBACK)), *(place.get(name, -1) for name in self._actions)]
 
 
 class VectorsUnavailableError(Exception):
@@ -54,13 +66,16 @@ class Splits:
         retry_s: float = 0.5,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """After a failure the store is unavailable for a while: otherwise page after page would wait for it.
+        """The first of `splits` is that of the served run, from whose states the feedback of users is.
+
+        After a failure the store is unavailable for a while: otherwise page after page would wait for it.
 
         `refill` makes sure that the store has the rows of all `splits`, or raises `StoreError`. With it, a store that failed is
         unavailable until a refill succeeded. The first attempt is made at once if the store worked for `retry_s` seconds
         before, so that one late answer costs a few pages only. Without it, the store is unavailable for `retry_s`.
         """
         self._splits = {split.version: split for split in splits}
+        self._columns = {split.version: split.columns(splits[0]) for split in splits}
         self.versions = frozenset(self._splits)
         """Names of the versions that are served."""
         self._store, self._retry_s, self._clock = store, retry_s, clock
@@ -135,5 +150,7 @@ class Splits:
         """
         split = self._splits[version]
         ids, feedback = ids[-split.tower.history_max :], feedback[-split.tower.history_max :]
+        if (columns := self._columns[version]) is not None:
+            feedback = np.pad(feedback, ((0, 0), (0, 1)))[:, columns]
         vectors, found = self.items(version, ids, deadline) if len(ids) else _NO_HISTORY
         return split.tower(split.users.one(user_id), vectors, feedback, found)

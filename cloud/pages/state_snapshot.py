@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pocketrank.cloud.files import replacing, sync_folder
-from pocketrank.cloud.pages.user_state import ROW_WORDS, KeptUser, Rows, UserStates, logged_rows
+from pocketrank.cloud.pages.user_state import KeptUser, Rows, UserStates, logged_rows
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, LogMark
 
 __all__ = ["SnapshotConfig", "SnapshotHeader", "StateSnapshot"]
@@ -33,7 +33,6 @@ __all__ = ["SnapshotConfig", "SnapshotHeader", "StateSnapshot"]
 _VERSION = 1
 _MAGIC = b"pocketrank states"
 _BLOCK_BYTES = 1 << 20
-_ROW_BYTES = 8 * ROW_WORDS
 _OWNER_ONLY = 0o600
 
 _Users = dict[int, tuple[int, list[tuple[str | None, int]]]]
@@ -68,6 +67,8 @@ class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: int
     """Number of records up to `place` that could not be read."""
     fingerprint: bytes
+    row_words: int = 6
+    """Width of a row of the states in words of 8 bytes."""
 
 
 class _DamagedError(Exception):
@@ -103,7 +104,7 @@ class StateSnapshot:
                 first, _ = log.ends()
                 users: dict[int, KeptUser] = {}
                 for some, rows in _blocks(file):
-                    _take(users, some, rows, first)
+                    _take(users, some, rows, first, states.row_words)
         except FileNotFoundError:
             return None
         except (OSError, _DamagedError) as error:
@@ -152,9 +153,10 @@ class StateSnapshot:
                         return False
                     file.seek(0)
                     with replacing(self.path, _OWNER_ONLY) as new, new.open("wb") as to:
-                        _put(to, _MAGIC + msgspec.msgpack.encode(_header(file)))
+                        header = _header(file)
+                        _put(to, _MAGIC + msgspec.msgpack.encode(header))
                         for users, rows in _blocks(file):
-                            _put(to, _without(user_id, users, rows))
+                            _put(to, _without(user_id, users, rows, 8 * header.row_words))
                         _put(to, b"")
             except FileNotFoundError:
                 return False
@@ -243,9 +245,9 @@ def _blocks(file: IO[bytes]) -> Iterator[tuple[_Users, memoryview]]:
         yield msgspec.msgpack.decode(data[4:at], type=_Users), memoryview(data)[at:]
 
 
-def _take(users: dict[int, KeptUser], some: _Users, data: memoryview, first: int) -> None:
+def _take(users: dict[int, KeptUser], some: _Users, data: memoryview, first: int, row_words: int) -> None:
     """Add the users of a block, without events before the place `first`."""
-    rows, at = np.frombuffer(data, np.int64).reshape(-1, ROW_WORDS), 0
+    rows, at = np.frombuffer(data, np.int64).reshape(-1, row_words), 0
     for user_id, (place, counts) in some.items():
         windows: dict[str | None, Rows] = {}
         for experiment, count in counts:
@@ -257,10 +259,10 @@ def _take(users: dict[int, KeptUser], some: _Users, data: memoryview, first: int
             users[user_id] = KeptUser(place, windows)
 
 
-def _without(user_id: int, users: _Users, data: memoryview) -> bytes:
+def _without(user_id: int, users: _Users, data: memoryview, row_bytes: int) -> bytes:
     rows, at = list[bytes](), 0
     for other, (_, counts) in users.items():
-        size = _ROW_BYTES * sum(count for _, count in counts)
+        size = row_bytes * sum(count for _, count in counts)
         if other != user_id:
             rows.append(bytes(data[at : at + size]))
         at += size

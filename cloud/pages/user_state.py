@@ -31,7 +31,6 @@ from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, Feedback
 __all__ = [
     "EVENTS_MAX",
     "EXPERIMENTS_MAX",
-    "ROW_WORDS",
     "SEEN_MAX",
     "KeptUser",
     "Rows",
@@ -45,8 +44,9 @@ _OLDEST = np.iinfo(np.int64).min
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64]
-"""[e, ROW_WORDS] the e events kept of one user in an experiment, oldest first. One array of words is joined and copied in a
-quarter of the time that one array for each column takes, and is smaller for the few events that most users have."""
+"""[e, W] the e events kept of one user in an experiment, oldest first. One array of words is joined and copied in a
+quarter of the time that one array for each column takes, and is smaller for the few events that most users have. W is
+`UserStates.row_words`."""
 
 SEEN_MAX = 2000
 """Default number of a user's latest events that are kept."""
@@ -61,10 +61,7 @@ _BUCKETS = 4096
 """Parts in which the states are copied. With 100,000 users one is copied in some 10 µs."""
 
 _MS, _POSITION, _PLACE, _REST = range(4)
-_FEEDBACK = slice(1, 1 + len(HISTORY_FEEDBACK))
-"""Of the 4-byte words from `_REST` on, of which the first is the item."""
-ROW_WORDS = _REST + (2 + len(HISTORY_FEEDBACK)) // 2
-"""Width of a row in words of 8 bytes."""
+"""Words of a row. The rest are words of 4 bytes: the item, and the feedback."""
 _PUBLISHED = -1
 """Place of a published event, which is in no log."""
 
@@ -95,7 +92,6 @@ class KeptUser(NamedTuple):
 
 
 _NOBODY = KeptUser(_PUBLISHED, {})
-_NO_ROWS = np.zeros((0, ROW_WORDS), np.int64)
 
 
 class UserStates:
@@ -116,9 +112,16 @@ class UserStates:
         self._history_counts[0] = 0  # an unknown user has no history
         if "duration_ms" not in record.float_names:
             raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
-        if published.history_feedback.shape[2] != len(HISTORY_FEEDBACK):
+        self.actions = record.actions
+        """Names of the app's own actions that are in the rows."""
+        width = len(HISTORY_FEEDBACK) + len(record.actions)
+        if published.history_feedback.shape[2] != width:
             got = published.history_feedback.shape[2]
-            raise PublishedError(f"Expected {len(HISTORY_FEEDBACK)} feedback values per history event, got {got}")
+            raise PublishedError(f"Expected {width} feedback values per history event, got {got}")
+        self._feedback = slice(1, 1 + width)  # of the 4-byte words
+        self.row_words = _REST + (2 + width) // 2
+        """Width of a row in words of 8 bytes."""
+        self._no_rows = np.zeros((0, self.row_words), np.int64)
         duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
         self._duration_ms = np.where(duration > 0, duration, np.inf)  # with an unknown duration the fixed thresholds hold
         self._kept: list[dict[int, KeptUser]] = [{} for _ in range(_BUCKETS)]
@@ -142,7 +145,7 @@ class UserStates:
             rows = self._published_rows(self._users.one(user_id))
         latest = rows[-self._history_max :, _REST:]
         item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
-        return UserState(History(item[-self._history_max :], latest.view(np.float32)[:, _FEEDBACK].copy()), item)
+        return UserState(History(item[-self._history_max :], latest.view(np.float32)[:, self._feedback].copy()), item)
 
     def apply(self, events: Sequence[FeedbackEvent], places: Sequence[int] | None = None, *, dated: bool = False) -> None:
         """Add the next events of the log, which are at `places` [n], by default the next ones. Events of items that are not
@@ -279,7 +282,14 @@ class UserStates:
 
     def fingerprint(self) -> bytes:
         """Return a digest of all that rows depend on beside the events: the catalogue, the limits and the rules."""
-        rules = (ROW_WORDS, HISTORY_FEEDBACK, EFFECTIVE_VIEW_MS, LONG_VIEW_MS, EXPERIMENTS_MAX, _WINDOW_COST)
+        rules = (
+            self.row_words,
+            (*HISTORY_FEEDBACK, *self.actions),
+            EFFECTIVE_VIEW_MS,
+            LONG_VIEW_MS,
+            EXPERIMENTS_MAX,
+            _WINDOW_COST,
+        )
         limits = (self._keep, self._history_max, self._events_max)
         digest = blake2b(repr((*rules, *limits)).encode(), digest_size=16)
         for column in (self._item_id, self._duration_ms):
@@ -300,12 +310,14 @@ class UserStates:
             "engaged": np.array(click, np.bool_) | effective,
             "logged": 1.0,
         }
-        rows = np.zeros((len(events), ROW_WORDS), np.int64)
+        rows = np.zeros((len(events), self.row_words), np.int64)
         rest = rows[:, _REST:]
         rest.view(np.int32)[:, 0] = item
-        feedback = rest.view(np.float32)[:, _FEEDBACK]
+        feedback = rest.view(np.float32)[:, self._feedback]
         for i, name in enumerate(HISTORY_FEEDBACK):
             feedback[:, i] = columns[name]
+        for i, name in enumerate(self.actions, len(HISTORY_FEEDBACK)):
+            feedback[:, i] = [name in (event.actions or ()) for event in events]
         ms = np.array(impression_ms, np.int64)
         ms += np.array([getattr(event, "correction_ms", 0) for event in events], np.int64)
         if not dated:
@@ -317,12 +329,12 @@ class UserStates:
         """Return the published history of the user at a position."""
         events = self._history_counts[at]
         if not events:
-            return _NO_ROWS
-        rows = np.zeros((events, ROW_WORDS), np.int64)
+            return self._no_rows
+        rows = np.zeros((events, self.row_words), np.int64)
         rows[:, _MS], rows[:, _POSITION], rows[:, _PLACE] = _OLDEST, np.arange(events), _PUBLISHED
         rest = rows[:, _REST:]
         rest.view(np.int32)[:, 0] = self._history_item[at, -events:]
-        rest.view(np.float32)[:, _FEEDBACK] = self._history_feedback[at, -events:]
+        rest.view(np.float32)[:, self._feedback] = self._history_feedback[at, -events:]
         return rows
 
 

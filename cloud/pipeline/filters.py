@@ -9,8 +9,9 @@ import logging
 import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EINVAL
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 from threading import Lock
@@ -22,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.vectors.index import AttributeFilter
+from pocketrank.device.contract import ID_TEXT_MAX, as_code
 
 __all__ = ["AllowedOrder", "Filters", "FiltersConfig", "RemovedItems"]
 
@@ -39,6 +42,7 @@ _BETWEEN = re.compile(r"[\s,;\"'\[\]]+")
 _INVISIBLE = re.compile("[\ufeff\u200b]")  # marks of the encoding, also in the middle, where files were put together
 _OTHER = re.compile(rb"[^0-9\s]")
 _NONE = np.zeros(0, np.int64)
+_NUMBERS = PublishedIds()
 
 _logger = logging.getLogger(__name__)
 
@@ -52,15 +56,16 @@ class FiltersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Codes of the column `category` that may be shown; all when absent."""
     categories_not: tuple[int, ...] = ()
     """Codes of the column `category` that may not be shown."""
-    authors: tuple[int, ...] | None = None
-    """Ids of the authors whose items may be shown; all when absent."""
-    authors_not: tuple[int, ...] = ()
+    authors: tuple[int | str, ...] | None = None
+    """Ids of the authors whose items may be shown, as the team has them; all when absent."""
+    authors_not: tuple[int | str, ...] = ()
     """Ids of the authors whose items may not be shown."""
     age_max_days: float | None = None
     """Maximum age of an item since its upload, by this machine's clock, to the hour. Items of unknown age do not pass."""
     removed: str | None = None
-    """File with the ids of items that were taken down, one per line; what follows a `#` is a comment. It is read again when
-    it changes, so a take-down needs no restart (`RemovedItems`)."""
+    """File with the ids of items that were taken down, one per line; what follows a `#` is a comment. Where ids of items are
+    texts, only a line that begins with `#` is one. The file is read again when it changes, so a take-down needs no restart
+    (`RemovedItems`)."""
 
     def __post_init__(self) -> None:
         if self.age_max_days is not None and not self.age_max_days > 0:
@@ -99,6 +104,20 @@ def _read_lines(data: bytes) -> _Lines:
     return _Lines(ids, wrong, first_wrong)
 
 
+def _read_texts(data: bytes, code: Callable[[str], int | None]) -> _Lines:
+    """Return the codes of a file of ids that are texts, one per line. Those that the run does not know are left out."""
+    encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
+    ids, wrong, first_wrong = list[int](), 0, ""
+    for number, line in enumerate(data.decode(encoding, "replace").lstrip("\ufeff").splitlines(), 1):
+        text = line.strip()
+        if len(text) > ID_TEXT_MAX or "\ufffd" in text:
+            wrong += 1
+            first_wrong = first_wrong or f"line {number}: `{text[:40]}`"
+        elif text and not text.startswith("#") and (found := code(text)) is not None:
+            ids.append(found)
+    return _Lines(ids, wrong, first_wrong)
+
+
 def _item_id(word: str) -> int | None:
     """Return the id that a word stands for, `12` or `12.0` as spreadsheets write it; None for any other word."""
     found = _ID.fullmatch(word)
@@ -117,8 +136,9 @@ class RemovedItems:
     Raises `OSError` when the file cannot be read at the start, and `ValueError` when it holds lines but not one of ids.
     """
 
-    def __init__(self, path: Path, catalogue: Catalogue) -> None:
-        self._path, self._catalogue, self._lock = path, catalogue, Lock()
+    def __init__(self, path: Path, catalogue: Catalogue, code: Callable[[str], int | None] | None = None) -> None:
+        """`code` returns the code of an id that is a text, None for an unknown one. Without it ids are whole numbers."""
+        self._path, self._catalogue, self._code, self._lock = path, catalogue, code, Lock()
         self._version: tuple[int, int, int] | None = None
         self._is_settled = False
         self._checked_at = self._changed_at = -np.inf
@@ -189,7 +209,8 @@ class RemovedItems:
         if not is_new and is_settled == self._is_settled:
             return
         # The second reading also finds a change within one tick of the file system's clock, after which a file looks the same.
-        self._lines = _read_lines(self._path.read_bytes())
+        data = self._path.read_bytes()
+        self._lines = _read_lines(data) if self._code is None else _read_texts(data, self._code)
         self._version, self._is_settled = version, is_settled
         positions = np.unique(self._catalogue.positions(self._lines.ids))
         if not is_settled or self._lines.wrong:
@@ -201,10 +222,13 @@ class RemovedItems:
 class Filters:
     """Filters over a catalogue. Raises what `RemovedItems` raises when the file of removed items cannot be read."""
 
-    def __init__(self, config: FiltersConfig, catalogue: Catalogue, folder: Path) -> None:
-        """A relative path of the file of removed items starts at `folder`."""
+    def __init__(self, config: FiltersConfig, catalogue: Catalogue, folder: Path, ids: PublishedIds = _NUMBERS) -> None:
+        """A relative path of the file of removed items starts at `folder`. `ids` are the run's dictionaries."""
         self.config, self._catalogue = config, catalogue
-        self._removed = None if config.removed is None else RemovedItems(folder / config.removed, catalogue)
+        code = partial(ids.code, "item_id") if "item_id" in ids.kinds else None
+        self._removed = None if config.removed is None else RemovedItems(folder / config.removed, catalogue, code)
+        self._authors = None if config.authors is None else _authors(config.authors, ids)
+        self._authors_not = _authors(config.authors_not, ids)
         self._where, self._mask = AttributeFilter(), np.zeros(0, np.bool_)
         self._made_for: tuple[int, object] | None = None
         self._refresh()
@@ -246,14 +270,20 @@ class Filters:
         self._where = AttributeFilter(
             categories=config.categories,
             categories_not=config.categories_not,
-            authors=config.authors,
-            authors_not=config.authors_not,
+            authors=self._authors,
+            authors_not=self._authors_not,
             created_from_ms=since,
         )
         mask = self._where.passes(self._catalogue.attributes)
         mask[removed] = False
         mask[0] = False
         self._mask, self._made_for = mask, (hour, removed)
+
+
+def _authors(authors: Sequence[int | str], ids: PublishedIds) -> tuple[int, ...]:
+    """Return the codes of authors. The code of a text that no dictionary has is its hash."""
+    known = {one: ids.code("author_id", one) for one in authors if isinstance(one, str) and "author_id" in ids.kinds}
+    return tuple(as_code(one) if (code := known.get(str(one))) is None else code for one in authors)
 
 
 class AllowedOrder:

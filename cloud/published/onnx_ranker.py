@@ -36,7 +36,7 @@ class History(NamedTuple):
     item: NDArray[np.int64]
     """[e] positions in the item tables."""
     feedback: NDArray[np.float32]
-    """[e, F] in the order of `pocketrank.cloud.data.feedback.HISTORY_FEEDBACK`."""
+    """[e, F] in the order of `pocketrank.cloud.data.feedback.HISTORY_FEEDBACK`, and then of the run's own actions."""
 
 
 class OnnxRanker:

@@ -10,8 +10,8 @@
                              history_mask bool [1, H]  ->  user_vector [1, D]
 
 H and N are dynamic; a history is oldest first. The ranker accepts an H of 0. The tower needs an H of at least 1, so an empty
-history is one row with mask 0. F = len(history_feedback names), in the order of
-`pocketrank.cloud.data.feedback.HISTORY_FEEDBACK`.
+history is one row with mask 0. The F columns of feedback are those of `pocketrank.cloud.data.feedback.HISTORY_FEEDBACK`, and
+after them the record's `actions`.
 
 The part of the ranker that depends on an item alone is computed once for a run and published as `item_row`; in this
 architecture it is a third of the multiplications. The rows are fp16: 500 of them are fetched from memory in 30 µs, and in fp32
@@ -57,6 +57,8 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Whether there is a ranker. Without one the device model learned from scores that the team's own server makes."""
     time_zone: str = "UTC"
     """IANA name of the zone whose hours are those of the ranker's training data."""
+    actions: tuple[str, ...] = ()
+    """Names of the app's own actions. Each is one more column of `history_feedback`, 0 or 1."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from starlette.types import ASGIApp
 from pocketrank.cloud.pages.engine import PageEngine
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.pages.maker import PageMaker
+from pocketrank.cloud.pages.own_ids import OwnIds
 from pocketrank.cloud.pages.state_snapshot import StateSnapshot
 from pocketrank.cloud.serving.access.access import Access, Caller, check_user
 from pocketrank.cloud.serving.access.limits import TooManyError, cost_of_feedback
@@ -46,6 +47,7 @@ from pocketrank.cloud.serving.http.cors import with_cors
 from pocketrank.cloud.serving.http.docs import docs_response
 from pocketrank.cloud.serving.http.hot import HotRoute, HotRoutes
 from pocketrank.cloud.serving.http.openapi import complete, errors, route_labels
+from pocketrank.cloud.serving.http.own_ids import WireIds
 from pocketrank.cloud.serving.http.received import as_received
 from pocketrank.cloud.serving.http.wire import WireError, error_response
 from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
@@ -122,6 +124,10 @@ def create_app(
     intake = FeedbackIntake(log, engine.states, snapshot=snapshot)
     make_page = PageMaker(engine, config.pipeline, observer=metrics, price=price)
     feedback_queue = FeedbackQueue(intake, config.feedback_waiting)
+    own_ids = OwnIds(engine.ids, log.ids, config.log.bytes_max)
+    ids = WireIds(own_ids)
+    if access.user_keys is not None:
+        access.user_keys.accept_texts("user_id" in engine.ids.kinds)
 
     def make(request: PageRequest, since: float) -> Page:
         try:
@@ -136,8 +142,12 @@ def create_app(
 
     async def store_feedback(events: Sequence[FeedbackEvent], caller: Caller) -> FeedbackReceipt:
         access.charge(caller, cost_of_feedback(events))
-        receipt = await feedback_queue(events, caller.user_id)
+        events = await ids.remembered(events)
+        receipt = await feedback_queue(events, ids.speaker(caller))
         metrics.feedback(receipt)
+        if acting := [i for i, event in enumerate(events) if event.actions]:
+            taken = set(acting).difference(one.index for one in receipt.refused)
+            metrics.unknown_actions(sum(name not in record.actions for i in taken for name in events[i].actions or ()))
         return receipt
 
     async def keep_feedback(events: Sequence[FeedbackEvent], caller: Caller) -> bool:
@@ -156,7 +166,10 @@ def create_app(
         return False
 
     async def answer_page(request: Any, since: float, caller: Caller) -> Page:
-        check_user(request.user_id, caller, "$.user_id")  # the page holds this user's vector
+        if caller.user_id is not None:
+            check_user(
+                request.user_id, caller._replace(user_id=ids.speaker(caller)), "$.user_id"
+            )  # the page holds this user's vector
         make_page.check(request)
         kept = True
         if request.feedback:
@@ -178,6 +191,7 @@ def create_app(
         flushing.cancel()
         feedback_queue.close()  # after the last answer
         intake.close()
+        own_ids.close()
         if tracer is not None:
             tracer.close()
 
@@ -220,6 +234,7 @@ def create_app(
             "split_versions": sorted(engine.splits.versions),
             "items": len(engine.published.item_id) - 1,
             "users": len(engine.published.user_id) - 1,
+            "own_ids": sorted(engine.ids.kinds),
             "simulated": record.simulated,
             "bundle": await current.maybe() is not None,
             "feedback_replayed": intake.replayed,
@@ -241,9 +256,14 @@ def create_app(
 
     # The routes of plain ASGI before them, and what is around all routes.
     hot = {
-        "/v1/page": HotRoute(as_received(PageRequest, limits), answer_page, page_queue.enter, metrics.stage),
-        "/v1/feedback": HotRoute(as_received(FeedbackBatch, limits), answer_feedback),
-    }
+        "/v1/page": HotRoute(
+            as_received(PageRequest, limits), answer_page, page_queue.enter, metrics.stage,
+            own=(ids, as_received(PageRequest, limits, own_ids=True)),
+        ),
+        "/v1/feedback": HotRoute(
+            as_received(FeedbackBatch, limits), answer_feedback, own=(ids, as_received(FeedbackBatch, limits, own_ids=True))
+        ),
+    }  # fmt: skip
     read = BodyReader(limits.body_max, limits.body_s)
     routes = HotRoutes(app, hot, metrics, labels, access=access, read=read, access_log=access_log, tracer=tracer)
     health.loaded()

@@ -134,6 +134,8 @@ class FeedbackLog(ABC):
 
     derived: Path | None = None
     """File beside the log for what is computed from its events; None where there is no such place."""
+    ids: Path | None = None
+    """File beside the log for the texts of ids in its events; None where there is no such place."""
     read_max: int = 4096
     """Number of records that a long log is read by at a time; appends go on in between."""
 

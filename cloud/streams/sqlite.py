@@ -72,6 +72,7 @@ _FOLDER_TIME_NS = 100_000_000
 """More than the steps of a file system's clock, in nanoseconds."""
 _FILES = ("", "-wal", "-shm")
 _DERIVED = "-states"
+_IDS = "-ids"
 _PARTLY_READABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR)
 """Errors that a damaged page or sector causes, around which the rest can be read."""
 
@@ -113,6 +114,7 @@ class SqliteFeedbackLog(FeedbackLog):
     """Log in the file at `path`, which is made if missing. Raises `LogOpenError`."""
 
     derived: Path
+    ids: Path
 
     def __init__(self, path: Path, config: SqliteLogConfig | None = None) -> None:
         self._path, self._config = path, config or SqliteLogConfig()
@@ -134,7 +136,7 @@ class SqliteFeedbackLog(FeedbackLog):
         self._checked: tuple[int, int, int] | None = None
         """The folder when the files were last found in place."""
         self._files = [os.path.abspath(path), *(real + name for name in _FILES[1:])]
-        self.derived = Path(real + _DERIVED)
+        self.derived, self.ids = Path(real + _DERIVED), Path(real + _IDS)
         try:
             self._retry_busy(db, lambda: self._prepare(db))
             # A second connection, so that reads do not wait while another thread syncs the disk.

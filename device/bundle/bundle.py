@@ -143,7 +143,7 @@ class Bundle:
         """Return the group of a user with `events_seen` remembered events, by the manifest's rule; None without a rule."""
         return None if self.manifest.groups is None else group(events_seen, self.manifest.groups)
 
-    def personal(self, user_id: int, state: bytes = b"") -> PersonalLayer | None:
+    def personal(self, user_id: int | str, state: bytes = b"") -> PersonalLayer | None:
         """Return the user's own last layer over this bundle's models, None where the manifest lets no task adapt.
 
         The layer continues from `state`, which an earlier one returned. Where that cannot be used (none yet, damaged, another

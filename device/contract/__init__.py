@@ -11,6 +11,7 @@ from pocketrank.device.contract.bundle import *
 from pocketrank.device.contract.errors import *
 from pocketrank.device.contract.feedback import *
 from pocketrank.device.contract.golden import *
+from pocketrank.device.contract.ids import *
 from pocketrank.device.contract.page import *
 from pocketrank.device.contract.paging import *
 from pocketrank.device.contract.release import *

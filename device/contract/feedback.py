@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Annotated
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from pocketrank.device.contract.errors import ContractError
-from pocketrank.device.contract.telemetry import TelemetryReport
+from pocketrank.device.contract.telemetry import NAME_PATTERN, TelemetryReport
 from pocketrank.device.contract.wire import Versioned, Wire
 
 __all__ = [
+    "ACTIONS_MAX",
     "EVENT_ID_MAX",
     "EXPERIMENT_MAX",
     "WATCH_MS_MAX",
@@ -24,8 +27,11 @@ __all__ = [
     "RefusedEvent",
     "check_event",
     "check_experiment",
+    "is_action",
 ]
 
+ACTIONS_MAX = 32
+"""Largest number of custom actions in an event."""
 EVENT_ID_MAX = 128
 """Maximum length of an event id in characters; a UUID has 36."""
 EXPERIMENT_MAX = 128
@@ -67,7 +73,8 @@ class FeedbackEvent(Versioned, frozen=True, kw_only=True):
     """One finished impression: what was shown, how it was watched, what the user did, and what only the device observed.
 
     The names of the numeric fields are also the names of the model's feedback features (`FeatureSpec.feedback_floats`) and of
-    the columns of the impression log. A device sends None for a signal that its platform does not provide.
+    the columns of the impression log, and so are those of custom `actions`. A device sends None for a signal that its platform
+    does not provide.
     """
 
     event_id: str
@@ -114,6 +121,9 @@ class FeedbackEvent(Versioned, frozen=True, kw_only=True):
     age_ms: int | UnsetType = UNSET
     """Time from when the item was first shown until the event is sent, by a clock that no setting changes. The cloud dates the
     event by it where the device's clock is wrong. Left out where it is not known."""
+    actions: Annotated[tuple[str, ...], Meta(max_length=ACTIONS_MAX)] | UnsetType = UNSET
+    """Names of the app's own actions that the user did, such as `purchase`, each once (`is_action`). Left out where there are
+    none; what is left out is false, so that `event.actions or ()` are the names."""
 
 
 class FeedbackBatch(Versioned, frozen=True, kw_only=True):
@@ -121,6 +131,8 @@ class FeedbackBatch(Versioned, frozen=True, kw_only=True):
 
     events: tuple[FeedbackEvent, ...]
     telemetry: TelemetryReport | None = None
+    own_ids: bool | UnsetType = UNSET
+    """Whether whole numbers in JSON are the team's own ids and not codes (`PageRequest.own_ids`)."""
 
 
 class RefusedEvent(Wire, frozen=True, kw_only=True):
@@ -164,9 +176,31 @@ def check_event(event: FeedbackEvent, path: str = "$") -> None:
         raise ContractError(f"{path}.watch_ms", f"0 to {WATCH_MS_MAX} ms", str(event.watch_ms))
     if event.age_ms is not UNSET and not 0 <= event.age_ms < _YEAR_10000_MS:
         raise ContractError(f"{path}.age_ms", f"0 to {_YEAR_10000_MS - 1} ms", str(event.age_ms))
+    if event.actions:
+        _check_actions(event.actions, f"{path}.actions")
 
 
 def check_experiment(name: str | None, path: str) -> None:
     """Raise `ContractError` for an experiment whose name is empty or longer than `EXPERIMENT_MAX`; None is no experiment."""
     if name is not None and not 1 <= len(name) <= EXPERIMENT_MAX:
         raise ContractError(path, f"a name of 1 to {EXPERIMENT_MAX} characters", f"{len(name)} characters")
+
+
+_ACTION = re.compile(NAME_PATTERN)
+
+
+def is_action(name: str) -> bool:
+    """Return whether an app's own action may have this name: lower-case letters, digits and `_` after a letter, 48 at most, and
+    not the name of a field of `FeedbackEvent`.
+    """
+    return _ACTION.match(name) is not None and name not in FeedbackEvent.__struct_fields__
+
+
+def _check_actions(names: Sequence[str], path: str) -> None:
+    if len(names) > ACTIONS_MAX:
+        raise ContractError(path, f"at most {ACTIONS_MAX} actions", str(len(names)))
+    for i, name in enumerate(names):
+        if not is_action(name):
+            raise ContractError(f"{path}[{i}]", "a name like `purchase` that is no field", f"`{name[:64]}`")
+        if name in names[:i]:
+            raise ContractError(f"{path}[{i}]", "each action once", f"`{name}` twice")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET, UnsetType
+
 from pocketrank.device.contract.feedback import FeedbackEvent
 from pocketrank.device.contract.telemetry import TelemetryReport
 from pocketrank.device.contract.wire import Block, Columns, Versioned, Wire
@@ -23,6 +25,9 @@ class Candidates(Wire, frozen=True, kw_only=True):
     """i4 [n, C]. Code 0 is unknown."""
     vector: Block | None = None
     """f2 [n, D], the item vectors of the split form. None when the page carries none."""
+    item_key: tuple[str, ...] | UnsetType = UNSET
+    """[n] the team's own ids of the items, where the request asks for them (`PageRequest.own_ids`). In JSON they stand in place
+    of the codes, in a `TextBlock` named `item_id`. Left out otherwise."""
 
 
 class PageRequest(Versioned, frozen=True, kw_only=True):
@@ -49,6 +54,9 @@ class PageRequest(Versioned, frozen=True, kw_only=True):
     arms do not influence one another."""
     telemetry: TelemetryReport | None = None
     """What the device counted since its last report."""
+    own_ids: bool | UnsetType = UNSET
+    """Whether the page has the team's own ids (`Candidates.item_key`). By default a page in JSON has them, if they are texts,
+    and one in MessagePack has codes only. In a JSON request, whole numbers are own ids, too, unless this is false."""
 
 
 class Page(Versioned, frozen=True, kw_only=True):

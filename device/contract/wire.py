@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-__all__ = ["WIRE_VERSION", "Addressed", "Block", "Columns", "Dtype", "FeedName", "Versioned", "Wire"]
+__all__ = ["WIRE_VERSION", "Addressed", "Block", "Columns", "Dtype", "FeedName", "TextBlock", "Versioned", "Wire"]
 
 WIRE_VERSION = 1
 """The version that this release writes into every top-level struct, and the only one it reads."""
@@ -58,6 +58,14 @@ class Block(Wire, frozen=True, kw_only=True):
     dtype: Dtype
     shape: tuple[int, ...]
     data: bytes | list[int | float | None]
+
+
+class TextBlock(Wire, frozen=True, kw_only=True):
+    """A column of texts, in JSON only. A reader of codes refuses it by its `dtype`."""
+
+    dtype: Literal["text"] = "text"
+    shape: tuple[int]
+    data: tuple[str, ...]
 
 
 class Columns(Wire, frozen=True, kw_only=True):

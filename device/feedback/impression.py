@@ -31,7 +31,16 @@ from typing import Any, Literal, get_args
 from msgspec import UNSET
 
 from pocketrank.device.clock import DeviceClock, SteadyClock, wall_clock
-from pocketrank.device.contract import WATCH_MS_MAX, Ended, FeedbackEvent, Network, Orientation
+from pocketrank.device.contract import (
+    ACTIONS_MAX,
+    WATCH_MS_MAX,
+    Ended,
+    FeedbackEvent,
+    Network,
+    Orientation,
+    as_code,
+    is_action,
+)
 
 __all__ = ["Action", "Counted", "DeviceState", "Impression"]
 
@@ -97,10 +106,10 @@ class Impression:
 
     def __init__(
         self,
-        item_id: int,
+        item_id: int | str,
         *,
         position: int,
-        user_id: int,
+        user_id: int | str,
         session_id: str,
         device: DeviceState | None = None,
         page_id: str | None = None,
@@ -108,14 +117,14 @@ class Impression:
         event_id: str | None = None,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        """Begin now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0. The event has
-        no age by a clock that is no `DeviceClock`, because nothing is known of its steps.
+        """Begin now, by `clock` (ms since the epoch, UTC). `position` is that of the item in its session, from 0. Ids may be a
+        team's own texts. The event has no age by a clock that is no `DeviceClock`, because nothing is known of its steps.
 
         The event's id is unique whatever the app passes: a random part of this start of the app, and a count. Give an
         `event_id` where a session is to be replayed bit for bit.
         """
-        self.item_id = item_id
-        """Id of the item that is shown."""
+        self.item_id = as_code(item_id, "$.item_id")
+        """Code of the item that is shown."""
         self._device = device or DeviceState()
         self._clock, self._is_steady = SteadyClock(clock), isinstance(clock, DeviceClock)
         self._began_ms = self._last_ms = self._clock()
@@ -123,12 +132,13 @@ class Impression:
         self._background = self._paused = self._buffering = False
         self._watch_ms = 0
         self._event: FeedbackEvent | None = None
+        self._actions: dict[str, None] = {}
         self._reported: dict[str, Any] = {name: False if name == "backgrounded" else 0 for name in self._device.counted}
         self._base: dict[str, Any] = {
             "event_id": _new_id() if event_id is None else event_id,
-            "user_id": user_id,
+            "user_id": as_code(user_id, "$.user_id"),
             "session_id": session_id,
-            "item_id": item_id,
+            "item_id": self.item_id,
             "position": position,
             "impression_ms": self._began_ms,
             "page_id": page_id,
@@ -144,6 +154,20 @@ class Impression:
         if action not in _ACTIONS:
             raise ValueError(f"expected one of {', '.join(sorted(_ACTIONS))}, got {action!r}")
         self._reported[action] = done
+
+    def action(self, name: str, done: bool = True) -> None:
+        """Report that the user did an action of the app's own, such as `purchase`, or took it back.
+
+        Raises ValueError for a name that no such action may have (`is_action`), and for more than `ACTIONS_MAX` of them.
+        """
+        if not is_action(name):
+            raise ValueError(f"expected a name like `purchase` that is no field of an event, got {name!r}")
+        if not done:
+            self._actions.pop(name, None)
+        elif len(self._actions | {name: None}) > ACTIONS_MAX:
+            raise ValueError(f"expected at most {ACTIONS_MAX} actions on an item, got one more: {name!r}")
+        else:
+            self._actions[name] = None
 
     def paused(self) -> None:
         """Report that the user paused. What the player does by itself in the background is not a pause."""
@@ -210,6 +234,7 @@ class Impression:
                 network=device.network,
                 battery_saver=device.battery_saver,
                 age_ms=self._last_ms - self._began_ms if self._is_steady else UNSET,
+                actions=tuple(self._actions) or UNSET,
             )
         return self._event
 

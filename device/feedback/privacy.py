@@ -31,8 +31,8 @@ ALWAYS = frozenset(
 """Fields that leave whatever the policy: those that an event must have, its age, by which a wrong date is corrected, and its
 experiment, since the feedback of one arm would otherwise teach the others."""
 
-ACTIONS = frozenset({"click", "like", "follow", "comment", "share", "profile_enter", "dislike"})
-"""Actions of the user, which the models are trained to predict."""
+ACTIONS = frozenset({"click", "like", "follow", "comment", "share", "profile_enter", "dislike", "actions"})
+"""Actions of the user, which the models are trained to predict. `actions` are all of the app's own."""
 
 _FIELDS = {f.name: f.default for f in msgspec.structs.fields(FeedbackEvent)}
 _WHOLE = frozenset({"impression_ms", "watch_ms", "pauses", "seeks", "buffering_ms"})
@@ -81,7 +81,8 @@ class PrivacyPolicy:
     @classmethod
     def for_spec(cls, spec: FeatureSpec) -> PrivacyPolicy:
         """Return the default policy, which also lets the feedback features leave that the model of this spec is trained on."""
-        return cls().allow(*(f.name for f in spec.feedback_floats if f.name not in ALWAYS))
+        names = (f.name if f.name in _FIELDS else "actions" for f in spec.feedback_floats)
+        return cls().allow(*(name for name in names if name not in ALWAYS))
 
     def allow(self, *names: str) -> PrivacyPolicy:
         """Return a policy by which these fields may leave too."""

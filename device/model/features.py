@@ -7,7 +7,7 @@ carry more columns than the model reads, in any order. A feature whose column is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.device.codec import from_block, from_columns
-from pocketrank.device.contract import BlockError, DecodeError, FeatureSpec, FeedbackEvent, FloatFeature, Page
+from pocketrank.device.contract import BlockError, DecodeError, FeatureSpec, FeedbackEvent, FloatFeature, Page, is_action
 
 __all__ = ["CONTEXT_FLOATS", "FeatureBuilder", "PageArrays", "check_spec"]
 
@@ -27,7 +27,7 @@ floor(now_ms / 3,600,000) mod 24, without a fraction and without the user's time
 """
 
 _NUMERIC_FEEDBACK = frozenset(FeedbackEvent.__struct_fields__) - {
-    "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms", "age_ms",
+    "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms", "age_ms", "actions",
 }  # fmt: skip
 _LARGEST = 1e30  # far beyond the values of any feature, and below the largest f4
 
@@ -51,16 +51,16 @@ def check_spec(spec: FeatureSpec) -> None:
     sizes = spec.list_sizes
     need(all(1 <= s <= 10_000 for s in sizes) and list(sizes) == sorted(set(sizes)), "$.list_sizes", "ascending sizes", sizes)
     # Candidate floats are columns of a page, which may have any name; the others are computed here, by name.
-    known: dict[str, frozenset[str] | None] = {
-        "candidate_floats": None,
-        "feedback_floats": _NUMERIC_FEEDBACK,
-        "context_floats": frozenset(CONTEXT_FLOATS),
+    known: dict[str, Callable[[str], bool]] = {
+        "candidate_floats": lambda name: True,
+        "feedback_floats": lambda name: name in _NUMERIC_FEEDBACK or is_action(name),
+        "context_floats": CONTEXT_FLOATS.__contains__,
     }
-    for group, names in known.items():
+    for group, is_known in known.items():
         features: tuple[FloatFeature, ...] = getattr(spec, group)
         need(len({f.name for f in features}) == len(features), f"$.{group}", "unique names", [f.name for f in features])
         for i, f in enumerate(features):
-            need(names is None or f.name in names, f"$.{group}[{i}].name", "a feature that a device knows", f.name)
+            need(is_known(f.name), f"$.{group}[{i}].name", "a feature that a device knows", f.name)
             limits = (f.min, f.default, f.max)
             need(-_LARGEST <= f.min <= f.default <= f.max <= _LARGEST, f"$.{group}[{i}]", "min <= default <= max", limits)
             need(math.isfinite(f.scale), f"$.{group}[{i}].scale", "a finite number", f.scale)
@@ -132,6 +132,8 @@ class FeatureBuilder:
         self._candidate = _Scaler(spec.candidate_floats)
         self._feedback = _limits(spec.feedback_floats)
         self._context = _limits(spec.context_floats)
+        self._fields = [f.name for f in spec.feedback_floats]
+        self._actions = frozenset(self._fields) - _NUMERIC_FEEDBACK
         self._sizes = np.array([f.size for f in spec.candidate_categories], np.int32)
 
     def page(self, page: Page) -> PageArrays:
@@ -182,8 +184,13 @@ class FeatureBuilder:
         return _finite(vector), _finite(user[None, :]), None
 
     def feedback(self, event: FeedbackEvent, out: NDArray[np.float32]) -> None:
-        """Write the event's `feedback_floats` into `out` [Fb]. Raises TypeError or ValueError for a field without a number."""
-        out[:] = _scaled((getattr(event, f.name) for f in self.spec.feedback_floats), self._feedback)
+        """Write the event's `feedback_floats` into `out` [Fb]: its fields, and 1 or 0 for each custom action.
+
+        Raises TypeError or ValueError for a field without a number.
+        """
+        done = event.actions or ()
+        values = (name in done if name in self._actions else getattr(event, name) for name in self._fields)
+        out[:] = _scaled(values, self._feedback)
 
     def context(self, position: int, now_ms: int, out: NDArray[np.float32]) -> None:
         """Write the `context_floats` of a moment into `out` [Fx] (`CONTEXT_FLOATS`)."""

@@ -42,6 +42,7 @@ from pocketrank.device.contract import (
     GroupRule,
     MismatchError,
     PersonalConfig,
+    as_code,
 )
 
 __all__ = ["CorruptStateError", "ForeignStateError", "PersonalError", "PersonalLayer", "group", "labels"]
@@ -89,13 +90,13 @@ class PersonalLayer:
     task move by no more than drift_max · hypot(user, category), and within a category the order stays as shipped.
     """
 
-    def __init__(self, tasks: Sequence[str], *, bundle: str, user_id: int, config: PersonalConfig | None = None) -> None:
+    def __init__(self, tasks: Sequence[str], *, bundle: str, user_id: int | str, config: PersonalConfig | None = None) -> None:
         """`tasks` are the model's outputs, and `bundle` is the name and serial of the bundle that the model is from.
 
         Raises ValueError when the config has a task that the model does not have.
         """
         self._config = config or PersonalConfig()
-        self.tasks, self.user_id, self._bundle = tuple(tasks), user_id, bundle
+        self.tasks, self.user_id, self._bundle = tuple(tasks), as_code(user_id, "$.user_id"), bundle
         if unknown := set(self._config.tasks) - set(self.tasks):
             raise ValueError(f"expected tasks among {', '.join(self.tasks)}, got {', '.join(sorted(unknown))}")
         # Row 0 is the user. Row 1 is the unknown category: its prior has no variance, so its weight stays 0.
@@ -187,7 +188,7 @@ class PersonalLayer:
 
     @classmethod
     def restore(
-        cls, data: bytes, tasks: Sequence[str], *, bundle: str, user_id: int, config: PersonalConfig | None = None
+        cls, data: bytes, tasks: Sequence[str], *, bundle: str, user_id: int | str, config: PersonalConfig | None = None
     ) -> PersonalLayer:
         """Return the layer whose `state` is `data`. The other arguments are those of a new layer.
 
@@ -205,7 +206,7 @@ class PersonalLayer:
         for name, expected, got in (
             ("version", _VERSION, state.version),
             ("bundle", bundle, state.bundle),
-            ("user", user_id, state.user_id),
+            ("user", layer.user_id, state.user_id),
             ("tasks", layer.tasks, state.tasks),
             ("config", layer._config, state.config),
         ):

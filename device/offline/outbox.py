@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from pocketrank.device.clock import DeviceClock, OutboxClock, wall_clock
 from pocketrank.device.codec import from_msgpack, to_msgpack
-from pocketrank.device.contract import FeedbackEvent
+from pocketrank.device.contract import FeedbackEvent, as_code
 
 __all__ = ["Held", "MemoryOutbox", "Outbox", "OutboxConfig", "user_key"]
 
@@ -59,7 +59,7 @@ class Outbox(ABC):
 
     @abstractmethod
     def take(
-        self, events_max: int | None = None, bytes_max: int | None = None, user_id: int | None = None
+        self, events_max: int | None = None, bytes_max: int | None = None, user_id: int | str | None = None
     ) -> tuple[FeedbackEvent, ...]:
         """Return the oldest waiting events within both bounds, which are then in flight. The first may exceed `bytes_max`.
 
@@ -90,9 +90,9 @@ class Held(NamedTuple):
     body: bytes
 
 
-def user_key(user_id: int, event_id: str = "") -> str:
+def user_key(user_id: int | str, event_id: str = "") -> str:
     """Return the key of a user's event, which begins with the key of no event."""
-    return f"{user_id}/{event_id}"
+    return f"{as_code(user_id)}/{event_id}"
 
 
 class MemoryOutbox(Outbox):
@@ -127,7 +127,7 @@ class MemoryOutbox(Outbox):
         return True
 
     def take(
-        self, events_max: int | None = None, bytes_max: int | None = None, user_id: int | None = None
+        self, events_max: int | None = None, bytes_max: int | None = None, user_id: int | str | None = None
     ) -> tuple[FeedbackEvent, ...]:
         """Return the oldest waiting events, which are then in flight."""
         own = "" if user_id is None else user_key(user_id)

@@ -111,7 +111,7 @@ class StoredOutbox(MemoryOutbox):
         """Number of events that would not survive a kill, because they could not be written."""
         return len(self._unsaved)
 
-    def items(self, user_id: int | None = None) -> list[int]:
+    def items(self, user_id: int | str | None = None) -> list[int]:
         """Return the items of all events in the outbox or remembered, each once, the latest last. See `take` for `user_id`."""
         own = "" if user_id is None else user_key(user_id)
         with self._lock:
@@ -224,7 +224,7 @@ class DeviceStore:
         """Number of writes that failed."""
         return self._database.failed
 
-    def save_page(self, user_id: int, page: Page, now_ms: int) -> bool:
+    def save_page(self, user_id: int | str, page: Page, now_ms: int) -> bool:
         """Save a page of that user's that arrived at `now_ms` of the device's clock; False when it was not saved.
 
         A page that is already in the file stays there with its age.
@@ -251,7 +251,7 @@ class DeviceStore:
                 self.pages_dropped += len(old)
             return kept
 
-    def pages(self, user_id: int, now_ms: int, *, stale: bool = False) -> Iterator[KeptPage]:
+    def pages(self, user_id: int | str, now_ms: int, *, stale: bool = False) -> Iterator[KeptPage]:
         """Yield that user's pages whose time to live is not over, newest first; with `stale` all pages of the user."""
         of_user = "SELECT place FROM page WHERE substr(page_id, 1, ?) = ? ORDER BY place DESC"
         for (place,) in self._database.read(of_user, (len(own := user_key(user_id)), own)):
@@ -264,7 +264,7 @@ class DeviceStore:
                 if stale or abs(now_ms - taken_ms) < page.ttl_ms:
                     yield KeptPage(page, abs(now_ms - taken_ms))
 
-    def shown_items(self, user_id: int | None = None) -> list[int]:
+    def shown_items(self, user_id: int | str | None = None) -> list[int]:
         """Return the items of the last `shown_max` impressions with feedback, sent or not, oldest first.
 
         With a `user_id` only those of that user.

@@ -85,7 +85,7 @@ class Uploader:
         send: Callable[[Sequence[FeedbackEvent]], FeedbackReceipt],
         config: UploadConfig | None = None,
         *,
-        user_id: int | None = None,
+        user_id: int | str | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.counters = UploadCounters()

@@ -46,6 +46,8 @@ class SessionConfig:
     """The tier that the ranker was opened with (`choose_tier`). None: the bundle's own search at every swipe."""
     experiment: str | None = None
     """Name of the experiment that requests and feedback belong to (`PageRequest.experiment`)."""
+    own_ids: bool = False
+    """Whether pages carry the team's own ids of their items, for `FeedSession.own_id`. They cost the length of the ids."""
     expects_model: bool = True
     """Whether pages without a model are a fallback, which is counted (`Counters.no_model`) and logged. False for a feed that
     keeps cloud order on purpose, such as the control arm of an experiment."""

@@ -27,19 +27,21 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pocketrank import __version__
 from pocketrank.device.backoff import Backoff
 from pocketrank.device.clock import DeviceClock, SteadyClock, wall_clock
-from pocketrank.device.codec import from_msgpack, to_msgpack
+from pocketrank.device.codec import from_block, from_msgpack, to_msgpack
 from pocketrank.device.contract import (
     ContractError,
     FeedbackEvent,
     Form,
     Page,
     PageRequest,
+    as_code,
     check_event,
     check_experiment,
 )
@@ -89,7 +91,7 @@ class FeedSession:
         self,
         ranker: Ranker | None,
         *,
-        user_id: int,
+        user_id: int | str,
         session_id: str,
         config: SessionConfig | None = None,
         paging: Paging | None = None,
@@ -103,6 +105,8 @@ class FeedSession:
     ) -> None:
         """Begin a session. Without a `ranker`, and without `updates` that have one, the feed keeps cloud order.
 
+        `user_id` may be a team's own text; the session's `user_id` is then its code (`pocketrank.device.contract.ids`).
+
         `updates` is asked for models between two pages, in place of `ranker`. `paging` decides when to ask for a page; without
         it the bundle does (`export --paging`), or else fixed counts. `personal` is the user's own layer. The app keeps what it
         learns (`PersonalLayer.state`), and gives it to the user's sessions one after the other; it is dropped when `updates`
@@ -112,9 +116,11 @@ class FeedSession:
         passes is measured by a `SteadyClock` beside it. `rng` is the randomness of the backoff.
 
         Raises ValueError for a layer of another user or over other tasks than the ranker's, and for what no page request can
-        hold (`ContractError`): a user id beyond 64 bits; a session id of more than 1,024 characters, or with half of a
-        surrogate pair; an experiment whose name is empty or longer than `EXPERIMENT_MAX`.
+        hold (`ContractError`): a user id beyond 64 bits, or a text of no or of more than 256 characters; a session id of more
+        than 1,024 characters, or with half of a surrogate pair; an experiment whose name is empty or longer than
+        `EXPERIMENT_MAX`.
         """
+        user_id = as_code(user_id, "$.user_id")
         _check_request(user_id, session_id, None if config is None else config.experiment)
         self.user_id, self.session_id = user_id, session_id
         self.counters = Counters()
@@ -272,6 +278,20 @@ class FeedSession:
                 count.events_unknown_item += 1
             return True
 
+    def own_id(self, item_id: int) -> str | None:
+        """Return the team's own id of an item that is held or was shown; None where its page does not have it.
+
+        Pages have own ids when `SessionConfig.own_ids` asks for them.
+        """
+        with self._swipe:
+            held, shown = self._feed.held, self._feed.shown.get(item_id)
+            for page in (*(() if held is None else (held.page,)), *(() if shown is None else (shown.page,))):
+                keys: tuple[str, ...] = page.candidates.item_key or ()
+                ids: list[int] = from_block(page.candidates.item_id).tolist()
+                if len(keys) == len(ids) and item_id in ids:
+                    return keys[ids.index(item_id)]
+        return None
+
     def buffered(self, items: Mapping[int, int]) -> None:
         """Set what the player has on screen or loaded, in its order: item id → bytes.
 
@@ -308,6 +328,7 @@ class FeedSession:
                 split_version=self._next_models.models.split_version,
                 experiment=self._config.experiment,
                 exclude=self._feed.shown.exclude,
+                own_ids=self._config.own_ids or UNSET,
             )
             return self._exchange.ask(asked, feedback, bare=bare)
 

@@ -13,12 +13,13 @@ __all__ = ["forget"]
 
 
 def forget(
-    user: Annotated[int, typer.Argument(metavar="USER", help="Id of the user, as events carry it.")],
+    user: Annotated[str, typer.Argument(metavar="USER", help="Id of the user, as the team has it.")],
     run: Annotated[Path, typer.Option(help="Folder that `pocketrank train` wrote.")],
     feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Report as JSON; `-` is stdout.")] = None,
 ) -> None:
-    """Delete a user's events from the feedback log of a run, and from the snapshot of users' states beside it.
+    """Delete a user's events from the feedback log of a run, and from the snapshot of users' states beside it. Where ids of
+    users are texts, that of the user is deleted from the file of ids beside the log, too.
 
     In the log they are overwritten on the disk, and servers that have the log open drop what they know of them with their next
     page; a ranking that is kept for pages without time expires after `[cache] ttl_s`. What was published with the run remains
@@ -33,29 +34,35 @@ def forget(
     """
     from contextlib import closing
 
+    from pocketrank.cloud.pages.own_ids import OwnIds
     from pocketrank.cloud.pages.state_snapshot import StateSnapshot
+    from pocketrank.cloud.published.id_texts import PublishedIds
     from pocketrank.cloud.published.ids import IdLookup
     from pocketrank.cloud.published.published import Published
     from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
     from pocketrank.cloud.training.run import Run
     from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
 
-    if not -(1 << 63) <= user < 1 << 63:
-        raise OptionError("USER", "an id of 64 bits", str(user))
     target = JsonTarget(json)
     opened = Run.open(run)
     published, _ = Published.open(opened.published)
+    ids = PublishedIds.open(opened.published)
+    is_text = "user_id" in ids.kinds
+    code = _code(user, is_text)
     path = feedback_db or run / "feedback.db"
     if not path.is_file():
         raise OptionError("--feedback-db", "the file of a feedback log", str(path))
-    with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=None))) as log:
-        forgotten = log.forget(user)
-        StateSnapshot(log.derived).forget(user)  # last: a server may just be writing what it knew before
-    at = IdLookup(published.user_id).one(user)
+    with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=None))) as log, closing(OwnIds(ids, log.ids)) as own:
+        if is_text:
+            code = own.code("user_id", user)
+        forgotten = log.forget(code)
+        StateSnapshot(log.derived).forget(code)  # after the log: a server may just be writing what it knew before
+        own.forget("user_id", user)
+    at = IdLookup(published.user_id).one(code)
     history = int((published.history_item[at] > 0).sum()) if at else 0
     target.write(
         {
-            "user_id": user,
+            "user_id": user if is_text else code,
             "feedback_log": path,
             "events_deleted": forgotten.events,
             "records_unassigned": forgotten.unassigned,
@@ -70,3 +77,18 @@ def forget(
     if at:
         remains = f"the user's rows and {history} events of the published history in {opened.published}"
         print_line(console, f"remain until the next training: {remains}")
+
+
+def _code(user: str, is_text: bool) -> int:
+    """Return the code of a whole number. Raises `OptionError` for an id that is none of the run's kind."""
+    from pocketrank.device.contract import ContractError, as_code
+
+    try:
+        code = as_code(user) if is_text else int(user)
+    except ContractError as error:
+        raise OptionError("USER", error.expected, error.got) from None
+    except ValueError:
+        raise OptionError("USER", "a whole number, as all ids of the run's users are", user[:60]) from None
+    if not -(1 << 63) <= code < 1 << 63:
+        raise OptionError("USER", "an id of 64 bits", user[:60])
+    return code

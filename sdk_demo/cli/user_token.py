@@ -20,7 +20,6 @@ import typer
 __all__ = ["UserKeyError", "user"]
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
-_INT64 = 1 << 63
 
 
 class UserKeyError(ValueError):
@@ -28,7 +27,7 @@ class UserKeyError(ValueError):
 
 
 def user(
-    user_id: Annotated[int, typer.Argument(min=-_INT64, max=_INT64 - 1, help="The one user for whom the token speaks.")],
+    user_id: Annotated[str, typer.Argument(help="The one user for whom the token speaks, as the team names users.")],
     key: Annotated[Path, typer.Option(help="Private key as a JSON Web Key (Ed25519); created if it does not exist.")],
     keys: Annotated[
         Path | None, typer.Option(help="File that `pocketrank serve --user-keys` reads; the public key is added to it.")
@@ -48,11 +47,14 @@ def user(
     """
     import jwt
 
+    from pocketrank.device.contract import as_code
+
+    as_code(user_id, "USER_ID")
     private = _private_key(key)
     if keys is not None:
         _add_public_key(keys, private)
     now_s = time.time()
-    claims: dict[str, Any] = {"sub": str(user_id), "iat": int(now_s), "exp": int(now_s + expires_s)}
+    claims: dict[str, Any] = {"sub": user_id, "iat": int(now_s), "exp": int(now_s + expires_s)}
     claims |= {name: value for name, value in (("aud", audience), ("iss", issuer)) if value is not None}
     signing_key = jwt.PyJWK(private, "EdDSA")
     typer.echo(jwt.encode(claims, signing_key.key, "EdDSA", {"kid": private["kid"]}))

@@ -127,10 +127,17 @@ class SmallRun:
 
 
 def small_run(
-    folder: Path, *, items: int = 60, users: int = 8, seed: int = 0, time_zone: str = "UTC", split_version: str = SPLIT_VERSION
+    folder: Path,
+    *,
+    items: int = 60,
+    users: int = 8,
+    seed: int = 0,
+    time_zone: str = "UTC",
+    split_version: str = SPLIT_VERSION,
+    actions: tuple[str, ...] = (),
 ) -> SmallRun:
     """A run of `items` (ids 1000, 1003, …) and `users` (ids 1, 2, …), saved in `folder`; the last user has no history."""
-    rng = np.random.default_rng(seed)
+    rng, feedback_width = np.random.default_rng(seed), F + len(actions)
     width, identity, user_width, tower_width, d, history_max, scenes = 7, 4, 5, 6, 8, 6, 3
 
     def draw(*shape: int) -> NDArray[np.float32]:
@@ -143,7 +150,7 @@ def small_run(
     for user in range(1, users):
         length = min(user, history_max, items)
         history[user, history_max - length :] = 1 + rng.choice(items, length, replace=False) if length else []
-    feedback = (rng.random((users + 1, history_max, F)) < 0.5).astype(np.float32) * (history > 0)[..., None]
+    feedback = (rng.random((users + 1, history_max, feedback_width)) < 0.5).astype(np.float32) * (history > 0)[..., None]
     published = Published(
         item_id=np.concatenate([unknown, 1000 + 3 * np.arange(items)]),
         item_row=draw(items + 1, width).astype(np.float16),
@@ -170,17 +177,18 @@ def small_run(
         category_names=("category", "author"),
         simulated=True,
         time_zone=time_zone,
+        actions=actions,
     )
     k = len(TASKS)
     ranker_weights = {
         "w_item": draw(width, k),
         "w_user": draw(user_width, k),
         "w_row": draw(identity, k),
-        "w_feedback": draw(F, k),
+        "w_feedback": draw(feedback_width, k),
         "w_scene": draw(scenes, k),
         "w_hour": draw(25, k),
     }
-    tower_weights = {"w_user": draw(tower_width, d), "w_feedback": draw(F, d)}
+    tower_weights = {"w_user": draw(tower_width, d), "w_feedback": draw(feedback_width, d)}
     run = SmallRun(folder, published, record, ranker_weights, tower_weights)
     run.save()
     return run

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pocketrank.device.codec import from_json, from_msgpack, read_page, to_block, to_json, to_msgpack
 from pocketrank.device.contract import (
@@ -23,6 +24,7 @@ from pocketrank.device.contract import (
     PageRequest,
     TelemetryReport,
     VersionError,
+    check_event,
 )
 from tests.device.worlds import make_event, make_page
 from tests.vectors.generate import COMMAND, FOLDER, TYPES, files, valid
@@ -233,3 +235,57 @@ def test_empty_and_repeating_pages_are_whole() -> None:
 def test_threads_that_meet_a_type_at_once_do_not_crash_the_process() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.device.decode_at_once", "200"], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+def _keyed() -> Page:
+    page = make_page([11, 2**53 + 1, 1_234_567_890_123_456_789])
+    return replace(page, candidates=replace(page.candidates, item_key=("a", "Ünï", "9007199254740993")))
+
+
+def test_own_ids_of_items_are_beside_the_codes_in_messagepack() -> None:
+    read = from_msgpack(to_msgpack(_keyed()), Page)
+    assert read == _keyed()
+    assert read_page(read).item_id.tolist() == [11, 2**53 + 1, 1_234_567_890_123_456_789]
+
+
+def test_own_ids_of_items_are_in_place_of_the_codes_in_json() -> None:
+    text = to_json(_keyed())
+    block = json.loads(text)["candidates"]["item_id"]
+    assert block == {"dtype": "text", "shape": [3], "data": ["a", "Ünï", "9007199254740993"]}
+    assert "item_key" not in json.loads(text)["candidates"]
+    with pytest.raises(DecodeError) as caught:  # a device knows codes
+        from_json(text, Page)
+    assert caught.value.path == "$.candidates.item_id.dtype"
+
+
+def test_a_page_with_fewer_own_ids_than_items_is_not_whole() -> None:
+    page = _keyed()
+    with pytest.raises(BlockError) as caught:
+        read_page(replace(page, candidates=replace(page.candidates, item_key=("a",))))
+    assert str(caught.value) == "Expected 3 texts, got 1 texts - at `$.candidates.item_key`"
+
+
+@pytest.mark.parametrize(
+    ("actions", "path"),
+    [
+        (("purchase", "purchase"), "$.actions[1]"),
+        (("purchase", "like"), "$.actions[1]"),
+        (("Purchase",), "$.actions[0]"),
+        (("purchase\n",), "$.actions[0]"),
+        (tuple(f"a{i}" for i in range(33)), "$.actions"),
+    ],
+)
+def test_actions_that_no_event_may_have(actions: tuple[str, ...], path: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        check_event(make_event(1, actions=actions))
+    assert caught.value.path == path
+
+
+def test_actions_survive_both_forms_and_cost_nothing_where_there_are_none() -> None:
+    event = make_event(1, actions=("purchase", "add_to_cart"))
+    check_event(event)
+    assert from_msgpack(to_msgpack(event), FeedbackEvent) == from_json(to_json(event), FeedbackEvent) == event
+    assert b"actions" not in to_msgpack(make_event(1))
+    with pytest.raises(DecodeError) as caught:  # before they are all read
+        from_msgpack(to_msgpack(make_event(1, actions=("a",) * 33)), FeedbackEvent)
+    assert caught.value.path == "$.actions"

@@ -217,12 +217,16 @@ def test_both_samples_have_the_same_functions(file: str, functions: str) -> None
     assert swift >= set(functions.split())
 
 
+_SOMETIMES = {"age_ms", "actions"}
+"""Fields that an event has only at times, which the samples add to the others."""
+
+
 def test_swift_names_the_wire_as_the_contract_does() -> None:
     contract, session, spec = ((SAMPLES / "ios" / f"{name}.swift").read_text() for name in ("Contract", "FeedSession", "Spec"))
     events = contract[contract.index("var fields") : contract.index("func encode")]
-    assert re.findall(r'"(\w+)":', events) == [name for name in FeedbackEvent.__struct_fields__ if name != "age_ms"]
+    assert re.findall(r'"(\w+)":', events) == [name for name in FeedbackEvent.__struct_fields__ if name not in _SOMETIMES]
     body = session[session.index("let body") : session.index("return PageRequest(")]
-    assert set(re.findall(r'"(\w+)": ', body)) == set(PageRequest.__struct_fields__) - {"experiment", "telemetry"}
+    assert set(re.findall(r'"(\w+)": ', body)) == set(PageRequest.__struct_fields__) - {"experiment", "telemetry", "own_ids"}
     keys = spec[spec.index("case version, tasks") : spec.index("static let context")]
     named = {"version", "tasks", *re.findall(r'= "(\w+)"', keys)}
     assert named == set(FeatureSpec.__struct_fields__) - {"list_sizes", "search", "survival_task"}

@@ -79,8 +79,8 @@ class Caller(NamedTuple):
 
     token_id: str | None = None
     """Id of its token in the file of tokens; None at an open server, and with a user's own token."""
-    user_id: int | None = None
-    """The one user for whom it may speak; None if for any."""
+    user_id: int | str | None = None
+    """The one user for whom it may speak, as its token names it: by a text where ids are texts; None if for any."""
     bucket: tuple[Hashable, RateLimit] | None = None
     """What its requests are counted in; None without a limit."""
 

@@ -9,8 +9,8 @@ here, HS256 has the secret itself, so only those two leave the server unable to 
 
     {"keys": [{"kid": "2026-03", "kty": "OKP", "crv": "Ed25519", "x": "…"}]}
 
-Claims: `sub` is the user id in decimal and `exp` the expiry, both required; `nbf` and `iat` are held if they are there, `aud`
-and `iss` as the configuration says. Any other claim is ignored.
+Claims: `sub` is the user id, in decimal where ids are whole numbers, and `exp` the expiry, both required; `nbf` and `iat` are
+held if they are there, `aud` and `iss` as the configuration says. Any other claim is ignored.
 
 Errors::
 
@@ -35,6 +35,7 @@ from pocketrank.cloud.serving.access.limits import TokenScope
 from pocketrank.cloud.serving.access.secret_file import SecretFile, TokenFileError
 from pocketrank.cloud.serving.access.tokens import AuthError, AuthReason
 from pocketrank.cloud.serving.access.user_keys import UserKeysConfig
+from pocketrank.device.contract import ID_TEXT_MAX
 
 __all__ = ["ALGORITHMS", "UserKeyFile", "UserToken"]
 
@@ -57,7 +58,8 @@ _EXPECTED_TOKEN = "a valid token of the app's backend"
 class UserToken(NamedTuple):
     """A verified token."""
 
-    user_id: int
+    user_id: int | str
+    """A text where the ids of users are texts."""
     expires_s: float
     """Unix time from which it is refused, in seconds; the leeway is part of it."""
 
@@ -95,9 +97,15 @@ class UserKeyFile(SecretFile[dict[str, jwt.PyJWK]]):
         clock: Callable[[], float] = time,
         ticks: Callable[[], float] = monotonic,
     ) -> None:
-        self.config = config
+        self.config, self._texts = config, False
         self._verified: OrderedDict[bytes, UserToken] = OrderedDict()  # by digest: no token stays in memory
         super().__init__(config.file, check_every_s=check_every_s, clock=clock, ticks=ticks)
+
+    def accept_texts(self, texts: bool) -> None:
+        """Say whether the ids of users are texts. By default they are whole numbers."""
+        if texts != self._texts:
+            self._texts = texts
+            self._verified.clear()
 
     def check(self, authorization: bytes | None, scope: TokenScope) -> UserToken:
         """Return the user's token in this `Authorization` header. It allows `device` and nothing else. Raises `AuthError`."""
@@ -133,7 +141,7 @@ class UserKeyFile(SecretFile[dict[str, jwt.PyJWK]]):
                     leeway=config.leeway_s,
                     options={"require": ["exp", "sub"]},
                 )
-                user_id, expires_s = _user_id(claims["sub"]), float(claims["exp"])
+                user_id, expires_s = _user_id(claims["sub"], self._texts), float(claims["exp"])
         except jwt.ExpiredSignatureError as error:
             raise AuthError("expired", _EXPECTED_TOKEN, "one that expired", scope) from error
         except jwt.DecodeError as error:
@@ -146,7 +154,8 @@ class UserKeyFile(SecretFile[dict[str, jwt.PyJWK]]):
         if key is None:
             raise AuthError("wrong", _EXPECTED_TOKEN, "one with no `kid` of the server's keys", scope)
         if user_id is None:
-            raise AuthError("wrong", "a token whose `sub` is a user id of 64 signed bits in decimal", "another `sub`", scope)
+            expected = f"of 1 to {ID_TEXT_MAX} characters" if self._texts else "of 64 signed bits in decimal"
+            raise AuthError("wrong", f"a token whose `sub` is a user id {expected}", "another `sub`", scope)
         longest_s = config.lifetime_max_s + config.leeway_s
         if expires_s - self._clock() > longest_s:
             raise AuthError("wrong", f"a token that expires within {longest_s:g} s", "one that lasts longer", scope)
@@ -188,7 +197,9 @@ class UserKeyFile(SecretFile[dict[str, jwt.PyJWK]]):
         return key.kid, made
 
 
-def _user_id(subject: Any) -> int | None:
+def _user_id(subject: Any, texts: bool) -> int | str | None:
+    if texts and isinstance(subject, str):
+        return subject if 1 <= len(subject) <= ID_TEXT_MAX else None
     if not isinstance(subject, str) or _USER_ID.fullmatch(subject) is None:
         return None
     user_id = int(subject)

@@ -21,7 +21,8 @@ from pocketrank.cloud.serving.access.access import Access, Caller
 from pocketrank.cloud.serving.access.limits import cost_of_body
 from pocketrank.cloud.serving.http.body import BodyReader
 from pocketrank.cloud.serving.http.head import head_as_get
-from pocketrank.cloud.serving.http.wire import WireError, content_type, decode, encode, error_answer
+from pocketrank.cloud.serving.http.own_ids import WireIds
+from pocketrank.cloud.serving.http.wire import JSON, WireError, answer_type, content_type, decode, encode, error_answer
 from pocketrank.cloud.serving.load.page_queue import BusyError
 from pocketrank.cloud.serving.telemetry.logs import AccessLog, RequestInfo, current_request, request_id_of
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics, method_label, route_label
@@ -44,6 +45,8 @@ class HotRoute(NamedTuple):
     """May raise `WireError` before the body is read."""
     observe: Callable[[str, float], None] = lambda stage, seconds: None
     """Gets the seconds that `decode` and `encode` took."""
+    own: tuple[WireIds, type[msgspec.Struct]] | None = None
+    """Reader of own ids, and the struct of a body that has them; None where all ids are codes."""
 
 
 class HotRoutes:
@@ -134,11 +137,15 @@ class HotRoutes:
         body = await self._read(head, receive)
         self._access.charge(caller, cost_of_body(body))
         started = perf_counter()
-        request = decode(kind, body, route.struct)
+        ids, texts = route.own or (None, route.struct)
+        request = decode(kind, body, route.struct) if ids is None else ids.decode(kind, body, route.struct, texts)
         route.observe("decode", perf_counter() - started)
         answer = await route.work(request, since, caller)
         started = perf_counter()
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept")  # it may come in several lines
-        kind, body = encode(accept, answer)
+        kind = answer_type(accept)
+        if ids is not None and (kind == JSON or request.own_ids is True):  # type: ignore[attr-defined]
+            answer = ids.keyed(request, answer)
+        body = encode(kind, answer)
         route.observe("encode", perf_counter() - started)
         return kind, body

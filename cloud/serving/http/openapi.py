@@ -10,12 +10,15 @@ import msgspec
 from pocketrank.cloud.serving.access.access import REFUSALS
 from pocketrank.cloud.serving.bundles.publish import BundlePublish, BundleReceipt, MissingFilesBody
 from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, ErrorBody
-from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, PageRequest
+from pocketrank.device.contract import ID_TEXT_MAX, FeedbackBatch, FeedbackEvent, FeedbackReceipt, Page, PageRequest, TextBlock
 
 __all__ = ["complete", "content_of", "errors", "route_labels"]
 
 _TEMPLATE = "#/components/schemas/{name}"
-_STRUCTS = (PageRequest, Page, FeedbackBatch, FeedbackReceipt, ErrorBody, BundlePublish, BundleReceipt, MissingFilesBody)
+_STRUCTS = (
+    PageRequest, Page, TextBlock, FeedbackBatch, FeedbackReceipt, ErrorBody, BundlePublish, BundleReceipt, MissingFilesBody,
+)  # fmt: skip
+_OWN_ID = {"anyOf": [{"type": "integer"}, {"type": "string", "minLength": 1, "maxLength": ID_TEXT_MAX}]}
 _HOT = (400, 401, 403, 408, 413, 415, 429, 503)
 
 _DESCRIPTIONS: dict[int, str] = {
@@ -48,6 +51,12 @@ def complete(document: dict[str, Any], security: list[dict[str, list[str]]]) -> 
         # A telemetry report that breaks the contract is dropped, and the rest of the request is not (`telemetry.devices`).
         properties = schemas[name]["properties"]
         properties["telemetry"] = {"anyOf": [properties["telemetry"], {}], "default": None}
+    # Ids may be texts (`own_ids`).
+    for struct, field in ((PageRequest, "user_id"), (FeedbackEvent, "user_id"), (FeedbackEvent, "item_id")):
+        schemas[struct.__name__]["properties"][field] = _OWN_ID
+    schemas[PageRequest.__name__]["properties"]["exclude"]["items"] = _OWN_ID
+    item = schemas["Candidates"]["properties"]["item_id"]
+    schemas["Candidates"]["properties"]["item_id"] = {"anyOf": [item, {"$ref": _TEMPLATE.format(name="TextBlock")}]}
     feedback = _operation("Upload feedback", "feedback", FeedbackBatch, FeedbackReceipt, security)
     document["paths"]["/v1/page"] = {"post": _operation("Ask for a page", "page", PageRequest, Page, security)}
     document["paths"]["/v1/feedback"] = {"post": feedback}

@@ -33,6 +33,7 @@ __all__ = [
     "ErrorBody",
     "SlowBodyError",
     "WireError",
+    "answer_type",
     "content_type",
     "decode",
     "encode",
@@ -101,15 +102,20 @@ def decode(kind: str, body: bytes, struct: type[S]) -> S:
     return from_json(body.removeprefix(BOM_UTF8), struct) if kind == JSON else from_msgpack(body, struct)
 
 
-def encode(accept: bytes | None, struct: msgspec.Struct) -> tuple[str, bytes]:
-    """Return the content type and the body of an answer: MessagePack when `Accept` names it and prefers it to JSON, else JSON.
+def answer_type(accept: bytes | None) -> str:
+    """Return the content type of an answer: `MSGPACK` when `Accept` names it and prefers it to JSON, else `JSON`.
 
     Devices name MessagePack. People with curl get what they can read, and so does whoever accepts neither. Whoever rules out
     JSON alone gets MessagePack, too.
     """
     if accept == _MSGPACK_BYTES or (accept and _prefers_msgpack(accept.decode("latin-1"))):  # the first is what devices send
-        return MSGPACK, to_msgpack(struct)
-    return JSON, to_json(struct)
+        return MSGPACK
+    return JSON
+
+
+def encode(kind: str, struct: msgspec.Struct) -> bytes:
+    """Return the body of an answer whose `answer_type` is `kind`."""
+    return to_msgpack(struct) if kind == MSGPACK else to_json(struct)
 
 
 def _prefers_msgpack(accept: str) -> bool:

@@ -7,6 +7,7 @@
     pocketrank_stage_seconds{route, stage}                a histogram: one stage of a page, by its name in the pipeline
     pocketrank_candidates{stage}                          a histogram: candidates of a page, retrieved and returned
     pocketrank_feedback_events_total{result}              accepted, duplicate, refused
+    pocketrank_feedback_unknown_actions_total             actions of events that the run does not know
     pocketrank_pages_without_vectors_total{reason}        unknown, not_asked, unavailable
     pocketrank_degraded_total{reason}                     pages made with less than the pipeline asks for
     pocketrank_shed_total{reason}                         requests refused to keep the others in time (load shedding)
@@ -91,6 +92,8 @@ class ServingMetrics(PageObserver):
         self._candidates = _Observations(candidates)
         self._retrieved, self._returned = self._candidates["retrieved",], self._candidates["returned",]
         events = counter("pocketrank_feedback_events", "Feedback events.", ["result"])
+        unknown = "Actions in feedback that the run does not know. They are in the log."
+        self._unknown_actions = counter("pocketrank_feedback_unknown_actions", unknown)
         self._without_vectors = counter("pocketrank_pages_without_vectors", "Pages without vectors, by reason.", ["reason"])
         self._degraded = counter("pocketrank_degraded", "Pages made with less than the pipeline asks for.", ["reason"])
         self._shed = counter("pocketrank_shed", "Requests refused to keep the others in time.", ["reason"])
@@ -121,6 +124,10 @@ class ServingMetrics(PageObserver):
         self._duplicates.inc(receipt.duplicates)
         if receipt.refused:
             self._refused.inc(len(receipt.refused))
+
+    def unknown_actions(self, count: int) -> None:
+        """Count actions in feedback that the run does not know."""
+        self._unknown_actions.inc(count)
 
     def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
         """Count a page and its candidates."""

@@ -133,9 +133,10 @@ data class FeedbackEvent(
     val bufferingMs: Long? = null,
     val batterySaver: Boolean? = null,
     val backgrounded: Boolean? = null,
+    val actions: List<String> = emptyList(), // the app's own, such as "purchase", each once
 ) {
     /** The fields by their names on the wire, which are also the names of the spec's `feedback_floats`. */
-    fun fields(): Map<String, Any?> = linkedMapOf(
+    fun fields(): Map<String, Any?> = linkedMapOf<String, Any?>(
         "version" to Node.WIRE_VERSION, "event_id" to eventId, "user_id" to userId, "session_id" to sessionId,
         "item_id" to itemId, "position" to position, "impression_ms" to impressionMs, "watch_ms" to watchMs,
         "page_id" to pageId, "experiment" to experiment, "ended" to ended.ordinal, "click" to click, "like" to like,
@@ -144,7 +145,7 @@ data class FeedbackEvent(
         "playback_rate" to playbackRate, "pauses" to pauses, "seeks" to seeks, "scroll_speed" to scrollSpeed,
         "network" to network?.ordinal, "buffering_ms" to bufferingMs, "battery_saver" to batterySaver,
         "backgrounded" to backgrounded,
-    )
+    ).also { if (actions.isNotEmpty()) it["actions"] = actions }
 
     fun encode() = MessagePack.encode(fields())
 }

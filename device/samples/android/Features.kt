@@ -100,8 +100,9 @@ class FeatureBuilder(val spec: FeatureSpec) {
         val fields = event.fields()
         return FloatArray(spec.feedbackFloats.size) { i ->
             val feature = spec.feedbackFloats[i]
+            val value = if (feature.name in fields) fields[feature.name] else feature.name in event.actions
             feature.input(
-                when (val value = fields[feature.name]) {
+                when (value) {
                     is Number -> value.toDouble()
                     is Boolean -> if (value) 1.0 else 0.0
                     else -> Double.NaN

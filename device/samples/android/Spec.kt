@@ -32,9 +32,13 @@ class FeatureSpec(
         private const val COUNT_MAX = 10_000
         private const val WIDTH_MAX = 4096
 
-        /** Feedback features are the fields of an event that are numbers, or may be. */
-        val FEEDBACK = FeedbackEvent("", 0, "", 0, 0, 0, 0).fields().keys -
-            setOf("version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms")
+        private val FIELDS = FeedbackEvent("", 0, "", 0, 0, 0, 0).fields().keys + setOf("age_ms", "actions")
+        private val NUMBERS = FIELDS -
+            setOf("version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms", "age_ms", "actions")
+        private val ACTION = Regex("[a-z][a-z0-9_]{0,47}")
+
+        /** Feedback features are the fields of an event that are numbers, or may be, and the app's own actions. */
+        private fun isFeedback(name: String) = name in NUMBERS || (name !in FIELDS && ACTION.matches(name))
 
         fun read(node: Node): FeatureSpec {
             node.checkVersion()
@@ -45,12 +49,12 @@ class FeatureSpec(
                 candidatesMax = count(node["candidates_max"], 1..COUNT_MAX),
                 eventsMax = count(node["events_max"], 1..COUNT_MAX),
                 vectorWidth = count(node["vector_width"], 0..WIDTH_MAX),
-                candidateFloats = floats(node["candidate_floats"], null),
+                candidateFloats = floats(node["candidate_floats"]) { true },
                 candidateCategories = unique(node["candidate_categories"]) {
                     CategoryFeature(it["name"].text(), count(it["size"], 1..Int.MAX_VALUE))
                 },
-                feedbackFloats = floats(node["feedback_floats"], FEEDBACK),
-                contextFloats = floats(node["context_floats"], CONTEXT),
+                feedbackFloats = floats(node["feedback_floats"], ::isFeedback),
+                contextFloats = floats(node["context_floats"]) { it in CONTEXT },
                 searches = search != null && (search["steps_max"].optional { int() } ?: 5) > 1,
             )
         }
@@ -58,7 +62,7 @@ class FeatureSpec(
         private fun count(node: Node, allowed: IntRange) = node.int().also { if (it !in allowed) node.refuse("$allowed") }
 
         /** Features that a device cannot compute are refused now, because they would stay at their defaults. */
-        private fun floats(group: Node, known: Set<String>?) = unique(group) { node ->
+        private fun floats(group: Node, known: (String) -> Boolean) = unique(group) { node ->
             val feature = FloatFeature(
                 name = node["name"].text(),
                 min = node["min"].double(),
@@ -66,7 +70,7 @@ class FeatureSpec(
                 default = node["default"].optional { double() } ?: 0.0,
                 scale = node["scale"].optional { double() } ?: 1.0,
             )
-            if (known != null && feature.name !in known) node["name"].refuse("a feature that a device knows")
+            if (!known(feature.name)) node["name"].refuse("a feature that a device knows")
             if (!(feature.default in feature.min..feature.max)) node.refuse("min <= default <= max")
             if (!feature.scale.isFinite()) node["scale"].refuse("a finite number")
             feature

@@ -135,6 +135,7 @@ struct FeedbackEvent {
     var bufferingMs: Int64?
     var batterySaver: Bool?
     var backgrounded: Bool?
+    var actions: [String] = [] // the app's own, such as "purchase", each once
 
     /// Globally unique. The cloud applies an id once, so sending twice is harmless.
     var eventId: String { "\(sessionId)/\(id.uuidString)" }
@@ -154,7 +155,10 @@ struct FeedbackEvent {
         ]
     }
 
-    func encode() -> Data { MessagePack.encode(.map(fields)) }
+    func encode() -> Data {
+        let own: [String: Value] = actions.isEmpty ? [:] : ["actions": .list(actions.map(Value.text))]
+        return MessagePack.encode(.map(fields.merging(own) { field, _ in field }))
+    }
 
     private func text(_ value: String?) -> Value { value.map(Value.text) ?? .null }
     private func int(_ value: Int64?) -> Value { value.map(Value.int) ?? .null }

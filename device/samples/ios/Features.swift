@@ -107,6 +107,7 @@ struct FeatureBuilder {
             case .int(let int): return feature.input(Double(int))
             case .double(let double): return feature.input(double)
             case .bool(let bool): return feature.input(bool ? 1 : 0)
+            case nil: return feature.input(event.actions.contains(feature.name) ? 1 : 0) // one of the app's own actions
             default: return feature.input(.nan)
             }
         }

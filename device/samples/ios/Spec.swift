@@ -63,12 +63,17 @@ struct FeatureSpec: Decodable {
     static let countMax = 10_000
     static let widthMax = 4096
 
-    /// Feedback features are the fields of an event that are numbers, or may be.
-    static let feedback: Set<String> = {
+    /// Fields of an event that are no numbers.
+    static let others: Set = [
+        "version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms", "age_ms", "actions",
+    ]
+
+    /// Feedback features are the fields of an event that are numbers, or may be, and the app's own actions.
+    static func isFeedback(_ name: String) -> Bool {
         let event = FeedbackEvent(userId: 0, sessionId: "", itemId: 0, position: 0, impressionMs: 0, watchMs: 0)
-        let others: Set = ["version", "event_id", "user_id", "session_id", "item_id", "page_id", "experiment", "impression_ms"]
-        return Set(event.fields.keys).subtracting(others)
-    }()
+        let isAction = name.range(of: "^[a-z][a-z0-9_]{0,47}$", options: .regularExpression) != nil
+        return !others.contains(name) && (event.fields.keys.contains(name) || isAction)
+    }
 
     /// A spec that this code cannot follow is refused, because it would leave features at their defaults.
     static func read(_ json: Data) throws -> FeatureSpec {
@@ -79,17 +84,17 @@ struct FeatureSpec: Decodable {
         try spec.need((0...widthMax).contains(spec.vectorWidth), "$.vector_width", "0...\(widthMax)")
         try spec.need(spec.candidateCategories.allSatisfy { $0.size >= 1 }, "$.candidate_categories", "sizes from 1")
         try spec.need(unique(spec.candidateCategories.map(\.name)), "$.candidate_categories", "unique names")
-        try spec.check(spec.candidateFloats, "$.candidate_floats", known: nil)
-        try spec.check(spec.feedbackFloats, "$.feedback_floats", known: feedback)
-        try spec.check(spec.contextFloats, "$.context_floats", known: context)
+        try spec.check(spec.candidateFloats, "$.candidate_floats") { _ in true }
+        try spec.check(spec.feedbackFloats, "$.feedback_floats", isKnown: isFeedback)
+        try spec.check(spec.contextFloats, "$.context_floats", isKnown: context.contains)
         return spec
     }
 
-    private func check(_ features: [FloatFeature], _ path: String, known: Set<String>?) throws {
+    private func check(_ features: [FloatFeature], _ path: String, isKnown: (String) -> Bool) throws {
         try need(Self.unique(features.map(\.name)), path, "unique names")
         for feature in features {
             let at = "\(path).\(feature.name)"
-            try need(known?.contains(feature.name) ?? true, at, "a feature that a device knows")
+            try need(isKnown(feature.name), at, "a feature that a device knows")
             try need(feature.min <= feature.default && feature.default <= feature.max, at, "min <= default <= max")
             try need(feature.scale.isFinite, at, "a finite scale")
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.pages.engine import fill_stores
 from pocketrank.cloud.pages.user_state import UserStates
 from pocketrank.cloud.published.onnx_ranker import History
@@ -46,6 +47,9 @@ class Site:
         item, feedback = (column[latest] for column in states(user).history)
         at = _positions(run, self.new.published.item_id[item])
         known = at > 0
+        names = (*HISTORY_FEEDBACK, *self.new.record.actions)
+        own = (*HISTORY_FEEDBACK, *run.record.actions)
+        feedback = np.stack([feedback[:, names.index(n)] if n in names else np.zeros(len(feedback)) for n in own], 1)
         users = run.published.user_id
         place = int(np.flatnonzero(users == user)[0]) if user in users else 0
         return run.expected_vector(place, History(at[known], feedback[known]))
@@ -59,8 +63,8 @@ def _positions(run: SmallRun, ids: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def serving(folder: Path, toml: str = "") -> Iterator[Site]:
-    new = small_run(folder / "new")
-    old = small_run(folder / "old", items=50, users=5, seed=1, split_version=OLD)
+    new = small_run(folder / "new", actions=("purchase", "gift"))
+    old = small_run(folder / "old", items=50, users=5, seed=1, split_version=OLD, actions=("subscribe", "purchase"))
     config = piped(folder, f'[limits]\npage_ms = 60_000.0\nstore_ms = 30_000.0\n{toml}\n[[split]]\nrun = "old"\n')
     with live(new.folder, folder / "feedback.db", config=config) as server:
         yield Site(new, old, server)
@@ -93,9 +97,16 @@ def test_the_page_itself_does_not_depend_on_the_version(site: Site) -> None:
 
 
 def test_feedback_moves_the_vector_of_each_version_by_what_it_knows(site: Site) -> None:
-    user, events = 4, (event(4, 1030, ms=1, watch_ms=20_000), event(4, NEW_ITEM, ms=2, like=True))
+    user, events = (
+        4,
+        (
+            event(4, 1030, ms=1, watch_ms=20_000),
+            event(4, NEW_ITEM, ms=2, like=True),
+            event(4, 1033, ms=3, actions=("purchase",)),
+        ),
+    )
     receipt = site.server.ask("/v1/feedback", FeedbackBatch(events=events), FeedbackReceipt)
-    assert receipt.accepted == 2
+    assert receipt.accepted == 3
     for version in (SPLIT_VERSION, OLD):
         vector = read_page(site.page(user, version)).user_vector
         np.testing.assert_allclose(vector, site.expected(version, user, *events), rtol=2e-3, atol=2e-3)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.pages.state_snapshot import SnapshotConfig, StateSnapshot
@@ -27,7 +29,7 @@ USERS = range(1, 6)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    return small_run(tmp_path_factory.mktemp("run"))
+    return small_run(tmp_path_factory.mktemp("run"), actions=("purchase", "gift"))
 
 
 def opened(path: Path) -> SqliteFeedbackLog:
@@ -95,6 +97,7 @@ events_drawn = st.builds(
     event_id=st.integers(0, 300).map(str),
     watch_ms=st.integers(0, 9000),
     like=st.booleans(),
+    actions=st.sampled_from([UNSET, ("purchase",), ("gift", "purchase"), ("unknown",)]),
 )
 steps = st.one_of(
     st.tuples(st.just("accept"), st.integers(0, 1), st.lists(events_drawn, max_size=12)),
@@ -143,7 +146,10 @@ def start(run: SmallRun, log: SqliteFeedbackLog, **limits: int) -> tuple[Feedbac
 
 
 def some(count: int, first: int = 0) -> list[FeedbackEvent]:
-    return [event(1 + n % 5, 1000 + 3 * (n % 20), ms=NOW - 1000 + n, event_id=f"{n}") for n in range(first, first + count)]
+    return [
+        event(1 + n % 5, 1000 + 3 * (n % 20), ms=NOW - 1000 + n, event_id=f"{n}", actions=("gift",) * (n % 2))
+        for n in range(first, first + count)
+    ]
 
 
 def test_a_start_reads_only_what_came_after_the_snapshot(run: SmallRun, log: SqliteFeedbackLog, tmp_path: Path) -> None:
@@ -236,6 +242,7 @@ def test_a_snapshot_of_something_else_is_ignored(run: SmallRun, log: SqliteFeedb
         UserStates(run.published, run.record, seen_max=30),
         UserStates(run.published, run.record, events_max=10**6),
         UserStates(other_run.published, other_run.record),
+        UserStates(run.published, replace(run.record, actions=("gift", "purchase"))),
     ):
         assert snapshot_of(log).load(states, log) is None
     assert snapshot_of(log).load(UserStates(run.published, run.record), log) is not None

@@ -86,6 +86,18 @@ def test_a_click_engages(run: SmallRun) -> None:
     assert known(1).history.feedback[-1].tolist() == [0, 0, 0, 1, 1]
 
 
+def test_actions_of_the_run_are_further_columns(tmp_path: Path) -> None:
+    run = small_run(tmp_path, actions=("purchase", "add_to_cart"))
+    known = states(run)
+    np.testing.assert_array_equal(known(3).history.feedback, run.published.history_feedback[3, -3:])
+    known.apply([event(3, actions=("gift", "add_to_cart")), event(3, actions=("purchase",)), event(3)])
+    assert known(3).history.feedback[-3:, len(HISTORY_FEEDBACK) :].tolist() == [[0, 1], [1, 0], [0, 0]]
+    assert known(3).history.feedback[:, : len(HISTORY_FEEDBACK)].any(0).all()
+    narrow = msgspec.structs.replace(run.record, actions=("purchase",))
+    with pytest.raises(PublishedError, match="Expected 6 feedback values per history event, got 7"):
+        UserStates(run.published, narrow)
+
+
 def test_an_unknown_item_changes_nothing(run: SmallRun) -> None:
     known = states(run)
     before = known(3)

@@ -12,8 +12,11 @@ import pytest
 
 from pocketrank.cloud.pipeline.filters import AllowedOrder, Filters, FiltersConfig
 from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.vectors.exact import ExactIndex
 from pocketrank.cloud.vectors.index import AGE_UNKNOWN, NONE
+from pocketrank.device.contract import id_code
+from tests.cloud.id_dictionaries import small_run_with_texts
 from tests.cloud.small_published import small_run
 
 _HOUR_MS = 3_600_000
@@ -261,3 +264,38 @@ def test_the_first_allowed_of_an_order_that_are_not_excluded(catalogue: Catalogu
 def test_an_age_that_no_item_has_is_refused(days: float) -> None:
     with pytest.raises(ValueError, match="age_max_days above 0"):
         FiltersConfig(age_max_days=days)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalogue, PublishedIds]:
+    """A run whose ids are texts, also those of its authors."""
+    run = small_run_with_texts(tmp_path_factory.mktemp("texts"))
+    column = np.array([0, *(id_code(f"author {author % 5}") for author in run.published.item_author[1:])])
+    catalogue = Catalogue(replace(run.published, item_author=column), run.record)
+    return catalogue, PublishedIds.open(run.folder / "published")
+
+
+def test_items_whose_ids_are_texts_are_taken_down(texts: tuple[Catalogue, PublishedIds], tmp_path: Path) -> None:
+    catalogue, ids = texts
+    removed = tmp_path / "removed.txt"
+    removed.write_bytes(b"\xef\xbb\xbf# of this week\r\n  item-3 \r\n\r\nitem-17\nan item of nobody\nitem-5 # no comment\n")
+    filters = Filters(FiltersConfig(removed=removed.name), catalogue, tmp_path, ids)
+    assert {ids.text("item_id", int(code)) for code in catalogue.item_id[filters.removed[filters.removed > 0]]} == {
+        "item-3",
+        "item-17",
+    }
+    assert filters.unreadable == 0
+    removed.write_bytes(b"item-4\nitem-\xff\n" + b"x" * 257)
+    filters = Filters(FiltersConfig(removed=removed.name), catalogue, tmp_path, ids)
+    assert filters.unreadable == 2
+    with pytest.raises(ValueError, match="got 2 other lines, line 2: "):
+        filters.check()
+
+
+def test_authors_are_named_by_texts(texts: tuple[Catalogue, PublishedIds]) -> None:
+    catalogue, ids = texts
+    filters = Filters(FiltersConfig(authors_not=("author 1", "author of nobody")), catalogue, Path(), ids)
+    assert (catalogue.author[1:] == id_code("author 1")).any()
+    assert np.array_equal(filters.allowed[1:], catalogue.author[1:] != id_code("author 1"))
+    only = Filters(FiltersConfig(authors=("author 1",)), catalogue, Path(), ids)
+    assert np.array_equal(only.allowed[1:], ~filters.allowed[1:])

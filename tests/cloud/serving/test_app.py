@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_an_unknown_split_version_gets_a_page_without_vectors(server: Live) -> N
         ("/v1/page", b"\x93\x01\x02", "$"),
         ("/v1/page", to_msgpack(request())[:-3], "$"),
         ("/v1/page", msgspec.msgpack.encode({"user_id": 1}), "$.request_id"),
-        ("/v1/page", msgspec.msgpack.encode({**msgspec.to_builtins(request()), "user_id": "1"}), "$.user_id"),
+        ("/v1/page", msgspec.msgpack.encode({**msgspec.to_builtins(request()), "user_id": "one"}), "$.user_id"),
         ("/v1/page", msgspec.msgpack.encode({**msgspec.to_builtins(request()), "version": 99}), "$.version"),
         ("/v1/page", to_msgpack(request(size=0)), "$.size"),
         ("/v1/page", to_msgpack(request(size=101)), "$.size"),
@@ -260,6 +261,7 @@ def test_health_says_what_is_served(server: Live) -> None:
         "split_versions": [SPLIT_VERSION],
         "items": 60,
         "users": 8,
+        "own_ids": [],
         "simulated": True,
         "bundle": True,
         "feedback_replayed": 0,
@@ -397,3 +399,19 @@ def test_a_port_in_use_is_a_typed_error(server: Live, tmp_path: Path) -> None:
         in result.stderr
     )
     assert not (tmp_path / "feedback.db").exists()
+
+
+def test_actions_that_the_run_does_not_know_are_kept_and_counted(tmp_path: Path) -> None:
+    run, db = small_run(tmp_path / "run", actions=("purchase",)).folder, tmp_path / "feedback.db"
+    actions = [("purchase",), ("gift", "purchase"), ("gift", "subscribe")]
+    with live(run, db) as server:
+        batch = FeedbackBatch(events=tuple(event(1, actions=names) for names in actions))
+        assert server.ask("/v1/feedback", batch, FeedbackReceipt).accepted == 3
+        bad = FeedbackBatch(events=(event(1, actions=("like",)), event(1, actions=("gift", "gift")), event(1)))
+        receipt = server.ask("/v1/feedback", bad, FeedbackReceipt)
+        assert (receipt.accepted, [one.index for one in receipt.refused]) == (1, [0, 1])
+        assert "a name like `purchase` that is no field" in receipt.refused[0].reason
+        assert server.metric("pocketrank_feedback_unknown_actions_total") == 3
+        assert server.ask("/v1/page", request(1), Page).degraded == ()
+    with closing(SqliteFeedbackLog(db)) as log:
+        assert [one.actions or () for one in log.replay()] == [*actions, ()]

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from pocketrank.device.codec import from_msgpack, to_msgpack
-from pocketrank.device.contract import WATCH_MS_MAX, Ended, FeedbackEvent, Network, Orientation, check_event
+from pocketrank.device.contract import (
+    WATCH_MS_MAX,
+    ContractError,
+    Ended,
+    FeedbackEvent,
+    Network,
+    Orientation,
+    check_event,
+    id_code,
+)
 from pocketrank.device.feedback.impression import DeviceState, Impression
 from tests.device.feedback.test_privacy import UNREPORTED, reported
 from tests.device.worlds import T0, Clock, PhoneClock
@@ -46,6 +55,7 @@ def test_everything_reported_is_in_the_event() -> None:
     device.network, device.battery_saver = Network.CELLULAR, True
     for action in ("click", "like", "follow", "comment", "share", "profile_enter", "dislike"):
         shown.did(action)
+    shown.action("purchase")
     shown.seeked()
     shown.seeked()
     shown.playback_rate(1.5)
@@ -56,7 +66,7 @@ def test_everything_reported_is_in_the_event() -> None:
         experiment="x", ended=Ended.COMPLETE, click=True, like=True, follow=True, comment=True, share=True, profile_enter=True,
         dislike=True, volume=0.75, volume_change=0.25, muted=True, orientation=Orientation.LANDSCAPE, playback_rate=1.5,
         pauses=1, seeks=2, scroll_speed=2.5, network=Network.CELLULAR, buffering_ms=120, battery_saver=True, backgrounded=True,
-        age_ms=70_827,
+        age_ms=70_827, actions=("purchase",),
     )  # fmt: skip
     assert reported(event) == UNREPORTED.keys()  # a field that the contract gains fails here until a listener reports it
 
@@ -235,3 +245,38 @@ def test_a_watch_is_a_day_at_most() -> None:
     event = shown.finish()
     check_event(event)
     assert event.watch_ms == WATCH_MS_MAX
+
+
+def test_actions_of_the_app_are_in_the_event_in_their_order() -> None:
+    shown = begin(Clock(), event_id="own")
+    for name in ("purchase", "add_to_cart", "purchase"):
+        shown.action(name)
+    shown.action("gift")
+    shown.action("gift", False)
+    event = shown.finish()
+    assert event.actions == ("purchase", "add_to_cart")
+    check_event(event)
+    assert begin(Clock()).finish().actions is UNSET
+
+
+@pytest.mark.parametrize("name", ["like", "watch_ms", "Purchase", "", "1st", "a" * 49, "purchase\n"])
+def test_names_that_no_action_may_have(name: str) -> None:
+    with pytest.raises(ValueError, match="expected a name like `purchase`"):
+        begin(Clock()).action(name)
+
+
+def test_actions_of_an_item_are_bounded() -> None:
+    shown = begin(Clock())
+    for i in range(32):
+        shown.action(f"a{i}")
+    shown.action("a0")
+    with pytest.raises(ValueError, match="at most 32 actions"):
+        shown.action("one_more")
+
+
+def test_own_ids_become_codes() -> None:
+    shown = Impression("Ünï-1", position=0, user_id="u-1", session_id="s", clock=Clock())
+    event = shown.finish()
+    assert (event.item_id, event.user_id) == (id_code("Ünï-1"), id_code("u-1"))
+    with pytest.raises(ContractError, match=r"1 to 256 characters, got 0 characters - at `\$.item_id`"):
+        Impression("", position=0, user_id=1, session_id="s")

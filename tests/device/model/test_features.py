@@ -129,6 +129,16 @@ def test_specs_with_few_feedback_features(names: tuple[str, ...]) -> None:
     assert out.tolist() == [4.0] * len(names)
 
 
+def test_custom_actions_are_features_by_name() -> None:
+    names = ("purchase", "watch_ms", "add_to_cart")
+    features = tuple(FloatFeature(name=name, min=0, max=9, default=0) for name in names)
+    build, out = FeatureBuilder(msgspec.structs.replace(SPEC, feedback_floats=features)), np.zeros(3, np.float32)
+    build.feedback(make_event(1, watch_ms=4, actions=("add_to_cart", "gift")), out)
+    assert out.tolist() == [0.0, 4.0, 1.0]
+    build.feedback(make_event(1, watch_ms=4), out)
+    assert out.tolist() == [0.0, 4.0, 0.0]
+
+
 def test_context_is_position_and_whole_hour() -> None:
     out = np.zeros(2, np.float32)
     BUILD.context(12, T0, out)
@@ -165,6 +175,8 @@ def _spec(**changes: Any) -> FeatureSpec:
         (_spec(context_floats=(FloatFeature(name="moon", min=0, max=1),)), "$.context_floats[0].name"),
         (_spec(feedback_floats=(FloatFeature(name="event_id", min=0, max=1),)), "$.feedback_floats[0].name"),
         (_spec(feedback_floats=(FloatFeature(name="__class__", min=0, max=1),)), "$.feedback_floats[0].name"),
+        (_spec(feedback_floats=(FloatFeature(name="actions", min=0, max=1),)), "$.feedback_floats[0].name"),
+        (_spec(feedback_floats=(FloatFeature(name="a" * 49, min=0, max=1),)), "$.feedback_floats[0].name"),
         (_spec(candidate_floats=(FloatFeature(name="a", min=1, max=0),)), "$.candidate_floats[0]"),
         (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=1, default=2),)), "$.candidate_floats[0]"),
         (_spec(candidate_floats=(FloatFeature(name="a", min=0, max=math.inf),)), "$.candidate_floats[0]"),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pocketrank.device.codec import from_msgpack, to_block, to_msgpack
-from pocketrank.device.contract import Columns, ContractError, Page, PageRequest, PersonalConfig, TaskPrior
+from pocketrank.device.contract import Columns, ContractError, Page, PageRequest, PersonalConfig, TaskPrior, id_code
+from pocketrank.device.feedback.impression import Impression
 from pocketrank.device.model.personal import PersonalLayer, labels
 from pocketrank.device.offline.outbox import OutboxConfig
 from pocketrank.device.offline.store import DeviceStore
@@ -706,7 +707,7 @@ def test_features_that_a_layer_needs_may_be_missing(tmp_path: Path) -> None:
     ("keys", "where"),
     [
         ({"user_id": 2**63}, "$.user_id"),
-        ({"user_id": "7"}, "$.user_id"),
+        ({"user_id": 7.5}, "$.user_id"),
         ({"session_id": 7}, "$.session_id"),
         ({"session_id": "half a pair \ud83d"}, "$"),
         ({"session_id": "s" * 1025}, "$.session_id"),
@@ -755,3 +756,45 @@ def test_a_layer_of_another_user_or_model_is_refused(ranker: Ranker) -> None:
     other = PersonalLayer(("like", "long_view"), bundle="tiny/1", user_id=7)
     with pytest.raises(ValueError, match=r"expected a personal layer over \('long_view', 'like'\), got one over"):
         session(ranker, personal=other)
+
+
+# --------------------------------------------------------------------------------------------------------------- own ids
+
+
+def test_a_session_knows_a_teams_own_ids(tmp_path: Path) -> None:
+    keys = {item: f"video-{item}" for item in (3, 1, 2)}
+    with DeviceStore(tmp_path / "store.db") as store:
+        feed = FeedSession(
+            None, user_id="user-7", session_id="s", clock=Clock(), store=store, config=SessionConfig(own_ids=True)
+        )
+        assert feed.user_id == id_code("user-7")
+        asked = feed.request(3)
+        assert (asked.user_id, asked.own_ids) == (id_code("user-7"), True)
+        assert feed.take(_with(make_page(list(keys), request_id=asked.request_id), item_key=tuple(keys.values())))
+        first = feed.next()
+        assert first == 3
+        assert [feed.own_id(item) for item in (3, 1, 9)] == ["video-3", "video-1", None]
+        shown = Impression(3, position=0, user_id="user-7", session_id="s", clock=Clock())
+        assert feed.feedback(shown.finish())
+        assert feed.take(make_page([5, 6], request_id=feed.request(2).request_id))
+        assert [feed.own_id(item) for item in (3, 1, 5)] == ["video-3", None, None]
+        assert store.shown_items("user-7") == store.shown_items(id_code("user-7")) == [3]
+        assert store.shown_items("user-8") == []
+    layer = PersonalLayer(("like",), bundle="b", user_id="user-7")
+    assert PersonalLayer.restore(layer.state(), ("like",), bundle="b", user_id=id_code("user-7")).user_id == feed.user_id
+
+
+def test_own_ids_cost_nothing_where_nobody_asks_for_them() -> None:
+    assert b"own_ids" not in to_msgpack(session(None).request(3))
+
+
+def test_a_page_with_too_few_own_ids_has_none() -> None:
+    feed = session(None)
+    assert feed.take(_with(make_page([3, 1]), item_key=("video-3",)))
+    assert feed.own_id(3) is None
+
+
+@pytest.mark.parametrize("user_id", ["", "x" * 257, "\ud800"])
+def test_texts_that_are_no_user_are_refused(user_id: str) -> None:
+    with pytest.raises(ContractError, match=r"at `\$.user_id`"):
+        FeedSession(None, user_id=user_id, session_id="s")

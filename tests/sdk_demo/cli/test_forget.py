@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from pocketrank.cloud.pages.own_ids import OwnIds
+from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.device.codec import read_page
-from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page
+from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, id_code
 from pocketrank.sdk_demo.cli import main
 from tests.cloud.events import event
+from tests.cloud.id_dictionaries import small_run_with_texts
 from tests.cloud.serving.live import Live, live, request
 from tests.cloud.small_published import small_run
 
@@ -72,11 +75,29 @@ def test_the_report_names_what_remains(tmp_path: Path, capsys: pytest.CaptureFix
     assert "remain" not in captured.err
 
 
+def test_a_user_whose_id_is_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, db = small_run_with_texts(tmp_path / "run"), tmp_path / "feedback.db"
+    with closing(SqliteFeedbackLog(db)) as log, closing(OwnIds(PublishedIds.open(run.folder / "published"), log.ids)) as ids:
+        codes = ids.remember([("user_id", text) for text in ("user-1", "new", "another")]).values()
+        log.append([event(code) for code in codes])
+    options = ("--run", str(run.folder), "--feedback-db", str(db), "--json", "-")
+    for user, is_published in (("user-1", True), ("new", False)):
+        assert _run("forget", user, *options) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["user_id"], report["events_deleted"], report["published_user"]) == (user, 1, is_published)
+    with closing(SqliteFeedbackLog(db)) as log, closing(OwnIds(PublishedIds.open(run.folder / "published"), log.ids)) as ids:
+        assert [one.user_id for one in log.replay()] == [id_code("another")]
+        assert [text for _, text, _ in ids.grown()] == ["another"]
+    assert _run("forget", "", *options) == 2
+    assert "error: USER: expected an id of 1 to 256 characters, got `0 characters`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["forget", "1", "--run", "RUN"], "error: --feedback-db: expected the file of a feedback log, got `"),
         (["forget", str(1 << 63), "--run", "RUN"], "error: USER: expected an id of 64 bits"),
+        (["forget", "user-1", "--run", "RUN"], "error: USER: expected a whole number, as all ids of the run's users are"),
         (["forget", "1", "--run", "RUN", "--feedback-db", "RUN/run.json"], "error: Expected a "),
         (["forget", "1", "--run", "nowhere"], "error: Expected a finished run"),
     ],

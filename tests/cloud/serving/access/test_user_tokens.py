@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pocketrank.cloud.serving.access.access import Access
@@ -19,8 +20,9 @@ from pocketrank.cloud.serving.access.user_keys import UserKeysConfig
 from pocketrank.cloud.serving.access.user_tokens import UserKeyFile
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.device.codec import from_json, from_msgpack, to_msgpack
-from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page
+from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, id_code
 from tests.cloud.events import event
+from tests.cloud.id_dictionaries import small_run_with_texts
 from tests.cloud.serving.access.backend import ALGORITHMS, Backend
 from tests.cloud.serving.live import MSGPACK, Live, live, request, until
 from tests.cloud.small_published import small_run
@@ -390,3 +392,32 @@ def test_a_proxy_on_this_machine_says_which_address_asks(tmp_path: Path) -> None
         assert [asked("192.0.2.1") for _ in range(3)] == [200, 200, 429]
         assert [asked(f"2001:db8::{n}") for n in range(3)] == [200, 200, 429]  # one network
         assert asked("192.0.2.2") == 200
+
+
+def test_a_text_is_a_user_where_ids_are_texts(backend: Backend) -> None:
+    keys = UserKeyFile(UserKeysConfig(backend.file))
+    token = backend.token(sub="Ünï 1")
+    assert _why(keys, token) == "401 wrong"
+    keys.accept_texts(True)
+    assert keys.check(_bearer(token), "device").user_id == "Ünï 1"
+    assert keys.check(_bearer(backend.token(sub="7")), "device").user_id == "7"
+    assert [_why(keys, backend.token(sub=text)) for text in ("", "x" * 257)] == ["401 wrong"] * 2
+    keys.accept_texts(False)
+    assert _why(keys, token) == "401 wrong", "what was verified before is verified anew"
+
+
+def test_a_token_with_a_text_speaks_for_that_user_alone(backend: Backend, tmp_path: Path) -> None:
+    run = small_run_with_texts(tmp_path / "run").folder
+    with live(run, tmp_path / "feedback.db", config=ServingConfig(user_keys=UserKeysConfig(backend.file))) as server:
+        for user in ("user-3", "somebody new"):
+            headers = MSGPACK | {"Authorization": f"Bearer {backend.token(sub=user)}"}
+
+            def statuses(*users: int | str, headers: dict[str, str] = headers) -> list[int]:
+                bodies = [msgspec.msgpack.encode(msgspec.to_builtins(request()) | {"user_id": user}) for user in users]
+                return [server.send("POST", "/v1/page", body, headers).status for body in bodies]
+
+            assert statuses(user, id_code(user), "user-2", "another", id_code("user-2")) == [200, 200, 403, 403, 403]
+            events = [msgspec.to_builtins(event()) | {"user_id": one} for one in (user, id_code(user), "user-2", "another")]
+            answer = server.send("POST", "/v1/feedback", msgspec.msgpack.encode({"events": events}), headers)
+            receipt = from_msgpack(answer.body, FeedbackReceipt)
+            assert (receipt.accepted, [one.index for one in receipt.refused]) == (2, [2, 3])
