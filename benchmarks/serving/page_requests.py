@@ -13,8 +13,8 @@ from pocketrank.device.contract import FeedbackEvent, PageRequest
 
 __all__ = ["EVENTS", "NOW_MS", "SIZE", "PageRequests"]
 
-NOW_MS = 1_700_000_000_000
-"""Time of all requests."""
+NOW_MS = 1_750_000_000_000
+"""Time of all requests, after the events of the published histories."""
 _MSGPACK, _JSON = "application/msgpack", "application/json"
 SIZE = 30
 """Candidates asked for."""

@@ -39,6 +39,8 @@ class LatestEvents:
         self.length = length
         self.count = np.zeros(users, np.int64)
         """[U + 1] number of events of each user so far"""
+        self.until_ms = np.zeros(users, np.int64)
+        """[U + 1] time of each user's last event; 0 where it is from before the log, or where there is none"""
         self._int = {name: np.zeros((users, length), np.int32) for name in ("item", "position", "day")}
         self._int |= {name: np.zeros((users, length), np.int64) for name in ("ms", "session")}
         widths = {"feedback": feedback, "history": history, "labels": tasks, "pxtr": tasks}
@@ -47,6 +49,7 @@ class LatestEvents:
     def add(self, events: PastEvents) -> None:
         """Add the next events of users."""
         np.maximum.at(self.count, events.user, events.place + 1)
+        np.maximum.at(self.until_ms, events.user, events.ms)
         kept = events.place >= self.count[events.user] - self.length
         at = events.user[kept], events.place[kept] % self.length
         for name, table in (self._int | self._float).items():

@@ -60,9 +60,14 @@ class PageEngine(NamedTuple):
 
 
 @contextmanager
-def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
+def open_engine(
+    run: Run, config: ServingConfig, former: Sequence[Run] = (), *, threads: int | None = None
+) -> Iterator[PageEngine]:
     """Open an engine for `run`, whose vectors `fill_stores` has put in place. After the block the renewal has stopped, and
     indexes, stages and the store are closed.
+
+    Beside the run's split version, those of the pipeline file and of `former` runs are served. The ranker has so many
+    `threads`, or as many as are found to be fastest.
 
     Raises `PublishedError`, `PipelineError`, `RetrievalError`, `StoreError` or `RunError` when a part cannot be opened; what
     was open by then is closed again.
@@ -77,7 +82,7 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
     ids.check("item_id", catalogue.item_id[1:])  # a page names every item
     with ExitStack() as stack:
         # Stages and what they use.
-        ranker = OnnxRanker(run.published, published, record, OnnxRankerConfig(processes=config.workers))
+        ranker = OnnxRanker(run.published, published, record, OnnxRankerConfig(threads, config.workers))
         filters = _filters(pipeline, catalogue, config.folder, ids)
         indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
         for index in indexes.values():
@@ -88,7 +93,7 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
         # The served split version, then the older ones.
         store = open_store(_url(run, config))
         stack.callback(store.close)
-        runs = [run, *_older(config)]
+        runs = [run, *_older(run, config, former)]
         halves = [(published, record), *(Published.open(old.published) for old in runs[1:])]
         # Mapped files are filled by one process before any serves them, so they are never filled again.
         refill = None if isinstance(store, MappedStore) else partial(_fill, store, halves, config)
@@ -100,13 +105,13 @@ def open_engine(run: Run, config: ServingConfig) -> Iterator[PageEngine]:
         yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids)
 
 
-def fill_stores(run: Run, config: ServingConfig, *, wait_s: float = _WRITER_WAIT_S) -> None:
+def fill_stores(run: Run, config: ServingConfig, former: Sequence[Run] = (), *, wait_s: float = _WRITER_WAIT_S) -> None:
     """Write the vectors of all versions that will be served to the store, where every process finds them.
 
     Waits up to `wait_s` seconds for another server that fills the same files; rows that it wrote are not written again. Raises
     `StoreError`, `RunError`.
     """
-    _put(run, [Published.open(one.published) for one in (run, *_older(config))], config, wait_s)
+    _put(run, [Published.open(one.published) for one in (run, *_older(run, config, former))], config, wait_s)
 
 
 def _put(run: Run, halves: Sequence[tuple[Published, PublishedRecord]], config: ServingConfig, wait_s: float) -> None:
@@ -135,8 +140,12 @@ def _url(run: Run, config: ServingConfig) -> str:
     return config.pipeline.store.url or f"mmap:{run.folder / 'vectors'}"
 
 
-def _older(config: ServingConfig) -> list[Run]:
-    return [Run.open(config.folder / split.run) for split in config.pipeline.split]
+def _older(run: Run, config: ServingConfig, former: Sequence[Run]) -> list[Run]:
+    """Return the other runs whose split versions are served, one for each version."""
+    by_version = {run.record.split_version: run}
+    for other in (*(Run.open(config.folder / split.run) for split in config.pipeline.split), *former):
+        by_version.setdefault(other.record.split_version, other)
+    return list(by_version.values())[1:]
 
 
 def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path, ids: PublishedIds) -> Filters:

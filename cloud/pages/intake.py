@@ -35,7 +35,9 @@ _PROGRESS_S = 10.0
 """Time in seconds between two lines about a replay that goes on."""
 _NOTHING = Appended((), 0, ())
 _SLICE_S = 0.002
-"""Time in seconds that a snapshot is written for, and then paused for as long. Pages are made meanwhile."""
+"""Time in seconds that work in the background goes on for, and then pauses for as long. Pages are made meanwhile."""
+_PART = 64
+"""Number of records that are applied at a time in the background, in some 0.5 ms."""
 _REASON_MAX = 300  # characters
 _EARLIEST_MS = 946_684_800_000  # 2000; a phone whose battery was empty begins in 1970
 
@@ -66,19 +68,17 @@ class FeedbackIntake:
         """Number of events that the states at the start were made of, from the snapshot and from the log."""
         self.dated = 0
         """Number of events whose dates were corrected."""
-        self._snapshot, self._closed = snapshot, Event()
+        self._snapshot, self._closed, self._is_due = snapshot, Event(), False
         header = snapshot and snapshot.load(states, log)
         if header:
             log.resume(header.place, header.unreadable)
-            self.replayed = header.events
-        self._applied = self.replayed
         _, last = log.ends()
         shown = monotonic()
-        while read := self._apply_next():
+        while read := self._apply_next(states):
             if monotonic() - shown > _PROGRESS_S:
                 shown = monotonic()
                 _logger.info("the feedback log is replayed: %d of %d records", read, last)
-        self.replayed = self._applied
+        self.replayed = states.events
         self._arrival = ArrivalClock(states.latest_ms, clock, steady)
         if snapshot is not None:
             self._saving = Thread(target=self._save_regularly, name="pocketrank-snapshot", daemon=True)
@@ -174,28 +174,44 @@ class FeedbackIntake:
         with self._following:
             if self._states.place + 1 == places[0] and places[-1] - places[0] == len(places) - 1:
                 self._states.apply(events, places, dated=True)
-                self._applied += len(events)
-            while self._states.place < places[-1] and self._apply_next():
+            while self._states.place < places[-1] and self._apply_next(self._states):
                 pass
 
     def _catch_up(self) -> int:
         with self._following:  # otherwise a second caller finds nothing new while the first still applies it
-            before = self._applied
-            while self._apply_next():
+            before = self._states.events
+            while self._apply_next(self._states):
                 pass
-            return self._applied - before
+            return self._states.events - before
 
-    def _apply_next(self) -> int:
+    def prepare(self, states: UserStates, is_wanted: Callable[[], bool]) -> None:
+        """Apply the log to `states`, which `switch` may then put in place. Takes at most half of a core, for other threads.
+
+        Ends early once it is no longer wanted. Raises `LogOpenError`.
+        """
+        pause = self._pauses()
+        while is_wanted() and self._apply_next(states, _PART):
+            pause()
+
+    def switch(self, states: UserStates) -> None:
+        """Apply all feedback to `states` from here on, which `prepare` has prepared, and first what is new since.
+
+        Raises `LogOpenError`, and nothing is changed then.
+        """
+        with self._following:  # what is accepted in another thread meanwhile is applied to these states afterwards
+            while self._apply_next(states):
+                pass
+            self._states, self._is_due = states, True
+
+    def _apply_next(self, states: UserStates, count: int | None = None) -> int:
         """Apply the next part of the log; return the place up to which it reaches, 0 when there is nothing more."""
-        states = self._states
-        records = self._log.read(states.place, self._log.read_max)
+        records = self._log.read(states.place, count or self._log.read_max)
         start = 0
         for before, user in (*records.forgotten, (len(records.events), None)):
             states.apply(records.events[start:before], records.places[start:before], dated=True)
             start = before
             if user is not None:
                 states.forget((user,))
-        self._applied += len(records.events)
         if records.end == states.place and not records.events and not records.forgotten:
             return 0
         states.place = records.end
@@ -214,29 +230,34 @@ class FeedbackIntake:
                 return False
             self._catch_up()
             with self._following:
-                place, parts = self._states.place, self._states.copies()
+                states, self._is_due = self._states, False
+                place, parts = states.place, states.copies()
                 header = SnapshotHeader(
                     mark=self._log.mark(place),
                     place=place,
                     first=self._log.ends()[0],
-                    events=self._applied,
+                    events=states.events,
                     unreadable=self._log.unreadable,
-                    fingerprint=self._states.fingerprint(),
-                    row_words=self._states.row_words,
+                    fingerprint=states.fingerprint(),
+                    row_words=states.row_words,
                 )
             if header == snapshot.header() and not snapshot.is_unfit:
                 return False
-            began = monotonic()
-
-            def pause() -> None:
-                nonlocal began
-                worked = monotonic() - began
-                if worked >= _SLICE_S and not hurry:
-                    self._closed.wait(worked)
-                    began = monotonic()
-
-            snapshot.save(header, parts, pause)
+            snapshot.save(header, parts, (lambda: None) if hurry else self._pauses())
             return True
+
+    def _pauses(self) -> Callable[[], None]:
+        """Return a function that pauses for as long as its caller has worked since the last pause, unless that was short."""
+        began = monotonic()
+
+        def pause() -> None:
+            nonlocal began
+            worked = monotonic() - began
+            if worked >= _SLICE_S:
+                self._closed.wait(worked)
+                began = monotonic()
+
+        return pause
 
     def _save_regularly(self) -> None:
         assert self._snapshot is not None
@@ -244,7 +265,7 @@ class FeedbackIntake:
         while not self._closed.wait(config.check_s):
             header = self._snapshot.header()
             saved = 0 if header is None else header.place
-            if self._states.place - saved >= config.events or monotonic() - saved_at >= config.every_s:
+            if self._is_due or self._states.place - saved >= config.events or monotonic() - saved_at >= config.every_s:
                 saved_at = monotonic()
                 self._try_to_save()
 

@@ -99,6 +99,11 @@ class PageMaker:
         self._zone = zone_of(engine.record.time_zone)
         self._upload_day = np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)  # [I]
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns that pages have."""
+        return frozenset((*self._sent.float_names, *self._sent.category_names))
+
     def check(self, request: PageRequest) -> None:
         """Raise `ContractError` for a size out of range or an unusable experiment. Call it before feedback is accepted."""
         if not 1 <= request.size <= self._config.size_max:

@@ -52,7 +52,9 @@ class OwnIds:
 
     def __init__(self, published: PublishedIds, path: Path | None = None, bytes_max: int | None = None) -> None:
         """At a size of `bytes_max` the file takes no new ids, as on a full disk."""
-        self.published, self._bytes_max = published, bytes_max
+        self.published, self.former = published, published
+        """dictionaries of the run that is served, and of the one before it"""
+        self._bytes_max = bytes_max
         self._where = str(path or "memory")
         self._read_lock, self._write_lock = Lock(), Lock()
         self._reader = self._writer = None if not published.kinds else self._open(path)
@@ -80,6 +82,10 @@ class OwnIds:
 
     def _connect(self, path: Path | None) -> sqlite3.Connection:
         return sqlite3.connect(path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+
+    def follow(self, published: PublishedIds) -> None:
+        """Go on with the dictionaries of another run, which are of the same kinds."""
+        self.former, self.published = self.published, published
 
     def find(self, kind: str, text: str) -> int | None:
         """Return the code of a text of `kind`; None for a text that neither the run nor the file knows.

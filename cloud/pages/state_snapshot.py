@@ -111,7 +111,7 @@ class StateSnapshot:
             self.is_unfit = True
             _logger.warning("the snapshot %s is ignored, and the feedback log is replayed from its start: %s", self.path, error)
             return None
-        states.restore(users, header.place)
+        states.restore(users, header.place, header.events)
         return header
 
     def save(self, header: SnapshotHeader, parts: Iterable[dict[int, KeptUser]], pause: Callable[[], object]) -> None:

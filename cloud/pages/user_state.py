@@ -2,8 +2,11 @@
 
 The states follow from the events in the order of the feedback log, each applied by itself: however they are cut into calls, and
 whoever accepted them, the same log makes the same states. A user's events are sorted by when they happened (impression time as
-corrected in the log, then position, then place in the log) and not by when they arrived. Published events have no times and
-count as older than all others.
+corrected in the log, then position, then place in the log) and not by when they arrived.
+
+The published history of a user ends at a known time (`Published.history_until_ms`). Events of the log from up to then are in it
+already, so they are no part of the user's history again. They still count as seen: the published history has a user's last
+events only. Where the time is unknown, published events count as older than all others.
 
 A user has a separate state for each experiment. It starts from the published history, and only events of that experiment change
 it.
@@ -40,6 +43,7 @@ __all__ = [
 ]
 
 _OLDEST = np.iinfo(np.int64).min
+_LAST_POSITION = np.iinfo(np.int64).max
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -72,7 +76,7 @@ class UserState(NamedTuple):
     """Snapshot of a user; later feedback makes a new one."""
 
     history: History
-    """The last `history_max` events, oldest first."""
+    """The last `history_max` events, oldest first, each counted once."""
     seen: Int
     """[s] item positions of all events kept, repeats possible"""
 
@@ -110,6 +114,7 @@ class UserStates:
         self._history_feedback = np.asarray(published.history_feedback, np.float32)
         self._history_counts: list[int] = (self._history_item > 0).sum(1).tolist()  # padding is at the front
         self._history_counts[0] = 0  # an unknown user has no history
+        self._history_until_ms = np.asarray(published.history_until_ms)
         if "duration_ms" not in record.float_names:
             raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
         self.actions = record.actions
@@ -134,6 +139,8 @@ class UserStates:
         """Size of all states in memory, in events."""
         self.place = 0
         """Place in the log of the last event that was applied."""
+        self.events = 0
+        """Number of events that the states were made of, those that have left them since included."""
         self.latest_ms: int | None = None
         """Latest date of an event that was applied, in milliseconds since the epoch; None before the first."""
         self._lock = Lock()
@@ -143,9 +150,12 @@ class UserStates:
         rows = self._user(user_id).windows.get(experiment)
         if rows is None:
             rows = self._published_rows(self._users.one(user_id))
-        latest = rows[-self._history_max :, _REST:]
+        latest = rows[-self._history_max :]
+        if len(latest) and latest[0, _PLACE] != _PUBLISHED:  # events before the published ones are in those
+            latest = latest[(latest[:, _PLACE] == _PUBLISHED).argmax() :]
         item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
-        return UserState(History(item[-self._history_max :], latest.view(np.float32)[:, self._feedback].copy()), item)
+        feedback = latest[:, _REST:].view(np.float32)[:, self._feedback].copy()
+        return UserState(History(item[len(item) - len(latest) :], feedback), item)
 
     def apply(self, events: Sequence[FeedbackEvent], places: Sequence[int] | None = None, *, dated: bool = False) -> None:
         """Add the next events of the log, which are at `places` [n], by default the next ones. Events of items that are not
@@ -183,6 +193,7 @@ class UserStates:
                         self._add(user_ids[i], event.experiment, rows[i : i + 1], places[i], at[i])
                         self._evict()
             self.place = places[-1]
+            self.events += len(events)
             self.latest_ms = max(self.latest_ms or _OLDEST, int(rows[:, _MS].max()))
 
     def _fits(self, groups: Mapping[tuple[int, str | None], object], events: int) -> bool:
@@ -204,9 +215,7 @@ class UserStates:
         if old is None:
             old = self._published_rows(at)
             self.cost += len(old) + _WINDOW_COST
-        rows = np.concatenate((old, new))
-        if len(old) and old[-1, _MS] >= new[0, _MS]:
-            rows = rows[_order(rows)]
+        rows = _merged(old, new)
         if len(rows) > self._keep:
             rows = rows[-self._keep :]
         windows[experiment] = rows
@@ -263,25 +272,27 @@ class UserStates:
         finally:
             self._copies = None
 
-    def restore(self, users: Mapping[int, KeptUser], place: int) -> None:
-        """Replace all states by those of `users`, which are as of `place`. Their rows are without published ones, which are
-        added.
+    def restore(self, users: Mapping[int, KeptUser], place: int, events: int) -> None:
+        """Replace all states by those of `users`, which are as of `place` and made of so many `events`. Their rows are without
+        published ones, which are added.
         """
         with self._lock:
             self._kept, self._copies = [{} for _ in range(_BUCKETS)], None
             self._recent = OrderedDict.fromkeys(sorted(users, key=lambda user: users[user].place))
-            self.cost, self.place = 0, place
+            self.cost, self.place, self.events = 0, place, events
             dates = [int(rows[-1, _MS]) for user in users.values() for rows in user.windows.values() if len(rows)]
             self.latest_ms = max(dates, default=None)
             for (user_id, user), at in zip(users.items(), self._users(list(users)).tolist(), strict=True):
                 if len(published := self._published_rows(at)):
-                    windows = {name: np.concatenate((published, rows))[-self._keep :] for name, rows in user.windows.items()}
+                    windows = {name: _merged(published, rows)[-self._keep :] for name, rows in user.windows.items()}
                     user = KeptUser(user.place, windows)
                 self._kept[user_id % _BUCKETS][user_id] = user
                 self.cost += user.cost
 
     def fingerprint(self) -> bytes:
-        """Return a digest of all that rows depend on beside the events: the catalogue, the limits and the rules."""
+        """Return a digest of all that rows depend on beside the events: the catalogue, the ends of published histories, the
+        limits and the rules.
+        """
         rules = (
             self.row_words,
             (*HISTORY_FEEDBACK, *self.actions),
@@ -292,7 +303,7 @@ class UserStates:
         )
         limits = (self._keep, self._history_max, self._events_max)
         digest = blake2b(repr((*rules, *limits)).encode(), digest_size=16)
-        for column in (self._item_id, self._duration_ms):
+        for column in (self._item_id, self._duration_ms, self._history_until_ms):
             digest.update(np.ascontiguousarray(column).data)
         return digest.digest()
 
@@ -331,7 +342,8 @@ class UserStates:
         if not events:
             return self._no_rows
         rows = np.zeros((events, self.row_words), np.int64)
-        rows[:, _MS], rows[:, _POSITION], rows[:, _PLACE] = _OLDEST, np.arange(events), _PUBLISHED
+        rows[:, _MS], rows[:, _PLACE] = self._history_until_ms[at], _PUBLISHED
+        rows[:, _POSITION] = _LAST_POSITION - np.arange(events, 0, -1)  # after what else happened in that millisecond
         rest = rows[:, _REST:]
         rest.view(np.int32)[:, 0] = self._history_item[at, -events:]
         rest.view(np.float32)[:, self._feedback] = self._history_feedback[at, -events:]
@@ -342,6 +354,12 @@ def logged_rows(rows: Rows, first: int) -> Rows:
     """Return the rows of events that are in the log from the place `first` on: neither published ones nor expired ones."""
     kept = rows[:, _PLACE] >= max(first, 0)
     return rows if kept.all() else rows[kept]
+
+
+def _merged(old: Rows, new: Rows) -> Rows:
+    """Return the rows of both, each of which is sorted, in order."""
+    rows = np.concatenate((old, new))
+    return rows[_order(rows)] if len(old) and len(new) and old[-1, _MS] >= new[0, _MS] else rows
 
 
 def _cost(rows: Rows) -> int:

@@ -31,6 +31,9 @@ from numpy.typing import NDArray
 
 __all__ = ["Published", "PublishedError", "PublishedRecord"]
 
+_OPTIONAL = "history_until_ms"
+"""Array that runs did not always have."""
+
 
 class PublishedError(ValueError):
     """The published half of a run is missing or damaged. The message names the file."""
@@ -79,6 +82,9 @@ class Published:
     tower_row: NDArray[np.float32]  # [U, Et]
     history_item: NDArray[np.int32]  # [U, H] index into the item tables, oldest first, 0 = padding at the front
     history_feedback: NDArray[np.float32]  # [U, H, F]
+    history_until_ms: NDArray[
+        np.int64
+    ]  # [U] when the last event of the history happened; the smallest int64 = none, or unknown
 
     def save(self, folder: Path, record: PublishedRecord) -> None:
         """Write the arrays and, last, the record."""
@@ -92,7 +98,13 @@ class Published:
         """Map the arrays of `folder`. Raises `PublishedError`."""
         try:
             record = msgspec.json.decode((folder / "published.json").read_bytes(), type=PublishedRecord)
-            arrays = {f.name: np.load(folder / f"{f.name}.npy", mmap_mode="r", allow_pickle=False) for f in fields(cls)}
+            arrays = {
+                f.name: np.load(folder / f"{f.name}.npy", mmap_mode="r", allow_pickle=False)
+                for f in fields(cls)
+                if f.name != _OPTIONAL or (folder / f"{f.name}.npy").exists()
+            }
+            # A run of before has no such times. Its histories count as older than all feedback.
+            arrays.setdefault(_OPTIONAL, np.full(len(arrays["user_id"]), np.iinfo(np.int64).min))
         except (OSError, ValueError, msgspec.DecodeError) as error:
             raise PublishedError(f"Expected the published half of a run, got: {error} - at {folder}") from error
         return cls(**arrays), record

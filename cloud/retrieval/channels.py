@@ -6,6 +6,7 @@ A channel of your own is a subclass of `Channel`, named by its dotted name in a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import msgspec
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.pipeline.filters import AllowedOrder
 from pocketrank.cloud.pipeline.stage import Query, Resources
+from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.vectors.index import RetrievalError
 
 __all__ = ["Channel", "ChannelConfig", "Fresh", "Popular", "TwoTower", "TwoTowerConfig"]
@@ -88,10 +90,11 @@ class _Ordered(Channel):
 
     def __init__(self, config: ChannelConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        self._allowed = AllowedOrder(resources.filters, self.order)
+        self._allowed = AllowedOrder(resources.filters, partial(self.order, resources.catalogue))
 
+    @staticmethod
     @abstractmethod
-    def order(self) -> Int:
+    def order(catalogue: Catalogue) -> Int:
         """Return positions of items, best first."""
 
     def __call__(self, query: Query, k: int) -> Int:
@@ -102,14 +105,16 @@ class _Ordered(Channel):
 class Popular(_Ordered):
     """The items with the highest smoothed rate of the first task."""
 
-    def order(self) -> Int:
+    @staticmethod
+    def order(catalogue: Catalogue) -> Int:
         """See `Catalogue.by_popularity`."""
-        return self.resources.catalogue.by_popularity
+        return catalogue.by_popularity
 
 
 class Fresh(_Ordered):
     """The items that were uploaded last, without those of unknown age."""
 
-    def order(self) -> Int:
+    @staticmethod
+    def order(catalogue: Catalogue) -> Int:
         """See `Catalogue.by_freshness`."""
-        return self.resources.catalogue.by_freshness
+        return catalogue.by_freshness

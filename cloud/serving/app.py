@@ -1,4 +1,4 @@
-"""The server's ASGI application over one published run.
+"""The server's ASGI application over the run that is served.
 
 ::
 
@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 from fastapi import FastAPI
@@ -55,11 +56,13 @@ from pocketrank.cloud.serving.load.page_queue import BusyError, PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes, upload_routes
 from pocketrank.cloud.serving.routes.health import Health, health_router
+from pocketrank.cloud.serving.served_run import CurrentRun, RunFollower, RunRefusedError, ServedRun
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
 from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.tracing import make_tracer
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogOpenError
+from pocketrank.cloud.training.registry import RunRegistry
 from pocketrank.device.contract import (
     NO_FEEDBACK,
     ContractError,
@@ -83,6 +86,10 @@ def _check_records(log: FeedbackLog) -> None:
         raise LogOpenError("the feedback log", "records that can be read", f"{log.unreadable} that are skipped")
 
 
+def _check_index(name: str, engine: PageEngine) -> None:
+    engine.indexes[name].check()
+
+
 async def _flush_regularly(metrics: ServingMetrics) -> None:
     while True:
         await asyncio.sleep(_FLUSH_S)
@@ -90,7 +97,7 @@ async def _flush_regularly(metrics: ServingMetrics) -> None:
 
 
 def create_app(
-    engine: PageEngine,
+    serves: CurrentRun,
     bundle: Path | None,
     log: FeedbackLog,
     config: ServingConfig,
@@ -98,36 +105,38 @@ def create_app(
     access: Access,
     health: Health,
     uploads: Path | None = None,
+    registry: RunRegistry | None = None,
 ) -> ASGIApp:
-    """Return the application over `engine`, the bundle in the folder `bundle` and the feedback in `log`.
+    """Return the application over the run that `serves` holds, the bundle in the folder `bundle` and the feedback in `log`.
 
     The log is replayed first, from the snapshot of the users' states beside it. `uploads` is the folder of uploaded bundles;
-    without it there are no routes for uploads. The log and the engine may be closed once the application has shut down. Raises
-    `BundleFilesError`, `LogOpenError`.
+    without it there are no routes for uploads. With a `registry` its active run is followed. The log and the run that is served
+    by then may be closed once the application has shut down. Raises `BundleFilesError`, `LogOpenError`.
     """
-    record, limits = engine.record, config.pipeline.limits
+    limits = config.pipeline.limits
 
     # What is served.
-    store = BundleRepository(uploads, lambda: engine.splits.versions, config.bundles) if uploads else None
-    current = CurrentBundle(BundleFiles(bundle, record.split_version) if bundle else None, store)
+    store = BundleRepository(uploads, lambda: serves.engine.splits.versions, config.bundles) if uploads else None
+    current = CurrentBundle(BundleFiles(bundle, serves.engine.splits.versions) if bundle else None, store)
 
     # What observes it.
     tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
     metrics = ServingMetrics(tracer)
-    metrics.watch_unreadable("removed", lambda: engine.filters.unreadable)
+    metrics.watch_unreadable("removed", lambda: serves.engine.filters.unreadable)
     metrics.watch_unreadable("feedback_log", lambda: log.unreadable)
     telemetry = DeviceTelemetry(metrics.registry, config.telemetry)
 
     # Pages and feedback, each behind a queue of bounded length.
     price = ComputePrice(config.price)
     snapshot = StateSnapshot(log.derived, config.snapshot) if log.derived else None
-    intake = FeedbackIntake(log, engine.states, snapshot=snapshot)
-    make_page = PageMaker(engine, config.pipeline, observer=metrics, price=price)
+    intake = FeedbackIntake(log, serves.engine.states, snapshot=snapshot)
+    make_page = PageMaker(serves.engine, config.pipeline, observer=metrics, price=price)
+    metrics.serves(serves.run.name)
     feedback_queue = FeedbackQueue(intake, config.feedback_waiting)
-    own_ids = OwnIds(engine.ids, log.ids, config.log.bytes_max)
+    own_ids = OwnIds(serves.engine.ids, log.ids, config.log.bytes_max)
     ids = WireIds(own_ids)
     if access.user_keys is not None:
-        access.user_keys.accept_texts("user_id" in engine.ids.kinds)
+        access.user_keys.accept_texts("user_id" in own_ids.published.kinds)
 
     def make(request: PageRequest, since: float) -> Page:
         try:
@@ -147,7 +156,8 @@ def create_app(
         metrics.feedback(receipt)
         if acting := [i for i, event in enumerate(events) if event.actions]:
             taken = set(acting).difference(one.index for one in receipt.refused)
-            metrics.unknown_actions(sum(name not in record.actions for i in taken for name in events[i].actions or ()))
+            known = serves.engine.record.actions
+            metrics.unknown_actions(sum(name not in known for i in taken for name in events[i].actions or ()))
         return receipt
 
     async def keep_feedback(events: Sequence[FeedbackEvent], caller: Caller) -> bool:
@@ -184,10 +194,39 @@ def create_app(
         telemetry(batch.telemetry)
         return receipt
 
+    def prepare(other: ServedRun, is_wanted: Callable[[], bool]) -> Callable[[], None]:
+        """Make another run ready to be served, in a thread; return what makes pages come from it."""
+        maker = PageMaker(other.engine, config.pipeline, observer=metrics, price=price)
+        if missing := make_page.columns - maker.columns:
+            got = f"none of {', '.join(sorted(missing))}"
+            raise RunRefusedError(f"Expected the columns of pages that devices are used to, got {got} (restart the server)")
+        if other.engine.ids.kinds != own_ids.published.kinds:
+            expected, got = (", ".join(sorted(kinds)) or "none" for kinds in (own_ids.published.kinds, other.engine.ids.kinds))
+            raise RunRefusedError(f"Expected texts as ids of the kinds {expected}, got {got} (restart the server)")
+        # What the first page would have to wait for, and what may go wrong in it.
+        trial = PageRequest(request_id="", user_id=0, session_id="", now_ms=round(1e3 * time()), size=1)
+        PageMaker(other.engine, config.pipeline)(trial)
+        intake.prepare(other.engine.states, is_wanted)
+
+        def switch() -> None:
+            nonlocal make_page
+            intake.switch(other.engine.states)
+            own_ids.follow(other.engine.ids)
+            make_page = maker
+            metrics.serves(other.name)
+
+        return switch
+
+    follower = None if registry is None else RunFollower(registry, config, serves, prepare)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         flushing = asyncio.create_task(_flush_regularly(metrics))
+        if follower is not None:
+            follower.start()
         yield
+        if follower is not None:
+            await asyncio.to_thread(follower.close)
         flushing.cancel()
         feedback_queue.close()  # after the last answer
         intake.close()
@@ -197,13 +236,15 @@ def create_app(
 
     health.add("feedback_log", log.check, required=True)
     health.add("feedback_records", partial(_check_records, log), required=False)
-    if engine.filters.config.removed is not None:
-        health.add("removed", engine.filters.check, required=False)
-    health.add("store", engine.splits.check, required=False)
-    health.add("stages", engine.pipeline.check, required=False)
-    for name, index in engine.indexes.items():
+    if follower is not None:
+        health.add("run", follower.check, required=False)
+    if config.pipeline.filters.removed is not None:
+        health.add("removed", serves.check(lambda engine: engine.filters.check()), required=False)
+    health.add("store", serves.check(lambda engine: engine.splits.check()), required=False)
+    health.add("stages", serves.check(lambda engine: engine.pipeline.check()), required=False)
+    for name, index in serves.engine.indexes.items():
         if index.remote:
-            health.add(f"index_{name}", index.check, required=False)
+            health.add(f"index_{name}", serves.check(partial(_check_index, name)), required=False)
     if access.tokens is not None:
         health.add("tokens", access.tokens.check_file, required=False)
     if access.user_keys is not None:
@@ -228,14 +269,16 @@ def create_app(
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Return what is served."""
+        engine = serves.engine
         return {
             "status": "ok",
-            "split_version": record.split_version,
+            "run": serves.run.name,
+            "split_version": engine.record.split_version,
             "split_versions": sorted(engine.splits.versions),
             "items": len(engine.published.item_id) - 1,
             "users": len(engine.published.user_id) - 1,
             "own_ids": sorted(engine.ids.kinds),
-            "simulated": record.simulated,
+            "simulated": engine.record.simulated,
             "bundle": await current.maybe() is not None,
             "feedback_replayed": intake.replayed,
             "threads": engine.ranker.threads,

@@ -56,6 +56,11 @@ class ServingConfig:
     hung_s: float = 30.0
     """How long a call of a user's own stage or channel may hang before its worker ends in order and is replaced, in seconds. A
     server of one process goes on without what hangs."""
+    former_runs: int = 4
+    """Number of runs, served before the active one of a registry, whose split versions are still served to devices with their
+    bundles. Each takes the memory of its user tower; its vectors are mapped."""
+    registry_check_s: float = 1.0
+    """Pause in seconds between two looks at which run is active."""
     user_events_max: int = EVENTS_MAX
     """Events that are kept of all users, 48 bytes each. Beyond it the users go whose feedback is oldest."""
     seen_max: int = SEEN_MAX

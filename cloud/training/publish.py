@@ -13,19 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 
+from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.data.latest_events import LatestEvents
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.models.towers import LowerHalf
+from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.published.published import Published, PublishedRecord
 from pocketrank.cloud.training.device_model import DeviceModel, item_columns
 
 __all__ = ["GATE_ROWS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
 
+_ID_KINDS = ("user_id", "item_id", "author_id", "category")
+"""Kinds of ids whose texts serving needs."""
 GATE_ROWS = 2000
 """Number of gate rows."""
 
@@ -85,10 +91,11 @@ def publish(
     out: Path,
     *,
     simulated: bool,
+    ids: pa.Table | None = None,
 ) -> str:
     """Write the cloud half as of the end of the log into `out`, with users as of their `latest` events, and the gate rows.
 
-    Without a ranker its tables have no columns. `gates` are the gate rows of each window (`gate_arrays`). Returns the split
+    `ids` are the dictionaries of the log. Without a ranker its tables have no columns. `gates` are the gate rows of each window (`gate_arrays`). Returns the split
     version. Raises `ValueError` for item rows beyond fp16.
     """
     assert model.lower is not None
@@ -122,6 +129,7 @@ def publish(
             tower_row=lower.user(users).numpy(),
             history_item=history_item,
             history_feedback=history_feedback,
+            history_until_ms=np.where(latest.until_ms > 0, latest.until_ms, np.iinfo(np.int64).min),
         )
     record = PublishedRecord(
         split_version=split_version(lower),
@@ -129,6 +137,7 @@ def publish(
         history_max=history_max,
         tower_history_max=model.config.lower.history_max,
         scenes=samples.scenes,
+        actions=samples.history_feedback[len(HISTORY_FEEDBACK) :],
         ranker=ranker is not None,
         float_names=("duration_ms", *samples.item_float_names),
         category_names=("category", "author", *samples.item_category_names),
@@ -157,6 +166,11 @@ def publish(
     }
     to_onnx(_UserTower(lower), tower, "user_vector", out / "user_tower.onnx")
     np.savez(out / "gate.npz", **{name: np.concatenate([gate[name] for gate in gates]) for name in gates[0]})  # type: ignore[arg-type]
+    if ids is not None:
+        of_kind = {kind: ids.filter(pc.equal(ids["kind"], kind)) for kind in _ID_KINDS}
+        kinds = {kind: (rows["code"].to_numpy(), rows["text"].to_pylist()) for kind, rows in of_kind.items() if len(rows)}
+        if kinds:
+            PublishedIds.save(out, kinds)
     published.save(out, record)
     return record.split_version
 

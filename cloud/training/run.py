@@ -61,7 +61,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     """Every other number of the training, as plain values: `pocketrank.cloud.training.train.TrainConfig`."""
     versions: dict[str, str]
-    """Versions of the libraries that matter, by name."""
+    """Versions of the libraries that matter, by name; that of `pocketrank` is the version of the code."""
+    created: str | None = None
+    """When the training ended, as an ISO time in UTC."""
+    parent: str | None = None
+    """Run of the same folder that was active then, which this one may replace."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from pocketrank.cloud.training.part import Part, train_part
 from pocketrank.cloud.training.passes import Passes, held_out_rows, save_array, training_rows, validation_rows, warm_up_days
 from pocketrank.cloud.training.publish import gate_arrays, gate_rows, publish
 from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
+from pocketrank.cloud.training.registry import active_beside
 from pocketrank.cloud.training.run import Run, RunError, RunRecord
 from pocketrank.cloud.training.weights import load_weights, save_weights
 from pocketrank.device.contract import FeatureSpec, SearchSpec
@@ -177,6 +178,8 @@ def train(
             upper=config.device.upper,
             config=plain,
             versions={n: importlib.metadata.version(n) for n in ("pocketrank", "torch", "numpy", "onnxruntime")},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            parent=active_beside(out),
         ),
     )
     metrics = evaluate(out)
@@ -280,7 +283,7 @@ class _Seed:
                 model.enter(samples, statistics)
                 gates.append(gate_arrays(model, mine))
         assert model is not None
-        return publish(ranker, model, statistics, latest, gates, out, simulated=simulated)
+        return publish(ranker, model, statistics, latest, gates, out, simulated=simulated, ids=self.passes.stream.log.ids)
 
     @property
     def _pxtr(self) -> Path | None:

@@ -20,6 +20,7 @@ from pocketrank.sdk_demo.cli.forget import forget
 from pocketrank.sdk_demo.cli.inspect import inspect
 from pocketrank.sdk_demo.cli.keygen import keygen
 from pocketrank.sdk_demo.cli.release import release
+from pocketrank.sdk_demo.cli.runs import runs
 from pocketrank.sdk_demo.cli.serve import serve
 from pocketrank.sdk_demo.cli.token import token
 from pocketrank.sdk_demo.cli.train import train
@@ -33,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "train": train,
     "tune": tune,
     "evaluate": evaluate,
+    "runs": runs,
     "keygen": keygen,
     "export": export,
     "release": release,

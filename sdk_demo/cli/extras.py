@@ -8,6 +8,7 @@ _BY_COMMAND = {
     "data": "cloud",
     "train": "cloud",
     "evaluate": "cloud",
+    "runs": "serve",
     "keygen": "export",
     "export": "export",
     "release": "export",
@@ -27,6 +28,7 @@ _BY_LIBRARY = {
     "executorch": "executorch",
     "litert_torch": "tflite",
     "matplotlib": "demo",
+    "mlflow": "mlflow",
 }
 """Extras of the libraries that the extra of a command does not bring; `demo` brings all of them but ExecuTorch."""
 _LIBRARIES = frozenset(_BY_LIBRARY) | {

@@ -16,7 +16,17 @@ __all__ = ["serve"]
 
 
 def serve(
-    run: Annotated[Path, typer.Option(help="Folder that `pocketrank train` wrote.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Folder that `pocketrank train` wrote. Either this or --runs is required.")
+    ] = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of runs, or `mlflow:URI`: serves the active run, and follows `pocketrank runs activate` and "
+            "`rollback` without a restart.",
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(help="Folder that `pocketrank export` wrote; devices download it. [default: no bundle]"),
@@ -27,7 +37,9 @@ def serve(
         Path | None, typer.Option(help="TOML file that defines how a page is made. [default: retrieve, rank, fuse, spread]")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes; about one per core.")] = 1,
-    feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
+    feedback_db: Annotated[
+        Path | None, typer.Option(help="File of the feedback log. [default: feedback.db in the folder of --run or --runs]")
+    ] = None,
     keep_days: Annotated[
         float, typer.Option(min=0, help="Days for which feedback is kept after it was accepted; 0 keeps it for ever.")
     ] = 90.0,
@@ -69,7 +81,7 @@ def serve(
         typer.Option(min=1.0, help="Seconds that an idle connection is kept; more than a load balancer in front keeps one."),
     ] = 75.0,
 ) -> None:
-    """Serve pages from a run until interrupted.
+    """Serve pages from a run, or from the active one of a folder of runs, until interrupted.
 
     Candidates are retrieved from the index of the trained item tower and ranked by the trained ranker. Pages are columnar and
     carry the vectors of the split version that the device requests.
@@ -77,6 +89,14 @@ def serve(
     \b
     pocketrank serve --run runs/world --bundle runs/bundle --port 8080
     curl http://127.0.0.1:8080/healthz
+
+    With `--runs` the server follows the active run without a restart. The next run is opened in the background and replaces the
+    one before between two pages. One feedback log serves all runs: what users did after the data of a run counts on top of it.
+    A run that cannot be served is refused, and the one before stays; `/readyz` is `degraded` then.
+
+    \b
+    pocketrank runs activate world --runs runs
+    pocketrank serve --runs runs --port 8080
 
     Devices that verify signatures follow the release that `pocketrank release` writes into the folder of a signed bundle. The
     file is read at each request, so a roll-out, a revocation or a kill needs no restart. A new bundle does.
@@ -96,9 +116,12 @@ def serve(
     from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
     from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
     from pocketrank.cloud.streams.sqlite import SqliteLogConfig
+    from pocketrank.cloud.training.registry import open_registry
     from pocketrank.cloud.training.run import Run
     from pocketrank.device.session.counters import telemetry_names
 
+    if (run is None) == (runs is None):
+        raise OptionError("--run", "either --run RUN or --runs FOLDER", "neither" if run is None else "both")
     if user_keys is None and (user_audience is not None or user_issuer is not None or app_tokens):
         raise OptionError("--user-keys", "a file of keys, for the options of users' tokens", "none")
     config = ServingConfig(
@@ -114,7 +137,8 @@ def serve(
         server=ServerConfig(TlsConfig.of(tls_cert, tls_key), connections=ConnectionLimits(keep_alive_s=keep_alive)),
         telemetry=DeviceTelemetryConfig(names_known=telemetry_names()),
     )
-    serve_run(Run.open(run), bundle, host=host, port=port, feedback_db=feedback_db, config=config, anybody=anybody)
+    source = Run.open(run) if run is not None else open_registry(runs or "")
+    serve_run(source, bundle, host=host, port=port, feedback_db=feedback_db, config=config, anybody=anybody)
 
 
 def _trusted_keys(manifest: list[str], release: list[str]) -> TrustedKeys | None:

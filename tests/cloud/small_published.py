@@ -135,8 +135,13 @@ def small_run(
     time_zone: str = "UTC",
     split_version: str = SPLIT_VERSION,
     actions: tuple[str, ...] = (),
+    until_ms: int = np.iinfo(np.int64).min,
+    first_item: int = 1000,
 ) -> SmallRun:
-    """A run of `items` (ids 1000, 1003, …) and `users` (ids 1, 2, …), saved in `folder`; the last user has no history."""
+    """A run of `items` (ids 1000, 1003, …) and `users` (ids 1, 2, …), saved in `folder`; the last user has no history.
+
+    The histories of the others end at `until_ms`, by default at no known time.
+    """
     rng, feedback_width = np.random.default_rng(seed), F + len(actions)
     width, identity, user_width, tower_width, d, history_max, scenes = 7, 4, 5, 6, 8, 6, 3
 
@@ -152,7 +157,7 @@ def small_run(
         history[user, history_max - length :] = 1 + rng.choice(items, length, replace=False) if length else []
     feedback = (rng.random((users + 1, history_max, feedback_width)) < 0.5).astype(np.float32) * (history > 0)[..., None]
     published = Published(
-        item_id=np.concatenate([unknown, 1000 + 3 * np.arange(items)]),
+        item_id=np.concatenate([unknown, first_item + 3 * np.arange(items)]),
         item_row=draw(items + 1, width).astype(np.float16),
         item_identity=draw(items + 1, identity).astype(np.float16),
         item_vector=draw(items + 1, d).astype(np.float16),
@@ -166,6 +171,7 @@ def small_run(
         tower_row=draw(users + 1, tower_width),
         history_item=history,
         history_feedback=feedback.astype(np.float32),
+        history_until_ms=np.where((history > 0).any(1), until_ms, unknown[0]),
     )
     record = PublishedRecord(
         split_version=split_version,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -67,19 +68,20 @@ class ServedBundle(NamedTuple):
 class BundleFiles:
     """The bundle in a plain folder, as it was when this object was made.
 
-    The files are copied to a temporary folder, which is removed with this object. `split_version` is that of the run: a device
-    with a bundle of another run would never get vectors. Raises `BundleFilesError`.
+    The files are copied to a temporary folder, which is removed with this object. `split_versions` are those that are served: a
+    device with a bundle of another one would never get vectors. Raises `BundleFilesError`.
     """
 
-    def __init__(self, folder: Path, split_version: str) -> None:
+    def __init__(self, folder: Path, split_versions: Collection[str]) -> None:
         try:
             raw = (folder / "manifest.json").read_bytes()
             manifest = from_json(raw, BundleManifest)
         except (OSError, ContractError) as error:
             raise BundleFilesError(f"Expected a bundle with manifest.json, got: {error} - at {folder}") from error
-        if manifest.split_version != split_version:
+        if manifest.split_version not in split_versions:
+            served = " or ".join(sorted(split_versions))
             raise BundleFilesError(
-                f"Expected a bundle of split version {split_version}, got {manifest.split_version} - at {folder}. "
+                f"Expected a bundle of split version {served}, got {manifest.split_version} - at {folder}. "
                 "Export the bundle from the run that is served."
             )
         if (total := sum(entry.bytes for entry in manifest.files)) > _BUNDLE_BYTES_MAX:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import structs
 
 from pocketrank.cloud.pages.own_ids import OwnIds
+from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.serving.access.access import Caller
 from pocketrank.cloud.serving.http.wire import JSON, MSGPACK, decode
 from pocketrank.cloud.streams.feedback_log import FeedbackLogError
@@ -42,7 +43,11 @@ class WireIds:
     """Reader of requests and writer of pages with the own ids of `ids`."""
 
     def __init__(self, ids: OwnIds) -> None:
-        self._ids, self._published = ids, ids.published
+        self._ids = ids
+
+    @property
+    def _published(self) -> PublishedIds:
+        return self._ids.published
 
     def decode(self, kind: str, body: bytes, codes: type[S], texts: type[S]) -> S:
         """Return the request in `body`, whose content type is `kind`, with codes for all ids but those of feedback that nobody
@@ -129,7 +134,11 @@ class WireIds:
         wanted = "item_id" in self._published.kinds if request.own_ids is msgspec.UNSET else request.own_ids
         if not (wanted and isinstance(answer, Page)):
             return answer
-        keys = self._published.texts("item_id", from_block(answer.candidates.item_id))
+        codes = from_block(answer.candidates.item_id)
+        try:
+            keys = self._published.texts("item_id", codes)
+        except KeyError:  # another run is served since the page was made
+            keys = self._ids.former.texts("item_id", codes)
         return structs.replace(answer, candidates=structs.replace(answer.candidates, item_key=tuple(keys)))
 
 

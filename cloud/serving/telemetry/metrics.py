@@ -14,6 +14,8 @@
     pocketrank_compute_price                              now; the highest of all workers
     pocketrank_queue_length                               page requests that wait now; the sum of all workers
     pocketrank_unreadable{source}                         lines or records of `removed` and `feedback_log` that are skipped now
+    pocketrank_served_run{run}                            number of workers that serve the run now
+    pocketrank_run_switches_total                         times that a worker went over to another run
 
 A page makes a dozen observations. prometheus_client takes 2 to 3 µs for each, and twice that when a model's run has emptied the
 caches. So they are summed up here in a third of a microsecond and passed on by `flush`, which the application calls a few times
@@ -102,6 +104,10 @@ class ServingMetrics(PageObserver):
         self._queue = gauge("pocketrank_queue_length", "Page requests that wait now.", multiprocess_mode="livesum")
         skipped = "Lines or records that are skipped because they cannot be read."
         self._unreadable = gauge("pocketrank_unreadable", skipped, ["source"], multiprocess_mode="livemax")
+        serving = "Number of workers that serve the run now."
+        self._runs = gauge("pocketrank_served_run", serving, ["run"], multiprocess_mode="livesum")
+        self._switches = counter("pocketrank_run_switches", "Times that a worker went over to another run.")
+        self._run: str | None = None
         self._counts_unreadable: dict[str, Callable[[], int]] = {}
         self._accepted, self._duplicates = events.labels("accepted"), events.labels("duplicate")
         self._refused = events.labels("refused")
@@ -151,6 +157,14 @@ class ServingMetrics(PageObserver):
     def watch_unreadable(self, source: str, count: Callable[[], int]) -> None:
         """Report `count()`, the number of lines or records of `source` that cannot be read, at each flush."""
         self._counts_unreadable[source] = count
+
+    def serves(self, run: str) -> None:
+        """Report that pages are made from the run of this name from now on."""
+        if self._run is not None:
+            self._runs.labels(self._run).set(0)
+            self._switches.inc()
+        self._runs.labels(run).set(1)
+        self._run = run
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request. `route` and `method` are labels: see `route_label` and `method_label`."""

@@ -11,6 +11,8 @@ import pytest
 from pocketrank.cloud.pages.engine import fill_stores, open_engine
 from pocketrank.cloud.pages.renewal import Renewal
 from pocketrank.cloud.pipeline.config import PipelineConfig, StoreConfig
+from pocketrank.cloud.pipeline.stage import Deadline
+from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.stores.base import StoreUnavailableError, StoreWriteError
 from pocketrank.cloud.stores.mapped import MappedStore
@@ -72,6 +74,17 @@ def test_a_server_waits_for_another_one_that_fills_the_same_files(run: SmallRun)
         other.close()
         filling.result()
     assert rows(run) == 61
+
+
+def test_a_former_run_of_the_same_split_version_does_not_replace_the_served_one(run: SmallRun, tmp_path: Path) -> None:
+    former = [Run.open(small_run(tmp_path / name, seed=seed, split_version=version).folder) for name, seed, version in
+              (("same", 1, SPLIT_VERSION), ("older", 2, "0lder"), ("oldest", 3, "0lder"))]  # fmt: skip
+    opened, config, ids = Run.open(run.folder), ServingConfig(), np.asarray(run.published.item_id)
+    fill_stores(opened, config, former)
+    with open_engine(opened, config, former) as engine:
+        assert engine.splits.versions == {SPLIT_VERSION, "0lder"}
+        for version, published in ((SPLIT_VERSION, run.published), ("0lder", Published.open(former[1].published)[0])):
+            np.testing.assert_array_equal(engine.splits.items(version, ids, Deadline(10)).vectors, published.item_vector)
 
 
 def test_vectors_do_not_expire_while_a_server_needs_them(run: SmallRun) -> None:

@@ -27,13 +27,16 @@ _SCRIPT = """
 import pickle, resource, sys
 from pathlib import Path
 from pocketrank.cloud.serving.process.serve import serve
+from pocketrank.cloud.training.registry import FolderRegistry
 from pocketrank.cloud.training.run import Run
 if __name__ == "__main__":
     run, bundle, db, port, file_bytes_max, config = sys.argv[1:]
     if int(file_bytes_max):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes_max),) * 2)
     config = pickle.loads(bytes.fromhex(config))
-    serve(Run.open(Path(run)), Path(bundle) if bundle else None, port=int(port), feedback_db=Path(db), config=config)
+    run = Path(run)
+    source = FolderRegistry(run) if (run / "active.json").exists() else Run.open(run)
+    serve(source, Path(bundle) if bundle else None, port=int(port), feedback_db=Path(db), config=config)
 """
 
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -68,7 +71,10 @@ def live(
     file_bytes_max: int = 0,
     config: ServingConfig | None = None,
 ) -> Iterator[Live]:
-    """Start a server on a free port, wait until it says that it is ready, and kill it at the end."""
+    """Start a server on a free port, wait until it says that it is ready, and kill it at the end.
+
+    `run` is a run, or a folder of runs of which one is active.
+    """
     args = command(run, db, bundle, bytes_max=bytes_max, file_bytes_max=file_bytes_max, config=config)
     with started(args, stderr) as running:
         yield running

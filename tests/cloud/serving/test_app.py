@@ -257,6 +257,7 @@ def test_health_says_what_is_served(server: Live) -> None:
     health = server.send("GET", "/healthz").json()
     assert health == {
         "status": "ok",
+        "run": "run",
         "split_version": SPLIT_VERSION,
         "split_versions": [SPLIT_VERSION],
         "items": 60,

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,18 @@ def test_a_run_records_its_data_and_numbers(run: Run, log: ImpressionLog) -> Non
     assert (record.data, record.simulated, record.data_digest, record.seeds) == ("world", True, log.digest(), (0, 1))
     assert record.config["stream"]["learning_rate"] == QUICK.stream.learning_rate
     assert list((run.folder / "tensorboard").iterdir())
+    assert record.created is not None
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(record.created)) < timedelta(days=1)
+    assert record.parent is None
+
+
+def test_published_histories_end_with_the_last_event_of_each_user(run: Run, log: ImpressionLog) -> None:
+    published, _ = Published.open(run.published)
+    last = dict.fromkeys(published.user_id.tolist(), np.iinfo(np.int64).min)
+    for user, ms in zip(log.impressions["user_id"].to_pylist(), log.impressions["impression_ms"].to_pylist(), strict=True):
+        last[user] = max(last[user], ms)
+    assert len(set(last.values())) > 10
+    assert published.history_until_ms.tolist() == list(last.values())
 
 
 def test_metrics_are_those_of_the_predictions_on_the_test_rows(run: Run) -> None:

@@ -13,6 +13,7 @@ COMMANDS = (
     "data",
     "train",
     "evaluate",
+    "runs",
     "keygen",
     "export",
     "release",

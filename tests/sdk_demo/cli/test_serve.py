@@ -11,7 +11,7 @@ from pocketrank.export.signing import generate_key, read_key, sign_manifest
 from pocketrank.sdk_demo.cli import main
 from pocketrank.sdk_demo.uploader import BundleUploader, UploadError
 from tests.cloud.serving.live import MSGPACK, request, write_bundle
-from tests.cloud.serving.running import started
+from tests.cloud.serving.running import started, until
 from tests.cloud.small_published import small_run
 
 
@@ -51,6 +51,38 @@ def test_keys_that_cannot_be_used_are_refused_in_one_line(
     told = capsys.readouterr().err
     assert (ended.value.code, told.count("\n")) == (2, 1)
     assert told.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(("options", "got"), [([], "neither"), (["--run", "a", "--runs", "b"], "both")])
+def test_either_a_run_or_a_folder_of_runs_is_served(capsys: pytest.CaptureFixture[str], options: list[str], got: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *options])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: --run: expected either --run RUN or --runs FOLDER, got `{got}`\n"
+
+
+def test_a_server_of_a_folder_of_runs_follows_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*args: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(["runs", *args])
+        assert ended.value.code == 0
+
+    for seed, name in enumerate(("monday", "tuesday")):
+        small_run(tmp_path / "runs" / name, seed=seed, split_version=name)
+    monkeypatch.chdir(tmp_path)
+    call("activate", "monday")
+    code = "import sys; from pocketrank.sdk_demo.cli import main; main(sys.argv[1:])"
+    with started([sys.executable, "-c", code, "serve", "--runs", "runs", "--port", "0"]) as server:
+
+        def served() -> object:
+            return server.send("GET", "/healthz").json()["run"]
+
+        assert served() == "monday"
+        assert (tmp_path / "runs" / "feedback.db").is_file()
+        call("activate", "tuesday")
+        until(lambda: served() == "tuesday", "the activated run")
+        call("rollback")
+        until(lambda: served() == "monday", "the run of before")
 
 
 def test_a_private_key_is_not_taken_for_a_public_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
