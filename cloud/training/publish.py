@@ -30,7 +30,7 @@ from pocketrank.cloud.training.device_model import DeviceModel, item_columns
 
 __all__ = ["GATE_ROWS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
 
-_ID_KINDS = ("user_id", "item_id", "author_id", "category")
+_ID_KINDS = ("user_id", "item_id", "author_id")
 """Kinds of ids whose texts serving needs."""
 GATE_ROWS = 2000
 """Number of gate rows."""
@@ -95,8 +95,8 @@ def publish(
 ) -> str:
     """Write the cloud half as of the end of the log into `out`, with users as of their `latest` events, and the gate rows.
 
-    `ids` are the dictionaries of the log. Without a ranker its tables have no columns. `gates` are the gate rows of each window (`gate_arrays`). Returns the split
-    version. Raises `ValueError` for item rows beyond fp16.
+    `ids` are the dictionaries of the log. Without a ranker its tables have no columns. `gates` are the gate rows of each window
+    (`gate_arrays`). Returns the split version. Raises `ValueError` for item rows beyond fp16.
     """
     assert model.lower is not None
     samples, lower = model.samples, model.lower

@@ -27,7 +27,7 @@ _NOT_FALLBACKS = frozenset({"pages", "reranks", "events"})
 def print_emulation(console: Console, report: Mapping[str, Any], latency: Mapping[str, Any]) -> None:
     """Print `report`, that of `pocketrank.sdk_demo.emulator.emulate`, and its `latency_ms`."""
     table = Table(
-        title=f"simulated users, per session ({report['sessions']} for each policy)", title_justify="left", box=SIMPLE_HEAD
+        title=f"{_users(report)}, per session ({report['sessions']} for each policy)", title_justify="left", box=SIMPLE_HEAD
     )
     table.add_column("policy", no_wrap=True)
     for name in _FIGURES:
@@ -51,6 +51,11 @@ def print_emulation(console: Console, report: Mapping[str, Any], latency: Mappin
             taken.pop("shown_elsewhere", None)  # the oracle shows every item outside of the feed's order
         if taken:
             print_line(console, f"fallbacks, {policy}: " + ", ".join(f"{name} {count}" for name, count in taken.items()))
+
+
+def _users(report: Mapping[str, Any]) -> str:
+    drawn = report.get("responses", "simulated")
+    return "simulated users" if drawn == "simulated" else f"users of the log, responses {drawn}"
 
 
 def _with_interval(value: float, ends: Sequence[float] | None, digits: int) -> str:

@@ -14,6 +14,7 @@ from threading import Event, Lock
 import numpy as np
 
 from pocketrank.device import CloudClient
+from pocketrank.sdk_demo.emulator.logged import LoggedUser, LoggedUsers
 from pocketrank.sdk_demo.emulator.phone import Phone
 from pocketrank.sdk_demo.emulator.policies import Policy
 from pocketrank.sdk_demo.emulator.records import SessionRecord
@@ -45,7 +46,7 @@ def plan(users: int, sessions: int, seed: int) -> list[Visit]:
 
 def run_fleet(
     server: str,
-    world: World,
+    users: World | LoggedUsers,
     visits: Sequence[Visit],
     policies: Sequence[Policy],
     *,
@@ -70,7 +71,7 @@ def run_fleet(
         with CloudClient(server, timeout_s=PATIENCE_S) as client:
             phone = Phone(client, policy, experiment=experiment, turn=turn, feedback_delay_ms=feedback_delay_ms, traces=traces)
             return [
-                phone(_session(world, one.user_id, number, seed), f"{experiment}/{one.user_id}.{number}", stop)
+                phone(_session(users, one.user_id, number, seed), f"{experiment}/{one.user_id}.{number}", stop)
                 for number in range(one.sessions)
             ]
 
@@ -90,8 +91,8 @@ def run_fleet(
     return [record for key in sorted(jobs) for record in jobs[key].result()]
 
 
-def _session(world: World, user_id: int, number: int, seed: int) -> UserSession:
+def _session(users: World | LoggedUsers, user_id: int, number: int, seed: int) -> UserSession | LoggedUser:
     """Return a user's session on evening `number` after the log."""
     of_round = seed + number * _ROUND_SEEDS
-    session = world.session(user_id, seed=of_round)
-    return world.session(user_id, seed=of_round, start_ms=session.now_ms + number * _DAY_MS) if number else session
+    session = users.session(user_id, seed=of_round)
+    return users.session(user_id, seed=of_round, start_ms=session.now_ms + number * _DAY_MS) if number else session

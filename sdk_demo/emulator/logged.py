@@ -1,8 +1,8 @@
-"""Users of a log in the place of simulated ones: what a user does with an item is what the log has of another impression of it.
+"""Users of a log in the place of simulated ones: what a user does with an item is what the log has of an impression of it.
 
-So a server of a team's own log is tried with its users and items. Responses are drawn at random from the log's impressions of the
-item, whoever saw it: they follow the item alone, and neither the user nor the session. The figures of such sessions say that
-everything works, and nothing about gains.
+So a server of a team's own log is tried with its users and items. Responses are drawn at random from the log's impressions of
+the item, whoever saw it: they follow the item alone, and neither the user nor the session. The figures of such sessions say
+that everything works, and nothing about gains.
 """
 
 from __future__ import annotations

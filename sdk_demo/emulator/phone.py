@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from pocketrank.device import ClientError, CloudClient, FeedbackEvent, FeedSession, SessionConfig, Tracer
 from pocketrank.sdk_demo.emulator.asking import RandomPaging
+from pocketrank.sdk_demo.emulator.logged import LoggedUser
 from pocketrank.sdk_demo.emulator.policies import Policy
 from pocketrank.sdk_demo.emulator.records import SessionRecord
 from pocketrank.sdk_demo.world import UserSession
@@ -43,7 +44,7 @@ class Phone:
         self._client, self._policy, self._experiment, self._turn = client, policy, experiment, turn
         self._feedback_delay_ms, self._traces = feedback_delay_ms, traces
 
-    def __call__(self, user: UserSession, session_id: str, stop: Event) -> SessionRecord:
+    def __call__(self, user: UserSession | LoggedUser, session_id: str, stop: Event) -> SessionRecord:
         """Swipe until the user leaves, or `stop` is set.
 
         Raises `ClientError` when a page request fails and nothing is left to show, `TracePlaceError` when a trace of that
@@ -54,7 +55,7 @@ class Phone:
         with Tracer(self._traces / f"{self._policy.name}-{session_id.rpartition('/')[2]}.trace") as tracer:
             return self._run(user, session_id, stop, tracer)
 
-    def _run(self, user: UserSession, session_id: str, stop: Event, tracer: Tracer | None) -> SessionRecord:
+    def _run(self, user: UserSession | LoggedUser, session_id: str, stop: Event, tracer: Tracer | None) -> SessionRecord:
         record = SessionRecord(self._policy.name, user.user_id)
         paging = self._policy.paging_for(user)
         feed = FeedSession(
@@ -98,7 +99,7 @@ class Phone:
         record.candidates += page.candidates.item_id.shape[0]
         feed.take(page)
 
-    def _swipe(self, feed: FeedSession, user: UserSession, record: SessionRecord) -> bool:
+    def _swipe(self, feed: FeedSession, user: UserSession | LoggedUser, record: SessionRecord) -> bool:
         """Show one item and return True, or return False when there is none."""
         reranks, started = feed.counters.reranks, perf_counter()
         item = self._policy.pick(feed, user)

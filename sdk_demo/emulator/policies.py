@@ -16,6 +16,7 @@ from pocketrank.device import Bundle, FeedSession, FixedPaging, Paging, Ranker
 from pocketrank.device.contract import SearchSpec
 from pocketrank.device.model.search import GREEDY
 from pocketrank.sdk_demo.emulator.errors import PolicyError
+from pocketrank.sdk_demo.emulator.logged import LoggedUser
 from pocketrank.sdk_demo.world import UserSession
 
 __all__ = [
@@ -49,12 +50,12 @@ class Policy(ABC):
         self.ranker: Ranker | None = None
         """Ranker of the phone's `FeedSession`."""
 
-    def paging_for(self, user: UserSession) -> Paging | None:
+    def paging_for(self, user: UserSession | LoggedUser) -> Paging | None:
         """Return the paging of one session."""
         return self.paging
 
     @abstractmethod
-    def pick(self, feed: FeedSession, user: UserSession) -> int | None:
+    def pick(self, feed: FeedSession, user: UserSession | LoggedUser) -> int | None:
         """Return the item to show now, None when the feed holds no items."""
 
 
@@ -63,7 +64,7 @@ class CloudOrder(Policy):
 
     name = "cloud_order"
 
-    def pick(self, feed: FeedSession, user: UserSession) -> int | None:
+    def pick(self, feed: FeedSession, user: UserSession | LoggedUser) -> int | None:
         """See `Policy`."""
         return feed.next()
 
@@ -96,7 +97,7 @@ class OnDevice(Policy):
         """Return the search of its phones; None is that of the bundle."""
         return None
 
-    def pick(self, feed: FeedSession, user: UserSession) -> int | None:
+    def pick(self, feed: FeedSession, user: UserSession | LoggedUser) -> int | None:
         """See `Policy`."""
         return feed.next()
 

@@ -11,10 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
+from pocketrank.cloud.data.log import Log
 from pocketrank.device import Bundle, CloudClient
 from pocketrank.sdk_demo.emulator.errors import EmulatorError, PolicyError, WrongWorldError
 from pocketrank.sdk_demo.emulator.figures import figures
 from pocketrank.sdk_demo.emulator.fleet import plan, run_fleet
+from pocketrank.sdk_demo.emulator.logged import LoggedUsers
 from pocketrank.sdk_demo.emulator.policies import DEFAULT_POLICIES, POLICIES, Policy
 from pocketrank.sdk_demo.emulator.records import SessionRecord
 from pocketrank.sdk_demo.world import World, WorldConfig
@@ -45,6 +47,7 @@ def play(
     bundle: Path | None = None,
     feedback_delay_s: float = 0.0,
     traces: Path | None = None,
+    log: Log | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> EmulationResult:
     """Run `sessions` sessions under each policy against `server`, on `clients` phones at a time.
@@ -52,9 +55,9 @@ def play(
     All policies have the same users with the same seeds. Each has an experiment of its own at the server, whose feedback no
     other experiment sees, so that equal seeds give equal results however often a server is used. A policy is a name in
     `POLICIES`, or a function that makes one from a bundle. `world` is the world that the server's run was trained in, or its
-    TOML file (None: the default world), `bundle` the folder to install on the phones (None: downloaded from the server). Phones
-    delay their feedback by `feedback_delay_s` of the user's time and write a trace of each session into the folder `traces`.
-    `progress` is called with the share done.
+    TOML file (None: the default world); with a `log` its users swipe (`logged`), and there is no world. `bundle` is the folder
+    to install on the phones (None: downloaded from the server). Phones delay their feedback by `feedback_delay_s` of the user's
+    time and write a trace of each session into the folder `traces`. `progress` is called with the share done.
 
     Raises `ClientError` when the server is unavailable for longer than a page lasts, `BundleError`, `RuntimeLoadError`,
     `WorldError`, `TraceError`, and `EmulatorError` (the tree is in `errors`).
@@ -79,8 +82,14 @@ def play(
     with ExitStack() as stack:
         client = stack.enter_context(CloudClient(server))
         health = client.health()
-        users_world = World(world if isinstance(world, WorldConfig) else WorldConfig.load(world))
-        _check_world(server, health, users_world)
+        users: World | LoggedUsers
+        if log is None:
+            users = World(world if isinstance(world, WorldConfig) else WorldConfig.load(world))
+            _check_world(server, health, users)
+        else:
+            users = LoggedUsers(log)
+            if health.get("items") != len(log.items):
+                raise WrongWorldError(server, f"a run of {len(log.items)} items", f"a run of {health.get('items')} items")
         opened = None
         if any(not isinstance(policy, str) or POLICIES[policy].uses_models for policy in policies):
             if bundle is None:
@@ -90,10 +99,10 @@ def play(
                 opened = Bundle.open(bundle)
         made = [factory(opened) for factory in factories]
         client.close()  # each phone has a connection of its own
-        visits = plan(len(users_world.users), sessions, seed)
+        visits = plan(len(users.users), sessions, seed)
         records = run_fleet(
             server,
-            users_world,
+            users,
             visits,
             made,
             clients=clients,
@@ -117,6 +126,7 @@ def emulate(
     policies: Sequence[str] = DEFAULT_POLICIES,
     bundle: Path | None = None,
     traces: Path | None = None,
+    log: Log | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Run `play` and return its report of plain values: that of `figures.figures`, the arguments, and `simulated` true."""
@@ -130,10 +140,12 @@ def emulate(
         policies=policies,
         bundle=bundle,
         traces=traces,
+        log=log,
         progress=progress,
     )
     return {
         "simulated": True,
+        "responses": "simulated" if log is None else "drawn from the log's impressions of the same item",
         "sessions": sessions,
         "users": result.users,
         "clients": clients,
