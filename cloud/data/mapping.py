@@ -114,7 +114,7 @@ class Mapping:
         `id_bits` are the bits of the hashes that become codes of ids.
         """
         self._db, self._path, self._file, self._tables = db, path, file, tables
-        self._codes = IdCodes(db, id_bits)
+        self._codes, self._label_types = IdCodes(db, id_bits), dict[str, str]()
         tables.open()
         self._results = {
             name: result for name, query in self._queries().items() if (result := self._run(name, query)) is not None
@@ -397,12 +397,14 @@ class Mapping:
         for name, condition in labels.items():
             with duckdb_errors(self._path, f"$.labels.{name}"):
                 try:
-                    self._db.execute(f"DESCRIBE SELECT ({condition}\n) FROM ({rows})")
+                    described = fetch(self._db, f"DESCRIBE SELECT ({condition}\n) FROM ({rows})")
                 except duckdb.BinderException as error:
                     self._raise_odd_text(f"{result.sql} {condition}", error)
                     raise
+                self._label_types[name] = str(described[0][1])
         checks = [
-            _Check(name, f"q.{quoted(name)} IS NOT NULL AND {_is_01(f'q.{quoted(name)}')} IS NULL", "0 or 1") for name in labels
+            _Check(name, f"q.{quoted(name)} IS NOT NULL AND {_is_01(f'q.{quoted(name)}', type_)} IS NULL", "0 or 1")
+            for name, type_ in self._label_types.items()
         ]
 
         def find(number: int) -> None:
@@ -483,7 +485,8 @@ class Mapping:
 
     def _labelled(self, source: str) -> str:
         conditions = ", ".join(
-            f"{_is_01(f'({condition}{chr(10)})')} AS {quoted('#' + name)}" for name, condition in self._file.labels.items()
+            f"{_is_01(f'({condition}{chr(10)})', self._label_types[name])} AS {quoted('#' + name)}"
+            for name, condition in self._file.labels.items()
         )
         return f"SELECT *, {conditions} FROM ({self._with_duration(source)})"
 
@@ -549,9 +552,11 @@ def _counts(checks: Sequence[_Check]) -> str:
     return ", ".join(f"count(*) FILTER (WHERE {check.wrong})" for check in checks)
 
 
-def _is_01(value: str) -> str:
+def _is_01(value: str, type_: str) -> str:
     """Return SQL that is true for true and 1, false for false and 0, and null for anything else."""
-    return f"CASE TRY_CAST({value} AS DOUBLE) WHEN 1 THEN true WHEN 0 THEN false END"
+    if type_ == "BOOLEAN":
+        return value
+    return f"CASE {value if type_ in WHOLE_NUMBERS else f'TRY_CAST({value} AS DOUBLE)'} WHEN 1 THEN true WHEN 0 THEN false END"
 
 
 def _is_category(type_: str) -> bool:
