@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from pocketrank.cloud.data.column_checks import is_float
 from pocketrank.cloud.data.data_file import DataFile, open_data_file
 from pocketrank.cloud.data.id_codes import WHOLE_NUMBERS
 from pocketrank.cloud.data.import_log import connect
@@ -142,7 +143,11 @@ class _Check:
         inputs = {name: f"i.{quoted(name)}" for name in known}
         joins = ""
         for table, key in (("users", "user_id"), ("items", "item_id")):
-            numbers = [name for name, type_ in columns[table].items() if _is_number(type_) and name not in _CODES]
+            numbers = [
+                name
+                for name, type_ in columns[table].items()
+                if (type_ in WHOLE_NUMBERS or is_float(type_)) and name not in _CODES
+            ]
             inputs |= {f"{table}.{name}": f"{table}.{quoted(name)}" for name in numbers}
             joins += f" LEFT JOIN q_{table} AS {table} ON CAST({table}.{key} AS VARCHAR) = CAST(i.{key} AS VARCHAR)"
         if not inputs:
@@ -177,10 +182,6 @@ _LOCAL = 'CAST(make_timestamptz("#ms" * 1000) AS TIMESTAMP)'
 
 def _label(name: str) -> str:
     return quoted("#" + name)
-
-
-def _is_number(type_: str) -> bool:
-    return type_ in WHOLE_NUMBERS or type_ in ("FLOAT", "DOUBLE") or type_.startswith("DECIMAL")
 
 
 def _local(ms: int, zone: str) -> str:

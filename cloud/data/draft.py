@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import msgspec
 
+from pocketrank.cloud.data.column_checks import is_float
 from pocketrank.cloud.data.data_file import DataFile
 from pocketrank.cloud.data.id_codes import WHOLE_NUMBERS
 from pocketrank.cloud.data.schema import DataError
@@ -185,7 +186,7 @@ def _impressions(log: _Table) -> Iterator[str]:
         column = log.roles.get(role)
         chosen.append(_as(column, role) if column else f"NULL AS {role}  -- which column is it?")
         used.add(column)
-    if (column := log.roles.get("watch")) and (log.types[column] in WHOLE_NUMBERS or _is_float(log.types[column])):
+    if (column := log.roles.get("watch")) and (log.types[column] in WHOLE_NUMBERS or is_float(log.types[column])):
         seconds = log.ends[column][1] is not None and log.ends[column][1] < 10_000 and "ms" not in column
         unit = "seconds" if seconds else "milliseconds"
         chosen.append(f"{'1000 * ' if seconds else ''}{_sql(column)} AS watch_ms  -- if `{column}` is in {unit}")
@@ -244,7 +245,7 @@ def _users(users: _Table) -> Iterator[str]:
     for column, type_ in users.types.items():
         if column == key:
             continue
-        if type_ in WHOLE_NUMBERS or _is_float(type_):
+        if type_ in WHOLE_NUMBERS or is_float(type_):
             low, high = users.ends[column]
             size = f"ln(1 + {_sql(column)})" if low is not None and low >= 0 and high > 1 else f"CAST({_sql(column)} AS DOUBLE)"
             chosen.append(f"{size} AS {_sql(column)}")
@@ -264,7 +265,7 @@ def _labels(log: _Table) -> Iterator[str]:
             name = re.sub(r"^is_", "", re.sub(r"\W", "_", _snake(column)))
             found[name] = _sql(column)
     rating = log.roles.get("rating")
-    if rating is not None and (log.types[rating] in WHOLE_NUMBERS or _is_float(log.types[rating])):
+    if rating is not None and (log.types[rating] in WHOLE_NUMBERS or is_float(log.types[rating])):
         found["like"] = f"{_sql(rating)} >= {_high(log.ends[rating])}"
     if not found and (log.roles.get("watch") is not None):
         found["long_view"] = "watch_ms >= 7000"
@@ -294,10 +295,6 @@ def _unit(log: _Table, column: str) -> str | None:
 def _high(ends: tuple[Any, Any]) -> str:
     """Return four fifths of the highest rating, as 4 is of 5."""
     return f"{0.8 * float(ends[1]):g}"
-
-
-def _is_float(type_: str) -> bool:
-    return type_ in ("FLOAT", "DOUBLE") or type_.startswith("DECIMAL")
 
 
 def _sql(name: str) -> str:

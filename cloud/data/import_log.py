@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import duckdb
 import msgspec
 
+from pocketrank import __version__
 from pocketrank.cloud.data.data_file import DataFile, open_data_file
 from pocketrank.cloud.data.id_codes import HASH_BITS
 from pocketrank.cloud.data.log import LogWriter, StoredLog, open_log
@@ -34,6 +35,8 @@ Progress = Callable[[float], None]
 
 MEMORY_LIMIT = "1GB"
 """Memory of DuckDB, beyond which it moves rows to disk. Arrow's and Python's come on top: some 300 MB for any log."""
+_THREADS = 8
+"""Largest number of threads of DuckDB, each of which needs some 125 MB."""
 _MAPPED = 0.5
 """Share of the progress at which the queries have run."""
 
@@ -48,7 +51,8 @@ def import_log(
 ) -> StoredLog:
     """Write the log of the data file `path` into `folder`, or open the one that was made from the same files before.
 
-    Files are the same if the data file's text, and their names, sizes and times of modification are. `tables` is the folder
+    Files are the same if the data file's text, and their names, sizes and times of modification are; another version of this
+    package makes the log anew. `tables` is the folder
     where the paths in the data file begin, by default that of the data file; `progress` receives the share that is done, 0 to
     1. `id_bits` are the bits of the hashes that become codes of ids. Rows of a query that are equal in all columns count once.
     Raises `DataError`; `folder` is then unchanged.
@@ -120,6 +124,7 @@ def connect(file: DataFile, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]
         db.execute(f"SET memory_limit = {text_literal(MEMORY_LIMIT)}")
         db.execute(f"SET temp_directory = {text_literal(spill)}")
         db.execute(f"SET TimeZone = {text_literal(file.time_zone)}")
+        db.execute(f"SET threads = {min(_THREADS, os.cpu_count() or 1)}")
         db.execute("SET enable_progress_bar = false")
         yield db
 
@@ -131,7 +136,8 @@ def _fingerprint(path: Path, sources: SourceTables, id_bits: int) -> str:
         for name, files in sources.files.items()
         for file in files
     ]
-    return hashlib.sha256(path.read_bytes() + msgspec.json.encode((files, id_bits))).hexdigest()
+    made_by = (__version__, id_bits)
+    return hashlib.sha256(path.read_bytes() + msgspec.json.encode((files, made_by))).hexdigest()
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -30,12 +30,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from pocketrank.cloud.data.column_checks import Check, counts, is_01, is_float, number_check
 from pocketrank.cloud.data.data_file import DataFile, Query
+from pocketrank.cloud.data.duplicates import KEYS, REST, without_duplicates
 from pocketrank.cloud.data.id_codes import HASH_BITS, ID_TEXT_MAX, WHOLE_NUMBERS, IdCodes
 from pocketrank.cloud.data.schema import (
     HISTORY,
@@ -72,22 +71,10 @@ _OWN_COLUMNS = {
 }
 """Columns that are no further attributes."""
 _NAN = "'nan'::FLOAT"
-_KEYS = ("impression_ms", "user_id", "item_id")
 _ANY_TIMES_MS = (-62_135_596_800_000, 253_402_300_799_999)
 _ROW_ERRORS = (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException)
 """Errors of a query that a value of a row may cause."""
 _NULL = "\0"
-_FLOAT_MAX = 3.4e38
-_INT_MAX = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class _Check:
-    """A condition, in SQL over the row `q` of a query, that no value of a column may meet."""
-
-    column: str
-    wrong: str
-    expected: str
 
 
 @dataclass(frozen=True)
@@ -116,9 +103,7 @@ class Mapping:
         self._db, self._path, self._file, self._tables = db, path, file, tables
         self._codes, self._label_types = IdCodes(db, id_bits), dict[str, str]()
         tables.open()
-        self._results = {
-            name: result for name, query in self._queries().items() if (result := self._run(name, query)) is not None
-        }
+        self._results = {name: self._run(name, query) for name, query in self._queries().items()}
         for name in ("items", "users"):
             self._check_unique(self._results[name], _REQUIRED[name][0])
         for kind in _ID_KINDS:
@@ -167,12 +152,12 @@ class Mapping:
         columns = self._impression_columns(result, schema)
         # Columns that are in no table, or changed in it, tell rows apart as well.
         others = [quoted(name) for name, type_ in result.types.items() if not self._is_kept(name, type_)]
-        rest = {"rest": f"hash({', '.join(f'q.{name}' for name in others)})"} if others else {}
+        rest = {REST: f"hash({', '.join(f'q.{name}' for name in others)})"} if others else {}
         joins = "".join(self._codes.join(kind, f"q.{quoted(kind)}") for kind in _ID_KINDS if kind in result.types)
         chosen = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in (columns | rest).items())
-        sql = f"SELECT {chosen} FROM ({self._labelled(result.table)}) AS q{joins} ORDER BY {', '.join(_KEYS)}"
+        sql = f"SELECT {chosen} FROM ({self._labelled(result.table)}) AS q{joins} ORDER BY {', '.join(KEYS)}"
         with duckdb_errors(self._path, "$.impressions.sql"):
-            for batch in _without_duplicates(self._db.sql(sql).to_arrow_reader(rows)):
+            for batch in without_duplicates(self._db.sql(sql).to_arrow_reader(rows)):
                 yield _as(batch, schema)
 
     @property
@@ -325,9 +310,9 @@ class Mapping:
 
     # Checks.
 
-    def _checks(self, result: _Result) -> list[_Check]:
+    def _checks(self, result: _Result) -> list[Check]:
         """Return the checks of all columns that the log takes from a query."""
-        checks = [_Check(name, f"q.{name} IS NULL", "a value") for name in _REQUIRED[result.name]]
+        checks = [Check(name, f"q.{name} IS NULL", "a value") for name in _REQUIRED[result.name]]
         for kind in _ID_KINDS:
             if kind in result.types:
                 checks += self._id_checks(result, kind)
@@ -335,60 +320,60 @@ class Mapping:
             checks.append(self._time_check(result, "time", TIMES_MS, "a time from 1990 to 2099"))
             for name, (low, high) in RANGES["impressions"].items():
                 if name in result.types and name != "impression_ms":
-                    checks.append(_number_check(result, name, IMPRESSIONS.field(name).type, low, high))
+                    checks.append(number_check(name, result.types[name], IMPRESSIONS.field(name).type, low, high))
             ranged = (*RANGES["impressions"], *_ID_KINDS, *LABELS)
             for field in IMPRESSIONS:
                 if field.name in result.types and field.name not in (*ranged, *self._file.labels):
                     low, high = (0, 1) if pa.types.is_boolean(field.type) else (-math.inf, math.inf)
-                    checks.append(_number_check(result, field.name, field.type, low, high))
+                    checks.append(number_check(field.name, result.types[field.name], field.type, low, high))
             for name in self.scores:
                 if name.removeprefix(SCORE) not in self._file.labels:
                     known = ", ".join(f"{SCORE}{label}" for label in self._file.labels)
                     self._fail("impressions", f"expected scores of labels, {known}, got `{name}`", name)
-                checks.append(_number_check(result, name, pa.float32(), 0, 1))
+                checks.append(number_check(name, result.types[name], pa.float32(), 0, 1))
         if result.name == "items":
             if "duration_ms" in result.types:
-                checks.append(_number_check(result, "duration_ms", pa.int64(), 0, math.inf))
+                checks.append(number_check("duration_ms", result.types["duration_ms"], pa.int64(), 0, math.inf))
             if "upload_time" in result.types:
                 checks.append(self._time_check(result, "upload_time", _ANY_TIMES_MS, "a time from year 1 to 9999"))
         if result.name in _OWN_COLUMNS:
             for name in self._attributes(result.name)[1]:
-                checks.append(_number_check(result, name, pa.float32(), -math.inf, math.inf))
+                checks.append(number_check(name, result.types[name], pa.float32(), -math.inf, math.inf))
         if result.name == "history":
             for name in ("long_view", "like"):
                 if name in result.types:
-                    checks.append(_number_check(result, name, pa.bool_(), 0, 1))
+                    checks.append(number_check(name, result.types[name], pa.bool_(), 0, 1))
         return checks
 
-    def _id_checks(self, result: _Result, kind: str) -> list[_Check]:
+    def _id_checks(self, result: _Result, kind: str) -> list[Check]:
         type_ = result.types[kind]
         if type_ in WHOLE_NUMBERS:
             return []
         if type_ not in _TEXT_IDS and not type_.startswith("ENUM"):
             hint = f"CAST({kind} AS BIGINT) if its values are whole, or CAST({kind} AS VARCHAR)"
-            if _is_float(type_):
+            if is_float(type_):
                 hint += f'; CSV that has larger numbers needs `types = {{ {kind} = "VARCHAR" }}`'
             self._fail(result.name, f"expected ids that are whole numbers or text, got {type_}; write {hint}", kind)
         wrong = f"NOT length(CAST(q.{kind} AS VARCHAR)) BETWEEN 1 AND {ID_TEXT_MAX}"
-        return [_Check(kind, wrong, f"an id of 1 to {ID_TEXT_MAX} characters")]
+        return [Check(kind, wrong, f"an id of 1 to {ID_TEXT_MAX} characters")]
 
-    def _time_check(self, result: _Result, column: str, ends_ms: tuple[int, int], expected: str) -> _Check:
+    def _time_check(self, result: _Result, column: str, ends_ms: tuple[int, int], expected: str) -> Check:
         type_, (low, high) = result.types[column], ends_ms
         if type_ == "DATE" or type_.startswith("TIMESTAMP"):
             wrong = f"NOT (isfinite(q.{column}) AND epoch_ms(CAST(q.{column} AS TIMESTAMPTZ)) BETWEEN {low} AND {high})"
-            return _Check(column, wrong, expected)
-        if not (type_ in WHOLE_NUMBERS or _is_float(type_) or type_ in _TEXT_IDS[2:]):
+            return Check(column, wrong, expected)
+        if not (type_ in WHOLE_NUMBERS or is_float(type_) or type_ in _TEXT_IDS[2:]):
             hint = f"CAST({column} AS TIMESTAMP) or strptime({column}, '%d/%m/%Y %H:%M:%S') makes one"
             if type_ == "VARCHAR":  # because of one row, perhaps
                 times = f"coalesce(TRY_CAST(q.{column} AS DOUBLE), epoch(TRY_CAST(q.{column} AS TIMESTAMP)))"
                 if fetch(self._db, f"SELECT 1 FROM {result.table} AS q WHERE {times} IS NOT NULL LIMIT 1"):
-                    self._check(result, [_Check(column, f"q.{column} IS NOT NULL AND {times} IS NULL", "a number or a time")])
+                    self._check(result, [Check(column, f"q.{column} IS NOT NULL AND {times} IS NULL", "a number or a time")])
             self._fail(result.name, f"expected a number or a time, got {type_}; {hint}", column)
         if self._file.time_unit is None:
             raise DataError(str(self._path), "$.time_unit: expected `s`, `ms`, `us` or `ns`, because times are numbers")
         factor = _MS[self._file.time_unit]
         wrong = f"NOT q.{column} BETWEEN {math.ceil(low / factor)} AND {math.floor(high / factor)}"
-        return _Check(column, wrong, f'{expected} by `time_unit = "{self._file.time_unit}"`')
+        return Check(column, wrong, f'{expected} by `time_unit = "{self._file.time_unit}"`')
 
     def _check_labels(self) -> None:
         """Raise for labels that are no conditions, or that fail on a row."""
@@ -403,7 +388,7 @@ class Mapping:
                     raise
                 self._label_types[name] = str(described[0][1])
         checks = [
-            _Check(name, f"q.{quoted(name)} IS NOT NULL AND {_is_01(f'q.{quoted(name)}', type_)} IS NULL", "0 or 1")
+            Check(name, f"q.{quoted(name)} IS NOT NULL AND {is_01(f'q.{quoted(name)}', type_)} IS NULL", "0 or 1")
             for name, type_ in self._label_types.items()
         ]
 
@@ -420,26 +405,26 @@ class Mapping:
 
         values = ", ".join(f"({condition}\n) AS {quoted(name)}" for name, condition in labels.items())
         try:
-            counts = fetch(self._db, f"SELECT {_counts(checks)} FROM (SELECT {values} FROM ({rows})) AS q")[0]
+            found = fetch(self._db, f"SELECT {counts(checks)} FROM (SELECT {values} FROM ({rows})) AS q")[0]
         except _ROW_ERRORS:
-            counts = (1,) * len(labels)
-        for number, count in enumerate(counts):
+            found = (1,) * len(labels)
+        for number, count in enumerate(found):
             if count:
                 find(number)
 
-    def _check(self, result: _Result, checks: Sequence[_Check]) -> None:
+    def _check(self, result: _Result, checks: Sequence[Check]) -> None:
         """Raise for the first check that fails, at the row of a file."""
         where = f"$.{result.name}.sql"
         with duckdb_errors(self._path, where):
             for check, number in zip(
-                checks, fetch(self._db, f"SELECT {_counts(checks)} FROM {result.table} AS q")[0], strict=True
+                checks, fetch(self._db, f"SELECT {counts(checks)} FROM {result.table} AS q")[0], strict=True
             ):
                 if number:
                     column = quoted(check.column)
                     wrong = fetch(self._db, f"SELECT {column} FROM {result.table} AS q WHERE {check.wrong} LIMIT 1")
                     self._raise_value(where, check, result.sql, _short(wrong[0][0]), result.sql)
 
-    def _raise_value(self, where: str, check: _Check, sql: str, got: str, names: str) -> NoReturn:
+    def _raise_value(self, where: str, check: Check, sql: str, got: str, names: str) -> NoReturn:
         """Raise for a value that a check finds in a query; `names` has the names of the tables that it reads."""
         wanted = f"SELECT CAST(q.{quoted(check.column)} AS VARCHAR) FROM ({sql}\n) AS q WHERE {check.wrong} LIMIT 1"
 
@@ -457,7 +442,7 @@ class Mapping:
         twice = f"SELECT {column} FROM {result.table} GROUP BY {column} HAVING count(*) > 1 ORDER BY {column} LIMIT 1"
         if found := fetch(self._db, twice):
             value = found[0][0]
-            check = _Check(column, f"q.{column} = {text_literal(str(value))}", f"one row for each {column}")
+            check = Check(column, f"q.{column} = {text_literal(str(value))}", f"one row for each {column}")
             several = f"several that differ for {_short(value)}"
             self._raise_value(f"$.{result.name}.sql", check, result.sql, several, result.sql)
 
@@ -485,7 +470,7 @@ class Mapping:
 
     def _labelled(self, source: str) -> str:
         conditions = ", ".join(
-            f"{_is_01(f'({condition}{chr(10)})', self._label_types[name])} AS {quoted('#' + name)}"
+            f"{is_01(f'({condition}{chr(10)})', self._label_types[name])} AS {quoted('#' + name)}"
             for name, condition in self._file.labels.items()
         )
         return f"SELECT *, {conditions} FROM ({self._with_duration(source)})"
@@ -498,7 +483,7 @@ class Mapping:
         return f"SELECT i.*, d.duration_ms FROM {source} AS i LEFT JOIN q_items AS d ON i.item_id = d.item_id"
 
     def _whole(self, result: _Result, column: str) -> str:
-        return f"CAST(round(q.{column}) AS BIGINT)" if _is_float(result.types[column]) else f"CAST(q.{column} AS BIGINT)"
+        return f"CAST(round(q.{column}) AS BIGINT)" if is_float(result.types[column]) else f"CAST(q.{column} AS BIGINT)"
 
     def _time(self, result: _Result, column: str) -> str:
         """Return SQL for a time in milliseconds since the epoch."""
@@ -521,7 +506,7 @@ class Mapping:
                 continue
             if _is_category(type_):
                 categories[column] = f"coalesce({self._codes.code(f'{name}.{column}', f'q.{quoted(column)}')}, 0)"
-            elif _is_float(type_):
+            elif is_float(type_):
                 numbers[column] = f"CAST(q.{quoted(column)} AS FLOAT)"
             else:
                 got = f"got {type_}; CAST it AS VARCHAR for a category, or AS DOUBLE for a number"
@@ -548,48 +533,8 @@ class Mapping:
         raise DataError(str(self._path), f"$.{name}.sql: {message}", column=column)
 
 
-def _counts(checks: Sequence[_Check]) -> str:
-    return ", ".join(f"count(*) FILTER (WHERE {check.wrong})" for check in checks)
-
-
-def _is_01(value: str, type_: str) -> str:
-    """Return SQL that is true for true and 1, false for false and 0, and null for anything else."""
-    if type_ == "BOOLEAN":
-        return value
-    return f"CASE {value if type_ in WHOLE_NUMBERS else f'TRY_CAST({value} AS DOUBLE)'} WHEN 1 THEN true WHEN 0 THEN false END"
-
-
 def _is_category(type_: str) -> bool:
     return type_ in ("VARCHAR", "BOOLEAN", *WHOLE_NUMBERS) or type_.startswith("ENUM")
-
-
-def _is_float(type_: str) -> bool:
-    return type_ in ("FLOAT", "DOUBLE") or type_.startswith("DECIMAL")
-
-
-def _number_check(result: _Result, name: str, kind: pa.DataType, low: float, high: float) -> _Check:
-    """Return the check that a column holds numbers of a type within a range, or nothing."""
-    column, type_ = f"q.{quoted(name)}", result.types[name]
-    number = f"TRY_CAST({column} AS {'DOUBLE' if pa.types.is_floating(kind) or _is_float(type_) else 'HUGEINT'})"
-    if pa.types.is_floating(kind):
-        low, high = max(low, -_FLOAT_MAX), min(high, _FLOAT_MAX)
-        expected = "a finite number" if max(-low, high) == _FLOAT_MAX else "a number"
-    else:
-        bits = 1 if pa.types.is_boolean(kind) else kind.bit_width
-        low, high = (0, 1) if bits == 1 else (max(low, -(2 ** (bits - 1))), min(high, 2 ** (bits - 1) - 1))
-        expected = "a whole number"
-    within = f"{number} BETWEEN {_sql(low)} AND {_sql(high)}"
-    if not pa.types.is_floating(kind) and _is_float(type_) and name not in ("watch_ms", "duration_ms"):
-        within += f" AND {number} = round({number})"
-    if max(-low, high) < _FLOAT_MAX and high != _INT_MAX:
-        expected += f" from {low:g} to {high:g}"
-    elif low == 0:
-        expected += " from 0"
-    return _Check(name, f"{column} IS NOT NULL AND NOT coalesce({within}, false)", expected)
-
-
-def _sql(value: float) -> str:
-    return repr(value) if isinstance(value, float) else str(int(value))
 
 
 def _short(value: object) -> str:
@@ -603,52 +548,3 @@ def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _without_duplicates(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    """Yield sorted rows without those that equal another one. Rows with the same keys are sorted by all columns.
-
-    A table ends before rows that may go on in the next batch.
-    """
-    held: pa.Table | None = None
-    for batch in batches:
-        if not len(batch):
-            continue
-        rows = pa.Table.from_batches([batch]) if held is None else pa.concat_tables([held, pa.Table.from_batches([batch])])
-        again = _equal_neighbours(rows, _KEYS)
-        last = int(np.flatnonzero(~again)[-1])
-        if last:
-            yield _distinct(rows.slice(0, last), again[:last])
-        held = rows.slice(last)
-    if held is not None:
-        yield _distinct(held, _equal_neighbours(held, _KEYS))
-
-
-def _equal_neighbours(rows: pa.Table, columns: Sequence[str]) -> NDArray[np.bool_]:
-    """Return for each row whether it equals the row before in these columns; nulls are equal."""
-    again = np.zeros(len(rows), bool)
-    again[1:] = True
-    for name in columns:
-        values = rows[name].combine_chunks()
-        before, after = values.slice(0, len(values) - 1), values.slice(1)
-        equal = pc.fill_null(pc.equal(before, after), False)
-        if values.null_count:
-            equal = pc.or_(equal, pc.and_(pc.is_null(before), pc.is_null(after)))
-        again[1:] &= equal.to_numpy(zero_copy_only=False)
-    return again
-
-
-def _distinct(rows: pa.Table, again: NDArray[np.bool_]) -> pa.Table:
-    """Return each of equal rows once; `again` says which rows have the keys of the row before."""
-    if again.any():
-        tied = np.flatnonzero(again | np.append(again[1:], False))
-        names = [*_KEYS, *(name for name in rows.column_names if name not in _KEYS)]
-        ties = rows.take(pa.array(tied))
-        order = np.asarray(pc.sort_indices(ties, [(name, "ascending") for name in names]))
-        kept = ~_equal_neighbours(ties.take(pa.array(order)), names)
-        places = np.arange(len(rows))
-        places[tied] = tied[order]
-        keep = np.ones(len(rows), bool)
-        keep[tied] = kept
-        rows = rows.take(pa.array(places[keep]))
-    return rows.drop_columns("rest") if "rest" in rows.column_names else rows
