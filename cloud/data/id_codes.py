@@ -1,13 +1,12 @@
 """Codes of ids, computed in DuckDB, and the dictionary of the texts that they stand for.
 
 A kind of ids whose columns are all whole numbers of 64 bits has none: such an id is its own code. The code of any other id is
-a hash of its text, so that it is the same in every log. Of several texts with one hash, the first in the order of texts keeps
-it; each other one gets that of the text, a zero byte and 1, 2, … that is free.
+that of `pocketrank.device.contract.ids`, a hash of its text. Of several texts with one hash, the first in the order of texts
+keeps it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import duckdb
@@ -15,14 +14,12 @@ import pyarrow as pa
 
 from pocketrank.cloud.data.schema import IDS
 from pocketrank.cloud.data.source_tables import fetch, quoted, text_literal
+from pocketrank.device.contract import CODE_BITS, code_choices
 
-__all__ = ["HASH_BITS", "ID_TEXT_MAX", "WHOLE_NUMBERS", "IdCodes"]
+__all__ = ["CATEGORY_MAX", "WHOLE_NUMBERS", "IdCodes"]
 
 WHOLE_NUMBERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"})
 """DuckDB's types whose values are codes themselves."""
-HASH_BITS = 63
-ID_TEXT_MAX = 256
-"""Largest number of characters of an id."""
 CATEGORY_MAX = 1_000_000
 """Largest number that is its own code of a category, because models have a row of weights for each code up to the largest."""
 
@@ -30,7 +27,7 @@ CATEGORY_MAX = 1_000_000
 class IdCodes:
     """Dictionaries by kind, which is the name of a column of the log."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, bits: int = HASH_BITS) -> None:
+    def __init__(self, db: duckdb.DuckDBPyConnection, bits: int = CODE_BITS) -> None:
         """`bits` are those of a hash that are used."""
         self._db, self._bits = db, bits
         self._kinds: list[str] = []
@@ -89,10 +86,8 @@ class IdCodes:
             f"WHERE code IN ({shared})) WHERE place > 1 ORDER BY text"
         )
         for (text,) in fetch(self._db, later):
-            code, number = None, 0
-            while code is None or fetch(self._db, f"SELECT 1 FROM {table} WHERE code = {code}"):
-                number += 1
-                code = _hash(f"{text}\0{number}", self._bits)
+            choices = code_choices(text, self._bits)
+            code = next(one for one in choices if not fetch(self._db, f"SELECT 1 FROM {table} WHERE code = {one}"))
             self._db.execute(f"UPDATE {table} SET code = ? WHERE text = ?", [code, text])
 
 
@@ -101,9 +96,5 @@ def _alias(kind: str) -> str:
 
 
 def _hash_sql(text: str, bits: int) -> str:
+    """Return SQL for `id_code`."""
     return f"md5_number_lower({text}) & {(1 << bits) - 1}::UBIGINT"
-
-
-def _hash(text: str, bits: int) -> int:
-    last = hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:]
-    return int.from_bytes(last, "little") & ((1 << bits) - 1)

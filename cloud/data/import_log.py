@@ -21,11 +21,11 @@ import msgspec
 
 from pocketrank import __version__
 from pocketrank.cloud.data.data_file import DataFile, open_data_file
-from pocketrank.cloud.data.id_codes import HASH_BITS
 from pocketrank.cloud.data.log import LogWriter, StoredLog, open_log
 from pocketrank.cloud.data.mapping import Mapping
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
 from pocketrank.cloud.data.source_tables import SourceTables, text_literal
+from pocketrank.device.contract import CODE_BITS
 
 __all__ = ["MEMORY_LIMIT", "connect", "import_log", "load_mapped"]
 
@@ -47,7 +47,7 @@ def import_log(
     *,
     tables: Path | None = None,
     progress: Progress | None = None,
-    id_bits: int = HASH_BITS,
+    id_bits: int = CODE_BITS,
 ) -> StoredLog:
     """Write the log of the data file `path` into `folder`, or open the one that was made from the same files before.
 

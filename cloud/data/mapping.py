@@ -9,8 +9,7 @@ impressions  `user_id`, `item_id`, `time`    `watch_ms`, `session_id`, `page_id`
                                              event, `pxtr_LABEL` (scores from 0 to 1, made before the item was shown), any other
 items        `item_id`                       `duration_ms`, `author_id`, `music_id`, `category`, `upload_time`, `vector`, any
                                              other as for users
-users        `user_id`                       any other: texts, booleans and whole numbers are categories, floats and decimals
-                                             are numbers
+users        `user_id`                       any other: texts and booleans are categories, numbers are numbers
 history      `user_id`, `item_id`, `time`    `long_view`, `like`; `time` is anything that has an order
 pages        `page_id`, `item_id`            `position`, the order of the page
 ===========  ==============================  ==============================================================================
@@ -35,7 +34,7 @@ import pyarrow as pa
 from pocketrank.cloud.data.column_checks import Check, counts, is_01, is_float, number_check
 from pocketrank.cloud.data.data_file import DataFile, Query
 from pocketrank.cloud.data.duplicates import KEYS, REST, without_duplicates
-from pocketrank.cloud.data.id_codes import HASH_BITS, ID_TEXT_MAX, WHOLE_NUMBERS, IdCodes
+from pocketrank.cloud.data.id_codes import WHOLE_NUMBERS, IdCodes
 from pocketrank.cloud.data.schema import (
     HISTORY,
     IMPRESSIONS,
@@ -48,6 +47,7 @@ from pocketrank.cloud.data.schema import (
 )
 from pocketrank.cloud.data.source_tables import SourceTables, duckdb_errors, fetch, names_table, quoted, text_literal
 from pocketrank.cloud.data.validate import RANGES, TIMES_MS
+from pocketrank.device.contract import CODE_BITS, ID_TEXT_MAX
 
 __all__ = ["SCORE", "Mapping"]
 
@@ -94,7 +94,7 @@ class Mapping:
     """The tables of one data file's log. Impressions can be read once; the other tables are in memory."""
 
     def __init__(
-        self, db: duckdb.DuckDBPyConnection, path: Path, file: DataFile, tables: SourceTables, id_bits: int = HASH_BITS
+        self, db: duckdb.DuckDBPyConnection, path: Path, file: DataFile, tables: SourceTables, id_bits: int = CODE_BITS
     ) -> None:
         """Run the queries and check what they return. Raises `DataError`.
 
@@ -506,7 +506,7 @@ class Mapping:
                 continue
             if _is_category(type_):
                 categories[column] = f"coalesce({self._codes.code(f'{name}.{column}', f'q.{quoted(column)}')}, 0)"
-            elif is_float(type_):
+            elif type_ in WHOLE_NUMBERS or is_float(type_):
                 numbers[column] = f"CAST(q.{quoted(column)} AS FLOAT)"
             else:
                 got = f"got {type_}; CAST it AS VARCHAR for a category, or AS DOUBLE for a number"
@@ -534,7 +534,7 @@ class Mapping:
 
 
 def _is_category(type_: str) -> bool:
-    return type_ in ("VARCHAR", "BOOLEAN", *WHOLE_NUMBERS) or type_.startswith("ENUM")
+    return type_ in ("VARCHAR", "BOOLEAN") or type_.startswith("ENUM")
 
 
 def _short(value: object) -> str:
