@@ -50,6 +50,10 @@ class IdCodes:
                 return
         self._learn(kind, [(column, type_, table)], "row_number() OVER (ORDER BY text)")
 
+    def key(self, kind: str, column: str) -> str:
+        """Return SQL for an id by which tables of different types can be compared."""
+        return f"CAST({column} AS VARCHAR)" if kind in self._kinds else column
+
     def code(self, kind: str, column: str) -> str:
         """Return SQL for the code of an id; it needs the `join` in its FROM clause."""
         return f"{_alias(kind)}.code" if kind in self._kinds else f"CAST({column} AS BIGINT)"

@@ -192,12 +192,13 @@ class Mapping:
             columns["floats"] = f"[{', '.join(f'coalesce({sql}, {_NAN})' for sql in numbers.values())}]::FLOAT[]"
         kinds = [kind for kind in ("item_id", "author_id", "music_id", "category") if kind in result.types]
         known = self._select(columns, f"{result.table} AS q{self._joins(kinds)}{self._attribute_joins('items')}", ITEMS)
+        key = self._codes.key("item_id", "item_id")
         elsewhere = " UNION ".join(
-            f"SELECT CAST(item_id AS VARCHAR) AS item_id FROM {self._results[name].table}"
+            f"SELECT {key} AS item_id FROM {self._results[name].table}"
             for name in ("impressions", "pages")
             if name in self._results
         )
-        others = f"({elsewhere} EXCEPT SELECT CAST(item_id AS VARCHAR) FROM {result.table}) AS q{self._joins(['item_id'])}"
+        others = f"({elsewhere} EXCEPT SELECT {key} FROM {result.table}) AS q{self._joins(['item_id'])}"
         columns = {name: columns[name] if name == "item_id" else "0" for name in columns if name in ("item_id", "category")}
         unknown = self._select(columns | {"duration_ms": "0"}, others, ITEMS)
         return pa.concat_tables([known, unknown]).combine_chunks().sort_by("item_id")

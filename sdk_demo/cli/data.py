@@ -39,7 +39,7 @@ def _data() -> None:
     pocketrank data import tables/data.toml --out logs/first
     pocketrank train --data logs/first --out runs/first
 
-    `train` also takes the data file itself, and then imports first.
+    `train` also takes the data file itself, and then imports first. Writes a data file, a report, or a log.
     """
 
 

@@ -12,6 +12,7 @@ from pocketrank.sdk_demo.cli.app import app
 COMMANDS = (
     "data",
     "train",
+    "tune",
     "evaluate",
     "runs",
     "keygen",
