@@ -111,7 +111,14 @@ def callers(port: int) -> list[Caller]:
 def children(pid: int) -> list[int]:
     """Return the process ids of a supervisor's workers."""
     found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in found if b"spawn_main" in _command_line(child)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:  # it has just ended
+        return b""
 
 
 def test_feedback_sent_to_one_worker_is_known_to_the_other(run: SmallRun, tmp_path: Path) -> None:
