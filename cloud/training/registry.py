@@ -39,11 +39,9 @@ __all__ = [
     "RunRegistry",
     "active_beside",
     "listed",
-    "open_registry",
 ]
 
 _FORMAT = 1
-_MLFLOW = "mlflow:"
 
 
 class RegistryError(RunError):
@@ -272,13 +270,3 @@ def active_beside(folder: Path) -> str | None:
     except RegistryError:
         return None
     return active.run if active is not None and active.run != folder.resolve().name else None
-
-
-def open_registry(text: str) -> RunRegistry:
-    """Return the registry that `text` names: a folder, or `mlflow:URI#FOLDER`, which downloads runs into FOLDER (`runs`)."""
-    if not text.startswith(_MLFLOW):
-        return FolderRegistry(Path(text).expanduser())
-    from pocketrank.cloud.training.mlflow_registry import MlflowRegistry  # few teams have its library
-
-    uri, _, folder = text.removeprefix(_MLFLOW).partition("#")
-    return MlflowRegistry(uri, Path(folder or "runs").expanduser())

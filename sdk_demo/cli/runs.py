@@ -181,7 +181,7 @@ def rollback(folder: Folder = "runs", json: Json = None) -> None:
 
 
 def _registry(folder: str) -> RunRegistry:
-    from pocketrank.cloud.training.registry import open_registry
+    from pocketrank.cloud.training.registry_opening import open_registry
 
     return open_registry(folder)
 

@@ -116,7 +116,7 @@ def serve(
     from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
     from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
     from pocketrank.cloud.streams.sqlite import SqliteLogConfig
-    from pocketrank.cloud.training.registry import open_registry
+    from pocketrank.cloud.training.registry_opening import open_registry
     from pocketrank.cloud.training.run import Run
     from pocketrank.device.session.counters import telemetry_names
 

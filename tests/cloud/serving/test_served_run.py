@@ -185,7 +185,7 @@ def test_no_page_fails_or_mixes_two_runs_while_the_active_run_changes(runs: Runs
 
 def test_each_worker_follows_also_one_that_replaces_a_killed_one(runs: Runs, tmp_path: Path) -> None:
     with serving(runs, tmp_path, workers=2) as server:
-        phones = Phones(server.port, runs, count=2)
+        phones = Phones(server.port, runs, count=1)
         phones.see("a")
         before = children(server.process.pid)
         runs.registry.activate("b")

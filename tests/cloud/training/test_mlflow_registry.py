@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pocketrank.cloud.training.registry import RegistryError, open_registry
+from pocketrank.cloud.training.registry import RegistryError
+from pocketrank.cloud.training.registry_opening import open_registry
 from pocketrank.cloud.training.run import Run
 from tests.cloud.small_published import small_run
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from pocketrank.cloud.published.published import PublishedError
-from pocketrank.cloud.training.registry import FolderRegistry, RegistryError, RunRegistry, active_beside, open_registry
+from pocketrank.cloud.training.registry import FolderRegistry, RegistryError, RunRegistry, active_beside
+from pocketrank.cloud.training.registry_opening import open_registry
 from pocketrank.cloud.training.run import Run, RunError
 from tests.cloud.small_published import small_run
 
