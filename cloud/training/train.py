@@ -248,15 +248,19 @@ class _Seed:
         tests = [self._test_columns(samples) for samples, _ in self.passes.windows(self._pxtr)]
         lists = np.cumsum([0, *(test["lists"].max(initial=-1) + 1 for test in tests)])
         for test, first in zip(tests, lists, strict=False):
-            test["lists"] += first
+            test["lists"] = test["lists"] + first
         for name in tests[0]:
             save_array(self.folder / f"{name}.npy", np.concatenate([test[name] for test in tests]))
 
     def _test_columns(self, samples: Samples) -> dict[str, np.ndarray]:
         rows = held_out_rows(samples)
         event, lists = samples.row_event[rows], samples.row_list[rows]
-        columns = {"labels": samples.event_labels, "server_score": samples.event_pxtr, "users": samples.event_user}
-        return {name: column[event] for name, column in columns.items()} | {"lists": lists}
+        return {
+            "labels": samples.event_labels[event],
+            "server_score": samples.event_pxtr[event],
+            "users": samples.event_user[event],
+            "lists": lists,
+        }
 
     def publish(self, spec: FeatureSpec, out: Path, *, simulated: bool) -> str:
         """Write the cloud half of the trained models into `out`, in place of an earlier one. Returns the split version."""

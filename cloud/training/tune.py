@@ -165,7 +165,7 @@ def _objective(run: Run) -> float:
     metrics = msgspec.json.decode((run.folder / "metrics.json").read_bytes())["models"]["split"]
     weights = run.record.spec.task_weights
     known = [metrics[task]["auc"] for task in metrics if weights.get(task) and metrics[task]["auc"] is not None]
-    return sum(known) / max(1, len(known))
+    return float(sum(known) / max(1, len(known)))
 
 
 def _some(values: Range | Choice) -> Any:

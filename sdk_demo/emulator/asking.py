@@ -11,6 +11,7 @@ import numpy as np
 from pocketrank.cloud.training.paging import UpliftLog
 from pocketrank.device import Bundle, PageDecision, Paging, PagingState
 from pocketrank.device.paging import FEATURES, features, must_ask
+from pocketrank.sdk_demo.emulator.logged import LoggedUser
 from pocketrank.sdk_demo.emulator.policies import OnDevice
 from pocketrank.sdk_demo.emulator.records import RandomDecision, SessionRecord
 from pocketrank.sdk_demo.world import UserSession
@@ -64,7 +65,7 @@ class RandomAsking(OnDevice):
         super().__init__(bundle)
         self._config = config
 
-    def paging_for(self, user: UserSession) -> RandomPaging:
+    def paging_for(self, user: UserSession | LoggedUser) -> RandomPaging:
         """See `Policy`. The seed differs between sessions: users return, but not at the same time."""
         return RandomPaging(np.random.Generator(np.random.PCG64([user.user_id, user.now_ms])), self._config)
 

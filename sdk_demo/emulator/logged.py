@@ -37,7 +37,7 @@ class LoggedOutcome:
     impression_ms: int
     watch_ms: int
     effective_view: bool
-    taken: dict[str, bool]
+    taken: dict[str, Any]
     """Labels that are fields of an event."""
     actions: tuple[str, ...]
 
@@ -92,7 +92,7 @@ class LoggedUsers:
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, user_id])))
         return LoggedUser(self, user, rng, self.until_ms + _HOUR_MS if start_ms is None else start_ms, self._length)
 
-    def outcome(self, item: int, rng: np.random.Generator) -> tuple[int, bool, dict[str, bool], tuple[str, ...]]:
+    def outcome(self, item: int, rng: np.random.Generator) -> tuple[int, bool, dict[str, Any], tuple[str, ...]]:
         """Return watch time, effective view, labels and actions of a logged impression of an item; none of them without one."""
         first, end = np.searchsorted(self._items, [item, item + 1])
         if first == end:

@@ -130,8 +130,9 @@ class PerfectCloud(Policy):
 
     name = "informed"
 
-    def pick(self, feed: FeedSession, user: UserSession) -> int | None:
+    def pick(self, feed: FeedSession, user: UserSession | LoggedUser) -> int | None:
         """See `Policy`."""
+        assert isinstance(user, UserSession)  # it knows the simulated world
         left = feed.remaining
         return int(left[user.expected(left).argmax()]) if len(left) else None
 
@@ -144,8 +145,9 @@ class Oracle(Policy):
 
     name = "oracle"
 
-    def pick(self, feed: FeedSession, user: UserSession) -> int | None:
+    def pick(self, feed: FeedSession, user: UserSession | LoggedUser) -> int | None:
         """See `Policy`."""
+        assert isinstance(user, UserSession)  # it knows the simulated world
         left = feed.remaining
         return int(left[user.probabilities(left)["effective_view"].argmax()]) if len(left) else None
 
