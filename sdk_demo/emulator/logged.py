@@ -72,7 +72,7 @@ class LoggedUsers:
 
     def __init__(self, log: Log) -> None:
         names = ["user_id", "item_id", "impression_ms", "watch_ms", "session_id", "effective_view"]
-        names += [name for name in (*_EVENT_LABELS, *log.actions, *log.tasks) if name not in names]
+        names = list(dict.fromkeys((*names, *_EVENT_LABELS, *log.actions, *log.tasks)))
         table = pa.concat_tables([part.select(names) for part in log.parts()])
         self.actions = log.actions
         self.users = np.unique(table["user_id"].to_numpy())
@@ -100,11 +100,11 @@ class LoggedUsers:
         row, columns = self._rows[rng.integers(first, end)], self._columns
         watch_ms = min(int(columns["watch_ms"][row]), WATCH_MS_MAX)
         effective = columns["effective_view"][row]
-        if effective is None or effective != effective:
+        if effective is None:
             least = min(self._duration.get(item) or EFFECTIVE_VIEW_MS, EFFECTIVE_VIEW_MS)
-            effective = watch_ms >= least or columns[self._first_task][row] is True
-        taken = {name: True for name in _EVENT_LABELS if columns[name][row] is True}
-        return watch_ms, bool(effective), taken, tuple(name for name in self.actions if columns[name][row] is True)
+            effective = watch_ms >= least or _true(columns[self._first_task][row])
+        taken = {name: True for name in _EVENT_LABELS if _true(columns[name][row])}
+        return watch_ms, bool(effective), taken, tuple(name for name in self.actions if _true(columns[name][row]))
 
 
 class LoggedUser:
@@ -127,3 +127,8 @@ class LoggedUser:
         self.now_ms += watch_ms + _PAUSE_MS
         self.position += 1
         return outcome
+
+
+def _true(value: Any) -> bool:
+    """Return whether a label is positive; it is None where it is unknown."""
+    return value is not None and bool(value)
