@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import sys
+from argparse import ArgumentParser
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -22,21 +22,21 @@ CATEGORIES = ("shoes", "lamps", "tea", "books", "bicycles", "plants", "knives", 
 START = datetime(2026, 3, 1, tzinfo=ZoneInfo("America/New_York"))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, users_count: int = USERS, days: int = DAYS) -> None:
     """Write the three files into `folder`."""
     rng = np.random.default_rng(7)
     folder.mkdir(parents=True, exist_ok=True)
     category = rng.integers(0, len(CATEGORIES), PRODUCTS)
     quality, price = rng.normal(0, 0.7, PRODUCTS), rng.lognormal(3, 0.8, PRODUCTS).round(2)
     brand = rng.integers(0, 30, PRODUCTS)
-    taste = rng.normal(0, 1, (USERS, len(CATEGORIES)))
+    taste = rng.normal(0, 1, (users_count, len(CATEGORIES)))
     products = [f"P-{CATEGORIES[c][:2]}{i:04d}" for i, c in enumerate(category)]
-    users = [f"u{rng.integers(16**8):08x}" for _ in range(USERS)]
+    users = [f"u{rng.integers(16**8):08x}" for _ in range(users_count)]
 
     views: list[tuple[object, ...]] = []
     orders: list[tuple[object, ...]] = []
-    for user in range(USERS):
-        for day in range(DAYS):
+    for user in range(users_count):
+        for day in range(days):
             if rng.random() < 0.35:
                 continue
             at = START.astimezone(UTC) + timedelta(days=day, seconds=int(rng.normal(20, 2) * 3600))
@@ -91,4 +91,9 @@ def _write(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("shop"))
+    parser = ArgumentParser(description="Write an invented log of a shop's feed.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("shop"))
+    parser.add_argument("--users", type=int, default=USERS)
+    parser.add_argument("--days", type=int, default=DAYS)
+    options = parser.parse_args()
+    main(options.folder, options.users, options.days)
