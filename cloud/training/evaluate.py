@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pocketrank.cloud.training.metrics import MetricError, over_seeds, ranking_metrics
 from pocketrank.cloud.training.run import Run, RunError
 
-__all__ = ["MODELS", "evaluate"]
+__all__ = ["MODELS", "TestRows", "evaluate"]
 
 MODELS = ("server_score", "no_feedback", "self_contained", "split")
 """Models: the full ranker's score at request time, the device model without feedback, and the device model's two forms."""
@@ -30,7 +30,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     models = [model for model in MODELS if (run.seed_folder() / f"{model}.npy").exists()]
     if not models:
         raise RunError(f"Expected the predictions of {', '.join(MODELS)}, got none - at {run.seed_folder()}. Train again.")
-    seeds = [_Rows(run.seed_folder(seed), len(tasks)) for seed in run.record.seeds]
+    seeds = [TestRows(run.seed_folder(seed), len(tasks)) for seed in run.record.seeds]
     return {
         "data": {
             "name": run.record.data,
@@ -47,8 +47,11 @@ def evaluate(folder: Path) -> dict[str, Any]:
     }
 
 
-class _Rows:
-    """Labels and predictions of one seed on the test rows."""
+class TestRows:
+    """Labels [R, tasks], users [R] and lists [R] of the test rows of one seed, in the folder `folder` of its run.
+
+    Raises `RunError`.
+    """
 
     def __init__(self, folder: Path, tasks: int) -> None:
         self.folder = folder
@@ -56,14 +59,23 @@ class _Rows:
         self.users = _read(folder / "users.npy", "int", (len(self.labels),))
         self.lists = _read(folder / "lists.npy", "int", (len(self.labels),))
 
+    def scores(self, model: str) -> NDArray[Any]:
+        """Return the predictions [R, tasks] of `model`. Raises `RunError`."""
+        return _read(self.folder / f"{model}.npy", "float", self.labels.shape)
+
+    def same_rows(self, other: TestRows) -> bool:
+        """Return whether `other` has the same labels, users and lists in the same order."""
+        same = (np.array_equal(self.users, other.users), np.array_equal(self.lists, other.lists))
+        return all(same) and np.array_equal(self.labels, other.labels, equal_nan=True)
+
     def metrics(self, model: str) -> list[dict[str, float | None]]:
-        """Return the metrics of each task."""
-        path = self.folder / f"{model}.npy"
-        scores = _read(path, "float", self.labels.shape)
+        """Return the metrics of each task. Raises `RunError`."""
         try:
-            return [ranking_metrics(y, p, self.users, self.lists) for y, p in zip(self.labels.T, scores.T, strict=True)]
+            return [
+                ranking_metrics(y, p, self.users, self.lists) for y, p in zip(self.labels.T, self.scores(model).T, strict=True)
+            ]
         except MetricError as error:
-            raise RunError(f"{error} of {path}") from error
+            raise RunError(f"{error} of {self.folder / f'{model}.npy'}") from error
 
 
 def _read(path: Path, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:

@@ -32,11 +32,14 @@ __all__ = [
     "auc",
     "calibration_error",
     "gauc",
+    "group_auc",
+    "group_ndcg",
     "log_loss",
     "ndcg",
     "observed_ratio",
     "over_seeds",
     "ranking_metrics",
+    "row_loss",
 ]
 
 METRICS = ("auc", "gauc", "ndcg", "logloss", "ece", "predicted_over_observed")
@@ -72,17 +75,26 @@ def gauc(labels: Floats, scores: Floats, group: Groups) -> float | None:
     This is the variant of DIN (Zhou et al., KDD 2018, section 6.3), with a user as the group. The other variant in use weights
     by clicks. Groups with one label only have no AUC and no weight. Raises `MetricError`.
     """
+    _, areas, rows = group_auc(labels, scores, group)
+    return float(np.average(areas, weights=rows)) if len(areas) else None
+
+
+def group_auc(labels: Floats, scores: Floats, group: Groups) -> tuple[Groups, Double, Groups]:
+    """Return the groups [G] with both labels, ascending, the AUC within each [G], and its rows with a known label [G].
+
+    Raises `MetricError`.
+    """
     y, p, group = _known(labels, scores, group)
     if not y.any():
-        return None
-    order, group, tie, place = _sorted(group, p)
+        return group[:0], p[:0], group[:0]
+    order, number, tie, place = _sorted(group, p)
     y = y[order]
-    size, ones = np.bincount(group), np.bincount(group, y)
+    size, ones = np.bincount(number), np.bincount(number, y)
     pairs = ones * (size - ones)
     # The Mann-Whitney statistic of each group: the rank sum of its ones, minus the rank sum if there were only ones.
-    won = np.bincount(group, y * (_tie_mean(tie, place) + 1)) - ones * (ones + 1) / 2
+    won = np.bincount(number, y * (_tie_mean(tie, place) + 1)) - ones * (ones + 1) / 2
     both = pairs > 0
-    return float(np.average(won[both] / pairs[both], weights=size[both])) if both.any() else None
+    return np.unique(group)[both], won[both] / pairs[both], size[both]
 
 
 def ndcg(labels: Floats, scores: Floats, group: Groups, at: int = NDCG_AT) -> float | None:
@@ -94,14 +106,23 @@ def ndcg(labels: Floats, scores: Floats, group: Groups, at: int = NDCG_AT) -> fl
     sklearn). Lists without a relevant row are left out; ir_measures counts them as 0. A list of relevant rows only counts as 1,
     also if it has one row. Raises `MetricError`.
     """
+    _, values = group_ndcg(labels, scores, group, at)
+    return float(np.mean(values)) if len(values) else None
+
+
+def group_ndcg(labels: Floats, scores: Floats, group: Groups, at: int = NDCG_AT) -> tuple[Groups, Double]:
+    """Return the groups [G] with a relevant row, ascending, and the nDCG@`at` of each [G], as in `ndcg`.
+
+    Raises `MetricError`.
+    """
     if at < 1:
         raise MetricError(f"Expected at least one place, got {at} - at `at`")
     y, p, group = _known(labels, scores, group, graded=True)
     if not y.any():
-        return None
+        return group[:0], p[:0]
     gained, ideal = _dcg(y, p, group, at), _dcg(y, y, group, at)
     relevant = ideal > 0
-    return float(np.mean(gained[relevant] / ideal[relevant]))
+    return np.unique(group)[relevant], gained[relevant] / ideal[relevant]
 
 
 def log_loss(labels: Floats, scores: Floats) -> float | None:
@@ -109,8 +130,21 @@ def log_loss(labels: Floats, scores: Floats) -> float | None:
 
     Raises `MetricError`.
     """
+    losses = row_loss(labels, scores)
+    known = ~np.isnan(losses)
+    return float(losses[known].mean()) if known.any() else None
+
+
+def row_loss(labels: Floats, scores: Floats) -> Double:
+    """Return the negative log-likelihood [R] of each row as in `log_loss`, NaN where it is not defined.
+
+    Raises `MetricError`.
+    """
     y, p, _ = _known(labels, scores)
-    return float(sklearn.metrics.log_loss(y, p, labels=[0, 1])) if _probabilities(p) else None
+    losses = np.full(labels.shape, np.nan)
+    if _probabilities(p):
+        losses[~np.isnan(labels)] = -np.log(np.maximum(np.where(y == 1, p, 1 - p), np.finfo(np.float64).eps))
+    return losses
 
 
 def calibration_error(labels: Floats, scores: Floats, bins: int = CALIBRATION_BINS) -> float | None:
@@ -200,7 +234,8 @@ def _sorted(group: Groups, key: Double) -> tuple[Groups, Groups, Groups, Groups]
     Returns the order and, in that order, the number of each row's group, the number of its tie (equal keys in one group) and
     its place in the group.
     """
-    order = np.lexsort((key, group))
+    order = np.argsort(key)
+    order = order[np.argsort(group[order], kind="stable")]  # half the time of np.lexsort
     group, key = group[order], key[order]
     starts_group = np.append(True, group[1:] != group[:-1])
     starts_tie = starts_group | np.append(True, key[1:] != key[:-1])
