@@ -1,4 +1,5 @@
-"""Imports run one way: sdk_demo → export → cloud → device.{contract,codec}; export also uses device's runtimes and bundle.
+"""Imports run one way: sdk_demo → export → cloud → pages → device.{contract,codec}; export also uses device's runtimes and
+bundle.
 
 No module imports another in a circle, and none of ours is imported under its folder's bare name.
 """
@@ -12,18 +13,19 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BARE = ("device", "cloud", "export", "sdk_demo")
+BARE = ("device", "pages", "cloud", "export", "sdk_demo")
 """The folders of the package `pocketrank`."""
 PACKAGES = ("pocketrank", "benchmarks", "tests")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     "device": ("device",),
-    "cloud": ("cloud", "device.contract", "device.codec"),
+    "pages": ("pages", "device.contract", "device.codec"),
+    "cloud": ("cloud", "pages", "device.contract", "device.codec"),
     "export": (
         "export", "cloud.models", "cloud.training.run",
         "device.contract", "device.codec", "device.bundle", "device.runtimes",
     ),
-    "sdk_demo": ("sdk_demo", "export", "cloud", "device"),
+    "sdk_demo": ("sdk_demo", "export", "cloud", "pages", "device"),
 }  # fmt: skip
 """What a module of each folder may import of ours, in names below `pocketrank`; a name stands for everything below it.
 Benchmarks and tests may import all. `pocketrank` itself holds the version, and anybody may ask for it."""
@@ -155,15 +157,16 @@ def test_no_module_imports_in_a_circle() -> None:
     assert not cycles(graph())
 
 
-def test_the_device_needs_its_few_libraries_and_no_other() -> None:
-    known = {*sys.stdlib_module_names, *DEVICE_LIBRARIES, "pocketrank"}
+@pytest.mark.parametrize(("package", "libraries"), [("device", DEVICE_LIBRARIES), ("pages", ("numpy", "msgspec"))])
+def test_a_package_that_others_build_in_needs_its_few_libraries(package: str, libraries: tuple[str, ...]) -> None:
+    known = {*sys.stdlib_module_names, *libraries, "pocketrank"}
     wrong = [
         f"{path.relative_to(ROOT)}, line {found.line}: {found.meant[0]}"
-        for path, module, is_package in modules("device")
+        for path, module, is_package in modules(package)
         for found in imports(path.read_text(), module, is_package=is_package)
         if found.meant[0].split(".")[0] not in known
     ]
-    assert not wrong, "a device has numpy, msgspec, PyNaCl and one model runtime:\n" + "\n".join(wrong)
+    assert not wrong, f"`{package}` may import {', '.join(libraries)} of others:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -217,6 +220,8 @@ def test_circles_are_found() -> None:
             "import pocketrank.export.bundle\nimport tests.data",
             ["line 1: pocketrank.export.bundle", "line 2: tests.data"],
         ),
+        ("cloud.pipeline", "from pocketrank.pages.http import answer", []),
+        ("pages.http", "import pocketrank.cloud.files", ["line 1: pocketrank.cloud.files"]),
         (
             "export.bundle",
             "from pocketrank.cloud.training import run\n"

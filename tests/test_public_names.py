@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src"
-PACKAGES = ("device", "cloud", "export", "sdk_demo")
+PACKAGES = ("device", "pages", "cloud", "export", "sdk_demo")
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -26,6 +25,8 @@ from starlette.responses import Response
 from pocketrank.cloud.streams.feedback_log import FeedbackLogError
 from pocketrank.device.codec import from_json, from_msgpack, to_json, to_msgpack
 from pocketrank.device.contract import ContractError
+from pocketrank.pages.errors import WireError
+from pocketrank.pages.http import JSON, MSGPACK, ErrorBody, content_type, prefers_msgpack
 
 __all__ = [
     "JSON",
@@ -41,34 +42,7 @@ __all__ = [
     "error_response",
 ]
 
-MSGPACK = "application/msgpack"
-JSON = "application/json"
-
-_MSGPACK_BYTES = MSGPACK.encode()
-_MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
-
 S = TypeVar("S", bound=msgspec.Struct)
-
-
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of every answer that is not a success, always JSON."""
-
-    error: str
-    """One sentence."""
-    path: str
-    """Where in the request: `$.size` in the body, the name of a header, or `url`."""
-    expected: str
-    """The value or kind that the server expected there."""
-    got: str
-    """The value or kind that it found."""
-
-
-class WireError(ValueError):
-    """A request that is refused before the contract is looked at. `status` and `headers` are the answer's."""
-
-    def __init__(self, status: int, path: str, expected: str, got: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(f"Expected {expected}, got {got} - at `{path}`")
-        self.status, self.path, self.expected, self.got, self.headers = status, path, expected, got, headers or {}
 
 
 class SlowBodyError(WireError):
@@ -76,22 +50,6 @@ class SlowBodyError(WireError):
 
     def __init__(self, expected: str, got: str) -> None:
         super().__init__(408, "$", expected, got, {"Connection": "close"})
-
-
-def content_type(header: bytes | None) -> str:
-    """Return `MSGPACK` or `JSON`, as the header `Content-Type` says. Without the header it is MessagePack.
-
-    Raises `WireError` (415) for another type.
-    """
-    if header is None or header == _MSGPACK_BYTES:
-        return MSGPACK
-    full = header.decode("latin-1")
-    name = full.partition(";")[0].strip().lower()
-    if name in _MSGPACK_NAMES:
-        return MSGPACK
-    if name == JSON:
-        return JSON
-    raise WireError(415, "content-type", f"`{MSGPACK}` or `{JSON}`", f"`{full[:64]}`")
 
 
 def decode(kind: str, body: bytes, struct: type[S]) -> S:
@@ -108,29 +66,12 @@ def answer_type(accept: bytes | None) -> str:
     Devices name MessagePack. People with curl get what they can read, and so does whoever accepts neither. Whoever rules out
     JSON alone gets MessagePack, too.
     """
-    if accept == _MSGPACK_BYTES or (accept and _prefers_msgpack(accept.decode("latin-1"))):  # the first is what devices send
-        return MSGPACK
-    return JSON
+    return MSGPACK if prefers_msgpack(accept) else JSON
 
 
 def encode(kind: str, struct: msgspec.Struct) -> bytes:
     """Return the body of an answer whose `answer_type` is `kind`."""
     return to_msgpack(struct) if kind == MSGPACK else to_json(struct)
-
-
-def _prefers_msgpack(accept: str) -> bool:
-    """Whether MessagePack is accepted, and either named with a weight not below that of JSON, or JSON is ruled out (RFC 9110,
-    12.5.1)."""
-    weights: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        name, *parameters = (one.strip() for one in part.split(";"))
-        weight = next((one.partition("=")[2].strip() for one in parameters if one.partition("=")[0].strip() == "q"), "1")
-        with suppress(ValueError):
-            weights[name] = max(weights.get(name, 0.0), float(weight))
-    any_kind = next((weights[name] for name in ("application/*", "*/*") if name in weights), 0.0)
-    named = [weights[name] for name in _MSGPACK_NAMES if name in weights]
-    msgpack, json = max(named, default=any_kind), weights.get(JSON, any_kind)
-    return msgpack > 0.0 and msgpack >= json and (bool(named) or json == 0.0)
 
 
 def error_answer(error: Exception, method: str, path: str) -> Response:
