@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from pocketrank.cloud.pipeline.config import PipelineConfig
 from pocketrank.sdk_demo.cli.app import app
+from pocketrank.sdk_demo.workflow import Flow
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,11 +72,11 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pipeline_files_are_ones(page: Path, tmp_path: Path) -> None:
+def test_pipeline_and_workflow_files_are_ones(page: Path, tmp_path: Path) -> None:
     for i, block in enumerate(blocks(page.read_text(), "toml")):
         file = tmp_path / f"{i}.toml"
         file.write_text(block.code)
-        PipelineConfig.open(file)
+        (Flow if block.code.startswith("[[step]]") else PipelineConfig).open(file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -26,6 +26,7 @@ from pocketrank.sdk_demo.cli.token import token
 from pocketrank.sdk_demo.cli.train import train
 from pocketrank.sdk_demo.cli.tune import tune
 from pocketrank.sdk_demo.cli.upload import rollback, upload
+from pocketrank.sdk_demo.cli.workflow import workflow
 
 __all__ = ["app", "run"]
 
@@ -44,6 +45,7 @@ _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "forget": forget,
     "upload": upload,
     "rollback": rollback,
+    "workflow": workflow,
     "emulate": emulate,
     "demo": demo,
 }

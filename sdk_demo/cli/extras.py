@@ -18,6 +18,7 @@ _BY_COMMAND = {
     "forget": "serve",
     "upload": "serve",
     "rollback": "serve",
+    "workflow": "workflow",
     "emulate": "demo",
     "demo": "demo",
 }
@@ -34,6 +35,7 @@ _BY_LIBRARY = {
 _LIBRARIES = frozenset(_BY_LIBRARY) | {
     "faiss",
     "cryptography",
+    "doit",
     "duckdb",
     "fastapi",
     "filelock",

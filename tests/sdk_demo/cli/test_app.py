@@ -24,6 +24,7 @@ COMMANDS = (
     "forget",
     "upload",
     "rollback",
+    "workflow",
     "emulate",
     "demo",
 )
