@@ -19,9 +19,9 @@ MSGPACK = "application/msgpack"
 JSON = "application/json"
 
 BODY_MAX = 1 << 20
-"""Largest body in bytes that `read` takes. The SDK sends up to 256 KiB."""
+"""Largest body in bytes that `read` takes. The SDK's uploader sends batches of up to 256 KiB."""
 SIZE_MAX = 500
-"""Largest page that `read` lets a device ask for. The SDK asks for up to a few dozen candidates."""
+"""Largest page that `read` lets a device ask for."""
 
 _MSGPACK_BYTES = MSGPACK.encode()
 _MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from pocketrank.device.contract.ids import as_code, code_choices
 from pocketrank.pages.errors import UnknownIdError
 
 __all__ = ["Ids"]
+
+V = TypeVar("V")
 
 
 class Ids:
@@ -40,11 +43,11 @@ class Ids:
 
     def codes(self, ids: Sequence[int | str] | NDArray[np.generic]) -> NDArray[np.int64]:
         """Return the codes [n] of ids. Raises `UnknownIdError`."""
-        return np.array([self._look_up(self._code, each, f"ids[{i}]") for i, each in enumerate(_plain(ids))], np.int64)
+        return np.array([_look_up(self._code, each, f"ids[{i}]") for i, each in enumerate(_plain(ids))], np.int64)
 
     def ids(self, codes: Sequence[int] | NDArray[np.int64]) -> list[int | str]:
         """Return the ids [n] of codes, as events carry them. Raises `UnknownIdError`."""
-        return [self._look_up(self._id, each, f"codes[{i}]") for i, each in enumerate(_plain(codes))]
+        return [_look_up(self._id, each, f"codes[{i}]") for i, each in enumerate(_plain(codes))]
 
     def _free_code(self, own: int | str, where: str) -> int:
         if type(own) is int and -(1 << 63) <= own < 1 << 63:
@@ -58,12 +61,12 @@ class Ids:
             raise ContractError(where, "ids that are all texts or all whole numbers", repr(own)[:60])
         return code
 
-    @staticmethod
-    def _look_up(table: dict[object, object], key: object, where: str) -> object:
-        try:
-            return table[key]
-        except KeyError:
-            raise UnknownIdError(f"`{where}`", "one of the ids that were added", repr(key)[:60]) from None
+
+def _look_up(table: Mapping[Any, V], key: object, where: str) -> V:
+    try:
+        return table[key]
+    except (KeyError, TypeError):  # the second for a value that is no key at all, such as a list
+        raise UnknownIdError(f"`{where}`", "one of the ids that were added", repr(key)[:60]) from None
 
 
 def _plain(values: Sequence[object] | NDArray[np.generic]) -> list[object]:

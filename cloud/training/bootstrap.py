@@ -102,4 +102,6 @@ class _Auc:
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any], otherwise: float = np.nan) -> Double:
     """Return `part` / `whole`, and `otherwise` where `whole` is not positive."""
-    return np.divide(part, whole, out=np.full(np.shape(part), otherwise), where=whole > 0)
+    out = np.full(np.shape(part), otherwise)
+    np.divide(part, whole, out=out, where=whole > 0)
+    return out

@@ -63,10 +63,20 @@ class TestRows:
         """Return the predictions [R, tasks] of `model`. Raises `RunError`."""
         return _read(self.folder / f"{model}.npy", "float", self.labels.shape)
 
+    def column(self, name: str) -> NDArray[np.integer[Any]] | None:
+        """Return the whole numbers [R] of `name`, `days` or `history`; None for a run that did not keep them.
+
+        Raises `RunError`.
+        """
+        path = self.folder / f"{name}.npy"
+        return _read(path, "int", (len(self.labels),)) if path.exists() else None
+
     def same_rows(self, other: TestRows) -> bool:
-        """Return whether `other` has the same labels, users and lists in the same order."""
-        same = (np.array_equal(self.users, other.users), np.array_equal(self.lists, other.lists))
-        return all(same) and np.array_equal(self.labels, other.labels, equal_nan=True)
+        """Return whether `other` has the same labels in the same order, of the same users and lists whatever their numbers."""
+        if not np.array_equal(self.labels, other.labels, equal_nan=True):
+            return False
+        pairs = (self.users, other.users), (self.lists, other.lists)
+        return all(np.array_equal(_first_rows(mine), _first_rows(theirs)) for mine, theirs in pairs)
 
     def metrics(self, model: str) -> list[dict[str, float | None]]:
         """Return the metrics of each task. Raises `RunError`."""
@@ -76,6 +86,13 @@ class TestRows:
             ]
         except MetricError as error:
             raise RunError(f"{error} of {self.folder / f'{model}.npy'}") from error
+
+
+def _first_rows(group: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
+    """Return for each row the first row of its group."""
+    _, first, number = np.unique(group, return_index=True, return_inverse=True)
+    rows: NDArray[np.intp] = first[number]
+    return rows
 
 
 def _read(path: Path, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:

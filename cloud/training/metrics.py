@@ -30,6 +30,7 @@ __all__ = [
     "SPREAD",
     "MetricError",
     "auc",
+    "calibration_curve",
     "calibration_error",
     "gauc",
     "group_auc",
@@ -159,8 +160,21 @@ def calibration_error(labels: Floats, scores: Floats, bins: int = CALIBRATION_BI
     y, p, _ = _known(labels, scores)
     if not _probabilities(p):
         return None
-    each = np.searchsorted(np.sort(p), p) * bins // len(p)
+    each = _bins(p, bins)
     return float(np.abs(np.bincount(each, p - y)).sum() / len(p))
+
+
+def calibration_curve(labels: Floats, scores: Floats, bins: int = CALIBRATION_BINS) -> tuple[Double, Double, Groups]:
+    """Return the mean score, the rate of ones and the number of rows of each bin of `calibration_error` [b], ascending.
+
+    They are empty where that is None. Raises `MetricError`.
+    """
+    y, p, _ = _known(labels, scores)
+    if not _probabilities(p):
+        return p[:0], p[:0], np.zeros(0, np.int64)
+    each = np.unique(_bins(p, bins), return_inverse=True)[1]
+    rows = np.bincount(each)
+    return np.bincount(each, p) / rows, np.bincount(each, y) / rows, rows
 
 
 def observed_ratio(labels: Floats, scores: Floats) -> float | None:
@@ -222,6 +236,11 @@ def _known(
         bad = ~np.isfinite(p)
         raise MetricError(f"Expected finite scores, got {p[bad][0]} - at row {np.flatnonzero(known)[bad][0]}")
     return y, p, group[known]
+
+
+def _bins(p: Double, bins: int) -> Groups:
+    """Return the bin [R] of each score, of equal count. Equal scores are in one bin."""
+    return np.searchsorted(np.sort(p), p) * bins // len(p)
 
 
 def _probabilities(p: Double) -> bool:

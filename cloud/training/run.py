@@ -5,7 +5,9 @@
     RUN/run.json                     `RunRecord`; written last: a run without it is unfinished
     RUN/started.json                 the data and the numbers of the training, by which an interrupted one is recognised
     RUN/seed-<n>/<stage>.safetensors weights of each finished stage; an interrupted training continues after the last one
-    RUN/seed-<n>/<model>.npy         predictions on the test rows, in the order of `labels.npy`, `users.npy` and `lists.npy`
+    RUN/seed-<n>/<model>.npy         predictions on the test rows, in the order of `labels.npy`, `users.npy`, `lists.npy`,
+                                     `days.npy` (since 1970) and `history.npy` (earlier events of the row's user)
+    RUN/seed-<n>/curves.json         training curves: a list of `name`, `step` and `value`
     RUN/metrics.json                 the result of `pocketrank.cloud.training.evaluate`
     RUN/published/                   the cloud half of the first seed, ready to serve (`pocketrank.cloud.published.published`)
     RUN/tensorboard/                 training curves

@@ -260,6 +260,9 @@ class _Seed:
             "server_score": samples.event_pxtr[event],
             "users": samples.event_user[event],
             "lists": lists,
+            # By which a report groups the rows: days since 1970, and how many earlier events of the user there are.
+            "days": samples.event_day[event] + samples.first_day,
+            "history": samples.event_place[event],
         }
 
     def publish(self, spec: FeatureSpec, out: Path, *, simulated: bool) -> str:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
+from pocketrank.sdk_demo.cli.output import JsonTarget, check_file, print_line, write_file
 
 __all__ = ["evaluate"]
 
@@ -32,6 +32,7 @@ def evaluate(
         Path | None, typer.Argument(help="Another run of the same data and test days, which is compared with the first.")
     ] = None,
     json: Annotated[str | None, typer.Option(help="File for the report; `-` prints it to stdout.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML file for a report with plots; needs the extra `demo`.")] = None,
 ) -> None:
     """Measure every model of a run on the held-out days, or compare two runs.
 
@@ -47,12 +48,17 @@ def evaluate(
     \b
     pocketrank evaluate runs/world
     pocketrank evaluate runs/world runs/wider --json report.json
+    pocketrank evaluate runs/world --page report.html
 
     Writes a table for each task to the terminal and, with --json, `models.MODEL.TASK` with `auc`, `gauc`, `ndcg` and `logloss`,
     each with its `_std`, `ece` and `predicted_over_observed`. Of two runs, `models.MODEL.TASK` has these in `a` and `b`, and
-    `mean` and `ci95` of each metric in `difference`.
+    `mean` and `ci95` of each metric in `difference`. With --page, writes one HTML file with the metrics, training curves,
+    calibration, the models' AUC by seed, day and the user's history, and the configuration.
     """
     target = JsonTarget(json)
+    if page is not None:
+        check_file("--page", page)
+    comparison = None
     if other is None:
         from pocketrank.cloud.training.evaluate import evaluate as evaluate_run
 
@@ -62,9 +68,17 @@ def evaluate(
     else:
         from pocketrank.cloud.training.compare import compare
 
-        report = compare(run, other)
-        target.write(report)
-        _print_comparison(target.console, report)
+        comparison = compare(run, other)
+        target.write(comparison)
+        _print_comparison(target.console, comparison)
+    if page is not None:
+        from pocketrank.cloud.training.breakdown import breakdown
+        from pocketrank.cloud.training.run import Run
+        from pocketrank.sdk_demo.report.run_page import run_page
+
+        text = run_page(breakdown(run), Run.open(run).record, comparison)
+        write_file("--page", page, text.encode())
+        print_line(target.console, f"page written to {page}")
 
 
 def _print(console: Console, report: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from rich.table import Table
 from pocketrank.cloud.files import write_atomically
 from pocketrank.sdk_demo.cli.errors import OutputError
 
-__all__ = ["JsonTarget", "flatten", "print_line", "print_report", "progress"]
+__all__ = ["JsonTarget", "check_file", "flatten", "print_line", "print_report", "progress", "write_file"]
 
 
 def _plain(value: object) -> object:
@@ -43,12 +43,7 @@ class JsonTarget:
         self.to_stdout = text == "-"
         self.path = None if text is None or self.to_stdout else Path(text).expanduser()
         if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"--json: cannot make the folder `{self.path.parent}`: {error.strerror}") from None
-            if self.path.is_dir() or not os.access(self.path.parent, os.W_OK):
-                raise OutputError(f"--json: expected a file that can be written, got `{self.path}`")
+            check_file("--json", self.path)
 
     @property
     def console(self) -> Console:
@@ -61,10 +56,25 @@ class JsonTarget:
         if self.to_stdout:
             sys.stdout.write(text.decode())
         elif self.path is not None:
-            try:
-                write_atomically(self.path, text)
-            except OSError as error:
-                raise OutputError(f"--json: cannot write `{self.path}`: {error.strerror}") from None
+            write_file("--json", self.path, text)
+
+
+def check_file(option: str, path: Path) -> None:
+    """Make the folder of a file that `option` names, before the work. Raises `OutputError` if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{option}: cannot make the folder `{path.parent}`: {error.strerror}") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{option}: expected a file that can be written, got `{path}`")
+
+
+def write_file(option: str, path: Path, data: bytes) -> None:
+    """Write a file that `option` names whole or not at all. Raises `OutputError`."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise OutputError(f"{option}: cannot write `{path}`: {error.strerror}") from None
 
 
 def flatten(report: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

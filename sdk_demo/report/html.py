@@ -30,6 +30,8 @@ th:first-child, td:first-child, table.facts td { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 thead th { font-size: .85rem; color: #4b5563; }
 small { color: #6b7280; white-space: nowrap; }
+h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; }
+pre { background: #fff; border: 1px solid #e5e7eb; border-radius: 10px; padding: 1rem; overflow-x: auto; font-size: .8rem; }
 """
 
 

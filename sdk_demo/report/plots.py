@@ -12,7 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "LABELS", "alive", "effective_views", "histogram", "hours", "model_auc", "rows_per_day", "shares"]
+__all__ = [
+    "COLORS",
+    "LABELS",
+    "MODELS",
+    "alive",
+    "effective_views",
+    "histogram",
+    "hours",
+    "model_auc",
+    "rows_per_day",
+    "shares",
+    "svg",
+]
 
 COLORS = {"cloud_order": "#6b7280", "on_device": "#2563eb", "oracle": "#d97706"}
 """Colour of each policy in all plots."""
@@ -21,7 +33,8 @@ LABELS = {"cloud_order": "cloud order", "on_device": "on device", "oracle": "ora
 
 _STYLES = {"cloud_order": "--", "on_device": "-", "oracle": ":"}  # distinct without colour as well
 _INK = "#374151"
-_MODELS = {"server_score": "server's score", "no_feedback": "no feedback", "self_contained": "self-contained", "split": "split"}
+MODELS = {"server_score": "server's score", "no_feedback": "no feedback", "self_contained": "self-contained", "split": "split"}
+"""Name of each model for readers."""
 
 
 def effective_views(emulation: Mapping[str, Any]) -> str:
@@ -31,7 +44,7 @@ def effective_views(emulation: Mapping[str, Any]) -> str:
         _lines(axes, emulation, "effective_views_so_far")
         axes.set(xlabel="position in the session", ylabel="effective views so far, per session")
 
-    return _svg(draw, "Effective views by position")
+    return svg(draw, "Effective views by position")
 
 
 def alive(emulation: Mapping[str, Any]) -> str:
@@ -42,7 +55,7 @@ def alive(emulation: Mapping[str, Any]) -> str:
         axes.set(xlabel="position in the session", ylabel="sessions that reach it, %")
         axes.set_ylim(0, 102)
 
-    return _svg(draw, "Sessions that reach each position")
+    return svg(draw, "Sessions that reach each position")
 
 
 def histogram(latency: Mapping[str, Any], name: str, what: str) -> str:
@@ -62,7 +75,7 @@ def histogram(latency: Mapping[str, Any], name: str, what: str) -> str:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
 
-    return _svg(draw, f"Histogram: {what}")
+    return svg(draw, f"Histogram: {what}")
 
 
 def model_auc(models: Mapping[str, Any], task: str) -> str:
@@ -71,13 +84,13 @@ def model_auc(models: Mapping[str, Any], task: str) -> str:
 
     def draw(axes: Axes) -> None:
         values = [models[name][task]["auc"] for name in known]
-        bars = axes.barh([_MODELS.get(name, name) for name in known], values, color=COLORS["on_device"], height=0.55)
+        bars = axes.barh([MODELS.get(name, name) for name in known], values, color=COLORS["on_device"], height=0.55)
         axes.bar_label(bars, fmt="%.3f", padding=4)
         axes.invert_yaxis()
         axes.set_xlim(0.5, max([0.55, *values]) + 0.03)
         axes.set(xlabel=f"AUC, {task.replace('_', ' ')}, held-out days (0.5 = chance)")
 
-    return _svg(draw, f"AUC of {task}")
+    return svg(draw, f"AUC of {task}")
 
 
 def rows_per_day(days: Mapping[str, int]) -> str:
@@ -92,7 +105,7 @@ def rows_per_day(days: Mapping[str, int]) -> str:
         axes.set_xticks(places, [dates[place].isoformat() for place in places])
         axes.set(ylabel="rows")
 
-    return _svg(draw, "Rows by day")
+    return svg(draw, "Rows by day")
 
 
 def hours(counts: Sequence[int]) -> str:
@@ -103,7 +116,7 @@ def hours(counts: Sequence[int]) -> str:
         axes.set_xticks(range(0, 24, 3))
         axes.set(xlabel="hour of the day", ylabel="rows")
 
-    return _svg(draw, "Rows by hour of the day")
+    return svg(draw, "Rows by hour of the day")
 
 
 def shares(values: Mapping[str, float | None], what: str) -> str:
@@ -117,7 +130,7 @@ def shares(values: Mapping[str, float | None], what: str) -> str:
         axes.set_xlim(0, 115)
         axes.set(xlabel=f"{what}, %")
 
-    return _svg(draw, what, 1 + 0.25 * len(values))
+    return svg(draw, what, 1 + 0.25 * len(values))
 
 
 def _lines(axes: Axes, emulation: Mapping[str, Any], name: str, *, percent: bool = False) -> None:
@@ -129,7 +142,8 @@ def _lines(axes: Axes, emulation: Mapping[str, Any], name: str, *, percent: bool
     axes.legend(frameon=False)
 
 
-def _svg(draw: Callable[[Axes], None], title: str, height: float = 3.4) -> str:
+def svg(draw: Callable[[Axes], None], title: str, height: float = 3.4) -> str:
+    """Return the plot that `draw` makes as SVG text. The same figures give the same text."""
     figure = Figure(figsize=(5.4, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -141,5 +155,5 @@ def _svg(draw: Callable[[Axes], None], title: str, height: float = 3.4) -> str:
     # No date, and ids derived from the title, so that the same figures give the same file.
     with rc_context({"svg.hashsalt": title}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace("<svg ", '<svg role="img" ', 1)
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :].replace("<svg ", '<svg role="img" ', 1)

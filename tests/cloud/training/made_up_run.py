@@ -49,6 +49,7 @@ def made_up_run(folder: Path, *, seeds: tuple[int, ...], noise: float, rows: int
         run.seed_folder(seed).mkdir()
         rng = np.random.default_rng(seed)
         arrays = {"labels": labels, "users": users, "lists": lists}
+        arrays |= {"days": 19_000 + np.arange(rows) // (rows // 3), "history": np.arange(rows) % 10 * 8}
         for model in MODELS:
             arrays[model] = (1 / (1 + np.exp(-logit - noise * rng.normal(size=logit.shape)))).astype(np.float32)
         for name, array in arrays.items():

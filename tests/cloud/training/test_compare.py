@@ -148,6 +148,13 @@ def test_runs_of_other_test_rows_are_refused(better: Run, worse: Run, name: str,
         compare(better.folder, worse.folder)
 
 
+def test_other_numbers_of_the_same_lists_are_the_same_rows(better: Run, worse: Run) -> None:
+    for seed in worse.record.seeds:
+        path = worse.seed_folder(seed) / "lists.npy"
+        np.save(path, 7 - 3 * np.load(path))
+    assert compare(better.folder, worse.folder, resamples=10)["models"]
+
+
 def test_runs_of_fewer_test_rows_are_refused(better: Run, worse: Run) -> None:
     for seed in worse.record.seeds:
         for path in worse.seed_folder(seed).glob("*.npy"):
