@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketrank.device.contract import ContractError
-from pocketrank.device.contract.ids import as_code, code_choices
+from pocketrank.device.contract import ContractError, as_code, code_choices
 from pocketrank.pages.errors import UnknownIdError
 
 __all__ = ["Ids"]

@@ -7,11 +7,11 @@ from os import urandom
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import ArrayLike, NDArray
 
 from pocketrank.device.codec import to_block
-from pocketrank.device.contract import Candidates, Columns, ContractError, Page, PageRequest
-from pocketrank.device.contract.ids import as_code
+from pocketrank.device.contract import Candidates, Columns, ContractError, Page, PageRequest, as_code
 from pocketrank.pages.errors import PageError
 
 __all__ = ["make_page"]
@@ -39,7 +39,8 @@ def make_page(
 ) -> Page:
     """Return the page that answers `request` with the n `items`, the best first. All columns have the rows of `items`.
 
-    - `items` [n]: whole numbers of 64 bits, or texts, which go by their codes (`pocketrank.pages.Ids`). There may be more than
+    - `items` [n]: whole numbers of 64 bits, or texts, which go by their codes (`pocketrank.pages.Ids`). The page also has the
+      texts where the request asks for them (`own_ids`), and in JSON unless it declines them. There may be more than
       `request.size`, and also items of `request.exclude`: these are left out, and the first `size` others are sent.
     - `scores` [n] of each task: probabilities, NaN where the ranker had no time. They are the columns `pxtr_<task>`.
     - `floats` [n] by name: static attributes in raw units, NaN where unknown.
@@ -52,7 +53,9 @@ def make_page(
 
     Raises `PageError` for anything else, which is a bug of the server.
     """
-    codes = _codes(items)
+    ids: list[Any] = items.tolist() if isinstance(items, np.ndarray) else list(items)
+    codes = _codes(ids)
+    own_ids = any(isinstance(each, str) for each in ids) if request.own_ids is UNSET else request.own_ids
     rows = len(codes)
     left = np.flatnonzero(~np.isin(codes, np.array(request.exclude, np.int64)))[: request.size]
     pxtr = {f"pxtr_{_task(task)}": _probabilities(f"scores.{task}", values, rows) for task, values in scores.items()}
@@ -75,6 +78,7 @@ def make_page(
             floats=_columns(pxtr | named, left, np.float32),
             categories=_columns(codes_of, left, np.int32),
             vector=to_block(item_vectors[left], "f2") if sends_vectors and item_vectors is not None else None,
+            item_key=tuple(str(ids[at]) for at in left) if own_ids else UNSET,
         ),
         compute_price=float(price),
         user_vector=to_block(of_user, "f2") if sends_vectors and of_user is not None else None,
@@ -84,8 +88,7 @@ def make_page(
     )
 
 
-def _codes(items: Sequence[int] | Sequence[str] | NDArray[Any]) -> NDArray[np.int64]:
-    plain = items.tolist() if isinstance(items, np.ndarray) else list(items)
+def _codes(plain: list[Any]) -> NDArray[np.int64]:
     codes = np.empty(len(plain), np.int64)
     for i, item in enumerate(plain):
         whole = type(item) is int and -(1 << 63) <= item < 1 << 63

@@ -1,10 +1,12 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import UNSET
 
 from pocketrank.device.codec import from_json, from_msgpack, to_json, to_msgpack
-from pocketrank.device.contract import BlockError, ContractError, FeedbackBatch, FeedbackReceipt, PageRequest
+from pocketrank.device.contract import BlockError, ContractError, FeedbackBatch, FeedbackReceipt, PageRequest, id_code
 from pocketrank.pages import FeedbackNotKeptError, PageError, WireError, answer, error_answer, read
 from tests.device.worlds import make_event
 
@@ -60,6 +62,55 @@ def test_a_request_that_the_contract_does_not_allow(changes: dict[str, Any], mes
         read(PageRequest, {"Content-Type": JSON}, body, size_max=50)
     assert message in str(refused.value)
     assert error_answer(refused.value).status == 400
+
+
+def encoded(struct: dict[str, Any], headers: dict[str, str]) -> bytes:
+    return json.dumps(struct).encode() if headers["Content-Type"] == JSON else msgspec.msgpack.encode(struct)
+
+
+@pytest.mark.parametrize("headers", [{"Content-Type": JSON}, {"Content-Type": MSGPACK}])
+def test_texts_as_ids_become_their_codes(headers: dict[str, str]) -> None:
+    event = {"event_id": "e", "user_id": "anna", "session_id": "s", "item_id": "film", "position": 0, "impression_ms": 1}
+    event |= {"watch_ms": 2}
+    asked = {"request_id": "r", "user_id": "anna", "session_id": "s", "now_ms": 1, "size": 3, "exclude": ["film", 7]}
+
+    def request(**changes: Any) -> PageRequest:
+        return read(PageRequest, headers, encoded(asked | changes, headers), text_ids=True)
+
+    seven, five = (id_code("7"), id_code("5")) if headers["Content-Type"] == JSON else (7, 5)
+    got = request(feedback=[event, event | {"user_id": 5}])
+    assert type(got) is PageRequest
+    assert (got.user_id, got.exclude) == (id_code("anna"), (id_code("film"), seven))
+    assert [(e.user_id, e.item_id) for e in got.feedback] == [(id_code("anna"), id_code("film")), (five, id_code("film"))]
+    assert request(own_ids=False).exclude == (id_code("film"), 7)
+    assert request(user_id=5, exclude=[]).user_id == five
+    batch = read(FeedbackBatch, headers, encoded({"events": [event]}, headers), text_ids=True)
+    assert type(batch) is FeedbackBatch
+    assert to_msgpack(batch) == to_msgpack(FeedbackBatch(events=got.feedback[:1]))
+    for wrong, path in (({"user_id": ""}, r"\$\.user_id"), ({"exclude": ["a", "b" * 257]}, r"\$\.exclude\[1\]")):
+        with pytest.raises(ContractError, match=f"an id of 1 to 256 characters, got .* - at `{path}`"):
+            request(**wrong)
+    with pytest.raises(ContractError, match=r"at `\$\.size`"):
+        request(size="3")
+
+
+@pytest.mark.parametrize("headers", [{"Content-Type": JSON}, {"Content-Type": MSGPACK}])
+def test_numbers_as_texts_arrive_whole(headers: dict[str, str]) -> None:
+    asked = {"request_id": "r", "user_id": "9007199254740993", "session_id": "s", "now_ms": 1, "size": 3, "exclude": ["-5", 7]}
+    got = read(PageRequest, headers, encoded(asked, headers))
+    assert (got.user_id, got.exclude) == (9_007_199_254_740_993, (-5, 7))
+    for wrong in ("anna", "1.0", "01", "9223372036854775808", ""):
+        with pytest.raises(ContractError, match=r"Expected a whole number of 64 signed bits, got `.*` - at `\$\.user_id`"):
+            read(PageRequest, headers, encoded(asked | {"user_id": wrong}, headers))
+
+
+@pytest.mark.parametrize(
+    ("accept", "sent", "expected"),
+    [(MSGPACK, UNSET, False), (MSGPACK, True, True), (JSON, UNSET, UNSET), (None, False, False)],
+)
+def test_a_page_in_messagepack_has_codes_unless_it_is_asked_for_own_ids(accept: str | None, sent: Any, expected: Any) -> None:
+    body = to_msgpack(msgspec.structs.replace(REQUEST, own_ids=sent))
+    assert read(PageRequest, {} if accept is None else {"Accept": accept}, body).own_ids is expected
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketrank.device.contract import ContractError
-from pocketrank.device.contract.ids import id_code
+from pocketrank.device.contract import ContractError, id_code
 from pocketrank.pages import Ids, UnknownIdError
 from pocketrank.pages import ids as module
 

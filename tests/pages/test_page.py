@@ -1,9 +1,11 @@
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from pocketrank.device.codec import from_json, from_msgpack, read_page, to_json, to_msgpack
 from pocketrank.device.contract import Page, PageRequest
@@ -76,6 +78,27 @@ def test_texts_go_by_their_codes(items: Any) -> None:
     assert read_page(make(items=items)).item_id.tolist() == [id_code(text) for text in "abü"]
     page = make(items=items, request=request(exclude=(id_code("b"),)))
     assert read_page(page).item_id.tolist() == [id_code("a"), id_code("ü")]
+
+
+@pytest.mark.parametrize(
+    ("items", "own_ids", "keys"),
+    [
+        (["a", "b", "c"], UNSET, ("a", "c")),
+        (["a", "b", "c"], True, ("a", "c")),
+        (["a", "b", "c"], False, UNSET),
+        ([11, 12, 13], UNSET, UNSET),
+        ([11, 12, 13], True, ("11", "13")),
+        ([11, 12, 13], False, UNSET),
+    ],
+)
+def test_a_page_has_own_ids_where_they_are_wanted(items: list[Any], own_ids: Any, keys: Any) -> None:
+    exclude = (12, id_code("b"))
+    page = make(items=items, request=request(exclude=exclude, own_ids=own_ids))
+    assert page.candidates.item_key == keys
+    assert len(read_page(page).item_id) == 2
+    text = {"dtype": "text", "shape": [2], "data": ["a", "c"]}
+    if keys == ("a", "c"):
+        assert json.loads(to_json(page))["candidates"]["item_id"] == text
 
 
 VECTORS = {"vectors": np.arange(12.0).reshape(3, 4), "user_vector": np.ones(4), "split_version": "v1"}
