@@ -61,8 +61,8 @@ def run(
     """Run every step that is not up to date.
 
     Steps run in the order of the file, and none after one that failed. Paths are relative to the folder of FILE. A step writes
-    its `--out`, its `--json` and what `writes` lists; it reads every other argument and option that names a file or a folder,
-    and what `reads` lists. `after` names steps that must be over first, and `always = true` runs a step each time.
+    its `--out`, `--json` and `--page` and what `writes` lists; it reads every other argument and option that names a file or a
+    folder, and what `reads` lists. `after` names steps that must be over first, and `always = true` runs a step each time.
 
     \b
     pocketrank workflow run flow.toml --dry-run

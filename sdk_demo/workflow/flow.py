@@ -13,9 +13,9 @@
     arguments = ["runs/first"]
     options = { json = "report.json" }
 
-Paths are relative to the folder of the file. What a step writes is its `--out` and its `--json`, and the paths that `writes`
-names. What it reads is every other argument and option that names a file or a folder, also one that an earlier step writes, and
-the paths that `reads` names. A step runs after those whose outputs it reads, and those that `after` names.
+Paths are relative to the folder of the file. What a step writes is its `--out`, its `--json` and its `--page`, and the paths
+that `writes` names. What it reads is every other argument and option that names a file or a folder, also one that an earlier
+step writes, and the paths that `reads` names. A step runs after those whose outputs it reads, and those that `after` names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pocketrank.sdk_demo.workflow.errors import FlowFileError
 
 __all__ = ["Flow", "Step", "within"]
 
-_OUTPUT_OPTIONS = ("out", "json")
+_OUTPUT_OPTIONS = ("out", "json", "page")
 """Options by which all commands name what they write."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 

@@ -89,7 +89,7 @@ reads = ["tables"]
 name = "evaluate"
 command = "evaluate"
 arguments = ["runs/first/"]
-options = { json = "report.json" }
+options = { json = "report.json", page = "report.html" }
 [[step]]
 name = "last"
 command = "inspect"
@@ -100,7 +100,7 @@ after = ["evaluate"]
     (tmp_path / "report.json").touch()
     read = Flow.open(flow(text))
     assert [read.inputs(step) for step in read.steps] == [("tables", "my.toml"), ("runs/first",), ("runs/first/bundle",)]
-    assert [step.outputs() for step in read.steps] == [("runs/first",), ("report.json",), ()]
+    assert [step.outputs() for step in read.steps] == [("runs/first",), ("report.json", "report.html"), ()]
     assert [read.needs(step) for step in read.steps] == [(), ("train",), ("evaluate", "train")]
 
 
