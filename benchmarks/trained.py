@@ -30,7 +30,7 @@ from pocketrank.sdk_demo.world import VARIANTS, World, WorldConfig
 
 __all__ = ["PLAYED_BY", "PlayedWorld", "Progress", "code", "digest", "trained"]
 
-PLAYED_BY = ("cloud", "device", "export", "sdk_demo")
+PLAYED_BY = ("cloud", "device", "export", "pages", "sdk_demo")
 """Our code that what is played depends on."""
 CLIENTS = 8
 """Phones at the same time; two cores are busy from four on."""

@@ -52,7 +52,7 @@ def _workflow() -> None:
 
 
 @workflow.command("run")
-def run(
+def _run(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Workflow file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show which steps would run, and why; run none.")] = False,
@@ -88,7 +88,7 @@ def run(
 
 
 @workflow.command("status")
-def status(
+def _status(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Workflow file.")],
     json: Annotated[str | None, typer.Option(help="File for the report; `-` prints it to stdout.")] = None,
