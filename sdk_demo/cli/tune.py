@@ -46,6 +46,8 @@ def tune(
     pocketrank tune --data my.toml --out runs/tune --validate-from 2022-05-02 --test-from 2022-05-04 \\
         --search "ranker.learning_rate=5e-4..1e-2 log" --search "device_model.device.epochs=[2, 3, 5]" --trials 20
     pocketrank evaluate runs/tune/trial-3 runs/tune/trial-0
+
+    Writes a run for each trial into --out, and the trials, best first, to the terminal.
     """
     target = JsonTarget(json)
     source = parse_source(data)

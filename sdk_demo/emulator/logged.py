@@ -44,12 +44,12 @@ class LoggedOutcome:
     @property
     def like(self) -> bool:
         """Whether the user liked it."""
-        return self.taken.get("like", False)
+        return bool(self.taken.get("like", False))
 
     @property
     def follow(self) -> bool:
         """Whether the user followed the author."""
-        return self.taken.get("follow", False)
+        return bool(self.taken.get("follow", False))
 
     def event(self, *, event_id: str, session_id: str, page_id: str | None = None) -> FeedbackEvent:
         """Return the feedback event that a device reports for this impression."""
