@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 import duckdb
 import msgspec
 
-from pocketrank import __version__
 from pocketrank.cloud.data.data_file import DataFile, open_data_file
 from pocketrank.cloud.data.log import LogWriter, StoredLog, open_log
 from pocketrank.cloud.data.mapping import Mapping
@@ -46,16 +45,16 @@ def import_log(
     folder: Path,
     *,
     tables: Path | None = None,
+    replace: bool = True,
     progress: Progress | None = None,
     id_bits: int = CODE_BITS,
 ) -> StoredLog:
     """Write the log of the data file `path` into `folder`, or open the one that was made from the same files before.
 
-    Files are the same if the data file's text, and their names, sizes and times of modification are; another version of this
-    package makes the log anew. `tables` is the folder
-    where the paths in the data file begin, by default that of the data file; `progress` receives the share that is done, 0 to
-    1. `id_bits` are the bits of the hashes that become codes of ids. Rows of a query that are equal in all columns count once.
-    Raises `DataError`; `folder` is then unchanged.
+    Files are the same if the data file's text, and their names, sizes and times of modification are. `tables` is the folder
+    where the paths in the data file begin, by default that of the data file. `replace` tells whether a log of other files may
+    be replaced. `progress` receives the share that is done, 0 to 1. `id_bits` are the bits of the hashes that become codes of
+    ids. Rows of a query that are equal in all columns count once. Raises `DataError`; `folder` is then unchanged.
     """
     file = open_data_file(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +68,9 @@ def import_log(
                 known = None
             if known is not None and known.record.source == source:
                 return known
+            if not replace:
+                message = f"expected the log of {path} that was imported here, got one of other files; choose another folder"
+                raise DataError(str(folder), message)
         _remove_unfinished(folder)
         mapping = Mapping(db, path, file, sources, id_bits)
         report = progress or (lambda share: None)
@@ -136,8 +138,7 @@ def _fingerprint(path: Path, sources: SourceTables, id_bits: int) -> str:
         for name, files in sources.files.items()
         for file in files
     ]
-    made_by = (__version__, id_bits)
-    return hashlib.sha256(path.read_bytes() + msgspec.json.encode((files, made_by))).hexdigest()
+    return hashlib.sha256(path.read_bytes() + msgspec.json.encode((files, id_bits))).hexdigest()
 
 
 def _remove_unfinished(folder: Path) -> None:

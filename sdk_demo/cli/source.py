@@ -57,5 +57,7 @@ def load_log(
 
     open_data_file(source.path)  # whose errors need no progress
     with progress(console, "importing the tables") as report_progress, TemporaryDirectory(prefix="pocketrank-") as scratch:
-        log = import_log(source.path, keep or Path(scratch) / "log", tables=tables, progress=report_progress)
+        folder = keep or Path(scratch) / "log"
+        started = keep is not None and (keep.parent / "started.json").is_file()  # a run that learns from that log
+        log = import_log(source.path, folder, tables=tables, replace=not started, progress=report_progress)
         return log if keep else log.load()

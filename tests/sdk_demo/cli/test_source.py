@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pocketrank.cloud.data.log import StoredLog
-from pocketrank.cloud.data.schema import ImpressionLog
+from pocketrank.cloud.data.log import StoredLog, open_log
+from pocketrank.cloud.data.schema import DataError, ImpressionLog
 from pocketrank.sdk_demo.cli.errors import OptionError
 from pocketrank.sdk_demo.cli.options import DataSource
 from pocketrank.sdk_demo.cli.source import load_log
 from pocketrank.sdk_demo.world import DEFAULT_WORLD
-from tests.cloud.data.folders import KUAIRAND, write_folder
+from tests.cloud.data.folders import KUAIRAND, impression, write_folder
 
 
 def _console() -> Console:
@@ -62,6 +62,17 @@ def test_the_tables_of_a_data_file_are_imported_once(tmp_path: Path) -> None:
     assert (again.digest(), (keep / "log.json").stat().st_mtime_ns) == (log.digest(), written)
     opened = load_log(console, DataSource("log", keep), world=None, seed=0)
     assert opened.digest() == log.digest()
+
+
+def test_the_log_of_a_started_run_is_not_replaced(tmp_path: Path) -> None:
+    source, keep = DataSource("file", KUAIRAND), tmp_path / "run" / "log"
+    first, other = write_folder(tmp_path / "first"), write_folder(tmp_path / "other", log=[impression()])
+    log = load_log(_console(), source, world=None, seed=0, tables=first, keep=keep)
+    assert load_log(_console(), source, world=None, seed=0, tables=other, keep=keep).rows == 1
+    (tmp_path / "run" / "started.json").touch()
+    with pytest.raises(DataError, match="that was imported here, got one of other files; choose another folder"):
+        load_log(_console(), source, world=None, seed=0, tables=first, keep=keep)
+    assert open_log(keep).rows == 1 < log.rows
 
 
 def test_a_data_file_is_loaded_into_memory_where_nothing_is_kept(tmp_path: Path) -> None:
