@@ -12,6 +12,8 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from pocketrank.cloud.pipeline.config import PipelineConfig
+from pocketrank.cloud.training.recipe import read_recipe, with_recipe
+from pocketrank.cloud.training.train import TrainConfig
 from pocketrank.sdk_demo.cli.app import app
 from pocketrank.sdk_demo.workflow import Flow
 
@@ -72,11 +74,18 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pipeline_and_workflow_files_are_ones(page: Path, tmp_path: Path) -> None:
+def test_toml_is_what_it_says(page: Path, tmp_path: Path) -> None:
+    """A workflow, a recipe, an excerpt of an example's data file, or else a pipeline file."""
+    examples = [set(example.read_text().splitlines()) for example in (ROOT / "examples").glob("*.toml")]
     for i, block in enumerate(blocks(page.read_text(), "toml")):
         file = tmp_path / f"{i}.toml"
         file.write_text(block.code)
-        (Flow if block.code.startswith("[[step]]") else PipelineConfig).open(file)
+        if block.code.startswith("[[step]]"):
+            Flow.open(file)
+        elif block.code.startswith("[[part]]"):
+            with_recipe(TrainConfig(), read_recipe(file))
+        elif not any(set(block.code.splitlines()) <= example for example in examples):
+            PipelineConfig.open(file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -29,7 +29,7 @@ from pocketrank.cloud.files import sync_folder, write_atomically
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Artifact", "ArtifactError", "Artifacts", "Manifest", "write_artifact"]
+__all__ = ["Artifact", "ArtifactError", "Artifacts", "Content", "Manifest", "write_artifact"]
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}(?!\n)$")]
 _MANIFEST = "manifest.json"

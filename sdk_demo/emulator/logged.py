@@ -17,7 +17,7 @@ from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.schema import LABELS
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, WATCH_MS_MAX, FeedbackEvent
 
-__all__ = ["LoggedUsers"]
+__all__ = ["LoggedOutcome", "LoggedUser", "LoggedUsers"]
 
 _HOUR_MS = 3_600_000
 _PAUSE_MS = 1000
