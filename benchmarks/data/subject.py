@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,27 @@ def _import(folder: Path) -> Callable[[], int]:
     from pocketrank.cloud.data.import_log import import_log
 
     return lambda: import_log(folder / DATA_FILE, folder / "log").rows
+
+
+def _train(folder: Path) -> Callable[[], int]:
+    """One pass of the full ranker over the log that `import` wrote: each day is scored and then learned."""
+    import torch
+
+    from pocketrank.cloud.data.log import open_log
+    from pocketrank.cloud.data.samples import SampleConfig, SampleStream
+    from pocketrank.cloud.training.passes import Passes
+    from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
+
+    torch.set_num_threads(1)
+
+    def train() -> int:
+        log = open_log(folder / "log")
+        stream = SampleStream(log, SampleConfig(tasks=tuple(log.tasks)))
+        begin = partial(RankerTraining, config=RankerTrainingConfig(), learn_until=stream.days, seed=0, rows=stream.rows)
+        Passes(stream).train_ranker(begin, folder / "pxtr")
+        return stream.rows
+
+    return train
 
 
 def _polars(folder: Path) -> Callable[[], int]:
@@ -41,7 +63,12 @@ def _duckdb(folder: Path) -> Callable[[], int]:
     return read
 
 
-SUBJECTS: dict[str, Callable[[Path], Callable[[], int]]] = {"import": _import, "polars": _polars, "duckdb": _duckdb}
+SUBJECTS: dict[str, Callable[[Path], Callable[[], int]]] = {
+    "polars": _polars,
+    "duckdb": _duckdb,
+    "import": _import,
+    "train": _train,
+}
 """Subjects by name. Each imports its libraries, and returns what is measured, which returns the number of rows found."""
 
 
