@@ -257,8 +257,10 @@ class SampleStream:
                 if end > first and (large or (end == self.learn_until and self.rows > self.windows.rows)):
                     break
                 rows, end = rows + more, after
-            yield Span(self, latest, index, first, end, rows, self._shards(latest, index, rows))
-            first, index = end, index + 1
+            if rows:
+                yield Span(self, latest, index, first, end, rows, self._shards(latest, index, rows))
+                index += 1
+            first = end
 
     def _shards(self, latest: LatestEvents, index: int, rows: int) -> int:
         """Return the number of shards of a span, from an estimate of its events."""

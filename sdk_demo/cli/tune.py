@@ -29,6 +29,7 @@ def tune(
             help="A number to search over: `LOW..HIGH`, `LOW..HIGH log`, `[A, B]`; may be repeated.",
         ),
     ],
+    tables: Annotated[Path | None, typer.Option(help="Folder where the paths in the data file begin.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Number of trials in all.")] = 20,
     recipe: Annotated[Path | None, typer.Option(help="Recipe, as for `pocketrank train`.")] = None,
     settings: Annotated[
@@ -60,7 +61,7 @@ def tune(
 
     space = parse_space(search)
     parts = with_settings(read_recipe(recipe) if recipe else DEFAULT_RECIPE, settings or [])
-    log = load_log(target.console, source, world=None, seed=seed)
+    log = load_log(target.console, source, world=None, seed=seed, tables=tables, keep=out / "log")
     with stages(target.console) as report_progress:
         found = search_for(
             log,

@@ -125,6 +125,17 @@ def test_the_latest_events_at_the_end_are_the_last_of_each_user(log: ImpressionL
         np.testing.assert_array_equal(feedback[user][item[user] > 0], whole.event_history[own][-10:])
 
 
+def test_days_without_impressions_are_no_window(log: ImpressionLog) -> None:
+    times = log.impressions["impression_ms"].to_numpy()
+    later = times + np.where(times > np.median(times), 40 * 86_400_000, 0)
+    table = log.impressions.set_column(2, log.impressions.schema.field(2), [later])
+    gap = ImpressionLog("gap", True, "UTC", log.tasks, table, log.items, log.users)
+    spans = list(SampleStream(gap, SampleConfig(tasks=CONFIG.tasks), WindowConfig(rows=100)).spans())
+    assert [span.index for span in spans] == list(range(len(spans)))
+    assert sum(span.rows for span in spans) == log.rows
+    assert all(span.rows for span in spans)
+
+
 def test_years_of_few_ratings_are_some_hundred_days(log: ImpressionLog) -> None:
     """A day of the samples is then many of the calendar."""
     times = log.impressions["impression_ms"].to_numpy()
