@@ -3,6 +3,7 @@
 `device` is left out of the hook: its base install has neither jaxtyping nor beartype.
 """
 
+import pytest
 from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -16,3 +17,22 @@ install_import_hook(["pocketrank.cloud", "pocketrank.export"], f"{__name__}.chec
 # A deadline would be a timing assertion, and the machine is shared.
 settings.register_profile("pocketrank", deadline=None)
 settings.load_profile("pocketrank")
+
+LONG = (
+    "tests/benchmarks/latency/test_latency.py",
+    "tests/test_tutorial.py",
+    "tests/benchmarks/test_serving.py",
+    "tests/benchmarks/test_emulation.py",
+    "tests/sdk_demo/emulator/test_run.py",
+    "tests/export/",
+)
+"""Files that take minutes. Of several processes one would still run them when the others are done, so they come first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, and keep the order of all others."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((at for at, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG))
+
+    items.sort(key=rank)

@@ -181,8 +181,10 @@ class DeviceModel(nn.Module):
         self.day = torch.as_tensor(s.list_day)
         # What a device computes from the columns that are published: `item_columns`.
         floats, categories = item_columns(s)
-        features = self.spec.candidate_floats[len(s.config.tasks) :]
-        scaled = [_feature(values, feature) for values, feature in zip(floats.T, features, strict=True)]
+        duration, *features = self.spec.candidate_floats[len(s.config.tasks) :]
+        known_s = np.where(s.item_duration_s > 0, s.item_duration_s, duration.default).clip(duration.min, duration.max)
+        scaled = [known_s.astype(np.float32)]
+        scaled += [_feature(values, feature) for values, feature in zip(floats.T[1:], features, strict=True)]
         self.numbers = torch.as_tensor(np.stack(scaled, 1))  # [I + 1, B + 1]
         self.categories = torch.as_tensor(np.delete(categories, 1, 1).astype(np.int64))  # [I + 1, C + 1]
 

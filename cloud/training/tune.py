@@ -106,12 +106,11 @@ def tune(
     They train on the days before `validate_from` and are compared on the days from it to the one before `test_from`. An
     interrupted search continues. Raises `TuneError`, `RecipeError`, `DataError`.
     """
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        raise TuneError("Expected Optuna, got none installed. Install `pocketrank[tune]`") from error
+    # Imported here because it is an extra of its own.
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
     if not validate_from < test_from:
         raise DataError(log.name, f"expected validation days before the first test day {test_from}, got {validate_from}")
     known = before_day(log, test_from)

@@ -7,6 +7,7 @@ __all__ = ["install_hint"]
 _BY_COMMAND = {
     "data": "cloud",
     "train": "cloud",
+    "tune": "tune",
     "evaluate": "cloud",
     "runs": "serve",
     "keygen": "export",
@@ -48,6 +49,7 @@ _LIBRARIES = frozenset(_BY_LIBRARY) | {
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "optuna",
     "opentelemetry",
     "prometheus_client",
     "pyarrow",

@@ -124,4 +124,4 @@ def test_the_session_of_the_readme_installs_the_bundle_and_reorders(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("showed ")]
     assert len(lines) == 6
     orders = [line.partition("next were ")[2].split(", now are ") for line in lines]
-    assert any(planned != now for planned, now in orders)
+    assert any(planned != now for planned, now in orders), lines
