@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from pocketrank.cloud.data.column_checks import is_float
 from pocketrank.cloud.data.data_file import DataFile, open_data_file
+from pocketrank.cloud.data.days import empty_days
 from pocketrank.cloud.data.id_codes import WHOLE_NUMBERS
 from pocketrank.cloud.data.import_log import connect
 from pocketrank.cloud.data.mapping import SCORE, Mapping
@@ -105,7 +105,7 @@ class _Check:
                 if getattr(file, table) is not None
             },
             "days": dict(days),
-            "gaps": _gaps([day for day, _ in days]),
+            "gaps": [str(day) for day in empty_days([date.fromisoformat(day) for day, _ in days])],
             "hours": [hours.get(hour, 0) for hour in range(24)],
             "ids": self._ids(),
             "auc": self._auc(),
@@ -186,15 +186,6 @@ def _label(name: str) -> str:
 
 def _local(ms: int, zone: str) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)).astimezone(zone_of(zone)).isoformat(" ", "seconds")
-
-
-def _gaps(days: list[str]) -> list[str]:
-    present = [date.fromisoformat(day) for day in days]
-    return [
-        (before + timedelta(step)).isoformat()
-        for before, after in pairwise(present)
-        for step in range(1, (after - before).days)
-    ]
 
 
 def _auc(labels: NDArray[np.float64], values: NDArray[np.float64]) -> float | None:

@@ -6,8 +6,9 @@ KuaiRand's own `date` column is not used, because near a full hour it disagrees 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -39,10 +40,6 @@ def day_of(index: int) -> date:
     return date(1970, 1, 1) + timedelta(days=index)
 
 
-def empty_days(log: ImpressionLog) -> list[date]:
-    """Return the days without an impression between the first and the last day with one."""
-    present = np.unique(days(log))
-    if len(present) == 0:
-        return []
-    missing = np.setdiff1d(np.arange(present[0], present[-1]), present)
-    return [day_of(int(index)) for index in missing]
+def empty_days(present: Sequence[date]) -> list[date]:
+    """Return the dates between those that are `present`, which are ascending."""
+    return [before + timedelta(step) for before, after in pairwise(present) for step in range(1, (after - before).days)]

@@ -125,7 +125,7 @@ class StoredLog:
     @property
     def rows(self) -> int:
         """See `ImpressionLog`."""
-        return self.record.rows if self.until_ms is None else sum(map(len, self.parts()))
+        return self.record.rows if self.until_ms is None else sum(map(len, self.parts(columns=("impression_ms",))))
 
     @cached_property
     def schema(self) -> pa.Schema:

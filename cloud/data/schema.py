@@ -183,9 +183,11 @@ class ImpressionLog:
         """Names of the columns with scores of the log's own, `pxtr_<task>`."""
         return scores_of(self.schema)
 
-    def parts(self, since_ms: int | None = None, until_ms: int | None = None) -> Iterator[pa.Table]:
-        """Return the impressions in their order, in one table."""
-        yield self.impressions
+    def parts(
+        self, since_ms: int | None = None, until_ms: int | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """Return the impressions in their order, in one table. `columns` are those that are needed, by default all."""
+        yield self.impressions if columns is None else self.impressions.select(list(columns))
 
     def digest(self) -> str:
         """Return the SHA-256 of the contents of all tables, in hex. Chunking, and the bytes under a null, do not affect it."""

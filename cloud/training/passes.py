@@ -60,9 +60,7 @@ class Passes:
         if self._only is not None:
             return len(training_rows(self._only[0], config))
         warm_up = warm_up_days(len(self.stream.log.history) > 0, config)
-        return int(
-            self.stream.day_rows[warm_up : self.stream.learn_until - (config.validation_days if config.patience else 0)].sum()
-        )
+        return int(self.stream.day_rows[warm_up : _validation_from(self.stream, config)].sum())
 
     def windows(self, pxtr: Path | None = None, latest: LatestEvents | None = None) -> Iterator[tuple[Samples, ItemStatistics]]:
         """Return the windows in the order of time, with the statistics of the items.

@@ -211,7 +211,7 @@ def _write_hyperparameters(folder: Path, config: dict[str, Any], models: dict[st
 
 def _default_test_day(log: Log) -> date:
     """Return the latest day with at least `DEFAULT_TEST_SHARE` of the rows on or after it."""
-    day, rows = day_rows(log.parts(), log.time_zone)
+    day, rows = day_rows(log.parts(columns=("impression_ms",)), log.time_zone)
     before = int((1 - DEFAULT_TEST_SHARE) * (rows.sum() - 1))
     return day_of(int(day[np.searchsorted(np.cumsum(rows), before, "right")]))
 
@@ -261,7 +261,7 @@ class _Seed:
             "users": samples.event_user[event],
             "lists": lists,
             # By which a report groups the rows: days since 1970, and how many earlier events of the user there are.
-            "days": samples.event_day[event] + samples.first_day,
+            "days": samples.day_start[samples.event_day[event]] + samples.first_day,
             "history": samples.event_place[event],
         }
 

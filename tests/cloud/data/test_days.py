@@ -16,5 +16,6 @@ def test_days_are_local_to_the_log() -> None:
 
 
 def test_empty_days() -> None:
-    assert empty_days(small_log([NOON, NOON + DAY, NOON + 4 * DAY])) == [FIRST + timedelta(2), FIRST + timedelta(3)]
-    assert empty_days(small_log([])) == []
+    present = [day_of(day) for day in days(small_log([NOON, NOON + DAY, NOON + 4 * DAY])).tolist()]
+    assert empty_days(present) == [FIRST + timedelta(2), FIRST + timedelta(3)]
+    assert empty_days([]) == []

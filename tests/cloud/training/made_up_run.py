@@ -11,6 +11,18 @@ from pocketrank.cloud.training.run import Run, RunRecord
 from pocketrank.device.contract import FeatureSpec
 
 TASKS = ("effective_view", "like")
+SPEC = FeatureSpec(
+    tasks=TASKS,
+    task_weights={"effective_view": 1.0},
+    candidates_max=1,
+    events_max=1,
+    vector_width=1,
+    list_sizes=(1,),
+    candidate_floats=(),
+    candidate_categories=(),
+    feedback_floats=(),
+    context_floats=(),
+)
 
 
 def made_up_run(folder: Path, *, seeds: tuple[int, ...], noise: float, rows: int = 600, **record: object) -> Run:
@@ -26,18 +38,7 @@ def made_up_run(folder: Path, *, seeds: tuple[int, ...], noise: float, rows: int
         "simulated": True,
         "test_from": "2022-05-04",
         "split_version": f"{seeds[0]:016}",
-        "spec": FeatureSpec(
-            tasks=TASKS,
-            task_weights={"effective_view": 1.0},
-            candidates_max=1,
-            events_max=1,
-            vector_width=1,
-            list_sizes=(1,),
-            candidate_floats=(),
-            candidate_categories=(),
-            feedback_floats=(),
-            context_floats=(),
-        ),
+        "spec": SPEC,
         "upper": UpperConfig(),
         "config": {},
         "versions": {},

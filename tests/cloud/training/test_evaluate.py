@@ -10,24 +10,11 @@ from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.training.evaluate import MODELS, evaluate
 from pocketrank.cloud.training.metrics import over_seeds, ranking_metrics
 from pocketrank.cloud.training.run import Run, RunError, RunRecord
-from pocketrank.device.contract import FeatureSpec
 from pocketrank.sdk_demo.cli import main
+from tests.cloud.training.made_up_run import SPEC, TASKS
 
 ROWS = 400
 SEEDS = (3, 4)
-TASKS = ("effective_view", "like")
-SPEC = FeatureSpec(
-    tasks=TASKS,
-    task_weights={"effective_view": 1.0},
-    candidates_max=1,
-    events_max=1,
-    vector_width=1,
-    list_sizes=(1,),
-    candidate_floats=(),
-    candidate_categories=(),
-    feedback_floats=(),
-    context_floats=(),
-)
 
 
 @pytest.fixture
