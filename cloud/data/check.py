@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from pocketrank.cloud.data.category_columns import VALUES_MAX
 from pocketrank.cloud.data.column_checks import is_float
 from pocketrank.cloud.data.data_file import DataFile, open_data_file
 from pocketrank.cloud.data.days import empty_days
@@ -53,6 +54,7 @@ def check_data(path: Path, *, tables: Path | None = None, now_ms: int | None = N
     - `coverage`: by query and column the share of rows with a value; `described`: the shares of impressions whose item and
       user have a row of their own;
     - `days`: impressions by date; `gaps`: dates between without any; `hours`: impressions by hour of the day;
+    - `cut`: for each category of several values the rows with more than `VALUES_MAX`, which the import cuts;
     - `ids`: for each kind that is text the number of `texts`, how many are `alike` but for case and blanks, and `examples`;
     - `auc`: for each label the AUC of each input that is a number;
     - `suspicions`: sentences.
@@ -107,6 +109,7 @@ class _Check:
             "days": dict(days),
             "gaps": [str(day) for day in empty_days([date.fromisoformat(day) for day, _ in days])],
             "hours": [hours.get(hour, 0) for hour in range(24)],
+            "cut": self._mapping.cut,
             "ids": self._ids(),
             "auc": self._auc(),
             "times_ms": (first, last, midnights),
@@ -209,6 +212,9 @@ def _suspicions(report: dict[str, Any], file: DataFile, times: tuple[int, int, i
         if share < 1 - UNKNOWN:
             table = f"{kind.removesuffix('_id')}s"
             yield f"{1 - share:.0%} of the impressions are of {table} without a row in `{table}`. Are the ids the same?"
+    for category, cut in report["cut"].items():
+        if cut:
+            yield f"Rows of `{category}` with more than {VALUES_MAX} values, of which the import takes the first: {cut:,}."
     yield from _clock(report, file, times, now_ms)
     for kind, ids in report["ids"].items():
         if ids["alike"]:

@@ -39,7 +39,7 @@ def is_01(value: str, type_: str) -> str:
 
 def is_float(type_: str) -> bool:
     """Return whether a type of DuckDB has fractions."""
-    return type_ in ("FLOAT", "DOUBLE") or type_.startswith("DECIMAL")
+    return type_ in ("FLOAT", "DOUBLE") or (type_.startswith("DECIMAL") and type_.endswith(")"))
 
 
 def number_check(name: str, type_: str, kind: pa.DataType, low: float, high: float) -> Check:

@@ -59,8 +59,8 @@ class _Table:
     rows: int
     distinct: dict[str, int]
     ends: dict[str, tuple[Any, Any]]
-    lists: set[str]
-    """Columns of texts such as `Comedy|Drama`."""
+    lists: dict[str, str]
+    """SQL of the values of columns of several, such as lists and texts like `Comedy|Drama`."""
     roles: dict[str, str] = field(default_factory=dict)
     """Column by what it seems to be, a key of `_NAMES`."""
 
@@ -125,21 +125,26 @@ def _look(db: duckdb.DuckDBPyConnection, folder: Path, name: str, files: str) ->
     sources = SourceTables(db, folder / "data.toml", file, folder)
     sources.open()
     types = {row[0]: str(row[1]) for row in fetch(db, f"DESCRIBE {quoted(name)}")}
-    figures = ", ".join(f"approx_count_distinct({quoted(one)}), min({quoted(one)}), max({quoted(one)})" for one in types)
+    figures = ", ".join(
+        f"approx_count_distinct({quoted(one)}), min({quoted(one)}), max({quoted(one)}), "
+        + (f"count(*) FILTER (contains({quoted(one)}, '|'))" if type_ == "VARCHAR" else "0")
+        for one, type_ in types.items()
+    )
     rows, *values = fetch(db, f"SELECT count(*), {figures} FROM {quoted(name)}")[0]
-    table = _Table(name, files, types, rows, {}, {}, set())
-    for number, column in enumerate(types):
-        table.distinct[column] = values[3 * number]
-        table.ends[column] = (values[3 * number + 1], values[3 * number + 2])
+    table = _Table(name, files, types, rows, {}, {}, {})
+    for number, (column, type_) in enumerate(types.items()):
+        table.distinct[column], low, high, several = values[4 * number : 4 * number + 4]
+        table.ends[column] = (low, high)
+        if several > rows / 10:
+            table.lists[column] = f"string_split({_sql(column)}, '|')"
+        elif type_ == "VARCHAR[]":
+            table.lists[column] = _sql(column)
     for role, pattern in _NAMES.items():
         matching = [one for one in types if re.fullmatch(pattern, _snake(one)) and one not in table.roles.values()]
         if role == "time":  # the finest
             matching = sorted((one for one in matching if _is_time(table, one)), key=lambda one: -table.distinct[one])
         if matching:
             table.roles[role] = matching[0]
-    if (column := table.roles.get("category")) and types[column] == "VARCHAR":
-        several = fetch(db, f"SELECT count(*) FROM {quoted(name)} WHERE contains({quoted(column)}, '|')")[0][0]
-        table.lists = {column} if several > rows / 10 else set()
     return table
 
 
@@ -215,7 +220,7 @@ def _as(column: str, name: str) -> str:
 
 
 def _items(items: _Table) -> Iterator[str]:
-    yield "# What is known of an item. Also `music_id`, and `vector`, a list of numbers."
+    yield "# What is known of an item. Also `music_id`, and `vector`, a list of numbers. Lists of texts are categories."
     yield "[items]"
     yield 'sql = """'
     chosen = [_as(items.roles["item_id"], "item_id")]
@@ -226,15 +231,30 @@ def _items(items: _Table) -> Iterator[str]:
     if column := items.roles.get("author_id"):
         chosen.append(_as(column, "author_id"))
     if column := items.roles.get("category"):
-        first = f"split_part({_sql(column)}, '|', 1) AS category  -- the first of several"
-        chosen.append(first if column in items.lists else _as(column, "category"))
+        several = items.lists.get(column)
+        chosen.append(f"{several}[1] AS category  -- the first of several" if several else _as(column, "category"))
     if (column := items.roles.get("upload_time")) and (
         items.types[column] == "DATE" or items.types[column].startswith("TIMESTAMP")
     ):
         chosen.append(_as(column, "upload_time"))
+    chosen += [
+        _values(items, column)
+        for column in items.lists
+        if column == items.roles.get("category") or items.types[column] == "VARCHAR[]"
+    ]
     yield from _select(chosen, items.name)
     yield '"""'
     yield ""
+
+
+def _values(table: _Table, column: str) -> str:
+    """Return the SQL of a column of lists under a name of its own."""
+    name = "categories" if column.lower() == "category" else column
+    return (
+        table.lists[column]
+        if table.types[column] == "VARCHAR[]" and name == column
+        else f"{table.lists[column]} AS {_sql(name)}"
+    )
 
 
 def _users(users: _Table) -> Iterator[str]:
@@ -245,7 +265,9 @@ def _users(users: _Table) -> Iterator[str]:
     for column, type_ in users.types.items():
         if column == key:
             continue
-        if type_ in WHOLE_NUMBERS or is_float(type_):
+        if column in users.lists:
+            chosen.append(_values(users, column))
+        elif type_ in WHOLE_NUMBERS or is_float(type_):
             low, high = users.ends[column]
             size = f"ln(1 + {_sql(column)})" if low is not None and low >= 0 and high > 1 else f"CAST({_sql(column)} AS DOUBLE)"
             chosen.append(f"{size} AS {_sql(column)}")

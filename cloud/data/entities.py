@@ -38,12 +38,14 @@ class Entities:
     item_category_names: tuple[str, ...]
     item_float_names: tuple[str, ...]
     user_categories: Int  # [U + 1, A]
+    user_category_names: tuple[str, ...]
     user_floats: Float  # [U + 1, B]
 
 
 def entities_of(log: Log, first_day: int) -> Entities:
     """Return the items and users of a log. Raises `DataError` for ids out of order."""
     items, users, time_zone = log.items, log.users, log.time_zone
+    user_categories = _lists(users, "categories", np.int64, len(log.user_categories) or None)
     upload = column(items, "upload_ms", np.int64)
     author, unknown = column(items, "author_id", np.int64), np.iinfo(np.int64).min
     known = upload >= 0
@@ -63,7 +65,8 @@ def entities_of(log: Log, first_day: int) -> Entities:
         item_floats=_lists(items, "floats", np.float32, len(log.item_floats), fill=np.nan),
         item_category_names=log.item_categories,
         item_float_names=log.item_floats,
-        user_categories=_lists(users, "categories", np.int64),
+        user_categories=user_categories,
+        user_category_names=log.user_categories or tuple(map(str, range(user_categories.shape[1]))),
         user_floats=_lists(users, "floats", np.float32),
     )
 

@@ -2,7 +2,7 @@
 
 A kind of ids whose columns are all whole numbers of 64 bits has none: such an id is its own code. The code of any other id is
 that of `pocketrank.device.contract.ids`, a hash of its text. Of several texts with one hash, the first in the order of texts
-keeps it.
+keeps it. Categories have the codes 1, 2, …, and those that an earlier log gave them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ CATEGORY_MAX = 1_000_000
 class IdCodes:
     """Dictionaries by kind, which is the name of a column of the log."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, bits: int = CODE_BITS) -> None:
-        """`bits` are those of a hash that are used."""
+    def __init__(self, db: duckdb.DuckDBPyConnection, bits: int = CODE_BITS, earlier: pa.Table | None = None) -> None:
+        """`bits` are those of a hash that are used. `earlier` are dictionaries of categories, as `IDS`, that are continued."""
         self._db, self._bits = db, bits
         self._kinds: list[str] = []
+        db.register(_EARLIER, IDS.empty_table() if earlier is None else earlier)
 
     def learn(self, kind: str, columns: Sequence[tuple[str, str, str]]) -> None:
         """Make the dictionary of the ids in `columns`: the SQL of a column, its type, and its table."""
@@ -39,51 +40,58 @@ class IdCodes:
         self._learn(kind, columns, _hash_sql("text", self._bits))
         self._settle(kind)
 
-    def learn_categories(self, kind: str, column: str, type_: str, table: str) -> None:
-        """Make the dictionary of categories, whose codes are 1, 2, … in the order of their texts.
+    def learn_categories(self, kind: str, columns: Sequence[tuple[str, str, str]]) -> None:
+        """Make the dictionary of the categories in `columns`: the SQL of a column, its type, and its table.
 
-        Whole numbers from 1 to a million are codes themselves.
+        Texts that the earlier dictionary has keep their codes. The others get the next ones, from 1, in the order of texts.
+        Whole numbers from 1 to a million are codes themselves, unless there is an earlier dictionary.
         """
-        if type_ in WHOLE_NUMBERS:
-            low, high = fetch(self._db, f"SELECT min({column}), max({column}) FROM {table}")[0]
+        known = f"SELECT text, code FROM {quoted(_EARLIER)} WHERE kind = {text_literal(kind)}"
+        if not fetch(self._db, f"{known} LIMIT 1") and all(type_ in WHOLE_NUMBERS for _, type_, _ in columns):
+            values = " UNION ALL ".join(f"SELECT {column} AS value FROM {table}" for column, _, table in columns)
+            low, high = fetch(self._db, f"SELECT min(value), max(value) FROM ({values})")[0]
             if low is None or (low >= 1 and high <= CATEGORY_MAX):
                 return
-        self._learn(kind, [(column, type_, table)], "row_number() OVER (ORDER BY text)")
+        new = f"SELECT text FROM ({_texts(columns)}) ANTI JOIN ({known}) USING (text)"
+        next_code = f"coalesce((SELECT max(code) FROM ({known})), 0) + row_number() OVER (ORDER BY text)"
+        self._db.execute(
+            f"CREATE TABLE {_table(kind)} AS {known} UNION ALL SELECT text, CAST({next_code} AS BIGINT) AS code FROM ({new})"
+        )
+        self._kinds.append(kind)
 
     def key(self, kind: str, column: str) -> str:
         """Return SQL for an id by which tables of different types can be compared."""
         return f"CAST({column} AS VARCHAR)" if kind in self._kinds else column
 
-    def code(self, kind: str, column: str) -> str:
-        """Return SQL for the code of an id; it needs the `join` in its FROM clause."""
-        return f"{_alias(kind)}.code" if kind in self._kinds else f"CAST({column} AS BIGINT)"
+    def code(self, kind: str, column: str, alias: str | None = None) -> str:
+        """Return SQL for the code of an id; it needs the `join` in its FROM clause.
 
-    def join(self, kind: str, column: str) -> str:
+        Columns that share a dictionary need an `alias` each, which is the same in the join.
+        """
+        return f"{_table(alias or kind)}.code" if kind in self._kinds else f"CAST({column} AS BIGINT)"
+
+    def join(self, kind: str, column: str, alias: str | None = None) -> str:
         """Return the join that `code` needs."""
         if kind not in self._kinds:
             return ""
-        return f" LEFT JOIN {_alias(kind)} ON {_alias(kind)}.text = CAST({column} AS VARCHAR)"
+        joined = _table(alias or kind)
+        return f" LEFT JOIN {_table(kind)} AS {joined} ON {joined}.text = CAST({column} AS VARCHAR)"
 
     def table(self) -> pa.Table:
-        """Return all dictionaries as `IDS`."""
-        if not self._kinds:
-            return IDS.empty_table()
-        parts = " UNION ALL ".join(
-            f"SELECT {text_literal(kind)} AS kind, code, text FROM {_alias(kind)}" for kind in self._kinds
-        )
-        return self._db.sql(f"SELECT kind, code, text FROM ({parts}) ORDER BY kind, text").to_arrow_table().cast(IDS)
+        """Return all dictionaries as `IDS`, with the earlier ones of columns that are no longer there."""
+        parts = [f"SELECT {text_literal(kind)} AS kind, code, text FROM {_table(kind)}" for kind in self._kinds]
+        gone = " AND ".join(["true", *(f"kind <> {text_literal(kind)}" for kind in self._kinds)])
+        parts.append(f"SELECT kind, code, text FROM {quoted(_EARLIER)} WHERE {gone}")
+        sql = f"SELECT kind, code, text FROM ({' UNION ALL '.join(parts)}) ORDER BY kind, text"
+        return self._db.sql(sql).to_arrow_table().cast(IDS)
 
     def _learn(self, kind: str, columns: Sequence[tuple[str, str, str]], code: str) -> None:
-        texts = " UNION ALL ".join(f"SELECT CAST({column} AS VARCHAR) AS text FROM {table}" for column, _, table in columns)
-        self._db.execute(
-            f"CREATE TABLE {_alias(kind)} AS SELECT text, CAST({code} AS BIGINT) AS code "
-            f"FROM (SELECT DISTINCT text FROM ({texts}) WHERE text IS NOT NULL)"
-        )
+        self._db.execute(f"CREATE TABLE {_table(kind)} AS SELECT text, CAST({code} AS BIGINT) AS code FROM ({_texts(columns)})")
         self._kinds.append(kind)
 
     def _settle(self, kind: str) -> None:
         """Give the texts that share a hash with an earlier one codes of their own."""
-        table = _alias(kind)
+        table = _table(kind)
         shared = f"SELECT code FROM {table} GROUP BY code HAVING count(*) > 1"
         later = (
             f"SELECT text FROM (SELECT text, row_number() OVER (PARTITION BY code ORDER BY text) AS place FROM {table} "
@@ -95,8 +103,17 @@ class IdCodes:
             self._db.execute(f"UPDATE {table} SET code = ? WHERE text = ?", [code, text])
 
 
-def _alias(kind: str) -> str:
+_EARLIER = "#earlier"
+
+
+def _table(kind: str) -> str:
     return quoted(f"ids {kind}")
+
+
+def _texts(columns: Sequence[tuple[str, str, str]]) -> str:
+    """Return SQL for the different texts of columns."""
+    texts = " UNION ALL ".join(f"SELECT CAST({column} AS VARCHAR) AS text FROM {table}" for column, _, table in columns)
+    return f"SELECT DISTINCT text FROM ({texts}) WHERE text IS NOT NULL"
 
 
 def _hash_sql(text: str, bits: int) -> str:

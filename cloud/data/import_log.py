@@ -102,6 +102,7 @@ def import_log(
                     ids=mapping.ids(),
                     item_categories=mapping.item_categories,
                     item_floats=mapping.item_floats,
+                    user_categories=mapping.user_categories,
                 )
         except DataError as error:
             if error.file.startswith(str(path)) or error.file == str(folder):

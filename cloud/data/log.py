@@ -69,6 +69,7 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     actions: tuple[str, ...]
     item_categories: tuple[str, ...]
     item_floats: tuple[str, ...]
+    user_categories: tuple[str, ...] = ()
     rows: int
     digest: str
     """Of the whole log, as `ImpressionLog.digest` returns it."""
@@ -121,6 +122,11 @@ class StoredLog:
     def item_floats(self) -> tuple[str, ...]:
         """See `ImpressionLog`."""
         return self.record.item_floats
+
+    @property
+    def user_categories(self) -> tuple[str, ...]:
+        """See `ImpressionLog`."""
+        return self.record.user_categories
 
     @property
     def rows(self) -> int:
@@ -209,6 +215,7 @@ class StoredLog:
             actions=self.actions,
             item_categories=self.item_categories,
             item_floats=self.item_floats,
+            user_categories=self.user_categories,
             impressions=pa.concat_tables(self.parts()).combine_chunks(),
             **tables,
         )
@@ -268,6 +275,7 @@ def save_log(log: ImpressionLog, folder: Path) -> StoredLog:
             ids=log.ids,
             item_categories=log.item_categories,
             item_floats=log.item_floats,
+            user_categories=log.user_categories,
         )
 
 
@@ -366,9 +374,10 @@ class LogWriter:
         ids: pa.Table | None = None,
         item_categories: Sequence[str] = (),
         item_floats: Sequence[str] = (),
+        user_categories: Sequence[str] = (),
     ) -> StoredLog:
-        """Write the other tables, and put the log in its place. `item_categories` and `item_floats` name the values in the
-        lists of the items. Raises `DataError`, OSError."""
+        """Write the other tables, and put the log in its place. `item_categories`, `item_floats` and `user_categories` name the
+        values in the lists of items and users. Raises `DataError`, OSError."""
         if not self._rows:
             raise DataError(self._about["name"], "expected impressions, got none")
         self._close()
@@ -379,7 +388,11 @@ class LogWriter:
             "pages": PAGES.empty_table() if pages is None else pages,
             "ids": IDS.empty_table() if ids is None else ids,
         }
-        named = {"item_categories": tuple(item_categories), "item_floats": tuple(item_floats)}
+        named = {
+            "item_categories": tuple(item_categories),
+            "item_floats": tuple(item_floats),
+            "user_categories": tuple(user_categories),
+        }
         about = {**self._about, **named, "rows": self._rows, "files": tuple(self._files)}
         if unknown := set(self._about["actions"]) - set(labels_of(self._schema)):
             raise DataError("impressions", f"expected labels of the actions {', '.join(sorted(unknown))}, got none")

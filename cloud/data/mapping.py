@@ -9,7 +9,8 @@ impressions  `user_id`, `item_id`, `time`    `watch_ms`, `session_id`, `page_id`
                                              event, `pxtr_LABEL` (scores from 0 to 1, made before the item was shown), any other
 items        `item_id`                       `duration_ms`, `author_id`, `music_id`, `category`, `upload_time`, `vector`, any
                                              other as for users
-users        `user_id`                       any other: texts and booleans are categories, numbers are numbers
+users        `user_id`                       any other: texts and booleans are categories, numbers are numbers, and lists are
+                                             categories of several values
 history      `user_id`, `item_id`, `time`    `long_view`, `like`; `time` is anything that has an order
 pages        `page_id`, `item_id`            `position`, the order of the page
 ===========  ==============================  ==============================================================================
@@ -31,6 +32,7 @@ from typing import NoReturn
 import duckdb
 import pyarrow as pa
 
+from pocketrank.cloud.data.category_columns import VALUES_MAX, category_of, value_columns
 from pocketrank.cloud.data.column_checks import Check, counts, is_01, is_float, number_check
 from pocketrank.cloud.data.data_file import DataFile, Query
 from pocketrank.cloud.data.duplicates import KEYS, REST, without_duplicates
@@ -94,18 +96,28 @@ class Mapping:
     """The tables of one data file's log. Impressions can be read once; the other tables are in memory."""
 
     def __init__(
-        self, db: duckdb.DuckDBPyConnection, path: Path, file: DataFile, tables: SourceTables, id_bits: int = CODE_BITS
+        self,
+        db: duckdb.DuckDBPyConnection,
+        path: Path,
+        file: DataFile,
+        tables: SourceTables,
+        id_bits: int = CODE_BITS,
+        codes: pa.Table | None = None,
     ) -> None:
         """Run the queries and check what they return. Raises `DataError`.
 
-        `id_bits` are the bits of the hashes that become codes of ids.
+        `id_bits` are the bits of the hashes that become codes of ids, `codes` the dictionaries of categories, as `IDS`, that
+        are continued.
         """
         self._db, self._path, self._file, self._tables = db, path, file, tables
-        self._codes, self._label_types = IdCodes(db, id_bits), dict[str, str]()
+        self._codes, self._label_types = IdCodes(db, id_bits, codes), dict[str, str]()
+        self.cut: dict[str, int] = {}
+        """Rows with more than `VALUES_MAX` values, by category of several values, such as `items.genres`."""
         tables.open()
         self._results = {name: self._run(name, query) for name, query in self._queries().items()}
         for name in ("items", "users"):
             self._check_unique(self._results[name], _REQUIRED[name][0])
+            self._results[name] = self._with_value_columns(self._results[name])
         for kind in _ID_KINDS:
             self._codes.learn(
                 kind, [(quoted(kind), one.types[kind], one.table) for one in self._results.values() if kind in one.types]
@@ -113,9 +125,13 @@ class Mapping:
         for name in ("items", "users"):
             result = self._results[name]
             if name == "items" and "category" in result.types:
-                self._codes.learn_categories("category", "category", result.types["category"], result.table)
+                self._codes.learn_categories("category", [("category", result.types["category"], result.table)])
+            sharing: dict[str, list[tuple[str, str, str]]] = {}
             for column in self._attributes(name)[0]:
-                self._codes.learn_categories(f"{name}.{column}", quoted(column), result.types[column], result.table)
+                described = quoted(column), result.types[column], result.table
+                sharing.setdefault(_kind(name, column), []).append(described)
+            for kind, columns in sharing.items():
+                self._codes.learn_categories(kind, columns)
         self._check_labels()
         for result in self._results.values():
             self._check(result, self._checks(result))
@@ -169,6 +185,11 @@ class Mapping:
     def item_floats(self) -> tuple[str, ...]:
         """Further attributes of items that are numbers."""
         return tuple(self._attributes("items")[1])
+
+    @property
+    def user_categories(self) -> tuple[str, ...]:
+        """Attributes of users that are categories."""
+        return tuple(self._attributes("users")[0])
 
     def items(self) -> pa.Table:
         """Return `ITEMS`: those of the query, and those that only impressions or pages have."""
@@ -281,6 +302,42 @@ class Mapping:
         if name == "impressions" and not self._count(result.table):
             raise DataError(str(self._path), "$.impressions.sql: expected rows, got none")
         return result
+
+    def _with_value_columns(self, result: _Result) -> _Result:
+        """Put a column of texts for each value in the place of lists, without unknown, empty and repeated values."""
+        name, types, lists = result.name, dict[str, str](), []
+        for column, type_ in result.types.items():
+            several = type_.endswith("]")
+            if column == "category" and name == "items" and several:
+                hint = "write category[1] AS category for the first, and give the list another name"
+                self._fail(name, f"expected one value, got {type_}; {hint}", column)
+            if category_of(column) != column:
+                self._fail(name, f"expected a name without brackets, got `{column}`; give it one with AS", column)
+            if several and column not in _OWN_COLUMNS[name] and _is_category(_element(type_)):
+                lists.append(column)
+        if not lists:
+            return result
+        # Each step needs the names of the one before.
+        texts = ", ".join(f"list_transform({q}, lambda x: CAST(x AS VARCHAR)) AS {q}" for q in map(quoted, lists))
+        kept = ", ".join(
+            f"list_filter({q}, lambda x, n: x <> '' AND list_position({q}, x) = n) AS {q}" for q in map(quoted, lists)
+        )
+        rows = f"(SELECT * REPLACE ({kept}) FROM (SELECT * REPLACE ({texts}) FROM {result.table}))"
+        lengths = ", ".join(f"max(len({q})), count(*) FILTER (len({q}) > {VALUES_MAX})" for q in map(quoted, lists))
+        found = fetch(self._db, f"SELECT {lengths} FROM {rows}")[0]
+        longest = dict(zip(lists, found[::2], strict=True))
+        self.cut |= {f"{name}.{column}": rows for column, rows in zip(lists, found[1::2], strict=True)}
+        chosen = []
+        for column, type_ in result.types.items():
+            if column not in longest:
+                types[column] = type_
+                chosen.append(quoted(column))
+                continue
+            for place, one in enumerate(value_columns(column, min(max(longest[column] or 0, 1), VALUES_MAX))):
+                types[one] = "VARCHAR"
+                chosen.append(f"{quoted(column)}[{place + 1}] AS {quoted(one)}")
+        self._db.execute(f"CREATE OR REPLACE TABLE {result.table} AS SELECT {', '.join(chosen)} FROM {rows}")
+        return _Result(name, result.sql, types)
 
     def _raise_at(self, sql: str, names: str, error: duckdb.Error) -> NoReturn:
         """Raise the error of a query, with its place in the files if a single row is to blame."""
@@ -506,17 +563,20 @@ class Mapping:
             if column in _OWN_COLUMNS[name]:
                 continue
             if _is_category(type_):
-                categories[column] = f"coalesce({self._codes.code(f'{name}.{column}', f'q.{quoted(column)}')}, 0)"
+                code = self._codes.code(_kind(name, column), f"q.{quoted(column)}", f"{name}.{column}")
+                categories[column] = f"coalesce({code}, 0)"
             elif type_ in WHOLE_NUMBERS or is_float(type_):
                 numbers[column] = f"CAST(q.{quoted(column)} AS FLOAT)"
             else:
-                got = f"got {type_}; CAST it AS VARCHAR for a category, or AS DOUBLE for a number"
-                self._fail(name, f"expected text, a boolean or a number, {got}", column)
+                got = f"got {type_}; CAST it AS VARCHAR for a category, AS VARCHAR[] for several, or AS DOUBLE for a number"
+                self._fail(name, f"expected text, a boolean, a number or a list of texts, {got}", column)
         return categories, numbers
 
     def _attribute_joins(self, name: str) -> str:
         categories, _ = self._attributes(name)
-        return "".join(self._codes.join(f"{name}.{column}", f"q.{quoted(column)}") for column in categories)
+        return "".join(
+            self._codes.join(_kind(name, column), f"q.{quoted(column)}", f"{name}.{column}") for column in categories
+        )
 
     def _joins(self, kinds: Sequence[str]) -> str:
         return "".join(self._codes.join(kind, f"q.{quoted(kind)}") for kind in kinds)
@@ -535,7 +595,18 @@ class Mapping:
 
 
 def _is_category(type_: str) -> bool:
-    return type_ in ("VARCHAR", "BOOLEAN") or type_.startswith("ENUM")
+    return type_ in ("VARCHAR", "BOOLEAN") or (type_.startswith("ENUM") and not type_.endswith("]"))
+
+
+def _element(type_: str) -> str:
+    """Return the type of the values of a list; whole numbers are as good as texts in it."""
+    element = re.sub(r"\[\d*\]$", "", type_)
+    return "VARCHAR" if element in WHOLE_NUMBERS else element
+
+
+def _kind(name: str, column: str) -> str:
+    """Return the kind of the dictionary of an attribute of items or users."""
+    return f"{name}.{category_of(column)}"
 
 
 def _short(value: object) -> str:

@@ -104,7 +104,7 @@ ITEMS = pa.schema(
 USERS = pa.schema(
     [
         _required("user_id", pa.int64()),
-        pa.field("categories", pa.list_(pa.int32())),  # one code per categorical attribute, 0 = unknown
+        pa.field("categories", pa.list_(pa.int32())),  # one code per `user_categories` of the log, 0 = unknown
         pa.field("floats", pa.list_(pa.float32())),  # numeric attributes, already on a usable scale
     ]
 )
@@ -160,6 +160,8 @@ class ImpressionLog:
     """Names of further categorical attributes of items."""
     item_floats: tuple[str, ...] = ()
     """Names of further numbers of items."""
+    user_categories: tuple[str, ...] = ()
+    """Names of the categorical attributes of users; a log without them has no category of several values."""
 
     TABLES = ("impressions", "items", "users", "history", "pages", "ids")
 

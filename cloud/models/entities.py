@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pocketrank.cloud.data.category_columns import shared_sizes
 from pocketrank.cloud.data.samples import Samples
-from pocketrank.cloud.models.layers import Embedding
+from pocketrank.cloud.models.layers import CategoryEmbeddings, Embedding
 
 __all__ = ["ItemIdentity", "UserAttributes"]
 
@@ -29,7 +30,8 @@ class ItemIdentity(nn.Module):
         self.author = Embedding(int(samples.item_author.max()) + 1, side_width)
         self.category = Embedding(int(samples.item_category.max()) + 1, side_width)
         self.content = nn.Linear(content, item_width) if content else None
-        self.attributes = nn.ModuleList([Embedding(int(codes.max()) + 1, side_width) for codes in samples.item_categories.T])
+        names = samples.item_category_names
+        self.attributes = CategoryEmbeddings(names, shared_sizes(names, samples.item_categories), side_width)
         floats = samples.item_floats.shape[1]
         self.floats = nn.Linear(2 * floats, side_width) if floats else None
         self.width = item_width * (2 if content else 1) + side_width * (2 + len(self.attributes) + (floats > 0))
@@ -47,7 +49,7 @@ class ItemIdentity(nn.Module):
         parts = [self.item(item), self.author(self.item_author[item]), self.category(self.item_category[item])]
         if self.content is not None:
             parts.append(self.content(self.item_content[item]))
-        parts += [table(self.item_categories[item, i]) for i, table in enumerate(self.attributes)]
+        parts += self.attributes(self.item_categories[item].unbind(-1))
         if self.floats is not None:
             parts.append(self.floats(self.item_floats[item]))
         return torch.cat(parts, -1)
@@ -59,7 +61,8 @@ class UserAttributes(nn.Module):
     def __init__(self, samples: Samples, width: int, *, ids: bool) -> None:
         super().__init__()
         self.user = Embedding(len(samples.user_ids), width) if ids else None
-        self.attributes = nn.ModuleList([Embedding(int(c) + 1, width) for c in samples.user_categories.max(0)])
+        names = samples.user_category_names
+        self.attributes = CategoryEmbeddings(names, shared_sizes(names, samples.user_categories), width)
         floats = samples.user_floats.shape[1]
         self.dense = nn.Linear(floats, width) if floats else None
         self.bias = nn.Parameter(torch.zeros(width))
@@ -73,8 +76,8 @@ class UserAttributes(nn.Module):
         row = self.bias.expand(len(user), -1)
         if self.user is not None:
             row = row + self.user(user)
-        for i, table in enumerate(self.attributes):
-            row = row + table(self.user_categories[user, i])
+        for attribute in self.attributes(self.user_categories[user].unbind(-1)):
+            row = row + attribute
         if self.dense is not None:
             row = row + self.dense(self.user_floats[user])
         return row

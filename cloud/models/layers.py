@@ -14,7 +14,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Embedding", "MultiGate", "SoftBins", "attend", "join_heads", "mlp", "penalty", "split_heads"]
+from pocketrank.cloud.data.category_columns import table_columns
+
+__all__ = [
+    "Attention",
+    "CategoryEmbeddings",
+    "Embedding",
+    "MultiGate",
+    "SoftBins",
+    "attend",
+    "join_heads",
+    "mlp",
+    "penalty",
+    "split_heads",
+]
 
 MASKED = -1e4
 """Added to the logit of a masked key; finite in fp16 too."""
@@ -85,6 +98,34 @@ class Embedding(nn.Module):
     def forward(self, index: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape w"]:
         """Return rows of the table."""
         return nn.functional.embedding(index, self.weight)
+
+
+class CategoryEmbeddings(nn.ModuleList):
+    """Tables of categories, one for all columns of a category.
+
+    A category with several values (`pocketrank.cloud.data.category_columns`) has the mean of the known ones, as the watched
+    videos of Covington et al. (RecSys 2016, section 3.2); without any it has the row of the unknown, as others have.
+    """
+
+    def __init__(self, columns: Sequence[str], sizes: Sequence[int], width: int) -> None:
+        """`sizes` are the numbers of codes of `columns`, 0 included."""
+        self.places = table_columns(columns)
+        super().__init__([Embedding(max(sizes[place] for place in places), width) for places in self.places])
+
+    def forward(self, codes: Sequence[Int[Tensor, "*shape"]]) -> list[Float[Tensor, "*shape w"]]:
+        """Return the embedding of each category, from the codes of each column."""
+        return [
+            table(codes[places[0]]) if len(places) == 1 else self._mean(table, torch.stack([codes[i] for i in places], -1))
+            for table, places in zip(self, self.places, strict=True)
+        ]
+
+    @staticmethod
+    def _mean(table: nn.Module, codes: Int[Tensor, "*shape n"]) -> Float[Tensor, "*shape w"]:
+        known = codes.float().clamp(max=1)
+        counted = known + (1 - known.amax(-1, keepdim=True))  # all, where none is known
+        share = counted / counted.sum(-1, keepdim=True)
+        mean: Tensor = (share[..., None] * table(codes)).sum(-2)
+        return mean
 
 
 class SoftBins(nn.Module):

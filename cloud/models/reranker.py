@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketrank.cloud.models.layers import Embedding, MultiGate, SoftBins, join_heads, penalty, split_heads
+from pocketrank.cloud.models.layers import CategoryEmbeddings, MultiGate, SoftBins, join_heads, penalty, split_heads
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeatureSpec, FloatFeature
 
@@ -105,7 +105,8 @@ class UpperHalf(nn.Module):
         self.item_floats = Normalise(spec.candidate_floats)
         self.feedback_floats = Normalise(spec.feedback_floats)
         self.context_floats = Normalise(spec.context_floats)
-        self.categories = nn.ModuleList([Embedding(f.size, c.category_width) for f in spec.candidate_categories])
+        columns = spec.candidate_categories
+        self.categories = CategoryEmbeddings([f.name for f in columns], [f.size for f in columns], c.category_width)
         names = [f.name for f in spec.candidate_floats]
         feedback = [f.name for f in spec.feedback_floats]
         self.watch_at, self.duration_at = feedback.index("watch_ms"), names.index("duration_ms")
@@ -333,8 +334,8 @@ class UpperHalf(nn.Module):
         numbers = self.item_floats(floats)
         parts = [numbers] if self.item_bins is None else [numbers, self.item_bins(numbers)]
         # A view if there is one category: converters turn an index into a copy.
-        codes = [category.flatten(1)] if len(self.categories) == 1 else category.unbind(-1)
-        embedded = [table(code) for table, code in zip(self.categories, codes, strict=True)]
+        codes = (category.flatten(1),) if category.shape[-1] == 1 else category.unbind(-1)
+        embedded = self.categories(codes)
         pxtr = logit(floats[..., self.pxtr_at[0] : self.pxtr_at[-1] + 1])
         return [*parts, torch.cat(embedded, -1) if len(embedded) > 1 else embedded[0]], pxtr
 

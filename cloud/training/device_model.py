@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pocketrank.cloud.data.category_columns import shared_sizes
 from pocketrank.cloud.data.entities import Entities
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import Samples, SampleStream
@@ -76,7 +77,7 @@ def device_spec(
     """Return the feature spec of a device model that is trained on `source`."""
     items = source.entities if isinstance(source, SampleStream) else source
     names = ("category", *items.item_category_names)
-    sizes = (int(items.item_category.max()) + 1, *(int(codes.max()) + 1 for codes in items.item_categories.T))
+    sizes = shared_sizes(names, np.column_stack([items.item_category, items.item_categories]))
     numbers = [_number(name, values) for name, values in zip(items.item_float_names, items.item_floats.T, strict=True)]
     pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=PXTR_UNKNOWN) for t in source.config.tasks]
     return FeatureSpec(

@@ -26,6 +26,7 @@ from pocketrank.cloud.training.ranker import RankerInputs
 from pocketrank.device import FeedSession, Ranker
 from pocketrank.device.codec import read_page, to_block
 from pocketrank.device.contract import Candidates, Columns, Ended, FeedbackEvent, Network, Orientation, Page, PageRequest
+from pocketrank.device.model.features import FeatureBuilder
 from pocketrank.device.runtimes import INPUT_NAMES, Runtime
 from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.cloud.serving.pages import pages, stages
@@ -35,6 +36,8 @@ from tests.sdk_demo.world.worlds import small
 VECTORS = {"candidate_vector", "event_vector", "user_vector"}
 FIELDS = set(FeedbackEvent.__struct_fields__)
 KINDS = {"ended": Ended, "orientation": Orientation, "network": Network}
+OWN_CATEGORIES = ("brand", "shape", "genres[0]", "genres[1]", "genres[2]")
+"""Of which the last is one of several values."""
 UNKNOWN = ("volume", "muted", "orientation", "playback_rate", "pauses", "network", "buffering_ms")
 
 
@@ -88,8 +91,10 @@ def log() -> ImpressionLog:
     # And items have more attributes than those that every log has.
     m = len(log.items)
     prices = rng.lognormal(3, 1, m)
+    # Up to three of six genres, the known ones first.
+    genres = [[*rng.permutation(6)[:n] + 1, *[0] * (3 - n)] for n in rng.integers(0, 4, m)]
     own = {
-        "categories": pa.array(rng.integers(0, [4, 9], (m, 2)).tolist(), pa.list_(pa.int32())),
+        "categories": pa.array(np.column_stack([rng.integers(0, [4, 9], (m, 2)), genres]).tolist(), pa.list_(pa.int32())),
         "floats": pa.array(
             [[p if p > 8 else np.nan, s] for p, s in zip(prices, rng.random(m), strict=True)], pa.list_(pa.float32())
         ),
@@ -97,7 +102,7 @@ def log() -> ImpressionLog:
     items = log.items
     for name, values in own.items():
         items = _set(items, name, values)
-    named = {"item_categories": ("brand", "shape"), "item_floats": ("price", "sharpness")}
+    named = {"item_categories": OWN_CATEGORIES, "item_floats": ("price", "sharpness")}
     return replace(log, impressions=table.take(pa.array(order)), items=items, **named)
 
 
@@ -152,7 +157,7 @@ def page_of(model: DeviceModel, number: int) -> Page:
         candidates=Candidates(
             item_id=to_block(s.item_ids[item], "i8"),
             floats=Columns(names=names, values=to_block(floats, "f4")),
-            categories=Columns(names=("category", "author", "brand", "shape"), values=to_block(codes[item], "i4")),
+            categories=Columns(names=("category", "author", *OWN_CATEGORIES), values=to_block(codes[item], "i4")),
             vector=to_block(vector, "f2"),
         ),
         user_vector=to_block(user_vector, "f2"),
@@ -316,9 +321,17 @@ def _same_scores(
         window, known = inputs.window(inputs.list_user[number], inputs.list_event[number], model.config.lower.history_max)
         vectors = model.lower.items(inputs.item[window], statistics[inputs.item[window]])
         user_vector = model.lower.users(model.lower.user(inputs.list_user[number]), vectors, inputs.feedback[window], known)
+    served = model_categories(page, model)
+    np.testing.assert_array_equal(served, model.categories[item[0]])
+    assert (served[:, -3] > 0).any()
     np.testing.assert_allclose(arrays.floats[:, : len(TASK_WEIGHTS)], expected[0].numpy(), atol=1e-5)
     assert arrays.user_vector is not None
     np.testing.assert_allclose(arrays.user_vector, user_vector[0].numpy(), atol=4e-3)
+
+
+def model_categories(page: Page, model: DeviceModel) -> NDArray[np.int32]:
+    """The codes of a page as a device reads them."""
+    return FeatureBuilder(model.spec).page(page).categories
 
 
 def _half(x: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketrank.cloud.models.layers import Embedding, MultiGate
+from pocketrank.cloud.data.category_columns import table_columns
+from pocketrank.cloud.models.layers import CategoryEmbeddings, MultiGate
 from pocketrank.cloud.models.reranker import Normalise, logit
 from pocketrank.device.contract import FeatureSpec
 
@@ -61,7 +62,8 @@ class Peer(nn.Module, ABC):
         self.item_floats = Normalise(spec.candidate_floats)
         self.feedback_floats = Normalise(spec.feedback_floats)
         self.context_floats = Normalise(spec.context_floats)
-        self.categories = nn.ModuleList([Embedding(f.size, c.category_width) for f in spec.candidate_categories])
+        columns = spec.candidate_categories
+        self.categories = CategoryEmbeddings([f.name for f in columns], [f.size for f in columns], c.category_width)
         names = [f.name for f in spec.candidate_floats]
         self.pxtr_at = [names.index(f"pxtr_{task}") for task in spec.tasks]
         item, _ = self.widths(config, spec)
@@ -73,7 +75,8 @@ class Peer(nn.Module, ABC):
     @staticmethod
     def widths(config: PeerConfig, spec: FeatureSpec) -> tuple[int, int]:
         """Return the width of an item, and of the feedback on it."""
-        item = len(spec.candidate_floats) + len(spec.candidate_categories) * config.category_width
+        categories = len(table_columns([f.name for f in spec.candidate_categories]))
+        item = len(spec.candidate_floats) + categories * config.category_width
         return item, len(spec.feedback_floats) + 2
 
     @abstractmethod
@@ -113,8 +116,7 @@ class Peer(nn.Module, ABC):
         return scores.view_as(pxtr) + self.residual * pxtr
 
     def _items(self, floats: Float[Tensor, "b m fc"], category: Int[Tensor, "b m c"]) -> Float[Tensor, "b m i"]:
-        embedded = [table(code) for table, code in zip(self.categories, category.unbind(-1), strict=True)]
-        return torch.cat([self.item_floats(floats), *embedded], -1)
+        return torch.cat([self.item_floats(floats), *self.categories(category.unbind(-1))], -1)
 
 
 def real_first(

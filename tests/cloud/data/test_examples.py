@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pocketrank.cloud.data.draft import draft_data_file
@@ -31,6 +33,8 @@ def test_movielens(tmp_path: Path) -> None:
         {"user_id": 8, "item_id": 3, "like": False, "long_view": False},
     ]
     assert log.items["category"].to_pylist() == [1, 0, 2]
+    assert log.item_categories == ("genres[0]", "genres[1]")
+    assert log.items["categories"].to_pylist() == [[1, 2], [0, 0], [3, 0]]
     assert log.items["upload_ms"].to_pylist() == [788_918_400_000, None, -157_766_400_000]
 
 
@@ -45,6 +49,24 @@ def test_a_draft_for_movielens_is_the_example(tmp_path: Path) -> None:
     assert drafted.impressions.select(names).equals(ours.impressions.select(names))
     assert drafted.tasks == {"like": 1.0}
     assert len(set(drafted.items["category"].to_pylist())) == len(set(ours.items["category"].to_pylist()))
+    assert drafted.item_categories == ours.item_categories
+
+
+def test_a_draft_takes_lists_as_categories_of_several_values(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"user": ["a", "b"], "item": [1, 2], "time": [1_700_000_000, 1_700_000_001], "liked": [0, 1]}),
+        tmp_path / "log.parquet",
+    )
+    pq.write_table(
+        pa.table({"item": [1, 2], "category": [["x", "y"], ["y"]], "moods": [["m"], ["n", "m"]]}), tmp_path / "items.parquet"
+    )
+    (tmp_path / "users.csv").write_text("user,hobbies\na,chess|tea\nb,tea\n")
+    (tmp_path / "data.toml").write_text(draft_data_file(tmp_path))
+    log = load_mapped(tmp_path / "data.toml")
+    assert log.item_categories == ("categories[0]", "categories[1]", "moods[0]", "moods[1]")
+    assert log.items["category"].to_pylist() == [1, 2]
+    assert log.items["categories"].to_pylist() == [[1, 2, 1, 0], [2, 0, 2, 1]]
+    assert log.user_categories == ("hobbies[0]", "hobbies[1]")
 
 
 def test_tenrec(tmp_path: Path) -> None:

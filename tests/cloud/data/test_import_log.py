@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pocketrank.cloud.data.check import check_data
 from pocketrank.cloud.data.import_log import import_log, load_mapped
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
 from pocketrank.cloud.data.validate import validate
@@ -129,6 +130,43 @@ def test_all_queries_of_a_data_file(shop: Path) -> None:
     assert named(log, "item_id", max(pages.values(), key=len)) == ["hat", "mug", "pin"]
 
 
+def test_a_list_becomes_a_column_for_each_value(shop: Path, tmp_path: Path) -> None:
+    """Without unknown, empty and repeated values, in their order, with one dictionary for all columns."""
+    (tmp_path / "goods.csv").write_text(
+        "good,seller,kind,ms,v,colour,price\nhat,s1,wear,7000,,red||blue|red,2.5\ncap,s2,wear,,,,\nmug,s1,,4000,,blue|gold,1.0\n"
+    )
+    text = shop.read_text().replace("colour, price", "string_split(colour, '|') AS colour, price")
+    shop.write_text(text.replace("country, CAST(grade AS VARCHAR) AS grade", "[grade, NULL, 3, 2] AS grades, country"))
+    log = load_mapped(shop)
+    assert log.item_categories == ("colour[0]", "colour[1]")
+    goods = dict(zip(named(log, "item_id", log.items["item_id"].to_pylist()), log.items["categories"].to_pylist(), strict=True))
+    assert goods == {"hat": [3, 1], "cap": [0, 0], "mug": [1, 2], "pin": None}
+    assert named(log, "items.colour", [1, 2, 3]) == ["blue", "gold", "red"]
+    assert log.user_categories == ("grades[0]", "grades[1]", "country", "member")
+    people = dict(
+        zip(named(log, "user_id", log.users["user_id"].to_pylist()), log.users["categories"].to_pylist(), strict=True)
+    )
+    assert people == {"bob": [2, 1, 1, 2], "ann": [1, 2, 0, 1]}
+    assert named(log, "users.grades", [1, 2]) == ["2", "3"]
+
+
+def test_values_beyond_the_eighth_are_cut(shop: Path) -> None:
+    shop.write_text(shop.read_text().replace("colour, price", "range(5 * length(colour)) AS colour, price"))
+    log = load_mapped(shop)
+    assert log.item_categories == tuple(f"colour[{place}]" for place in range(8))
+    kept = {tuple(codes) for codes in log.items["categories"].to_pylist() if codes}
+    assert [named(log, "items.colour", list(codes)) for codes in kept if any(codes)] == [[str(place) for place in range(8)]]
+    suspicion = "Rows of `items.colour` with more than 8 values, of which the import takes the first: 2."
+    assert suspicion in check_data(shop, now_ms=NOON)["suspicions"]
+
+
+def test_lists_without_values_are_one_unknown_column(shop: Path) -> None:
+    shop.write_text(shop.read_text().replace("colour, price", "[nullif(colour, colour), ''] AS colour, price"))
+    log = load_mapped(shop)
+    assert log.item_categories == ("colour[0]",)
+    assert {codes[0] for codes in log.items["categories"].to_pylist() if codes} == {0}
+
+
 def code_of(text: str, bits: int = 63) -> int:
     return int.from_bytes(hashlib.md5(text.encode()).digest()[8:], "little") & ((1 << bits) - 1)
 
@@ -227,9 +265,15 @@ def test_many_rows_with_equal_keys_are_sorted_and_counted_once(tmp_path: Path) -
         ('"shown.parquet"', '"shown.*.parquet"', "expected a file, a folder or a pattern of files, got nothing"),
         (
             "country, CAST(grade AS VARCHAR) AS grade",
-            "country, [1] AS grade",
-            "expected text, a boolean or a number, got INTEGER[]",
+            "country, [1.5] AS grade",
+            "expected text, a boolean, a number or a list of texts, got DECIMAL(2,1)[]",
         ),
+        (
+            "country, CAST(grade AS VARCHAR) AS grade",
+            "country, [country][1]",
+            "expected a name without brackets, got `list_value(country)[1]`; give it one with AS",
+        ),
+        ("kind AS category", "[kind] AS category", "expected one value, got VARCHAR[]; write category[1]"),
         (
             "page AS page_id, bought",
             "CAST(1.5 AS DOUBLE) AS page_id, bought",

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from pocketrank.cloud.models.presets import PRESETS, UpperConfig
 from pocketrank.cloud.models.reranker import UpperHalf
+from pocketrank.device.contract import CategoryFeature
 from pocketrank.export.parity import draw_inputs
 from tests.export.small_run import CONFIG, SPEC, random_upper
 
@@ -134,6 +136,62 @@ class TestChosen:
         assert (self.choose([3]) - self.choose([4])).abs().max() > 1e-4
         far = self.choose([0, 5, 1, 2, 3]) - self.choose([5, 0, 1, 2, 3])
         assert far.abs().max() < 1e-6
+
+
+GENRES = msgspec.structs.replace(
+    SPEC,
+    candidate_categories=(
+        *SPEC.candidate_categories,
+        *(CategoryFeature(name=f"genres[{place}]", size=7) for place in range(3)),
+    ),
+)
+"""With a category of three values, in columns 1 to 3."""
+
+
+class TestSeveralValues:
+    """A category of several values: the mean of its known values, from one table."""
+
+    @staticmethod
+    def scores(model: UpperHalf, genres: list[list[int]]) -> np.ndarray:
+        """Scores of candidates that differ in their genres alone; the same event has the first of them."""
+        n = len(genres)
+        inputs = {k: torch.from_numpy(v) for k, v in draw_inputs(GENRES, "self_contained", 1, 1, 0).items()}
+        inputs |= {k: v.expand(-1, n, *[-1] * (v.ndim - 2)).clone() for k, v in inputs.items() if k.startswith("candidate")}
+        for name in ("candidate_mask", "event_mask"):
+            inputs[name][:] = 1
+        inputs["candidate_float"][..., : len(SPEC.tasks)] = 0.5  # where scores are far from 0 and 1
+        inputs["candidate_category"][0, :, 1:] = torch.tensor(genres)
+        inputs["event_category"][0, :, 1:] = torch.tensor(genres[:1])
+        return scores(model, inputs)[0]
+
+    @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+    def test_the_order_of_values_and_the_places_of_unknown_ones_do_not_matter(self, config: UpperConfig) -> None:
+        model = random_upper(split=False, spec=GENRES, config=config)
+        first, *others = self.scores(model, [[2, 5, 6], [5, 6, 2], [6, 5, 2]])
+        np.testing.assert_allclose(others, [first] * 2, atol=1e-6)
+        first, *others = self.scores(model, [[2, 5, 0], [0, 5, 2], [5, 0, 2]])
+        np.testing.assert_allclose(others, [first] * 2, atol=1e-6)
+        different = self.scores(model, [[2, 5, 0], [2, 0, 0], [2, 5, 6], [0, 0, 0]])
+        assert len(np.unique(different[:, 0].round(4))) == 4
+
+    def test_columns_share_a_table_and_its_width(self) -> None:
+        spec = msgspec.structs.replace(GENRES, candidate_categories=GENRES.candidate_categories[:2])
+        one, three = (random_upper(split=True, spec=spec, config=FULL) for spec in (spec, GENRES))
+        assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in three.state_dict().items()}
+        assert three.state_dict()["categories.1.weight"].shape == (7, FULL.category_width)
+
+    def test_one_value_is_as_a_category_without_others(self) -> None:
+        columns = (*SPEC.candidate_categories, CategoryFeature(name="genres[0]", size=7))
+        alone = random_upper(split=False, spec=msgspec.structs.replace(SPEC, candidate_categories=columns), config=FULL)
+        model = UpperHalf(FULL, GENRES, split=False).eval()
+        model.load_state_dict(alone.state_dict())
+        inputs = draw("self_contained", 4, 3)
+        one = {k: v.clone() for k, v in inputs.items()}
+        for kind, codes in (("candidate", [0, 1, 5, 6]), ("event", [0, 3, 3])):
+            own, genre = inputs[f"{kind}_category"], torch.tensor(codes)[None, :, None]
+            one[f"{kind}_category"] = torch.cat([own, genre], -1)
+            inputs[f"{kind}_category"] = torch.cat([own, genre, genre * 0, genre * 0], -1)
+        np.testing.assert_allclose(scores(model, inputs), scores(alone, one), atol=1e-6)
 
 
 def test_presets_have_their_documented_sizes() -> None:
