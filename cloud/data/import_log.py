@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import duckdb
 import msgspec
 
+from pocketrank.cloud.data.category_codes import NO_CODES, codes_of, codes_of_log
 from pocketrank.cloud.data.data_file import DataFile, open_data_file
 from pocketrank.cloud.data.log import LogWriter, StoredLog, open_log
 from pocketrank.cloud.data.mapping import Mapping
@@ -48,15 +49,22 @@ def import_log(
     replace: bool = True,
     progress: Progress | None = None,
     id_bits: int = CODE_BITS,
+    codes_from: Path | None = None,
 ) -> StoredLog:
     """Write the log of the data file `path` into `folder`, or open the one that was made from the same files before.
 
     Files are the same if the data file's text, and their names, sizes and times of modification are. `tables` is the folder
     where the paths in the data file begin, by default that of the data file. `replace` tells whether a log of other files may
     be replaced. `progress` receives the share that is done, 0 to 1. `id_bits` are the bits of the hashes that become codes of
-    ids. Rows of a query that are equal in all columns count once. Raises `DataError`; `folder` is then unchanged.
+    ids. Rows of a query that are equal in all columns count once.
+
+    `codes_from` is a log or a run whose codes of categories are continued; by default the log of the same name that is
+    replaced. A log that does not have them is not opened, but where it may not be replaced.
+
+    Raises `DataError`; `folder` is then unchanged.
     """
     file = open_data_file(path)
+    codes = None if codes_from is None else codes_of(codes_from)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with connect(file, folder.parent) as db:
         sources = SourceTables(db, path, file, tables or path.parent)
@@ -66,13 +74,17 @@ def import_log(
                 known = open_log(folder)
             except DataError:
                 known = None
-            if known is not None and known.record.source == source:
+            continued = known is not None and (codes is None or not replace or codes.are_in(known))
+            if known is not None and known.record.source == source and continued:
                 return known
             if not replace:
                 message = f"expected the log of {path} that was imported here, got one of other files; choose another folder"
                 raise DataError(str(folder), message)
+            if codes is None and known is not None and known.name == file.name:
+                codes = codes_of_log(known)
         _remove_unfinished(folder)
-        mapping = Mapping(db, path, file, sources, id_bits)
+        codes = codes or NO_CODES
+        mapping = Mapping(db, path, file, sources, id_bits, codes.ids)
         report = progress or (lambda share: None)
         report(_MAPPED)
         total, written = mapping.rows, 0
@@ -93,16 +105,17 @@ def import_log(
                     written += len(rows)
                     report(_MAPPED + (0.95 - _MAPPED) * written / total)
                 items, users = mapping.items(), mapping.users()
-                history, pages = mapping.history(), mapping.pages()
+                history, pages, ids = mapping.history(), mapping.pages(), mapping.ids()
                 log = writer.finish(
                     items,
                     users,
                     history=history,
                     pages=pages,
-                    ids=mapping.ids(),
+                    ids=ids,
                     item_categories=mapping.item_categories,
                     item_floats=mapping.item_floats,
                     user_categories=mapping.user_categories,
+                    numbering=codes.after(ids),
                 )
         except DataError as error:
             if error.file.startswith(str(path)) or error.file == str(folder):

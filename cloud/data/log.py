@@ -70,6 +70,7 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     item_categories: tuple[str, ...]
     item_floats: tuple[str, ...]
     user_categories: tuple[str, ...] = ()
+    numbering: str = ""
     rows: int
     digest: str
     """Of the whole log, as `ImpressionLog.digest` returns it."""
@@ -127,6 +128,11 @@ class StoredLog:
     def user_categories(self) -> tuple[str, ...]:
         """See `ImpressionLog`."""
         return self.record.user_categories
+
+    @property
+    def numbering(self) -> str:
+        """See `ImpressionLog`."""
+        return self.record.numbering
 
     @property
     def rows(self) -> int:
@@ -216,6 +222,7 @@ class StoredLog:
             item_categories=self.item_categories,
             item_floats=self.item_floats,
             user_categories=self.user_categories,
+            numbering=self.numbering,
             impressions=pa.concat_tables(self.parts()).combine_chunks(),
             **tables,
         )
@@ -276,6 +283,7 @@ def save_log(log: ImpressionLog, folder: Path) -> StoredLog:
             item_categories=log.item_categories,
             item_floats=log.item_floats,
             user_categories=log.user_categories,
+            numbering=log.numbering,
         )
 
 
@@ -375,9 +383,10 @@ class LogWriter:
         item_categories: Sequence[str] = (),
         item_floats: Sequence[str] = (),
         user_categories: Sequence[str] = (),
+        numbering: str = "",
     ) -> StoredLog:
         """Write the other tables, and put the log in its place. `item_categories`, `item_floats` and `user_categories` name the
-        values in the lists of items and users. Raises `DataError`, OSError."""
+        values in the lists of items and users, `numbering` the codes of categories. Raises `DataError`, OSError."""
         if not self._rows:
             raise DataError(self._about["name"], "expected impressions, got none")
         self._close()
@@ -392,6 +401,7 @@ class LogWriter:
             "item_categories": tuple(item_categories),
             "item_floats": tuple(item_floats),
             "user_categories": tuple(user_categories),
+            "numbering": numbering,
         }
         about = {**self._about, **named, "rows": self._rows, "files": tuple(self._files)}
         if unknown := set(self._about["actions"]) - set(labels_of(self._schema)):

@@ -162,6 +162,8 @@ class ImpressionLog:
     """Names of further numbers of items."""
     user_categories: tuple[str, ...] = ()
     """Names of the categorical attributes of users; a log without them has no category of several values."""
+    numbering: str = ""
+    """Name of the codes of the categories of items (`pocketrank.cloud.data.category_codes`)."""
 
     TABLES = ("impressions", "items", "users", "history", "pages", "ids")
 

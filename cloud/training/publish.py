@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 
+from pocketrank.cloud.data.category_codes import codes_of_log, save_codes
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.data.latest_events import LatestEvents
+from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.models.towers import LowerHalf
@@ -91,11 +92,11 @@ def publish(
     out: Path,
     *,
     simulated: bool,
-    ids: pa.Table | None = None,
+    log: Log | None = None,
 ) -> str:
     """Write the cloud half as of the end of the log into `out`, with users as of their `latest` events, and the gate rows.
 
-    `ids` are the dictionaries of the log. Without a ranker its tables have no columns. `gates` are the gate rows of each window
+    The dictionaries are those of `log`. Without a ranker its tables have no columns. `gates` are the gate rows of each window
     (`gate_arrays`). Returns the split version. Raises `ValueError` for item rows beyond fp16.
     """
     assert model.lower is not None
@@ -166,8 +167,9 @@ def publish(
     }
     to_onnx(_UserTower(lower), tower, "user_vector", out / "user_tower.onnx")
     np.savez(out / "gate.npz", **{name: np.concatenate([gate[name] for gate in gates]) for name in gates[0]})  # type: ignore[arg-type]
-    if ids is not None:
-        of_kind = {kind: ids.filter(pc.equal(ids["kind"], kind)) for kind in _ID_KINDS}
+    if log is not None:
+        save_codes(codes_of_log(log), out)
+        of_kind = {kind: log.ids.filter(pc.equal(log.ids["kind"], kind)) for kind in _ID_KINDS}
         kinds = {kind: (rows["code"].to_numpy(), rows["text"].to_pylist()) for kind, rows in of_kind.items() if len(rows)}
         if kinds:
             PublishedIds.save(out, kinds)

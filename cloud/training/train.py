@@ -290,7 +290,7 @@ class _Seed:
                 model.enter(samples, statistics)
                 gates.append(gate_arrays(model, mine))
         assert model is not None
-        return publish(ranker, model, statistics, latest, gates, out, simulated=simulated, ids=self.passes.stream.log.ids)
+        return publish(ranker, model, statistics, latest, gates, out, simulated=simulated, log=self.passes.stream.log)
 
     @property
     def _pxtr(self) -> Path | None:

@@ -119,14 +119,25 @@ def import_tables(
     file: DataFile,
     out: Annotated[Path, typer.Option(help="Folder for the log. A log that is there is replaced.")],
     tables: Tables = None,
+    codes_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LOG_OR_RUN",
+            help="Log or run whose codes of categories stay the same. [default: the log of the same name that is replaced]",
+        ),
+    ] = None,
 ) -> None:
     """Write the tables of a data file as a log, from which trainings start at once.
 
     Rows are sorted by time into files of whole days. Memory does not grow with their number. A log that was made from the same
     files before is kept. If anything is wrong, file, row and column are named, and nothing is written.
 
+    Phones read the categories of a page by the codes that their models were trained with. So the categories that an earlier log
+    has keep their codes, and new ones get the next.
+
     \b
     pocketrank data import tables/data.toml --out logs/first
+    pocketrank data import tables/data.toml --out logs/second --codes-from logs/first
 
     Writes the log into --out.
     """
@@ -136,7 +147,7 @@ def import_tables(
     open_data_file(file)  # whose errors need no progress
     console = Console()
     with progress(console, "importing the tables") as report_progress:
-        log = import_log(file, out, tables=tables, progress=report_progress)
+        log = import_log(file, out, tables=tables, progress=report_progress, codes_from=codes_from)
     print_line(console, f"{log.rows:,} impressions written to {out}; next: pocketrank train --data {out} --out RUN")
 
 

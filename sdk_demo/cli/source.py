@@ -31,7 +31,7 @@ def load_log(
 
     `seed` is the seed of a simulated log, `world` the TOML file of its parameters. `tables` is the folder where the paths in a
     data file begin. `keep` is the folder that the tables of a data file are imported into, or have been before; None loads
-    them into memory.
+    them into memory. It is in the folder of a run, and continues the codes of categories of the active run beside that.
 
     Raises `OptionError` for `world` or `tables` with a source that has none, `DataError` for a log that cannot be trained on,
     `WorldError` for an invalid world.
@@ -55,9 +55,37 @@ def load_log(
     from pocketrank.cloud.data.data_file import open_data_file
     from pocketrank.cloud.data.import_log import import_log
 
-    open_data_file(source.path)  # whose errors need no progress
+    name = open_data_file(source.path).name  # whose errors need no progress
     with progress(console, "importing the tables") as report_progress, TemporaryDirectory(prefix="pocketrank-") as scratch:
         folder = keep or Path(scratch) / "log"
         started = keep is not None and (keep.parent / "started.json").is_file()  # a run that learns from that log
-        log = import_log(source.path, folder, tables=tables, replace=not started, progress=report_progress)
+        log = import_log(
+            source.path,
+            folder,
+            tables=tables,
+            replace=not started,
+            progress=report_progress,
+            codes_from=_active_run(keep.parent, name) if keep else None,
+        )
         return log if keep else log.load()
+
+
+def _active_run(run: Path, data: str) -> Path | None:
+    """Return the active run beside `run`, if it is of the data of this name and has codes of categories."""
+    from pocketrank.cloud.data.category_codes import codes_of
+    from pocketrank.cloud.data.schema import DataError
+    from pocketrank.cloud.training.errors import RunError
+    from pocketrank.cloud.training.registry import active_beside
+    from pocketrank.cloud.training.run import Run
+
+    name = active_beside(run)
+    if name is None:
+        return None
+    active = run.resolve().parent / name
+    try:
+        if Run.open(active).record.data != data:
+            return None
+        codes_of(active)
+    except (RunError, DataError):  # of a run of before, whose log is gone
+        return None
+    return active

@@ -7,11 +7,13 @@ from rich.console import Console
 
 from pocketrank.cloud.data.log import StoredLog, open_log
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.training.registry import FolderRegistry
 from pocketrank.sdk_demo.cli.errors import OptionError
 from pocketrank.sdk_demo.cli.options import DataSource
 from pocketrank.sdk_demo.cli.source import load_log
 from pocketrank.sdk_demo.world import DEFAULT_WORLD
 from tests.cloud.data.folders import KUAIRAND, impression, write_folder
+from tests.cloud.small_published import small_run
 
 
 def _console() -> Console:
@@ -73,6 +75,28 @@ def test_the_log_of_a_started_run_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="that was imported here, got one of other files; choose another folder"):
         load_log(_console(), source, world=None, seed=0, tables=first, keep=keep)
     assert open_log(keep).rows == 1 < log.rows
+
+
+def test_a_new_run_continues_the_codes_of_the_active_one_beside_it(tmp_path: Path) -> None:
+    def log_of(run: str, *tags: str) -> dict[str, int]:
+        (tmp_path / "goods.csv").write_text("\n".join(["item_id,tag", *(f"{i},{tag}" for i, tag in enumerate(tags))]) + "\n")
+        log = load_log(_console(), DataSource("file", file), world=None, seed=0, keep=tmp_path / "runs" / run / "log")
+        return {row["text"]: row["code"] for row in log.ids.to_pylist()}
+
+    (tmp_path / "views.csv").write_text("user_id,item_id,time,liked\n1,0,1700000000,1\n")
+    file = tmp_path / "small.toml"
+    file.write_text(
+        'name = "small"\ntime_zone = "UTC"\ntime_unit = "s"\n[tables]\nviews = "views.csv"\ngoods = "goods.csv"\n'
+        '[impressions]\nsql = "SELECT * FROM views"\n[items]\nsql = "SELECT * FROM goods"\n'
+        '[labels]\nlike = "liked"\n[tasks]\nlike = 1.0\n'
+    )
+    assert log_of("first", "tea") == {"tea": 1}
+    small_run(tmp_path / "runs" / "first").save()
+    assert log_of("second", "tea", "hats") == {"hats": 1, "tea": 2}
+    FolderRegistry(tmp_path / "runs").activate("first")
+    assert log_of("second", "tea", "hats") == {"tea": 1, "hats": 2}
+    file.write_text(file.read_text().replace('"small"', '"other"'))
+    assert log_of("third", "tea", "hats") == {"hats": 1, "tea": 2}
 
 
 def test_a_data_file_is_loaded_into_memory_where_nothing_is_kept(tmp_path: Path) -> None:
