@@ -29,6 +29,7 @@ def make_page(
     *,
     floats: Mapping[str, ArrayLike] | None = None,
     categories: Mapping[str, ArrayLike] | None = None,
+    numbering: str | None = None,
     vectors: ArrayLike | None = None,
     user_vector: ArrayLike | None = None,
     split_version: str | None = None,
@@ -44,7 +45,8 @@ def make_page(
       `request.size`, and also items of `request.exclude`: these are left out, and the first `size` others are sent.
     - `scores` [n] of each task: probabilities, NaN where the ranker had no time. They are the columns `pxtr_<task>`.
     - `floats` [n] by name: static attributes in raw units, NaN where unknown.
-    - `categories` [n] by name: codes from 1 to 2^31 - 1, and 0 where unknown.
+    - `categories` [n] by name: codes from 1 to 2^31 - 1, and 0 where unknown. `numbering` is the name of the codes: devices with
+      a model of another name do not read them. A run has its codes and their name in `published/categories.json`.
     - `vectors` [n, D] and `user_vector` [D] of the split form, up to 65,504 in size, with the `split_version` of the lower half
       that computed them. They are sent to a device that asks for this version; for any other the page says why it has none. To
       save their computation, compare `request.split_version` first.
@@ -77,6 +79,7 @@ def make_page(
             item_id=to_block(codes[left], "i8"),
             floats=_columns(pxtr | named, left, np.float32),
             categories=_columns(codes_of, left, np.int32),
+            numbering=UNSET if numbering is None else numbering,
             vector=to_block(item_vectors[left], "f2") if sends_vectors and item_vectors is not None else None,
             item_key=tuple(str(ids[at]) for at in left) if own_ids else UNSET,
         ),

@@ -36,6 +36,7 @@ class Entities:
     item_categories: Int  # [I + 1, C] codes of further attributes, 0 unknown
     item_floats: Float  # [I + 1, B] further numbers, raw, NaN unknown
     item_category_names: tuple[str, ...]
+    numbering: str  # of the codes of items' categories, empty without a name
     item_float_names: tuple[str, ...]
     user_categories: Int  # [U + 1, A]
     user_category_names: tuple[str, ...]
@@ -64,6 +65,7 @@ def entities_of(log: Log, first_day: int) -> Entities:
         item_categories=_lists(items, "categories", np.int64, len(log.item_categories)),
         item_floats=_lists(items, "floats", np.float32, len(log.item_floats), fill=np.nan),
         item_category_names=log.item_categories,
+        numbering=log.numbering,
         item_float_names=log.item_floats,
         user_categories=user_categories,
         user_category_names=log.user_categories or tuple(map(str, range(user_categories.shape[1]))),

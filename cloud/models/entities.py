@@ -49,7 +49,7 @@ class ItemIdentity(nn.Module):
         parts = [self.item(item), self.author(self.item_author[item]), self.category(self.item_category[item])]
         if self.content is not None:
             parts.append(self.content(self.item_content[item]))
-        parts += self.attributes(self.item_categories[item].unbind(-1))
+        parts += self.attributes(self.item_categories[item])
         if self.floats is not None:
             parts.append(self.floats(self.item_floats[item]))
         return torch.cat(parts, -1)
@@ -76,7 +76,7 @@ class UserAttributes(nn.Module):
         row = self.bias.expand(len(user), -1)
         if self.user is not None:
             row = row + self.user(user)
-        for attribute in self.attributes(self.user_categories[user].unbind(-1)):
+        for attribute in self.attributes(self.user_categories[user]):
             row = row + attribute
         if self.dense is not None:
             row = row + self.dense(self.user_floats[user])

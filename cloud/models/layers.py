@@ -112,20 +112,23 @@ class CategoryEmbeddings(nn.ModuleList):
         self.places = table_columns(columns)
         super().__init__([Embedding(max(sizes[place] for place in places), width) for places in self.places])
 
-    def forward(self, codes: Sequence[Int[Tensor, "*shape"]]) -> list[Float[Tensor, "*shape w"]]:
-        """Return the embedding of each category, from the codes of each column."""
+    def forward(self, codes: Int[Tensor, "*shape c"]) -> list[Float[Tensor, "*shape w"]]:
+        """Return the embedding of each category."""
+        # The converter of LiteRT rejects a split into one part.
+        columns = torch.split(codes, 1, -1) if codes.shape[-1] > 1 else (codes,)
         return [
-            table(codes[places[0]]) if len(places) == 1 else self._mean(table, torch.stack([codes[i] for i in places], -1))
+            table(columns[places[0]].squeeze(-1))
+            if len(places) == 1
+            else self._mean(table, torch.cat([columns[place] for place in places], -1))
             for table, places in zip(self, self.places, strict=True)
         ]
 
     @staticmethod
     def _mean(table: nn.Module, codes: Int[Tensor, "*shape n"]) -> Float[Tensor, "*shape w"]:
-        known = codes.float().clamp(max=1)
-        counted = known + (1 - known.amax(-1, keepdim=True))  # all, where none is known
-        share = counted / counted.sum(-1, keepdim=True)
-        mean: Tensor = (share[..., None] * table(codes)).sum(-2)
-        return mean
+        # Equal shares of the known values; of all, which have one row, where none is known.
+        share = torch.softmax((codes.float().clamp(max=1) - 1) * -MASKED, -1)
+        mean: Tensor = share[..., None, :] @ table(codes)
+        return mean.squeeze(-2)
 
 
 class SoftBins(nn.Module):

@@ -333,9 +333,7 @@ class UpperHalf(nn.Module):
         """Return the parts of items' rows, the embedded categories last, and the logits of their pXTRs."""
         numbers = self.item_floats(floats)
         parts = [numbers] if self.item_bins is None else [numbers, self.item_bins(numbers)]
-        # A view if there is one category: converters turn an index into a copy.
-        codes = (category.flatten(1),) if category.shape[-1] == 1 else category.unbind(-1)
-        embedded = self.categories(codes)
+        embedded = self.categories(category)
         pxtr = logit(floats[..., self.pxtr_at[0] : self.pxtr_at[-1] + 1])
         return [*parts, torch.cat(embedded, -1) if len(embedded) > 1 else embedded[0]], pxtr
 

@@ -7,6 +7,7 @@ from os import urandom
 from time import perf_counter
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from pocketrank.cloud.pages.engine import PageEngine
@@ -69,6 +70,7 @@ class _SentColumns:
         age = ["age"] if "age" not in record.float_names and (features is None or "age" in features) else []
         self.tasks, self.floats = columns(tasks, pxtr), columns(floats, record.float_names)
         self.categories = columns(categories, record.category_names)
+        self.numbering = record.numbering or UNSET
         self.task_count, self.age = len(tasks), bool(age)
         self.float_names, self.category_names = (*tasks, *floats, *age), tuple(categories)
 
@@ -187,6 +189,7 @@ class PageMaker:
                 categories=Columns(
                     names=sent.category_names, values=to_block(catalogue.categories.take(items, 0)[:, sent.categories], "i4")
                 ),
+                numbering=sent.numbering,
                 vector=vectors,
             ),
             compute_price=self._price(),

@@ -54,6 +54,8 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Columns of `item_float`, raw units, as pages carry them."""
     category_names: tuple[str, ...]
     """Columns of `item_category`."""
+    numbering: str = ""
+    """Name of the codes in `item_category` (`pocketrank.cloud.data.category_codes`); empty where they have none."""
     simulated: bool
     """Whether the log is from a simulation and not from real users."""
     ranker: bool = True

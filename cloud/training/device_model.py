@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from msgspec import UNSET
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -96,6 +97,7 @@ def device_spec(
         ),
         survival_task=SURVIVAL_TASK if SURVIVAL_TASK in source.config.tasks else None,
         search=search,
+        numbering=items.numbering or UNSET,
     )
 
 

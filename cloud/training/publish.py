@@ -142,6 +142,7 @@ def publish(
         ranker=ranker is not None,
         float_names=("duration_ms", *samples.item_float_names),
         category_names=("category", "author", *samples.item_category_names),
+        numbering=samples.numbering,
         simulated=simulated,
         time_zone=samples.config.time_zone,
     )

@@ -23,6 +23,9 @@ class Candidates(Wire, frozen=True, kw_only=True):
     """f4 [n, F] in raw units. The probabilities of the cloud's tasks are named `pxtr_<task>`."""
     categories: Columns
     """i4 [n, C]. Code 0 is unknown."""
+    numbering: str | UnsetType = UNSET
+    """Name of the codes in `categories`. Codes of another name than that of the feature spec mean something else, and a device
+    does not read them. Left out where codes have none; they are then read."""
     vector: Block | None = None
     """f2 [n, D], the item vectors of the split form. None when the page carries none."""
     item_key: tuple[str, ...] | UnsetType = UNSET

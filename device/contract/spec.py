@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET, UnsetType
+
 from pocketrank.device.contract.wire import Versioned, Wire
 
 __all__ = ["CategoryFeature", "FeatureSpec", "FloatFeature", "SearchSpec"]
@@ -101,3 +103,6 @@ class FeatureSpec(Versioned, frozen=True, kw_only=True):
     survival_task: str | None = None
     search: SearchSpec | None = None
     """None takes the best next item and searches for no list."""
+    numbering: str | UnsetType = UNSET
+    """Name of the codes of `candidate_categories`. Those of a page with another name are not read (`Candidates.numbering`). Left
+    out where codes have none."""

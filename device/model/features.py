@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from pocketrank.device.codec import from_block, from_columns
@@ -91,7 +92,7 @@ class PageArrays:
     duplicates: int = 0
     """Candidates that were dropped because an earlier one has the same item id."""
     missing_columns: int = 0
-    """Features of the spec that the page does not carry."""
+    """Features of the spec that the page does not carry, or whose codes are of another numbering."""
 
     def select(self, rows: NDArray[np.intp]) -> PageArrays:
         """Return the page with these rows only."""
@@ -155,7 +156,10 @@ class FeatureBuilder:
             problem = str(err)
         else:
             missing += _gather(values, c.floats.names, [f.name for f in spec.candidate_floats], raw)
-            missing += _gather(codes, c.categories.names, [f.name for f in spec.candidate_categories], categories)
+            if spec.numbering is UNSET or c.numbering in (UNSET, spec.numbering):
+                missing += _gather(codes, c.categories.names, [f.name for f in spec.candidate_categories], categories)
+            else:
+                missing += len(spec.candidate_categories)
             categories[(categories < 0) | (categories >= self._sizes)] = 0
         floats = np.empty(raw.shape, np.float32)
         with np.errstate(invalid="ignore"):  # infinity times a scale of 0

@@ -43,6 +43,14 @@ CONFIG = UpperConfig(width=16, heads=2, head_width=8, expert_width=16, towers=(1
 
 LIST_SPEC = replace(SPEC, survival_task="effective_view", search=SearchSpec(beam=3, list_size=2, steps_max=4, stability=0.97))
 """The same model with a list search."""
+WHOLE_SPEC = replace(
+    LIST_SPEC,
+    candidate_categories=(
+        *SPEC.candidate_categories,
+        *(CategoryFeature(name=f"genres[{place}]", size=7) for place in range(3)),
+    ),
+)
+"""With a list search and a category of several values."""
 FULL = UpperConfig(
     width=16, category_width=4, bins=3, cross_width=4, heads=2, head_width=8, experts=3, expert_width=8, towers=(12, 8)
 )

@@ -7,7 +7,7 @@ import pytest
 from nacl.signing import SigningKey
 
 from pocketrank.export.bundle import export_bundle
-from tests.export.small_run import LIST_SPEC, small_run, write_gate
+from tests.export.small_run import WHOLE_SPEC, small_run, write_gate
 from tests.shared import made_once
 
 __all__ = ["FORMATS", "KEY", "PRECISIONS", "whole_export"]
@@ -23,7 +23,7 @@ def whole_export(factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def _make(folder: Path) -> tuple[dict[str, Any], list[tuple[str, float]]]:
-    run = small_run(folder / "run", LIST_SPEC)
+    run = small_run(folder / "run", WHOLE_SPEC)
     write_gate(run)
     seen: list[tuple[str, float]] = []
     report = export_bundle(

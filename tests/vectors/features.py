@@ -73,6 +73,7 @@ SPEC = FeatureSpec(
         FloatFeature(name="backgrounded", min=0, max=1),
     ),
     context_floats=(FloatFeature(name="hour", min=0, max=24, scale=0.1), FloatFeature(name="position", min=0, max=40)),
+    numbering="c0de",
 )  # fmt: skip
 SPECS = {"spec": SPEC, "spec_search": msgspec.structs.replace(SPEC, search=SearchSpec(), survival_task="long_view")}
 
@@ -145,6 +146,8 @@ def pages() -> dict[str, Page]:
             "twice_named", [75, 76], 7, floats=Columns(names=("age", "age"), values=to_block(np.ones((2, 2)), "f4"))
         ),
         "bad_ids": _page("bad_ids", [81], 8, item_id=to_block(np.ones(1, int), "i4")),
+        "same_codes": _page("same_codes", [85, 86], 12, numbering="c0de"),
+        "other_codes": _page("other_codes", [85, 86], 12, numbering="c0df"),
         "alike": _alike(),
         "one": _page("one", [91], 9),
         "nothing": _page("nothing", [], 10),

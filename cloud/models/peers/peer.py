@@ -116,7 +116,7 @@ class Peer(nn.Module, ABC):
         return scores.view_as(pxtr) + self.residual * pxtr
 
     def _items(self, floats: Float[Tensor, "b m fc"], category: Int[Tensor, "b m c"]) -> Float[Tensor, "b m i"]:
-        return torch.cat([self.item_floats(floats), *self.categories(category.unbind(-1))], -1)
+        return torch.cat([self.item_floats(floats), *self.categories(category)], -1)
 
 
 def real_first(

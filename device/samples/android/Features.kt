@@ -64,6 +64,7 @@ class FeatureBuilder(val spec: FeatureSpec) {
 
     private fun categoryColumns(page: Page, rows: Int): Map<String, (Int) -> Int> {
         val table = table(page.categories, "$.candidates.categories", "i4", rows)
+        if (spec.numbering != null && page.numbering != null && page.numbering != spec.numbering) return emptyMap() // other codes
         return columns(page.categories) { column -> { row -> table.int(row, column) } }
     }
 

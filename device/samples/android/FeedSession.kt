@@ -181,6 +181,6 @@ class FeedSession(
 
     private companion object {
         const val SHOWN_MAX = 256 // items that the cloud leaves out of the next page, and whose features feedback needs
-        val NO_FEATURES = FeatureSpec(listOf("none"), emptyMap(), 1, 1, 0, emptyList(), emptyList(), emptyList(), emptyList(), false)
+        val NO_FEATURES = FeatureSpec(listOf("none"), emptyMap(), 1, 1, 0, emptyList(), emptyList(), emptyList(), emptyList(), null, false)
     }
 }

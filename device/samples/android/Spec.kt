@@ -25,6 +25,7 @@ class FeatureSpec(
     val candidateCategories: List<CategoryFeature>,
     val feedbackFloats: List<FloatFeature>,
     val contextFloats: List<FloatFeature>,
+    val numbering: String?, // name of the codes of the categories
     val searches: Boolean, // whether the order begins with the best list, where the model has a graph that finds it
 ) {
     companion object {
@@ -55,6 +56,7 @@ class FeatureSpec(
                 },
                 feedbackFloats = floats(node["feedback_floats"], ::isFeedback),
                 contextFloats = floats(node["context_floats"]) { it in CONTEXT },
+                numbering = node["numbering"].optional { text() },
                 searches = search != null && (search["steps_max"].optional { int() } ?: 5) > 1,
             )
         }

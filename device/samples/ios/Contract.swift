@@ -74,6 +74,7 @@ struct Page {
     let itemId: Block
     let floats: Columns
     let categories: Columns
+    let numbering: String?
     let vector: Block?
     let userVector: Block?
     let splitVersion: String?
@@ -92,6 +93,7 @@ struct Page {
         itemId = try Block(candidates.field("item_id"))
         floats = try Columns(candidates.field("floats"))
         categories = try Columns(candidates.field("categories"))
+        numbering = try candidates.field("numbering").optional { try $0.text() }
         vector = try candidates.field("vector").optional(Block.init)
         userVector = try page.field("user_vector").optional(Block.init)
         splitVersion = try page.field("split_version").optional { try $0.text() }

@@ -66,6 +66,7 @@ struct FeatureBuilder {
 
     private func categoryColumns(_ page: Page, rows: Int) throws -> [String: Column<Int32>] {
         let table = try readTable(page.categories, "$.candidates.categories", dtype: "i4", rows: rows)
+        if let mine = spec.numbering, let other = page.numbering, mine != other { return [:] } // other codes
         return columns(page.categories) { column in { row in table.int(row, column) } }
     }
 

@@ -30,7 +30,7 @@ final class FeedSession {
     static let shownMax = 256 // items that the cloud leaves out of the next page, and whose features feedback needs
     static let noFeatures = FeatureSpec(
         version: nil, tasks: ["none"], taskWeights: [:], candidatesMax: 1, eventsMax: 1, vectorWidth: 0,
-        candidateFloats: [], candidateCategories: [], feedbackFloats: [], contextFloats: []
+        candidateFloats: [], candidateCategories: [], feedbackFloats: [], contextFloats: [], numbering: nil
     )
 
     let userId: Int64

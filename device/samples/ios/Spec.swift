@@ -46,9 +46,10 @@ struct FeatureSpec: Decodable {
     let candidateCategories: [CategoryFeature]
     let feedbackFloats: [FloatFeature]
     let contextFloats: [FloatFeature]
+    let numbering: String? // name of the codes of the categories
 
     private enum CodingKeys: String, CodingKey {
-        case version, tasks
+        case version, tasks, numbering
         case taskWeights = "task_weights"
         case candidatesMax = "candidates_max"
         case eventsMax = "events_max"
