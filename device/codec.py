@@ -25,7 +25,6 @@ from pocketrank.device.contract import (
     WIRE_VERSION,
     Block,
     BlockError,
-    Candidates,
     Columns,
     DecodeError,
     Dtype,
@@ -263,12 +262,12 @@ def read_page(page: Page) -> PageColumns:
 
 def _map_blocks(page: Page, change: Callable[[Block, str], Block]) -> Page:
     c, user = page.candidates, page.user_vector
-    candidates = Candidates(
+    candidates = replace(
+        c,
         item_id=change(c.item_id, "$.candidates.item_id"),
         floats=Columns(names=c.floats.names, values=change(c.floats.values, "$.candidates.floats.values")),
         categories=Columns(names=c.categories.names, values=change(c.categories.values, "$.candidates.categories.values")),
         vector=None if c.vector is None else change(c.vector, "$.candidates.vector"),
-        item_key=c.item_key,
     )
     user = None if user is None else change(user, "$.user_vector")
     return replace(page, candidates=candidates, user_vector=user)

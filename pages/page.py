@@ -45,8 +45,8 @@ def make_page(
       `request.size`, and also items of `request.exclude`: these are left out, and the first `size` others are sent.
     - `scores` [n] of each task: probabilities, NaN where the ranker had no time. They are the columns `pxtr_<task>`.
     - `floats` [n] by name: static attributes in raw units, NaN where unknown.
-    - `categories` [n] by name: codes from 1 to 2^31 - 1, and 0 where unknown. `numbering` is the name of the codes: devices with
-      a model of another name do not read them. A run has its codes and their name in `published/categories.json`.
+    - `categories` [n] by name: codes from 1 to 2^31 - 1, and 0 where unknown. `numbering` is the name of the codes, which a
+      device reads only if its model has the same. A run has its codes and their name in `published/categories.json`.
     - `vectors` [n, D] and `user_vector` [D] of the split form, up to 65,504 in size, with the `split_version` of the lower half
       that computed them. They are sent to a device that asks for this version; for any other the page says why it has none. To
       save their computation, compare `request.split_version` first.

@@ -59,7 +59,8 @@ def import_log(
     ids. Rows of a query that are equal in all columns count once.
 
     `codes_from` is a log or a run whose codes of categories are continued; by default the log of the same name that is
-    replaced. A log that does not have them is not opened, but where it may not be replaced.
+    replaced. The log that was made from the same files before is made again if it does not continue them, unless it may not be
+    replaced.
 
     Raises `DataError`; `folder` is then unchanged.
     """

@@ -104,5 +104,5 @@ class FeatureSpec(Versioned, frozen=True, kw_only=True):
     search: SearchSpec | None = None
     """None takes the best next item and searches for no list."""
     numbering: str | UnsetType = UNSET
-    """Name of the codes of `candidate_categories`. Those of a page with another name are not read (`Candidates.numbering`). Left
-    out where codes have none."""
+    """Name of the codes of `candidate_categories`; those of a page with another name are not read (`Candidates.numbering`).
+    Left out where they have none."""

@@ -31,6 +31,7 @@ def test_a_page_holds_all_columns_of_its_items() -> None:
     page = make(
         floats={"duration_ms": [15_000, NAN, 60_000], "fresh": [True, False, True]},
         categories={"category": np.array([3, 0, 9], np.uint8), "author": [1, 2, (1 << 31) - 1]},
+        numbering="c0de",
         ttl_ms=1000,
         price=2.5,
         degraded=("no_feedback",),
@@ -45,6 +46,7 @@ def test_a_page_holds_all_columns_of_its_items() -> None:
         columns.floats, np.array([[0.3, 0.5, 15_000, 1], [NAN, 0.25, NAN, 0], [0.1, 1, 60_000, 1]], np.float32)
     )
     assert page.candidates.categories.names == ("category", "author")
+    assert (page.candidates.numbering, make().candidates.numbering) == ("c0de", UNSET)
     assert columns.categories.tolist() == [[3, 1], [0, 2], [9, (1 << 31) - 1]]
     assert from_msgpack(to_msgpack(page), Page) == page == from_json(to_json(page), Page)
 

@@ -102,7 +102,7 @@ def log() -> ImpressionLog:
     items = log.items
     for name, values in own.items():
         items = _set(items, name, values)
-    named = {"item_categories": OWN_CATEGORIES, "item_floats": ("price", "sharpness")}
+    named = {"item_categories": OWN_CATEGORIES, "item_floats": ("price", "sharpness"), "numbering": "c0de"}
     return replace(log, impressions=table.take(pa.array(order)), items=items, **named)
 
 
@@ -321,6 +321,7 @@ def _same_scores(
         window, known = inputs.window(inputs.list_user[number], inputs.list_event[number], model.config.lower.history_max)
         vectors = model.lower.items(inputs.item[window], statistics[inputs.item[window]])
         user_vector = model.lower.users(model.lower.user(inputs.list_user[number]), vectors, inputs.feedback[window], known)
+    assert page.candidates.numbering == model.spec.numbering == "c0de"
     served = model_categories(page, model)
     np.testing.assert_array_equal(served, model.categories[item[0]])
     assert (served[:, -3] > 0).any()

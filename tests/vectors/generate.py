@@ -74,6 +74,10 @@ def page(*, vectors: bool = True, rows: int = 3) -> Page:
     )
 
 
+def _numbered(page: Page) -> Page:
+    return msgspec.structs.replace(page, candidates=msgspec.structs.replace(page.candidates, numbering="c0de"))
+
+
 def valid() -> dict[str, msgspec.Struct]:
     full = event(
         event_id="e-2", page_id="p-1", experiment="paging/b", ended=Ended.COMPLETE,
@@ -109,6 +113,7 @@ def valid() -> dict[str, msgspec.Struct]:
         "page": page(),
         "page_without_vectors": page(vectors=False),
         "page_of_nothing": page(rows=0),
+        "page_with_numbering": _numbered(page()),
         "event_nulls": event(),
         "event_full": full,
         "event_aged": event(age_ms=86_400_123),

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from pocketrank.cloud.data.category_columns import shared_sizes
 from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
 from pocketrank.cloud.models.entities import ItemIdentity, UserAttributes
 from tests.cloud.data.logs import columns, small_log
@@ -63,6 +65,13 @@ def test_values_of_a_user_share_a_table_and_are_averaged(samples: Samples) -> No
     torch.testing.assert_close(row[0], (hobby[2] + hobby[3]) / 2 + country[1])
     torch.testing.assert_close(row[1], row[0])
     torch.testing.assert_close(row[2], hobby[0] + country[1])
+
+
+def test_columns_of_one_category_have_one_size() -> None:
+    codes = np.array([[1, 2, 0], [0, 1, 5]])
+    assert shared_sizes(("brand", "genres[0]", "genres[1]"), codes) == (2, 6, 6)
+    assert shared_sizes(("brand", "genres", "mood"), codes) == (2, 3, 6)
+    assert shared_sizes(("brand", "genres[0]", "genres[1]"), codes[:0]) == (1, 1, 1)
 
 
 def test_users_of_a_log_without_names_have_a_table_for_each_column(samples: Samples) -> None:

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from pocketrank.cloud.data.category_codes import codes_of
 from pocketrank.cloud.data.days import day_of, days
 from pocketrank.cloud.data.log import open_log, save_log
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, WindowConfig, build_samples
-from pocketrank.cloud.data.schema import DataError, ImpressionLog
+from pocketrank.cloud.data.schema import IDS, DataError, ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.device_model import DeviceModelConfig
@@ -44,7 +45,10 @@ def ranker_scores(samples: Samples) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def log() -> ImpressionLog:
-    return World(small(users=60, items=300)).simulate_log(seed=1)
+    log = World(small(users=60, items=300)).simulate_log(seed=1)
+    category = range(1, max(log.items["category"].to_pylist()) + 1)
+    ids = [{"kind": "category", "code": code, "text": f"category {code}"} for code in category]
+    return replace(log, ids=pa.Table.from_pylist(ids, IDS), numbering="c0de")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,8 @@ def test_a_run_records_its_data_and_numbers(run: Run, log: ImpressionLog) -> Non
     assert record.created is not None
     assert abs(datetime.now(UTC) - datetime.fromisoformat(record.created)) < timedelta(days=1)
     assert record.parent is None
+    assert record.spec.numbering == Published.open(run.published)[1].numbering == codes_of(run.folder).numbering == "c0de"
+    assert codes_of(run.folder).ids == log.ids
 
 
 def test_published_histories_end_with_the_last_event_of_each_user(run: Run, log: ImpressionLog) -> None:

@@ -41,6 +41,19 @@ def test_categories_out_of_range_are_unknown() -> None:
     assert arrays.categories.tolist() == [[9, 99], [0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("spec", "page", "read"),
+    [("c0de", "c0de", True), ("c0de", msgspec.UNSET, True), (msgspec.UNSET, "c0de", True), ("c0de", "c0df", False)],
+)
+def test_categories_of_another_numbering_are_missing(spec: Any, page: Any, read: bool) -> None:
+    builder = FeatureBuilder(msgspec.structs.replace(SPEC, numbering=spec))
+    arrays, plain = builder.page(_with(make_page([1, 2, 3]), numbering=page)), BUILD.page(make_page([1, 2, 3]))
+    assert plain.categories.any()
+    assert arrays.categories.tolist() == (plain.categories.tolist() if read else [[0, 0]] * 3)
+    np.testing.assert_array_equal(arrays.floats, plain.floats)
+    assert arrays.missing_columns == plain.missing_columns + (0 if read else 2)
+
+
 def test_repeats_go_with_their_features_the_first_stays() -> None:
     page = make_page([5, 6, 5, 7, 6])
     arrays, whole = BUILD.page(page), BUILD.page(make_page([1, 2, 3, 4, 5]))
