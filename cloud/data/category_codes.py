@@ -50,7 +50,8 @@ class CategoryCodes(NamedTuple):
 
     def are_in(self, log: Log) -> bool:
         """Return whether a log continues these dictionaries."""
-        return _rows(self.ids) <= _rows(log.ids) and codes_of_log(log).numbering == self.after(log.ids)
+        its = codes_of_log(log)
+        return _rows(self.ids) <= _rows(its.ids) and its.numbering == self.after(its.ids)
 
 
 NO_CODES = CategoryCodes(IDS.empty_table(), "")

@@ -317,16 +317,17 @@ class Mapping:
                 lists.append(column)
         if not lists:
             return result
-        # Each step needs the names of the one before.
-        texts = ", ".join(f"list_transform({q}, lambda x: CAST(x AS VARCHAR)) AS {q}" for q in map(quoted, lists))
+        # Each step needs the values of the one before.
+        texts = ", ".join(f"list_transform({one}, lambda x: CAST(x AS VARCHAR)) AS {one}" for one in map(quoted, lists))
         kept = ", ".join(
-            f"list_filter({q}, lambda x, n: x <> '' AND list_position({q}, x) = n) AS {q}" for q in map(quoted, lists)
+            f"list_filter(q.{one}, lambda x, n: x <> '' AND list_position(q.{one}, x) = n) AS {one}"
+            for one in map(quoted, lists)
         )
-        rows = f"(SELECT * REPLACE ({kept}) FROM (SELECT * REPLACE ({texts}) FROM {result.table}))"
-        lengths = ", ".join(f"max(len({q})), count(*) FILTER (len({q}) > {VALUES_MAX})" for q in map(quoted, lists))
+        rows = f"(SELECT * REPLACE ({kept}) FROM (SELECT * REPLACE ({texts}) FROM {result.table}) AS q)"
+        lengths = ", ".join(f"max(len({one})), count(*) FILTER (len({one}) > {VALUES_MAX})" for one in map(quoted, lists))
         found = fetch(self._db, f"SELECT {lengths} FROM {rows}")[0]
         longest = dict(zip(lists, found[::2], strict=True))
-        self.cut |= {f"{name}.{column}": rows for column, rows in zip(lists, found[1::2], strict=True)}
+        self.cut |= {f"{name}.{column}": count for column, count in zip(lists, found[1::2], strict=True)}
         chosen = []
         for column, type_ in result.types.items():
             if column not in longest:

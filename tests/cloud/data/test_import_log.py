@@ -136,18 +136,18 @@ def test_a_list_becomes_a_column_for_each_value(shop: Path, tmp_path: Path) -> N
         "good,seller,kind,ms,v,colour,price\nhat,s1,wear,7000,,red||blue|red,2.5\ncap,s2,wear,,,,\nmug,s1,,4000,,blue|gold,1.0\n"
     )
     text = shop.read_text().replace("colour, price", "string_split(colour, '|') AS colour, price")
-    shop.write_text(text.replace("country, CAST(grade AS VARCHAR) AS grade", "[grade, NULL, 3, 2] AS grades, country"))
+    shop.write_text(text.replace("country, CAST(grade AS VARCHAR) AS grade", "[grade, NULL, 3, 2] AS x, country"))
     log = load_mapped(shop)
     assert log.item_categories == ("colour[0]", "colour[1]")
     goods = dict(zip(named(log, "item_id", log.items["item_id"].to_pylist()), log.items["categories"].to_pylist(), strict=True))
     assert goods == {"hat": [3, 1], "cap": [0, 0], "mug": [1, 2], "pin": None}
     assert named(log, "items.colour", [1, 2, 3]) == ["blue", "gold", "red"]
-    assert log.user_categories == ("grades[0]", "grades[1]", "country", "member")
+    assert log.user_categories == ("x[0]", "x[1]", "country", "member")
     people = dict(
         zip(named(log, "user_id", log.users["user_id"].to_pylist()), log.users["categories"].to_pylist(), strict=True)
     )
     assert people == {"bob": [2, 1, 1, 2], "ann": [1, 2, 0, 1]}
-    assert named(log, "users.grades", [1, 2]) == ["2", "3"]
+    assert named(log, "users.x", [1, 2]) == ["2", "3"]
 
 
 def test_values_beyond_the_eighth_are_cut(shop: Path) -> None:
