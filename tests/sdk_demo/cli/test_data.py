@@ -50,8 +50,8 @@ def test_a_draft_names_what_it_found(tables: Path) -> None:
     assert "SELECT customerNo AS user_id, articleId AS item_id, eventTime AS time, dwell_ms AS watch_ms" in impressions
     assert "slot AS position" in impressions
     items = re.sub(r"\s+", " ", found["items"]["sql"])
-    assert "seller AS author_id, split_part(category, '|', 1) AS category" in items
-    assert "published AS upload_time FROM articles" in items
+    assert "seller AS author_id, string_split(category, '|')[1] AS category" in items
+    assert "published AS upload_time, string_split(category, '|') AS categories FROM articles" in items
     assert "ln(1 + orders) AS orders" in found["users"]["sql"]
     assert text.count("#") > 8
 
@@ -80,6 +80,11 @@ def test_a_draft_is_checked_imported_and_never_overwritten(
     assert f"12 impressions written to {log}" in re.sub(r"\n", "", capsys.readouterr().out)
     opened = open_log(log)
     assert [row["text"] for row in opened.ids.to_pylist() if row["kind"] == "user_id"] == [f"00{i}" for i in range(6)]
+    assert run("data", "import", file, "--out", tmp_path / "second", "--codes-from", log) == 0
+    assert open_log(tmp_path / "second").numbering == opened.numbering != ""
+    assert run("data", "import", file, "--out", tmp_path / "third", "--codes-from", tables) == 2
+    assert "expected a log, or a run with published/categories.json" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_check_prints_its_json(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
