@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DAY_MS", "HOUR_MS", "TimeZoneError", "hour_of", "local_ms", "zone_of"]
+__all__ = ["DAY_MS", "HOUR_MS", "TimeZoneError", "day_start_ms", "hour_of", "local_ms", "zone_of"]
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -52,6 +52,13 @@ def local_ms(times: NDArray[np.int64], time_zone: str) -> NDArray[np.int64]:
 def hour_of(ms: int, zone: ZoneInfo) -> int:
     """Return the hour of the day, 0 to 23, at a time in milliseconds since the epoch."""
     return (ms + _offset_ms(ms // _QUARTER_MS, zone)) // HOUR_MS % 24
+
+
+@lru_cache(maxsize=1024)
+def day_start_ms(day: int, time_zone: str) -> int:
+    """Return when a day of the zone's calendar, counted from 1 January 1970, begins, in milliseconds since the epoch."""
+    zone, utc = zone_of(time_zone), day * DAY_MS
+    return utc - _offset_ms((utc - _offset_ms(utc // _QUARTER_MS, zone)) // _QUARTER_MS, zone)
 
 
 @lru_cache(maxsize=1024)

@@ -4,7 +4,7 @@ it is served. Nothing is kept or bound: it is run as anybody would.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
@@ -30,7 +30,8 @@ class Model:
     def __init__(self, folder: Path, *, whole: bool = True) -> None:
         mapped, self.record = Published.open(folder)
         # plain arrays over the mapped bytes, which are quicker to take rows of
-        self.published = p = Published(**{f.name: np.asarray(getattr(mapped, f.name)) for f in fields(mapped)})
+        plain: dict[str, Any] = {name: np.asarray(values) for name, values in mapped.arrays().items()}
+        self.published = p = replace(mapped, **plain)
         self._whole, self._item_row, self._identity = whole, p.item_row, p.item_identity
         if whole:
             self._item_row = np.asarray(np.load(folder / WHOLE_ROWS, mmap_mode="r"))

@@ -9,7 +9,7 @@ meets the queries it is made for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -64,11 +64,11 @@ def publish_world(folder: Path, size: WorldSize, small: Run | None = None) -> Ru
     """
     small = small or publish_small(folder, size)
     published, record = Published.open(small.published)
-    tables = {f.name: np.array(getattr(published, f.name)) for f in fields(published)}
+    tables = {name: np.array(values) for name, values in published.arrays().items()}
     if folder != small.folder:
         copytree(small.folder, folder)
     whole = np.load(small.published / WHOLE_ROWS)
-    Published(**_enlarged(tables, whole, size, folder / "published")).save(folder / "published", record)
+    replace(published, **_enlarged(tables, whole, size, folder / "published")).save(folder / "published", record)
     return Run.open(folder)
 
 
@@ -120,7 +120,7 @@ def _point_at_the_past(lower: LowerHalf, width: int) -> None:
 
 def _enlarged(
     small: dict[str, NDArray[Any]], whole: NDArray[np.float32], size: WorldSize, folder: Path
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Any]:
     """Tables of `size` by name, from those of the small world and the `whole` rows [I, E] of its items; row 0 of each stays.
     Writes the whole rows into `folder`.
     """

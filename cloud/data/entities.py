@@ -13,7 +13,7 @@ from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.schema import DataError
 from pocketrank.cloud.time_zones import DAY_MS, local_ms
 
-__all__ = ["Entities", "column", "entities_of", "index_of"]
+__all__ = ["Entities", "column", "entities_of", "index_of", "item_codes"]
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -71,6 +71,12 @@ def entities_of(log: Log, first_day: int) -> Entities:
         user_category_names=log.user_categories or tuple(map(str, range(user_categories.shape[1]))),
         user_floats=_lists(users, "floats", np.float32),
     )
+
+
+def item_codes(items: Entities) -> dict[str, NDArray[np.integer[Any]]]:
+    """Return the codes [I + 1] of items by what they may have in common, and of the items themselves; 0 is unknown."""
+    known = {"item": np.arange(len(items.item_ids)), "author": items.item_author, "category": items.item_category}
+    return dict(zip(items.item_category_names, items.item_categories.T, strict=True)) | known
 
 
 def column(table: pa.Table, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:

@@ -29,13 +29,14 @@ class PastEvents:
     history: Float  # [P, G]
     labels: Float  # [P, K]
     pxtr: Float  # [P, K]
+    statistics: Float  # [P, S]
 
 
 class LatestEvents:
     """Ring of the last `length` events of each user. Users without events take no memory, because it was never written to."""
 
-    def __init__(self, users: int, length: int, *, feedback: int, history: int, tasks: int) -> None:
-        """`users` counts the unknown one; `feedback`, `history` and `tasks` are widths."""
+    def __init__(self, users: int, length: int, *, feedback: int, history: int, tasks: int, statistics: int = 0) -> None:
+        """`users` counts the unknown one; `feedback`, `history`, `tasks` and `statistics` are widths."""
         self.length = length
         self.count = np.zeros(users, np.int64)
         """[U + 1] number of events of each user so far"""
@@ -43,7 +44,7 @@ class LatestEvents:
         """[U + 1] time of each user's last event; 0 where it is from before the log, or where there is none"""
         self._int = {name: np.zeros((users, length), np.int32) for name in ("item", "position", "day")}
         self._int |= {name: np.zeros((users, length), np.int64) for name in ("ms", "session")}
-        widths = {"feedback": feedback, "history": history, "labels": tasks, "pxtr": tasks}
+        widths = {"feedback": feedback, "history": history, "labels": tasks, "pxtr": tasks, "statistics": statistics}
         self._float = {name: np.zeros((users, length, width), np.float32) for name, width in widths.items()}
 
     def add(self, events: PastEvents) -> None:
@@ -66,11 +67,11 @@ class LatestEvents:
         columns |= {name: table[at] for name, table in self._float.items()}
         return PastEvents(user=user, place=place, **columns)
 
-    def history(self, length: int) -> tuple[NDArray[np.int32], Float]:
-        """Return the last `length` events of all users, oldest first and padded at the front: items [U + 1, h] and feedback in
-        the cloud [U + 1, h, G]."""
+    def history(self, length: int) -> tuple[NDArray[np.int32], Float, Int]:
+        """Return the last `length` events of all users, oldest first and padded at the front: items [U + 1, h], feedback in the
+        cloud [U + 1, h, G], and times [U + 1, h], 0 for events from before the log."""
         length = min(length, self.length)
         place = self.count[:, None] - length + np.arange(length)
         at = np.arange(len(self.count))[:, None], place % self.length
         known = place >= 0
-        return self._int["item"][at] * known, self._float["history"][at] * known[..., None]
+        return self._int["item"][at] * known, self._float["history"][at] * known[..., None], self._int["ms"][at] * known

@@ -27,19 +27,26 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pocketrank.cloud.data.days import day_of, day_rows
-from pocketrank.cloud.data.entities import Entities, Scalar, column, entities_of, index_of
+from pocketrank.cloud.data.entities import Entities, Scalar, column, entities_of, index_of, item_codes
+from pocketrank.cloud.data.features import FeatureConfig, RecentEvents, Statistics
 from pocketrank.cloud.data.feedback import FEEDBACK_FLOATS, HISTORY_FEEDBACK
 from pocketrank.cloud.data.latest_events import LatestEvents, PastEvents
 from pocketrank.cloud.data.lists import Lists, run_start
 from pocketrank.cloud.data.log import Log
+from pocketrank.cloud.data.past_counts import PastCounts
 from pocketrank.cloud.data.schema import LABELS, DataError
-from pocketrank.cloud.time_zones import DAY_MS, HOUR_MS, local_ms
+from pocketrank.cloud.time_zones import DAY_MS, HOUR_MS, day_start_ms, local_ms
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, FloatFeature
 
 __all__ = ["SampleConfig", "SampleStream", "Samples", "Span", "WindowConfig", "build_samples"]
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
+
+_MEAN_ROWS = 1 << 18
+"""First impressions whose means statistics are compared with."""
+_LISTS = 256
+"""Lists whose statistics are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,13 @@ class SampleConfig:
     days_max: int = 400
     """Largest number of days, about. Where a log has more, such as years of ratings, consecutive ones count as one day until
     they have an even share of the rows."""
+    features: FeatureConfig = FeatureConfig()
+    """Features of the moment."""
+
+    @property
+    def past_events(self) -> int:
+        """Number of a user's latest events that the cloud's models see in one way or another."""
+        return max(self.history_max, self.features.user_events if self.features else 0)
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,7 @@ class Samples(Entities):
     event_history: Float  # [E, len(history_feedback)]
     event_labels: Float  # [E, K], NaN unknown
     event_pxtr: Float  # [E, K] scores from before the impression, NaN unknown
+    event_statistics: Float  # [E, S] those of the item in its list
     event_day: Int  # [E] day of the log, -1 before it
     event_fresh: NDArray[np.bool_]  # [E] whether it is of this window, and not of an earlier one
     list_user: Int  # [L]
@@ -113,6 +128,7 @@ class Samples(Entities):
     list_hour: NDArray[np.int8]  # [L, N] 1..24, 0 unknown; of a page's request, or of each row of a pseudo-list
     list_scene: NDArray[np.int32]  # [L, N]
     list_labels: Float  # [L, N, K], NaN where not shown or unknown
+    list_statistics: Float  # [L, N, S] `features`, as of the beginning of the list
     row_event: Int  # [R]
     row_list: Int  # [R]
     row_slot: Int  # [R]
@@ -120,6 +136,7 @@ class Samples(Entities):
     row_position: Int  # [R] the `position` in the device's context
     list_shown: Int  # [L, N] event at which a slot was shown; E where it never was; -1 where the list is no real page
     first_day: int  # days since the epoch of day 0
+    statistics: Statistics
 
     @property
     def first_window_day(self) -> int:
@@ -194,7 +211,12 @@ class SampleStream:
         self.entities = entities_of(log, self.first_day)
         actions = tuple(FloatFeature(name=name, min=0, max=1) for name in log.actions if name not in LABELS)
         self.feedback_floats = tuple(f for f in (*FEEDBACK_FLOATS, *actions) if survey.known[f.name])
-        self.history_feedback = (*HISTORY_FEEDBACK, *(feature.name for feature in actions))
+        names = tuple(feature.name for feature in actions)
+        try:
+            self.history_feedback = (*HISTORY_FEEDBACK, *names, *config.features.labels(names))
+            self.statistics = self._statistics()
+        except ValueError as error:
+            raise DataError(log.name, str(error)) from error
         # Days, merged where there are too many, at the borders of pseudo-lists.
         self._cut = (config.test_from - date(1970, 1, 1)).days if config.test_from else self.first_day
         day_start = [self.first_day]
@@ -219,6 +241,32 @@ class SampleStream:
         """[days] impressions of each day"""
         self._survey = survey
 
+    def _statistics(self) -> Statistics:
+        """Return the statistics of the config, less the means of the first impressions."""
+        means = np.zeros(len(self.history_feedback))
+        if self.config.features.statistics:
+            first = next(self.log.parts()).slice(0, _MEAN_ROWS)
+            means = self.history_values(first).mean(0)
+        codes = item_codes(self.entities)
+        return Statistics(self.config.features, self.history_feedback, means.tolist(), codes, self.config.time_zone)
+
+    def history_values(self, impressions: pa.Table) -> Float:
+        """Return the `history_feedback` [R, F] of impressions."""
+        watch_s = column(impressions, "watch_ms", np.float32) / 1000
+        item = index_of(self.entities.item_ids, column(impressions, "item_id", np.int64))
+        duration_s = self.entities.item_duration_s[item]
+        # Where a log has no label of effective views, the watch decides, as it does for the events of serving.
+        effective = column(impressions, "effective_view", np.float32)
+        by_watch = watch_s >= np.minimum(np.where(duration_s > 0, duration_s, np.inf), EFFECTIVE_VIEW_MS / 1000)
+        known = {
+            "watch_log": np.log1p(watch_s),
+            "engaged": np.fmax(column(impressions, "click", np.float32), np.where(np.isnan(effective), by_watch, effective)),
+            "logged": np.ones_like(watch_s),
+        }
+        values = [known[name] if name in known else column(impressions, name, np.float32) for name in self.history_feedback]
+        history: Float = np.nan_to_num(np.stack(values, 1)).astype(np.float32)
+        return history
+
     def _day(self, day: Int) -> Int:
         """Return the day of the samples of calendar days."""
         return np.searchsorted(self.day_start, day - self.first_day, "right") - 1
@@ -231,7 +279,8 @@ class SampleStream:
         """Return an empty ring of the latest events of each user."""
         return LatestEvents(
             len(self.entities.user_ids),
-            max(self.config.history_max, self.config.events_max),
+            max(self.config.past_events, self.config.events_max),
+            statistics=len(self.statistics.names),
             feedback=len(self.feedback_floats),
             history=len(self.history_feedback),
             tasks=len(self.config.tasks),
@@ -244,6 +293,7 @@ class SampleStream:
         span is asked for.
         """
         latest = self.new_latest() if latest is None else latest
+        counts = self._new_counts()
         block = (self.day_start + self.first_day - self._cut) // self.config.list_days
         first = index = 0
         while first < self.days:
@@ -258,9 +308,45 @@ class SampleStream:
                     break
                 rows, end = rows + more, after
             if rows:
-                yield Span(self, latest, index, first, end, rows, self._shards(latest, index, rows))
+                if counts is not None:
+                    counts.enter(*self._counted(first, end))
+                yield Span(self, latest, counts, index, first, end, rows, self._shards(latest, index, rows))
                 index += 1
             first = end
+
+    def last_events(self) -> tuple[Int, Int, Float]:
+        """Return the positions of the items, the times and the `history_feedback` of the impressions of the last days, as many
+        as the longest window of statistics has."""
+        last = int(self._survey.day[-1])
+        since = day_start_ms(last - self.config.features.days_max + 1, self.config.time_zone)
+        found = []
+        for part in self.log.parts(since) if self.config.features else ():
+            at = column(part, "item_id", np.int64), column(part, "impression_ms", np.int64)
+            found.append((index_of(self.entities.item_ids, at[0]), at[1], self.history_values(part)))
+        if not found:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, len(self.history_feedback)), np.float32)
+        item, ms, values = zip(*found, strict=True)
+        return np.concatenate(item), np.concatenate(ms), np.concatenate(values)
+
+    def _new_counts(self) -> PastCounts | None:
+        features = self.config.features
+        if not features.shared:
+            return None
+        codes = {key: self.statistics.codes[key] for key in features.shared}
+        return PastCounts(codes, self.statistics.width, features.days_max, self.config.time_zone)
+
+    def _counted(self, first: int, end: int) -> tuple[Int, Int, Float]:
+        """Return item, time and what is counted of the impressions of days `first` to `end` - 1."""
+        parts = [
+            (
+                index_of(self.entities.item_ids, column(part, "item_id", np.int64)),
+                column(part, "impression_ms", np.int64),
+                self.statistics.values(self.history_values(part)),
+            )
+            for part in self._parts(first, end)
+        ]
+        item, ms, values = zip(*parts, strict=True)
+        return np.concatenate(item), np.concatenate(ms), np.concatenate(values)
 
     def _shards(self, latest: LatestEvents, index: int, rows: int) -> int:
         """Return the number of shards of a span, from an estimate of its events."""
@@ -291,6 +377,7 @@ class Span:
 
     stream: SampleStream
     latest: LatestEvents
+    counts: PastCounts | None
     index: int
     """Number of the span, from 0."""
     first: int
@@ -349,7 +436,7 @@ class _Window:
         self.logged = self.source >= 0
         self.fresh = self.order >= self.carried
         self.user, self.item, self.ms, self.position = (x[self.order] for x in (user, item, event_ms, position))
-        self.counted = span.latest.count
+        self.counted, self.counts = span.latest.count, span.counts
 
     def of_events(self, values: NDArray[Scalar], fill: Any, past: NDArray[Any] | None = None) -> NDArray[Scalar]:
         """Return a column [E, ...] from that of the window's rows and, if given, of the past events."""
@@ -400,6 +487,10 @@ class _Window:
         row_event = np.flatnonzero(logged)
         first_logged = user_start[user] + np.bincount(user[event_day < 0], minlength=n_users)[user]
         # Session ids may be unique for each user only.
+        history = self._history()
+        statistics = self._statistics(lists, user_start, history)
+        event_statistics = self.of_events(np.zeros((len(table), statistics.shape[2]), np.float32), 0.0, past.statistics)
+        event_statistics[row_event] = statistics[lists.of_event[row_event], lists.slot[row_event]]
         session_first = np.maximum(run_start(np.where(has_session, session, -1 - user)), user_start[user])
         place_in_session = np.where(has_session, np.arange(len(user)) - session_first, lists.slot)
         events_from = np.where(has_session, session_first, first_logged)[row_event]
@@ -421,9 +512,10 @@ class _Window:
             event_place=place,
             event_session=session,
             event_feedback=feedback,
-            event_history=self._history(),
+            event_history=history,
             event_labels=labels,
             event_pxtr=self._pxtr(),
+            event_statistics=event_statistics,
             event_day=event_day,
             event_fresh=self.fresh,
             list_user=lists.user,
@@ -433,6 +525,7 @@ class _Window:
             list_hour=lists.hour,
             list_scene=lists.scene,
             list_labels=lists.labels,
+            list_statistics=statistics,
             row_event=row_event,
             row_list=lists.of_event[row_event],
             row_slot=lists.slot[row_event],
@@ -440,7 +533,32 @@ class _Window:
             row_position=np.where(self.position >= 0, self.position, place_in_session)[row_event],
             list_shown=lists.shown,
             first_day=stream.first_day,
+            statistics=stream.statistics,
         )
+
+    def _statistics(self, lists: Lists, user_start: Int, history: Float) -> Float:
+        """Return the statistics [L, N, S] of lists as of their beginning; those from before the log have none."""
+        statistics, config = self.stream.statistics, self.config.features
+        out = np.zeros((*lists.item.shape, len(statistics.names)), np.float32)
+        dated = np.flatnonzero(self.ms[lists.event] > 0) if statistics.names else np.zeros(0, np.int64)
+        for chunk in np.array_split(dated, max(1, -(-len(dated) // _LISTS))):
+            end, item = lists.event[chunk], lists.item[chunk]
+            ms, first = self.ms[end], np.maximum(user_start[lists.user[chunk]], end - config.user_events)
+            h = max(1, int((end - first).max(initial=0)))
+            index = end[:, None] - h + np.arange(h)
+            real = index >= first[:, None]
+            index = np.where(real, index, 0)
+            recent = RecentEvents(self.item[index] * real, self.ms[index] * real, history[index])
+
+            def shared(key: str, days: int, code: NDArray[np.integer[Any]], ms: Int = ms) -> NDArray[np.float64]:
+                assert self.counts is not None
+                since = statistics.since(ms, days)[:, None]
+                return self.counts.between(
+                    key, code, np.broadcast_to(since, code.shape), np.broadcast_to(ms[:, None], code.shape)
+                )
+
+            out[chunk] = statistics(item, ms, recent, shared)
+        return out
 
     def _labels(self) -> Float:
         """Return the labels of events; of the history from before the log only two are known."""
@@ -455,20 +573,8 @@ class _Window:
 
     def _history(self) -> Float:
         """Return the `history_feedback` of events."""
-        table = self.table
-        watch_s = column(table, "watch_ms", np.float32) / 1000
-        duration_s = self.entities.item_duration_s[index_of(self.entities.item_ids, column(table, "item_id", np.int64))]
-        # Where a log has no label of effective views, the watch decides, as it does for the events of serving.
-        effective = column(table, "effective_view", np.float32)
-        by_watch = watch_s >= np.minimum(np.where(duration_s > 0, duration_s, np.inf), EFFECTIVE_VIEW_MS / 1000)
-        known = {
-            "watch_log": np.log1p(watch_s),
-            "engaged": np.fmax(column(table, "click", np.float32), np.where(np.isnan(effective), by_watch, effective)),
-            "logged": np.ones_like(watch_s),
-        }
         names = self.stream.history_feedback
-        values = [known[name] if name in known else column(table, name, np.float32) for name in names]
-        history = self.of_events(np.nan_to_num(np.stack(values, 1)), 0.0, self.past.history)
+        history = self.of_events(self.stream.history_values(self.table), 0.0, self.past.history)
         old = self.fresh & ~self.logged
         for name, marks in (("long_view", self.history_long), ("like", self.history_like)):
             history[old, names.index(name)] = marks[self.order[old] - self.carried]

@@ -7,7 +7,11 @@ that no request repeats them.
 
 `pocketrank.cloud.training.ranker` trains this model. It is not the ranking on the device, `pocketrank.device.ranking.ranker`.
 
-Sizes in the comments: b requests, n candidates, h events of the history, f values of feedback on an event, k tasks.
+If the recipe has features of the moment (`pocketrank.cloud.data.features`), statistics of the candidates and sequences by
+behaviour are inputs too.
+
+Sizes in the comments: b requests, n candidates, h events of the history, f values of feedback on an event, k tasks, m
+statistics, q sequences of t items.
 """
 
 from __future__ import annotations
@@ -59,7 +63,10 @@ class FullRanker(nn.Module):
         feedback = len(samples.history_feedback)
         self.attention = Attention(self.row_width, self.identity_width + feedback, c.heads, 16)
         self.same = nn.Linear(self.identity_width, 16)
+        moment, sequences = len(samples.statistics.names), samples.config.features.sequences
+        self.sequences = nn.ModuleList([Attention(None, self.identity_width, c.heads, 16) for _ in sequences])
         width = self.row_width + 16 * c.heads + c.user_width + 2 * feedback + 1 + 2 * c.side_width + 2 * feedback + 1
+        width += moment + len(sequences) * (16 * c.heads + 1)
         self.tower = mlp([width, *c.hidden], c.dropout)
         self.hidden = c.hidden[0]
         self.heads = nn.Linear(c.hidden[-1], len(samples.config.tasks))
@@ -91,13 +98,16 @@ class FullRanker(nn.Module):
         item_row: Float[Tensor, "b n e"],
         scene: Int[Tensor, "b s"],
         hour: Int[Tensor, "b s"],
+        statistics: Float[Tensor, "b n m"] | None = None,
+        sequence_row: Float[Tensor, "b q t i"] | None = None,
+        sequence_mask: Float[Tensor, "b q t"] | None = None,
     ) -> Float[Tensor, "b n k"]:
-        """Return the logits. `history_row` holds the identity part of the rows of past items, oldest first.
+        """Return the logits. `history_row` and `sequence_row` hold the identity part of the rows of past items, oldest first.
 
         Scene and hour are those of each candidate, s = n, or of all, s = 1.
         """
-        parts = self.item_parts(item_row)
-        return self.logits(user_row, history_row, history_feedback, parts, scene, hour, history_mask)
+        parts, moment = self.item_parts(item_row), (statistics, sequence_row, sequence_mask)
+        return self.logits(user_row, history_row, history_feedback, parts, scene, hour, *moment, history_mask=history_mask)
 
     def logits(
         self,
@@ -107,6 +117,10 @@ class FullRanker(nn.Module):
         item_parts: Sequence[Float[Tensor, "b n _"]],
         scene: Int[Tensor, "b s"],
         hour: Int[Tensor, "b s"],
+        statistics: Float[Tensor, "b n m"] | None = None,
+        sequence_row: Float[Tensor, "b q t i"] | None = None,
+        sequence_mask: Float[Tensor, "b q t"] | None = None,
+        *,
         history_mask: Float[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b n k"]:
         """Return the logits as `forward` does, from the parts of items. Without a mask all events are real; h may be 0."""
@@ -124,7 +138,14 @@ class FullRanker(nn.Module):
         total, recent, of_similar = feedback.sum(1), feedback[:, -8:, 1:].sum(1) / 8, similarity @ feedback
         count, weight = total[:, :1], of_similar[..., :1]
         # Constants are the prior of the means, and bring the others to a range of about 1.
-        x = torch.cat([attended, of_similar[..., 1:] / (weight + 1), torch.log1p(of_similar)], -1)
+        of_candidates = [attended, of_similar[..., 1:] / (weight + 1), torch.log1p(of_similar)]
+        if statistics is not None:
+            of_candidates.append(statistics)
+        if sequence_row is not None and sequence_mask is not None:
+            for i, sequence in enumerate(self.sequences):
+                items = torch.log1p(sequence_mask[:, i].sum(1))[:, None, None] / 4
+                of_candidates += [sequence(query, sequence_row[:, i], sequence_mask[:, i]), items.expand(-1, n, -1)]
+        x = torch.cat(of_candidates, -1)
         of_user = torch.cat([user_row, total[:, 1:] / (count + 3), recent, torch.log1p(count) / 4], -1)[:, None]
         of_moment = torch.cat([self.scene(scene), self.hour(hour)], -1)
         # The first layer of the tower as a sum of products: the part that all candidates share is computed once.

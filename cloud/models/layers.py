@@ -54,16 +54,18 @@ def attend(
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2.2) over keys and a learned null key."""
 
-    def __init__(self, query_width: int, key_width: int, heads: int, head_width: int) -> None:
+    def __init__(self, query_width: int | None, key_width: int, heads: int, head_width: int) -> None:
+        """Without a `query_width` the queries are those of another attention."""
         super().__init__()
         self.heads, self.head_width = heads, head_width
         width = heads * head_width
-        self.query = nn.Linear(query_width, width)
+        self.query = None if query_width is None else nn.Linear(query_width, width)
         self.key_value = nn.Linear(key_width, 2 * width)
         self.null = nn.Parameter(torch.zeros(1, 1, key_width))
 
     def queries(self, x: Float[Tensor, "*b q"]) -> Float[Tensor, "*b w"]:
         """Return the queries of all heads, side by side, divided by the square root of a head's width."""
+        assert self.query is not None
         queries: Tensor = self.query(x) / math.sqrt(self.head_width)
         return queries
 

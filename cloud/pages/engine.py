@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from pocketrank.cloud.pipeline.stage import Resources
 from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.published.id_texts import PublishedIds
+from pocketrank.cloud.published.moment import Moment, published_statistics
 from pocketrank.cloud.published.onnx_ranker import OnnxRanker, OnnxRankerConfig
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.cloud.serving.config import ServingConfig
@@ -57,6 +58,8 @@ class PageEngine(NamedTuple):
     """By their names in the pipeline file."""
     ids: PublishedIds
     """The dictionaries of the run."""
+    moment: Moment | None
+    """Features of the moment; None where the run has none."""
 
 
 @contextmanager
@@ -87,7 +90,10 @@ def open_engine(
         indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
         for index in indexes.values():
             stack.callback(index.close)
-        resources = Resources(catalogue, ranker, indexes, filters, config.folder, Artifacts(run.folder / "artifacts"))
+        states = UserStates(published, record, config.seen_max, config.user_events_max)
+        artifacts = Artifacts(run.folder / "artifacts")
+        moment = _moment(published, record, states)
+        resources = Resources(catalogue, ranker, indexes, filters, config.folder, artifacts, moment)
         stages = Pipeline(pipeline, resources, run.spec.task_weights)
         stack.callback(stages.close)
         # The served split version, then the older ones.
@@ -101,8 +107,7 @@ def open_engine(
         stack.callback(splits.close)
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
-        states = UserStates(published, record, config.seen_max, config.user_events_max)
-        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids)
+        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids, moment)
 
 
 def fill_stores(run: Run, config: ServingConfig, former: Sequence[Run] = (), *, wait_s: float = _WRITER_WAIT_S) -> None:
@@ -146,6 +151,16 @@ def _older(run: Run, config: ServingConfig, former: Sequence[Run]) -> list[Run]:
     for other in (*(Run.open(config.folder / split.run) for split in config.pipeline.split), *former):
         by_version.setdefault(other.record.split_version, other)
     return list(by_version.values())[1:]
+
+
+def _moment(published: Published, record: PublishedRecord, states: UserStates) -> Moment | None:
+    if not record.features.config:
+        return None
+    counts = states.counts
+    return Moment(
+        published_statistics(published, record),
+        None if counts is None else lambda now_ms: counts.as_of(now_ms, int(1000 * time())),
+    )
 
 
 def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path, ids: PublishedIds) -> Filters:

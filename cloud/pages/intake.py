@@ -232,6 +232,7 @@ class FeedbackIntake:
             with self._following:
                 states, self._is_due = self._states, False
                 place, parts = states.place, states.copies()
+                counts = states.counts.copy() if states.counts else None
                 header = SnapshotHeader(
                     mark=self._log.mark(place),
                     place=place,
@@ -243,7 +244,7 @@ class FeedbackIntake:
                 )
             if header == snapshot.header() and not snapshot.is_unfit:
                 return False
-            snapshot.save(header, parts, (lambda: None) if hurry else self._pauses())
+            snapshot.save(header, parts, (lambda: None) if hurry else self._pauses(), counts)
             return True
 
     def _pauses(self) -> Callable[[], None]:

@@ -55,7 +55,9 @@ class _SentColumns:
 
     def __init__(self, record: PublishedRecord, features: Sequence[str] | None) -> None:
         pxtr = [f"pxtr_{task}" for task in record.tasks]
-        known = {*pxtr, *record.float_names, "age", *record.category_names}
+        of_moment = record.features.config
+        moment = [of_moment.names[place] for place in of_moment.device]
+        known = {*pxtr, *record.float_names, "age", *moment, *record.category_names}
         if features is not None and (unknown := set(features) - known):
             what = f"Expected features among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
             raise PipelineError("$.page.features", what)
@@ -72,7 +74,9 @@ class _SentColumns:
         self.categories = columns(categories, record.category_names)
         self.numbering = record.numbering or UNSET
         self.task_count, self.age = len(tasks), bool(age)
-        self.float_names, self.category_names = (*tasks, *floats, *age), tuple(categories)
+        sent = wanted(moment)
+        self.moment = [of_moment.names.index(name) for name in sent]
+        self.float_names, self.category_names = (*tasks, *floats, *age, *sent), tuple(categories)
 
 
 class PageMaker:
@@ -154,6 +158,7 @@ class PageMaker:
             exclude=np.concatenate(exclude),
             hour=hour_of(request.now_ms, self._zone),
             deadline=deadline,
+            recent=state.recent,
         )
 
     def _user_vectors(self, query: Query, asked: str | None) -> NDArray[np.float32] | None:
@@ -202,14 +207,17 @@ class PageMaker:
     def _floats(self, request: PageRequest, candidates: CandidateSet) -> NDArray[np.float32]:
         sent, catalogue = self._sent, self._catalogue
         floats = np.empty((len(candidates), len(sent.float_names)), np.float32)
-        k, f = sent.task_count, len(sent.float_names) - sent.age
+        k, m = sent.task_count, len(sent.float_names) - len(sent.moment)
+        f = m - sent.age
         if candidates.pxtr is None:
             floats[:, :k] = np.nan
         else:
             floats[:, :k] = candidates.pxtr[:, sent.tasks]
         floats[:, k:f] = catalogue.floats.take(candidates.item, 0)[:, sent.floats]
         if sent.age:
-            floats[:, -1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
+            floats[:, m - 1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
+        if sent.moment:
+            floats[:, m:] = np.nan if candidates.statistics is None else candidates.statistics[:, sent.moment]
         return floats
 
     def _vectors(self, query: Query, ids: NDArray[np.int64]) -> Block | None:

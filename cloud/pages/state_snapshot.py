@@ -3,8 +3,9 @@
 The file is a header and blocks, each with its length and checksum in front, and an empty block at the end. The header names the
 log, the place in it up to which its events are in the states, and a fingerprint of what the states depend on beside them
 (`UserStates.fingerprint`). A block has some users: MessagePack of their ids, places, experiments and numbers of rows, and then
-their rows. Published history is not in the file. A file that is damaged, of another log, run, version or configuration is
-ignored with one line in the log of the process.
+their rows. Counts of all users (`LiveCounts`), where there are any, follow in blocks of their own. Published history is not in
+the file. A file that is damaged, of another log, run, version or configuration is ignored with one line in the log of the
+process.
 
 The file is for its owner alone, and is replaced as a whole. Its neighbour `.lock` is locked by the one process that writes it:
 `forget` waits for that process, whose states may still hold the user.
@@ -13,6 +14,7 @@ The file is for its owner alone, and is replaced as a whole. Its neighbour `.loc
 from __future__ import annotations
 
 import logging
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pocketrank.cloud.files import replacing, sync_folder
+from pocketrank.cloud.pages.live_counts import SavedCounts
 from pocketrank.cloud.pages.user_state import KeptUser, Rows, UserStates, logged_rows
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, LogMark
 
@@ -105,17 +108,27 @@ class StateSnapshot:
                 users: dict[int, KeptUser] = {}
                 for some, rows in _blocks(file):
                     _take(users, some, rows, first, states.row_words)
+                counts = None if states.counts is None else list(_counts(file))
         except FileNotFoundError:
             return None
         except (OSError, _DamagedError) as error:
             self.is_unfit = True
             _logger.warning("the snapshot %s is ignored, and the feedback log is replayed from its start: %s", self.path, error)
             return None
-        states.restore(users, header.place, header.events)
+        states.restore(users, header.place, header.events, counts or ())
         return header
 
-    def save(self, header: SnapshotHeader, parts: Iterable[dict[int, KeptUser]], pause: Callable[[], object]) -> None:
-        """Write the users of `parts`; call `pause` after each part. Call it within `turn`. Raises OSError."""
+    def save(
+        self,
+        header: SnapshotHeader,
+        parts: Iterable[dict[int, KeptUser]],
+        pause: Callable[[], object],
+        shared: Iterable[SavedCounts] | None = None,
+    ) -> None:
+        """Write the users of `parts`, with a `pause` after each, and the `shared` counts, if any. Call it within `turn`.
+
+        Raises OSError.
+        """
         self._remove_parts()
         with replacing(self.path, _OWNER_ONLY) as new, new.open("wb") as file:
             _put(file, _MAGIC + msgspec.msgpack.encode(header))
@@ -138,6 +151,10 @@ class StateSnapshot:
             if users:
                 _put(file, _block(users, rows))
             _put(file, b"")
+            if shared is not None:
+                for of_day in shared:
+                    _put(file, msgspec.msgpack.encode(of_day))
+                _put(file, b"")
         self.is_unfit = False
 
     def forget(self, user_id: int) -> bool:
@@ -158,6 +175,7 @@ class StateSnapshot:
                         for users, rows in _blocks(file):
                             _put(to, _without(user_id, users, rows, 8 * header.row_words))
                         _put(to, b"")
+                        shutil.copyfileobj(file, to)
             except FileNotFoundError:
                 return False
             except _DamagedError:
@@ -243,6 +261,12 @@ def _blocks(file: IO[bytes]) -> Iterator[tuple[_Users, memoryview]]:
     while data := _get(file):
         at = 4 + int.from_bytes(data[:4], "little")
         yield msgspec.msgpack.decode(data[4:at], type=_Users), memoryview(data)[at:]
+
+
+def _counts(file: IO[bytes]) -> Iterator[SavedCounts]:
+    """Yield the counts that follow the users."""
+    while data := _get(file):
+        yield msgspec.msgpack.decode(data, type=SavedCounts)
 
 
 def _take(users: dict[int, KeptUser], some: _Users, data: memoryview, first: int, row_words: int) -> None:

@@ -25,8 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.features import RecentEvents
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
+from pocketrank.cloud.pages.live_counts import LiveCounts, SavedCounts
 from pocketrank.cloud.published.ids import IdLookup
+from pocketrank.cloud.published.moment import published_statistics
 from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, FeedbackEvent
@@ -79,6 +82,8 @@ class UserState(NamedTuple):
     """The last `history_max` events, oldest first, each counted once."""
     seen: Int
     """[s] item positions of all events kept, repeats possible"""
+    recent: RecentEvents | None
+    """The latest events that features of the moment are made of; None without such features."""
 
 
 class KeptUser(NamedTuple):
@@ -106,8 +111,14 @@ class UserStates:
     def __init__(
         self, published: Published, record: PublishedRecord, seen_max: int = SEEN_MAX, events_max: int = EVENTS_MAX
     ) -> None:
-        self._history_max = record.history_max
-        self._keep = max(seen_max, self._history_max)
+        self._history_max, features = record.history_max, record.features
+        self._user_events = features.config.user_events if features.config else 0
+        self._published_max = published.history_item.shape[1]
+        self._keep = max(seen_max, self._published_max)
+        self.counts = (
+            LiveCounts(published, features, published_statistics(published, record)) if features.config.shared else None
+        )
+        """What all users did, for features of the moment; None where none of these needs it."""
         self._items, self._users = IdLookup(published.item_id), IdLookup(published.user_id)
         self._item_id = np.asarray(published.item_id)
         self._history_item = np.asarray(published.history_item)
@@ -115,6 +126,7 @@ class UserStates:
         self._history_counts: list[int] = (self._history_item > 0).sum(1).tolist()  # padding is at the front
         self._history_counts[0] = 0  # an unknown user has no history
         self._history_until_ms = np.asarray(published.history_until_ms)
+        self._history_ms = np.asarray(published.history_ms)
         if "duration_ms" not in record.float_names:
             raise PublishedError(f"Expected a published column `duration_ms`, got {', '.join(record.float_names)}")
         self.actions = record.actions
@@ -150,12 +162,26 @@ class UserStates:
         rows = self._user(user_id).windows.get(experiment)
         if rows is None:
             rows = self._published_rows(self._users.one(user_id))
-        latest = rows[-self._history_max :]
+        latest = self._latest(rows, self._history_max)
+        item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
+        history = History(item[len(item) - len(latest) :], self._feedback_of(latest))
+        if not self._user_events:
+            return UserState(history, item, None)
+        events = self._latest(rows, self._user_events)
+        ms, published = events[:, _MS].copy(), int((events[:, _PLACE] == _PUBLISHED).sum())
+        if published:  # rows of published events have the time of the last of them
+            ms[:published] = self._history_ms[self._users.one(user_id), -published:]
+        recent = RecentEvents(item[len(item) - len(events) :], ms, self._feedback_of(events))
+        return UserState(history, item, recent)
+
+    def _latest(self, rows: Rows, number: int) -> Rows:
+        latest = rows[-number:]
         if len(latest) and latest[0, _PLACE] != _PUBLISHED:  # events before the published ones are in those
             latest = latest[(latest[:, _PLACE] == _PUBLISHED).argmax() :]
-        item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
-        feedback = latest[:, _REST:].view(np.float32)[:, self._feedback].copy()
-        return UserState(History(item[len(item) - len(latest) :], feedback), item)
+        return latest
+
+    def _feedback_of(self, rows: Rows) -> Float:
+        return rows[:, _REST:].view(np.float32)[:, self._feedback].copy()
 
     def apply(self, events: Sequence[FeedbackEvent], places: Sequence[int] | None = None, *, dated: bool = False) -> None:
         """Add the next events of the log, which are at `places` [n], by default the next ones. Events of items that are not
@@ -192,13 +218,16 @@ class UserStates:
                     if known[i]:
                         self._add(user_ids[i], event.experiment, rows[i : i + 1], places[i], at[i])
                         self._evict()
+            if self.counts is not None:
+                item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
+                self.counts.add(item, rows[:, _MS], self._feedback_of(rows))
             self.place = places[-1]
             self.events += len(events)
             self.latest_ms = max(self.latest_ms or _OLDEST, int(rows[:, _MS].max()))
 
     def _fits(self, groups: Mapping[tuple[int, str | None], object], events: int) -> bool:
         """Return whether no state can have to go for these events."""
-        if self.cost + events + len(groups) * (self._history_max + _WINDOW_COST) > self._events_max:
+        if self.cost + events + len(groups) * (self._published_max + _WINDOW_COST) > self._events_max:
             return False
         added: dict[int, int] = {}
         for user, experiment in groups:
@@ -272,11 +301,13 @@ class UserStates:
         finally:
             self._copies = None
 
-    def restore(self, users: Mapping[int, KeptUser], place: int, events: int) -> None:
+    def restore(self, users: Mapping[int, KeptUser], place: int, events: int, counts: Sequence[SavedCounts] = ()) -> None:
         """Replace all states by those of `users`, which are as of `place` and made of so many `events`. Their rows are without
-        published ones, which are added.
+        published ones, which are added. `counts` are those of all users.
         """
         with self._lock:
+            if self.counts is not None:
+                self.counts.restore(counts)
             self._kept, self._copies = [{} for _ in range(_BUCKETS)], None
             self._recent = OrderedDict.fromkeys(sorted(users, key=lambda user: users[user].place))
             self.cost, self.place, self.events = 0, place, events
@@ -303,6 +334,8 @@ class UserStates:
         )
         limits = (self._keep, self._history_max, self._events_max)
         digest = blake2b(repr((*rules, *limits)).encode(), digest_size=16)
+        if self.counts is not None:
+            digest.update(self.counts.fingerprint())
         for column in (self._item_id, self._duration_ms, self._history_until_ms):
             digest.update(np.ascontiguousarray(column).data)
         return digest.digest()
@@ -328,7 +361,7 @@ class UserStates:
         for i, name in enumerate(HISTORY_FEEDBACK):
             feedback[:, i] = columns[name]
         for i, name in enumerate(self.actions, len(HISTORY_FEEDBACK)):
-            feedback[:, i] = [name in (event.actions or ()) for event in events]
+            feedback[:, i] = [bool(getattr(event, name, False)) or name in (event.actions or ()) for event in events]
         ms = np.array(impression_ms, np.int64)
         ms += np.array([getattr(event, "correction_ms", 0) for event in events], np.int64)
         if not dated:

@@ -23,6 +23,8 @@ class CandidateSet:
     """[n, K] one probability for each task of the catalogue's run; None before ranking"""
     score: NDArray[np.float32] | None = None
     """[n] the fused score that they are sorted by; None before fusion"""
+    statistics: NDArray[np.float32] | None = None
+    """[n, S] features of the moment (`pocketrank.cloud.data.features`); None where there are none, or before ranking"""
 
     def __len__(self) -> int:
         return len(self.item)
@@ -33,6 +35,7 @@ class CandidateSet:
             _at(self.item, rows),
             None if self.pxtr is None else _at(self.pxtr, rows),
             None if self.score is None else _at(self.score, rows),
+            None if self.statistics is None else _at(self.statistics, rows),
         )
 
 

@@ -40,9 +40,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.features import RecentEvents
 from pocketrank.cloud.pipeline.candidates import CandidateSet
 from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.published.catalogue import Catalogue
+from pocketrank.cloud.published.moment import Moment
 from pocketrank.cloud.published.onnx_ranker import History, OnnxRanker
 from pocketrank.device.contract import PageRequest
 
@@ -101,6 +103,8 @@ class Query:
     """0..23 in the run's time zone"""
     deadline: Deadline
     """of the stage that runs; of the page between stages"""
+    recent: RecentEvents | None = None
+    """the last events, more of them, that features of the moment are made of; None where the run has no such features"""
     vector: NDArray[np.float32] | None = None
     """[D] the user's vector in the space of the served run's indexes; None when it is unavailable"""
     degraded: list[str] = field(default_factory=list)
@@ -120,6 +124,8 @@ class Resources:
     """of the pipeline file; relative paths start here"""
     artifacts: Artifacts
     """of the run: what the parts of its recipe made, by name"""
+    moment: Moment | None = None
+    """features of the moment; None where the run has none"""
 
 
 class Stage(ABC):

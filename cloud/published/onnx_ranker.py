@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.published.graphs import first, measured_threads, open_graph
+from pocketrank.cloud.published.moment import Moment, MomentInputs, published_statistics
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 
 __all__ = ["History", "OnnxRanker", "OnnxRankerConfig"]
@@ -53,19 +54,33 @@ class OnnxRanker:
         self._scenes = [np.array([[code]], np.int64) for code in range(record.scenes)]
         self._hours = [np.array([[hour + 1]], np.int64) for hour in range(24)]
         self._path = folder / "ranker.onnx"
-        self._graph = open_graph(self._path, _INPUTS, "pxtr")
+        statistics = published_statistics(published, record)
+        self._no_moment = Moment(statistics, None).nothing
+        self._names = _INPUTS + ("statistics",) * bool(statistics.names)
+        if statistics.config.sequences:
+            self._names += ("sequence_row", "sequence_mask")
+        self._graph = open_graph(self._path, self._names, "pxtr")
         self._try_out()
         self.threads = config.threads or self._measure(record.history_max, config)
         """Number of threads of one run."""
         if self.threads > 1:
-            self._graph = open_graph(self._path, _INPUTS, "pxtr", self.threads)
+            self._graph = open_graph(self._path, self._names, "pxtr", self.threads)
 
     @property
     def nothing(self) -> NDArray[np.float32]:
         """[0, K] the pXTRs of no items"""
         return np.zeros((0, self._tasks), np.float32)
 
-    def pxtr(self, user: int, history: History, items: NDArray[np.int64], *, scene: int, hour: int) -> NDArray[np.float32]:
+    def pxtr(
+        self,
+        user: int,
+        history: History,
+        items: NDArray[np.int64],
+        *,
+        scene: int,
+        hour: int,
+        moment: MomentInputs | None = None,
+    ) -> NDArray[np.float32]:
         """Return the probabilities [n, K] of every task for the items at positions `items` [n].
 
         `user` is a position in the user tables, 0 = unknown. `scene` is that of the request, from 0; a scene that the run does
@@ -73,10 +88,18 @@ class OnnxRanker:
         """
         if not len(items):
             return self.nothing
-        return first(self._graph, "pxtr", self._inputs(user, history, items, scene, hour))
+        return first(self._graph, "pxtr", self._inputs(user, history, items, scene, hour, moment))
 
-    def _inputs(self, user: int, history: History, items: NDArray[np.int64], scene: int, hour: int) -> dict[str, NDArray[Any]]:
-        return {
+    def _inputs(
+        self,
+        user: int,
+        history: History,
+        items: NDArray[np.int64],
+        scene: int,
+        hour: int,
+        moment: MomentInputs | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        inputs: dict[str, NDArray[Any]] = {
             "user_row": self._user_row[user : user + 1],
             "history_row": self._item_identity.take(history.item, 0)[None],
             "history_feedback": history.feedback[None],
@@ -84,12 +107,19 @@ class OnnxRanker:
             "scene": self._scenes[scene + 1 if 0 <= scene < len(self._scenes) - 1 else 0],
             "hour": self._hours[hour],
         }
+        if len(self._names) > len(_INPUTS):
+            statistics, sequence, mask = moment or self._no_moment
+            if statistics.shape[1]:
+                inputs["statistics"] = np.broadcast_to(statistics, (len(items), statistics.shape[1]))[None]
+            if len(sequence):
+                inputs |= {"sequence_row": self._item_identity[sequence][None], "sequence_mask": mask[None]}
+        return inputs
 
     def _measure(self, events: int, config: OnnxRankerConfig) -> int:
         inputs = self._inputs(0, self._empty_history(events), np.zeros(config.candidates, np.int64), 0, 0)
 
         def run(threads: int) -> Callable[[], object]:
-            graph = open_graph(self._path, _INPUTS, "pxtr", threads)
+            graph = open_graph(self._path, self._names, "pxtr", threads)
             return lambda: graph.run(["pxtr"], inputs)
 
         return measured_threads(run, config.processes)

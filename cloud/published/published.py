@@ -6,6 +6,9 @@
     <table>.npy              the arrays of `Published`
     ranker.onnx              user_row [1, Eu], history_row f16 [1, H, Ei], history_feedback [1, H, F], item_row f16 [1, N, E],
                              scene i64 [1, 1], hour i64 [1, 1]  ->  pxtr [1, N, K]
+                             with features of the moment also statistics [1, N, S], sequence_row f16 [1, Q, T, Ei],
+                             sequence_mask [1, Q, T]
+    counts_KEY.npy           counts of all users' events by day, of such features
     user_tower.onnx          tower_row [1, Et], history_vector f16 [1, H, D], history_feedback [1, H, F],
                              history_mask bool [1, H]  ->  user_vector [1, D]
 
@@ -22,21 +25,37 @@ smallest int64).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Published", "PublishedError", "PublishedRecord"]
+from pocketrank.cloud.data.features import FeatureConfig
 
-_OPTIONAL = "history_until_ms"
-"""Array that runs did not always have."""
+__all__ = ["Published", "PublishedError", "PublishedFeatures", "PublishedRecord"]
+
+_OPTIONAL = {"history_until_ms", "history_ms"}
+"""Arrays that runs did not always have."""
 
 
 class PublishedError(ValueError):
     """The published half of a run is missing or damaged. The message names the file."""
+
+
+class PublishedFeatures(msgspec.Struct, frozen=True, kw_only=True):
+    """Features of the moment, and what their definition takes from the training's log."""
+
+    config: FeatureConfig = FeatureConfig()
+    means: tuple[float, ...] = ()
+    """Mean of each column of the history's feedback."""
+    days: tuple[int, ...] = ()
+    """Days of the counts, from 1 January 1970 in the run's time zone."""
+    until_ms: int = 0
+    """Time of the last event that they count."""
 
 
 class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +82,9 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str = "UTC"
     """IANA name of the zone whose hours are those of the ranker's training data."""
     actions: tuple[str, ...] = ()
-    """Names of the app's own actions. Each is one more column of `history_feedback`, 0 or 1."""
+    """Names of the app's own actions, and of the labels that features of the moment need. Each is one more column of
+    `history_feedback`, 0 or 1."""
+    features: PublishedFeatures = PublishedFeatures()
 
 
 @dataclass(frozen=True)
@@ -87,12 +108,18 @@ class Published:
     history_until_ms: NDArray[
         np.int64
     ]  # [U] when the last event of the history happened; the smallest int64 = none, or unknown
+    history_ms: NDArray[np.int64]  # [U, H] when each happened, 0 = before the log; without features of the moment [U, 0]
+    counts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # by key [days, codes, width], see `features`
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all arrays but the counts, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "counts"}
 
     def save(self, folder: Path, record: PublishedRecord) -> None:
         """Write the arrays and, last, the record."""
         folder.mkdir(parents=True, exist_ok=True)
-        for f in fields(self):
-            np.save(folder / f"{f.name}.npy", getattr(self, f.name))
+        for name, values in (self.arrays() | {f"counts_{key}": counts for key, counts in self.counts.items()}).items():
+            np.save(folder / f"{name}.npy", values)
         (folder / "published.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
 
     @classmethod
@@ -100,13 +127,18 @@ class Published:
         """Map the arrays of `folder`. Raises `PublishedError`."""
         try:
             record = msgspec.json.decode((folder / "published.json").read_bytes(), type=PublishedRecord)
-            arrays = {
-                f.name: np.load(folder / f"{f.name}.npy", mmap_mode="r", allow_pickle=False)
-                for f in fields(cls)
-                if f.name != _OPTIONAL or (folder / f"{f.name}.npy").exists()
-            }
+
+            def array(name: str) -> NDArray[Any]:
+                values: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                return values
+
+            names = [f.name for f in fields(cls) if f.name != "counts"]
+            arrays = {name: array(name) for name in names if name not in _OPTIONAL or (folder / f"{name}.npy").exists()}
+            counts = {key: array(f"counts_{key}") for key in record.features.config.shared}
             # A run of before has no such times. Its histories count as older than all feedback.
-            arrays.setdefault(_OPTIONAL, np.full(len(arrays["user_id"]), np.iinfo(np.int64).min))
+            users = len(arrays["user_id"])
+            arrays.setdefault("history_until_ms", np.full(users, np.iinfo(np.int64).min))
+            arrays.setdefault("history_ms", np.zeros((users, 0), np.int64))
         except (OSError, ValueError, msgspec.DecodeError) as error:
             raise PublishedError(f"Expected the published half of a run, got: {error} - at {folder}") from error
-        return cls(**arrays), record
+        return cls(**arrays, counts=counts), record

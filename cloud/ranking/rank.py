@@ -33,7 +33,7 @@ class Rank(Stage):
 
     def __init__(self, config: RankConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        self._ranker = resources.ranker
+        self._ranker, self._moment = resources.ranker, resources.moment
         self.seconds_each = 0.0
         """Running mean of the time per candidate; 0 before the first run."""
 
@@ -50,7 +50,11 @@ class Rank(Stage):
             query.degraded.append("fewer_ranked")
             candidates = candidates.take(slice(affordable))
         started = perf_counter()
-        pxtr = self._ranker.pxtr(query.user, query.history, candidates.item, scene=query.request.scene, hour=query.hour)
+        moment = None
+        if self._moment is not None and query.recent is not None:
+            moment = self._moment(candidates.item, query.request.now_ms, query.recent)
+        scene, hour = query.request.scene, query.hour
+        pxtr = self._ranker.pxtr(query.user, query.history, candidates.item, scene=scene, hour=hour, moment=moment)
         took = (perf_counter() - started) / len(candidates)
         self.seconds_each += (took - self.seconds_each) * (_LATEST_WEIGHT if self.seconds_each else 1.0)
-        return CandidateSet(candidates.item, pxtr)
+        return CandidateSet(candidates.item, pxtr, statistics=None if moment is None else moment.statistics)

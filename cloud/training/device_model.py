@@ -68,6 +68,8 @@ class DeviceModelConfig:
 
 PXTR_UNKNOWN = 0.5
 """Stands for a score that is not known."""
+_STATISTIC_MAX = 10.0
+"""Bound of features of the moment, most of which are between -3 and 3."""
 SURVIVAL_TASK = "has_next"
 """Label that says whether a user stayed for another item."""
 
@@ -81,6 +83,8 @@ def device_spec(
     sizes = shared_sizes(names, np.column_stack([items.item_category, items.item_categories]))
     numbers = [_number(name, values) for name, values in zip(items.item_float_names, items.item_floats.T, strict=True)]
     pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=PXTR_UNKNOWN) for t in source.config.tasks]
+    features = source.config.features
+    moment = [FloatFeature(name=features.names[place], min=-_STATISTIC_MAX, max=_STATISTIC_MAX) for place in features.device]
     return FeatureSpec(
         tasks=source.config.tasks,
         task_weights=task_weights,
@@ -88,7 +92,7 @@ def device_spec(
         events_max=source.config.events_max,
         vector_width=config.lower.vector_width,
         list_sizes=(10, source.config.list_max),
-        candidate_floats=(*pxtr, FloatFeature(name="duration_ms", scale=1e-3, min=0, max=1800, default=15), *numbers),
+        candidate_floats=(*pxtr, FloatFeature(name="duration_ms", scale=1e-3, min=0, max=1800, default=15), *numbers, *moment),
         candidate_categories=tuple(CategoryFeature(name=n, size=size) for n, size in zip(names, sizes, strict=True)),
         feedback_floats=source.feedback_floats,
         context_floats=(
@@ -181,10 +185,12 @@ class DeviceModel(nn.Module):
         self.event = {
             n: torch.as_tensor(getattr(s, f"event_{n}")) for n in ("item", "ms", "position", "feedback", "labels", "pxtr")
         }
+        moment = s.event_statistics[:, list(s.config.features.device)]
+        self.event["statistics"] = torch.as_tensor(moment.clip(-_STATISTIC_MAX, _STATISTIC_MAX))
         self.day = torch.as_tensor(s.list_day)
         # What a device computes from the columns that are published: `item_columns`.
         floats, categories = item_columns(s)
-        duration, *features = self.spec.candidate_floats[len(s.config.tasks) :]
+        duration, *features = self.spec.candidate_floats[len(s.config.tasks) :][: 1 + len(s.item_float_names)]
         known_s = np.where(s.item_duration_s > 0, s.item_duration_s, duration.default).clip(duration.min, duration.max)
         scaled = [known_s.astype(np.float32)]
         scaled += [_feature(values, feature) for values, feature in zip(floats.T[1:], features, strict=True)]
@@ -193,7 +199,8 @@ class DeviceModel(nn.Module):
 
     def _floats(self, event: Tensor) -> Float[Tensor, "*b f"]:
         """Return the `spec.candidate_floats` of the items that events showed."""
-        return torch.cat([self.event["pxtr"][event].nan_to_num(PXTR_UNKNOWN), self.numbers[self.event["item"][event]]], -1)
+        scores, item = self.event["pxtr"][event].nan_to_num(PXTR_UNKNOWN), self.event["item"][event]
+        return torch.cat([scores, self.numbers[item], self.event["statistics"][event]], -1)
 
     def _context(self, rows: Tensor) -> Float[Tensor, "b f"]:
         hour = self.event["ms"][self.row["event"][rows]] // 3_600_000 % 24  # UTC, the only time zone that a device knows

@@ -26,10 +26,18 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.models.towers import LowerHalf
 from pocketrank.cloud.published.id_texts import PublishedIds
-from pocketrank.cloud.published.published import Published, PublishedRecord
+from pocketrank.cloud.published.published import Published, PublishedFeatures, PublishedRecord
 from pocketrank.cloud.training.device_model import DeviceModel, item_columns
 
-__all__ = ["GATE_ROWS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
+__all__ = [
+    "GATE_ROWS",
+    "gate_arrays",
+    "gate_rows",
+    "publish",
+    "publish_window",
+    "split_version",
+    "to_onnx",
+]
 
 _ID_KINDS = ("user_id", "item_id", "author_id")
 """Kinds of ids whose texts serving needs."""
@@ -49,12 +57,16 @@ class _Scores(nn.Module):
         user_row: Float[Tensor, "b u"],
         history_row: Float16[Tensor, "b h i"],
         history_feedback: Float[Tensor, "b h f"],
-        item_row: Float16[Tensor, "b n q"],
+        item_row: Float16[Tensor, "b n e"],
         scene: Int[Tensor, "b s"],
         hour: Int[Tensor, "b s"],
+        statistics: Float[Tensor, "b n m"] | None = None,
+        sequence_row: Float16[Tensor, "b q t i"] | None = None,
+        sequence_mask: Float[Tensor, "b q t"] | None = None,
     ) -> Float[Tensor, "b n k"]:
         parts = [part.float() for part in torch.split(item_row, self.ranker.part_widths, -1)]
-        return torch.sigmoid(self.ranker.logits(user_row, history_row.float(), history_feedback, parts, scene, hour))
+        moment = statistics, None if sequence_row is None else sequence_row.float(), sequence_mask
+        return torch.sigmoid(self.ranker.logits(user_row, history_row.float(), history_feedback, parts, scene, hour, *moment))
 
 
 class _UserTower(nn.Module):
@@ -92,12 +104,14 @@ def publish(
     out: Path,
     *,
     simulated: bool,
+    last_events: tuple[np.ndarray, np.ndarray, np.ndarray],
     log: Log | None = None,
 ) -> str:
     """Write the cloud half as of the end of the log into `out`, with users as of their `latest` events, and the gate rows.
 
-    The dictionaries are those of `log`. Without a ranker its tables have no columns. `gates` are the gate rows of each window
-    (`gate_arrays`). Returns the split version. Raises `ValueError` for item rows beyond fp16.
+    `gates` are the gate rows of each window (`gate_arrays`), and `last_events` those of `SampleStream.last_events`. The
+    dictionaries are those of `log`. Without a ranker its tables have no columns. Returns the split version. Raises `ValueError`
+    for item rows beyond fp16.
     """
     assert model.lower is not None
     samples, lower = model.samples, model.lower
@@ -106,7 +120,15 @@ def publish(
     users = torch.arange(len(samples.user_ids))
     items = torch.arange(len(samples.item_ids))
     now = statistics.as_of(samples.days)
-    history_item, history_feedback = latest.history(history_max)
+    days, counts = samples.statistics.by_day(*last_events)
+    features = PublishedFeatures(
+        config=samples.config.features,
+        means=samples.statistics.means,
+        days=days,
+        until_ms=int(last_events[1].max(initial=0)),
+    )
+    events_max = samples.config.past_events
+    history_item, history_feedback, history_ms = latest.history(events_max)
     item_float, item_category = item_columns(samples)
     with torch.no_grad():
         vector = lower.items(items, torch.from_numpy(now))
@@ -131,6 +153,8 @@ def publish(
             history_item=history_item,
             history_feedback=history_feedback,
             history_until_ms=np.where(latest.until_ms > 0, latest.until_ms, np.iinfo(np.int64).min),
+            history_ms=history_ms if features.config else history_ms[:, :0],
+            counts=counts,
         )
     record = PublishedRecord(
         split_version=split_version(lower),
@@ -145,6 +169,7 @@ def publish(
         numbering=samples.numbering,
         simulated=simulated,
         time_zone=samples.config.time_zone,
+        features=features,
     )
     # Graphs. The sizes of these example inputs are free in the graph.
     out.mkdir(parents=True, exist_ok=True)
@@ -159,6 +184,12 @@ def publish(
             "scene": codes,
             "hour": codes.clone(),  # one tensor for both would become one input
         }
+        if names := features.config.names:
+            rows["statistics"] = torch.zeros(1, n, len(names))
+        if sequences := features.config.sequences:
+            shape = 1, len(sequences), max(one.length for one in sequences)
+            rows["sequence_row"] = torch.zeros(*shape, ranker.identity_width, dtype=torch.half)
+            rows["sequence_mask"] = torch.ones(shape)
         to_onnx(_Scores(ranker), rows, "pxtr", out / "ranker.onnx")
     tower = {
         "tower_row": torch.as_tensor(published.tower_row[:1]),
@@ -182,10 +213,12 @@ def publish_window(ranker: FullRanker, model: DeviceModel, out: Path, *, simulat
     """Publish a model whose window is the whole log, with its first rows as gate rows; see `publish`."""
     samples, statistics = model.samples, model.inputs.statistics
     widths = {"feedback": len(samples.feedback_floats), "history": len(samples.history_feedback)}
-    latest = LatestEvents(len(samples.user_ids), samples.config.history_max, tasks=len(samples.config.tasks), **widths)
+    widths |= {"tasks": len(samples.config.tasks), "statistics": len(samples.statistics.names)}
+    latest = LatestEvents(len(samples.user_ids), samples.config.past_events, **widths)
     latest.add(samples.fresh())
-    gates = [gate_arrays(model, np.arange(8))]
-    return publish(ranker, model, statistics, latest, gates, out, simulated=simulated)
+    gates, logged = [gate_arrays(model, np.arange(8))], samples.event_day >= 0
+    last_events = samples.event_item[logged], samples.event_ms[logged], samples.event_history[logged]
+    return publish(ranker, model, statistics, latest, gates, out, simulated=simulated, last_events=last_events)
 
 
 def _half(x: Float[Tensor, "*b"]) -> np.ndarray:
@@ -203,7 +236,8 @@ def to_onnx(model: nn.Module, inputs: dict[str, Tensor], output: str, path: Path
     """
     history, candidates = torch.export.Dim("history", min=1), torch.export.Dim("candidates", min=1)
     shapes = {
-        name: {1: history} if name.startswith("history") else {1: candidates} if name == "item_row" else None for name in inputs
+        name: {1: history} if name.startswith("history") else {1: candidates} if name in ("item_row", "statistics") else None
+        for name in inputs
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -53,6 +53,9 @@ class RankerInputs:
         self.list_event = torch.as_tensor(s.list_event)
         self.start = torch.as_tensor(s.user_start)
         self.length = torch.as_tensor((s.list_item > 0).sum(1))
+        self.list_statistics = torch.as_tensor(s.list_statistics)
+        places = [s.statistics.history.index(sequence.behaviour) for sequence in s.config.features.sequences]
+        self._showing = [np.flatnonzero(s.event_history[:, place] > 0) for place in places]
 
     def window(self, user: Tensor, end: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Return the indices [b, h] of the last `length` events of each user before event `end`, and their mask [b, h].
@@ -65,13 +68,32 @@ class RankerInputs:
         mask = index >= first[:, None]
         return index.clamp(min=0), mask.float()
 
-    def rows(self, ranker: FullRanker, lists: Tensor, day: int) -> tuple[Tensor, ...]:
+    def sequences(self, user: Tensor, end: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return the indices [b, q, t] of the events of each sequence of the users before event `end`, and their mask; without
+        sequences None."""
+        features = self.samples.config.features
+        if not features.sequences:
+            return None, None
+        first = torch.maximum(self.start[user], end - features.user_events).numpy()
+        index = np.zeros((len(user), len(self._showing), max(s.length for s in features.sequences)), np.int64)
+        mask = np.zeros(index.shape, np.float32)
+        for i, (sequence, showing) in enumerate(zip(features.sequences, self._showing, strict=True)):
+            last = np.searchsorted(showing, end.numpy())
+            place = last[:, None] + np.arange(-sequence.length, 0)
+            known = place >= np.searchsorted(showing, first)[:, None]
+            index[:, i, -sequence.length :] = np.where(known, np.append(showing, 0)[np.where(known, place, -1)], 0)
+            mask[:, i, -sequence.length :] = known
+        return torch.from_numpy(index), torch.from_numpy(mask)
+
+    def rows(self, ranker: FullRanker, lists: Tensor, day: int) -> tuple[Tensor | None, ...]:
         """Return the arguments of `FullRanker.forward` for `lists`, with the item statistics as of `day`."""
         s = self.samples
         index, mask = self.window(self.list_user[lists], self.list_event[lists], s.config.history_max)
         width = max(1, int(self.length[lists].max()))
         item, past = self.list_item[lists, :width].long(), self.item[index]
         statistics = torch.from_numpy(self.statistics.as_of(day))[item]
+        moment = self.list_statistics[lists, :width] if self.list_statistics.shape[2] else None
+        showing, shown = self.sequences(self.list_user[lists], self.list_event[lists])
         return (
             ranker.user(self.list_user[lists]),
             ranker.identity(past),
@@ -80,6 +102,9 @@ class RankerInputs:
             ranker.item_rows(item, statistics),
             self.list_scene[lists, :width].long(),
             self.list_hour[lists, :width].long(),
+            moment,
+            None if showing is None else ranker.identity(self.item[showing]),
+            shown,
         )
 
 

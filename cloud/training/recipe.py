@@ -11,6 +11,10 @@
     device = { epochs = 3 }
 
     [[part]]
+    use = "features"                  # features of the moment: `pocketrank.cloud.data.features`
+    statistics = [{ of = "author", days = [1, 7], rates = ["click"] }]
+
+    [[part]]
     use = "popularity.ByHour"         # a class of your own (`part`), from the folder of the recipe
 
 A number that is not given keeps its default. Without a `ranker` the device model learns from the scores that the log brings.
@@ -38,9 +42,9 @@ from pocketrank.cloud.training.train import TrainConfig
 __all__ = ["DEFAULT_RECIPE", "RecipeError", "read_recipe", "with_recipe", "with_settings"]
 
 _PARTS = Plugins("part", Part, {})
-_BUILT_IN = ("ranker", "device_model")
+_BUILT_IN = ("ranker", "device_model", "features")
 
-DEFAULT_RECIPE: tuple[dict[str, Any], ...] = tuple({"use": use} for use in _BUILT_IN)
+DEFAULT_RECIPE: tuple[dict[str, Any], ...] = tuple({"use": use} for use in _BUILT_IN[:2])
 """Tables of the parts that are trained without a recipe."""
 
 
@@ -108,6 +112,8 @@ def with_recipe(config: TrainConfig, parts: Sequence[Mapping[str, Any]]) -> Trai
         path, rest = f"$.part[{i}]", {name: value for name, value in table.items() if name != "use"}
         if table.get("use") == "ranker":
             config = replace(config, stream=_merged(config.stream or TrainConfig().stream, rest, path))
+        elif table.get("use") == "features":
+            config = replace(config, features=_merged(config.features, rest, path))
         elif table.get("use") == "device_model":
             for name in rest:
                 if name not in ("device", "joint", "search", "no_feedback"):

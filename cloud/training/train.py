@@ -17,6 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pocketrank.cloud.data.days import day_of, day_rows
+from pocketrank.cloud.data.features import FeatureConfig
 from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig
@@ -69,6 +70,8 @@ class TrainConfig:
     """List search of the device; None ranks by the best next item."""
     no_feedback: bool = True
     """Whether to train the device model also without feedback, for comparison."""
+    features: FeatureConfig = FeatureConfig()
+    """Features of the moment, which the ranker has and, as far as they travel with pages, the device model."""
     parts: tuple[Part, ...] = ()
     """Parts of your own, which are trained after the ranker of the first seed."""
     windows: WindowConfig = WindowConfig()
@@ -128,7 +131,7 @@ def train(
 
     # The data.
     test_from = test_from or _default_test_day(log)
-    sample_config = SampleConfig(tasks=tuple(log.tasks), time_zone=log.time_zone, test_from=test_from)
+    sample_config = SampleConfig(tasks=tuple(log.tasks), time_zone=log.time_zone, test_from=test_from, features=config.features)
     passes = Passes(SampleStream(log, sample_config, config.windows))
     stream = passes.stream
     tested = int(stream.day_rows[stream.learn_until :].sum())
@@ -138,6 +141,8 @@ def train(
         expected = f"expected a first test day with rows before and after it, not counting the first {warm_up} days"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
 
+    if config.stream is None and config.features:
+        raise DataError(log.name, "expected a recipe with a ranker for its features of the moment, got none")
     if config.stream is None and (lacking := [f"pxtr_{task}" for task in log.tasks if f"pxtr_{task}" not in log.scores]):
         message = "expected scores of the log's own, because the recipe has no ranker, got no such column"
         raise DataError(log.name, message, column=lacking[0])
@@ -290,7 +295,18 @@ class _Seed:
                 model.enter(samples, statistics)
                 gates.append(gate_arrays(model, mine))
         assert model is not None
-        return publish(ranker, model, statistics, latest, gates, out, simulated=simulated, log=self.passes.stream.log)
+        stream = self.passes.stream
+        return publish(
+            ranker,
+            model,
+            statistics,
+            latest,
+            gates,
+            out,
+            simulated=simulated,
+            last_events=stream.last_events(),
+            log=stream.log,
+        )
 
     @property
     def _pxtr(self) -> Path | None:

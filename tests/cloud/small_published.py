@@ -172,6 +172,7 @@ def small_run(
         history_item=history,
         history_feedback=feedback.astype(np.float32),
         history_until_ms=np.where((history > 0).any(1), until_ms, unknown[0]),
+        history_ms=np.zeros((users + 1, 0), np.int64),
     )
     record = PublishedRecord(
         split_version=split_version,

@@ -1,6 +1,6 @@
 """Training and serving must build the same inputs from the same past: the log's rows on one side, the real SDK on the other."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.features import BehaviourSequence, FeatureConfig, Statistic
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig, build_samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker as CloudRanker
 from pocketrank.cloud.models.full_ranker import FullRankerConfig
@@ -114,7 +115,10 @@ def _set(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.T
 @pytest.fixture(scope="module")
 def samples(log: ImpressionLog) -> Samples:
     # days that begin elsewhere than UTC's, so that no hour agrees by chance
-    return build_samples(log, SampleConfig(tasks=tuple(TASK_WEIGHTS), time_zone="Asia/Shanghai", events_max=12))
+    on_device = (Statistic(of="author", days=(1, 7), rates=("like",), device=True),)
+    features = FeatureConfig(statistics=(Statistic(of="item"), *on_device))
+    config = SampleConfig(tasks=tuple(TASK_WEIGHTS), time_zone="Asia/Shanghai", events_max=12, features=features)
+    return build_samples(log, config)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +151,11 @@ def page_of(model: DeviceModel, number: int) -> Page:
         known = torch.from_numpy(model.statistics[day - model.first_day].numpy()[item])
         vector = model.lower.items(torch.as_tensor(item), known).numpy()
     numbers, codes = item_columns(s)
-    floats = np.concatenate([list_pxtr(s)[number, : len(item)], numbers[item]], 1)
+    features = s.config.features
+    moment = s.list_statistics[number, : len(item), list(features.device)].T
+    floats = np.concatenate([list_pxtr(s)[number, : len(item)], numbers[item], moment], 1)
     names = (*(f"pxtr_{t}" for t in s.config.tasks), "duration_ms", "price", "sharpness")
+    names += tuple(features.names[place] for place in features.device)
     return Page(
         page_id=str(number),
         request_id=str(number),
@@ -242,7 +249,9 @@ def test_the_cloud_ranks_live_users_on_what_its_ranker_learned_from(
     """A run is published in the middle of the log; what follows reaches serving as feedback, and training as a longer log."""
     ms = log.impressions["impression_ms"].to_numpy()
     cut = int(np.quantile(ms, 0.6))
-    before = build_samples(replace(log, impressions=log.impressions.filter(pa.array(ms < cut))), samples.config)
+    config = replace(samples.config, features=FeatureConfig())
+    samples = build_samples(log, config)
+    before = build_samples(replace(log, impressions=log.impressions.filter(pa.array(ms < cut))), config)
     statistics = ItemStatistics(before)
     torch.manual_seed(1)
     ranker = CloudRanker(FullRankerConfig(), before, statistics.width).eval()
@@ -305,7 +314,7 @@ def _same_scores(
         (samples.user_ids[samples.event_user] == row["user_id"]) & (samples.item_ids[samples.event_item] == row["item_id"])
     )
     number = torch.as_tensor(samples.row_list[np.searchsorted(samples.row_event, event)])
-    user, past, feedback, mask, _, scene, hour = inputs.rows(ranker, number, day)
+    user, past, feedback, mask, _, scene, hour, *_ = _known(inputs.rows(ranker, number, day))
     arrays = read_page(page)
     item = torch.as_tensor(np.searchsorted(samples.item_ids, arrays.item_id))[None]
     assert model.lower is not None
@@ -317,7 +326,7 @@ def _same_scores(
     with torch.no_grad():
         parts = [_half(part) for part in ranker.item_parts(ranker.item_rows(item, statistics[item]))]
         moment = scene[:, :1].expand(1, n), hour[:, :1].expand(1, n)
-        expected = torch.sigmoid(ranker.logits(user, _half(past), feedback, parts, *moment, mask))
+        expected = torch.sigmoid(ranker.logits(user, _half(past), feedback, parts, *moment, history_mask=mask))
         window, known = inputs.window(inputs.list_user[number], inputs.list_event[number], model.config.lower.history_max)
         vectors = model.lower.items(inputs.item[window], statistics[inputs.item[window]])
         user_vector = model.lower.users(model.lower.user(inputs.list_user[number]), vectors, inputs.feedback[window], known)
@@ -335,9 +344,78 @@ def model_categories(page: Page, model: DeviceModel) -> NDArray[np.int32]:
     return FeatureBuilder(model.spec).page(page).categories
 
 
+def _known(arguments: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    return [argument for argument in arguments if argument is not None]
+
+
 def _half(x: torch.Tensor) -> torch.Tensor:
     """As rows of items are published."""
     return x.half().float()
+
+
+def test_features_of_the_moment_are_served_as_they_were_trained(log: ImpressionLog, tmp_path: Path) -> None:
+    """A run is published in the middle of the log; the rest arrives in the order of time, and each page asks what is known."""
+    features = FeatureConfig(
+        user_events=60,
+        statistics=(
+            Statistic(of="item", days=(1, 2), rates=("like", "long_view")),
+            Statistic(of="author", days=(7,), rates=("watch_log", "follow"), device=True),
+            Statistic(of="brand", days=(3,)),
+            Statistic(of="user", days=(1, 30), rates=("engaged",)),
+            Statistic(of=("user", "category"), days=(7,), rates=("like", "share")),
+        ),
+        sequences=(BehaviourSequence(behaviour="engaged", length=5), BehaviourSequence(behaviour="like", length=8)),
+    )
+    config = SampleConfig(tasks=tuple(TASK_WEIGHTS), time_zone="Asia/Shanghai", events_max=12, features=features)
+    ms = log.impressions["impression_ms"].to_numpy()
+    cut = int(np.quantile(ms, 0.5))
+    before = build_samples(replace(log, impressions=log.impressions.filter(pa.array(ms < cut))), config)
+    stream = SampleStream(log, config, WindowConfig(rows=2**62, events=2**62))
+    stream.statistics = before.statistics  # whose means are those of the first impressions, and here all are first
+    (span,) = stream.spans()
+    s = span.build(0)
+    statistics = ItemStatistics(before)
+    torch.manual_seed(1)
+    ranker = CloudRanker(FullRankerConfig(), before, statistics.width).eval()
+    spec = device_spec(before, DeviceModelConfig(), TASK_WEIGHTS)
+    run = small_run(tmp_path / "run")
+    model = DeviceModel(before, statistics, spec, DeviceModelConfig(), split=True).eval()
+    publish_window(ranker, model, run.folder / "published", simulated=True)
+    inputs = RankerInputs(s, statistics)
+
+    begins = s.event_ms[s.list_event]
+    later = np.flatnonzero((begins > cut) & ~np.isin(begins, s.event_ms[s.list_event - 1]))  # without ties
+    rows = sorted((row for row in log.impressions.to_pylist() if row["impression_ms"] >= cut), key=_moment)
+    sent = compared = 0
+    seen = set[int]()
+    with pages(run.folder, tmp_path / "feedback.db", PipelineConfig(stage=stages(40, "like", most=3))) as make_page:
+        engine = make_page.engine
+        assert engine.moment is not None
+        for number in later[np.argsort(begins[later])].tolist():
+            new = []
+            while sent < len(rows) and rows[sent]["impression_ms"] < begins[number]:
+                new.append(event_of(rows[sent]))
+                sent += 1
+            make_page.feedback(new)
+            user, item = int(s.list_user[number]), s.list_item[number][s.list_item[number] > 0].astype(np.int64)
+            state = engine.states(int(s.user_ids[user]))
+            assert state.recent is not None
+            moment = engine.moment(item, int(begins[number]), state.recent)
+            np.testing.assert_allclose(moment.statistics, s.list_statistics[number, : len(item)], atol=1e-5)
+            with torch.no_grad():
+                arguments = _known(inputs.rows(ranker, torch.tensor([number]), before.days))
+                expected = torch.sigmoid(ranker(*arguments))[0].numpy()
+            scene, hour = int(s.list_scene[number, 0]) - 1, int(s.list_hour[number, 0]) - 1
+            got = engine.ranker.pxtr(user, state.history, item, scene=scene, hour=hour, moment=moment)
+            np.testing.assert_allclose(got, expected, atol=2e-3)  # rows of items are published in fp16
+            seen |= set(np.flatnonzero(moment.statistics.any(0)).tolist())
+            compared += 1
+    assert compared > 50
+    assert seen == set(range(len(features.names)))
+
+
+def _moment(row: dict[str, Any]) -> tuple[int, int]:
+    return row["impression_ms"], row["position"]
 
 
 def test_a_log_without_the_label_calls_a_view_effective_as_serving_does(log: ImpressionLog, samples: Samples) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pocketrank.cloud.data.features import FeatureConfig, Statistic
 from pocketrank.cloud.data.log import save_log
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig, build_samples
@@ -13,7 +14,14 @@ from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.sdk_demo.world.worlds import small
 
-CONFIG = SampleConfig(tasks=tuple(TASK_WEIGHTS), time_zone="Asia/Shanghai", events_max=12, history_max=12)
+FEATURES = FeatureConfig(
+    user_events=12,
+    statistics=(
+        Statistic(of="author", days=(1, 3), rates=("click", "watch_log")),
+        Statistic(of=("user", "category"), days=(7,), rates=("like",)),
+    ),
+)
+CONFIG = SampleConfig(tasks=tuple(TASK_WEIGHTS), time_zone="Asia/Shanghai", events_max=12, history_max=12, features=FEATURES)
 TINY = [WindowConfig(rows=200), WindowConfig(rows=200, events=2000), WindowConfig(rows=10), WindowConfig(rows=10, events=100)]
 
 
@@ -58,6 +66,7 @@ def inputs(s: Samples, row: int) -> tuple[object, ...]:
         s.event_item[past].tolist(),
         s.event_history[past].tolist(),
         items.tolist(),
+        s.list_statistics[number].round(4).tolist(),
         int(s.list_hour[number, s.row_slot[row]]),
         int(s.list_scene[number, s.row_slot[row]]),
         int(s.row_position[row]),
@@ -118,7 +127,7 @@ def test_the_latest_events_at_the_end_are_the_last_of_each_user(log: ImpressionL
     latest = stream.new_latest()
     for span in stream.spans(latest):
         span.done(span.build(0))
-    item, feedback = latest.history(10)
+    item, feedback, _ = latest.history(10)
     for user in range(1, len(whole.user_ids)):
         own = slice(whole.user_start[user], whole.user_start[user + 1])
         np.testing.assert_array_equal(item[user][item[user] > 0], whole.event_item[own][-10:])

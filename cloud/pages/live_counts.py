@@ -1,0 +1,122 @@
+"""Counts of all users' events by day, which go on from those of the training while feedback arrives
+(`pocketrank.cloud.data.features`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.cloud.data.features import Statistics
+from pocketrank.cloud.published.published import Published, PublishedFeatures
+from pocketrank.cloud.time_zones import DAY_MS, local_ms
+
+__all__ = ["LiveCounts", "SavedCounts"]
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float32]
+
+
+class SavedCounts(msgspec.Struct, frozen=True, array_like=True):
+    """The counts of a day by one key, of the c codes that have any."""
+
+    key: str
+    day: int
+    code: bytes
+    """[c] int64"""
+    counts: bytes
+    """[c, width] float32"""
+
+
+class _Day:
+    """The counts of a day by one key. What was never counted takes no memory, because it was never written to."""
+
+    def __init__(self, codes: int, width: int) -> None:
+        self.counts = np.zeros((codes, width), np.float32)
+        self.touched: list[int] = []
+
+    def add(self, code: Int, values: Float) -> None:
+        new = np.unique(code)
+        self.touched += new[self.counts[new, 0] == 0].tolist()
+        np.add.at(self.counts, code, values)
+
+
+class LiveCounts:
+    """Counts of the days of the longest window, up to the newest day of any event. Calls of `add` must follow one another."""
+
+    def __init__(self, published: Published, features: PublishedFeatures, statistics: Statistics) -> None:
+        self._statistics, self._until_ms = statistics, features.until_ms
+        self._published = {key: np.asarray(counts) for key, counts in published.counts.items()}
+        self._slot = {day: slot for slot, day in enumerate(features.days)}
+        self._live: dict[int, dict[str, _Day]] = {}
+        self.newest_day = max(features.days)
+        """Day of the newest event, in days of the run's time zone since 1 January 1970."""
+
+    def add(self, item: Int, ms: Int, feedback: Float) -> None:
+        """Count events [e] of items at these positions, 0 = unknown, with feedback [e, F].
+
+        Those that the training has counted are left out, and so are those from before the longest window.
+        """
+        new = (ms > self._until_ms) & (item > 0)
+        item, ms, values = item[new], ms[new], self._statistics.values(feedback[new])
+        day = local_ms(ms, self._statistics.time_zone) // DAY_MS
+        newest = int(day.max(initial=self.newest_day))
+        for one in np.unique(day[day > newest - self._statistics.config.days_max]).tolist():
+            at = day == one
+            for key, of_key in self._day(one).items():
+                of_key.add(self._statistics.codes[key][item[at]].astype(np.int64), values[at])
+        self._go_on_to(newest)
+
+    def as_of(self, now_ms: int, server_ms: int) -> Callable[[str, int, NDArray[np.integer[Any]]], Float]:
+        """Return a function of key, days and codes [*b] that returns the counts [*b, width] of a window.
+
+        It ends with the day of a request, if that has begun by the server's clock, or of the newest event.
+        """
+        ms = np.array([min(now_ms, server_ms)])
+        last = max(self.newest_day, int(local_ms(ms, self._statistics.time_zone)[0] // DAY_MS))
+
+        def counts(key: str, days: int, code: NDArray[np.integer[Any]]) -> Float:
+            total = np.zeros((*code.shape, self._statistics.width), np.float32)
+            for day in range(last - days + 1, last + 1):
+                if (slot := self._slot.get(day)) is not None:
+                    total += self._published[key][slot].take(code, 0)
+                if (live := self._live.get(day)) is not None:
+                    total += live[key].counts.take(code, 0)
+            return np.where((code > 0)[..., None], total, np.float32(0))
+
+        return counts
+
+    def copy(self) -> list[SavedCounts]:
+        """Return what was counted since the training."""
+        return [
+            SavedCounts(key, day, np.array(of_key.touched, np.int64).tobytes(), of_key.counts[of_key.touched].tobytes())
+            for day, by_key in self._live.items()
+            for key, of_key in by_key.items()
+        ]
+
+    def restore(self, saved: Sequence[SavedCounts]) -> None:
+        """Replace what was counted since the training by a `copy` of this run's."""
+        self._live = {}
+        for one in saved:
+            values = np.frombuffer(one.counts, np.float32).reshape(-1, self._statistics.width)
+            self._day(one.day)[one.key].add(np.frombuffer(one.code, np.int64), values)
+        self._go_on_to(max((self.newest_day, *self._live)))
+
+    def fingerprint(self) -> bytes:
+        """Return what a `copy` depends on beside the events."""
+        return repr((self._statistics.config, self._until_ms, sorted(self._slot), self._statistics.time_zone)).encode()
+
+    def _day(self, day: int) -> dict[str, _Day]:
+        if day not in self._live:
+            codes = self._statistics.codes
+            sizes = {key: int(codes[key].max(initial=0)) + 1 for key in self._statistics.config.shared}
+            self._live[day] = {key: _Day(size, self._statistics.width) for key, size in sizes.items()}
+        return self._live[day]
+
+    def _go_on_to(self, day: int) -> None:
+        self.newest_day = day
+        for old in [one for one in self._live if one <= day - self._statistics.config.days_max]:
+            del self._live[old]
