@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.data.features import Statistics
-from pocketrank.cloud.published.published import Published, PublishedFeatures
+from pocketrank.cloud.published.published import PublishedFeatures
 from pocketrank.cloud.time_zones import DAY_MS, local_ms
 
 __all__ = ["LiveCounts", "SavedCounts"]
@@ -36,20 +36,22 @@ class _Day:
 
     def __init__(self, codes: int, width: int) -> None:
         self.counts = np.zeros((codes, width), np.float32)
-        self.touched: list[int] = []
+        self.touched = set[int]()
 
     def add(self, code: Int, values: Float) -> None:
-        new = np.unique(code)
-        self.touched += new[self.counts[new, 0] == 0].tolist()
+        self.touched.update(code.tolist())
         np.add.at(self.counts, code, values)
 
 
 class LiveCounts:
     """Counts of the days of the longest window, up to the newest day of any event. Calls of `add` must follow one another."""
 
-    def __init__(self, published: Published, features: PublishedFeatures, statistics: Statistics) -> None:
+    def __init__(
+        self, published: Mapping[str, NDArray[np.float32]], features: PublishedFeatures, statistics: Statistics
+    ) -> None:
+        """`published` are the counts of the training (`Published.counts`)."""
         self._statistics, self._until_ms = statistics, features.until_ms
-        self._published = {key: np.asarray(counts) for key, counts in published.counts.items()}
+        self._published = {key: np.asarray(counts) for key, counts in published.items()}
         self._slot = {day: slot for slot, day in enumerate(features.days)}
         self._live: dict[int, dict[str, _Day]] = {}
         self.newest_day = max(features.days)
@@ -61,22 +63,28 @@ class LiveCounts:
         Those that the training has counted are left out, and so are those from before the longest window.
         """
         new = (ms > self._until_ms) & (item > 0)
-        item, ms, values = item[new], ms[new], self._statistics.values(feedback[new])
-        day = local_ms(ms, self._statistics.time_zone) // DAY_MS
-        newest = int(day.max(initial=self.newest_day))
-        for one in np.unique(day[day > newest - self._statistics.config.days_max]).tolist():
+        item, day, values = item[new], self._days(ms[new]), self._statistics.values(feedback[new])
+        self._go_on_to(int(day.max(initial=self.newest_day)))
+        for one in np.unique(day[day > self.newest_day - self._statistics.config.days_max]).tolist():
             at = day == one
             for key, of_key in self._day(one).items():
                 of_key.add(self._statistics.codes[key][item[at]].astype(np.int64), values[at])
-        self._go_on_to(newest)
+
+    def remove(self, item: Int, ms: Int, feedback: Float) -> None:
+        """Take out events that were added."""
+        new = (ms > self._until_ms) & (item > 0)
+        item, day, values = item[new], self._days(ms[new]), self._statistics.values(feedback[new])
+        for one in self._live.keys() & set(day.tolist()):
+            at = day == one
+            for key, of_key in self._live[one].items():
+                np.subtract.at(of_key.counts, self._statistics.codes[key][item[at]], values[at])
 
     def as_of(self, now_ms: int, server_ms: int) -> Callable[[str, int, NDArray[np.integer[Any]]], Float]:
         """Return a function of key, days and codes [*b] that returns the counts [*b, width] of a window.
 
         It ends with the day of a request, if that has begun by the server's clock, or of the newest event.
         """
-        ms = np.array([min(now_ms, server_ms)])
-        last = max(self.newest_day, int(local_ms(ms, self._statistics.time_zone)[0] // DAY_MS))
+        last = max(self.newest_day, int(self._days(np.array([min(now_ms, server_ms)]))[0]))
 
         def counts(key: str, days: int, code: NDArray[np.integer[Any]]) -> Float:
             total = np.zeros((*code.shape, self._statistics.width), np.float32)
@@ -91,11 +99,12 @@ class LiveCounts:
 
     def copy(self) -> list[SavedCounts]:
         """Return what was counted since the training."""
-        return [
-            SavedCounts(key, day, np.array(of_key.touched, np.int64).tobytes(), of_key.counts[of_key.touched].tobytes())
-            for day, by_key in self._live.items()
-            for key, of_key in by_key.items()
-        ]
+        saved = []
+        for day, by_key in self._live.items():
+            for key, of_key in by_key.items():
+                code = np.array(sorted(of_key.touched), np.int64)
+                saved.append(SavedCounts(key, day, code.tobytes(), of_key.counts[code].tobytes()))
+        return saved
 
     def restore(self, saved: Sequence[SavedCounts]) -> None:
         """Replace what was counted since the training by a `copy` of this run's."""
@@ -108,6 +117,9 @@ class LiveCounts:
     def fingerprint(self) -> bytes:
         """Return what a `copy` depends on beside the events."""
         return repr((self._statistics.config, self._until_ms, sorted(self._slot), self._statistics.time_zone)).encode()
+
+    def _days(self, ms: Int) -> Int:
+        return local_ms(ms, self._statistics.time_zone) // DAY_MS
 
     def _day(self, day: int) -> dict[str, _Day]:
         if day not in self._live:

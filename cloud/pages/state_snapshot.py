@@ -14,7 +14,6 @@ The file is for its owner alone, and is replaced as a whole. Its neighbour `.loc
 from __future__ import annotations
 
 import logging
-import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -160,14 +159,17 @@ class StateSnapshot:
     def forget(self, user_id: int) -> bool:
         """Leave nothing of the user in the file; return whether it held any. Waits for a process that is writing it.
 
-        A file that cannot be read is removed. Raises OSError.
+        A file that cannot be read is removed, and one with counts of all users too. Raises OSError.
         """
         with self.turn(wait=True):
             self._remove_parts()
             try:
                 with self.path.open("rb") as file:
-                    if not any(user_id in users for users, _ in _read(file)):
+                    held = [user_id in users for users, _ in _read(file)]
+                    if not any(held):
                         return False
+                    if file.read(1):
+                        raise _DamagedError("it has counts of all users")
                     file.seek(0)
                     with replacing(self.path, _OWNER_ONLY) as new, new.open("wb") as to:
                         header = _header(file)
@@ -175,7 +177,6 @@ class StateSnapshot:
                         for users, rows in _blocks(file):
                             _put(to, _without(user_id, users, rows, 8 * header.row_words))
                         _put(to, b"")
-                        shutil.copyfileobj(file, to)
             except FileNotFoundError:
                 return False
             except _DamagedError:

@@ -116,7 +116,7 @@ class UserStates:
         self._published_max = published.history_item.shape[1]
         self._keep = max(seen_max, self._published_max)
         self.counts = (
-            LiveCounts(published, features, published_statistics(published, record)) if features.config.shared else None
+            LiveCounts(published.counts, features, published_statistics(published, record)) if features.config.shared else None
         )
         """What all users did, for features of the moment; None where none of these needs it."""
         self._items, self._users = IdLookup(published.item_id), IdLookup(published.user_id)
@@ -180,6 +180,10 @@ class UserStates:
             latest = latest[(latest[:, _PLACE] == _PUBLISHED).argmax() :]
         return latest
 
+    def _counted(self, rows: Rows) -> tuple[Int, Int, Float]:
+        """Return item, time and feedback of the events of rows."""
+        return rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64), rows[:, _MS], self._feedback_of(rows)
+
     def _feedback_of(self, rows: Rows) -> Float:
         return rows[:, _REST:].view(np.float32)[:, self._feedback].copy()
 
@@ -219,8 +223,7 @@ class UserStates:
                         self._add(user_ids[i], event.experiment, rows[i : i + 1], places[i], at[i])
                         self._evict()
             if self.counts is not None:
-                item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
-                self.counts.add(item, rows[:, _MS], self._feedback_of(rows))
+                self.counts.add(*self._counted(rows))
             self.place = places[-1]
             self.events += len(events)
             self.latest_ms = max(self.latest_ms or _OLDEST, int(rows[:, _MS].max()))
@@ -260,10 +263,14 @@ class UserStates:
             self._drop(next(iter(self._recent)))
 
     def forget(self, users: Collection[int]) -> None:
-        """Drop all events that were applied for these users. Their published history remains."""
+        """Drop all events that were applied for these users, and take those that are still kept out of the counts of all users.
+        Their published history remains."""
         with self._lock:
             for user in users:
                 if user in self._recent:
+                    if self.counts is not None:
+                        for rows in self._user(user).windows.values():
+                            self.counts.remove(*self._counted(logged_rows(rows, 0)))
                     self._drop(user)
 
     def _drop(self, user_id: int) -> None:

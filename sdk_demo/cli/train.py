@@ -82,6 +82,9 @@ def train(
     use = "device_model"
     device = { epochs = 3, patience = 1 }
     [[part]]
+    use = "features"               # counts and rates over time windows, sequences by behaviour (docs/data.md)
+    statistics = [{ of = "author", days = [1, 7], rates = ["long_view"], device = true }]
+    [[part]]
     use = "popularity.ByHour"      # a class of your own, beside the recipe
 
     Writes into --out: the weights, the configuration, the seeds, the digest of the data, the metrics, and events for

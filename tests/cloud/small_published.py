@@ -9,10 +9,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from pocketrank.cloud.data.features import FeatureConfig
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.published.onnx_ranker import History
-from pocketrank.cloud.published.published import Published, PublishedRecord
+from pocketrank.cloud.published.published import Published, PublishedFeatures, PublishedRecord
 from pocketrank.cloud.training.run import RUN_FORMAT, RunRecord
 from pocketrank.device.contract import FeatureSpec, FloatFeature
 
@@ -22,6 +23,8 @@ F = len(HISTORY_FEEDBACK)
 TOWER_HISTORY_MAX = 4
 UPLOAD_MS = 1_690_000_000_000
 """When the first item was uploaded; each other one an hour after the one before it."""
+DAYS = (19_569, 19_570)
+"""Of the counts of a run with statistics."""
 
 _RANKER = """
 <ir_version: 9, opset_import: ["": 18]>
@@ -137,11 +140,14 @@ def small_run(
     actions: tuple[str, ...] = (),
     until_ms: int = np.iinfo(np.int64).min,
     first_item: int = 1000,
+    features: FeatureConfig | None = None,
 ) -> SmallRun:
     """A run of `items` (ids 1000, 1003, …) and `users` (ids 1, 2, …), saved in `folder`; the last user has no history.
 
-    The histories of the others end at `until_ms`, by default at no known time.
+    The histories of the others end at `until_ms`, by default at no known time. The graph of the ranker takes no `features`, but
+    states and counts have them.
     """
+    features = features or FeatureConfig()
     rng, feedback_width = np.random.default_rng(seed), F + len(actions)
     width, identity, user_width, tower_width, d, history_max, scenes = 7, 4, 5, 6, 8, 6, 3
 
@@ -172,7 +178,8 @@ def small_run(
         history_item=history,
         history_feedback=feedback.astype(np.float32),
         history_until_ms=np.where((history > 0).any(1), until_ms, unknown[0]),
-        history_ms=np.zeros((users + 1, 0), np.int64),
+        history_ms=np.zeros((users + 1, history_max if features else 0), np.int64),
+        counts={key: rng.integers(0, 9, (2, items + 101, 4)).astype(np.float32) for key in features.shared},
     )
     record = PublishedRecord(
         split_version=split_version,
@@ -185,6 +192,7 @@ def small_run(
         simulated=True,
         time_zone=time_zone,
         actions=actions,
+        features=PublishedFeatures(config=features, means=(0.1,) * feedback_width, days=DAYS),
     )
     k = len(TASKS)
     ranker_weights = {
