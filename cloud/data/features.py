@@ -174,8 +174,6 @@ class Statistics:
         self.config, self.history, self.means, self.time_zone = config, tuple(history), tuple(means), time_zone
         rates = tuple(dict.fromkeys(rate for statistic in config.statistics for rate in statistic.rates))
         self._columns = [self.history.index(rate) for rate in rates]
-        self._place = {rate: 1 + i for i, rate in enumerate(rates)}
-        self._mean = {rate: means[self.history.index(rate)] for rate in rates}
         if unknown := [key for key in (*config.shared, *config.user_keys) if key not in codes]:
             raise ValueError(f"Expected statistics of `user` or of {', '.join(codes)}, got {', '.join(unknown)}")
         self.codes = {key: codes[key] for key in (*config.shared, *config.user_keys)}
@@ -183,6 +181,15 @@ class Statistics:
         """Names of the columns."""
         self.width = 1 + len(rates)
         """Width of what is counted: events, and the sums of their behaviours."""
+        # For each column, its window among all windows, and its place in what is counted: 0 is the number of events.
+        windows = [statistic for statistic in config.statistics for _ in statistic.days]
+        self._window = np.array([w for w, statistic in enumerate(windows) for _ in range(1 + len(statistic.rates))], np.int64)
+        places = [(0, *(1 + rates.index(rate) for rate in statistic.rates)) for statistic in windows]
+        self._place = np.array([place for of_window in places for place in of_window], np.int64)
+        self._windows = len(windows)
+        self._is_share = np.array([place > 0 and rates[place - 1] != "watch_log" for place in self._place], np.bool_)
+        mean = np.array([means[self._columns[place - 1]] if place else 0.0 for place in self._place], np.float32)
+        self._mean = np.where(self._is_share, mean.clip(*_MEAN_LIMITS), mean).astype(np.float32)
 
     def values(self, feedback: Float) -> Float:
         """Return what is counted of events: [*b, width] from feedback [*b, F]."""
@@ -193,7 +200,7 @@ class Statistics:
         the counts [D, codes, width] by key; without statistics of all users nothing."""
         if not self.config.shared:
             return (), {}
-        day, values = local_ms(ms, self.time_zone) // DAY_MS, self.values(feedback)
+        day, values = self.day(ms), self.values(feedback)
         days = range(int(day.max()) - self.config.days_max + 1, int(day.max()) + 1)
         at = (day >= days.start) & (item > 0)
         found: dict[str, Float] = {}
@@ -203,24 +210,29 @@ class Statistics:
             found[key] = counts
         return tuple(days), found
 
-    def since(self, ms: Int, days: int) -> Int:
-        """Return when the windows of this length begin that hold the moments `ms` [*b]."""
-        day, place = np.unique(local_ms(ms, self.time_zone) // DAY_MS - (days - 1), return_inverse=True)
-        starts = np.array([day_start_ms(int(one), self.time_zone) for one in day], np.int64)
-        return starts[place.reshape(-1)].reshape(ms.shape)
+    def day(self, ms: Int) -> Int:
+        """Return the days of moments [*b], counted from 1 January 1970 in the log's time zone."""
+        return np.asarray(local_ms(ms, self.time_zone) // DAY_MS)
+
+    def since(self, day: Int, days: int) -> Int:
+        """Return when the windows of this length begin that end on each `day` [*b]."""
+        first = np.asarray(day - (days - 1))
+        unique, place = (first.reshape(-1), np.zeros(1, np.int64)) if first.ndim == 0 else np.unique(first, return_inverse=True)
+        starts = np.array([day_start_ms(int(one), self.time_zone) for one in unique], np.int64)
+        return starts[place.reshape(-1)].reshape(first.shape)
 
     def __call__(
         self,
         item: NDArray[np.integer[Any]],
-        ms: Int,
+        day: Int,
         recent: RecentEvents,
         shared: Callable[[str, int, NDArray[np.integer[Any]]], NDArray[Any]],
     ) -> Float:
-        """Return the columns [*b, n, S] of candidates `item` [*b, n] at the moments `ms` [*b], after the events `recent`.
+        """Return the columns [*b, n, S] of candidates `item` [*b, n] at moments of each `day` [*b], after the events `recent`.
 
         `shared` takes a key, the days of a window and the codes [*b, n], and returns the counts [*b, n, width] of all users.
         """
-        values, columns = self.values(recent.feedback), list[NDArray[Any]]()
+        values, counts = self.values(recent.feedback), np.empty((*item.shape, self._windows, self.width), np.float32)
         keys = {key: codes[item] for key, codes in self.codes.items()}
         same = {
             key: ((keys[key][..., :, None] == self.codes[key][recent.item][..., None, :]) & (keys[key] > 0)[..., None]).astype(
@@ -228,27 +240,25 @@ class Statistics:
             )
             for key in self.config.user_keys
         }
+        window = 0
         for statistic in self.config.statistics:
+            first, *rest = statistic.keys
             for days in statistic.days:
-                first, *rest = statistic.keys
                 if first != USER:
-                    counts = shared(first, days, keys[first])
+                    counts[..., window, :] = shared(first, days, keys[first])
                 else:
-                    within = values * (recent.ms >= self.since(ms, days)[..., None])[..., None]
-                    counts = same[rest[0]] @ within if rest else within.sum(-2, keepdims=True)
-                columns += self._of_counts(statistic, np.broadcast_to(counts, (*item.shape, self.width)))
-        return np.stack(columns, -1).astype(np.float32) if columns else np.zeros((*item.shape, 0), np.float32)
+                    within = values * (recent.ms >= self.since(day, days)[..., None])[..., None]
+                    counts[..., window, :] = same[rest[0]] @ within if rest else within.sum(-2, keepdims=True)
+                window += 1
+        return self._columns_of(counts)
 
-    def _of_counts(self, statistic: Statistic, counts: NDArray[Any]) -> list[NDArray[Any]]:
+    def _columns_of(self, counts: Float) -> Float:
         """Return the number of events, as log1p(n) / 4, and the rates less the mean: log odds for shares, else values."""
-        events, smoothing = counts[..., 0].astype(np.float64), self.config.smoothing
-        columns = [np.log1p(events) / _COUNT_SCALE]
-        for rate in statistic.rates:
-            sums, mean = counts[..., self._place[rate]], self._mean[rate]
-            if rate == "watch_log":
-                columns.append((sums + smoothing * mean) / (events + smoothing) - mean)
-            else:
-                mean = min(max(mean, _MEAN_LIMITS[0]), _MEAN_LIMITS[1])
-                share = (sums + smoothing * mean) / (events + smoothing)
-                columns.append(np.log(share / (1 - share) * (1 - mean) / mean))
-        return columns
+        columns, mean, smoothing = counts[..., self._window, self._place], self._mean, self.config.smoothing
+        is_count, is_share = self._place == 0, self._is_share
+        rates = (columns + smoothing * mean) / (counts[..., self._window, 0] + np.float32(smoothing)) - mean * ~is_share
+        share, middle = rates[..., is_share], mean[is_share]
+        rates[..., is_share] = np.log(share / (1 - share) * ((1 - middle) / middle))
+        rates[..., is_count] = np.log1p(columns[..., is_count]) / np.float32(_COUNT_SCALE)
+        made: Float = rates.astype(np.float32)
+        return made

@@ -543,21 +543,27 @@ class _Window:
         dated = np.flatnonzero(self.ms[lists.event] > 0) if statistics.names else np.zeros(0, np.int64)
         for chunk in np.array_split(dated, max(1, -(-len(dated) // _LISTS))):
             end, item = lists.event[chunk], lists.item[chunk]
-            ms, first = self.ms[end], np.maximum(user_start[lists.user[chunk]], end - config.user_events)
+            ms, day, first = (
+                self.ms[end],
+                statistics.day(self.ms[end]),
+                np.maximum(user_start[lists.user[chunk]], end - config.user_events),
+            )
             h = max(1, int((end - first).max(initial=0)))
             index = end[:, None] - h + np.arange(h)
             real = index >= first[:, None]
             index = np.where(real, index, 0)
             recent = RecentEvents(self.item[index] * real, self.ms[index] * real, history[index])
 
-            def shared(key: str, days: int, code: NDArray[np.integer[Any]], ms: Int = ms) -> NDArray[np.float64]:
+            def shared(
+                key: str, days: int, code: NDArray[np.integer[Any]], ms: Int = ms, day: Int = day
+            ) -> NDArray[np.float64]:
                 assert self.counts is not None
-                since = statistics.since(ms, days)[:, None]
+                since = statistics.since(day, days)[:, None]
                 return self.counts.between(
                     key, code, np.broadcast_to(since, code.shape), np.broadcast_to(ms[:, None], code.shape)
                 )
 
-            out[chunk] = statistics(item, ms, recent, shared)
+            out[chunk] = statistics(item, day, recent, shared)
         return out
 
     def _labels(self) -> Float:

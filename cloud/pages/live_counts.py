@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.data.features import Statistics
 from pocketrank.cloud.published.published import PublishedFeatures
-from pocketrank.cloud.time_zones import DAY_MS, local_ms
 
 __all__ = ["LiveCounts", "SavedCounts"]
 
@@ -63,7 +63,7 @@ class LiveCounts:
         Those that the training has counted are left out, and so are those from before the longest window.
         """
         new = (ms > self._until_ms) & (item > 0)
-        item, day, values = item[new], self._days(ms[new]), self._statistics.values(feedback[new])
+        item, day, values = item[new], self._statistics.day(ms[new]), self._statistics.values(feedback[new])
         self._go_on_to(int(day.max(initial=self.newest_day)))
         for one in np.unique(day[day > self.newest_day - self._statistics.config.days_max]).tolist():
             at = day == one
@@ -73,7 +73,7 @@ class LiveCounts:
     def remove(self, item: Int, ms: Int, feedback: Float) -> None:
         """Take out events that were added."""
         new = (ms > self._until_ms) & (item > 0)
-        item, day, values = item[new], self._days(ms[new]), self._statistics.values(feedback[new])
+        item, day, values = item[new], self._statistics.day(ms[new]), self._statistics.values(feedback[new])
         for one in self._live.keys() & set(day.tolist()):
             at = day == one
             for key, of_key in self._live[one].items():
@@ -84,7 +84,7 @@ class LiveCounts:
 
         It ends with the day of a request, if that has begun by the server's clock, or of the newest event.
         """
-        last = max(self.newest_day, int(self._days(np.array([min(now_ms, server_ms)]))[0]))
+        last = max(self.newest_day, int(self._statistics.day(np.array(min(now_ms, server_ms)))))
 
         def counts(key: str, days: int, code: NDArray[np.integer[Any]]) -> Float:
             total = np.zeros((*code.shape, self._statistics.width), np.float32)
@@ -117,9 +117,6 @@ class LiveCounts:
     def fingerprint(self) -> bytes:
         """Return what a `copy` depends on beside the events."""
         return repr((self._statistics.config, self._until_ms, sorted(self._slot), self._statistics.time_zone)).encode()
-
-    def _days(self, ms: Int) -> Int:
-        return local_ms(ms, self._statistics.time_zone) // DAY_MS
 
     def _day(self, day: int) -> dict[str, _Day]:
         if day not in self._live:

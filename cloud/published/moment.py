@@ -49,7 +49,7 @@ class Moment:
     def __call__(self, item: NDArray[np.int64], now_ms: int, recent: RecentEvents) -> MomentInputs:
         """Return the features of candidates at positions `item` [n] for a user with these latest events."""
         shared = self._counts(now_ms) if self._counts else _nobody
-        statistics = self.statistics(item, np.array(now_ms), recent, shared)
+        statistics = self.statistics(item, self.statistics.day(np.array(now_ms)), recent, shared)
         sequence, mask = np.zeros(self._shape, np.int64), np.zeros(self._shape, np.float32)
         for i, (column, length) in enumerate(self._sequences):
             showing = recent.item[recent.feedback[:, column] > 0][-length:]

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -410,6 +412,17 @@ def test_features_of_the_moment_are_served_as_they_were_trained(log: ImpressionL
             np.testing.assert_allclose(got, expected, atol=2e-3)  # rows of items are published in fp16
             seen |= set(np.flatnonzero(moment.statistics.any(0)).tolist())
             compared += 1
+        # Those for the device are the last columns of a page; a page that nobody ranked does not know them.
+        ask = PageRequest(request_id="r", user_id=int(s.user_ids[user]), session_id="s", now_ms=int(begins[number]), size=10)
+        page = make_page(ask)
+        columns, names = read_page(page).floats, page.candidates.floats.names
+        on_device = list(features.device)
+        assert names[-len(on_device) :] == tuple(features.names[place] for place in on_device)
+        item = engine.catalogue.positions(read_page(page).item_id.tolist())
+        expected = engine.moment(item, ask.now_ms, state.recent).statistics
+        np.testing.assert_array_equal(columns[:, -len(on_device) :], expected[:, on_device])
+        late = read_page(make_page(msgspec.structs.replace(ask, user_id=7_777_777), since=perf_counter() - 3600))
+        assert np.isnan(late.floats[:, -len(on_device) :]).all()
     assert compared > 50
     assert seen == set(range(len(features.names)))
 

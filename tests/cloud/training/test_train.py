@@ -112,9 +112,9 @@ def test_the_published_half_scores_as_the_ranker_does(run: Run, log: ImpressionL
         rows = RankerInputs(samples, statistics).rows(ranker.eval(), lists, samples.days)
         expected = torch.sigmoid(ranker(*rows)).numpy()
         parts = ranker.item_parts(rows[4])
-        side, (user_row, past_row, feedback, mask, _, scene, hour) = torch.cat(parts, -1), rows
+        side, (user_row, past_row, feedback, mask, _, scene, hour, *_) = torch.cat(parts, -1), rows
         rounded = [part.half().float() for part in parts]  # as rows are published
-        logits = ranker.logits(user_row, past_row.half().float(), feedback, rounded, scene, hour, mask)
+        logits = ranker.logits(user_row, past_row.half().float(), feedback, rounded, scene, hour, history_mask=mask)
     user = int(samples.list_user[last])
     np.testing.assert_allclose(published.user_row[user], rows[0][0].numpy(), atol=1e-6)
     items = samples.list_item[last]
