@@ -48,10 +48,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(DEMO) ## world, training, export, serving and emulated phones; writes runs/demo/report.html
 	"$(BIN)/pocketrank" demo --out "$(RUNS)/demo"
 
+# MLflow's server, in an environment of its own: its dependencies and those of the converters exclude one another. Without it the
+# tests say what they skip.
+MLFLOW := $(VENV)/mlflow/.installed
+$(MLFLOW): $(STAMP)
+	@"$(PYTHON)" -m venv --clear "$(VENV)/mlflow" && "$(VENV)/mlflow/bin/python" -m pip install --quiet 'mlflow>=3' && touch "$@" || true
+
 # One thread: several small models run side by side, and a fixed hash seed leaves no run to chance.
 test: export OMP_NUM_THREADS ?= 1
 test: export PYTHONHASHSEED := 0
-test: $(STAMP) ## all tests
+test: $(STAMP) $(MLFLOW) ## all tests
 	"$(BIN)/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # The Kotlin compiler is 94 MB; without it, npm or Java the tests say what they skip.
