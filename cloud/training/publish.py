@@ -26,18 +26,11 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.models.towers import LowerHalf
 from pocketrank.cloud.published.id_texts import PublishedIds
+from pocketrank.cloud.published.profile import Profile
 from pocketrank.cloud.published.published import Published, PublishedFeatures, PublishedRecord
 from pocketrank.cloud.training.device_model import DeviceModel, item_columns
 
-__all__ = [
-    "GATE_ROWS",
-    "gate_arrays",
-    "gate_rows",
-    "publish",
-    "publish_window",
-    "split_version",
-    "to_onnx",
-]
+__all__ = ["GATE_ROWS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
 
 _ID_KINDS = ("user_id", "item_id", "author_id")
 """Kinds of ids whose texts serving needs."""
@@ -106,12 +99,13 @@ def publish(
     simulated: bool,
     last_events: tuple[np.ndarray, np.ndarray, np.ndarray],
     log: Log | None = None,
+    profile: Profile | None = None,
 ) -> str:
     """Write the cloud half as of the end of the log into `out`, with users as of their `latest` events, and the gate rows.
 
-    `gates` are the gate rows of each window (`gate_arrays`), and `last_events` those of `SampleStream.last_events`. The
-    dictionaries are those of `log`. Without a ranker its tables have no columns. Returns the split version. Raises `ValueError`
-    for item rows beyond fp16.
+    `gates` are the gate rows of each window (`gate_arrays`), `last_events` those of `SampleStream.last_events`, and `profile`
+    is that of the inputs. The dictionaries are those of `log`. Without a ranker the tables have no columns. Returns the split
+    version. Raises `ValueError` for item rows beyond fp16.
     """
     assert model.lower is not None
     samples, lower = model.samples, model.lower
@@ -205,6 +199,8 @@ def publish(
         kinds = {kind: (rows["code"].to_numpy(), rows["text"].to_pylist()) for kind, rows in of_kind.items() if len(rows)}
         if kinds:
             PublishedIds.save(out, kinds)
+    if profile is not None:
+        profile.save(out)
     published.save(out, record)
     return record.split_version
 

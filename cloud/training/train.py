@@ -37,6 +37,7 @@ from pocketrank.cloud.training.evaluate import evaluate
 from pocketrank.cloud.training.metrics import auc
 from pocketrank.cloud.training.part import Part, train_part
 from pocketrank.cloud.training.passes import Passes, held_out_rows, save_array, training_rows, validation_rows, warm_up_days
+from pocketrank.cloud.training.profile import ProfileSample
 from pocketrank.cloud.training.publish import gate_arrays, gate_rows, publish
 from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
 from pocketrank.cloud.training.registry import active_beside
@@ -272,15 +273,18 @@ class _Seed:
 
     def publish(self, spec: FeatureSpec, out: Path, *, simulated: bool) -> str:
         """Write the cloud half of the trained models into `out`, in place of an earlier one. Returns the split version."""
-        config, latest = self.config, self.passes.stream.new_latest()
+        config, stream = self.config, self.passes.stream
+        latest = stream.new_latest()
         if out.exists():
             shutil.rmtree(out)
         test = 0
-        chosen = gate_rows(int(self.passes.stream.day_rows[self.passes.stream.learn_until :].sum()))
+        chosen = gate_rows(int(stream.day_rows[stream.learn_until :].sum()))
         model: DeviceModel | None = None
         ranker: FullRanker | None = None
         gates = []
+        profile = ProfileSample(stream.entities)
         for samples, statistics in self.passes.windows(self._pxtr, latest):
+            profile.add(samples, training_rows(samples, config.device))
             if model is None:
                 model = DeviceModel(samples, statistics, spec, config.joint, split=True)
                 load_weights(model, self.folder / "split.safetensors")
@@ -306,6 +310,7 @@ class _Seed:
             simulated=simulated,
             last_events=stream.last_events(),
             log=stream.log,
+            profile=profile.profile(stream.log.ids),
         )
 
     @property

@@ -22,12 +22,14 @@ from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import SampleConfig, Samples, WindowConfig, build_samples
 from pocketrank.cloud.data.schema import IDS, DataError, ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker
+from pocketrank.cloud.published.profile import Profile
 from pocketrank.cloud.published.published import Published
 from pocketrank.cloud.training.device_model import DeviceModelConfig
 from pocketrank.cloud.training.evaluate import MODELS, evaluate
+from pocketrank.cloud.training.profile import ProfileSample
 from pocketrank.cloud.training.ranker import RankerInputs, RankerTraining, RankerTrainingConfig
 from pocketrank.cloud.training.run import Run, RunError
-from pocketrank.cloud.training.train import TrainConfig, train
+from pocketrank.cloud.training.train import TrainConfig, train, training_rows
 from pocketrank.cloud.training.weights import load_weights
 from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.cloud.data.folders import load
@@ -75,6 +77,25 @@ def test_published_histories_end_with_the_last_event_of_each_user(run: Run, log:
         last[user] = max(last[user], ms)
     assert len(set(last.values())) > 10
     assert published.history_until_ms.tolist() == list(last.values())
+
+
+def test_the_profile_is_of_the_training_rows(run: Run, log: ImpressionLog) -> None:
+    profile = Profile.open(run.published)
+    assert profile is not None
+    config = SampleConfig(tasks=tuple(TASK_WEIGHTS), test_from=date.fromisoformat(run.record.test_from))
+    samples = build_samples(log, config)
+    pxtr = np.load(run.seed_folder() / "pxtr" / "0-0.npy")
+    rows = training_rows(samples, QUICK.device)
+    sample = ProfileSample(samples)
+    sample.add(samples.with_pxtr(pxtr), rows)
+    assert profile == sample.profile(log.ids)
+    by_name = {one.name: one for one in profile.features}
+    assert by_name["age"].rows == len(rows) < len(samples.row_event)
+    scores = np.sort(pxtr[rows, 1])
+    assert by_name["pxtr_like"].edges == tuple(scores[len(scores) * np.arange(1, 10) // 10].tolist())
+    _, record = Published.open(run.published)
+    served = {*(f"pxtr_{task}" for task in record.tasks), *record.float_names, "age", *record.category_names, "item.known"}
+    assert {one.name for one in profile.features if one.of == "candidate"} == served
 
 
 def test_metrics_are_those_of_the_predictions_on_the_test_rows(run: Run) -> None:
@@ -263,5 +284,8 @@ def test_a_log_in_windows_trains_as_well(log: ImpressionLog, run: Run, tmp_path:
         np.testing.assert_array_equal(getattr(mine, name), getattr(whole, name))
     auc = [evaluate(one.folder)["models"]["split"]["effective_view"]["auc"] for one in (other, run)]
     assert auc[0] == pytest.approx(auc[1], abs=0.05)
+    profiles = [Profile.open(one.published) for one in (other, run)]
+    inputs = [{one.name: one for one in found.features if "pxtr" not in one.name} for found in profiles if found is not None]
+    assert inputs[0] == inputs[1]
     with np.load(other.published / "gate.npz") as gate:
         assert len(gate["labels"]) == min(2000, len(np.load(other.seed_folder() / "labels.npy")))
