@@ -23,6 +23,7 @@ from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.published.moment import Moment, published_statistics
 from pocketrank.cloud.published.onnx_ranker import OnnxRanker, OnnxRankerConfig
+from pocketrank.cloud.published.profile import Profile
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.stores.base import EmbeddingStore, StoreWriteError
@@ -60,6 +61,8 @@ class PageEngine(NamedTuple):
     """The dictionaries of the run."""
     moment: Moment | None
     """Features of the moment; None where the run has none."""
+    profile: Profile | None
+    """How its inputs were distributed in training; None for a run that does not say."""
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def open_engine(
     if not record.ranker:
         message = "Expected a run with a ranker, got one that was trained on the log's own scores"
         raise PublishedError(f"{message}; serve pages with `pocketrank.pages` - at {run.folder}")
-    catalogue = Catalogue(published, record)
+    catalogue, profile = Catalogue(published, record), Profile.open(run.published)
     ids = PublishedIds.open(run.published)
     ids.check("item_id", catalogue.item_id[1:])  # a page names every item
     with ExitStack() as stack:
@@ -107,7 +110,8 @@ def open_engine(
         stack.callback(splits.close)
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
-        yield PageEngine(published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids, moment)
+        parts = published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids, moment, profile
+        yield PageEngine(*parts)
 
 
 def fill_stores(run: Run, config: ServingConfig, former: Sequence[Run] = (), *, wait_s: float = _WRITER_WAIT_S) -> None:

@@ -39,6 +39,9 @@ class PageObserver:
     def page(self, retrieved: int, returned: int, without_vectors: str | None) -> None:
         """Record a finished page; `without_vectors` is `unknown`, `not_asked` or `unavailable` when it has none."""
 
+    def made(self, query: Query, page: Page) -> None:
+        """Record what a finished page was made from."""
+
     def degraded(self, reason: str) -> None:
         """Record that a part of a page is missing or was replaced."""
 
@@ -138,6 +141,7 @@ class PageMaker:
         self._observer.page(len(candidates), len(page.candidates.item_id.data) // 8, without)
         for reason in query.degraded:
             self._observer.degraded(reason)
+        self._observer.made(query, page)
         return page
 
     def _lap(self, stage: str, since: float) -> float:

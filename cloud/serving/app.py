@@ -10,6 +10,7 @@
     GET  /livez, /readyz           liveness and readiness (`routes.health`)
     GET  /healthz                  what is served, for people
     GET  /metrics                  Prometheus                           scope admin
+    GET  /drift                    the inputs of pages                  scope admin
     GET  /docs, /openapi.json      the routes, for people and for tools
 
 A page is made in the event loop (`load.page_queue`). Feedback is written in a thread, which may wait for the disk.
@@ -26,6 +27,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from msgspec.structs import replace
 from starlette.exceptions import HTTPException
@@ -58,6 +60,7 @@ from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes
 from pocketrank.cloud.serving.routes.health import Health, health_router
 from pocketrank.cloud.serving.served_run import CurrentRun, RunFollower, RunRefusedError, ServedRun
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
+from pocketrank.cloud.serving.telemetry.features import FeatureDrift
 from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.tracing import make_tracer
@@ -121,7 +124,7 @@ def create_app(
 
     # What observes it.
     tracer, access_log = make_tracer(config.tracing), AccessLog(config.logs)
-    metrics = ServingMetrics(tracer)
+    metrics = ServingMetrics(tracer, FeatureDrift(config.drift))
     metrics.watch_unreadable("removed", lambda: serves.engine.filters.unreadable)
     metrics.watch_unreadable("feedback_log", lambda: log.unreadable)
     telemetry = DeviceTelemetry(metrics.registry, config.telemetry)
@@ -132,6 +135,7 @@ def create_app(
     intake = FeedbackIntake(log, serves.engine.states, snapshot=snapshot)
     make_page = PageMaker(serves.engine, config.pipeline, observer=metrics, price=price)
     metrics.serves(serves.run.name)
+    metrics.features.serve(serves.run.name, serves.engine.profile, serves.engine.record, make_page.columns)
     feedback_queue = FeedbackQueue(intake, config.feedback_waiting)
     own_ids = OwnIds(serves.engine.ids, log.ids, config.log.bytes_max)
     ids = WireIds(own_ids)
@@ -214,6 +218,7 @@ def create_app(
             own_ids.follow(other.engine.ids)
             make_page = maker
             metrics.serves(other.name)
+            metrics.features.serve(other.name, other.engine.profile, other.engine.record, maker.columns)
 
         return switch
 
@@ -289,6 +294,14 @@ def create_app(
         """Return counters and histograms in Prometheus's text format."""
         text, kind = metrics.text()
         return Response(text, media_type=kind)
+
+    @app.get("/drift", response_class=Response, dependencies=[access.requires("admin")], responses=errors(401, 403, 404, 429))
+    async def drift() -> Response:
+        """Return the inputs of pages beside those of training, in JSON, for `pocketrank data drift`."""
+        profiles = metrics.features.profiles()
+        if profiles is None:
+            raise HTTPException(404, f"Expected a run with a profile of its inputs, got one without - at {serves.run.name}")
+        return Response(msgspec.json.encode(profiles), media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

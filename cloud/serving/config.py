@@ -16,6 +16,7 @@ from pocketrank.cloud.serving.load.price import PriceConfig
 from pocketrank.cloud.serving.process.server import ServerConfig
 from pocketrank.cloud.serving.routes.health import HealthConfig
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetryConfig
+from pocketrank.cloud.serving.telemetry.features import DriftConfig
 from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
 from pocketrank.cloud.serving.telemetry.tracing import TracingConfig
 from pocketrank.cloud.streams.sqlite import SqliteLogConfig
@@ -77,3 +78,5 @@ class ServingConfig:
     does not fill the memory."""
     telemetry: DeviceTelemetryConfig = field(default_factory=DeviceTelemetryConfig)
     """Limits of the telemetry that devices report."""
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    """Which pages are compared with the rows of training."""

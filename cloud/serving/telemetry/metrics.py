@@ -16,6 +16,7 @@
     pocketrank_unreadable{source}                         lines or records of `removed` and `feedback_log` that are skipped now
     pocketrank_served_run{run}                            number of workers that serve the run now
     pocketrank_run_switches_total                         times that a worker went over to another run
+    pocketrank_feature_...                                coverage and drift of the inputs of pages (`telemetry.features`)
 
 A page makes a dozen observations. prometheus_client takes 2 to 3 µs for each, and twice that when a model's run has emptied the
 caches. So they are summed up here in a third of a microsecond and passed on by `flush`, which the application calls a few times
@@ -34,9 +35,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from pocketrank.cloud.pages.maker import PageObserver
+from pocketrank.cloud.pipeline.stage import Query
+from pocketrank.cloud.serving.telemetry.features import FeatureDrift
 from pocketrank.cloud.serving.telemetry.shared_metrics import add_counts, all_workers, prepare_metrics
 from pocketrank.cloud.serving.telemetry.tracing import RequestTracer
-from pocketrank.device.contract import FeedbackReceipt
+from pocketrank.device.contract import FeedbackReceipt, Page
 
 __all__ = ["ServingMetrics", "method_label", "route_label"]
 
@@ -78,10 +81,13 @@ class _Observations(dict[tuple[str, ...], _Sums]):
 class ServingMetrics(PageObserver):
     """All metrics of a server. For the one thread of an event loop. `tracer` records a span for each stage, too."""
 
-    def __init__(self, tracer: RequestTracer | None = None) -> None:
+    def __init__(self, tracer: RequestTracer | None = None, features: FeatureDrift | None = None) -> None:
         prepare_metrics()
         self.registry = CollectorRegistry()
         """Where prometheus_client keeps the metrics of this process."""
+        self.features = features or FeatureDrift()
+        """The inputs of pages."""
+        self.registry.register(self.features)
         self._tracer = tracer
         counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
@@ -142,6 +148,10 @@ class ServingMetrics(PageObserver):
         if without_vectors is not None:
             self._without_vectors.labels(without_vectors).inc()
 
+    def made(self, query: Query, page: Page) -> None:
+        """Count the inputs of a page if it is its turn."""
+        self.features(query, page)
+
     def degraded(self, reason: str) -> None:
         """Count a page made with less than the pipeline asks for. `reason` is one of a few names, not a text."""
         self._degraded.labels(reason).inc()
@@ -184,11 +194,14 @@ class ServingMetrics(PageObserver):
         self._queue.set(queue)
         for source, unreadable in self._counts_unreadable.items():
             self._unreadable.labels(source).set(unreadable())
+        self.features.flush()
 
     def text(self) -> tuple[bytes, str]:
         """Return the metrics of all workers in Prometheus's text format, and its content type."""
         self.flush()
-        return generate_latest(all_workers() or self.registry), CONTENT_TYPE_LATEST
+        if (registry := all_workers()) is not None:
+            registry.register(self.features)
+        return generate_latest(registry or self.registry), CONTENT_TYPE_LATEST
 
 
 def method_label(method: str) -> str:

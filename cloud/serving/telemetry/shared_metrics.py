@@ -21,16 +21,19 @@ from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-__all__ = ["PLACE", "SharedMetrics", "add_counts", "all_workers", "prepare_metrics", "shared_metrics"]
+__all__ = ["PLACE", "SharedCounts", "SharedMetrics", "add_counts", "all_workers", "prepare_metrics", "shared_metrics"]
 
 PLACE = "POCKETRANK_WORKER"
 """Environment variable with the place of a worker among the others, from 0."""
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name
 _PREFIX, _SUFFIX = "pocketrank-", ".metrics"
+_COUNTS = ".counts"
 
 
 class SharedMetrics(NamedTuple):
@@ -43,8 +46,10 @@ class SharedMetrics(NamedTuple):
         return {_FOLDER: self.folder, PLACE: str(place)}
 
     def died(self, place: int) -> None:
-        """Remove the gauges of a worker that ended. Its counters stay."""
+        """Remove the gauges and the `SharedCounts` of a worker that ended. Its counters stay."""
         mark_process_dead(place, self.folder)  # type: ignore[no-untyped-call]
+        for file in Path(self.folder).glob(f"*_{place}{_COUNTS}"):
+            file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,6 +111,39 @@ def all_workers() -> CollectorRegistry | None:
     registry = CollectorRegistry()
     MultiProcessCollector(registry, os.environ[_FOLDER])  # type: ignore[no-untyped-call]
     return registry
+
+
+class SharedCounts:
+    """Counts under a name that each worker keeps for itself, and their total. Without a supervisor there is one worker.
+
+    Counts are for a `key`, which says what they count: workers that go over to other counts do so one after the other.
+    """
+
+    KEY_BYTES = 16
+
+    def __init__(self, name: str) -> None:
+        self._folder, self._file = None, None
+        if (place := os.environ.get(PLACE)) is not None:
+            self._folder, self._files = Path(os.environ[_FOLDER]), f"{name}_*{_COUNTS}"
+            self._file = os.open(self._folder / f"{name}_{place}{_COUNTS}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._written = b""
+
+    def write(self, key: bytes, counts: NDArray[np.int64]) -> None:
+        """Replace the counts [n] of this worker."""
+        data = key + counts.tobytes()
+        if data != self._written and self._file is not None:
+            os.pwrite(self._file, data, 0)
+            os.ftruncate(self._file, len(data))
+        self._written = data
+
+    def total(self, key: bytes) -> NDArray[np.int64]:
+        """Return the sum of the counts [n] of all workers that have written counts of this key, as this one has."""
+        written = [self._written]
+        if self._folder is not None:
+            written = [data for file in self._folder.glob(self._files) if (data := file.read_bytes()).startswith(key)]
+        size = len(self._written)
+        counts = [np.frombuffer(data, np.int64, offset=len(key)) for data in written if len(data) == size]
+        return np.asarray(np.sum(counts, axis=0))
 
 
 def add_counts(histogram: Histogram, counts: Sequence[int], total: float) -> None:

@@ -310,7 +310,9 @@ def test_telemetry_is_counted_once_and_a_bad_report_loses_no_feedback(server: Li
 def test_the_routes_are_documented(server: Live) -> None:
     document = server.send("GET", "/openapi.json").json()
     bundle = {f"/v1/bundle/{name}" for name in ("manifest.json", "manifest.sig", "release.json", "files/{path}")}
-    assert bundle | {"/v1/page", "/v1/feedback", "/livez", "/readyz", "/healthz", "/metrics"} == set(document["paths"])
+    assert bundle | {"/v1/page", "/v1/feedback", "/livez", "/readyz", "/healthz", "/metrics", "/drift"} == set(
+        document["paths"]
+    )
     for path in ("/v1/page", "/v1/feedback"):
         operation = document["paths"][path]["post"]
         assert set(operation["requestBody"]["content"]) == {"application/msgpack", "application/json"}

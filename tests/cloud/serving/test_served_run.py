@@ -19,9 +19,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pocketrank.cloud.published.onnx_ranker import History
+from pocketrank.cloud.published.profile import Profile, ProfiledFeature
 from pocketrank.cloud.published.published import PublishedError
 from pocketrank.cloud.serving.process.serve import serve
 from pocketrank.cloud.serving.routes.health import HealthConfig
+from pocketrank.cloud.serving.telemetry.features import DriftConfig
 from pocketrank.cloud.training.registry import FolderRegistry, RegistryError
 from pocketrank.device.codec import from_msgpack, read_page, to_msgpack
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page
@@ -181,6 +183,26 @@ def test_no_page_fails_or_mixes_two_runs_while_the_active_run_changes(runs: Runs
         assert server.send("GET", "/readyz").json()["status"] == "ready"
         server.process.terminate()
         assert server.process.wait(30) == 0
+
+
+def test_the_inputs_of_pages_are_counted_for_the_run_that_is_served(runs: Runs, tmp_path: Path) -> None:
+    for name in "bc":
+        ages = ProfiledFeature.fit("age", "candidate", np.arange(10.0))
+        Profile(pages=5, features=(ages,)).save(runs.folder / name / "published")
+    with serving(runs, tmp_path, drift=DriftConfig(stride=1)) as server:
+        assert server.send("GET", "/drift").status == 404
+        for name, pages in (("b", 3), ("c", 1), ("b", 2)):
+            runs.registry.activate(name)
+            until(lambda name=name: served(server) == name, f"run {name}")  # type: ignore[misc]
+            for _ in range(pages):
+                server.ask("/v1/page", request(), Page)
+            found = server.send("GET", "/drift").json()
+            assert (found["run"], found["training"]["pages"], found["serving"]["pages"]) == (name, 5, pages)
+            assert server.metric('pocketrank_feature_pages{where="serving"}') == pages
+        runs.registry.activate("a")
+        until(lambda: served(server) == "a", "run a")
+        server.ask("/v1/page", request(), Page)
+        assert server.send("GET", "/drift").status == 404
 
 
 def test_each_worker_follows_also_one_that_replaces_a_killed_one(runs: Runs, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ ROWS = {
     "PUT /v1/bundle/blobs/{sha256}": Row("publish", "/v1/bundle/blobs/" + "0" * 64, b"x", "application/octet-stream"),
     "POST /v1/bundle/rollback": Row("admin", "/v1/bundle/rollback"),
     "GET /metrics": Row("admin", "/metrics"),
+    "GET /drift": Row("admin", "/drift"),
     "GET /healthz": Row(None, "/healthz"),
     "GET /livez": Row(None, "/livez"),
     "GET /readyz": Row(None, "/readyz"),
