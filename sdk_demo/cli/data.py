@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pocketrank.sdk_demo.cli.drift import drift
 from pocketrank.sdk_demo.cli.errors import OptionError
 from pocketrank.sdk_demo.cli.output import JsonTarget, print_line, progress
 
@@ -39,8 +40,12 @@ def _data() -> None:
     pocketrank data import tables/data.toml --out logs/first
     pocketrank train --data logs/first --out runs/first
 
-    `train` also takes the data file itself, and then imports first. Writes a data file, a report, or a log.
+    `train` also takes the data file itself, and then imports first. `drift` compares later data, or what a server serves, with
+    what a run was trained on. Writes a data file, a report, or a log.
     """
+
+
+data.command()(drift)
 
 
 @data.command()

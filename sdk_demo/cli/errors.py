@@ -7,6 +7,7 @@ Errors::
 
     CliError                   wrong input to the command line
     ├── ConfirmationError      a question that nobody is there to answer
+    ├── DriftError             inputs that have drifted further than they may
     ├── OptionError            a value that the option does not accept
     └── OutputError            a report that cannot be written
 """
@@ -18,7 +19,15 @@ from contextlib import contextmanager
 
 import typer
 
-__all__ = ["CliError", "ConfirmationError", "OptionError", "OutputError", "exit_on_domain_error", "is_domain_error"]
+__all__ = [
+    "CliError",
+    "ConfirmationError",
+    "DriftError",
+    "OptionError",
+    "OutputError",
+    "exit_on_domain_error",
+    "is_domain_error",
+]
 
 _WRONG_INPUT = 2
 
@@ -29,6 +38,10 @@ class CliError(ValueError):
 
 class ConfirmationError(CliError):
     """A question that nobody is there to answer, because the input is no terminal."""
+
+
+class DriftError(CliError):
+    """Inputs have drifted further than they may."""
 
 
 class OptionError(CliError):

@@ -28,6 +28,7 @@ _BY_LIBRARY = {
     "ai_edge_quantizer": "tflite",
     "coremltools": "coreml",
     "executorch": "executorch",
+    "httpx": "serve",
     "litert_torch": "tflite",
     "matplotlib": "demo",
     "mlflow": "mlflow",

@@ -103,7 +103,7 @@ def serve(
 
     With `--user-keys` a device speaks for the one user of its token. With `--tokens` alone it speaks for any.
 
-    Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz and GET /metrics (Prometheus).
+    Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz, GET /drift and GET /metrics (Prometheus).
     """
     from pocketrank.cloud.pipeline.config import PipelineConfig
     from pocketrank.cloud.serving.access.user_keys import UserKeysConfig
