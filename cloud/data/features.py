@@ -191,6 +191,10 @@ class Statistics:
         mean = np.array([means[self._columns[place - 1]] if place else 0.0 for place in self._place], np.float32)
         self._mean = np.where(self._is_share, mean.clip(*_MEAN_LIMITS), mean).astype(np.float32)
 
+    def with_means(self, means: Sequence[float]) -> Statistics:
+        """Return the same statistics less other means."""
+        return Statistics(self.config, self.history, means, self.codes, self.time_zone)
+
     def values(self, feedback: Float) -> Float:
         """Return what is counted of events: [*b, width] from feedback [*b, F]."""
         return np.concatenate([np.ones((*feedback.shape[:-1], 1), np.float32), feedback[..., self._columns]], -1)

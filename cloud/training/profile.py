@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.category_columns import category_of
 from pocketrank.cloud.data.entities import Entities
 from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig
@@ -115,6 +116,8 @@ class ProfileSample:
         columns.setdefault("age", (s.event_ms[event] / DAY_MS - upload_day[item]).astype(np.float32))
         names = ("category", "author", *s.item_category_names)
         columns |= {name: self._codes[item, k].astype(np.int64) for k, name in enumerate(names)}
+        features = s.config.features
+        columns |= {features.names[place]: s.event_statistics[event, place] for place in features.device}
         return columns | {"item.known": _known(self._item_known[item])}
 
     def _requests(self, samples: Samples, lists: NDArray[np.int64]) -> Columns:
@@ -144,7 +147,7 @@ def code_texts(ids: pa.Table, entities: Entities, name: str, codes: NDArray[np.i
     """
     if name.startswith("request."):  # scene and hour, whose codes begin behind that of the unknown
         return [str(code - 1) for code in codes.tolist()]
-    kind = name if name == "category" else f"items.{name}"
+    kind = name if name == "category" else f"items.{category_of(name)}"
     if name == "author":  # its codes are those of a training alone
         known, first = np.unique(entities.item_author, return_index=True)
         kind, codes = "author_id", entities.item_author_id[first[known.searchsorted(codes)]]
@@ -170,8 +173,15 @@ def log_profile(run: Run, log: Log, since: date | None = None, windows: WindowCo
     """
     profile = run_profile(run)
     published, record = Published.open(run.published)
-    config = SampleConfig(tasks=record.tasks, time_zone=record.time_zone, test_from=since, history_max=record.history_max)
+    config = SampleConfig(
+        tasks=record.tasks,
+        time_zone=record.time_zone,
+        test_from=since,
+        history_max=record.history_max,
+        features=record.features.config,
+    )
     stream = SampleStream(log, config, windows or WindowConfig())
+    stream.statistics = stream.statistics.with_means(record.features.means)
     sample = ProfileSample(stream.entities, (published.item_id, published.user_id))
     for span in stream.spans():
         for shard in range(span.shards):

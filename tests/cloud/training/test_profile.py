@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pocketrank.cloud.data.features import FeatureConfig, Statistic
 from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig, build_samples
 from pocketrank.cloud.data.schema import IDS, ImpressionLog
 from pocketrank.cloud.published.profile import Profile, ProfiledFeature
@@ -13,7 +14,8 @@ from pocketrank.cloud.training.profile import ProfileSample, _Reservoir, code_te
 from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.sdk_demo.world.worlds import small
 
-CONFIG = SampleConfig(tasks=tuple(TASK_WEIGHTS), history_max=7)
+FEATURES = FeatureConfig(statistics=(Statistic(of="author", days=(7,), device=True), Statistic(of="item")))
+CONFIG = SampleConfig(tasks=tuple(TASK_WEIGHTS), history_max=7, features=FEATURES)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,13 @@ def sampled(samples: Samples, size: int = 100_000) -> ProfileSample:
     sample = ProfileSample(samples, size=size)
     sample.add(samples, np.arange(len(samples.row_event)))
     return sample
+
+
+def test_statistics_that_pages_carry_are_inputs(samples: Samples) -> None:
+    columns = sampled(samples).columns
+    expected = samples.event_statistics[samples.row_event, 0]
+    np.testing.assert_array_equal(np.sort(columns["author_count_7d"]), np.sort(expected))
+    assert not any(name.startswith("item_count") for name in columns)
 
 
 def feature(profile: Profile, name: str) -> ProfiledFeature:
@@ -50,7 +59,14 @@ def test_a_profile_is_that_of_the_rows_of_the_log(log: ImpressionLog, samples: S
     np.testing.assert_allclose(feature(profile, "age").edges, np.sort(age)[len(age) * np.arange(1, 10) // 10], rtol=1e-5)
     assert feature(profile, "item.known").coverage == feature(profile, "user.known").coverage == 1
     assert feature(profile, f"pxtr_{CONFIG.tasks[0]}").coverage == 0  # there was no ranker yet
-    names = {f"pxtr_{task}" for task in CONFIG.tasks} | {"duration_ms", "age", "category", "author", "item.known"}
+    names = {f"pxtr_{task}" for task in CONFIG.tasks} | {
+        "duration_ms",
+        "age",
+        "category",
+        "author",
+        "item.known",
+        "author_count_7d",
+    }
     assert {one.name for one in profile.features if one.of == "candidate"} == names
 
 
@@ -115,6 +131,7 @@ def test_codes_have_the_texts_of_the_dictionaries(samples: Samples) -> None:
     assert code_texts(ids, samples, "author", authors) == ["ana", str(own[1])]
     assert code_texts(ids, samples, "category", np.array([1, 2])) == ["1", "hats"]
     assert code_texts(ids, samples, "brand", np.array([2, 3])) == ["acme", "3"]
+    assert code_texts(ids, samples, "brand[1]", np.array([2, 3])) == ["acme", "3"]
     assert code_texts(ids, samples, "request.hour", np.array([1, 24])) == ["0", "23"]
 
 
