@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "sync_folder", "write_atomically"]
+__all__ = ["replace_folder", "replacing", "sync_folder", "write_atomically"]
 
 
 @contextmanager
@@ -36,6 +37,27 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write `data` to `path`, with the permissions `mode`, as `replacing` does. Raises OSError."""
     with replacing(path, mode) as part:
         part.write_bytes(data)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put the folder `new` in the place of `folder`, which is removed if there is one.
+
+    The bytes are on the disk before the name is. A process that is killed between the two renames leaves the old folder as
+    `*.part`. Raises OSError.
+    """
+    for path in (new, *new.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            _sync(path, os.O_RDWR)
+    old = folder.with_name(f"{folder.name}.{os.urandom(8).hex()}.part")
+    replaced = folder.exists()
+    if replaced:
+        folder.rename(old)
+    new.rename(folder)
+    sync_folder(folder.parent)
+    if replaced:
+        shutil.rmtree(old)
 
 
 def sync_folder(folder: Path) -> None:

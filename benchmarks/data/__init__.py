@@ -4,4 +4,6 @@ Run `python -m benchmarks.data --rows 1e5,1e6,1e7 --json FILE`. The log is synth
 numbers of items, nearly in the order of time, as servers write it. Each subject runs in a process of its own, whose largest
 resident memory is measured; the files are in the cache of the operating system. Import reads, checks, sorts, takes equal rows
 once, gives texts their codes, and writes files of days; the peers put all columns into memory and do nothing else.
+`duckdb_sorted` reads, sorts and writes one Parquet file in one query of DuckDB: what is left of an import without its checks,
+codes, days and digest.
 """

@@ -33,8 +33,8 @@ def measure(
     """Return the figures of the peers and of `subjects` for logs of each number of `rows`, such as `1e6`, under that text.
 
     `rows.N.SUBJECT` has `seconds`, `cpu_seconds` and `peak_mib`, `rows.N.csv_mib` the size of the file, and
-    `rows.N.import.ratio_to_faster_peer` is of the seconds. Files are in `work`. Raises `BenchmarkError` when a subject finds
-    other rows than there are.
+    `rows.N.import.ratio_to_faster_peer` and `ratio_to_duckdb_sorted` are of the seconds. Files are in `work`. Raises
+    `BenchmarkError` when a subject finds other rows than there are.
     """
     report: dict[str, Any] = {}
     with TemporaryDirectory(prefix="pocketrank-", dir=work) as scratch:
@@ -49,6 +49,9 @@ def measure(
             faster = min(figures[name]["seconds"] for name in PEERS)
             if "import" in figures:
                 figures["import"]["ratio_to_faster_peer"] = figures["import"]["seconds"] / faster
+                if "duckdb_sorted" in figures:
+                    ratio = figures["import"]["seconds"] / figures["duckdb_sorted"]["seconds"]
+                    figures["import"]["ratio_to_duckdb_sorted"] = ratio
             report[text] = figures
             (folder / CSV).unlink()
     return {"rows": report, "seed": seed}
@@ -94,15 +97,16 @@ def _row_numbers(text: str) -> list[str]:
 
 
 def _print(console: Console, report: Mapping[str, Any]) -> None:
+    ratios = {"ratio_to_faster_peer": "by the faster peer", "ratio_to_duckdb_sorted": "by duckdb_sorted"}
     table = figure_table(
-        "seconds and peak MiB", "rows", "seconds", "CPU seconds", "peak MiB", "by the faster peer", label="subject"
+        "seconds and peak MiB", "rows", "seconds", "CPU seconds", "peak MiB", *ratios.values(), label="subject"
     )
     for rows, figures in report["rows"].items():
         for name, row in figures.items():
             if name not in SUBJECTS:
                 continue
-            ratio = f"{row['ratio_to_faster_peer']:.1f}" if "ratio_to_faster_peer" in row else ""
-            table.add_row(name, rows, f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{row['peak_mib']:.0f}", ratio)
+            shown = [f"{row[ratio]:.1f}" if ratio in row else "" for ratio in ratios]
+            table.add_row(name, rows, f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{row['peak_mib']:.0f}", *shown)
     console.print(table)
 
 

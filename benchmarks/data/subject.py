@@ -63,9 +63,23 @@ def _duckdb(folder: Path) -> Callable[[], int]:
     return read
 
 
+def _duckdb_sorted(folder: Path) -> Callable[[], int]:
+    """Read, sort and write Parquet: the part of an import that DuckDB can do alone, in one query."""
+    import duckdb
+
+    def sort() -> int:
+        with duckdb.connect() as db:
+            db.execute("SET preserve_insertion_order = false")  # twice as fast, and the query has an order of its own
+            rows = f"SELECT * FROM read_csv('{folder / CSV}') ORDER BY shown_at, viewer, video"
+            return int(db.execute(f"COPY ({rows}) TO '{folder / 'sorted.parquet'}' (FORMAT parquet)").fetchall()[0][0])
+
+    return sort
+
+
 SUBJECTS: dict[str, Callable[[Path], Callable[[], int]]] = {
     "polars": _polars,
     "duckdb": _duckdb,
+    "duckdb_sorted": _duckdb_sorted,
     "import": _import,
     "train": _train,
 }

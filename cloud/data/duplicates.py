@@ -27,13 +27,26 @@ def without_duplicates(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
         if not len(batch):
             continue
         rows = pa.Table.from_batches([batch]) if held is None else pa.concat_tables([held, pa.Table.from_batches([batch])])
-        again = _equal_neighbours(rows, KEYS)
+        again = _equal_keys(rows)
         last = int(np.flatnonzero(~again)[-1])
         if last:
             yield _distinct(rows.slice(0, last), again[:last])
         held = rows.slice(last)
     if held is not None:
-        yield _distinct(held, _equal_neighbours(held, KEYS))
+        yield _distinct(held, _equal_keys(held))
+
+
+def _equal_keys(rows: pa.Table) -> NDArray[np.bool_]:
+    """Return for each row whether it has the keys of the row before."""
+    time, *others = (rows[name].to_numpy() for name in KEYS)
+    again = np.zeros(len(rows), bool)
+    again[1:] = time[1:] == time[:-1]
+    tied = np.flatnonzero(again)
+    for values in others:
+        tied = tied[values[tied] == values[tied - 1]]
+    again[:] = False
+    again[tied] = True
+    return again
 
 
 def _equal_neighbours(rows: pa.Table, columns: Sequence[str]) -> NDArray[np.bool_]:

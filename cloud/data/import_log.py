@@ -24,7 +24,7 @@ from pocketrank.cloud.data.data_file import DataFile, open_data_file
 from pocketrank.cloud.data.log import LogWriter, StoredLog, open_log
 from pocketrank.cloud.data.mapping import Mapping
 from pocketrank.cloud.data.schema import DataError, ImpressionLog
-from pocketrank.cloud.data.source_tables import SourceTables, text_literal
+from pocketrank.cloud.data.source_tables import SourceTables, fetch, text_literal
 from pocketrank.device.contract import CODE_BITS
 
 __all__ = ["MEMORY_LIMIT", "connect", "import_log", "load_mapped"]
@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[float], None]
 
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "2GB"
 """Memory of DuckDB, beyond which it moves rows to disk. Arrow's and Python's come on top: some 300 MB for any log."""
+_IN_MEMORY = 1 << 29
+"""Largest size of all files in bytes with which the tables of queries are in memory."""
 _THREADS = 8
 """Largest number of threads of DuckDB, each of which needs some 125 MB."""
 _MAPPED = 0.5
@@ -84,6 +86,8 @@ def import_log(
             if codes is None and known is not None and known.name == file.name:
                 codes = codes_of_log(known)
         _remove_unfinished(folder)
+        if sum(os.stat(name).st_size for files in sources.files.values() for name in files) > _IN_MEMORY:
+            _keep_on_disk(db)
         codes = codes or NO_CODES
         mapping = Mapping(db, path, file, sources, id_bits, codes.ids)
         report = progress or (lambda share: None)
@@ -99,10 +103,11 @@ def import_log(
                 labels=mapping.labels,
                 actions=file.actions,
                 scores=mapping.scores,
+                absent=mapping.absent,
                 source=source,
             ) as writer:
                 for rows in mapping.impressions():
-                    writer.write(rows)
+                    writer.write(rows, valid=True)  # by the checks of `Mapping`
                     written += len(rows)
                     report(_MAPPED + (0.95 - _MAPPED) * written / total)
                 items, users = mapping.items(), mapping.users()
@@ -117,6 +122,7 @@ def import_log(
                     item_floats=mapping.item_floats,
                     user_categories=mapping.user_categories,
                     numbering=codes.after(ids),
+                    all_items=True,
                 )
         except DataError as error:
             if error.file.startswith(str(path)) or error.file == str(folder):
@@ -144,6 +150,19 @@ def connect(file: DataFile, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]
         db.execute(f"SET threads = {min(_THREADS, os.cpu_count() or 1)}")
         db.execute("SET enable_progress_bar = false")
         yield db
+
+
+def _keep_on_disk(db: duckdb.DuckDBPyConnection) -> None:
+    """Let tables be in a file beside what is moved to disk.
+
+    A row of a table in memory is written again each time that memory is short, and one of a file is not.
+    """
+    ((spill,),) = fetch(db, "SELECT current_setting('temp_directory')")
+    db.execute("SET fsync_mode = 'NONE'")  # nobody opens the file again
+    db.execute("PRAGMA disable_checkpoint_on_shutdown")
+    db.execute("SET force_compression = 'uncompressed'")
+    db.execute(f"ATTACH {text_literal(str(Path(spill) / 'tables.db'))} AS tables (RECOVERY_MODE no_wal_writes)")
+    db.execute("USE tables")
 
 
 def _fingerprint(path: Path, sources: SourceTables, id_bits: int) -> str:

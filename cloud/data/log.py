@@ -3,7 +3,8 @@
 ::
 
     LOG/log.json                         `LogRecord`; written last: a folder without it is no log
-    LOG/impressions/<first day>.parquet  impressions of this day and the next ones, up to the day of the next file
+    LOG/impressions/<first day>.parquet  impressions of this day and the next ones, up to the day of the next file, without
+                                         the columns of `IMPRESSIONS` that are null everywhere
     LOG/{items,users,history,pages,ids}.parquet
 
 Errors::
@@ -16,7 +17,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from functools import cached_property
@@ -29,33 +32,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pocketrank.cloud.data.days import day_of
 from pocketrank.cloud.data.schema import (
     HISTORY,
     IDS,
+    IMPRESSIONS,
     PAGES,
     DataError,
     ImpressionLog,
     LogDigest,
+    as_table,
     impressions_schema,
     labels_of,
     scores_of,
 )
 from pocketrank.cloud.data.validate import validate_impressions, validate_links, validate_others
-from pocketrank.cloud.files import sync_folder, write_atomically
+from pocketrank.cloud.files import replace_folder, write_atomically
 from pocketrank.cloud.time_zones import DAY_MS, local_ms, zone_of
 
 __all__ = ["LOG_FORMAT", "Log", "LogRecord", "LogWriter", "StoredLog", "before_day", "open_log", "save_log"]
 
-LOG_FORMAT = 3
-"""Format 2 was one file of impressions, whose metadata had the record."""
+LOG_FORMAT = 4
+"""Files of format 3 have all columns. Format 2 was one file of impressions, whose metadata had the record."""
+_READABLE = (3, LOG_FORMAT)
 _PART_ROWS = 1 << 17
 """Smallest number of rows in a file but the last, and the largest in one of its row groups."""
 _EARLIEST, _LATEST = -(2**63), 2**63 - 1
 _LINKS = ("item_id", "page_id")
 """Columns that refer to the other tables."""
 _KEYS = ("impression_ms", "user_id", "item_id")
+_MINUTE_MS = 60_000
+_AHEAD = 4
+"""Tables of impressions that may wait for the thread that writes them."""
 
 
 class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +152,8 @@ class StoredLog:
     @cached_property
     def schema(self) -> pa.Schema:
         """See `ImpressionLog`."""
-        return _opened(self.folder / "impressions" / self.record.files[0]).schema_arrow
+        written = _opened(self.folder / "impressions" / self.record.files[0]).schema_arrow
+        return impressions_schema(labels_of(written), scores_of(written))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -184,12 +195,15 @@ class StoredLog:
     ) -> Iterator[pa.Table]:
         """Return the impressions in their order, in tables of up to 131,072 rows, without most of those outside of
         `since_ms` to `until_ms`. `columns` are those that are read, by default all. Raises `DataError`."""
-        at = self.schema.get_field_index("impression_ms")
+        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         if self.until_ms is not None:
             until_ms = min(until_ms, self.until_ms - 1)
         for name in self.record.files:
             path = self.folder / "impressions" / name
             file = _opened(path)
+            written = file.schema_arrow
+            at = written.get_field_index("impression_ms")
+            present = [name for name in schema.names if name in written.names]
             for group in range(file.num_row_groups):
                 range_ms = file.metadata.row_group(group).column(at).statistics
                 if range_ms.max < since_ms:
@@ -197,12 +211,12 @@ class StoredLog:
                 if range_ms.min > until_ms:
                     return
                 try:
-                    part = file.read_row_group(group, columns, use_threads=False)
+                    part = file.read_row_group(group, present, use_threads=False)
                 except (OSError, pa.ArrowException) as error:
                     raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
                 if self.until_ms is not None and range_ms.max >= self.until_ms:
                     part = part.filter(pc.less(part["impression_ms"], self.until_ms))
-                yield part
+                yield as_table(part, schema)
 
     def digest(self) -> str:
         """Return the digest that was taken when the log was written, or that of what is left of it."""
@@ -250,7 +264,7 @@ def open_log(folder: Path) -> StoredLog:
         ) from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(str(path), f"expected the record of a log, got: {error}") from error
-    if record.format != LOG_FORMAT:
+    if record.format not in _READABLE:
         raise DataError(str(path), f"expected a log of format {LOG_FORMAT}, got {record.format}; import it again")
     log = StoredLog(folder, record)
     rows = sum(_opened(folder / "impressions" / name).metadata.num_rows for name in record.files)
@@ -272,6 +286,7 @@ def save_log(log: ImpressionLog, folder: Path) -> StoredLog:
         labels=log.labels,
         actions=log.actions,
         scores=log.scores,
+        absent=[field.name for field in IMPRESSIONS if log.impressions[field.name].null_count == log.rows],
     ) as writer:
         writer.write(log.impressions)
         return writer.finish(
@@ -306,7 +321,10 @@ def _cut(log: ImpressionLog, until_ms: int) -> ImpressionLog:
 
 
 class LogWriter:
-    """Writes a log whose impressions come in tables. Until `finish` has returned, what was at `folder` is unchanged."""
+    """Writes a log whose impressions come in tables. Until `finish` has returned, what was at `folder` is unchanged.
+
+    A thread of its own takes the digest and writes the files, while the caller makes the next table.
+    """
 
     def __init__(
         self,
@@ -319,9 +337,11 @@ class LogWriter:
         labels: Sequence[str] = (),
         actions: Sequence[str] = (),
         scores: Sequence[str] = (),
+        absent: Sequence[str] = (),
         source: str = "",
     ) -> None:
-        """`labels` are all labels or those of the log's own, `scores` the columns of its own scores."""
+        """`labels` are all labels or those of the log's own, `scores` the columns of its own scores, and `absent` those columns
+        of `IMPRESSIONS` that are null in all rows, which files do not have."""
         self._folder, self._part = folder, folder.with_name(f"{folder.name}.{os.urandom(8).hex()}.part")
         self._schema = impressions_schema(labels, scores)
         self._about: dict[str, Any] = {
@@ -332,7 +352,11 @@ class LogWriter:
             "actions": tuple(actions),
             "source": source,
         }
-        self._digest, self._rows, self._files = LogDigest(), 0, list[str]()
+        kept = [field for field in self._schema if field.name not in absent]
+        self._written = pa.schema(kept)
+        self._digest, self._rows, self._files = LogDigest(self._schema), 0, list[str]()
+        self._thread = ThreadPoolExecutor(1, "log-writer")
+        self._ahead = deque[Future[None]]()
         self._waiting: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
         self._in_file = 0  # rows
@@ -344,17 +368,30 @@ class LogWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._close()
-        shutil.rmtree(self._part, ignore_errors=True)
+        self._thread.shutdown(cancel_futures=True)
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            shutil.rmtree(self._part, ignore_errors=True)
 
-    def write(self, impressions: pa.Table) -> None:
-        """Add impressions, which follow those that were written before. Raises `DataError` with the row, OSError."""
+    def write(self, impressions: pa.Table, *, valid: bool = False) -> None:
+        """Add impressions, which follow those that were written before. `valid` tells that they need no checks, and then the
+        columns that are absent may be missing.
+
+        Raises `DataError` with the row, and OSError, also of impressions that were added before.
+        """
         if not len(impressions):
             return
-        impressions = impressions.cast(self._schema)
+        if not valid:
+            impressions = impressions.cast(self._schema)
+        first = {key: impressions[key][0].as_py() for key in _KEYS}
         try:
-            validate_impressions(impressions)
-            first = {key: impressions[key][0].as_py() for key in _KEYS}
+            if not valid:
+                validate_impressions(impressions)
+                for name in set(self._schema.names) - set(self._written.names):
+                    if impressions[name].null_count < len(impressions):
+                        raise DataError("impressions", "expected nulls in a column that is absent, got a value", column=name)
             if self._last is not None and tuple(first.values()) < tuple(self._last.values()):
                 message = f"expected rows sorted by {', '.join(_KEYS)}, got one that belongs before the row above it"
                 raise DataError("impressions", message, row=1, column=_KEYS[0])
@@ -362,15 +399,10 @@ class LogWriter:
             row = None if error.row is None else error.row + self._rows
             raise DataError(error.file, error.message, row=row, column=error.column) from None
         self._last = {key: impressions[key][-1].as_py() for key in _KEYS}
-        self._digest.update(impressions)
         self._rows += len(impressions)
-        # Into files of whole days.
-        day = local_ms(impressions["impression_ms"].to_numpy(), self._about["time_zone"]) // DAY_MS
-        starts = np.flatnonzero(np.diff(day, prepend=day[0] - 1 if self._last_day is None else self._last_day))
-        for start, end in zip([0, *starts.tolist()], [*starts.tolist(), len(day)], strict=True):
-            if start < end:
-                self._add(impressions.slice(start, end - start), int(day[start]))
-        self._last_day = int(day[-1])
+        self._ahead.append(self._thread.submit(self._write, impressions.select(self._written.names).cast(self._written)))
+        if len(self._ahead) > _AHEAD:
+            self._ahead.popleft().result()
 
     def finish(
         self,
@@ -384,11 +416,15 @@ class LogWriter:
         item_floats: Sequence[str] = (),
         user_categories: Sequence[str] = (),
         numbering: str = "",
+        all_items: bool = False,
     ) -> StoredLog:
         """Write the other tables, and put the log in its place. `item_categories`, `item_floats` and `user_categories` name the
-        values in the lists of items and users, `numbering` the codes of categories. Raises `DataError`, OSError."""
+        values in the lists of items and users, `numbering` the codes of categories. `all_items` tells that the items of all
+        impressions are known to be in `items`. Raises `DataError`, OSError."""
         if not self._rows:
             raise DataError(self._about["name"], "expected impressions, got none")
+        while self._ahead:
+            self._ahead.popleft().result()
         self._close()
         tables = {
             "items": items,
@@ -412,7 +448,7 @@ class LogWriter:
             pq.write_table(table, self._part / f"{name}.parquet", write_page_checksum=True, use_compliant_nested_type=False)
         validate_others(tables)
         row = 0
-        for part in written.parts(columns=_LINKS):
+        for part in () if all_items and not len(tables["pages"]) else written.parts(columns=_LINKS):
             try:
                 validate_links(part, tables)
             except DataError as error:
@@ -421,10 +457,17 @@ class LogWriter:
             row += len(part)
         record = LogRecord(**about, digest=self._digest.finish(tables))
         write_atomically(self._part / "log.json", msgspec.json.format(msgspec.json.encode(record)))
-        for file in self._part.rglob("*"):
-            _sync(file)
-        _replace(self._part, self._folder)
+        if self._folder.exists() and any(self._folder.iterdir()) and not (self._folder / "log.json").is_file():
+            raise DataError(str(self._folder), "expected an empty folder or a log, got other files")
+        replace_folder(self._part, self._folder)
         return StoredLog(self._folder, record)
+
+    def _write(self, rows: pa.Table) -> None:
+        """Add sorted impressions to the digest and to files of whole days."""
+        self._digest.update(rows)
+        starts, days = _day_starts(rows["impression_ms"].to_numpy(), self._about["time_zone"])
+        for start, end, day in zip(starts, [*starts[1:], len(rows)], days, strict=True):
+            self._add(rows.slice(start, end - start), day)
 
     def _add(self, rows: pa.Table, day: int) -> None:
         if self._writer is not None and day != self._last_day and self._in_file >= _PART_ROWS:
@@ -432,8 +475,7 @@ class LogWriter:
         if self._writer is None:
             self._files.append(f"{day_of(day)}.parquet")
             path = self._part / "impressions" / self._files[-1]
-            # Without dictionaries files are written three times as fast, and are no larger: hashes and times rarely repeat.
-            self._writer = pq.ParquetWriter(path, self._schema, write_page_checksum=True, use_dictionary=False)
+            self._writer = pq.ParquetWriter(path, self._written, **_encoding(self._written))
             self._in_file = 0
         self._last_day = day
         self._waiting.append(rows)
@@ -453,6 +495,30 @@ class LogWriter:
             self._writer = None
 
 
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Return the options of Parquet: files are written in half the time of the default, and have two thirds of its size.
+
+    Hashes and times rarely repeat, so that dictionaries do not help; whole numbers are packed into as few bits as they need.
+    """
+    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
+    return {
+        "use_dictionary": False,
+        "column_encoding": dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
+        "compression": {name: "none" if name in whole else "snappy" for name in schema.names},
+        "write_statistics": ["impression_ms"],
+        "write_page_checksum": True,
+    }
+
+
+def _day_starts(times: NDArray[np.int64], time_zone: str) -> tuple[list[int], list[int]]:
+    """Return the rows of sorted `times` at which a day begins, and these days, as `day_of` takes them."""
+    minutes = times // _MINUTE_MS
+    first = np.flatnonzero(np.diff(minutes, prepend=minutes[0] - 1))
+    day = local_ms(times[first], time_zone) // DAY_MS
+    new = np.flatnonzero(np.diff(day, prepend=day[0] - 1))
+    return first[new].tolist(), day[new].tolist()
+
+
 def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
@@ -460,25 +526,3 @@ def _opened(path: Path) -> pq.ParquetFile:
         raise DataError(str(path), "expected a table of a saved log, got no such file") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir():
-        sync_folder(path)
-        return
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Put the folder `new` in the place of `folder`. A log that is there is replaced; any other content is an error."""
-    if folder.exists():
-        if any(folder.iterdir()) and not (folder / "log.json").is_file():
-            raise DataError(str(folder), "expected an empty folder or a log, got other files")
-        old = folder.with_name(f"{folder.name}.{os.urandom(8).hex()}.part")
-        folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old)
-    else:
-        new.rename(folder)
-    sync_folder(folder.parent)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +36,7 @@ from pocketrank.cloud.data.column_checks import Check, counts, is_01, is_float, 
 from pocketrank.cloud.data.data_file import DataFile, Query
 from pocketrank.cloud.data.duplicates import KEYS, REST, without_duplicates
 from pocketrank.cloud.data.id_codes import WHOLE_NUMBERS, IdCodes
+from pocketrank.cloud.data.queries import ROW_ERRORS, Queries, QueryResult, query_error, short
 from pocketrank.cloud.data.schema import (
     HISTORY,
     IMPRESSIONS,
@@ -45,9 +45,10 @@ from pocketrank.cloud.data.schema import (
     PAGES,
     USERS,
     DataError,
+    as_table,
     impressions_schema,
 )
-from pocketrank.cloud.data.source_tables import SourceTables, duckdb_errors, fetch, names_table, quoted, text_literal
+from pocketrank.cloud.data.source_tables import SourceTables, duckdb_errors, fetch, names_table, quoted
 from pocketrank.cloud.data.validate import RANGES, TIMES_MS
 from pocketrank.device.contract import CODE_BITS, ID_TEXT_MAX
 
@@ -74,22 +75,6 @@ _OWN_COLUMNS = {
 """Columns that are no further attributes."""
 _NAN = "'nan'::FLOAT"
 _ANY_TIMES_MS = (-62_135_596_800_000, 253_402_300_799_999)
-_ROW_ERRORS = (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException)
-"""Errors of a query that a value of a row may cause."""
-_NULL = "\0"
-
-
-@dataclass(frozen=True)
-class _Result:
-    """The table `q_NAME` with the rows of a query, and the types of its columns."""
-
-    name: str
-    sql: str
-    types: dict[str, str]
-
-    @property
-    def table(self) -> str:
-        return f"q_{self.name}"
 
 
 class Mapping:
@@ -114,14 +99,14 @@ class Mapping:
         self.cut: dict[str, int] = {}
         """Rows with more than `VALUES_MAX` values, by category of several values, such as `items.genres`."""
         tables.open()
-        self._results = {name: self._run(name, query) for name, query in self._queries().items()}
+        self._queries = Queries(db, path, tables)
+        wanted = self._wanted()
+        self._results = {name: self._queries.run(name, query.sql, _REQUIRED[name]) for name, query in wanted.items()}
         for name in ("items", "users"):
-            self._check_unique(self._results[name], _REQUIRED[name][0])
+            self._queries.check_unique(self._results[name], _REQUIRED[name][0])
             self._results[name] = self._with_value_columns(self._results[name])
         for kind in _ID_KINDS:
-            self._codes.learn(
-                kind, [(quoted(kind), one.types[kind], one.table) for one in self._results.values() if kind in one.types]
-            )
+            self._codes.learn(kind, [(quoted(kind), one.types[kind], one.table) for one in self._holding(kind)])
         for name in ("items", "users"):
             result = self._results[name]
             if name == "items" and "category" in result.types:
@@ -134,7 +119,7 @@ class Mapping:
                 self._codes.learn_categories(kind, columns)
         self._check_labels()
         for result in self._results.values():
-            self._check(result, self._checks(result))
+            self._queries.check(result, self._checks(result))
 
     @property
     def rows(self) -> int:
@@ -152,6 +137,12 @@ class Mapping:
         return tuple(name for name in self._results["impressions"].types if name.startswith(SCORE))
 
     @property
+    def absent(self) -> tuple[str, ...]:
+        """Columns of `IMPRESSIONS` that the log has no values of."""
+        given = self._impression_columns(self._results["impressions"], IMPRESSIONS)
+        return tuple(name for name in IMPRESSIONS.names if name not in given)
+
+    @property
     def columns(self) -> dict[str, dict[str, str]]:
         """Types of the columns of each query, whose rows are the table `q_NAME` in DuckDB."""
         return {name: result.types for name, result in self._results.items()}
@@ -162,7 +153,10 @@ class Mapping:
         return f'SELECT *, {self._time(result, "time")} AS "#ms" FROM ({self._labelled(result.table)}) AS q'
 
     def impressions(self, rows: int = 1 << 17) -> Iterator[pa.Table]:
-        """Yield the impressions in their order, in tables of up to about `rows` rows. Rows that are equal count once."""
+        """Yield the impressions in their order, in tables of up to about `rows` rows, without the columns that are `absent`.
+
+        Rows that are equal count once.
+        """
         result = self._results["impressions"]
         schema = impressions_schema(self.labels, self.scores)
         columns = self._impression_columns(result, schema)
@@ -173,8 +167,7 @@ class Mapping:
         chosen = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in (columns | rest).items())
         sql = f"SELECT {chosen} FROM ({self._labelled(result.table)}) AS q{joins} ORDER BY {', '.join(KEYS)}"
         with duckdb_errors(self._path, "$.impressions.sql"):
-            for batch in without_duplicates(self._db.sql(sql).to_arrow_reader(rows)):
-                yield _as(batch, schema)
+            yield from without_duplicates(self._db.sql(sql).to_arrow_reader(rows))
 
     @property
     def item_categories(self) -> tuple[str, ...]:
@@ -213,12 +206,11 @@ class Mapping:
             columns["floats"] = f"[{', '.join(f'coalesce({sql}, {_NAN})' for sql in numbers.values())}]::FLOAT[]"
         kinds = [kind for kind in ("item_id", "author_id", "music_id", "category") if kind in result.types]
         known = self._select(columns, f"{result.table} AS q{self._joins(kinds)}{self._attribute_joins('items')}", ITEMS)
+        holding = [one for one in self._holding("item_id") if one.name in ("impressions", "pages")]
+        if not holding:
+            return known.sort_by("item_id")
         key = self._codes.key("item_id", "item_id")
-        elsewhere = " UNION ".join(
-            f"SELECT {key} AS item_id FROM {self._results[name].table}"
-            for name in ("impressions", "pages")
-            if name in self._results
-        )
+        elsewhere = " UNION ".join(f"SELECT {key} AS item_id FROM {one.table}" for one in holding)
         others = f"({elsewhere} EXCEPT SELECT {key} FROM {result.table}) AS q{self._joins(['item_id'])}"
         columns = {name: columns[name] if name == "item_id" else "0" for name in columns if name in ("item_id", "category")}
         unknown = self._select(columns | {"duration_ms": "0"}, others, ITEMS)
@@ -267,7 +259,7 @@ class Mapping:
 
     # Queries.
 
-    def _queries(self) -> dict[str, Query]:
+    def _wanted(self) -> dict[str, Query]:
         """Return the queries of the log, without those that name an absent table."""
         queries = {name: query for name in _REQUIRED if (query := getattr(self._file, name)) is not None}
         for name in self._tables.absent:
@@ -277,33 +269,10 @@ class Mapping:
             raise DataError(str(self._path), f"$.impressions.sql: expected tables with files, got none of {missing}")
         for table in ("items", "users"):
             key = _REQUIRED[table][0]
-            queries.setdefault(table, Query(sql=f"SELECT DISTINCT {key} FROM q_impressions"))
+            queries.setdefault(table, Query(sql=_shown(key)))
         return queries
 
-    def _run(self, name: str, query: Query) -> _Result:
-        """Make the table of a query and check the columns that it must have."""
-        distinct = "" if name == "impressions" else "DISTINCT "
-        try:
-            self._db.execute(f"CREATE TABLE q_{name} AS SELECT {distinct}* FROM ({query.sql}\n)")
-        except _ROW_ERRORS as error:
-            with duckdb_errors(self._path, f"$.{name}.sql"):
-                self._raise_at(f"SELECT * FROM ({query.sql}\n)", query.sql, error)
-        except duckdb.Error as error:
-            self._raise_odd_text(query.sql, error)
-            with duckdb_errors(self._path, f"$.{name}.sql"):
-                raise
-        types = {row[0]: str(row[1]) for row in fetch(self._db, f"DESCRIBE q_{name}")}
-        result = _Result(name, query.sql, types)
-        for column in _REQUIRED[name]:
-            if column not in types:
-                self._fail(name, f"expected a column `{column}`, got {', '.join(types)}", column)
-            if types[column] == '"NULL"':
-                self._fail(name, "expected a column with values, got NULL alone", column)
-        if name == "impressions" and not self._count(result.table):
-            raise DataError(str(self._path), "$.impressions.sql: expected rows, got none")
-        return result
-
-    def _with_value_columns(self, result: _Result) -> _Result:
+    def _with_value_columns(self, result: QueryResult) -> QueryResult:
         """Put a column of texts for each value in the place of lists, without unknown, empty and repeated values."""
         name, types, lists = result.name, dict[str, str](), []
         for column, type_ in result.types.items():
@@ -338,38 +307,18 @@ class Mapping:
                 types[one] = "VARCHAR"
                 chosen.append(f"{quoted(column)}[{place + 1}] AS {quoted(one)}")
         self._db.execute(f"CREATE OR REPLACE TABLE {result.table} AS SELECT {', '.join(chosen)} FROM {rows}")
-        return _Result(name, result.sql, types)
+        return QueryResult(name, result.sql, types)
 
-    def _raise_at(self, sql: str, names: str, error: duckdb.Error) -> NoReturn:
-        """Raise the error of a query, with its place in the files if a single row is to blame."""
-        text = " ".join(str(error).split())
-        if "CSV Error on Line" in text:
-            raise error
-        message = re.split(r" LINE \d+:", text)[0]
-        value = next(iter(re.findall(r"""['"](.*?)['"]""", message)), message)
-
-        def failure() -> str | None:
-            try:
-                fetch(self._db, f"SELECT count(COLUMNS(*)) FROM ({sql})")
-            except duckdb.Error:
-                return value
-            return None
-
-        place = self._tables.locate(names, failure)
-        if place is None:
-            raise error
-        raise DataError(place.file, message, row=place.row, column=place.column) from error
-
-    def _raise_odd_text(self, sql: str, error: duckdb.Error) -> None:
-        """Raise for a text among numbers, which may be why SQL of the right form fails."""
-        if isinstance(error, duckdb.BinderException) and (odd := self._tables.odd_text(sql)):
-            place, value = odd
-            message = f"expected a number, as in other rows, got {_short(value)}"
-            raise DataError(place.file, message, row=place.row, column=place.column) from error
+    def _holding(self, kind: str) -> list[QueryResult]:
+        """Return the results that together have all ids of a kind."""
+        holding = [one for one in self._results.values() if kind in one.types]
+        if any(one.sql == _shown(kind) for one in holding):  # which has those of the impressions
+            holding = [one for one in holding if one.name != "impressions"]
+        return holding
 
     # Checks.
 
-    def _checks(self, result: _Result) -> list[Check]:
+    def _checks(self, result: QueryResult) -> list[Check]:
         """Return the checks of all columns that the log takes from a query."""
         checks = [Check(name, f"q.{name} IS NULL", "a value") for name in _REQUIRED[result.name]]
         for kind in _ID_KINDS:
@@ -404,7 +353,7 @@ class Mapping:
                     checks.append(number_check(name, result.types[name], pa.bool_(), 0, 1))
         return checks
 
-    def _id_checks(self, result: _Result, kind: str) -> list[Check]:
+    def _id_checks(self, result: QueryResult, kind: str) -> list[Check]:
         type_ = result.types[kind]
         if type_ in WHOLE_NUMBERS:
             return []
@@ -416,7 +365,7 @@ class Mapping:
         wrong = f"NOT length(CAST(q.{kind} AS VARCHAR)) BETWEEN 1 AND {ID_TEXT_MAX}"
         return [Check(kind, wrong, f"an id of 1 to {ID_TEXT_MAX} characters")]
 
-    def _time_check(self, result: _Result, column: str, ends_ms: tuple[int, int], expected: str) -> Check:
+    def _time_check(self, result: QueryResult, column: str, ends_ms: tuple[int, int], expected: str) -> Check:
         type_, (low, high) = result.types[column], ends_ms
         if type_ == "DATE" or type_.startswith("TIMESTAMP"):
             wrong = f"NOT (isfinite(q.{column}) AND epoch_ms(CAST(q.{column} AS TIMESTAMPTZ)) BETWEEN {low} AND {high})"
@@ -426,7 +375,9 @@ class Mapping:
             if type_ == "VARCHAR":  # because of one row, perhaps
                 times = f"coalesce(TRY_CAST(q.{column} AS DOUBLE), epoch(TRY_CAST(q.{column} AS TIMESTAMP)))"
                 if fetch(self._db, f"SELECT 1 FROM {result.table} AS q WHERE {times} IS NOT NULL LIMIT 1"):
-                    self._check(result, [Check(column, f"q.{column} IS NOT NULL AND {times} IS NULL", "a number or a time")])
+                    self._queries.check(
+                        result, [Check(column, f"q.{column} IS NOT NULL AND {times} IS NULL", "a number or a time")]
+                    )
             self._fail(result.name, f"expected a number or a time, got {type_}; {hint}", column)
         if self._file.time_unit is None:
             raise DataError(str(self._path), "$.time_unit: expected `s`, `ms`, `us` or `ns`, because times are numbers")
@@ -443,7 +394,7 @@ class Mapping:
                 try:
                     described = fetch(self._db, f"DESCRIBE SELECT ({condition}\n) FROM ({rows})")
                 except duckdb.BinderException as error:
-                    self._raise_odd_text(f"{result.sql} {condition}", error)
+                    self._queries.raise_odd_text(f"{result.sql} {condition}", error)
                     raise
                 self._label_types[name] = str(described[0][1])
         checks = [
@@ -457,57 +408,25 @@ class Mapping:
             with duckdb_errors(self._path, f"$.labels.{name}"):
                 try:
                     wrong = fetch(self._db, f"SELECT * FROM ({values.format(rows)}) AS q WHERE {checks[number].wrong} LIMIT 1")
-                except _ROW_ERRORS as error:
-                    self._raise_at(values.format(again), result.sql, error)
+                except ROW_ERRORS as error:
+                    self._queries.raise_at(values.format(again), result.sql, error)
                 for (value,) in wrong:
-                    self._raise_value(f"$.labels.{name}", checks[number], values.format(again), _short(value), result.sql)
+                    self._queries.raise_value(
+                        f"$.labels.{name}", checks[number], values.format(again), short(value), result.sql
+                    )
 
         values = ", ".join(f"({condition}\n) AS {quoted(name)}" for name, condition in labels.items())
         try:
             found = fetch(self._db, f"SELECT {counts(checks)} FROM (SELECT {values} FROM ({rows})) AS q")[0]
-        except _ROW_ERRORS:
+        except ROW_ERRORS:
             found = (1,) * len(labels)
         for number, count in enumerate(found):
             if count:
                 find(number)
 
-    def _check(self, result: _Result, checks: Sequence[Check]) -> None:
-        """Raise for the first check that fails, at the row of a file."""
-        where = f"$.{result.name}.sql"
-        with duckdb_errors(self._path, where):
-            for check, number in zip(
-                checks, fetch(self._db, f"SELECT {counts(checks)} FROM {result.table} AS q")[0], strict=True
-            ):
-                if number:
-                    column = quoted(check.column)
-                    wrong = fetch(self._db, f"SELECT {column} FROM {result.table} AS q WHERE {check.wrong} LIMIT 1")
-                    self._raise_value(where, check, result.sql, _short(wrong[0][0]), result.sql)
-
-    def _raise_value(self, where: str, check: Check, sql: str, got: str, names: str) -> NoReturn:
-        """Raise for a value that a check finds in a query; `names` has the names of the tables that it reads."""
-        wanted = f"SELECT CAST(q.{quoted(check.column)} AS VARCHAR) FROM ({sql}\n) AS q WHERE {check.wrong} LIMIT 1"
-
-        def failure() -> str | None:
-            found = fetch(self._db, wanted)
-            return None if not found else _NULL if found[0][0] is None else str(found[0][0])
-
-        message = f"expected {check.expected}, got {got}"
-        place = self._tables.locate(names, failure) if "q_impressions" not in sql else None
-        if place is None:
-            raise DataError(str(self._path), f"{where}: {message}", column=check.column)
-        raise DataError(place.file, message, row=place.row, column=place.column or check.column)
-
-    def _check_unique(self, result: _Result, column: str) -> None:
-        twice = f"SELECT {column} FROM {result.table} GROUP BY {column} HAVING count(*) > 1 ORDER BY {column} LIMIT 1"
-        if found := fetch(self._db, twice):
-            value = found[0][0]
-            check = Check(column, f"q.{column} = {text_literal(str(value))}", f"one row for each {column}")
-            several = f"several that differ for {_short(value)}"
-            self._raise_value(f"$.{result.name}.sql", check, result.sql, several, result.sql)
-
     # SQL of the log's columns.
 
-    def _impression_columns(self, result: _Result, schema: pa.Schema) -> dict[str, str]:
+    def _impression_columns(self, result: QueryResult, schema: pa.Schema) -> dict[str, str]:
         """Return the SQL of each column that there is."""
         columns = {"impression_ms": self._time(result, "time")}
         columns |= {name: f"q.{quoted('#' + name)}" for name in self._file.labels}
@@ -521,8 +440,10 @@ class Mapping:
         return columns
 
     def _is_kept(self, name: str, type_: str) -> bool:
-        """Return whether a column of the impressions is in the log as it is."""
+        """Return whether a column of the impressions is in the log as it is, or as a label that is 1 or true where it is."""
         whole = type_ in WHOLE_NUMBERS
+        if (whole or type_ == "BOOLEAN") and any(condition.strip() == name for condition in self._file.labels.values()):
+            return True
         if name == "time":
             return whole and self._file.time_unit == "ms"
         return name in _ID_KINDS or (whole and name in IMPRESSIONS.names and name not in LABELS)
@@ -541,10 +462,10 @@ class Mapping:
             return f"SELECT * FROM {source}"
         return f"SELECT i.*, d.duration_ms FROM {source} AS i LEFT JOIN q_items AS d ON i.item_id = d.item_id"
 
-    def _whole(self, result: _Result, column: str) -> str:
+    def _whole(self, result: QueryResult, column: str) -> str:
         return f"CAST(round(q.{column}) AS BIGINT)" if is_float(result.types[column]) else f"CAST(q.{column} AS BIGINT)"
 
-    def _time(self, result: _Result, column: str) -> str:
+    def _time(self, result: QueryResult, column: str) -> str:
         """Return SQL for a time in milliseconds since the epoch."""
         type_ = result.types[column]
         if type_ == "DATE" or type_.startswith("TIMESTAMP"):
@@ -586,13 +507,18 @@ class Mapping:
         """Return the columns of a source as a table of `schema`, with nulls where there is none."""
         chosen = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in columns.items())
         with duckdb_errors(self._path, "$"):
-            return _as(self._db.sql(f"SELECT {chosen} FROM {source}").to_arrow_table(), schema)
+            return as_table(self._db.sql(f"SELECT {chosen} FROM {source}").to_arrow_table(), schema)
 
     def _count(self, table: str) -> int:
         return int(fetch(self._db, f"SELECT count(*) FROM {table}")[0][0])
 
     def _fail(self, name: str, message: str, column: str) -> NoReturn:
-        raise DataError(str(self._path), f"$.{name}.sql: {message}", column=column)
+        raise query_error(self._path, name, message, column)
+
+
+def _shown(key: str) -> str:
+    """Return the query for items or users that stands in for one that a data file does not have."""
+    return f"SELECT DISTINCT {key} FROM q_impressions"
 
 
 def _is_category(type_: str) -> bool:
@@ -608,16 +534,3 @@ def _element(type_: str) -> str:
 def _kind(name: str, column: str) -> str:
     """Return the kind of the dictionary of an attribute of items or users."""
     return f"{name}.{category_of(column)}"
-
-
-def _short(value: object) -> str:
-    return "nothing" if value is None else f"`{str(value)[:40]}`" if isinstance(value, str) else str(value)[:60]
-
-
-def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table as one of `schema`, with nulls in the columns that it does not have."""
-    arrays = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)

@@ -32,6 +32,7 @@ __all__ = [
     "DataError",
     "ImpressionLog",
     "LogDigest",
+    "as_table",
     "impressions_schema",
     "labels_of",
     "scores_of",
@@ -206,6 +207,15 @@ def impressions_schema(labels: Sequence[str], scores: Sequence[str] = ()) -> pa.
     return pa.schema([*IMPRESSIONS, *own, *(pa.field(name, pa.float32()) for name in scores)])
 
 
+def as_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table as one of `schema`, with nulls in the columns that it does not have."""
+    arrays = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 def labels_of(schema: pa.Schema) -> tuple[str, ...]:
     """Return the names of all labels in a schema of impressions: `LABELS`, then the log's own."""
     return (*LABELS, *(one.name for one in _own(schema) if pa.types.is_boolean(one.type)))
@@ -223,8 +233,9 @@ def _own(schema: pa.Schema) -> list[pa.Field]:
 class LogDigest:
     """SHA-256 of a log whose impressions come table by table."""
 
-    def __init__(self) -> None:
-        self._h = hashlib.sha256()
+    def __init__(self, schema: pa.Schema | None = None) -> None:
+        """`schema` is that of the impressions, if their tables lack the columns that are null everywhere."""
+        self._h, self._schema = hashlib.sha256(), schema
         self._rest: pa.Table | None = None
 
     def update(self, impressions: pa.Table) -> None:
@@ -232,21 +243,24 @@ class LogDigest:
         rows = impressions if self._rest is None else pa.concat_tables([self._rest, impressions])
         whole = len(rows) - len(rows) % _BLOCK
         for start in range(0, whole, _BLOCK):
-            self._table("impressions", rows.slice(start, _BLOCK))
+            self._table("impressions", rows.slice(start, _BLOCK), self._schema)
         self._rest = rows.slice(whole)
 
     def finish(self, others: Mapping[str, pa.Table]) -> str:
         """Add the other tables of a log, and return the digest in hex."""
         if self._rest is not None:
-            self._table("impressions", self._rest)
+            self._table("impressions", self._rest, self._schema)
         for name in ImpressionLog.TABLES[1:]:
             self._table(name, others[name])
         return self._h.hexdigest()
 
-    def _table(self, name: str, table: pa.Table) -> None:
-        for column in table.schema.names:
-            self._h.update(f"{name}.{column}".encode())
-            self._column(table[column])
+    def _table(self, name: str, table: pa.Table, schema: pa.Schema | None = None) -> None:
+        for column in schema or table.schema:
+            self._h.update(f"{name}.{column.name}".encode())
+            if column.name in table.column_names:
+                self._column(table[column.name])
+            else:
+                self._h.update(f"{column.type} {len(table)} {len(table)}".encode())
 
     def _column(self, column: pa.ChunkedArray) -> None:
         h = self._h
@@ -262,4 +276,5 @@ class LogDigest:
             h.update(pc.binary_length(column).to_numpy().tobytes())
             h.update("".join(column.to_pylist()).encode())
         else:
-            h.update(pc.fill_null(column, pa.scalar(0).cast(column.type)).to_numpy().tobytes())
+            known = pc.fill_null(column, pa.scalar(0).cast(column.type)) if column.null_count else column
+            h.update(np.ascontiguousarray(known.to_numpy()).data)

@@ -36,6 +36,9 @@ _MESSAGE_LENGTH = 400
 _HEADER_BYTES = 1 << 20
 _SAMPLE_ROWS = 100_000
 """Rows by which DuckDB finds out the types of CSV."""
+_FORM_ROWS = 2048
+"""Rows by which it finds out whether lines end in `\\r\\n`, and the like, where types are known."""
+_PLAIN = frozenset({"BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR"})
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ class SourceTables:
         for name, files in self.files.items():
             if files:
                 with duckdb_errors(self._path, f"$.tables.{name}"):
-                    view = f"CREATE VIEW {quoted(name)} AS SELECT * FROM {self._source(name, files)}"
                     try:
-                        self._db.execute(view)
+                        self._view(name, self._source(name, files))
                     except duckdb.InvalidInputException:
                         self._scan(name)
                         raise
+                    self._keep_types(name)
 
     def locate(self, sql: str, failure: Callable[[], str | None]) -> Place | None:
         """Return the place in the files that makes a query fail; None if no single row does.
@@ -117,6 +120,21 @@ class SourceTables:
         return None
 
     # Files.
+
+    def _view(self, name: str, source: str) -> None:
+        self._db.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS SELECT * FROM {source}")
+
+    def _keep_types(self, name: str) -> None:
+        """Let queries not find out again the types of one file of CSV, which takes longer than to read a small file.
+
+        Dates and times are left out: what is found out of them is their format, too.
+        """
+        if len(self.files[name]) > 1 or self._kind(name) != "csv":
+            return
+        (file,) = self.files[name]
+        found = {row[0]: str(row[1]) for row in fetch(self._db, f"DESCRIBE {quoted(name)}")}
+        if list(found) == self._header(name, file) and set(found.values()) <= _PLAIN:
+            self._view(name, self._source(name, [file], found))
 
     def _found(self, table: TableFiles) -> list[str]:
         found: list[str] = []
@@ -280,13 +298,14 @@ def _delimiter(table: TableFiles, file: str) -> str:
 
 
 def _csv_options(table: TableFiles, file: str, types: dict[str, str] | None) -> str:
+    sample = _SAMPLE_ROWS if types is None else _FORM_ROWS
     if types is None:
         types = table.types
     listed = ", ".join(f"{text_literal(name)}: {text_literal(kind)}" for name, kind in types.items())
     return ", ".join(
         (
             _csv_dialect(table, file),
-            f"auto_detect = true, sample_size = {_SAMPLE_ROWS}, union_by_name = true, hive_partitioning = true",
+            f"auto_detect = true, sample_size = {sample}, union_by_name = true, hive_partitioning = true",
             *((f"names = [{_texts(table.columns)}]",) if table.columns else ()),
             *((f"types = {{{listed}}}",) if types else ()),
         )

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketrank.cloud.files import sync_folder, write_atomically
+from pocketrank.cloud.files import replace_folder, write_atomically
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -147,10 +147,7 @@ def write_artifact(
         except msgspec.ValidationError as error:
             raise ArtifactError(f"Expected letters, digits and `_` in names, got: {error}") from error
         write_atomically(work / _MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-        work.rename(folder / name)
-        sync_folder(folder)
+        replace_folder(work, folder / name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

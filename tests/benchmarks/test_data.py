@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.data.__main__ import main
@@ -19,9 +20,20 @@ def test_import_and_peers_are_measured(tmp_path: Path, capsys: pytest.CaptureFix
         assert 20 < figures[subject]["peak_mib"] < 2000
     faster = min(figures["polars"]["seconds"], figures["duckdb"]["seconds"])
     assert figures["import"]["ratio_to_faster_peer"] == pytest.approx(figures["import"]["seconds"] / faster)
+    sorted_seconds = figures["duckdb_sorted"]["seconds"]
+    assert figures["import"]["ratio_to_duckdb_sorted"] == pytest.approx(figures["import"]["seconds"] / sorted_seconds)
     assert figures["csv_mib"] > 0.05
     assert "import" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["data.json"]
+
+
+def test_the_sorted_peer_writes_what_is_imported(tmp_path: Path) -> None:
+    write_log(tmp_path, 3000, 0)
+    assert SUBJECTS["duckdb_sorted"](tmp_path)() == 3000
+    log = load_mapped(tmp_path / DATA_FILE)
+    rows = pq.read_table(tmp_path / "sorted.parquet")
+    assert rows["shown_at"].to_pylist() == log.impressions["impression_ms"].to_pylist()
+    assert rows["watch_ms"].to_pylist() == log.impressions["watch_ms"].to_pylist()
 
 
 def test_the_synthetic_log_is_one(tmp_path: Path) -> None:

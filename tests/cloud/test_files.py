@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketrank.cloud.files import replacing, write_atomically
+from pocketrank.cloud.files import replace_folder, replacing, write_atomically
 
 
 def test_a_file_is_replaced_whole_with_its_permissions(tmp_path: Path) -> None:
@@ -28,6 +28,18 @@ def test_what_cannot_be_replaced_stays_and_nothing_is_left(tmp_path: Path) -> No
     with pytest.raises(OSError, match="directory"):
         write_atomically(tmp_path / "f", b"new")
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_folder_is_replaced_with_all_that_is_in_it(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        (tmp_path / "part" / "inside").mkdir(parents=True)
+        (tmp_path / "part" / "inside" / content).write_text(content)
+        replace_folder(tmp_path / "part", tmp_path / "folder")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "folder",
+        "folder/inside",
+        "folder/inside/new",
+    ]
 
 
 def write_and_fail(path: Path) -> None:

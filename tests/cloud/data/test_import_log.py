@@ -219,6 +219,23 @@ def test_an_import_is_repeated_only_after_a_change(shop: Path, tmp_path: Path) -
     assert import_log(shop, tmp_path / "log").name == "store"
 
 
+def test_the_tables_of_large_files_are_on_disk(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load_mapped(shop)
+    monkeypatch.setattr("pocketrank.cloud.data.import_log._IN_MEMORY", 0)
+    made: list[list[str]] = []
+
+    def look(share: float) -> None:
+        made.append([file.name for file in tmp_path.glob(".pocketrank-*/*")])
+
+    log = import_log(shop, tmp_path / "log", progress=look)
+    assert "tables.db" in made[0]
+    assert log.digest() == small.digest()
+    assert not list(tmp_path.glob(".pocketrank-*"))
+    (tmp_path / "people.csv").write_text("person,country,grade,member,orders\nbob,US,3,true,0\nann,,2,false\n")
+    with pytest.raises(DataError, match=r"people\.csv, row 2"):
+        import_log(shop, tmp_path / "log")
+
+
 def test_what_a_killed_import_left_is_removed(shop: Path, tmp_path: Path) -> None:
     (tmp_path / "log.0123.part" / "impressions").mkdir(parents=True)
     import_log(shop, tmp_path / "log")
@@ -248,6 +265,19 @@ def test_many_rows_with_equal_keys_are_sorted_and_counted_once(tmp_path: Path) -
     log = load_mapped(file)
     assert log.impressions["item_id"].to_pylist() == [1] * 7 + [2]
     assert sorted(log.impressions["watch_ms"].to_pylist()[:7]) == list(range(7))
+
+
+def test_rows_that_differ_in_a_label_alone_both_count(tmp_path: Path) -> None:
+    shown = {"user_id": [1] * 6, "item_id": [1] * 6, "time": [NOON] * 6, "liked": [0, 1, None, 0, 1, None], "note": ["a"] * 6}
+    pq.write_table(pa.table(shown), tmp_path / "a.parquet")
+    file = tmp_path / "a.toml"
+    file.write_text(
+        'name = "a"\ntime_zone = "UTC"\ntime_unit = "ms"\n[tables]\na = "a.parquet"\n[impressions]\nsql = "SELECT * FROM a"\n'
+        '[labels]\nlike = "liked"\n[tasks]\nlike = 1.0\n'
+    )
+    assert sorted(load_mapped(file).impressions["like"].to_pylist(), key=str) == [False, None, True]
+    pq.write_table(pa.table(shown | {"note": list("abcdef")}), tmp_path / "a.parquet")
+    assert len(load_mapped(file).impressions) == 6
 
 
 @pytest.mark.parametrize(

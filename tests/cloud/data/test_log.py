@@ -1,5 +1,7 @@
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pocketrank.cloud.data.log import LogWriter, StoredLog, open_log, save_log
-from pocketrank.cloud.data.schema import IDS, DataError, ImpressionLog
+from pocketrank.cloud.data.schema import IDS, IMPRESSIONS, DataError, ImpressionLog
 from tests.cloud.data.folders import NOON
 from tests.cloud.data.logs import small_log
 
@@ -51,6 +53,60 @@ def test_a_log_that_is_written_in_pieces_is_the_same(tmp_path: Path) -> None:
         stored = out.finish(whole.items, whole.users, history=whole.history)
     assert stored.load() == whole
     assert stored.digest() == whole.digest()
+
+
+def test_columns_without_values_are_in_no_file(tmp_path: Path) -> None:
+    stored = save_log(with_own(), tmp_path / "log")
+    (file,) = (tmp_path / "log" / "impressions").iterdir()
+    assert set(IMPRESSIONS.names) - set(pq.read_schema(file).names) >= {"session_id", "ended", "like", "muted"}
+    assert set(pq.read_schema(file).names) >= {"click", "volume", "purchase", "pxtr_like"}
+    assert stored.schema == with_own().impressions.schema
+    (part,) = stored.parts(columns=("ended", "click", "session_id"))
+    assert part == with_own().impressions.select(["ended", "click", "session_id"])
+    (part,) = stored.parts(columns=("session_id",))
+    assert part == with_own().impressions.select(["session_id"])
+
+
+def test_a_value_in_an_absent_column_is_refused(tmp_path: Path) -> None:
+    about = {"name": "small", "simulated": False, "time_zone": "UTC", "tasks": {"like": 1.0}}
+    with LogWriter(tmp_path / "log", **about, absent=["click"]) as out, pytest.raises(DataError, match="column `click`"):
+        out.write(log().impressions)
+
+
+def test_a_log_of_format_3_is_still_read(tmp_path: Path) -> None:
+    """Its files have all columns, and other encodings."""
+    stored = save_log(with_own(), tmp_path / "log")
+    (file,) = (tmp_path / "log" / "impressions").iterdir()
+    pq.write_table(with_own().impressions, file, write_page_checksum=True)
+    record = tmp_path / "log" / "log.json"
+    record.write_bytes(msgspec.json.encode(msgspec.json.decode(record.read_bytes()) | {"format": 3}))
+    opened = open_log(tmp_path / "log")
+    assert opened.load() == with_own()
+    assert opened.digest() == stored.digest()
+
+
+def test_an_error_of_the_thread_that_writes_is_raised(tmp_path: Path) -> None:
+    with writer(tmp_path / "log", log()) as out:
+        (part,) = tmp_path.iterdir()
+        (part / "impressions").rmdir()
+        out.write(log().impressions)
+        with pytest.raises(FileNotFoundError):
+            out.finish(log().items, log().users)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("zone", "step_ms"), [("Asia/Kathmandu", 1), ("America/St_Johns", 977), ("Australia/Lord_Howe", 61_001)]
+)
+def test_days_begin_at_midnight_of_the_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str, step_ms: int) -> None:
+    """Which is at a quarter of an hour in UTC, and an hour or half an hour earlier in summer."""
+    midnight = datetime(2023, 10, 1, tzinfo=ZoneInfo(zone))
+    times = [int(midnight.timestamp() * 1000) + step_ms * i for i in range(-500, 500)]
+    monkeypatch.setattr("pocketrank.cloud.data.log._PART_ROWS", 300)
+    stored = save_log(small_log(times, time_zone=zone), tmp_path / "log")
+    assert stored.record.files == ("2023-09-30.parquet", "2023-10-01.parquet")
+    first = pq.read_table(tmp_path / "log" / "impressions" / stored.record.files[1])["impression_ms"][0].as_py()
+    assert first == int(midnight.timestamp() * 1000)
 
 
 def test_each_file_holds_whole_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +173,7 @@ def test_a_flipped_byte_of_data_is_found(tmp_path: Path) -> None:
     file = tmp_path / "log" / "impressions" / stored.record.files[0]
     content = bytearray(file.read_bytes())
     column = pq.ParquetFile(file).metadata.row_group(0).column(2)
-    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    content[column.data_page_offset + column.total_compressed_size - 1] ^= 1  # after the header of its page
     file.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"\.parquet: expected a Parquet file"):
         open_log(tmp_path / "log").load()
@@ -127,7 +183,7 @@ def test_a_flipped_byte_of_data_is_found(tmp_path: Path) -> None:
     ("record", "message"),
     [
         (b"{", "expected the record of a log"),
-        (b'{"format": 3, "name": 5}', "Expected `str`, got `int`"),
+        (b'{"format": 4, "name": 5}', "Expected `str`, got `int`"),
         (b"", "expected the record of a log"),
     ],
 )
@@ -146,7 +202,7 @@ def test_a_log_of_another_format_or_length_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected 999 impressions"):
         open_log(tmp_path / "log")
     path.write_bytes(msgspec.json.encode(record | {"format": 2}))
-    with pytest.raises(DataError, match="expected a log of format 3, got 2; import it again"):
+    with pytest.raises(DataError, match="expected a log of format 4, got 2; import it again"):
         open_log(tmp_path / "log")
     path.unlink()
     with pytest.raises(DataError, match="`pocketrank data import` makes a log"):
