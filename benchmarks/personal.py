@@ -40,7 +40,8 @@ from sklearn.linear_model import SGDClassifier
 from benchmarks.command import command_parser, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
 from pocketrank.cloud.data.days import day_of, days
-from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.training.metrics import auc, gauc, log_loss, ndcg
 from pocketrank.cloud.training.run import Run

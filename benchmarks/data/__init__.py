@@ -6,4 +6,6 @@ resident memory is measured; the files are in the cache of the operating system.
 once, gives texts their codes, and writes files of days; the peers put all columns into memory and do nothing else.
 `duckdb_sorted` reads, sorts and writes one Parquet file in one query of DuckDB: what is left of an import without its checks,
 codes, days and digest.
+`train` is one pass of the full ranker over the log that `import` wrote; `python -m benchmarks.data.subject train FOLDER` makes
+it again over the log in `FOLDER/log`.
 """

@@ -30,7 +30,8 @@ def _train(folder: Path) -> Callable[[], int]:
     import torch
 
     from pocketrank.cloud.data.log import open_log
-    from pocketrank.cloud.data.samples import SampleConfig, SampleStream
+    from pocketrank.cloud.data.sample_stream import SampleStream
+    from pocketrank.cloud.data.samples import SampleConfig
     from pocketrank.cloud.training.passes import Passes
     from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
 
@@ -39,7 +40,7 @@ def _train(folder: Path) -> Callable[[], int]:
     def train() -> int:
         log = open_log(folder / "log")
         stream = SampleStream(log, SampleConfig(tasks=tuple(log.tasks)))
-        begin = partial(RankerTraining, config=RankerTrainingConfig(), learn_until=stream.days, seed=0, rows=stream.rows)
+        begin = partial(RankerTraining, config=RankerTrainingConfig(), learn_until=stream.facts.days, seed=0, rows=stream.rows)
         Passes(stream).train_ranker(begin, folder / "pxtr")
         return stream.rows
 

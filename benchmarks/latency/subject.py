@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.latency.arithmetic import onnx_flop, torch_flop
-from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig
 from pocketrank.cloud.models.presets import PRESETS, UpperConfig
 from pocketrank.cloud.models.reranker import Normalise, UpperHalf
 from pocketrank.cloud.training.device_model import DeviceModelConfig, device_spec

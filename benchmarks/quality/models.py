@@ -26,7 +26,8 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.quality.hand_features import TreeConfig, Trees, hand_features
 from pocketrank.cloud.data.days import day_of, days
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.files import replacing
 from pocketrank.cloud.models.peers.dlcm import Dlcm

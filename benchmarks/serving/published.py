@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from benchmarks.serving.whole import WHOLE_ROWS, save_whole, sides_of
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
 from pocketrank.cloud.published.published import Published
@@ -118,9 +119,7 @@ def _point_at_the_past(lower: LowerHalf, width: int) -> None:
             layer.weight[:width, :width] += torch.eye(width)
 
 
-def _enlarged(
-    small: dict[str, NDArray[Any]], whole: NDArray[np.float32], size: WorldSize, folder: Path
-) -> dict[str, Any]:
+def _enlarged(small: dict[str, NDArray[Any]], whole: NDArray[np.float32], size: WorldSize, folder: Path) -> dict[str, Any]:
     """Tables of `size` by name, from those of the small world and the `whole` rows [I, E] of its items; row 0 of each stays.
     Writes the whole rows into `folder`.
     """

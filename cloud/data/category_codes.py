@@ -21,10 +21,9 @@ from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pocketrank.cloud.data.log import Log, open_log
-from pocketrank.cloud.data.schema import IDS, DataError
+from pocketrank.cloud.data.schema import CATEGORIES, IDS, DataError, ids_of
 from pocketrank.cloud.files import write_atomically
 
 __all__ = ["NO_CODES", "CategoryCodes", "codes_of", "codes_of_log", "save_codes"]
@@ -43,7 +42,7 @@ class CategoryCodes(NamedTuple):
 
     def after(self, ids: pa.Table) -> str:
         """Return the name of the codes of items in dictionaries that continue these."""
-        new, old = (set(table["kind"].unique().to_pylist()) for table in (_categories(ids), self.ids))
+        new, old = (set(table["kind"].unique().to_pylist()) for table in (ids_of(ids, (CATEGORIES,)), self.ids))
         # Without a dictionary, whole numbers are codes of `category` themselves; with one they are not.
         continued = "category" in old or "category" not in new
         return self.numbering if self.numbering and continued else _numbering(ids)
@@ -60,7 +59,8 @@ NO_CODES = CategoryCodes(IDS.empty_table(), "")
 
 def codes_of_log(log: Log) -> CategoryCodes:
     """Return the dictionaries of a log. Raises `DataError`."""
-    return CategoryCodes(_categories(log.ids), log.numbering or _numbering(log.ids))
+    ids = log.ids_of((CATEGORIES,))
+    return CategoryCodes(ids, log.numbering or _numbering(ids))
 
 
 def codes_of(folder: Path) -> CategoryCodes:
@@ -90,19 +90,13 @@ def save_codes(codes: CategoryCodes, published: Path) -> None:
 
 def _numbering(ids: pa.Table) -> str:
     """Return the name of the codes of items that begin with these dictionaries: 16 hexadecimal digits of a SHA-256."""
-    items = sorted(row for row in _rows(_categories(ids)) if not row[0].startswith("users."))
+    items = sorted(row for row in _rows(ids_of(ids, (CATEGORIES,))) if not row[0].startswith("users."))
     return hashlib.sha256(msgspec.json.encode(items)).hexdigest()[:_DIGITS] if items else ""
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
     numbering: str
     codes: dict[str, dict[str, int]]
-
-
-def _categories(ids: pa.Table) -> pa.Table:
-    """Return the dictionaries of categories among those of ids."""
-    of_items_and_users = pc.match_substring(ids["kind"], ".")
-    return ids.filter(pc.or_(pc.equal(ids["kind"], "category"), of_items_and_users))
 
 
 def _rows(ids: pa.Table) -> set[tuple[str, int, str]]:

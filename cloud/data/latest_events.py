@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,9 @@ __all__ = ["LatestEvents", "PastEvents"]
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
+
+
+_INTS = {"ms": np.int64, "session": np.int64, "item": np.int32, "position": np.int32, "day": np.int32}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,14 @@ class PastEvents:
 
 
 class LatestEvents:
-    """Ring of the last `length` events of each user. Users without events take no memory, because it was never written to."""
+    """Ring of the last `length` events of each user.
+
+    The events of a user are side by side, and many of them are in a temporary file: only the pages of a window's users are in
+    memory then.
+    """
+
+    IN_MEMORY: ClassVar[int] = 1 << 27
+    """Bytes up to which they are in memory."""
 
     def __init__(self, users: int, length: int, *, feedback: int, history: int, tasks: int, statistics: int = 0) -> None:
         """`users` counts the unknown one; `feedback`, `history`, `tasks` and `statistics` are widths."""
@@ -42,19 +54,27 @@ class LatestEvents:
         """[U + 1] number of events of each user so far"""
         self.until_ms = np.zeros(users, np.int64)
         """[U + 1] time of each user's last event; 0 where it is from before the log, or where there is none"""
-        self._int = {name: np.zeros((users, length), np.int32) for name in ("item", "position", "day")}
-        self._int |= {name: np.zeros((users, length), np.int64) for name in ("ms", "session")}
         widths = {"feedback": feedback, "history": history, "labels": tasks, "pxtr": tasks, "statistics": statistics}
-        self._float = {name: np.zeros((users, length, width), np.float32) for name, width in widths.items()}
+        kind = np.dtype([*_INTS.items(), *((name, np.float32, (width,)) for name, width in widths.items())], align=True)
+        self._names = (*_INTS, *widths)
+        self._map: mmap.mmap | None = None
+        if (size := users * length * kind.itemsize) > self.IN_MEMORY:
+            with TemporaryFile(prefix="pocketrank-") as file:
+                file.truncate(size)
+                self._map = mmap.mmap(file.fileno(), size)
+        self._events = np.zeros((users, length), kind) if self._map is None else np.ndarray((users, length), kind, self._map)
 
     def add(self, events: PastEvents) -> None:
         """Add the next events of users."""
-        np.maximum.at(self.count, events.user, events.place + 1)
-        np.maximum.at(self.until_ms, events.user, events.ms)
+        (last,) = np.nonzero(np.diff(events.user, append=-1))
+        self.count[events.user[last]] = events.place[last] + 1
+        self.until_ms[events.user[last]] = events.ms[last]
         kept = events.place >= self.count[events.user] - self.length
         at = events.user[kept], events.place[kept] % self.length
-        for name, table in (self._int | self._float).items():
-            table[at] = getattr(events, name)[kept]
+        for name in self._names:
+            self._events[name][at] = getattr(events, name)[kept]
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)  # the file keeps them
 
     def take(self, users: Int) -> PastEvents:
         """Return the events that are kept of `users`, which are ascending."""
@@ -63,8 +83,10 @@ class LatestEvents:
         first = np.repeat(self.count[users] - held - (np.cumsum(held) - held), held)
         place = first + np.arange(len(user))
         at = user, place % self.length
-        columns: dict[str, Any] = {name: table[at].astype(np.int64) for name, table in self._int.items()}
-        columns |= {name: table[at] for name, table in self._float.items()}
+        events = self._events[at]
+        columns: dict[str, Any] = {
+            name: np.ascontiguousarray(events[name], np.int64 if name in _INTS else None) for name in self._names
+        }
         return PastEvents(user=user, place=place, **columns)
 
     def history(self, length: int) -> tuple[NDArray[np.int32], Float, Int]:
@@ -74,4 +96,5 @@ class LatestEvents:
         place = self.count[:, None] - length + np.arange(length)
         at = np.arange(len(self.count))[:, None], place % self.length
         known = place >= 0
-        return self._int["item"][at] * known, self._float["history"][at] * known[..., None], self._int["ms"][at] * known
+        ms = self._events["ms"][at] * known
+        return self._events["item"][at] * known, self._events["history"][at] * known[..., None], ms

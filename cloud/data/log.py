@@ -44,6 +44,7 @@ from pocketrank.cloud.data.schema import (
     ImpressionLog,
     LogDigest,
     as_table,
+    ids_of,
     impressions_schema,
     labels_of,
     scores_of,
@@ -210,13 +211,19 @@ class StoredLog:
                     continue
                 if range_ms.min > until_ms:
                     return
-                try:
-                    part = file.read_row_group(group, present, use_threads=False)
-                except (OSError, pa.ArrowException) as error:
-                    raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
+                part = _group(file, group, path, present)
                 if self.until_ms is not None and range_ms.max >= self.until_ms:
                     part = part.filter(pc.less(part["impression_ms"], self.until_ms))
                 yield as_table(part, schema)
+
+    def ids_of(self, kinds: Sequence[str]) -> pa.Table:
+        """Return the `ids` of these kinds, without those of others, such as sessions, in memory. Raises `DataError`."""
+        path, parts = self.folder / "ids.parquet", [IDS.empty_table()]
+        file = _opened(path)
+        for group in range(file.num_row_groups):
+            part = _group(file, group, path)
+            parts.append(ids_of(part, kinds))
+        return pa.concat_tables(parts)
 
     def digest(self) -> str:
         """Return the digest that was taken when the log was written, or that of what is left of it."""
@@ -524,5 +531,12 @@ def _opened(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise DataError(str(path), "expected a table of a saved log, got no such file") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error
+
+
+def _group(file: pq.ParquetFile, group: int, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        return file.read_row_group(group, columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise DataError(str(path), f"expected a Parquet file, got one that cannot be read: {error}") from error

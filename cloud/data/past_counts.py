@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.features import Statistics
 from pocketrank.cloud.time_zones import DAY_MS, day_start_ms, local_ms
 
 __all__ = ["PastCounts"]
@@ -22,25 +22,27 @@ class PastCounts:
     Its memory is that of a span's events and of the items of so many days, and does not grow with the log.
     """
 
-    def __init__(self, codes: Mapping[str, NDArray[np.integer[Any]]], width: int, days_max: int, time_zone: str) -> None:
-        """Events are counted by the `codes` [I + 1] of their items; `width` is that of what is counted."""
-        self._codes, self._days_max, self._time_zone = codes, days_max, time_zone
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics, self._days_max, self._time_zone = statistics, statistics.config.days_max, statistics.time_zone
         self._item, self._ms = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self._values = np.zeros((0, width))
+        self._values = np.zeros((0, statistics.width))
         self._times = self._ms
         self._index: dict[str, tuple[Int, Counts]] = {}
 
-    def enter(self, item: Int, ms: Int, values: NDArray[np.floating[Any]]) -> None:
-        """Go on to the events of the next span [E], [E] and [E, width], of which at least one day is later than all before."""
+    def enter(self, item: Int, ms: Int, feedback: NDArray[np.float32]) -> None:
+        """Go on to the events of the next span [E], whose days are later than all before, with feedback [E, F]."""
         self._forget_before(int(local_ms(ms.min(keepdims=True), self._time_zone)[0] // DAY_MS) - self._days_max + 1)
         self._item, self._ms = np.append(self._item, item), np.append(self._ms, ms)
-        self._values = np.concatenate([self._values, values])
+        self._values = np.concatenate([self._values, self._statistics.values(feedback)])
         self._times = np.unique(self._ms)
         rank = np.searchsorted(self._times, self._ms)
-        for key, codes in self._codes.items():
-            place = self._place(codes[self._item].astype(np.int64), rank)
+        for key in self._statistics.config.shared:
+            place = self._place(self._statistics.codes[key][self._item].astype(np.int64), rank)
             order = np.argsort(place, kind="stable")
-            self._index[key] = place[order], np.concatenate([np.zeros((1, values.shape[1])), self._values[order].cumsum(0)])
+            self._index[key] = (
+                place[order],
+                np.concatenate([np.zeros((1, self._statistics.width)), self._values[order].cumsum(0)]),
+            )
 
     def between(self, key: str, code: NDArray[np.integer[Any]], since: Int, until: Int) -> Counts:
         """Return the counts [*b, width] of the events with each `code` [*b] from `since` [*b] up to, not at, `until` [*b].

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 __all__ = [
+    "CATEGORIES",
     "HISTORY",
     "IDS",
     "IMPRESSIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "ImpressionLog",
     "LogDigest",
     "as_table",
+    "ids_of",
     "impressions_schema",
     "labels_of",
     "scores_of",
@@ -134,6 +136,8 @@ IDS = pa.schema([_required("kind", pa.string()), _required("code", pa.int64()), 
 """The ids that are no whole numbers of 64 bits, and the codes that stand for them in the other tables. A kind is the name of a
 column, such as `user_id`. Sorted by kind and text."""
 
+CATEGORIES = "categories"
+"""Stands for the kinds of all categories of items and users."""
 _BLOCK = 1 << 16
 """Rows that a digest takes at a time."""
 
@@ -194,11 +198,23 @@ class ImpressionLog:
         """Return the impressions in their order, in one table. `columns` are those that are needed, by default all."""
         yield self.impressions if columns is None else self.impressions.select(list(columns))
 
+    def ids_of(self, kinds: Sequence[str]) -> pa.Table:
+        """Return the `ids` of these kinds; `CATEGORIES` stands for those of all categories."""
+        return ids_of(self.ids, kinds)
+
     def digest(self) -> str:
         """Return the SHA-256 of the contents of all tables, in hex. Chunking, and the bytes under a null, do not affect it."""
         digest = LogDigest()
         digest.update(self.impressions)
         return digest.finish({name: getattr(self, name) for name in self.TABLES[1:]})
+
+
+def ids_of(ids: pa.Table, kinds: Sequence[str]) -> pa.Table:
+    """Return the rows of `IDS` of these kinds; `CATEGORIES` stands for those of all categories."""
+    wanted = pc.is_in(ids["kind"], pa.array(kinds, pa.string()))
+    if CATEGORIES in kinds:  # further ones have kinds such as `items.brand`
+        wanted = pc.or_(wanted, pc.or_(pc.equal(ids["kind"], "category"), pc.match_substring(ids["kind"], ".")))
+    return ids.filter(wanted)
 
 
 def impressions_schema(labels: Sequence[str], scores: Sequence[str] = ()) -> pa.Schema:

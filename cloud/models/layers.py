@@ -91,6 +91,9 @@ def join_heads(x: Float[Tensor, "b h n w"]) -> Float[Tensor, "b n hw"]:
 class Embedding(nn.Module):
     """Table of rows that start small and normally distributed; row 0 (unknown) starts at zero."""
 
+    sparse = False
+    """Whether its gradient has the rows alone that were looked up."""
+
     def __init__(self, size: int, width: int, scale: float = 0.05) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(size, width) * scale)
@@ -99,7 +102,7 @@ class Embedding(nn.Module):
 
     def forward(self, index: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape w"]:
         """Return rows of the table."""
-        return nn.functional.embedding(index, self.weight)
+        return nn.functional.embedding(index, self.weight, sparse=self.sparse)
 
 
 class CategoryEmbeddings(nn.ModuleList):

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from pocketrank.cloud.data.category_columns import shared_sizes
 from pocketrank.cloud.data.entities import Entities
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import Samples, SampleStream
+from pocketrank.cloud.data.samples import LogFacts, Samples
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.models.reranker import UpperHalf
 from pocketrank.cloud.models.towers import LowerHalf, TowerConfig
-from pocketrank.cloud.training.ranker import RankerInputs, masked_log_loss
+from pocketrank.cloud.training import ranks
+from pocketrank.cloud.training.ranker import RankerInputs, known_labels, masked_log_loss
 from pocketrank.device.contract import CategoryFeature, FeatureSpec, FloatFeature, SearchSpec
 
 __all__ = ["DeviceModel", "DeviceModelConfig", "DeviceTraining", "device_spec", "item_columns", "predict", "train_device_model"]
@@ -75,33 +76,32 @@ SURVIVAL_TASK = "has_next"
 
 
 def device_spec(
-    source: Samples | SampleStream, config: DeviceModelConfig, task_weights: dict[str, float], search: SearchSpec | None = None
+    facts: LogFacts, config: DeviceModelConfig, task_weights: dict[str, float], search: SearchSpec | None = None
 ) -> FeatureSpec:
-    """Return the feature spec of a device model that is trained on `source`."""
-    items = source.entities if isinstance(source, SampleStream) else source
-    names = ("category", *items.item_category_names)
-    sizes = shared_sizes(names, np.column_stack([items.item_category, items.item_categories]))
-    numbers = [_number(name, values) for name, values in zip(items.item_float_names, items.item_floats.T, strict=True)]
-    pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=PXTR_UNKNOWN) for t in source.config.tasks]
-    features = source.config.features
+    """Return the feature spec of a device model that is trained on a log of these `facts`."""
+    names = ("category", *facts.item_category_names)
+    sizes = shared_sizes(names, np.column_stack([facts.item_category, facts.item_categories]))
+    numbers = [_number(name, values) for name, values in zip(facts.item_float_names, facts.item_floats.T, strict=True)]
+    pxtr = [FloatFeature(name=f"pxtr_{t}", min=0, max=1, default=PXTR_UNKNOWN) for t in facts.config.tasks]
+    features = facts.config.features
     moment = [FloatFeature(name=features.names[place], min=-_STATISTIC_MAX, max=_STATISTIC_MAX) for place in features.device]
     return FeatureSpec(
-        tasks=source.config.tasks,
+        tasks=facts.config.tasks,
         task_weights=task_weights,
-        candidates_max=source.config.list_max,
-        events_max=source.config.events_max,
+        candidates_max=facts.config.list_max,
+        events_max=facts.config.events_max,
         vector_width=config.lower.vector_width,
-        list_sizes=(10, source.config.list_max),
+        list_sizes=(10, facts.config.list_max),
         candidate_floats=(*pxtr, FloatFeature(name="duration_ms", scale=1e-3, min=0, max=1800, default=15), *numbers, *moment),
         candidate_categories=tuple(CategoryFeature(name=n, size=size) for n, size in zip(names, sizes, strict=True)),
-        feedback_floats=source.feedback_floats,
+        feedback_floats=facts.feedback_floats,
         context_floats=(
             FloatFeature(name="position", min=0, max=1000),
             FloatFeature(name="hour", min=0, max=24, default=12),
         ),
-        survival_task=SURVIVAL_TASK if SURVIVAL_TASK in source.config.tasks else None,
+        survival_task=SURVIVAL_TASK if SURVIVAL_TASK in facts.config.tasks else None,
         search=search,
-        numbering=items.numbering or UNSET,
+        numbering=facts.numbering or UNSET,
     )
 
 
@@ -321,19 +321,24 @@ class DeviceTraining:
         model.train()
         for chunk in _batches(self._rng, rows, config, length):
             ahead = torch.randint(1, config.ahead_max + 1, chunk.shape)
-            logits, match = model.logits(chunk, ahead * (torch.rand(chunk.shape) < config.ahead_share))
-            loss = masked_log_loss(logits, labels[chunk], self._weights)
+            ahead = ahead * (torch.rand(chunk.shape) < config.ahead_share)
+            share, weight = ranks.share_of(len(chunk))
+            mine, known = chunk[share], known_labels(labels[chunk])
+            logits, match = model.logits(mine, ahead[share])
+            loss = weight * masked_log_loss(logits, labels[mine], self._weights, known)
             total = loss
             if match is not None:
-                total = loss + config.match_weight * masked_log_loss(match[:, None], labels[chunk, :1])
+                matched = masked_log_loss(match[:, None], labels[mine, :1], known=known[:1])
+                total = loss + weight * config.match_weight * matched
             self._optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
+            ranks.sum_gradients(model.parameters())
             self._optimizer.step()
             self._step += 1
             if self._step < self._steps:  # windows may end in smaller steps, and then there are more
                 self._schedule.step()
             if self._log and self._step % 20 == 0:
-                self._log("loss", float(loss.detach()), self._step)
+                self._log("loss", float(ranks.sum_array(loss.detach().numpy())), self._step)
             if self._progress:
                 self._progress(min(1.0, self._step / self._steps))
         model.eval()
@@ -356,15 +361,15 @@ def train_device_model(
 def predict(model: DeviceModel, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the probabilities [rows, K] of the items that `rows` showed."""
     model.eval()
-    out = np.empty((len(rows), len(model.spec.tasks)), np.float32)
+    out = np.zeros((len(rows), len(model.spec.tasks)), np.float32)
     # Rows with about as many events together, so that little of a batch is padding.
     length = model.samples.row_event - model.samples.row_events_from
     by_length = np.argsort(length[rows], kind="stable")
     with torch.no_grad():
-        for i in range(0, len(rows), 512):
+        for i in range(512 * ranks.rank(), len(rows), 512 * ranks.processes()):
             at = by_length[i : i + 512]
             out[at] = torch.sigmoid(model.logits(torch.as_tensor(rows[at]))[0]).numpy()
-    return out
+    return ranks.sum_array(out)
 
 
 def _batches(

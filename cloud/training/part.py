@@ -68,7 +68,7 @@ class PartTraining:
     @property
     def entities(self) -> Entities:
         """Items and users, of whose arrays the indices in all windows are positions."""
-        return self._passes.stream.entities
+        return self._passes.stream.facts
 
     def windows(self) -> Iterator[tuple[Samples, ItemStatistics]]:
         """Return the windows of the log in the order of time, with the statistics of the items. May be called again.

@@ -9,8 +9,10 @@ import numpy as np
 
 from pocketrank.cloud.data.latest_events import LatestEvents
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import Samples, SampleStream
+from pocketrank.cloud.data.sample_stream import SampleStream, Span
+from pocketrank.cloud.data.samples import LogFacts, Samples
 from pocketrank.cloud.files import replacing
+from pocketrank.cloud.training import ranks
 from pocketrank.cloud.training.device_model import DeviceModelConfig
 from pocketrank.cloud.training.ranker import RankerTraining
 
@@ -34,8 +36,8 @@ def validation_rows(samples: Samples, config: DeviceModelConfig) -> np.ndarray:
     return np.flatnonzero((day >= _validation_from(samples, config)) & (day < samples.learn_until))
 
 
-def _validation_from(source: Samples | SampleStream, config: DeviceModelConfig) -> int:
-    return source.learn_until - (config.validation_days if config.patience else 0)
+def _validation_from(facts: LogFacts, config: DeviceModelConfig) -> int:
+    return facts.learn_until - (config.validation_days if config.patience else 0)
 
 
 def held_out_rows(samples: Samples) -> np.ndarray:
@@ -48,82 +50,71 @@ class Passes:
 
     def __init__(self, stream: SampleStream) -> None:
         self.stream = stream
-        self._only: tuple[Samples, ItemStatistics] | None = None
-        spans = stream.spans()
-        span = next(spans)
-        if span.end == stream.days and span.shards == 1:
+        self._only: tuple[Span, Samples, ItemStatistics] | None = None
+        span = next(stream.spans())
+        if span.end == stream.facts.days and span.shards == 1:
             samples = span.build(0)
-            self._only = samples, ItemStatistics(samples)
+            self._only = span, samples, ItemStatistics(samples)
 
     def training_rows(self, config: DeviceModelConfig) -> int:
         """Return the number of training rows of device models, about where the log is large."""
         if self._only is not None:
-            return len(training_rows(self._only[0], config))
-        warm_up = warm_up_days(len(self.stream.log.history) > 0, config)
-        return int(self.stream.day_rows[warm_up : _validation_from(self.stream, config)].sum())
+            return len(training_rows(self._only[1], config))
+        warm_up = warm_up_days(self.stream.facts.has_history, config)
+        return int(self.stream.day_rows[warm_up : _validation_from(self.stream.facts, config)].sum())
 
     def windows(self, pxtr: Path | None = None, latest: LatestEvents | None = None) -> Iterator[tuple[Samples, ItemStatistics]]:
         """Return the windows in the order of time, with the statistics of the items.
 
         `pxtr` is the folder of the scores of the rows, by window. Into `latest` go the events of each window that was used.
         """
-        if self._only is not None:
-            samples = self._only[0]
-            yield (samples if pxtr is None else samples.with_pxtr(np.load(pxtr / "0-0.npy"))), self._only[1]
-            if latest is not None:
-                latest.add(samples.fresh())
-            return
-        statistics: ItemStatistics | None = None
-        for span in self.stream.spans(latest):
-            for shard in range(span.shards):
-                samples = span.build(shard)
-                if pxtr is not None:
-                    samples = samples.with_pxtr(np.load(pxtr / f"{span.index}-{shard}.npy"))
-                if statistics is None:
-                    statistics = ItemStatistics(samples)
-                if shard == 0:
-                    statistics.enter(samples if span.shards == 1 else None)
-                if len(samples.row_event):  # few users may leave a shard empty
-                    yield samples, statistics
-                statistics.add(samples)
-                span.done(samples)
-        if statistics is not None:
-            statistics.enter(None)
+        for span, shard, samples, statistics in self._walk(latest):
+            if pxtr is not None:
+                samples = samples.with_pxtr(np.load(pxtr / f"{span.index}-{shard}.npy"))
+            if len(samples.row_event):  # few users may leave a shard empty
+                yield samples, statistics
+            del samples  # before the next are made
 
     def train_ranker(self, training: Callable[[Samples, ItemStatistics], RankerTraining], pxtr: Path) -> RankerTraining:
         """Train a ranker on all windows, and write the scores [R, K] of the rows of each into the folder `pxtr`."""
         pxtr.mkdir(exist_ok=True)
+        made: RankerTraining | None = None
+        for span, shard, samples, statistics in self._walk():
+            made = made or training(samples, statistics)
+            if span.shards > 1 and shard == 0:
+                if span.index == 0 and samples.has_history:
+                    for each in range(span.shards):
+                        made.learn_history(span.build(each))
+                made.begin_span()
+            scores = made.window(samples)[0] if span.shards == 1 else made.shard(samples, span.first)
+            if ranks.is_first():
+                save_array(pxtr / f"{span.index}-{shard}.npy", scores[samples.row_list, samples.row_slot])
+            del samples, scores  # before the next are made
+        assert made is not None
+        ranks.barrier()
+        return made
+
+    def _walk(self, latest: LatestEvents | None = None) -> Iterator[tuple[Span, int, Samples, ItemStatistics]]:
+        """Return each shard of each span, with its samples and the statistics of the items."""
         if self._only is not None:
-            made = training(*self._only)
-            save_array(pxtr / "0-0.npy", _row_scores(self._only[0], made.window(self._only[0])[0]))
-            return made
-        begun: tuple[ItemStatistics, RankerTraining] | None = None
-        for span in self.stream.spans():
+            span, samples, statistics = self._only
+            yield span, 0, samples, statistics
+            if latest is not None:
+                latest.add(samples.fresh())
+            return
+        known: ItemStatistics | None = None
+        for span in self.stream.spans(latest):
             for shard in range(span.shards):
                 samples = span.build(shard)
-                if begun is None:
-                    statistics = ItemStatistics(samples)
-                    begun = statistics, training(samples, statistics)
-                statistics, made = begun
+                known = known or ItemStatistics(samples)
                 if shard == 0:
-                    statistics.enter(samples if span.shards == 1 else None)
-                scores = made.window(samples)[0] if span.shards == 1 else made.score(samples, span.first)
-                save_array(pxtr / f"{span.index}-{shard}.npy", _row_scores(samples, scores))
-                if span.shards == 1:
-                    statistics.add(samples)
-                    span.done(samples)
-            for shard in range(span.shards if span.shards > 1 else 0):
-                # All shards were scored before any is learned.
-                samples = span.build(shard)
-                made.learn(samples)
-                statistics.add(samples)
+                    known.enter(samples if span.shards == 1 else None)
+                yield span, shard, samples, known
+                known.add(samples)
                 span.done(samples)
-        assert begun is not None
-        return begun[1]
-
-
-def _row_scores(samples: Samples, scores: np.ndarray) -> np.ndarray:
-    return np.asarray(scores[samples.row_list, samples.row_slot])
+                del samples  # before the next are made
+            assert known is not None
+            known.enter(None)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

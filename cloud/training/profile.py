@@ -5,6 +5,7 @@ Both are of uniform samples of at most `ROWS_MAX` rows and as many lists, so tha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from pocketrank.cloud.data.category_columns import category_of
 from pocketrank.cloud.data.entities import Entities
 from pocketrank.cloud.data.log import Log
-from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig
-from pocketrank.cloud.data.schema import DataError
+from pocketrank.cloud.data.sample_stream import SampleStream, WindowConfig
+from pocketrank.cloud.data.samples import SampleConfig, Samples
+from pocketrank.cloud.data.schema import CATEGORIES, DataError
 from pocketrank.cloud.published.profile import Profile, ProfiledFeature
 from pocketrank.cloud.published.published import Published, PublishedError
 from pocketrank.cloud.time_zones import DAY_MS
@@ -181,8 +183,9 @@ def log_profile(run: Run, log: Log, since: date | None = None, windows: WindowCo
         features=record.features.config,
     )
     stream = SampleStream(log, config, windows or WindowConfig())
-    stream.statistics = stream.statistics.with_means(record.features.means)
-    sample = ProfileSample(stream.entities, (published.item_id, published.user_id))
+    facts = stream.facts
+    stream.facts = dataclasses.replace(facts, statistics=facts.statistics.with_means(record.features.means))
+    sample = ProfileSample(stream.facts, (published.item_id, published.user_id))
     for span in stream.spans():
         for shard in range(span.shards):
             samples = span.build(shard)
@@ -195,9 +198,10 @@ def log_profile(run: Run, log: Log, since: date | None = None, windows: WindowCo
         for name, values in sample.columns.items()
         if not name.startswith("pxtr_") or (not record.ranker and name in log.scores)
     }
+    ids = log.ids_of(("author_id", CATEGORIES))
     for one in profile.features:
         if one.codes is not None and one.name in columns and one.of == "candidate":
-            columns[one.name] = _as_trained(one, columns[one.name], log.ids, stream.entities)
+            columns[one.name] = _as_trained(one, columns[one.name], ids, stream.facts)
     return profile.counted(columns, sample.pages)
 
 

@@ -30,9 +30,9 @@ from pocketrank.cloud.published.profile import Profile
 from pocketrank.cloud.published.published import Published, PublishedFeatures, PublishedRecord
 from pocketrank.cloud.training.device_model import DeviceModel, item_columns
 
-__all__ = ["GATE_ROWS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
+__all__ = ["GATE_ROWS", "ID_KINDS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
 
-_ID_KINDS = ("user_id", "item_id", "author_id")
+ID_KINDS = ("user_id", "item_id", "author_id")
 """Kinds of ids whose texts serving needs."""
 GATE_ROWS = 2000
 """Number of gate rows."""
@@ -194,8 +194,9 @@ def publish(
     to_onnx(_UserTower(lower), tower, "user_vector", out / "user_tower.onnx")
     np.savez(out / "gate.npz", **{name: np.concatenate([gate[name] for gate in gates]) for name in gates[0]})  # type: ignore[arg-type]
     if log is not None:
+        ids = log.ids_of(ID_KINDS)
         save_codes(codes_of_log(log), out)
-        of_kind = {kind: log.ids.filter(pc.equal(log.ids["kind"], kind)) for kind in _ID_KINDS}
+        of_kind = {kind: ids.filter(pc.equal(ids["kind"], kind)) for kind in ID_KINDS}
         kinds = {kind: (rows["code"].to_numpy(), rows["text"].to_pylist()) for kind, rows in of_kind.items() if len(rows)}
         if kinds:
             PublishedIds.save(out, kinds)

@@ -7,21 +7,24 @@ first. The ranking of a page on the device is in `pocketrank.device.ranking.rank
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketrank.cloud.data.rates import ItemStatistics
 from pocketrank.cloud.data.samples import Samples
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
+from pocketrank.cloud.training import ranks
 from pocketrank.cloud.training.metrics import auc
+from pocketrank.cloud.training.row_adam import RowAdam
 
-__all__ = ["RankerInputs", "RankerTraining", "RankerTrainingConfig", "masked_log_loss"]
+__all__ = ["RankerInputs", "RankerTraining", "RankerTrainingConfig", "known_labels", "masked_log_loss"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class RankerTrainingConfig:
     """Passes over the events from before the log."""
     day_passes: int = 1
     """Passes over each day, after the day was scored."""
+    update_rows_from: int = 1 << 14
+    """Rows from which on a table of embeddings is updated by row (`row_adam`). A step then takes less time than it does with
+    the whole table, and the weights are the same."""
 
 
 class RankerInputs:
@@ -108,16 +114,25 @@ class RankerInputs:
         )
 
 
+def known_labels(labels: Float[Tensor, "*b k"]) -> Int[Tensor, " k"]:
+    """Return the number of known labels of each task."""
+    return (~labels.isnan()).flatten(0, -2).sum(0)
+
+
 def masked_log_loss(
-    logits: Float[Tensor, "*b k"], labels: Float[Tensor, "*b k"], weights: Float[Tensor, " k"] | None = None
+    logits: Float[Tensor, "*b k"],
+    labels: Float[Tensor, "*b k"],
+    weights: Float[Tensor, " k"] | None = None,
+    known: Int[Tensor, " k"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the log loss, averaged over the known labels of each task and summed over tasks, weighted by `weights`.
 
-    A NaN label is unknown and takes no part. Gong et al. (CIKM 2022, section 4) train with the same weighted sum.
+    A NaN label is unknown and takes no part. `known` are the `known_labels` of the batch, where `labels` are only a share of
+    it. Gong et al. (CIKM 2022, section 4) train with the same weighted sum.
     """
-    known = ~labels.isnan()
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-    per_task = (loss * known).flatten(0, -2).sum(0) / known.flatten(0, -2).sum(0).clamp(min=1)
+    known = known_labels(labels) if known is None else known
+    per_task = (loss * ~labels.isnan()).flatten(0, -2).sum(0) / known.clamp(min=1)
     return per_task.sum() if weights is None else (per_task * weights).sum()
 
 
@@ -143,13 +158,21 @@ class RankerTraining:
         """
         torch.manual_seed(seed)
         self._rng = np.random.default_rng(seed)
-        self.ranker = FullRanker(config.ranker, samples, statistics.width)
+        self._ranker = FullRanker(config.ranker, samples, statistics.width)
+        # The same at the beginning of a span: it shares what is not learned.
+        self._before = copy.deepcopy(self._ranker, {id(buffer): buffer for buffer in self._ranker.buffers()}).eval()
         self._statistics, self._config, self._until = statistics, config, learn_until
-        self._optimizer = torch.optim.Adam(self.ranker.parameters(), config.learning_rate, fused=True)
+        self._optimizer = RowAdam(self._ranker, config.learning_rate, rows_from=config.update_rows_from)
         shown = int((~np.isnan(samples.list_labels).all(2)).sum())
         self._lists_per_step = max(1, config.batch * len(samples.list_day) // max(1, shown))
         self._progress, self._log, self._step, self._learned = progress, log, 0, 0
         self._work = config.history_passes * int((samples.event_day < 0).sum()) + config.day_passes * rows
+
+    @property
+    def ranker(self) -> FullRanker:
+        """The ranker that is trained, as it is now."""
+        self._optimizer.catch_up()
+        return self._ranker
 
     def window(self, samples: Samples, second_cut: Samples | None = None) -> list[NDArray[np.float32]]:
         """Score and then learn each day. Returns the scores [L, N, K] of `samples`, and of a second cut of the same window.
@@ -164,23 +187,31 @@ class RankerTraining:
         last_day = _last_day(samples)
         for day in range(samples.first_window_day, samples.last_window_day + 1):
             for cut, pxtr in zip(cuts, scores, strict=True):
-                self._score(cut, np.flatnonzero(cut.samples.list_day == day), min(day, self._until), pxtr)
+                _score(self.ranker, cut, np.flatnonzero(cut.samples.list_day == day), min(day, self._until), pxtr)
             self._validate(samples, day, scores[0])
             if day < self._until:
                 self._learn_over(inputs, np.flatnonzero((last_day == day) & (samples.list_day >= 0)))
         return scores
 
-    def score(self, samples: Samples, day: int) -> NDArray[np.float32]:
-        """Return the scores [L, N, K] of all lists of a shard, as of `day`, its first. The history is learned before."""
-        inputs, pxtr = RankerInputs(samples, self._statistics), np.zeros(samples.list_labels.shape, np.float32)
-        self._learn_history(inputs)
-        self._score(inputs, np.flatnonzero(samples.list_day >= 0), min(day, self._until), pxtr)
-        return pxtr
+    def learn_history(self, samples: Samples) -> None:
+        """Learn the events from before the log of a shard. All shards follow before the first `begin_span`."""
+        self._learn_history(RankerInputs(samples, self._statistics))
 
-    def learn(self, samples: Samples) -> None:
-        """Learn the lists of a shard that are over before the test days."""
-        inputs, over = RankerInputs(samples, self._statistics), _last_day(samples)
-        self._learn_over(inputs, np.flatnonzero((samples.list_day >= 0) & (over < self._until)))
+    def begin_span(self) -> None:
+        """Keep the ranker as it is, for the scores of all shards of a span."""
+        self._before.load_state_dict(self.ranker.state_dict())
+
+    def shard(self, samples: Samples, day: int) -> NDArray[np.float32]:
+        """Score all lists of a shard and then learn those that are over before the test days. Returns the scores [L, N, K].
+
+        The scores are those of the ranker at `begin_span`, which had learned no other shard, with the item statistics as of
+        `day`, the first of the span.
+        """
+        inputs, pxtr = RankerInputs(samples, self._statistics), np.zeros(samples.list_labels.shape, np.float32)
+        logged = samples.list_day >= 0
+        _score(self._before, inputs, np.flatnonzero(logged), min(day, self._until), pxtr)
+        self._learn_over(inputs, np.flatnonzero(logged & (_last_day(samples) < self._until)))
+        return pxtr
 
     def _validate(self, samples: Samples, day: int, pxtr: NDArray[np.float32]) -> None:
         """Log the AUC of a day that is scored and not yet learned (progressive validation)."""
@@ -205,27 +236,34 @@ class RankerTraining:
                 self._learn(inputs, over[began == day], day)
 
     def _learn(self, inputs: RankerInputs, lists: NDArray[np.int64], day: int) -> None:
-        self.ranker.train()
+        self._ranker.train()
         labels = torch.as_tensor(inputs.samples.list_labels)
         for chunk in _batches(self._rng.permutation(lists), self._lists_per_step):
-            logits = self.ranker(*inputs.rows(self.ranker, chunk, day))
-            loss = masked_log_loss(logits, labels[chunk, : logits.shape[1]])
+            share, weight = ranks.share_of(len(chunk))
+            logits = self._ranker(*inputs.rows(self._ranker, chunk[share], day))
+            known = known_labels(labels[chunk])
+            loss = weight * masked_log_loss(logits, labels[chunk[share], : logits.shape[1]], known=known)
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            ranks.sum_gradients(self._ranker.parameters())
             self._optimizer.step()
             self._step += 1
             if self._log and self._step % 20 == 0:
-                self._log("ranker/loss", float(loss.detach()), self._step)
+                self._log("ranker/loss", float(ranks.sum_array(loss.detach().numpy())), self._step)
             if self._progress:
                 self._learned += int(inputs.length[chunk].sum())
                 self._progress(min(1.0, self._learned / max(1, self._work)))
 
-    def _score(self, inputs: RankerInputs, lists: NDArray[np.int64], day: int, pxtr: NDArray[np.float32]) -> None:
-        self.ranker.eval()
-        for chunk in _batches(lists, 1024):
+
+def _score(ranker: FullRanker, inputs: RankerInputs, lists: NDArray[np.int64], day: int, pxtr: NDArray[np.float32]) -> None:
+    ranker.eval()
+    for number, chunk in enumerate(_batches(lists, 1024)):
+        if number % ranks.processes() == ranks.rank():
             with torch.no_grad():
-                logits = self.ranker(*inputs.rows(self.ranker, chunk, day))
+                logits = ranker(*inputs.rows(ranker, chunk, day))
             pxtr[chunk.numpy(), : logits.shape[1]] = torch.sigmoid(logits).numpy()
+    if ranks.processes() > 1:
+        pxtr[lists] = ranks.sum_array(pxtr[lists])
 
 
 def _last_day(samples: Samples) -> NDArray[np.int64]:

@@ -20,12 +20,14 @@ from pocketrank.cloud.data.days import day_of, day_rows
 from pocketrank.cloud.data.features import FeatureConfig
 from pocketrank.cloud.data.log import Log
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig
-from pocketrank.cloud.data.schema import DataError
+from pocketrank.cloud.data.sample_stream import SampleStream, WindowConfig
+from pocketrank.cloud.data.samples import SampleConfig, Samples
+from pocketrank.cloud.data.schema import CATEGORIES, DataError
 from pocketrank.cloud.files import write_atomically
 from pocketrank.cloud.models.full_ranker import FullRanker, FullRankerConfig
 from pocketrank.cloud.models.presets import UpperConfig
 from pocketrank.cloud.models.towers import TowerConfig
+from pocketrank.cloud.training import ranks
 from pocketrank.cloud.training.device_model import (
     DeviceModel,
     DeviceModelConfig,
@@ -38,7 +40,7 @@ from pocketrank.cloud.training.metrics import auc
 from pocketrank.cloud.training.part import Part, train_part
 from pocketrank.cloud.training.passes import Passes, held_out_rows, save_array, training_rows, validation_rows, warm_up_days
 from pocketrank.cloud.training.profile import ProfileSample
-from pocketrank.cloud.training.publish import gate_arrays, gate_rows, publish
+from pocketrank.cloud.training.publish import ID_KINDS, gate_arrays, gate_rows, publish
 from pocketrank.cloud.training.ranker import RankerTraining, RankerTrainingConfig
 from pocketrank.cloud.training.registry import active_beside
 from pocketrank.cloud.training.run import Run, RunError, RunRecord
@@ -126,18 +128,21 @@ def train(
     same data and numbers continues after its last finished stage. `progress` receives the name of a stage and the share of it
     that is done, 0 to 1. Raises `DataError` for a log that cannot be trained on, or that has no row on one side of `test_from`,
     and `RunError` if `out` holds something else.
+
+    In `ranks.joined()` all processes call it, with a log and an `out` that they share.
     """
     config = config or (WORLD_CONFIG if log.simulated else TrainConfig())
     torch.set_num_threads(config.threads)
+    progress = progress if ranks.is_first() else None
 
     # The data.
     test_from = test_from or _default_test_day(log)
     sample_config = SampleConfig(tasks=tuple(log.tasks), time_zone=log.time_zone, test_from=test_from, features=config.features)
     passes = Passes(SampleStream(log, sample_config, config.windows))
     stream = passes.stream
-    tested = int(stream.day_rows[stream.learn_until :].sum())
+    tested = int(stream.day_rows[stream.facts.learn_until :].sum())
     if not tested or not passes.training_rows(config.device):
-        span = f"{stream.day_of(0)} to {stream.day_of(stream.days - 1)}"
+        span = f"{stream.day_of(0)} to {stream.day_of(stream.facts.days - 1)}"
         warm_up = warm_up_days(len(log.history) > 0, config.device)
         expected = f"expected a first test day with rows before and after it, not counting the first {warm_up} days"
         raise DataError(log.name, f"{expected}, got {test_from}; the log has {span}")
@@ -151,13 +156,15 @@ def train(
     # The folder. Its fingerprint does not contain the seeds, because more seeds may be added to a run.
     digest = log.digest()
     plain = config.plain()
-    _same_or_new(out, {"data": digest, "test_from": test_from.isoformat(), "config": plain})
     record = out / "run.json"
-    record.unlink(missing_ok=True)
+    if ranks.is_first():
+        _same_or_new(out, {"data": digest, "test_from": test_from.isoformat(), "config": plain})
+        record.unlink(missing_ok=True)
+    ranks.barrier()
 
     # The models of each seed.
-    spec = device_spec(stream, config.device, log.tasks, config.search)
-    writer = SummaryWriter(str(out / "tensorboard"))
+    spec = device_spec(stream.facts, config.device, log.tasks, config.search)
+    writer = SummaryWriter(str(out / "tensorboard")) if ranks.is_first() else None
     trainings = [
         _Seed(number, out / f"seed-{number}", passes, config, progress, writer) for number in range(seed, seed + seeds)
     ]
@@ -165,7 +172,12 @@ def train(
         for i, training in enumerate(trainings):
             training.train(spec, () if i else config.parts)
     finally:
-        writer.close()
+        if writer:
+            writer.close()
+
+    if not ranks.is_first():
+        ranks.barrier()
+        return Run.open(out)
 
     # The record is written after everything that it describes: without it the run is unfinished.
     version = trainings[0].publish(spec, out / "published", simulated=log.simulated)
@@ -191,6 +203,7 @@ def train(
     metrics = evaluate(out)
     _write_json(out / "metrics.json", metrics)
     _write_hyperparameters(out / "tensorboard", plain, metrics["models"])
+    ranks.barrier()
     return Run.open(out)
 
 
@@ -232,8 +245,9 @@ class _Seed:
         passes: Passes,
         config: TrainConfig,
         progress: Progress | None,
-        writer: SummaryWriter,
+        writer: SummaryWriter | None,
     ) -> None:
+        """`writer` is of the first process alone."""
         self.seed, self.folder, self.passes = seed, folder, passes
         self.config, self.progress, self.writer = config, progress, writer
         folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +258,7 @@ class _Seed:
         config = self.config
         if config.stream is not None:
             self._ranker(config.stream)
-        for part in parts:
+        for part in parts if ranks.is_first() else ():
             self._part(part)
         self_contained = self._device(spec, "self_contained", config.device)
         if config.no_feedback:
@@ -255,7 +269,7 @@ class _Seed:
         lists = np.cumsum([0, *(test["lists"].max(initial=-1) + 1 for test in tests)])
         for test, first in zip(tests, lists, strict=False):
             test["lists"] = test["lists"] + first
-        for name in tests[0]:
+        for name in tests[0] if ranks.is_first() else ():
             save_array(self.folder / f"{name}.npy", np.concatenate([test[name] for test in tests]))
 
     def _test_columns(self, samples: Samples) -> dict[str, np.ndarray]:
@@ -278,11 +292,11 @@ class _Seed:
         if out.exists():
             shutil.rmtree(out)
         test = 0
-        chosen = gate_rows(int(stream.day_rows[stream.learn_until :].sum()))
+        chosen = gate_rows(int(stream.day_rows[stream.facts.learn_until :].sum()))
         model: DeviceModel | None = None
         ranker: FullRanker | None = None
         gates = []
-        profile = ProfileSample(stream.entities)
+        profile = ProfileSample(stream.facts)
         for samples, statistics in self.passes.windows(self._pxtr, latest):
             profile.add(samples, training_rows(samples, config.device))
             if model is None:
@@ -310,7 +324,7 @@ class _Seed:
             simulated=simulated,
             last_events=stream.last_events(),
             log=stream.log,
-            profile=profile.profile(stream.log.ids),
+            profile=profile.profile(stream.log.ids_of((*ID_KINDS, CATEGORIES))),
         )
 
     @property
@@ -321,7 +335,11 @@ class _Seed:
         name = type(part).__name__
         train_part(
             part,
-            {"data": self.passes.stream.log.digest(), "test": self.passes.stream.learn_until, "ranker": self.config.stream},
+            {
+                "data": self.passes.stream.log.digest(),
+                "test": self.passes.stream.facts.learn_until,
+                "ranker": self.config.stream,
+            },
             passes=self.passes,
             pxtr=self._pxtr,
             out=self.folder.parent,
@@ -349,8 +367,9 @@ class _Seed:
             )
 
         trained = self.passes.train_ranker(training, scores)
-        save_weights(trained.ranker, weights)
-        self._write_curves()
+        if ranks.is_first():
+            save_weights(trained.ranker, weights)
+            self._write_curves()
 
     def _device(
         self,
@@ -372,9 +391,11 @@ class _Seed:
             load_weights(model, weights)
             return model.eval()
         model = self._fit(made, name, config, start)
-        save_array(scores, self._predict(model, held_out_rows))
-        save_weights(model, weights)
-        self._write_curves()
+        predicted = self._predict(model, held_out_rows)
+        if ranks.is_first():
+            save_array(scores, predicted)
+            save_weights(model, weights)
+            self._write_curves()
         return model
 
     def _fit(
@@ -446,7 +467,8 @@ class _Seed:
         return (lambda share: progress(f"seed {self.seed}: {stage}", share)) if progress else None
 
     def _log_scalar(self, name: str, value: float, step: int) -> None:
-        self.writer.add_scalar(f"seed-{self.seed}/{name}", value, step)
+        if self.writer:
+            self.writer.add_scalar(f"seed-{self.seed}/{name}", value, step)
         self._curves.append({"name": name, "step": step, "value": value})
 
     def _write_curves(self) -> None:

@@ -87,6 +87,11 @@ def train(
     [[part]]
     use = "popularity.ByHour"      # a class of your own, beside the recipe
 
+    Several processes train one run, each a share of every batch, with
+
+    \b
+    torchrun --nproc-per-node 2 -m pocketrank train --data logs/first --out runs/first
+
     Writes into --out: the weights, the configuration, the seeds, the digest of the data, the metrics, and events for
     TensorBoard.
     """
@@ -96,16 +101,19 @@ def train(
     first_test_day = None if test_from is None else parse_date(test_from, "--test-from")
 
     from pocketrank.cloud.models.presets import PRESETS
+    from pocketrank.cloud.training import ranks
     from pocketrank.cloud.training.recipe import DEFAULT_RECIPE, read_recipe, with_recipe, with_settings
     from pocketrank.cloud.training.train import WORLD_CONFIG, TrainConfig
     from pocketrank.cloud.training.train import train as train_run
 
     parts = read_recipe(recipe) if recipe else DEFAULT_RECIPE
     with_settings(parts, settings or [])  # before the log is loaded
-    console = Console()
-    log = load_log(console, source, world=world, seed=seed, tables=tables, keep=out / "log")
-    config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
-    config = with_recipe(config, with_settings(parts, settings or []))
-    with stages(console) as report_progress:
-        train_run(log, out=out, config=config, test_from=first_test_day, seeds=seeds, seed=seed, progress=report_progress)
-    print_line(console, f"run written to {out}; next: pocketrank evaluate {out}")
+    with ranks.joined():
+        console = Console(quiet=not ranks.is_first())
+        with ranks.first_alone():
+            log = load_log(console, source, world=world, seed=seed, tables=tables, keep=out / "log")
+        config = (WORLD_CONFIG if log.simulated else TrainConfig()).of_size(PRESETS[preset])
+        config = with_recipe(config, with_settings(parts, settings or []))
+        with stages(console) as report_progress:
+            train_run(log, out=out, config=config, test_from=first_test_day, seeds=seeds, seed=seed, progress=report_progress)
+        print_line(console, f"run written to {out}; next: pocketrank evaluate {out}")

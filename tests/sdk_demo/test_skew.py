@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.data.features import BehaviourSequence, FeatureConfig, Statistic
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig, build_samples
+from pocketrank.cloud.data.sample_stream import SampleStream, WindowConfig, build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker as CloudRanker
 from pocketrank.cloud.models.full_ranker import FullRankerConfig
@@ -373,7 +374,9 @@ def test_features_of_the_moment_are_served_as_they_were_trained(log: ImpressionL
     cut = int(np.quantile(ms, 0.5))
     before = build_samples(replace(log, impressions=log.impressions.filter(pa.array(ms < cut))), config)
     stream = SampleStream(log, config, WindowConfig(rows=2**62, events=2**62))
-    stream.statistics = before.statistics  # whose means are those of the first impressions, and here all are first
+    stream.facts = replace(
+        stream.facts, statistics=before.statistics
+    )  # whose means are those of the first impressions, and here all are first
     (span,) = stream.spans()
     s = span.build(0)
     statistics = ItemStatistics(before)

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.quality.hand_features import TreeConfig, Trees, hand_features
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.training.metrics import auc
 from tests.benchmarks.quality.test_quality import TASKS, folder
 from tests.cloud.data.folders import load

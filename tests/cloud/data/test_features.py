@@ -11,7 +11,8 @@ import pytest
 
 from pocketrank.cloud.data.features import BehaviourSequence, FeatureConfig, Statistic
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
-from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.data.schema import HISTORY, DataError, ImpressionLog
 from pocketrank.sdk_demo.world import World
 from tests.cloud.data.logs import columns

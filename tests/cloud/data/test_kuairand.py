@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketrank.cloud.data.log import open_log, save_log
-from pocketrank.cloud.data.samples import SampleConfig, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig
 from pocketrank.cloud.data.schema import IDS, IMPRESSIONS, LABELS, DataError, ImpressionLog, LogDigest
 from tests.cloud.data.folders import (
     DAY,

@@ -45,6 +45,15 @@ def test_a_saved_log_is_opened_unchanged(tmp_path: Path, saved: ImpressionLog) -
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
 
 
+def test_ids_of_some_kinds_are_read_alone(tmp_path: Path) -> None:
+    texts = {"kind": ["item_id", "session_id", "session_id", "user_id"], "code": [7, 1, 2, 5], "text": ["i", "s", "t", "u"]}
+    saved = replace(log(), ids=pa.Table.from_pydict(texts, schema=IDS))
+    stored = save_log(saved, tmp_path / "log")
+    for one in (saved, stored):
+        assert one.ids_of(["user_id", "item_id"])["text"].to_pylist() == ["i", "u"]
+        assert one.ids_of(["author_id"]) == IDS.empty_table()
+
+
 def test_a_log_that_is_written_in_pieces_is_the_same(tmp_path: Path) -> None:
     whole = log()
     with writer(tmp_path / "log", whole) as out:

@@ -6,7 +6,8 @@ import pytest
 
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.data.schema import HISTORY, ITEMS, PAGES, USERS, DataError, ImpressionLog
 from tests.cloud.data.logs import columns, small_log
 from tests.sdk_demo.world.worlds import small

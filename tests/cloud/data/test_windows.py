@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from pocketrank.cloud.data.features import FeatureConfig, Statistic
+from pocketrank.cloud.data.latest_events import LatestEvents
 from pocketrank.cloud.data.log import save_log
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig, build_samples
+from pocketrank.cloud.data.sample_stream import SampleStream, WindowConfig, build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.data.schema import ImpressionLog
 from pocketrank.sdk_demo.world import TASK_WEIGHTS, World
 from tests.sdk_demo.world.worlds import small
@@ -81,8 +83,9 @@ def keys(s: Samples) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("config", TINY)
 def test_every_row_has_the_inputs_that_it_has_in_one_window(
-    log: ImpressionLog, whole: Samples, config: WindowConfig, tmp_path: Path
+    log: ImpressionLog, whole: Samples, config: WindowConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(LatestEvents, "IN_MEMORY", 0)  # as with many users
     stream = SampleStream(save_log(log, tmp_path / "log"), CONFIG, config)
     expected = {key: row for row, key in enumerate(keys(whole))}
     seen, pieces = 0, 0
@@ -122,7 +125,11 @@ def test_shards_of_a_span_know_of_the_days_before_it(log: ImpressionLog, whole: 
     assert sharded > 4
 
 
-def test_the_latest_events_at_the_end_are_the_last_of_each_user(log: ImpressionLog, whole: Samples) -> None:
+@pytest.mark.parametrize("in_memory", [LatestEvents.IN_MEMORY, 0])
+def test_the_latest_events_at_the_end_are_the_last_of_each_user(
+    log: ImpressionLog, whole: Samples, in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatestEvents, "IN_MEMORY", in_memory)
     stream = SampleStream(log, CONFIG, WindowConfig(rows=200))
     latest = stream.new_latest()
     for span in stream.spans(latest):
@@ -152,7 +159,7 @@ def test_years_of_few_ratings_are_some_hundred_days(log: ImpressionLog) -> None:
     table = log.impressions.set_column(2, log.impressions.schema.field(2), [stretched])
     years = ImpressionLog("years", True, "UTC", log.tasks, table, log.items, log.users)
     stream = SampleStream(years, SampleConfig(tasks=CONFIG.tasks, days_max=30))
-    assert 15 <= stream.days <= 31
-    assert stream.day_start[-1] > 1000
+    assert 15 <= stream.facts.days <= 31
+    assert stream.facts.day_start[-1] > 1000
     assert stream.day_rows.min() * 30 >= log.rows * 0.5
     assert stream.day_rows.sum() == log.rows

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pocketrank.cloud.data.category_columns import shared_sizes
-from pocketrank.cloud.data.samples import SampleConfig, Samples, build_samples
+from pocketrank.cloud.data.sample_stream import build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.models.entities import ItemIdentity, UserAttributes
 from tests.cloud.data.logs import columns, small_log
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from pocketrank.cloud.data.features import FeatureConfig, Statistic
-from pocketrank.cloud.data.samples import SampleConfig, Samples, SampleStream, WindowConfig, build_samples
+from pocketrank.cloud.data.sample_stream import SampleStream, WindowConfig, build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.data.schema import IDS, ImpressionLog
 from pocketrank.cloud.published.profile import Profile, ProfiledFeature
 from pocketrank.cloud.training.profile import ProfileSample, _Reservoir, code_texts
@@ -90,7 +91,7 @@ def test_a_page_counts_once_with_the_history_before_it(log: ImpressionLog, sampl
 
 def test_windows_have_the_profile_of_the_whole(log: ImpressionLog, samples: Samples) -> None:
     stream = SampleStream(log, CONFIG, WindowConfig(rows=100, events=600))
-    sample, parts = ProfileSample(stream.entities), 0
+    sample, parts = ProfileSample(stream.facts), 0
     for span in stream.spans():
         for shard in range(span.shards):
             part = span.build(shard)

@@ -19,7 +19,8 @@ from pocketrank.cloud.data.category_codes import codes_of
 from pocketrank.cloud.data.days import day_of, days
 from pocketrank.cloud.data.log import open_log, save_log
 from pocketrank.cloud.data.rates import ItemStatistics
-from pocketrank.cloud.data.samples import SampleConfig, Samples, WindowConfig, build_samples
+from pocketrank.cloud.data.sample_stream import WindowConfig, build_samples
+from pocketrank.cloud.data.samples import SampleConfig, Samples
 from pocketrank.cloud.data.schema import IDS, DataError, ImpressionLog
 from pocketrank.cloud.models.full_ranker import FullRanker
 from pocketrank.cloud.published.profile import Profile

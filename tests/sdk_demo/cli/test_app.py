@@ -1,3 +1,4 @@
+import runpy
 import subprocess
 import sys
 from importlib.metadata import version
@@ -51,6 +52,15 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--version") == 0
+    assert capsys.readouterr().out == f"pocketrank {version('pocketrank')}\n"
+
+
+def test_the_package_is_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts it."""
+    monkeypatch.setattr(sys, "argv", ["pocketrank", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("pocketrank", run_name="__main__")
+    assert ended.value.code == 0
     assert capsys.readouterr().out == f"pocketrank {version('pocketrank')}\n"
 
 

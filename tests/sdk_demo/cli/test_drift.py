@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 
 from pocketrank.cloud.data.log import open_log, save_log
-from pocketrank.cloud.data.samples import SampleConfig, WindowConfig, build_samples
+from pocketrank.cloud.data.sample_stream import WindowConfig, build_samples
+from pocketrank.cloud.data.samples import SampleConfig
 from pocketrank.cloud.data.schema import IDS, IMPRESSIONS, ITEMS, USERS, ImpressionLog
 from pocketrank.cloud.serving.access.tokens import issue_token
 from pocketrank.cloud.serving.telemetry.features import DriftConfig
