@@ -14,12 +14,20 @@ __all__ = ["forget"]
 
 def forget(
     user: Annotated[str, typer.Argument(metavar="USER", help="Id of the user, as the team has it.")],
-    run: Annotated[Path, typer.Option(help="Folder that `pocketrank train` wrote.")],
-    feedback_db: Annotated[Path | None, typer.Option(help="File of the feedback log. [default: RUN/feedback.db]")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder that `pocketrank train` wrote. Either this or --runs is required.")
+    ] = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(help="Folder of runs, or `mlflow:URI`, whose active run is served (`pocketrank serve --runs`)."),
+    ] = None,
+    feedback_db: Annotated[
+        Path | None, typer.Option(help="File of the feedback log. [default: feedback.db in the folder of --run or --runs]")
+    ] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Report as JSON; `-` is stdout.")] = None,
 ) -> None:
-    """Delete a user's events from the feedback log of a run, and from the snapshot of users' states beside it. Where ids of
-    users are texts, that of the user is deleted from the file of ids beside the log, too.
+    """Delete a user's events from the feedback log of a run or of a folder of runs, and from the snapshot of users' states
+    beside it. Where ids of users are texts, that of the user is deleted from the file of ids beside the log, too.
 
     In the log they are overwritten on the disk, and servers that have the log open drop what they know of them with their next
     page; a ranking that is kept for pages without time expires after `[cache] ttl_s`. What was published with the run remains
@@ -28,6 +36,7 @@ def forget(
 
     \b
     pocketrank forget 4711 --run runs/world
+    pocketrank forget 4711 --runs runs
     pocketrank forget 4711 --run runs/world --feedback-db /data/feedback.db --json -
 
     Writes the feedback log, its snapshot and, with --json, the report.
@@ -40,16 +49,26 @@ def forget(
     from pocketrank.cloud.published.ids import IdLookup
     from pocketrank.cloud.published.published import Published
     from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+    from pocketrank.cloud.training.registry_opening import open_registry
     from pocketrank.cloud.training.run import Run
     from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
 
     target = JsonTarget(json)
-    opened = Run.open(run)
+    if (run is None) == (runs is None):
+        raise OptionError("--run", "either --run RUN or --runs FOLDER", "neither" if run is None else "both")
+    if run is not None:
+        opened, folder = Run.open(run), run
+    else:
+        registry = open_registry(runs or "")
+        active = registry.active()
+        if active is None:
+            raise OptionError("--runs", "runs of which one is active (`pocketrank runs activate`)", runs or "")
+        opened, folder = registry.open(active.run), registry.folder
     published, _ = Published.open(opened.published)
     ids = PublishedIds.open(opened.published)
     is_text = "user_id" in ids.kinds
     code = _code(user, is_text)
-    path = feedback_db or run / "feedback.db"
+    path = feedback_db or folder / "feedback.db"
     if not path.is_file():
         raise OptionError("--feedback-db", "the file of a feedback log", str(path))
     with closing(SqliteFeedbackLog(path, SqliteLogConfig(keep_days=None))) as log, closing(OwnIds(ids, log.ids)) as own:

@@ -11,6 +11,7 @@ from pocketrank.cloud.pages.own_ids import OwnIds
 from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.serving.config import ServingConfig
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+from pocketrank.cloud.training.registry import FolderRegistry
 from pocketrank.device.codec import read_page
 from pocketrank.device.contract import FeedbackBatch, FeedbackReceipt, Page, id_code
 from pocketrank.sdk_demo.cli import main
@@ -92,6 +93,18 @@ def test_a_user_whose_id_is_a_text(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "error: USER: expected an id of 1 to 256 characters, got `0 characters`" in capsys.readouterr().err
 
 
+def test_a_user_of_the_active_run_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("monday", "tuesday"):
+        small_run(tmp_path / "runs" / name, split_version=name)
+    FolderRegistry(tmp_path / "runs").activate("tuesday")
+    with closing(SqliteFeedbackLog(tmp_path / "runs" / "feedback.db")) as log:
+        log.append([event(1), event(1), event(2)])
+    assert _run("forget", "1", "--runs", str(tmp_path / "runs")) == 0
+    out = capsys.readouterr().out
+    assert f"user 1: 2 events deleted from {tmp_path / 'runs' / 'feedback.db'}\n" in out
+    assert f"published history in {tmp_path / 'runs' / 'tuesday' / 'published'}" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -100,6 +113,12 @@ def test_a_user_whose_id_is_a_text(tmp_path: Path, capsys: pytest.CaptureFixture
         (["forget", "user-1", "--run", "RUN"], "error: USER: expected a whole number, as all ids of the run's users are"),
         (["forget", "1", "--run", "RUN", "--feedback-db", "RUN/run.json"], "error: Expected a "),
         (["forget", "1", "--run", "nowhere"], "error: Expected a finished run"),
+        (["forget", "1"], "error: --run: expected either --run RUN or --runs FOLDER, got `neither`"),
+        (
+            ["forget", "1", "--run", "RUN", "--runs", "RUN"],
+            "error: --run: expected either --run RUN or --runs FOLDER, got `both`",
+        ),
+        (["forget", "1", "--runs", "RUN/.."], "error: --runs: expected runs of which one is active"),
     ],
 )
 def test_wrong_input_makes_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
