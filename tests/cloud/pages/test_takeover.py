@@ -78,7 +78,8 @@ def test_a_user_without_published_history_starts_from_the_log(runs: tuple[SmallR
 
 def test_where_the_end_is_unknown_all_feedback_is_later(tmp_path: Path) -> None:
     run = small_run(tmp_path)
-    (tmp_path / "published" / "history_until_ms.npy").unlink()  # a run from before there were such times
+    for name in ("history_until_ms", "history_ms"):  # a run from before there were such times
+        (tmp_path / "published" / f"{name}.npy").unlink()
     published, record = Published.open(tmp_path / "published")
     made = UserStates(published, record)
     made.apply([event(3, 1090, ms=5)], dated=True)
