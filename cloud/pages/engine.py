@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from time import monotonic, sleep, time
+from time import monotonic, sleep
 from typing import NamedTuple
 
 import numpy as np
@@ -161,10 +161,7 @@ def _moment(published: Published, record: PublishedRecord, states: UserStates) -
     if not record.features.config:
         return None
     counts = states.counts
-    return Moment(
-        published_statistics(published, record),
-        None if counts is None else lambda now_ms: counts.as_of(now_ms, int(1000 * time())),
-    )
+    return Moment(published_statistics(published, record), None if counts is None else counts.as_of)
 
 
 def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path, ids: PublishedIds) -> Filters:

@@ -79,12 +79,12 @@ class LiveCounts:
             for key, of_key in self._live[one].items():
                 np.subtract.at(of_key.counts, self._statistics.codes[key][item[at]], values[at])
 
-    def as_of(self, now_ms: int, server_ms: int) -> Callable[[str, int, NDArray[np.integer[Any]]], Float]:
+    def as_of(self, now_ms: int) -> Callable[[str, int, NDArray[np.integer[Any]]], Float]:
         """Return a function of key, days and codes [*b] that returns the counts [*b, width] of a window.
 
-        It ends with the day of a request, if that has begun by the server's clock, or of the newest event.
+        It ends with the day of a request, or of the newest event.
         """
-        last = max(self.newest_day, int(self._statistics.day(np.array(min(now_ms, server_ms)))))
+        last = max(self.newest_day, int(self._statistics.day(np.array(now_ms))))
 
         def counts(key: str, days: int, code: NDArray[np.integer[Any]]) -> Float:
             total = np.zeros((*code.shape, self._statistics.width), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,9 +32,12 @@ class MomentInputs(NamedTuple):
 class Moment:
     """Maker of the features of the moment that a run was trained with."""
 
-    def __init__(self, statistics: Statistics, counts: Callable[[int], Counts] | None) -> None:
-        """`counts` takes a time and returns the counts of all users as of then (`Statistics.__call__`)."""
-        self.statistics, self._counts = statistics, counts
+    def __init__(
+        self, statistics: Statistics, counts: Callable[[int], Counts] | None, clock: Callable[[], float] = time
+    ) -> None:
+        """`counts` takes a time and returns the counts of all users as of then (`Statistics.__call__`); `clock` returns seconds
+        since the epoch."""
+        self.statistics, self._counts, self._clock = statistics, counts, clock
         config = statistics.config
         self._sequences = [(statistics.history.index(one.behaviour), one.length) for one in config.sequences]
         self._shape = len(config.sequences), max((one.length for one in config.sequences), default=0)
@@ -47,7 +51,11 @@ class Moment:
         )
 
     def __call__(self, item: NDArray[np.int64], now_ms: int, recent: RecentEvents) -> MomentInputs:
-        """Return the features of candidates at positions `item` [n] for a user with these latest events."""
+        """Return the features of candidates at positions `item` [n] for a user with these latest events.
+
+        The moment is that of the device's clock, but not before the last event and not after this clock.
+        """
+        now_ms = max(0, min(now_ms, int(1000 * self._clock())), *recent.ms[-1:].tolist())
         shared = self._counts(now_ms) if self._counts else _nobody
         statistics = self.statistics(item, self.statistics.day(np.array(now_ms)), recent, shared)
         sequence, mask = np.zeros(self._shape, np.int64), np.zeros(self._shape, np.float32)
