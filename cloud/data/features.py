@@ -50,8 +50,8 @@ class Statistic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Numbers of events, and rates of behaviours among them, over time windows. Raises `ValueError`."""
 
     of: str | tuple[str, ...]
-    """What the events have in common with the candidate: `user`, `item`, `author`, `category` or another category of items, or
-    `user` and one of these."""
+    """What the events share with the candidate: `user`, `item`, `author`, `category` or another category of items, or `user`
+    and one of these."""
     days: tuple[int, ...] = (1, 7)
     """Lengths of the windows in days, 1 to 60."""
     rates: tuple[str, ...] = ()
@@ -129,12 +129,12 @@ class FeatureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """What the events of all users are counted by."""
+        """Keys by which the events of all users are counted."""
         return tuple(dict.fromkeys(s.keys[0] for s in self.statistics if s.keys[0] != USER))
 
     @property
     def user_keys(self) -> tuple[str, ...]:
-        """What a user's own events are counted by."""
+        """Keys by which a user's own events are counted."""
         return tuple(dict.fromkeys(s.keys[1] for s in self.statistics if len(s.keys) == 2))
 
     @property
@@ -177,6 +177,7 @@ class Statistics:
         if unknown := [key for key in (*config.shared, *config.user_keys) if key not in codes]:
             raise ValueError(f"Expected statistics of `user` or of {', '.join(codes)}, got {', '.join(unknown)}")
         self.codes = {key: codes[key] for key in (*config.shared, *config.user_keys)}
+        self._user_keys = config.user_keys
         self.names = config.names
         """Names of the columns."""
         self.width = 1 + len(rates)
@@ -242,7 +243,7 @@ class Statistics:
             key: ((keys[key][..., :, None] == self.codes[key][recent.item][..., None, :]) & (keys[key] > 0)[..., None]).astype(
                 np.float32
             )
-            for key in self.config.user_keys
+            for key in self._user_keys
         }
         window = 0
         for statistic in self.config.statistics:

@@ -51,6 +51,7 @@ class LiveCounts:
     ) -> None:
         """`published` are the counts of the training (`Published.counts`)."""
         self._statistics, self._until_ms = statistics, features.until_ms
+        self._days_max = statistics.config.days_max
         self._published = {key: np.asarray(counts) for key, counts in published.items()}
         self._slot = {day: slot for slot, day in enumerate(features.days)}
         self._live: dict[int, dict[str, _Day]] = {}
@@ -62,22 +63,24 @@ class LiveCounts:
 
         Those that the training has counted are left out, and so are those from before the longest window.
         """
-        new = (ms > self._until_ms) & (item > 0)
-        item, day, values = item[new], self._statistics.day(ms[new]), self._statistics.values(feedback[new])
-        self._go_on_to(int(day.max(initial=self.newest_day)))
-        for one in np.unique(day[day > self.newest_day - self._statistics.config.days_max]).tolist():
-            at = day == one
-            for key, of_key in self._day(one).items():
-                of_key.add(self._statistics.codes[key][item[at]].astype(np.int64), values[at])
+        by_day = self._by_day(item, ms, feedback)
+        self._go_on_to(max((self.newest_day, *by_day)))
+        for day, (of_day, values) in by_day.items():
+            if day > self.newest_day - self._days_max:
+                for key, of_key in self._day(day).items():
+                    of_key.add(self._statistics.codes[key][of_day].astype(np.int64), values)
 
     def remove(self, item: Int, ms: Int, feedback: Float) -> None:
         """Take out events that were added."""
+        for day, (of_day, values) in self._by_day(item, ms, feedback).items():
+            for key, of_key in self._live.get(day, {}).items():
+                np.subtract.at(of_key.counts, self._statistics.codes[key][of_day], values)
+
+    def _by_day(self, item: Int, ms: Int, feedback: Float) -> dict[int, tuple[Int, Float]]:
+        """Return by day the items and what is counted of those events that the training has not counted."""
         new = (ms > self._until_ms) & (item > 0)
         item, day, values = item[new], self._statistics.day(ms[new]), self._statistics.values(feedback[new])
-        for one in self._live.keys() & set(day.tolist()):
-            at = day == one
-            for key, of_key in self._live[one].items():
-                np.subtract.at(of_key.counts, self._statistics.codes[key][item[at]], values[at])
+        return {one: (item[day == one], values[day == one]) for one in np.unique(day).tolist()}
 
     def as_of(self, now_ms: int) -> Callable[[str, int, NDArray[np.integer[Any]]], Float]:
         """Return a function of key, days and codes [*b] that returns the counts [*b, width] of a window.
@@ -127,5 +130,5 @@ class LiveCounts:
 
     def _go_on_to(self, day: int) -> None:
         self.newest_day = day
-        for old in [one for one in self._live if one <= day - self._statistics.config.days_max]:
+        for old in [one for one in self._live if one <= day - self._days_max]:
             del self._live[old]

@@ -163,7 +163,7 @@ class UserStates:
         if rows is None:
             rows = self._published_rows(self._users.one(user_id))
         latest = self._latest(rows, self._history_max)
-        item = rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
+        item = _items(rows)
         history = History(item[len(item) - len(latest) :], self._feedback_of(latest))
         if not self._user_events:
             return UserState(history, item, None)
@@ -182,7 +182,7 @@ class UserStates:
 
     def _counted(self, rows: Rows) -> tuple[Int, Int, Float]:
         """Return item, time and feedback of the events of rows."""
-        return rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64), rows[:, _MS], self._feedback_of(rows)
+        return _items(rows), rows[:, _MS], self._feedback_of(rows)
 
     def _feedback_of(self, rows: Rows) -> Float:
         return rows[:, _REST:].view(np.float32)[:, self._feedback].copy()
@@ -394,6 +394,11 @@ def logged_rows(rows: Rows, first: int) -> Rows:
     """Return the rows of events that are in the log from the place `first` on: neither published ones nor expired ones."""
     kept = rows[:, _PLACE] >= max(first, 0)
     return rows if kept.all() else rows[kept]
+
+
+def _items(rows: Rows) -> Int:
+    """Return the positions of the items of rows."""
+    return rows[:, _REST:].view(np.int32)[:, 0].astype(np.int64)
 
 
 def _merged(old: Rows, new: Rows) -> Rows:

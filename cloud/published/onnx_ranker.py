@@ -84,7 +84,8 @@ class OnnxRanker:
         """Return the probabilities [n, K] of every task for the items at positions `items` [n].
 
         `user` is a position in the user tables, 0 = unknown. `scene` is that of the request, from 0; a scene that the run does
-        not know counts as unknown. `hour` is 0..23.
+        not know counts as unknown. `hour` is 0..23. `moment` are the features of the moment, by default those of a user and of
+        items without events.
         """
         if not len(items):
             return self.nothing
