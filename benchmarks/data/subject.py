@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.data.synthetic import CSV, DATA_FILE
+from benchmarks.memory import peak_bytes
 
 __all__ = ["SUBJECTS"]
 
@@ -93,7 +93,7 @@ def main(name: str, folder: str) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     rows = subject()
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / 2**20
     print(msgspec.json.encode({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak, "found": rows}).decode())
 
 
