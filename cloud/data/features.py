@@ -192,6 +192,11 @@ class Statistics:
         mean = np.array([means[self._columns[place - 1]] if place else 0.0 for place in self._place], np.float32)
         self._mean = np.where(self._is_share, mean.clip(*_MEAN_LIMITS), mean).astype(np.float32)
 
+    def follow(self, codes: Mapping[str, NDArray[np.integer[Any]]]) -> None:
+        """Go on with the codes of a catalogue that has changed."""
+        for key in self.codes:
+            self.codes[key] = codes[key]
+
     def with_means(self, means: Sequence[float]) -> Statistics:
         """Return the same statistics less other means."""
         return Statistics(self.config, self.history, means, self.codes, self.time_zone)

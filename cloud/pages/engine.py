@@ -21,6 +21,7 @@ from pocketrank.cloud.pipeline.stage import Resources
 from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.published.id_texts import PublishedIds
+from pocketrank.cloud.published.live_rows import LiveRows
 from pocketrank.cloud.published.moment import Moment, published_statistics
 from pocketrank.cloud.published.onnx_ranker import OnnxRanker, OnnxRankerConfig
 from pocketrank.cloud.published.profile import Profile
@@ -61,6 +62,8 @@ class PageEngine(NamedTuple):
     """The dictionaries of the run."""
     moment: Moment | None
     """Features of the moment; None where the run has none."""
+    users: LiveRows
+    """Rows of users that the ranker sees."""
     profile: Profile | None
     """How its inputs were distributed in training; None for a run that does not say."""
 
@@ -88,14 +91,21 @@ def open_engine(
     ids.check("item_id", catalogue.item_id[1:])  # a page names every item
     with ExitStack() as stack:
         # Stages and what they use.
-        ranker = OnnxRanker(run.published, published, record, OnnxRankerConfig(threads, config.workers))
+        users = LiveRows(published.user_id, {"user_row": published.user_row})
+        ranker = OnnxRanker(
+            run.published, published, record, OnnxRankerConfig(threads, config.workers), items=catalogue.rows, users=users
+        )
         filters = _filters(pipeline, catalogue, config.folder, ids)
         indexes = {name: _index(name, table, catalogue, published, record) for name, table in pipeline.index.items()}
         for index in indexes.values():
             stack.callback(index.close)
-        states = UserStates(published, record, config.seen_max, config.user_events_max)
+        statistics = published_statistics(published, record)
+        states = UserStates(
+            published, record, config.seen_max, config.user_events_max, items=catalogue.rows, statistics=statistics
+        )
         artifacts = Artifacts(run.folder / "artifacts")
-        moment = _moment(published, record, states)
+        counts = states.counts
+        moment = Moment(statistics, None if counts is None else counts.as_of) if record.features.config else None
         resources = Resources(catalogue, ranker, indexes, filters, config.folder, artifacts, moment)
         stages = Pipeline(pipeline, resources, run.spec.task_weights)
         stack.callback(stages.close)
@@ -110,7 +120,7 @@ def open_engine(
         stack.callback(splits.close)
         if (ttl_s := _ttl_s(config)) is not None:
             stack.callback(Renewal(partial(_put, run, halves, config, 0.0), ttl_s).close)
-        parts = published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids, moment, profile
+        parts = published, record, catalogue, ranker, filters, stages, splits, states, indexes, ids, moment, users, profile
         yield PageEngine(*parts)
 
 
@@ -155,13 +165,6 @@ def _older(run: Run, config: ServingConfig, former: Sequence[Run]) -> list[Run]:
     for other in (*(Run.open(config.folder / split.run) for split in config.pipeline.split), *former):
         by_version.setdefault(other.record.split_version, other)
     return list(by_version.values())[1:]
-
-
-def _moment(published: Published, record: PublishedRecord, states: UserStates) -> Moment | None:
-    if not record.features.config:
-        return None
-    counts = states.counts
-    return Moment(published_statistics(published, record), None if counts is None else counts.as_of)
 
 
 def _filters(pipeline: PipelineConfig, catalogue: Catalogue, folder: Path, ids: PublishedIds) -> Filters:

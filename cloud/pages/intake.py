@@ -240,6 +240,7 @@ class FeedbackIntake:
                     events=states.events,
                     unreadable=self._log.unreadable,
                     fingerprint=states.fingerprint(),
+                    items=states.items,
                     row_words=states.row_words,
                 )
             if header == snapshot.header() and not snapshot.is_unfit:

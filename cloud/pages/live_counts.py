@@ -39,6 +39,9 @@ class _Day:
         self.touched = set[int]()
 
     def add(self, code: Int, values: Float) -> None:
+        if (last := int(code.max(initial=0))) >= len(self.counts):  # of an item that was put since
+            more = max(last + 1 - len(self.counts), len(self.counts) // 4)
+            self.counts = np.concatenate([self.counts, np.zeros((more, self.counts.shape[1]), np.float32)])
         self.touched.update(code.tolist())
         np.add.at(self.counts, code, values)
 
@@ -93,9 +96,9 @@ class LiveCounts:
             total = np.zeros((*code.shape, self._statistics.width), np.float32)
             for day in range(last - days + 1, last + 1):
                 if (slot := self._slot.get(day)) is not None:
-                    total += self._published[key][slot].take(code, 0)
+                    total += _counts_of(self._published[key][slot], code)
                 if (live := self._live.get(day)) is not None:
-                    total += live[key].counts.take(code, 0)
+                    total += _counts_of(live[key].counts, code)
             return np.where((code > 0)[..., None], total, np.float32(0))
 
         return counts
@@ -132,3 +135,11 @@ class LiveCounts:
         self.newest_day = day
         for old in [one for one in self._live if one <= day - self._days_max]:
             del self._live[old]
+
+
+def _counts_of(counts: Float, code: NDArray[np.integer[Any]]) -> Float:
+    """Return the counts [*b, width] of codes [*b], of which later ones than these have none."""
+    if int(code.max(initial=0)) < len(counts):
+        return counts.take(code, 0)
+    inside = code < len(counts)
+    return np.where(inside[..., None], counts.take(np.where(inside, code, 0), 0), np.float32(0))

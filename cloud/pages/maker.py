@@ -15,7 +15,6 @@ from pocketrank.cloud.pages.splits import VectorsUnavailableError
 from pocketrank.cloud.pipeline.candidates import CandidateSet
 from pocketrank.cloud.pipeline.config import PipelineConfig, PipelineError
 from pocketrank.cloud.pipeline.stage import Deadline, Query
-from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.published import PublishedRecord
 from pocketrank.cloud.time_zones import hour_of, zone_of
 from pocketrank.device.codec import to_block
@@ -101,12 +100,10 @@ class PageMaker:
         """`price` returns what one more page costs now (`pocketrank.cloud.serving.load.price`)."""
         self._config, self._budget, self._record = config.page, config.limits, engine.record
         self._pipeline, self._catalogue, self._filters = engine.pipeline, engine.catalogue, engine.filters
-        self._splits, self._states, self._users = engine.splits, engine.states, IdLookup(engine.published.user_id)
+        self._splits, self._states, self._users = engine.splits, engine.states, engine.users.positions
         self._observer, self._price = observer or PageObserver(), price
         self._sent = _SentColumns(engine.record, config.page.features)
-        upload_ms = engine.catalogue.upload_ms
         self._zone = zone_of(engine.record.time_zone)
-        self._upload_day = np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)  # [I]
 
     @property
     def columns(self) -> frozenset[str]:
@@ -219,7 +216,8 @@ class PageMaker:
             floats[:, :k] = candidates.pxtr[:, sent.tasks]
         floats[:, k:f] = catalogue.floats.take(candidates.item, 0)[:, sent.floats]
         if sent.age:
-            floats[:, m - 1] = request.now_ms / _DAY_MS - self._upload_day.take(candidates.item)
+            upload_ms = catalogue.upload_ms.take(candidates.item)
+            floats[:, m - 1] = request.now_ms / _DAY_MS - np.where(upload_ms > _UNKNOWN, upload_ms / _DAY_MS, np.nan)
         if sent.moment:
             floats[:, m:] = np.nan if candidates.statistics is None else candidates.statistics[:, sent.moment]
         return floats

@@ -69,6 +69,8 @@ class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: int
     """Number of records up to `place` that could not be read."""
     fingerprint: bytes
+    items: int | None = None
+    """Number of items of the catalogue, on which the fingerprint depends."""
     row_words: int = 6
     """Width of a row of the states in words of 8 bytes."""
 
@@ -215,7 +217,7 @@ def _unfit(header: SnapshotHeader, states: UserStates, log: FeedbackLog) -> str:
         return "the log ends before it"
     if now.record is not None and header.mark.record != now.record:
         return "the log went on from an older copy"
-    if header.fingerprint != states.fingerprint():
+    if header.fingerprint != states.fingerprint(header.items):
         return "the run or the limits have changed"
     return ""
 

@@ -25,10 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketrank.cloud.data.features import RecentEvents
+from pocketrank.cloud.data.features import RecentEvents, Statistics
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.pages.live_counts import LiveCounts, SavedCounts
 from pocketrank.cloud.published.ids import IdLookup
+from pocketrank.cloud.published.live_rows import LiveRows
 from pocketrank.cloud.published.moment import published_statistics
 from pocketrank.cloud.published.onnx_ranker import History
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
@@ -109,18 +110,26 @@ class UserStates:
     """
 
     def __init__(
-        self, published: Published, record: PublishedRecord, seen_max: int = SEEN_MAX, events_max: int = EVENTS_MAX
+        self,
+        published: Published,
+        record: PublishedRecord,
+        seen_max: int = SEEN_MAX,
+        events_max: int = EVENTS_MAX,
+        *,
+        items: LiveRows | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
+        """`items` are the rows of items and `statistics` the features of the moment where they change, by default those of
+        `published`."""
         self._history_max, features = record.history_max, record.features
         self._user_events = features.config.user_events if features.config else 0
         self._published_max = published.history_item.shape[1]
         self._keep = max(seen_max, self._published_max)
-        self.counts = (
-            LiveCounts(published.counts, features, published_statistics(published, record)) if features.config.shared else None
-        )
+        statistics = statistics or published_statistics(published, record)
+        self.counts = LiveCounts(published.counts, features, statistics) if features.config.shared else None
         """What all users did, for features of the moment; None where none of these needs it."""
-        self._items, self._users = IdLookup(published.item_id), IdLookup(published.user_id)
-        self._item_id = np.asarray(published.item_id)
+        self._items = items or LiveRows(published.item_id, {"item_float": published.item_float})
+        self._users = IdLookup(published.user_id)
         self._history_item = np.asarray(published.history_item)
         self._history_feedback = np.asarray(published.history_feedback, np.float32)
         self._history_counts: list[int] = (self._history_item > 0).sum(1).tolist()  # padding is at the front
@@ -139,8 +148,7 @@ class UserStates:
         self.row_words = _REST + (2 + width) // 2
         """Width of a row in words of 8 bytes."""
         self._no_rows = np.zeros((0, self.row_words), np.int64)
-        duration = np.array(published.item_float[:, record.float_names.index("duration_ms")], np.float64)
-        self._duration_ms = np.where(duration > 0, duration, np.inf)  # with an unknown duration the fixed thresholds hold
+        self._duration = record.float_names.index("duration_ms")
         self._kept: list[dict[int, KeptUser]] = [{} for _ in range(_BUCKETS)]
         self._copies: list[dict[int, KeptUser] | None] | None = None
         """Copies of parts that changed since `copies` was called; None while nobody copies."""
@@ -327,9 +335,14 @@ class UserStates:
                 self._kept[user_id % _BUCKETS][user_id] = user
                 self.cost += user.cost
 
-    def fingerprint(self) -> bytes:
-        """Return a digest of all that rows depend on beside the events: the catalogue, the ends of published histories, the
-        limits and the rules.
+    @property
+    def items(self) -> int:
+        """Number of items that events may be of, the unknown one included."""
+        return self._items.count
+
+    def fingerprint(self, items: int | None = None) -> bytes:
+        """Return a digest of all that rows depend on beside the events: the first `items` of the catalogue, by default all, the
+        ends of published histories, the limits and the rules.
         """
         rules = (
             self.row_words,
@@ -343,16 +356,18 @@ class UserStates:
         digest = blake2b(repr((*rules, *limits)).encode(), digest_size=16)
         if self.counts is not None:
             digest.update(self.counts.fingerprint())
-        for column in (self._item_id, self._duration_ms, self._history_until_ms):
+        known, columns = slice(items), self._items.columns
+        for column in (columns["id"][known], columns["item_float"][known, self._duration], self._history_until_ms):
             digest.update(np.ascontiguousarray(column).data)
         return digest.digest()
 
     def _rows(self, events: Sequence[FeedbackEvent], places: Sequence[int], dated: bool) -> tuple[Rows, list[bool]]:
         """Return a row for each event, and whether its item is published."""
         item_id, watch_ms, like, click, impression_ms, position = zip(*map(_columns, events), strict=True)
-        item = self._items(item_id)
+        item = self._items.positions(item_id)
         watch = np.maximum(np.array(watch_ms, np.float64), 0)
-        duration = self._duration_ms[item]
+        duration = self._items.columns["item_float"][item, self._duration].astype(np.float64)
+        duration[~(duration > 0)] = np.inf  # with an unknown duration the fixed thresholds hold
         effective = watch >= np.minimum(duration, EFFECTIVE_VIEW_MS)
         columns: dict[str, NDArray[np.float64] | NDArray[np.bool_] | float] = {
             "long_view": watch >= np.minimum(duration, LONG_VIEW_MS),

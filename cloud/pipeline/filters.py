@@ -230,7 +230,8 @@ class Filters:
         self._authors = None if config.authors is None else _authors(config.authors, ids)
         self._authors_not = _authors(config.authors_not, ids)
         self._where, self._mask = AttributeFilter(), np.zeros(0, np.bool_)
-        self._made_for: tuple[int, object] | None = None
+        self._made_for: tuple[int, int, object] | None = None
+        self._both: tuple[object, object, NDArray[np.int64]] | None = None
         self._refresh()
 
     @property
@@ -247,8 +248,13 @@ class Filters:
 
     @property
     def removed(self) -> NDArray[np.int64]:
-        """[r] positions of removed items."""
-        return _NONE if self._removed is None else self._removed.positions
+        """[r] positions of removed items, by the file or from the catalogue; the same array until they change."""
+        by_file, gone = _NONE if self._removed is None else self._removed.positions, self._catalogue.removed
+        if not len(gone):
+            return by_file
+        if self._both is None or self._both[0] is not by_file or self._both[1] is not gone:
+            self._both = by_file, gone, np.union1d(by_file, gone)
+        return self._both[2]
 
     @property
     def unreadable(self) -> int:
@@ -261,10 +267,11 @@ class Filters:
             self._removed.check()
 
     def _refresh(self) -> None:
-        """Make the filter and the mask again when the hour or the removed items changed since."""
+        """Make the filter and the mask again when the hour, the catalogue or the removed items changed since."""
         config, removed = self.config, self.removed
         hour = int(time()) // 3600 if config.age_max_days is not None else 0
-        if self._made_for is not None and self._made_for[0] == hour and self._made_for[1] is removed:
+        version, made_for = self._catalogue.version, self._made_for
+        if made_for is not None and made_for[:2] == (hour, version) and made_for[2] is removed:
             return
         since = None if config.age_max_days is None else hour * _HOUR_MS - round(config.age_max_days * _DAY_MS)
         self._where = AttributeFilter(
@@ -277,7 +284,7 @@ class Filters:
         mask = self._where.passes(self._catalogue.attributes)
         mask[removed] = False
         mask[0] = False
-        self._mask, self._made_for = mask, (hour, removed)
+        self._mask, self._made_for = mask, (hour, version, removed)
 
 
 def _authors(authors: Sequence[int | str], ids: PublishedIds) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from pocketrank.cloud.data.features import RecentEvents, Statistics
 from pocketrank.cloud.data.feedback import HISTORY_FEEDBACK
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 
-__all__ = ["Moment", "MomentInputs", "published_statistics"]
+__all__ = ["Moment", "MomentInputs", "published_statistics", "statistics_codes"]
 
 Counts = Callable[[str, int, NDArray[np.integer[Any]]], NDArray[Any]]
 
@@ -68,14 +68,17 @@ class Moment:
 
 def published_statistics(published: Published, record: PublishedRecord) -> Statistics:
     """Return the statistics of the moment that a run was trained with, perhaps none. Raises `PublishedError`."""
-    features, names = record.features, record.category_names
-    codes = {"item": np.arange(len(published.item_id))}
-    codes |= {name: np.asarray(column) for name, column in zip(names, np.asarray(published.item_category).T, strict=True)}
+    features, codes = record.features, statistics_codes(np.asarray(published.item_category), record.category_names)
     history = (*HISTORY_FEEDBACK, *record.actions)
     try:
         return Statistics(features.config, history, features.means, codes, record.time_zone)
     except ValueError as error:
         raise PublishedError(str(error)) from error
+
+
+def statistics_codes(categories: NDArray[np.int32], names: Sequence[str]) -> dict[str, NDArray[np.integer[Any]]]:
+    """Return the codes of items by which statistics count, from their categories [I, C] of these names."""
+    return {"item": np.arange(len(categories)), **dict(zip(names, categories.T, strict=True))}
 
 
 def _nobody(key: str, days: int, code: NDArray[np.integer[Any]]) -> NDArray[np.float32]:

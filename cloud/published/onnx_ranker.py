@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.published.graphs import first, measured_threads, open_graph
+from pocketrank.cloud.published.live_rows import LiveRows
 from pocketrank.cloud.published.moment import Moment, MomentInputs, published_statistics
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 
@@ -44,12 +45,21 @@ class OnnxRanker:
     """The ranker in `folder` over the rows of `published`. Raises `PublishedError`. Safe to call from several threads."""
 
     def __init__(
-        self, folder: Path, published: Published, record: PublishedRecord, config: OnnxRankerConfig | None = None
+        self,
+        folder: Path,
+        published: Published,
+        record: PublishedRecord,
+        config: OnnxRankerConfig | None = None,
+        *,
+        items: LiveRows | None = None,
+        users: LiveRows | None = None,
     ) -> None:
+        """`items` and `users` are the rows where they change, by default those of `published`."""
         config = config or OnnxRankerConfig()
-        # Plain arrays over the same mapped bytes, because indexing a memmap takes several times as long.
-        self._user_row = np.asarray(published.user_row)
-        self._item_row, self._item_identity = np.asarray(published.item_row), np.asarray(published.item_identity)
+        self._items = items or LiveRows(
+            published.item_id, {"item_row": published.item_row, "item_identity": published.item_identity}
+        )
+        self._users = users or LiveRows(published.user_id, {"user_row": published.user_row})
         self._tasks, self._feedback_width = len(record.tasks), published.history_feedback.shape[2]
         self._scenes = [np.array([[code]], np.int64) for code in range(record.scenes)]
         self._hours = [np.array([[hour + 1]], np.int64) for hour in range(24)]
@@ -100,11 +110,13 @@ class OnnxRanker:
         hour: int,
         moment: MomentInputs | None = None,
     ) -> dict[str, NDArray[Any]]:
+        columns = self._items.columns
+        identity = columns["item_identity"]
         inputs: dict[str, NDArray[Any]] = {
-            "user_row": self._user_row[user : user + 1],
-            "history_row": self._item_identity.take(history.item, 0)[None],
+            "user_row": self._users.columns["user_row"][user : user + 1],
+            "history_row": identity.take(history.item, 0)[None],
             "history_feedback": history.feedback[None],
-            "item_row": self._item_row.take(items, 0)[None],
+            "item_row": columns["item_row"].take(items, 0)[None],
             "scene": self._scenes[scene + 1 if 0 <= scene < len(self._scenes) - 1 else 0],
             "hour": self._hours[hour],
         }
@@ -113,7 +125,7 @@ class OnnxRanker:
             if statistics.shape[1]:
                 inputs["statistics"] = np.broadcast_to(statistics, (len(items), statistics.shape[1]))[None]
             if len(sequence):
-                inputs |= {"sequence_row": self._item_identity[sequence][None], "sequence_mask": mask[None]}
+                inputs |= {"sequence_row": identity[sequence][None], "sequence_mask": mask[None]}
         return inputs
 
     def _measure(self, events: int, config: OnnxRankerConfig) -> int:

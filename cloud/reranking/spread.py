@@ -36,11 +36,19 @@ class Spread(Stage):
 
     def __init__(self, config: SpreadConfig, resources: Resources) -> None:
         super().__init__(config, resources)
-        codes = resources.catalogue.category(config.column)
-        self._codes = None if codes is None else _narrow(codes)
+        self._codes: NDArray[np.integer] | None = None
+        self._version = -1
+        self._look_up()
+
+    def _look_up(self) -> None:
+        catalogue = self.resources.catalogue
+        if catalogue.version != self._version:
+            codes = catalogue.category(self.config.column)
+            self._codes, self._version = None if codes is None else _narrow(codes), catalogue.version
 
     def __call__(self, query: Query, candidates: CandidateSet) -> CandidateSet:
         """See `Stage`."""
+        self._look_up()
         if self._codes is None:
             return candidates
         return candidates.take(spread_categories(self._codes.take(candidates.item), self.config.max_per_category))
