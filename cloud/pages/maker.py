@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import urandom
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import UNSET
@@ -20,7 +21,7 @@ from pocketrank.cloud.time_zones import hour_of, zone_of
 from pocketrank.device.codec import to_block
 from pocketrank.device.contract import Block, Candidates, Columns, ContractError, Page, PageRequest, check_experiment
 
-__all__ = ["PageMaker", "PageObserver"]
+__all__ = ["MadePage", "PageMaker", "PageObserver"]
 
 _DAY_MS = 86_400_000
 _UNKNOWN = np.iinfo(np.int64).min
@@ -43,6 +44,15 @@ class PageObserver:
 
     def degraded(self, reason: str) -> None:
         """Record that a part of a page is missing or was replaced."""
+
+
+class MadePage(NamedTuple):
+    """A page, and what it was made from."""
+
+    page: Page
+    query: Query
+    candidates: CandidateSet
+    """those of the page, in its order"""
 
 
 _Columns = list[int] | slice
@@ -118,6 +128,10 @@ class PageMaker:
 
     def __call__(self, request: PageRequest, since: float | None = None) -> Page:
         """Return the page that `request` asks for. `since` is when it arrived by `time.perf_counter`; None means now."""
+        return self.make(request, since).page
+
+    def make(self, request: PageRequest, since: float | None = None) -> MadePage:
+        """Return the page, and what it was made from."""
         deadline = Deadline(self._budget.page_ms / 1e3, since)
         started = perf_counter()
         query = self._query(request, deadline)
@@ -125,9 +139,11 @@ class PageMaker:
         vector = self._user_vectors(query, request.split_version)
         self._lap("tower", started)
         candidates = self._pipeline(query, self._observer.stage)
+        retrieved = len(candidates)
         query.deadline = deadline
         started = perf_counter()
-        page = self._page(query, candidates.take(slice(request.size)), vector)
+        candidates = candidates.take(slice(request.size))
+        page = self._page(query, candidates, vector)
         self._lap("assemble", started)
 
         # Report what the page lacks.
@@ -135,11 +151,11 @@ class PageMaker:
         if page.split_version is None:
             asked = request.split_version
             without = "not_asked" if asked is None else "unavailable" if asked in self._splits.versions else "unknown"
-        self._observer.page(len(candidates), len(page.candidates.item_id.data) // 8, without)
+        self._observer.page(retrieved, len(page.candidates.item_id.data) // 8, without)
         for reason in query.degraded:
             self._observer.degraded(reason)
         self._observer.made(query, page)
-        return page
+        return MadePage(page, query, candidates)
 
     def _lap(self, stage: str, since: float) -> float:
         """Report the time of a stage that began at `since`. Returns the time."""

@@ -44,7 +44,7 @@ from pocketrank.cloud.data.features import RecentEvents
 from pocketrank.cloud.pipeline.candidates import CandidateSet
 from pocketrank.cloud.published.artifacts import Artifacts
 from pocketrank.cloud.published.catalogue import Catalogue
-from pocketrank.cloud.published.moment import Moment
+from pocketrank.cloud.published.moment import Moment, MomentInputs
 from pocketrank.cloud.published.onnx_ranker import History, OnnxRanker
 from pocketrank.device.contract import PageRequest
 
@@ -107,6 +107,8 @@ class Query:
     """the last events, more of them, that features of the moment are made of; None where the run has no such features"""
     vector: NDArray[np.float32] | None = None
     """[D] the user's vector in the space of the served run's indexes; None when it is unavailable"""
+    moment: MomentInputs | None = None
+    """features of the moment that the candidates were ranked with; None before, and where the run has none"""
     degraded: list[str] = field(default_factory=list)
     """names of what was left out or replaced so far"""
 

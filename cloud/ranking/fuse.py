@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pocketrank.cloud.pipeline.candidates import CandidateSet
@@ -32,6 +34,4 @@ class Fuse(Stage):
         if candidates.pxtr is None:
             raise ValueError("Expected ranked candidates, got a fuse stage before any rank stage")
         score = self._formula(candidates.pxtr)
-        return CandidateSet(candidates.item, candidates.pxtr, score, candidates.statistics).take(
-            np.argsort(-score, kind="stable")
-        )
+        return replace(candidates, score=score).take(np.argsort(-score, kind="stable"))

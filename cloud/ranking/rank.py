@@ -57,4 +57,6 @@ class Rank(Stage):
         pxtr = self._ranker.pxtr(query.user, query.history, candidates.item, scene=scene, hour=hour, moment=moment)
         took = (perf_counter() - started) / len(candidates)
         self.seconds_each += (took - self.seconds_each) * (_LATEST_WEIGHT if self.seconds_each else 1.0)
-        return CandidateSet(candidates.item, pxtr, statistics=None if moment is None else moment.statistics)
+        query.moment = moment
+        statistics = None if moment is None else moment.statistics
+        return CandidateSet(candidates.item, pxtr, statistics=statistics, channel=candidates.channel)

@@ -73,17 +73,16 @@ class Retrieve(Stage):
             if cold and channel.config.quota_cold is not None:
                 quota = channel.config.quota_cold
             found.append(_find(channel, watchdog, query, min(quota, wanted)) if quota else np.zeros(0, np.int64))
-        item = merged(found, wanted)
+        of = list(range(len(found)))
+        item, finder = merged(found, wanted, of)
         if len(item) < wanted:
-            item = self._fill(query, item, wanted)
-        return CandidateSet(item)
-
-    def _fill(self, query: Query, item: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-        for channel, watchdog in self._channels:
-            item = merged([item, _find(channel, watchdog, query, wanted)], wanted)
-            if len(item) == wanted:
-                break
-        return item
+            for i, (one, watchdog) in enumerate(self._channels):
+                found.append(_find(one, watchdog, query, wanted))
+                of.append(i)
+                item, finder = merged(found, wanted, of)
+                if len(item) == wanted:
+                    break
+        return CandidateSet(item, channel=finder)
 
     @property
     def hung_s(self) -> float:
@@ -108,11 +107,15 @@ def _find(channel: Channel, watchdog: Watchdog[Channel] | None, query: Query, k:
         return np.zeros(0, np.int64)
 
 
-def merged(found: Sequence[NDArray[np.int64]], wanted: int) -> NDArray[np.int64]:
-    """Return the first `wanted` distinct positions of all arrays in `found`, in their order."""
-    found = [positions for positions in found if len(positions)]
-    if len(found) <= 1:
-        return found[0][:wanted] if found else np.zeros(0, np.int64)
-    item = np.concatenate(found)
-    _, first = np.unique(item, return_index=True)
-    return item[np.sort(first)][:wanted]
+def merged(
+    found: Sequence[NDArray[np.int64]], wanted: int, channels: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the first `wanted` distinct positions of all arrays in `found`, in their order, and of which of the `channels` of
+    the arrays each is."""
+    channel = np.repeat(np.array(channels, np.uint8), [len(positions) for positions in found])
+    item = np.concatenate(found) if found else np.zeros(0, np.int64)
+    if sum(len(positions) > 0 for positions in found) > 1:
+        _, first = np.unique(item, return_index=True)
+        first = np.sort(first)[:wanted]
+        return item[first], channel[first]
+    return item[:wanted], channel[:wanted]
