@@ -99,6 +99,14 @@ class Splits:
             self._fail()
             raise VectorsUnavailableError from error
 
+    def put(self, version: str, ids: NDArray[np.int64], vectors: NDArray[np.float16]) -> None:
+        """Put the vectors [n, D] of items where every process finds them. Of the processes that share files one writes; for the
+        others it does nothing, and while the store does not answer either: such items have the vector of the unknown one."""
+        try:
+            self._store.put(version, ids, vectors)
+        except StoreError as error:
+            _logger.debug("vectors of new items are not written by this process: %s", error)
+
     def _fail(self) -> None:
         """Make the store unavailable, and start a thread that fills it unless one runs already."""
         now = self._clock()

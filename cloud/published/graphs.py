@@ -16,7 +16,7 @@ from pocketrank.cloud.published.published import PublishedError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
 import onnxruntime as ort
 
-__all__ = ["first", "measured_threads", "open_graph"]
+__all__ = ["first", "measured_threads", "open_graph", "open_session"]
 
 _ROUNDS = 15
 _SPEEDUP_MIN = 1.5
@@ -25,17 +25,22 @@ _SPEEDUP_MIN = 1.5
 
 def open_graph(path: Path, inputs: tuple[str, ...], output: str, threads: int = 1) -> ort.InferenceSession:
     """Open the graph `inputs` → `output` in the file at `path`. Raises `PublishedError`."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors share no base class
-        raise PublishedError(f"Expected an ONNX graph, got: {error} - at {path}") from error
+    session = open_session(path, threads)
     found = {i.name for i in session.get_inputs()}, {o.name for o in session.get_outputs()}
     if found != (set(inputs), {output}):
         raise PublishedError(f"Expected a graph {sorted(inputs)} -> {output}, got {sorted(found[0])} -> {found[1]} - at {path}")
     return session
+
+
+def open_session(path: Path, threads: int = 1) -> ort.InferenceSession:
+    """Open the graph in the file at `path`. Raises `PublishedError`."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no base class
+        raise PublishedError(f"Expected an ONNX graph, got: {error} - at {path}") from error
 
 
 def first(session: ort.InferenceSession, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

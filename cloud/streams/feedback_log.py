@@ -111,6 +111,8 @@ class Records(NamedTuple):
     """[n] their places in the log, which increase and are never used twice."""
     forgotten: Sequence[tuple[int, int]]
     """Users whose events `forget` deleted, each with the number of events of this part that were accepted before that."""
+    added_ms: Sequence[int]
+    """[n] when they were accepted, by the log's own clock"""
     end: int
     """Place up to which this part reaches; the place that it was read after when there is nothing more."""
 
@@ -136,6 +138,8 @@ class FeedbackLog(ABC):
     """File beside the log for what is computed from its events; None where there is no such place."""
     ids: Path | None = None
     """File beside the log for the texts of ids in its events; None where there is no such place."""
+    events: Path | None = None
+    """File beside the log for the other topics (`event_log`); None where there is no such place."""
     read_max: int = 4096
     """Number of records that a long log is read by at a time; appends go on in between."""
 

@@ -16,7 +16,6 @@ because somebody moved, replaced or removed one, batches are rejected: what was 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +23,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from random import Random
 from threading import Event, Lock, Thread
-from time import monotonic, sleep, time, time_ns
+from time import monotonic, sleep, time
 from typing import Any
 
 from pocketrank.cloud.streams.feedback_log import (
@@ -42,7 +40,8 @@ from pocketrank.cloud.streams.feedback_log import (
     read_record,
     read_records,
 )
-from pocketrank.cloud.streams.sqlite_format import ANYBODY, FORGOTTEN, FORMAT, OWNER_ONLY, is_fresh, pragma, prepare
+from pocketrank.cloud.streams.sqlite_file import OpenedFile, code_of, is_busy, retry_busy
+from pocketrank.cloud.streams.sqlite_format import ANYBODY, FORGOTTEN, FORMAT, is_fresh, pragma, prepare
 from pocketrank.device.codec import to_msgpack
 from pocketrank.device.contract import ContractError, FeedbackEvent
 
@@ -52,8 +51,8 @@ _ROWS = 64
 """Largest number of rows in one statement. Ten rows took 20 µs in one statement and 29 in ten, each of which releases the
 interpreter lock."""
 _INSERT = "INSERT INTO event (user_id, event_id, added_ms, body, writer) VALUES"
-_RECORDS = "SELECT place, user_id, body FROM event WHERE place > ? ORDER BY place LIMIT ?"
-_RECORD_AT = "SELECT place, user_id, body FROM event WHERE place = ?"
+_RECORDS = "SELECT place, user_id, body, added_ms FROM event WHERE place > ? ORDER BY place LIMIT ?"
+_RECORD_AT = "SELECT place, user_id, body, added_ms FROM event WHERE place = ?"
 _ENDS = """SELECT coalesce((SELECT min(place) FROM event), 0),
     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0)"""
 _OTHERS = "SELECT max(place) FROM event WHERE place > ? AND writer != ?"
@@ -68,16 +67,14 @@ _TICK_MS = 3_600_000
 _EXPIRE_PAUSE_S = 0.1
 """Pause in seconds between two deletions in a row, in which events are written."""
 _DAY_MS = 86_400_000
-_FOLDER_TIME_NS = 100_000_000
-"""More than the steps of a file system's clock, in nanoseconds."""
-_FILES = ("", "-wal", "-shm")
 _DERIVED = "-states"
 _IDS = "-ids"
+_EVENTS = "-events"
 _PARTLY_READABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR)
 """Errors that a damaged page or sector causes, around which the rest can be read."""
 
-_Row = tuple[int, int | None, object]
-"""Place, user and body of a record; one that cannot be read has the error as its body."""
+_Row = tuple[int, int | None, object, int]
+"""Place, user, body and time of a record; one that cannot be read has the error as its body."""
 
 _logger = logging.getLogger(__name__)
 
@@ -115,28 +112,22 @@ class SqliteFeedbackLog(FeedbackLog):
 
     derived: Path
     ids: Path
+    events: Path
 
     def __init__(self, path: Path, config: SqliteLogConfig | None = None) -> None:
         self._path, self._config = path, config or SqliteLogConfig()
-        self._writer, self._random = secrets.randbits(63) | 1, Random()  # never `ANYBODY`
+        self._writer = secrets.randbits(63) | 1  # never `ANYBODY`
         self._write_lock, self._read_lock = Lock(), Lock()
         self._unreadable = self._counted_to = 0
         self._others_to = 0
         """Place up to which `news` knows what other open logs wrote."""
         self.read_max = self._config.replay_rows
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            real = os.path.realpath(path)  # beside which its neighbours stand
-            with suppress(FileExistsError):  # closing a file that is open elsewhere in this process would drop its locks
-                os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL, OWNER_ONLY))  # its neighbours get the same mode
+            self._file = OpenedFile(path)
             db = self._connect()
         except (sqlite3.Error, OSError) as error:
             raise LogOpenError(str(path), "a file for the feedback log", str(error)) from error
-        self._folder, self._is_direct = os.path.dirname(real), os.path.abspath(path) == real
-        self._checked: tuple[int, int, int] | None = None
-        """The folder when the files were last found in place."""
-        self._files = [os.path.abspath(path), *(real + name for name in _FILES[1:])]
-        self.derived, self.ids = Path(real + _DERIVED), Path(real + _IDS)
+        self.derived, self.ids, self.events = (Path(self._file.real + name) for name in (_DERIVED, _IDS, _EVENTS))
         try:
             self._retry_busy(db, lambda: self._prepare(db))
             # A second connection, so that reads do not wait while another thread syncs the disk.
@@ -146,11 +137,11 @@ class SqliteFeedbackLog(FeedbackLog):
             then = reader.execute("SELECT coalesce(max(now_ms), ?) FROM clock", (now,)).fetchone()[0]
             paused = min(max(now - then, 0), _DAY_MS)
             self._clock_ahead: int = then + paused - _monotonic_ms()
-            self._opened = self._identify()
+            self._file.opened()
         except BaseException as error:
             db.close()
             if isinstance(error, sqlite3.Error | OSError):
-                got = "one that another process has locked" if _is_busy(error) else str(error)
+                got = "one that another process has locked" if is_busy(error) else str(error)
                 raise LogOpenError(str(path), "a feedback log that can be locked", got) from error
             raise
         db.execute("PRAGMA busy_timeout = 0")  # from here on `_retry_busy` waits
@@ -165,9 +156,6 @@ class SqliteFeedbackLog(FeedbackLog):
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=self._config.busy_s, isolation_level=None, check_same_thread=False)
 
-    def _identify(self) -> list[tuple[int, int]]:
-        return [(found.st_dev, found.st_ino) for found in map(os.stat, self._files)]
-
     def _prepare(self, db: sqlite3.Connection) -> None:
         db.execute("BEGIN")  # one consistent view: another process may be making the log
         is_fresh(db, self._path)  # raises before anything is changed in a file that is no log
@@ -175,7 +163,7 @@ class SqliteFeedbackLog(FeedbackLog):
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if self._config.full_sync else 'NORMAL'}")
         db.execute("PRAGMA secure_delete = ON")  # deleted events are overwritten
-        prepare(db, self._path, self._files)
+        prepare(db, self._path, self._file.files)
         if self._config.bytes_max is not None:  # not before an upgrade, which needs room for a while
             page = db.execute("PRAGMA page_size").fetchone()[0]
             db.execute(f"PRAGMA max_page_count = {max(1, self._config.bytes_max // page)}")
@@ -267,36 +255,16 @@ class SqliteFeedbackLog(FeedbackLog):
         if (db := self._db) is None:
             raise LogWriteError(str(self._path), "an open log", "a closed one")
         self._begin(db)
-        self._check_files()
+        if missing := self._file.missing():
+            raise LogWriteError(
+                str(self._path), "the log that was opened, with its -wal and -shm (restart the server)", missing
+            )
         return db
 
     def _write_error(self, error: sqlite3.Error) -> LogWriteError:
-        if _is_busy(error):
+        if is_busy(error):
             return LogBusyError(str(self._path), f"a turn to write within {self._config.busy_s:g} s", str(error))
         return LogWriteError(str(self._path), "room for a batch of feedback", str(error))
-
-    def _check_files(self) -> None:
-        """Raise `LogWriteError` if a file is not the one that was opened. Takes microseconds.
-
-        No file is made, moved or removed without a change of the folder's time, which has steps of some milliseconds. So files
-        that were looked at later than that are the same while the folder is.
-        """
-        try:
-            folder = os.stat(self._folder)
-            here = folder.st_dev, folder.st_ino, folder.st_mtime_ns
-            if here == self._checked:
-                return
-            now = time_ns()
-            found = self._identify()
-            if found == self._opened and self._is_direct and folder.st_mtime_ns < now - _FOLDER_TIME_NS:
-                self._checked = here
-        except OSError as error:
-            got = f"`{os.path.basename(error.filename)}`: {error.strerror}"  # not its folder, which a client might read
-        else:
-            if found == self._opened:
-                return
-            got = "another file under its name"
-        raise LogWriteError(str(self._path), "the log that was opened, with its -wal and -shm (restart the server)", got)
 
     def _begin(self, db: sqlite3.Connection) -> None:
         try:
@@ -305,19 +273,7 @@ class SqliteFeedbackLog(FeedbackLog):
             self._retry_busy(db, lambda: db.execute("BEGIN IMMEDIATE"))
 
     def _retry_busy(self, db: sqlite3.Connection, work: Callable[[], object]) -> None:
-        """Do `work`, and repeat it while the file is locked: SQLite itself does not wait to change the journal mode."""
-        until = monotonic() + self._config.busy_s
-        while True:
-            try:
-                work()
-                return
-            except sqlite3.OperationalError as error:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                if not _is_busy(error) or monotonic() >= until:
-                    raise
-            # A random pause, so that two waiting processes do not always try at the same time.
-            sleep(self._random.uniform(0, 2 * self._config.retry_s))
+        retry_busy(db, work, self._config.busy_s, self._config.retry_s)
 
     def read(self, after: int, count: int | None = None) -> Records:
         """Return up to `count` records after a place. Raises `LogOpenError`."""
@@ -371,7 +327,7 @@ class SqliteFeedbackLog(FeedbackLog):
                 rows = db.execute(_RECORDS, (after, -1 if count is None else count)).fetchall()
                 return rows, rows[-1][0] if rows else after
             except sqlite3.DatabaseError as error:
-                if _code(error) not in _PARTLY_READABLE:
+                if code_of(error) not in _PARTLY_READABLE:
                     raise
                 last = db.execute(_ENDS).fetchone()[1]
         end = max(after, last if count is None else min(last, after + count))
@@ -380,28 +336,30 @@ class SqliteFeedbackLog(FeedbackLog):
             try:
                 found += db.execute(_RECORD_AT, (place,)).fetchall()
             except sqlite3.DatabaseError as error:
-                found.append((place, None, error))
+                found.append((place, None, error, 0))
         return found, end
 
     def _records(self, rows: Sequence[_Row], end: int) -> Records:
         forgotten = list[tuple[int, int]]()
-        places, bodies = list[int](), list[Any]()
-        for place, user_id, body in rows:
+        places, bodies, added_ms = list[int](), list[Any](), list[int]()
+        for place, user_id, body, at_ms in rows:
             if body == FORGOTTEN and isinstance(user_id, int):
                 forgotten.append((len(places), user_id))
             else:
                 places.append(place)
                 bodies.append(body)
+                added_ms.append(at_ms)
         with suppress(ContractError, TypeError):  # not bytes, or not to be read as one batch
             corrected = [is_corrected(body) for body in bodies]
             sent = iter(read_records([body for body, is_ in zip(bodies, corrected, strict=True) if not is_]))
             events = [read_record(body) if is_ else next(sent) for body, is_ in zip(bodies, corrected, strict=True)]
-            return Records(events, places, forgotten, end)
+            return Records(events, places, forgotten, added_ms, end)
         read = [self._read_record(place, body) for place, body in zip(places, bodies, strict=True)]
         return Records(
             [event for event in read if event is not None],
             [place for place, event in zip(places, read, strict=True) if event is not None],
             [(sum(event is not None for event in read[:before]), user) for before, user in forgotten],
+            [at_ms for event, at_ms in zip(read, added_ms, strict=True) if event is not None],
             end,
         )
 
@@ -479,11 +437,3 @@ class _Writing:
 
 def _monotonic_ms() -> int:
     return int(monotonic() * 1000)
-
-
-def _code(error: BaseException) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _is_busy(error: BaseException) -> bool:
-    return _code(error) == sqlite3.SQLITE_BUSY

@@ -1,0 +1,114 @@
+"""Rows of items that the run does not have, from their attributes alone: a new item has them until it has its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketrank.cloud.published.graphs import open_session
+from pocketrank.cloud.published.published import PublishedError, PublishedRecord
+from pocketrank.cloud.vectors.index import AGE_UNKNOWN
+
+__all__ = ["ItemEncoder", "NewItems"]
+
+_GRAPH, _STATISTICS = "item_encoder.onnx", "item_statistics.npy"
+_OUTPUTS = ("item_row", "item_identity", "item_vector")
+
+
+class NewItems(NamedTuple):
+    """Attributes of n items."""
+
+    author: NDArray[np.int64]
+    """[n] code of the author, 0 = unknown"""
+    category: NDArray[np.int64]
+    """[n] code, 0 = unknown"""
+    content: NDArray[np.float32]
+    """[n, C] content vectors, zeros = unknown"""
+    categories: NDArray[np.int64]
+    """[n, M] codes of further categories"""
+    floats: NDArray[np.float32]
+    """[n, B] further numbers, NaN = unknown"""
+    duration_ms: NDArray[np.float32]
+    """[n], 0 = unknown"""
+    upload_ms: NDArray[np.int64]
+    """[n], `AGE_UNKNOWN` = unknown"""
+
+
+class ItemEncoder:
+    """Encoder of the run published in `folder`. Raises `PublishedError` where the run has none, as those of before."""
+
+    def __init__(self, folder: Path, record: PublishedRecord, codes: NDArray[np.int32]) -> None:
+        """`codes` are the categories [I, 2 or more] of the published items, `category` and `author` first."""
+        self._graph = open_session(folder / _GRAPH)
+        self._inputs = {one.name: one.shape for one in self._graph.get_inputs()}
+        try:
+            self._statistics = np.asarray(np.load(folder / _STATISTICS, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise PublishedError(f"Expected the statistics of items, got: {error} - at {folder / _STATISTICS}") from error
+        if not {"author", "category"} <= set(self._inputs) or "statistics" not in self._inputs:
+            raise PublishedError(f"Expected an encoder of items, got inputs {sorted(self._inputs)} - at {folder / _GRAPH}")
+        self._block = len(record.tasks) + 1
+        names = record.category_names
+        # An item of the same author, or category, has the statistics of that.
+        self._of_author = _first_of(codes[:, names.index("author")])
+        self._of_category = _first_of(codes[:, names.index("category")])
+
+    @property
+    def content_width(self) -> int:
+        """Width C of content vectors; 0 where the run has none."""
+        return self._width("content")
+
+    @property
+    def floats_width(self) -> int:
+        """Number B of further numbers."""
+        return self._width("floats")
+
+    @property
+    def categories_width(self) -> int:
+        """Number M of columns of further categories."""
+        return self._width("categories")
+
+    def _width(self, name: str) -> int:
+        return int(self._inputs[name][1]) if name in self._inputs else 0
+
+    def __call__(self, items: NewItems) -> dict[str, NDArray[Any]]:
+        """Return the rows of items by the names of `Published`: `item_row`, `item_identity` and `item_vector`."""
+        inputs = {
+            "author": items.author,
+            "category": items.category,
+            "content": items.content,
+            "categories": items.categories,
+            "floats": items.floats,
+            "statistics": self._statistics_of(items),
+        }
+        found = self._graph.run(list(_OUTPUTS), {name: values for name, values in inputs.items() if name in self._inputs})
+        return dict(zip(_OUTPUTS, found, strict=True))
+
+    def _statistics_of(self, items: NewItems) -> NDArray[np.float32]:
+        """Return the statistics of items [n, S] that nobody has seen: those of author and category, duration, and age 0."""
+        statistics, b = np.zeros((len(items.author), self._statistics.shape[1]), np.float32), self._block
+        for group, (codes, of) in enumerate(((items.author, self._of_author), (items.category, self._of_category)), 1):
+            at = np.array([of.get(code, 0) for code in codes.tolist()], np.int64)
+            block = slice(group * b, (group + 1) * b)
+            statistics[:, block] = np.where((at > 0)[:, None], self._statistics[at, block], 0)
+        statistics[:, 3 * b] = np.log1p(np.maximum(items.duration_ms, 0) / 1000) - 3
+        statistics[:, 3 * b + 2] = items.upload_ms == AGE_UNKNOWN
+        return statistics
+
+
+def _first_of(codes: NDArray[np.integer[Any]]) -> dict[int, int]:
+    """Return a position of each code but 0."""
+    unique, first = np.unique(codes, return_index=True)
+    return {code: at for code, at in zip(unique.tolist(), first.tolist(), strict=True) if code}
+
+
+def columns(rows: Sequence[Sequence[Any]], width: int, dtype: type[np.generic], fill: float = 0) -> NDArray[Any]:
+    """Return rows [n, width] of which some are shorter."""
+    out = np.full((len(rows), width), fill, dtype)
+    for row, values in zip(out, rows, strict=True):
+        row[: len(values)] = values[:width]
+    return out
