@@ -23,6 +23,9 @@ from threading import Lock
 from time import monotonic, sleep
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.streams.feedback_log import LogBusyError, LogOpenError, LogWriteError
 from pocketrank.device.contract import code_choices
@@ -109,6 +112,26 @@ class OwnIds:
                 code = self._grown(db, kind, text)
                 return self._free(db, kind, text) if code is None else code
         return code
+
+    def texts(self, kind: str, codes: NDArray[np.int64]) -> list[str]:
+        """Return the texts of codes [n], of the run, of the run before it, or of the file. Raises `LogOpenError`, and KeyError
+        for a code that nobody knows."""
+        for ids in (self.published, self.former):
+            try:
+                return ids.texts(kind, codes)
+            except KeyError:
+                pass
+        return [self._text_of(kind, code) for code in codes.tolist()]
+
+    def _text_of(self, kind: str, code: int) -> str:
+        for ids in (self.published, self.former):
+            if (text := ids.text(kind, code)) is not None:
+                return text
+        with self._reading() as db:
+            row = db.execute(_TEXT, (kind, code)).fetchone()
+        if row is None:
+            raise KeyError(code)
+        return str(row[0])
 
     def remember(self, texts: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Return the codes of texts, each with its kind. They are durable when this returns.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.cloud.pages.engine import PageEngine
 from pocketrank.cloud.pages.maker import MadePage
-from pocketrank.cloud.published.catalogue import Catalogue
 from pocketrank.cloud.streams.messages import ServedInputs, ServedPage
 
 __all__ = ["served_page"]
@@ -17,11 +16,10 @@ __all__ = ["served_page"]
 _PADDING = np.iinfo(np.int64).min
 
 
-def served_page(
-    made: MadePage, catalogue: Catalogue, *, run: str, sequence: int, served_ms: int, channels: Sequence[str] = ()
-) -> ServedPage:
+def served_page(made: MadePage, engine: PageEngine, *, run: str, sequence: int, served_ms: int) -> ServedPage:
     """Return the record of a page that was `made` from the parameters `sequence` of the run of this name."""
     page, query, candidates = made
+    catalogue = engine.catalogue
     request, ranked = query.request, candidates.pxtr is not None and "popular" not in query.degraded
     sequence_item = sequence_mask = b""
     if query.moment is not None and query.moment.sequence.size:
@@ -48,7 +46,7 @@ def served_page(
         ),
         item_id=page.candidates.item_id.data if isinstance(page.candidates.item_id.data, bytes) else b"",
         channel=b"" if candidates.channel is None else candidates.channel.tobytes(),
-        channels=tuple(channels),
+        channels=engine.pipeline.channels,
         pxtr=_bytes(candidates.pxtr, "<f4") if ranked else b"",
         score=b"" if candidates.score is None or not ranked else _bytes(candidates.score, "<f4"),
         statistics=b"" if candidates.statistics is None else _bytes(candidates.statistics, "<f4"),

@@ -142,6 +142,9 @@ class Stage(ABC):
     """Whether the stage is a rule, which also holds for pages from the cache or of popular items. A rule must accept candidates
     whose `pxtr` is None or NaN."""
 
+    channels: tuple[str, ...] = ()
+    """Names of the channels whose places are in `CandidateSet.channel`; a stage that retrieves sets them."""
+
     def __init__(self, config: Any, resources: Resources) -> None:
         """`config` is an instance of `Config`."""
         self.config, self.resources = config, resources

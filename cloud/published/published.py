@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.data.features import FeatureConfig
 
-__all__ = ["Published", "PublishedError", "PublishedFeatures", "PublishedRecord"]
+__all__ = ["Published", "PublishedError", "PublishedFeatures", "PublishedRecord", "published_digest"]
 
 _OPTIONAL = {"history_until_ms", "history_ms"}
 """Arrays that runs did not always have."""
@@ -85,6 +86,18 @@ class PublishedRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the app's own actions, and of the labels that features of the moment need. Each is one more column of
     `history_feedback`, 0 or 1."""
     features: PublishedFeatures = PublishedFeatures()
+
+
+def published_digest(folder: Path) -> str:
+    """Return what tells the published run in `folder` from all others: 32 hexadecimal digits. Raises `PublishedError`."""
+    digest = blake2b(digest_size=16)
+    try:
+        for name in ("published.json", "ranker.onnx", "user_tower.onnx"):
+            if (folder / name).exists():
+                digest.update((folder / name).read_bytes())
+    except OSError as error:
+        raise PublishedError(f"Expected the published half of a run, got: {error} - at {folder}") from error
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Retrieve(Stage):
     def __init__(self, config: RetrieveConfig, resources: Resources) -> None:
         super().__init__(config, resources)
         self._channels: list[tuple[Channel, Watchdog[Channel] | None]] = []
+        self.channels = tuple(str(table["use"]) for table in config.channel)
         for i, table in enumerate(config.channel):
             make = partial(_CHANNELS.make, table, f"channel[{i}]", resources)
             channel = make()

@@ -4,6 +4,7 @@
 
     POST /v1/page                  PageRequest -> Page                  scope device
     POST /v1/feedback              FeedbackBatch -> FeedbackReceipt     scope device
+    PUT  /v1/items, /v1/users      changes of the catalogue, and DELETE (`routes.catalogue`)  scope publish
     GET  /v1/bundle/...            the bundle (`routes.bundles`)        scope device
     PUT  /v1/bundle...             a new bundle, likewise               scope publish
     POST /v1/bundle/rollback       the bundle before it, likewise       scope admin
@@ -39,6 +40,7 @@ from pocketrank.cloud.pages.engine import PageEngine
 from pocketrank.cloud.pages.intake import FeedbackIntake
 from pocketrank.cloud.pages.maker import PageMaker
 from pocketrank.cloud.pages.own_ids import OwnIds
+from pocketrank.cloud.pages.served_page import served_page
 from pocketrank.cloud.pages.state_snapshot import StateSnapshot
 from pocketrank.cloud.serving.access.access import Access, Caller, check_user
 from pocketrank.cloud.serving.access.limits import TooManyError, cost_of_feedback
@@ -53,10 +55,13 @@ from pocketrank.cloud.serving.http.openapi import complete, errors, route_labels
 from pocketrank.cloud.serving.http.own_ids import WireIds
 from pocketrank.cloud.serving.http.received import as_received
 from pocketrank.cloud.serving.http.wire import WireError, error_response
+from pocketrank.cloud.serving.live_topics import LiveTopics
 from pocketrank.cloud.serving.load.feedback_queue import FeedbackQueue
+from pocketrank.cloud.serving.load.page_log import PAGE_NOT_KEPT, PageLog
 from pocketrank.cloud.serving.load.page_queue import BusyError, PageQueue
 from pocketrank.cloud.serving.load.price import ComputePrice
 from pocketrank.cloud.serving.routes.bundles import CurrentBundle, bundle_routes, upload_routes
+from pocketrank.cloud.serving.routes.catalogue import catalogue_routes
 from pocketrank.cloud.serving.routes.health import Health, health_router
 from pocketrank.cloud.serving.served_run import CurrentRun, RunFollower, RunRefusedError, ServedRun
 from pocketrank.cloud.serving.telemetry.devices import DeviceTelemetry
@@ -64,7 +69,9 @@ from pocketrank.cloud.serving.telemetry.features import FeatureDrift
 from pocketrank.cloud.serving.telemetry.logs import AccessLog
 from pocketrank.cloud.serving.telemetry.metrics import ServingMetrics
 from pocketrank.cloud.serving.telemetry.tracing import make_tracer
+from pocketrank.cloud.streams.event_log import EventLog
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError, LogOpenError
+from pocketrank.cloud.streams.messages import ServedPage
 from pocketrank.cloud.training.registry import RunRegistry
 from pocketrank.device.contract import (
     NO_FEEDBACK,
@@ -107,12 +114,14 @@ def create_app(
     *,
     access: Access,
     health: Health,
+    events: EventLog | None = None,
     uploads: Path | None = None,
     registry: RunRegistry | None = None,
 ) -> ASGIApp:
     """Return the application over the run that `serves` holds, the bundle in the folder `bundle` and the feedback in `log`.
 
-    The log is replayed first, from the snapshot of the users' states beside it. `uploads` is the folder of uploaded bundles;
+    The log is replayed first, from the snapshot of the users' states beside it, after the changes of the catalogue in `events`;
+    without them pages are not kept, and the catalogue stays as it was published. `uploads` is the folder of uploaded bundles;
     without it there are no routes for uploads. With a `registry` its active run is followed. The log and the run that is served
     by then may be closed once the application has shut down. Raises `BundleFilesError`, `LogOpenError`.
     """
@@ -131,6 +140,8 @@ def create_app(
 
     # Pages and feedback, each behind a queue of bounded length.
     price = ComputePrice(config.price)
+    topics = None if events is None else LiveTopics(events, serves.run)
+    page_log = PageLog(events) if events is not None and config.keeps_pages else None
     snapshot = StateSnapshot(log.derived, config.snapshot) if log.derived else None
     intake = FeedbackIntake(log, serves.engine.states, snapshot=snapshot)
     make_page = PageMaker(serves.engine, config.pipeline, observer=metrics, price=price)
@@ -142,14 +153,18 @@ def create_app(
     if access.user_keys is not None:
         access.user_keys.accept_texts("user_id" in own_ids.published.kinds)
 
-    def make(request: PageRequest, since: float) -> Page:
+    def make(request: PageRequest, since: float) -> tuple[Page, ServedPage | None]:
         try:
             intake.follow()
         except FeedbackLogError as error:  # the page lacks the feedback that other workers received in the meantime
             _logger.error("The feedback log cannot be read: %s", error)
-        page = make_page(request, since)
-        metrics.load(page.compute_price, len(page_queue))
-        return page
+        made = make_page.make(request, since)
+        metrics.load(made.page.compute_price, len(page_queue))
+        if page_log is None:
+            return made.page, None
+        served, sequence = serves.run, 0 if topics is None else topics.live.sequence
+        kept = served_page(made, served.engine, run=served.name, sequence=sequence, served_ms=int(1e3 * time()))
+        return made.page, kept
 
     page_queue = PageQueue(make, limits.queue_ms / 1e3, price)
 
@@ -189,9 +204,13 @@ def create_app(
         if request.feedback:
             with page_queue.reserve():  # else all requests of a burst enter while their feedback is written
                 kept = await keep_feedback(request.feedback, caller)
-        page = await page_queue(request, since)
+        page, served = await page_queue(request, since)
+        lacks = [] if kept else [NO_FEEDBACK]
+        if page_log is not None and served is not None and not await page_log(served):
+            metrics.degraded(PAGE_NOT_KEPT)
+            lacks.append(PAGE_NOT_KEPT)
         telemetry(request.telemetry)  # last, because a client sends a refused request again as a whole
-        return page if kept else replace(page, degraded=(*page.degraded, NO_FEEDBACK))
+        return replace(page, degraded=(*page.degraded, *lacks)) if lacks else page
 
     async def answer_feedback(batch: Any, since: float, caller: Caller) -> FeedbackReceipt:
         receipt = await store_feedback(batch.events, caller)
@@ -210,10 +229,13 @@ def create_app(
         # What the first page would have to wait for, and what may go wrong in it.
         trial = PageRequest(request_id="", user_id=0, session_id="", now_ms=round(1e3 * time()), size=1)
         PageMaker(other.engine, config.pipeline)(trial)
+        live = None if topics is None else topics.prepare(other)
         intake.prepare(other.engine.states, is_wanted)
 
         def switch() -> None:
             nonlocal make_page
+            if topics is not None and live is not None:
+                topics.switch(live)
             intake.switch(other.engine.states)
             own_ids.follow(other.engine.ids)
             make_page = maker
@@ -229,11 +251,16 @@ def create_app(
         flushing = asyncio.create_task(_flush_regularly(metrics))
         if follower is not None:
             follower.start()
+        if topics is not None:
+            topics.start()
         yield
-        if follower is not None:
-            await asyncio.to_thread(follower.close)
+        for each in (follower, topics):
+            if each is not None:
+                await asyncio.to_thread(each.close)
         flushing.cancel()
         feedback_queue.close()  # after the last answer
+        if page_log is not None:
+            page_log.close()
         intake.close()
         own_ids.close()
         if tracer is not None:
@@ -241,6 +268,8 @@ def create_app(
 
     health.add("feedback_log", log.check, required=True)
     health.add("feedback_records", partial(_check_records, log), required=False)
+    if topics is not None:
+        health.add("event_log", topics.check, required=False)
     if follower is not None:
         health.add("run", follower.check, required=False)
     if config.pipeline.filters.removed is not None:
@@ -268,6 +297,8 @@ def create_app(
         app.add_exception_handler(kind, error_response)
     app.include_router(health_router(health))
     app.include_router(bundle_routes(current, access))
+    if events is not None and not access.is_open:
+        app.include_router(catalogue_routes(events, lambda: (serves.engine, own_ids, serves.run.run.published), access))
     if store is not None:
         app.include_router(upload_routes(store, current, access, config.upload_stall_s))
 
@@ -280,8 +311,9 @@ def create_app(
             "run": serves.run.name,
             "split_version": engine.record.split_version,
             "split_versions": sorted(engine.splits.versions),
-            "items": len(engine.published.item_id) - 1,
-            "users": len(engine.published.user_id) - 1,
+            "items": len(engine.catalogue) - 1 - len(engine.catalogue.removed),
+            "users": engine.users.count - 1,
+            "parameters": 0 if topics is None else topics.live.sequence,
             "own_ids": sorted(engine.ids.kinds),
             "simulated": engine.record.simulated,
             "bundle": await current.maybe() is not None,

@@ -20,6 +20,7 @@ from pocketrank.cloud.serving.telemetry.features import DriftConfig
 from pocketrank.cloud.serving.telemetry.logs import LoggingConfig
 from pocketrank.cloud.serving.telemetry.tracing import TracingConfig
 from pocketrank.cloud.streams.sqlite import SqliteLogConfig
+from pocketrank.cloud.streams.sqlite_events import SqliteEventsConfig
 
 __all__ = ["ServingConfig"]
 
@@ -71,6 +72,10 @@ class ServingConfig:
     """Compute price of a page as load rises."""
     log: SqliteLogConfig = field(default_factory=SqliteLogConfig)
     """Storage of feedback."""
+    events: SqliteEventsConfig = field(default_factory=SqliteEventsConfig)
+    """Storage of the other topics: pages as served, changes of the catalogue, samples, parameters."""
+    keeps_pages: bool = True
+    """Whether every page is kept as it was served. Without them nothing can be learned from feedback."""
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     """How often the states of all users are written beside the log, which bounds the next start."""
     feedback_waiting: int = 8192

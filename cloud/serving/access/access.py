@@ -122,7 +122,8 @@ class Access:
         self, tokens: TokenFile | None = None, limits: LimitsConfig | None = None, user_keys: UserKeyFile | None = None
     ) -> None:
         self.tokens, self.user_keys, self.limits = tokens, user_keys, RequestLimits(limits)
-        self._is_open = tokens is None and user_keys is None
+        self.is_open = tokens is None and user_keys is None
+        """Whether whoever can connect is served."""
 
     def __call__(self, scope: Scope, need: TokenScope) -> Caller:
         """Return the sender of a request. `scope` is ASGI's.
@@ -133,7 +134,7 @@ class Access:
         if len(authorizations) > 1:
             raise AuthError("malformed", "one `Authorization`", "several", need)
         authorization, limits = authorizations[0] if authorizations else None, self.limits.config
-        if self._is_open:
+        if self.is_open:
             if need == "publish":
                 raise AuthError("scope", f"a server with tokens for the scope `{need}`", "an open one", need)
             if limits.anonymous is None:
@@ -171,8 +172,8 @@ class Access:
         async def check_token(request: HTTPConnection, _: Any = _BEARER) -> None:
             self(request.scope, need)
 
-        return Depends(check) if self._is_open else Security(check_token, scopes=[need])
+        return Depends(check) if self.is_open else Security(check_token, scopes=[need])
 
     def openapi_security(self, need: TokenScope) -> list[dict[str, list[str]]]:
         """Return OpenAPI's `security` of an operation that needs `need`, for a route that FastAPI does not know."""
-        return [] if self._is_open else [{SECURITY_SCHEME: [need]}]
+        return [] if self.is_open else [{SECURITY_SCHEME: [need]}]

@@ -134,11 +134,7 @@ class WireIds:
         wanted = "item_id" in self._published.kinds if request.own_ids is msgspec.UNSET else request.own_ids
         if not (wanted and isinstance(answer, Page)):
             return answer
-        codes = from_block(answer.candidates.item_id)
-        try:
-            keys = self._published.texts("item_id", codes)
-        except KeyError:  # another run is served since the page was made
-            keys = self._ids.former.texts("item_id", codes)
+        keys = self._ids.texts("item_id", from_block(answer.candidates.item_id))
         return structs.replace(answer, candidates=structs.replace(answer.candidates, item_key=tuple(keys)))
 
 

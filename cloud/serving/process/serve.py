@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from random import uniform
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from pocketrank.cloud.serving.routes.health import Health
 from pocketrank.cloud.serving.telemetry.logs import configure_logs
 from pocketrank.cloud.serving.telemetry.shared_metrics import shared_metrics
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
+from pocketrank.cloud.streams.sqlite_events import SqliteEventLog
 from pocketrank.cloud.training.registry import RunRegistry
 from pocketrank.cloud.training.run import Run
 
@@ -68,7 +69,8 @@ def serve(
             fill_stores(run, config)
         else:
             fill_first(run, config)
-        SqliteFeedbackLog(db, config.log).close()  # workers that start at once would not wait for an upgrade of its format
+        with closing(SqliteFeedbackLog(db, config.log)) as log:  # workers that start at once would not wait for an upgrade
+            SqliteEventLog(log.events, log, config.events).close()
         if config.workers == 1:
             serve_on(sock, None, run, bundle, db, config)
             return
@@ -109,9 +111,14 @@ def serve_on(
         first = ServedRun(run.folder.resolve().name, Run.open(run.folder), config)
     else:
         first = open_first(run, config)
-    with closing(CurrentRun(first)) as serves, closing(SqliteFeedbackLog(db, config.log)) as log:
+    with ExitStack() as stack:
+        serves = stack.enter_context(closing(CurrentRun(first)))
+        log = stack.enter_context(closing(SqliteFeedbackLog(db, config.log)))
+        events = stack.enter_context(closing(SqliteEventLog(log.events, log, config.events)))
         uploads = run.folder / "bundles" if config.tokens else None
-        app = create_app(serves, bundle, log, config, access=access, health=health, uploads=uploads, registry=registry)
+        app = create_app(
+            serves, bundle, log, config, access=access, health=health, events=events, uploads=uploads, registry=registry
+        )
         gc.collect()
         gc.freeze()  # what is loaded lives long, most of it as long as the process: no later collection has to traverse it
         if heartbeat is not None:

@@ -249,7 +249,7 @@ def test_it_lives_and_is_ready(server: Live) -> None:
     assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
     assert answer.json() == {
         "status": "ready",
-        "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "ok", "stages": "ok"},
+        "checks": {"feedback_log": "ok", "feedback_records": "ok", "event_log": "ok", "store": "ok", "stages": "ok"},
     }
 
 
@@ -262,6 +262,7 @@ def test_health_says_what_is_served(server: Live) -> None:
         "split_versions": [SPLIT_VERSION],
         "items": 60,
         "users": 8,
+        "parameters": 0,
         "own_ids": [],
         "simulated": True,
         "bundle": True,
