@@ -51,6 +51,13 @@ class ItemStatistics:
         for counts, more in zip(self._added, self._count(samples, samples.event_fresh), strict=True):
             counts += more
 
+    def totals(self) -> list[NDArray[np.float64]]:
+        """Return the counts [G, 2 K + 1] of all events so far by item, author and category: known labels and positive ones of
+        each task, and events."""
+        window = self._window
+        of_window = None if window is None else self._count(window, window.event_fresh)
+        return [counts + (0 if of_window is None else of_window[i]) for i, counts in enumerate(self._counts)]
+
     def as_of(self, day: int) -> NDArray[np.float32]:
         """Return the statistics [I + 1, width] of the events before `day`.
 

@@ -16,7 +16,7 @@ from pocketrank.cloud.data.category_columns import shared_sizes
 from pocketrank.cloud.data.samples import Samples
 from pocketrank.cloud.models.layers import CategoryEmbeddings, Embedding
 
-__all__ = ["ItemIdentity", "UserAttributes"]
+__all__ = ["ItemIdentity", "UserAttributes", "standardised"]
 
 
 class ItemIdentity(nn.Module):
@@ -37,7 +37,10 @@ class ItemIdentity(nn.Module):
         self.width = item_width * (2 if content else 1) + side_width * (2 + len(self.attributes) + (floats > 0))
         for name in ("item_author", "item_category", "item_content", "item_categories"):
             self.register_buffer(name, torch.as_tensor(getattr(samples, name)), persistent=False)
-        self.register_buffer("item_floats", torch.as_tensor(_standardised(samples.item_floats)), persistent=False)
+        scale = _scale(samples.item_floats)
+        self.register_buffer("item_floats", standardised(torch.as_tensor(samples.item_floats), scale), persistent=False)
+        self.float_scale = scale
+        """[2, B] mean and deviation of the further numbers"""
         self.item_author: Tensor
         self.item_categories: Tensor
         self.item_floats: Tensor
@@ -46,12 +49,25 @@ class ItemIdentity(nn.Module):
 
     def forward(self, item: Int[Tensor, "*b"]) -> Float[Tensor, "*b i"]:
         """Return the rows of items."""
-        parts = [self.item(item), self.author(self.item_author[item]), self.category(self.item_category[item])]
+        attributes = self.item_content[item], self.item_categories[item], self.item_floats[item]
+        return self.encode(self.item(item), self.item_author[item], self.item_category[item], *attributes)
+
+    def encode(
+        self,
+        own: Float[Tensor, "*b w"],
+        author: Int[Tensor, "*b"],
+        category: Int[Tensor, "*b"],
+        content: Float[Tensor, "*b v"],
+        categories: Int[Tensor, "*b c"],
+        floats: Float[Tensor, "*b f"],
+    ) -> Float[Tensor, "*b i"]:
+        """Return the rows of items with these embeddings of their own and these attributes, numbers `standardised`."""
+        parts = [own, self.author(author), self.category(category)]
         if self.content is not None:
-            parts.append(self.content(self.item_content[item]))
-        parts += self.attributes(self.item_categories[item])
+            parts.append(self.content(content))
+        parts += self.attributes(categories)
         if self.floats is not None:
-            parts.append(self.floats(self.item_floats[item]))
+            parts.append(self.floats(floats))
         return torch.cat(parts, -1)
 
 
@@ -83,11 +99,17 @@ class UserAttributes(nn.Module):
         return row
 
 
-def _standardised(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return numbers [n, B] with mean 0 and deviation 1, within ±4 and 0 where unknown; then whether each is known [n, 2 B]."""
+def _scale(values: NDArray[np.float32]) -> Tensor:
+    """Return mean and deviation [2, B] of the known ones of numbers [n, B]."""
     known = np.isfinite(values)
     count = np.maximum(known.sum(0), 1)
     mean = np.where(known, values, 0).sum(0) / count
     deviation = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(0) / count)
-    scaled = np.where(known, (values - mean) / np.where(deviation > 0, deviation, 1), 0)
-    return np.concatenate([scaled.clip(-4, 4), known], 1).astype(np.float32)
+    return torch.as_tensor(np.stack([mean, np.where(deviation > 0, deviation, 1)]))
+
+
+def standardised(values: Float[Tensor, "n f"], scale: Float[Tensor, "2 f"]) -> Float[Tensor, "n f2"]:
+    """Return numbers with mean 0 and deviation 1, within ±4 and 0 where unknown; then whether each is known."""
+    known = ~values.isnan()
+    scaled = torch.where(known, (values - scale[0]) / scale[1], 0)
+    return torch.cat([scaled.clamp(-4, 4), known.to(scaled.dtype)], -1).float()

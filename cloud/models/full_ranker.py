@@ -28,7 +28,7 @@ from pocketrank.cloud.data.samples import Samples
 from pocketrank.cloud.models.entities import ItemIdentity, UserAttributes
 from pocketrank.cloud.models.layers import Attention, Embedding, mlp
 
-__all__ = ["FullRanker", "FullRankerConfig"]
+__all__ = ["FullRanker", "FullRankerConfig", "RankerLayers", "RankerWidths"]
 
 
 @dataclass(frozen=True)
@@ -49,31 +49,44 @@ class FullRankerConfig:
     """Dropout in the shared tower."""
 
 
-class FullRanker(nn.Module):
-    """Logits of every task for the candidates of a list. `statistics` is the number of item statistics."""
+@dataclass(frozen=True)
+class RankerWidths:
+    """What the widths of a ranker's dense layers depend on beside its config."""
 
-    def __init__(self, config: FullRankerConfig, samples: Samples, statistics: int) -> None:
+    identity: int
+    """Width of the identity of an item."""
+    statistics: int
+    """Number of item statistics."""
+    feedback: int
+    """Values of feedback on an event."""
+    scenes: int
+    """Codes of scenes."""
+    tasks: int
+    moment: int
+    """Number of statistics of the moment."""
+    sequences: int
+
+
+class RankerLayers(nn.Module):
+    """The dense layers of the ranker: logits from the rows of items and users."""
+
+    def __init__(self, config: FullRankerConfig, widths: RankerWidths) -> None:
         super().__init__()
-        c = config
-        self.identity = ItemIdentity(samples, c.item_width, c.side_width)
-        self.user = UserAttributes(samples, c.user_width, ids=True)
-        self.scene = Embedding(samples.scenes, c.side_width)
+        self._make(config, widths)
+
+    def _make(self, c: FullRankerConfig, w: RankerWidths) -> None:
+        self.config, self.widths = c, w
+        self.scene = Embedding(w.scenes, c.side_width)
         self.hour = Embedding(25, c.side_width)
-        self.identity_width, self.row_width = self.identity.width, self.identity.width + statistics
-        feedback = len(samples.history_feedback)
-        self.attention = Attention(self.row_width, self.identity_width + feedback, c.heads, 16)
+        self.identity_width, self.row_width = w.identity, w.identity + w.statistics
+        self.attention = Attention(self.row_width, self.identity_width + w.feedback, c.heads, 16)
         self.same = nn.Linear(self.identity_width, 16)
-        moment, sequences = len(samples.statistics.names), samples.config.features.sequences
-        self.sequences = nn.ModuleList([Attention(None, self.identity_width, c.heads, 16) for _ in sequences])
-        width = self.row_width + 16 * c.heads + c.user_width + 2 * feedback + 1 + 2 * c.side_width + 2 * feedback + 1
-        width += moment + len(sequences) * (16 * c.heads + 1)
+        self.sequences = nn.ModuleList([Attention(None, self.identity_width, c.heads, 16) for _ in range(w.sequences)])
+        width = self.row_width + 16 * c.heads + c.user_width + 2 * w.feedback + 1 + 2 * c.side_width + 2 * w.feedback + 1
+        width += w.moment + w.sequences * (16 * c.heads + 1)
         self.tower = mlp([width, *c.hidden], c.dropout)
         self.hidden = c.hidden[0]
-        self.heads = nn.Linear(c.hidden[-1], len(samples.config.tasks))
-
-    def item_rows(self, item: Int[Tensor, "*b"], statistics: Float[Tensor, "*b s"]) -> Float[Tensor, "*b e"]:
-        """Return the whole rows of items: the identity, then the statistics of the day."""
-        return torch.cat([self.identity(item), statistics], -1)
+        self.heads = nn.Linear(c.hidden[-1], w.tasks)
 
     def item_parts(self, item_row: Float[Tensor, "*b e"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the parts that depend on an item alone, of the widths `part_widths`.
@@ -88,26 +101,6 @@ class FullRanker(nn.Module):
     def part_widths(self) -> list[int]:
         """Widths of `item_parts`."""
         return [self.attention.heads * self.attention.head_width, self.same.out_features, self.hidden]
-
-    def forward(
-        self,
-        user_row: Float[Tensor, "b u"],
-        history_row: Float[Tensor, "b h i"],
-        history_feedback: Float[Tensor, "b h f"],
-        history_mask: Float[Tensor, "b h"],
-        item_row: Float[Tensor, "b n e"],
-        scene: Int[Tensor, "b s"],
-        hour: Int[Tensor, "b s"],
-        statistics: Float[Tensor, "b n m"] | None = None,
-        sequence_row: Float[Tensor, "b q t i"] | None = None,
-        sequence_mask: Float[Tensor, "b q t"] | None = None,
-    ) -> Float[Tensor, "b n k"]:
-        """Return the logits. `history_row` and `sequence_row` hold the identity part of the rows of past items, oldest first.
-
-        Scene and hour are those of each candidate, s = n, or of all, s = 1.
-        """
-        parts, moment = self.item_parts(item_row), (statistics, sequence_row, sequence_mask)
-        return self.logits(user_row, history_row, history_feedback, parts, scene, hour, *moment, history_mask=history_mask)
 
     def logits(
         self,
@@ -156,3 +149,46 @@ class FullRanker(nn.Module):
         entry = torch.addmm(of_item.flatten(0, 1), x.flatten(0, 1), w_x.T).view(b, n, -1) + common
         logits: Tensor = self.heads(torch.relu(self.tower[1:](entry.flatten(0, 1))))
         return logits.view(b, n, -1)
+
+
+class FullRanker(RankerLayers):
+    """Logits of every task for the candidates of a list. `statistics` is the number of item statistics."""
+
+    def __init__(self, config: FullRankerConfig, samples: Samples, statistics: int) -> None:
+        nn.Module.__init__(self)
+        self.identity = ItemIdentity(samples, config.item_width, config.side_width)
+        self.user = UserAttributes(samples, config.user_width, ids=True)
+        widths = RankerWidths(
+            identity=self.identity.width,
+            statistics=statistics,
+            feedback=len(samples.history_feedback),
+            scenes=samples.scenes,
+            tasks=len(samples.config.tasks),
+            moment=len(samples.statistics.names),
+            sequences=len(samples.config.features.sequences),
+        )
+        self._make(config, widths)
+
+    def item_rows(self, item: Int[Tensor, "*b"], statistics: Float[Tensor, "*b s"]) -> Float[Tensor, "*b e"]:
+        """Return the whole rows of items: the identity, then the statistics of the day."""
+        return torch.cat([self.identity(item), statistics], -1)
+
+    def forward(
+        self,
+        user_row: Float[Tensor, "b u"],
+        history_row: Float[Tensor, "b h i"],
+        history_feedback: Float[Tensor, "b h f"],
+        history_mask: Float[Tensor, "b h"],
+        item_row: Float[Tensor, "b n e"],
+        scene: Int[Tensor, "b s"],
+        hour: Int[Tensor, "b s"],
+        statistics: Float[Tensor, "b n m"] | None = None,
+        sequence_row: Float[Tensor, "b q t i"] | None = None,
+        sequence_mask: Float[Tensor, "b q t"] | None = None,
+    ) -> Float[Tensor, "b n k"]:
+        """Return the logits. `history_row` and `sequence_row` hold the identity part of the rows of past items, oldest first.
+
+        Scene and hour are those of each candidate, s = n, or of all, s = 1.
+        """
+        parts, moment = self.item_parts(item_row), (statistics, sequence_row, sequence_mask)
+        return self.logits(user_row, history_row, history_feedback, parts, scene, hour, *moment, history_mask=history_mask)

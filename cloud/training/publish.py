@@ -29,6 +29,7 @@ from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.published.profile import Profile
 from pocketrank.cloud.published.published import Published, PublishedFeatures, PublishedRecord
 from pocketrank.cloud.training.device_model import DeviceModel, item_columns
+from pocketrank.cloud.training.learning_base import save_base
 
 __all__ = ["GATE_ROWS", "ID_KINDS", "gate_arrays", "gate_rows", "publish", "publish_window", "split_version", "to_onnx"]
 
@@ -202,6 +203,8 @@ def publish(
             PublishedIds.save(out, kinds)
     if profile is not None:
         profile.save(out)
+    if ranker is not None:
+        save_base(ranker, lower, statistics, now, out)
     published.save(out, record)
     return record.split_version
 
