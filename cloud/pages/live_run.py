@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.pages.engine import PageEngine
-from pocketrank.cloud.published.item_encoder import ItemEncoder, NewItems, columns
+from pocketrank.cloud.published.item_encoder import ItemEncoder, author_codes
 from pocketrank.cloud.published.moment import statistics_codes
 from pocketrank.cloud.published.published import PublishedError
 from pocketrank.cloud.streams.event_log import EventLog, Offsets, Record, Topic
@@ -56,16 +56,12 @@ class LiveRun:
         """`published` is the folder of the published run, and `run` its digest, which increments name."""
         self._engine, self._log, self._run = engine, log, run
         self._offsets: dict[Topic, Offsets] = {topic: {} for topic in _TOPICS}
-        codes = engine.catalogue.categories
         try:
-            self._encoder: ItemEncoder | None = ItemEncoder(published, engine.record, codes)
+            self._encoder: ItemEncoder | None = ItemEncoder(published, engine.published, engine.record)
         except PublishedError as error:
             self._encoder = None
             _logger.info("new items have the rows of the unknown item: %s", error)
-        authors, first = np.unique(engine.catalogue.author, return_index=True)
-        author_code = engine.catalogue.category("author")
-        of_author = np.zeros(len(first), np.int64) if author_code is None else author_code[first]
-        self._author_code = dict(zip(authors.tolist(), of_author.tolist(), strict=True))
+        self._author_code = author_codes(engine.published, engine.record)
         self.sequence = 0
         """Sequence number of the parameters in place; 0 are those of the run."""
         self.event_ms = 0
@@ -144,35 +140,19 @@ class LiveRun:
     def _values(self, puts: Sequence[ItemChange]) -> dict[str, NDArray[Any]]:
         """Return the columns of items that are put; rows of the ranker are those of items that the run does not know."""
         record = self._engine.record
-        floats = [(one.duration_ms, *(one.floats.get(name, np.nan) for name in record.float_names[1:])) for one in puts]
-        author_code = [self._author_code.get(one.author_id, 0) for one in puts]
-        named = {"category": [one.category for one in puts], "author": author_code}
-        codes = [
-            [named[name][i] if name in named else one.categories.get(name, 0) for name in record.category_names]
-            for i, one in enumerate(puts)
-        ]
-        upload = np.array([AGE_UNKNOWN if one.upload_ms is None else one.upload_ms for one in puts], np.int64)
+        codes = [{"category": one.category, "author": self._author_code.get(one.author_id, 0)} | one.categories for one in puts]
+        upload = [AGE_UNKNOWN if one.upload_ms is None else one.upload_ms for one in puts]
+        floats = [{"duration_ms": one.duration_ms} | one.floats for one in puts]
         values: dict[str, NDArray[Any]] = {
-            "item_float": np.array(floats, np.float32).reshape(len(puts), -1),
-            "item_category": np.array(codes, np.int32).reshape(len(puts), -1),
+            "item_float": np.array([[of.get(name, np.nan) for name in record.float_names] for of in floats], np.float32),
+            "item_category": np.array([[of.get(name, 0) for name in record.category_names] for of in codes], np.int32),
             "item_author": np.array([one.author_id for one in puts], np.int64),
-            "item_upload_ms": upload,
+            "item_upload_ms": np.array(upload, np.int64),
         }
-        if (encoder := self._encoder) is None:
-            rows = self._engine.catalogue.rows.columns
-            return values | {name: rows[name][np.zeros(len(puts), np.int64)] for name in _OF_RANKER}
-        others = [name for name in record.category_names if name not in named]
-        further = [[one.categories.get(name, 0) for name in others] for one in puts]
-        new = NewItems(
-            author=np.array(author_code, np.int64),
-            category=np.array(named["category"], np.int64),
-            content=columns([one.vector for one in puts], encoder.content_width, np.float32),
-            categories=columns(further, encoder.categories_width, np.int64),
-            floats=values["item_float"][:, 1 : 1 + encoder.floats_width],
-            duration_ms=values["item_float"][:, 0],
-            upload_ms=upload,
-        )
-        return values | encoder(new)
+        if self._encoder is not None:
+            return values | self._encoder.columns_of(puts)
+        rows = self._engine.catalogue.rows.columns
+        return values | {name: rows[name][np.zeros(len(puts), np.int64)] for name in _OF_RANKER}
 
     def _put(self, ids: Sequence[int], values: dict[str, NDArray[Any]]) -> Int:
         catalogue = self._engine.catalogue

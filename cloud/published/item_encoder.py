@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketrank.cloud.published.graphs import open_session
-from pocketrank.cloud.published.published import PublishedError, PublishedRecord
+from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
+from pocketrank.cloud.streams.messages import ItemChange
 from pocketrank.cloud.vectors.index import AGE_UNKNOWN
 
-__all__ = ["ItemEncoder", "NewItems"]
+__all__ = ["ItemEncoder", "NewItems", "author_codes"]
 
 _GRAPH, _STATISTICS = "item_encoder.onnx", "item_statistics.npy"
 _OUTPUTS = ("item_row", "item_identity", "item_vector")
@@ -41,8 +42,10 @@ class NewItems(NamedTuple):
 class ItemEncoder:
     """Encoder of the run published in `folder`. Raises `PublishedError` where the run has none, as those of before."""
 
-    def __init__(self, folder: Path, record: PublishedRecord, codes: NDArray[np.int32]) -> None:
-        """`codes` are the categories [I, 2 or more] of the published items, `category` and `author` first."""
+    def __init__(self, folder: Path, published: Published, record: PublishedRecord) -> None:
+        codes, self._record = np.asarray(published.item_category), record
+        self.author_code = author_codes(published, record)
+        """Codes of authors by their ids."""
         self._graph = open_session(folder / _GRAPH)
         self._inputs = {one.name: one.shape for one in self._graph.get_inputs()}
         try:
@@ -72,6 +75,25 @@ class ItemEncoder:
         """Number M of columns of further categories."""
         return self._width("categories")
 
+    def columns_of(self, puts: Sequence[ItemChange]) -> dict[str, NDArray[Any]]:
+        """Return the rows of items that were put, as a server that knows nothing else of them has them."""
+        return self(self.new_items(puts))
+
+    def new_items(self, puts: Sequence[ItemChange]) -> NewItems:
+        """Return the attributes of items that were put."""
+        further, floats = self._record.category_names[2:], self._record.float_names[1 : 1 + self.floats_width]
+        return NewItems(
+            author=np.array([self.author_code.get(one.author_id, 0) for one in puts], np.int64),
+            category=np.array([one.category for one in puts], np.int64),
+            content=_columns([one.vector for one in puts], self.content_width, np.float32),
+            categories=_columns(
+                [[one.categories.get(name, 0) for name in further] for one in puts], self.categories_width, np.int64
+            ),
+            floats=_columns([[one.floats.get(name, np.nan) for name in floats] for one in puts], len(floats), np.float32),
+            duration_ms=np.array([one.duration_ms for one in puts], np.float32),
+            upload_ms=np.array([AGE_UNKNOWN if one.upload_ms is None else one.upload_ms for one in puts], np.int64),
+        )
+
     def _width(self, name: str) -> int:
         return int(self._inputs[name][1]) if name in self._inputs else 0
 
@@ -83,12 +105,12 @@ class ItemEncoder:
             "content": items.content,
             "categories": items.categories,
             "floats": items.floats,
-            "statistics": self._statistics_of(items),
+            "statistics": self.statistics_of(items),
         }
         found = self._graph.run(list(_OUTPUTS), {name: values for name, values in inputs.items() if name in self._inputs})
         return dict(zip(_OUTPUTS, found, strict=True))
 
-    def _statistics_of(self, items: NewItems) -> NDArray[np.float32]:
+    def statistics_of(self, items: NewItems) -> NDArray[np.float32]:
         """Return the statistics of items [n, S] that nobody has seen: those of author and category, duration, and age 0."""
         statistics, b = np.zeros((len(items.author), self._statistics.shape[1]), np.float32), self._block
         for group, (codes, of) in enumerate(((items.author, self._of_author), (items.category, self._of_category)), 1):
@@ -106,7 +128,14 @@ def _first_of(codes: NDArray[np.integer[Any]]) -> dict[int, int]:
     return {code: at for code, at in zip(unique.tolist(), first.tolist(), strict=True) if code}
 
 
-def columns(rows: Sequence[Sequence[Any]], width: int, dtype: type[np.generic], fill: float = 0) -> NDArray[Any]:
+def author_codes(published: Published, record: PublishedRecord) -> dict[int, int]:
+    """Return the codes of authors by their ids."""
+    authors, first = np.unique(np.asarray(published.item_author), return_index=True)
+    codes = np.asarray(published.item_category)[first, record.category_names.index("author")]
+    return dict(zip(authors.tolist(), codes.tolist(), strict=True))
+
+
+def _columns(rows: Sequence[Sequence[Any]], width: int, dtype: type[np.generic], fill: float = 0) -> NDArray[Any]:
     """Return rows [n, width] of which some are shorter."""
     out = np.full((len(rows), width), fill, dtype)
     for row, values in zip(out, rows, strict=True):
