@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.data.samples import Samples
 
-__all__ = ["ItemStatistics"]
+__all__ = ["ItemStatistics", "smoothed_rates"]
 
 SMOOTHING = 20.0
 """Weight of the global rate, in impressions: about the median of an item's impressions in the slice of KuaiRand-Pure."""
@@ -88,13 +88,19 @@ class ItemStatistics:
         totals, positives = counts[0][:, :tasks].sum(0), counts[0][:, tasks:-1].sum(0)
         mean = (positives + 1) / (totals + 10)
         for group, of_group in zip(self._groups, counts, strict=True):
-            shown, taken, events = of_group[:, :tasks], of_group[:, tasks:-1], of_group[:, -1]
-            rate = (taken + SMOOTHING * mean) / (shown + SMOOTHING)
-            columns += [*_logit(rate, mean)[group].T, (np.log1p(events) / 4)[group]]
+            columns += list(smoothed_rates(of_group, mean)[group].T)
         start = s.day_start[day] if day < s.days else s.day_start[-1] + 1
         age = np.maximum(max(start if day >= 0 else 0, 0) - s.item_upload_day, 0)
         columns += [np.log1p(s.item_duration_s) - 3, np.nan_to_num(np.log1p(age) / 2), np.isnan(age)]
         return np.stack(columns, 1).astype(np.float32)
+
+
+def smoothed_rates(counts: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the statistics [G, K + 1] of counts [G, 2 K + 1]: smoothed rates of the tasks as log odds, less those of their
+    means [K], and log1p(events) / 4."""
+    tasks = len(mean)
+    rate = (counts[:, tasks:-1] + SMOOTHING * mean) / (counts[:, :tasks] + SMOOTHING)
+    return np.concatenate([_logit(rate, mean), np.log1p(counts[:, -1:]) / 4], 1)
 
 
 def _logit(rate: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -43,10 +43,11 @@ from pocketrank.cloud.streams.sqlite_file import OpenedFile
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, ContractError, Ended
 
-__all__ = ["CONSUMER", "Join", "JoinConfig", "JoinCounts", "labels_of"]
+__all__ = ["CONSUMER", "HAS_NEXT", "Join", "JoinConfig", "JoinCounts", "joined_labels", "labels_of"]
 
 CONSUMER = "join"
 """Name under which the join's places are committed."""
+HAS_NEXT = "has_next"
 _ACTIONS = ("click", "like", "follow", "comment", "share", "profile_enter", "dislike")
 _LEFT = (Ended.EXIT, Ended.BACKGROUND)
 _EXPIRE_ROWS = 500
@@ -320,7 +321,7 @@ class Join:
                 continue
             labels = labels_of(watched.watch_ms, watched.actions, self._durations(item_id))
             if watched.has_next is not None:
-                labels["has_next"] = watched.has_next
+                labels[HAS_NEXT] = watched.has_next
             if labels == watched.labels and watched.revision >= 0:
                 continue
             found.append(_sample(served, item_id, watched, labels))
@@ -415,6 +416,11 @@ CREATE INDEX IF NOT EXISTS session_seen ON session (seen_ms);
 CREATE TABLE IF NOT EXISTS step (only INTEGER PRIMARY KEY, value BLOB);
 """
 _SEEN = "UPDATE session SET seen_ms = ?, over_ms = NULL WHERE user_id = ? AND id = ?"
+
+
+def joined_labels() -> tuple[str, ...]:
+    """Return the labels that samples have, beside the app's own actions."""
+    return (*labels_of(0, (), None), HAS_NEXT)
 
 
 def labels_of(watch_ms: int, actions: Iterable[str], duration_ms: int | None) -> dict[str, bool]:

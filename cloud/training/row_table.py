@@ -6,7 +6,7 @@ optimiser's state with it, before another id gets it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,13 +79,13 @@ class RowTable:
         """Number of slots, used or not."""
         return len(self.values)
 
-    def use(self, ids: Sequence[int], now_ms: int) -> Int:
-        """Count a use of each of `ids`; return their slots, -1 for those that have no row yet."""
-        slots = np.full(len(ids), -1, np.int64)
-        for i, id in enumerate(ids):
+    def use(self, times: Mapping[int, int], now_ms: int) -> Int:
+        """Count how often each id was used; return their slots, -1 for those that have no row yet."""
+        slots = np.full(len(times), -1, np.int64)
+        for i, (id, count) in enumerate(times.items()):
             slot = self._slot.get(id)
             if slot is None:
-                seen = self._seen.get(id, 0) + 1
+                seen = self._seen.get(id, 0) + count
                 if seen >= self.config.admit:
                     self._seen.pop(id, None)
                     slot = self._make(id)
@@ -194,11 +194,11 @@ class RowTable:
         rest = np.frombuffer(data, np.float32, offset=8).reshape(1 + self._states, self.width)
         self.values[slot], self._state[slot] = rest[0], rest[1:]
 
-    def copy(self) -> dict[int, bytes]:
+    def copy(self) -> Mapping[int, bytes]:
         """Return all rows, packed."""
         return {id: data for id in self._slot if (data := self.pack(id)) is not None}
 
-    def restore(self, rows: dict[int, bytes]) -> None:
+    def restore(self, rows: Mapping[int, bytes]) -> None:
         """Make the table what it was when `copy` returned `rows`; what that changes counts as changed."""
         for id in [id for id in self._slot if id not in rows]:
             self.drop(id)
