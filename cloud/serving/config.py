@@ -76,6 +76,8 @@ class ServingConfig:
     """Storage of the other topics: pages as served, changes of the catalogue, samples, parameters."""
     keeps_pages: bool = True
     """Whether every page is kept as it was served. Without them nothing can be learned from feedback."""
+    learns: bool = False
+    """Whether a process beside the server learns from feedback (`pocketrank learn`)."""
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     """How often the states of all users are written beside the log, which bounds the next start."""
     feedback_waiting: int = 8192

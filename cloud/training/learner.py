@@ -132,6 +132,11 @@ class Learner:
         self._good: deque[LearnedState] = deque([self.training.copy()], maxlen=2)
         """What was learned at the end of good windows, the older one first."""
         self._published_at = self._snapshot_at = monotonic()
+        if self._published() > self._meta.sequence:  # by a learner with another state, which servers follow
+            self._meta.sequence, self._meta.pending = self._published(), b""
+            with _transaction(self._db):
+                self._save_meta()
+            self.snapshot()
         self._publish_pending()
 
     def _load(self, path: Path) -> _Meta:
@@ -321,10 +326,13 @@ class Learner:
 
     def _publish_pending(self) -> None:
         """Put the last increment into the log, unless it is there."""
-        published = self._log.committed(CONSUMER).get("parameters", {}).get(0, 0)
-        if self._meta.pending and published < self._meta.sequence:
+        if self._meta.pending and self._published() < self._meta.sequence:
             record = NewRecord(self._meta.sequence, self._meta.pending)
             self._log.commit(CONSUMER, {"parameters": {0: self._meta.sequence}}, "parameters", [record])
+
+    def _published(self) -> int:
+        """Return the number of the last increment that is in the log."""
+        return self._log.committed(CONSUMER).get("parameters", {}).get(0, 0)
 
     def snapshot(self) -> None:
         """Publish all rows that are not those of the run, from which servers begin. Raises `EventLogError`."""
@@ -362,6 +370,11 @@ class Learner:
             event_ms=self._meta.event_ms,
             published_ms=int(1000 * time()),
         )
+
+    @property
+    def event_ms(self) -> int:
+        """Date of the newest event that was learned from; 0 before the first."""
+        return self._meta.event_ms
 
     @property
     def sequence(self) -> int:

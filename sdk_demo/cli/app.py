@@ -19,6 +19,7 @@ from pocketrank.sdk_demo.cli.export import export
 from pocketrank.sdk_demo.cli.forget import forget
 from pocketrank.sdk_demo.cli.inspect import inspect
 from pocketrank.sdk_demo.cli.keygen import keygen
+from pocketrank.sdk_demo.cli.learn import learn
 from pocketrank.sdk_demo.cli.release import release
 from pocketrank.sdk_demo.cli.runs import runs
 from pocketrank.sdk_demo.cli.serve import serve
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "inspect": inspect,
     "token": token,
     "serve": serve,
+    "learn": learn,
     "forget": forget,
     "upload": upload,
     "rollback": rollback,

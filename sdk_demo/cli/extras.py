@@ -16,6 +16,7 @@ _BY_COMMAND = {
     "inspect": "export",
     "token": "serve",
     "serve": "serve",
+    "learn": "cloud",
     "forget": "serve",
     "upload": "serve",
     "rollback": "serve",

@@ -29,6 +29,9 @@ def forget(
     """Delete a user's events from the feedback log of a run or of a folder of runs, and from the snapshot of users' states
     beside it. Where ids of users are texts, that of the user is deleted from the file of ids beside the log, too.
 
+    Pages that were served to the user, and samples made of them, are deleted from the event log beside it; a process that
+    learns drops the user's row, and what it publishes next says so.
+
     In the log they are overwritten on the disk, and servers that have the log open drop what they know of them with their next
     page; a ranking that is kept for pages without time expires after `[cache] ttl_s`. What was published with the run remains
     until the next training: the command says how much that is. Leave the user out of the data of that training. Events that a
@@ -39,7 +42,7 @@ def forget(
     pocketrank forget 4711 --runs runs
     pocketrank forget 4711 --run runs/world --feedback-db /data/feedback.db --json -
 
-    Writes the feedback log, its snapshot and, with --json, the report.
+    Writes the feedback log, its snapshot, the event log and, with --json, the report.
     """
     from contextlib import closing
 
@@ -49,6 +52,7 @@ def forget(
     from pocketrank.cloud.published.ids import IdLookup
     from pocketrank.cloud.published.published import Published
     from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
+    from pocketrank.cloud.streams.sqlite_events import SqliteEventLog
     from pocketrank.cloud.training.registry_opening import open_registry
     from pocketrank.cloud.training.run import Run
     from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
@@ -75,6 +79,8 @@ def forget(
         if is_text:
             code = own.code("user_id", user)
         forgotten = log.forget(code)
+        with closing(SqliteEventLog(log.events, log)) as events:
+            records = events.forget(code)
         StateSnapshot(log.derived).forget(code)  # after the log: a server may just be writing what it knew before
         own.forget("user_id", user)
     at = IdLookup(published.user_id).one(code)
@@ -84,6 +90,7 @@ def forget(
             "user_id": user if is_text else code,
             "feedback_log": path,
             "events_deleted": forgotten.events,
+            "records_deleted": records,
             "records_unassigned": forgotten.unassigned,
             "published_user": at > 0,
             "published_events": history,
@@ -91,6 +98,7 @@ def forget(
     )
     console = target.console
     print_line(console, f"user {user}: {forgotten.events} events deleted from {path}")
+    print_line(console, f"and {records} records of pages served and samples beside it")
     if forgotten.unassigned:
         print_line(console, f"{forgotten.unassigned} damaged records remain in the log; nobody can say whose they are")
     if at:

@@ -43,6 +43,12 @@ def serve(
     keep_days: Annotated[
         float, typer.Option(min=0, help="Days for which feedback is kept after it was accepted; 0 keeps it for ever.")
     ] = 90.0,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Learn from what users do in a process beside it (`pocketrank learn`).")
+    ] = False,
+    pages: Annotated[
+        bool, typer.Option("--pages/--no-pages", help="Keep every page as it was served, so that one can learn from feedback.")
+    ] = True,
     tokens: Annotated[
         Path | None, typer.Option(help="File of tokens (`pocketrank token`). [default: no authentication]")
     ] = None,
@@ -103,7 +109,12 @@ def serve(
 
     With `--user-keys` a device speaks for the one user of its token. With `--tokens` alone it speaks for any.
 
-    Answers POST /v1/page, POST /v1/feedback, GET /v1/bundle/..., GET /healthz, GET /drift and GET /metrics (Prometheus).
+    With `--learn` what users do changes the parameters within seconds. It needs `--run` and the libraries of training.
+
+    Answers POST /v1/page, POST /v1/feedback, PUT and DELETE /v1/items and /v1/users, GET /v1/bundle/..., GET /healthz, GET
+    /drift and GET /metrics (Prometheus).
+
+    Writes the feedback log and the files beside it.
     """
     from pocketrank.cloud.pipeline.config import PipelineConfig
     from pocketrank.cloud.serving.access.user_keys import UserKeysConfig
@@ -122,6 +133,8 @@ def serve(
 
     if (run is None) == (runs is None):
         raise OptionError("--run", "either --run RUN or --runs FOLDER", "neither" if run is None else "both")
+    if learn and (run is None or not pages):
+        raise OptionError("--learn", "`--run RUN`, and no `--no-pages`", "`--runs`" if run is None else "`--no-pages`")
     if user_keys is None and (user_audience is not None or user_issuer is not None or app_tokens):
         raise OptionError("--user-keys", "a file of keys, for the options of users' tokens", "none")
     config = ServingConfig(
@@ -130,6 +143,8 @@ def serve(
         workers=workers,
         tokens=tokens,
         log=SqliteLogConfig(keep_days=keep_days or None),
+        keeps_pages=pages,
+        learns=learn,
         user_keys=UserKeysConfig(user_keys, user_audience, user_issuer, app_tokens=app_tokens) if user_keys else None,
         bundles=BundleStoreConfig(_trusted_keys(trust_key or [], trust_release_key or []), unverified_bundles),
         logs=LoggingConfig(format=log_format),

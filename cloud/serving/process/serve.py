@@ -6,8 +6,9 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from random import uniform
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from pocketrank.cloud.serving.access.access import Access, check_host
 from pocketrank.cloud.serving.access.tokens import TokenFile
 from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.serving.process.beside import beside
 from pocketrank.cloud.serving.process.names import bounded_lookups
 from pocketrank.cloud.serving.process.server import listen, run_server
 from pocketrank.cloud.serving.process.workers import run_workers
@@ -71,13 +73,23 @@ def serve(
             fill_first(run, config)
         with closing(SqliteFeedbackLog(db, config.log)) as log:  # workers that start at once would not wait for an upgrade
             SqliteEventLog(log.events, log, config.events).close()
-        if config.workers == 1:
-            serve_on(sock, None, run, bundle, db, config)
-            return
-        target, args = "pocketrank.cloud.serving.process.serve:serve_on", (run, bundle, db, config)
-        tls = config.server.tls is not None
-        with shared_metrics() as shared:
-            run_workers(target, args, sock, config.workers, tls=tls, environment=shared.environment, died=shared.died)
+        with beside(_learning(run.folder, db)) if config.learns else nullcontext():
+            _serve_workers(sock, run, bundle, db, config)
+
+
+def _learning(run: Path, db: Path) -> list[str]:
+    """Return the command that learns beside a server."""
+    return [sys.executable, "-m", "pocketrank", "learn", "--run", str(run), "--feedback-db", str(db)]
+
+
+def _serve_workers(sock: socket.socket, run: Run | RunRegistry, bundle: Path | None, db: Path, config: ServingConfig) -> None:
+    if config.workers == 1:
+        serve_on(sock, None, run, bundle, db, config)
+        return
+    target, args = "pocketrank.cloud.serving.process.serve:serve_on", (run, bundle, db, config)
+    tls = config.server.tls is not None
+    with shared_metrics() as shared:
+        run_workers(target, args, sock, config.workers, tls=tls, environment=shared.environment, died=shared.died)
 
 
 def open_access(config: ServingConfig) -> Access:
