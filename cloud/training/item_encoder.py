@@ -37,7 +37,7 @@ class _ItemEncoder(nn.Module):
         floats: Float[Tensor, "n b"] | None = None,
     ) -> tuple[Float16[Tensor, "n e"], Float16[Tensor, "n i"], Float16[Tensor, "n d"]]:
         def identity(of: ItemIdentity) -> Tensor:
-            n = len(author)
+            n = author.shape[0]
             own = of.item.weight[:1].expand(n, -1)
             return of.encode(
                 own,

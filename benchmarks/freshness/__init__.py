@@ -1,0 +1,1 @@
+"""How long it takes until what users do, and what editors put, changes pages."""
