@@ -101,21 +101,15 @@ def _measure(folder: Path, seconds: float, quiet_s: float, console: Console) -> 
     with _process(folder / "server.log", *_serve(folder)) as server:
         port = _port(folder / "server.log")
         print_line(console, f"pages without increments for {quiet_s:g} s")
-        with _load(port, token, quiet_s) as load:
-            before = _cpu_s(server.pid)
-            sent = _sent(load)
-            report["page_cpu_ms"] = {"without": 1000 * (_cpu_s(server.pid) - before) / sent["pages"]}
+        report["page_cpu_ms"] = {"without": _page_cpu_ms(port, token, quiet_s, server.pid)}
         with _process(folder / "learn.log", "learn", "--run", str(run.folder), "--json", str(folder / "learn.json")) as learner:
             caller = Caller(port, token)
-            wait_until(lambda: _sequence(port) > 0, _GIVE_UP_S, "the server", "a first increment")
-            print_line(console, f"pages with increments for {seconds:g} s")
+            print_line(console, f"pages with increments for {quiet_s:g} s")
+            report["page_cpu_ms"]["with"] = _page_cpu_ms(port, token, quiet_s, server.pid)
+            print_line(console, f"and with probes for {seconds:g} s")
             with _load(port, token, seconds) as load:
-                before = _cpu_s(server.pid)
                 report |= _probe(caller, seconds, {"server": server.pid, "learner": learner.pid})
                 sent = _sent(load)
-                probes = report.pop("probe_pages")
-                cpu_ms = 1000 * (_cpu_s(server.pid) - before) / (sent["pages"] + probes)
-                report["page_cpu_ms"]["with"] = cpu_ms
             learner.terminate()
             learner.wait(30)
         report["page_cpu_ratio"] = report["page_cpu_ms"]["with"] / report["page_cpu_ms"]["without"]
@@ -134,22 +128,28 @@ _OF_LEARNER = {
 }
 
 
+def _page_cpu_ms(port: int, token: str, seconds: float, pid: int) -> float:
+    """Return the CPU of the server for a page and its feedback."""
+    before = _cpu_s(pid)
+    with _load(port, token, seconds) as load:
+        pages = _sent(load)["pages"]
+    return 1000 * (_cpu_s(pid) - before) / pages
+
+
 def _probe(caller: Caller, seconds: float, pids: dict[str, int]) -> dict[str, Any]:
     """Measure until the time is over, one probe of each kind after the other."""
     scores, histories, items = list[float](), list[float](), list[float]()
     memory: dict[str, dict[str, float]] = {name: {} for name in pids}
-    began, number, pages = monotonic(), 0, 0
+    began, number = monotonic(), 0
     while (now := monotonic() - began) < seconds:
         if now > seconds / 10 and not memory["server"]:
             for name, pid in pids.items():
                 memory[name]["start"] = _memory_mib(pid)
         number += 1
-        to_history, to_score, asked = _event_probe(caller, _UNKNOWN_USER + 2 * number)
+        to_history, to_score = _event_probe(caller, _UNKNOWN_USER + 2 * number)
         histories.append(to_history)
         scores.append(to_score)
-        to_page, more = _item_probe(caller, _NEW_ITEM + number)
-        items.append(to_page)
-        pages += asked + more
+        items.append(_item_probe(caller, _NEW_ITEM + number))
         sleep(0.5)
     for name, pid in pids.items():
         memory[name]["end"] = _memory_mib(pid)
@@ -159,15 +159,14 @@ def _probe(caller: Caller, seconds: float, pids: dict[str, int]) -> dict[str, An
         "event_to_history_s": _quantiles(histories),
         "item_to_page_s": _quantiles(items),
         "probes": number,
-        "probe_pages": pages,
         "memory_mib": memory,
         "memory_growth": max(growth),
     }
 
 
-def _event_probe(caller: Caller, user: int) -> tuple[float, float, int]:
+def _event_probe(caller: Caller, user: int) -> tuple[float, float]:
     """Return the seconds until a page leaves out an item that `user`, whom nobody knows, has seen, and until the scores of the
-    user's pages are not those of the next user's any more; and the number of pages."""
+    user's pages are not those of the next user's any more."""
     other, experiment = user + 1, f"probe-{user}"
     page = caller.page(user, 30, experiment=experiment, session_id=str(user))
     liked = Caller.items(page)[:3].tolist()
@@ -175,39 +174,34 @@ def _event_probe(caller: Caller, user: int) -> tuple[float, float, int]:
         Caller.event(page, item, user, place, session_id=str(user), watch_ms=60_000, like=True, experiment=experiment)
         for place, item in enumerate(liked)
     )
-    began, asked = monotonic(), 1
+    began = monotonic()
     caller.feedback(events)
     while liked[0] in Caller.items(caller.page(user, 300, experiment=experiment)):
-        asked += 1
         _unless_late(began, "an item that was seen is left out")
     to_history = monotonic() - began
     while True:
         first, mine, last = (Caller.scores(caller.page(one, 300)) for one in (other, user, other))
-        asked += 3
         still = [item for item, values in first.items() if item in last and np.array_equal(values, last[item])]
         if any(item in mine and not np.array_equal(mine[item], first[item]) for item in still):
-            return to_history, monotonic() - began, asked
+            return to_history, monotonic() - began
         _unless_late(began, "a page shows what was learned")
         sleep(0.02)
 
 
-def _item_probe(caller: Caller, item: int) -> tuple[float, int]:
-    """Return the seconds until a page has a new item, and the number of pages."""
-    began, asked = monotonic(), 0
+def _item_probe(caller: Caller, item: int) -> float:
+    """Return the seconds until a page has a new item, which is removed then."""
+    began = monotonic()
     receipt = caller.json(
         "PUT", "/v1/items", {"items": [{"item_id": item, "duration_ms": 20_000, "upload_ms": int(1000 * time())}]}
     )
     if receipt["accepted"] != 1:
         raise BenchmarkError("/v1/items", "an item that is accepted", str(receipt))
-    while True:
-        asked += 1
-        if item in Caller.items(caller.page(1, 300)):
-            break
+    while item not in Caller.items(caller.page(1, 300)):
         _unless_late(began, "a new item is on a page")
         sleep(0.005)
     took = monotonic() - began
     caller.json("DELETE", "/v1/items", {"item_ids": [item]})
-    return took, asked
+    return took
 
 
 def _unless_late(began: float, what: str) -> None:
@@ -299,13 +293,6 @@ def _sent(load: subprocess.Popen[str]) -> dict[str, float]:
         raise BenchmarkError("the users", "exit code 0", str(load.returncode))
     found: dict[str, float] = msgspec.json.decode(out)
     return found
-
-
-def _sequence(port: int) -> int:
-    import urllib.request
-
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
-        return int(msgspec.json.decode(answer.read())["parameters"])
 
 
 def _cpu_s(pid: int) -> float:

@@ -1,6 +1,7 @@
 """Users of a server, as a process: `python -m benchmarks.freshness.load PORT TOKEN EVENTS_PER_S SECONDS USERS`.
 
-Each user gets a page and answers with events on ten of its items. Prints what was sent as JSON.
+Each user gets a page and does with its items what the ranker says that users do, as chance has it, until the session is over:
+so what is predicted is what is observed. Prints what was sent as JSON.
 """
 
 from __future__ import annotations
@@ -13,42 +14,44 @@ from uuid import uuid4
 import msgspec
 
 from benchmarks.freshness.caller import Caller
-from pocketrank.device.contract import Ended
+from pocketrank.device.contract import Ended, FeedbackEvent, Page
 
 __all__ = ["main"]
 
-_EVENTS = 10
+_EVENTS_MAX = 20
 
 
 def main(port: int, token: str, events_per_s: float, seconds: float, users: int) -> None:
     """Send for so many seconds."""
     rng, caller, began = random.Random(0), Caller(port, token), monotonic()
-    pages = late = 0
+    pages = sent = late = 0
     while (now := monotonic() - began) < seconds:
-        due = pages * _EVENTS / events_per_s
+        due = sent / events_per_s
         if due > now:
             sleep(due - now)
         late += now - due > 1.0
         user, session = 1 + min(int(rng.expovariate(3 / users)), users - 1), uuid4().hex
         page = caller.page(user, 30, session_id=session)
-        items = Caller.items(page)[:_EVENTS].tolist()
-        caller.feedback(
-            tuple(
-                Caller.event(
-                    page, item, user, place, session_id=session,
-                    watch_ms=int(rng.expovariate(1 / 12_000)), like=rng.random() < 0.05,
-                    ended=Ended.EXIT if place == len(items) - 1 else Ended.SWIPE,
-                )
-                for place, item in enumerate(items)
-            )
-        )  # fmt: skip
-        pages += 1
+        events = _events(rng, page, user, session)
+        caller.feedback(events)
+        pages, sent = pages + 1, sent + len(events)
     took = monotonic() - began
-    print(
-        msgspec.json.encode(
-            {"pages": pages, "events_per_s": pages * _EVENTS / took, "late_share": late / max(1, pages)}
-        ).decode()
-    )
+    print(msgspec.json.encode({"pages": pages, "events_per_s": sent / took, "late_share": late / max(1, pages)}).decode())
+
+
+def _events(rng: random.Random, page: Page, user: int, session: str) -> tuple[FeedbackEvent, ...]:
+    names = [name.removeprefix("pxtr_") for name in page.candidates.floats.names if name.startswith("pxtr_")]
+    events = list[FeedbackEvent]()
+    for place, (item, scores) in enumerate(Caller.scores(page).items()):
+        does = {name: rng.random() < score for name, score in zip(names, scores.tolist(), strict=True)}
+        watch_ms = rng.randint(60_000, 90_000) if does.get("effective_view") else rng.randint(100, 900)
+        leaves = not does.get("has_next", True)
+        actions = {name: does.get(name, False) for name in ("like", "follow")}
+        ended = Ended.EXIT if leaves else Ended.SWIPE
+        events.append(Caller.event(page, item, user, place, session_id=session, watch_ms=watch_ms, ended=ended, **actions))
+        if leaves or len(events) == _EVENTS_MAX:
+            break
+    return tuple(events)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Notices that what is learned from is wrong, before users do: labels that are flipped, features that are mixed up.
 
 Of each window of samples and each task it compares what was predicted, before anything was learned from it, with what was
-observed: the sum of probabilities over the sum of labels, and the log loss over the loss of predicting the window's own rate. A
-window that is out of bounds is bad.
+observed: the sum of probabilities over the sum of labels, and the log loss over the loss of predicting the window's own rate.
+What is usual is the mean of the windows before: a run may be off by a constant on the users of today. A window that is far from
+what is usual is bad. When windows have been bad for very long, the world has changed, and what they show becomes usual.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ class GuardConfig:
     window: int = 2000
     """Samples of a window."""
     ratio: tuple[float, float] = (0.5, 2.0)
-    """Least and largest predicted over observed."""
+    """Least and largest predicted over observed, relative to what is usual."""
     loss: float = 1.25
-    """Largest log loss over that of the window's own rate."""
+    """Largest log loss over that of the window's own rate, relative to what is usual."""
+    warm_up: int = 3
+    """First windows that are good whatever they are, and whose mean is usual."""
+    weight: float = 0.1
+    """Of a good window in what is usual."""
+    adopt_after: int = 300
+    """Bad windows in a row after which what they show becomes usual."""
     labels_min: int = 30
     """Positive and negative labels of a task that a window needs to be judged by."""
     skew: float = 1.0
@@ -55,6 +62,9 @@ class Guard:
     config: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
+        self._usual: NDArray[np.float64] | None = None
+        """[2, K] ratio and relative loss, NaN where nothing was judged yet."""
+        self._windows = self._bad = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -96,7 +106,21 @@ class Guard:
             own = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
             ratio = np.where(enough, predicted / positive, np.nan)
             relative = np.where(enough, loss / known / own, np.nan)
-        bad = (ratio < c.ratio[0]) | (ratio > c.ratio[1]) | (relative > c.loss)
+        now = np.stack([ratio, relative])
+        usual = now if self._usual is None else np.where(np.isnan(self._usual), now, self._usual)
+        with np.errstate(invalid="ignore"):
+            to_usual = now / usual
+            bad = (to_usual[0] < c.ratio[0]) | (to_usual[0] > c.ratio[1]) | (to_usual[1] > c.loss)
+        self._windows += 1
+        if self._windows <= c.warm_up:
+            bad[:] = False
+        self._bad = self._bad + 1 if bad.any() else 0
+        if self._bad > c.adopt_after:
+            usual, bad, self._bad = now, np.zeros_like(bad), 0
+        if not bad.any():
+            weight = max(c.weight, 1 / self._windows)
+            usual = np.where(np.isnan(now), usual, usual + weight * (now - usual))
+        self._usual = usual
         return Verdict(
             ratio=dict(zip(self.tasks, ratio.tolist(), strict=True)),
             loss=dict(zip(self.tasks, relative.tolist(), strict=True)),

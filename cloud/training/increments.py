@@ -43,8 +43,9 @@ class IncrementConfig:
     """Rows of items."""
     users: RowConfig = RowConfig()
     """Rows of users."""
-    statistics: bool = True
-    """Whether the item statistics of what was learned go on from those of the run."""
+    statistics: bool = False
+    """Whether the item statistics of what was learned go on from those of the run. Counts that grow beyond those of its data
+    are inputs that its dense layers have not seen."""
 
 
 @dataclass
