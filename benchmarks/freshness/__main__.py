@@ -31,12 +31,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec.structs import replace
 from rich.console import Console
 
 from benchmarks.command import command_parser, figure_table, one_line_errors
 from benchmarks.errors import BenchmarkError
 from benchmarks.freshness.caller import Caller
+from benchmarks.freshness.world import USERS, small_run
 from benchmarks.processes import own_environment, wait_until
 from pocketrank.cloud.serving.access.limits import RateLimit, TokenScope
 from pocketrank.cloud.serving.access.tokens import issue_token
@@ -45,9 +45,7 @@ from pocketrank.cloud.streams.join import Join
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.cloud.streams.sqlite_events import SqliteEventLog
 from pocketrank.cloud.training.run import Run
-from pocketrank.cloud.training.train import WORLD_CONFIG, train
 from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
-from pocketrank.sdk_demo.world import World, WorldConfig
 
 __all__ = ["main"]
 
@@ -90,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measure(folder: Path, seconds: float, quiet_s: float, console: Console) -> dict[str, Any]:
     print_line(console, "a small world is trained")
-    config = WorldConfig.load()
-    config = replace(config, users=replace(config.users, count=150), catalogue=replace(config.catalogue, items=600, authors=80))
-    run = train(World(config).simulate_log(seed=0), out=folder / "run", seeds=1, config=WORLD_CONFIG)
+    run = small_run(folder / "run")
     (folder / "pipeline.toml").write_text(_PIPELINE)
     scopes: tuple[TokenScope, ...] = ("device", "publish")
     rate = RateLimit(per_s=100_000, burst=100_000)
@@ -276,7 +272,7 @@ def _port(said: Path) -> int:
 
 @contextmanager
 def _load(port: int, token: str, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    arguments = [str(port), token, str(_EVENTS_PER_S), str(seconds), "150"]
+    arguments = [str(port), token, str(_EVENTS_PER_S), str(seconds), str(USERS)]
     command = [sys.executable, "-m", "benchmarks.freshness.load", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own_environment())
     try:

@@ -16,7 +16,7 @@ import msgspec
 from benchmarks.freshness.caller import Caller
 from pocketrank.device.contract import Ended, FeedbackEvent, Page
 
-__all__ = ["main"]
+__all__ = ["events_of", "main"]
 
 _EVENTS_MAX = 20
 
@@ -32,14 +32,15 @@ def main(port: int, token: str, events_per_s: float, seconds: float, users: int)
         late += now - due > 1.0
         user, session = 1 + min(int(rng.expovariate(3 / users)), users - 1), uuid4().hex
         page = caller.page(user, 30, session_id=session)
-        events = _events(rng, page, user, session)
+        events = events_of(rng, page, user, session)
         caller.feedback(events)
         pages, sent = pages + 1, sent + len(events)
     took = monotonic() - began
     print(msgspec.json.encode({"pages": pages, "events_per_s": sent / took, "late_share": late / max(1, pages)}).decode())
 
 
-def _events(rng: random.Random, page: Page, user: int, session: str) -> tuple[FeedbackEvent, ...]:
+def events_of(rng: random.Random, page: Page, user: int, session: str) -> tuple[FeedbackEvent, ...]:
+    """Return what a user does with a page, as the ranker says that users do."""
     names = [name.removeprefix("pxtr_") for name in page.candidates.floats.names if name.startswith("pxtr_")]
     events = list[FeedbackEvent]()
     for place, (item, scores) in enumerate(Caller.scores(page).items()):

@@ -11,6 +11,7 @@ from benchmarks.reliability import cloud, device
 from benchmarks.reliability.attack.cases import CASES
 from benchmarks.reliability.attack.report import measure_attacks, print_attacks
 from benchmarks.reliability.clocks import SEQUENCES
+from benchmarks.reliability.loop import KILLS, measure_loop
 from benchmarks.reliability.parts import measure_parts
 from pocketrank.sdk_demo.cli.output import JsonTarget
 
@@ -34,6 +35,11 @@ Attack a server, on the loopback interface and within bounds, with and without t
 
   python -m benchmarks.reliability --attack --json report.json     all cases: some eight minutes on two cores
   python -m benchmarks.reliability --attack --only endless_heads   one case of it
+
+Kill server, join and trainer of the loop with -9 while users go on; count what is lost, twice or different.
+
+  python -m benchmarks.reliability --loop --json report.json       all of it: some half an hour on two cores
+  python -m benchmarks.reliability --loop --kills 30               a taste of it
 """
 
 
@@ -45,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     side.add_argument("--device", action="store_true", help="measure the device")
     side.add_argument("--cloud", action="store_true", help="measure the cloud")
     side.add_argument("--attack", action="store_true", help="attack the cloud")
-    parser.add_argument("--kills", type=int, help=f"processes to kill, from 2 [device {device.KILLS}, cloud {cloud.KILLS}]")
+    side.add_argument("--loop", action="store_true", help="measure the loop from a swipe to a changed page")
+    parser.add_argument(
+        "--kills", type=int, help=f"processes to kill, from 2 [device {device.KILLS}, cloud {cloud.KILLS}, loop {KILLS}]"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the load and the attacks [%(default)s]")
     parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of clocks that are set [%(default)s]")
     parser.add_argument("--minutes", type=float, default=cloud.MINUTES, help="of overload of the cloud [%(default)s]")
@@ -59,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if part not in known:
             raise BenchmarkError("--only", f"one of {', '.join(known)}", part)
     if options.kills is None:
-        options.kills = device.KILLS if options.device else cloud.KILLS
+        options.kills = device.KILLS if options.device else KILLS if options.loop else cloud.KILLS
     if options.kills < 2:
         raise BenchmarkError("--kills", "2 or more", str(options.kills))
     if options.sequences < 1:
@@ -73,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = measure_parts(device.PARTS, device.HEADLINES, options, target.console)
         target.write({"device": report})
         device.print_device(target.console, report)
+    elif options.loop:
+        report = measure_loop(options.kills, options.seed, target.console)
+        target.write(report)
     elif options.attack:
         report = measure_attacks(options, target.console)
         target.write({"attack": report})
