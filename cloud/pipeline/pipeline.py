@@ -36,6 +36,7 @@ _STAGES = Plugins(
         "rank": "pocketrank.cloud.ranking.rank.Rank",
         "fuse": "pocketrank.cloud.ranking.fuse.Fuse",
         "spread": "pocketrank.cloud.reranking.spread.Spread",
+        "explore": "pocketrank.cloud.reranking.explore.Explore",
     },
 )
 
