@@ -22,6 +22,7 @@ COMMANDS = (
     "inspect",
     "token",
     "serve",
+    "learn",
     "forget",
     "upload",
     "rollback",
