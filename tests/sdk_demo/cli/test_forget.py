@@ -70,8 +70,8 @@ def test_the_report_names_what_remains(tmp_path: Path, capsys: pytest.CaptureFix
     assert _run("forget", "999", *options, "--json", "-") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {
-        "user_id": 999, "feedback_log": str(db), "events_deleted": 1, "records_unassigned": 0, "published_user": False,
-        "published_events": 0,
+        "user_id": 999, "feedback_log": str(db), "events_deleted": 1, "records_deleted": 0, "records_unassigned": 0,
+        "published_user": False, "published_events": 0,
     }  # fmt: skip
     assert "remain" not in captured.err
 
