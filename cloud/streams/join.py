@@ -1,466 +1,312 @@
 """Joins feedback with the page as served, and sends a sample as soon as its consumption is known to be over.
 
-This is what every implementation of the join does (`join_all` does it at once, for tests):
+This is what every implementation of the join does; `JoinConfig` has all its numbers.
 
-- An event belongs to the candidate of its item on the page that it names. Events without a page, or of an item that the page
-  does not have, make no sample; they are counted.
-- Several events of one candidate are one consumption: it was watched for as long as the longest says, and has every action that
-  any of them has. An event that changes nothing, such as a duplicate, has no effect. A change after a sample was sent corrects
-  it: the next revision has all labels, and names those of before.
-- Labels follow from watch and duration by the same thresholds as the histories of users (`EFFECTIVE_VIEW_MS`, `LONG_VIEW_MS`).
-- `has_next` is true once the session has an impression at a later position, and false when the event says that the user left,
-  or after `session_ms` without a later one. It comes as a correction, because all else is known before it.
-- Events may come before their page, for up to `wait_ms`, and up to `late_ms` after it. Time is that at which records were
-  appended to the log, of the newest that was read, and no device's. What an event is dated is only handed on.
-- A forgotten user's pages and events are dropped.
+Attribution
+- An event belongs to the candidate of its item on the page that it names, of the same user. An item that a page has twice
+  counts at its first place.
+- All events of one candidate are one consumption: it was watched for as long as the longest of them says, has each action
+  that any of them has, and is dated by the earliest. An event whose id the candidate has seen is ignored, and so is a page
+  whose id the user has.
+- Events that name no page, an item that their page does not have, or a page that does not come within `wait_ms`, make no
+  sample: the inputs as served are not known. They are counted by reason, and count as impressions of their session.
 
-The result does not depend on the order in which records of the two topics are read.
+Labels
+- `effective_view` and `long_view` follow from watch and duration by the thresholds that the histories of users have; the
+  device reports the other actions, which are false where it does not. An action of the app's own that `actions` does not name
+  is a label only where it was done.
+- `has_next` is true once the session has an impression behind this one, by position, then date, and by no other order. It is
+  false when the event says that the user left, and when the session is over by time; an impression behind it that comes later
+  makes it true. For a run with this task (`has_next`), a first sample lacks the label where it is not known yet, and a
+  correction adds it, so that all else is learned at once. With `wait_for_next` the sample waits for it. For a run without the
+  task there is no such label, and no correction for it.
 
-`Join` keeps its state in an SQLite file of its own: places of pages in the log, what was sent of each, and sessions. Each step
-is one transaction there, which also holds the samples that the step made. They are committed to the event log, with the places
-up to which topics were read, right after it. A process that was killed between the two repeats the second. So no sample is lost
-or sent twice.
+Samples
+- A sample is sent with the event that makes it known, and again, with the next revision and the labels `before`, when a label
+  or the watch time has changed.
+- A candidate that was not shown is over when `exposures` candidates behind it on the page were shown, when a page of the
+  session that was served later comes, or when the session is over by time. The share `negatives` of them, chosen by a hash of
+  page and item, is sent with `shown` false and without labels. If it is shown later, that is a correction.
+
+Time
+- Now is the newest time at which a record that was read was appended to the log. No clock of a device decides anything; the
+  date of an event, as the log has corrected it, orders impressions of one position only.
+- Records count in the order in which they were appended, pages before feedback. A session is over after `session_ms` without
+  a page or event of it, a page takes events for `late_ms` after it came, and a session is forgotten `late_ms` after its last
+  page or event.
+- When nothing comes, time goes on with the clock of this machine, `idle_ms` behind it. That ends only what the next record
+  would have ended before anything else.
+- Whatever the order of records within these times, the last revisions of all samples are the same.
+- A forgotten user's pages, events and samples of the same step are dropped.
+
+Failures
+- Each step is one transaction in the file of the join's state, together with the samples that the step made. Then these are
+  committed to the event log, with the places up to which topics were read, and with the number of the batch as the place in
+  `samples`, which the join does not read. By that number a process that was killed in between finds that it has to commit
+  again.
+- A join whose file is lost, or is not that of the log, reads pages and feedback from the beginning, and sends no revision
+  that is in `samples` already.
+
+Memory holds `in_memory` users and states of pages, `pages_bytes` of pages as served, and a step. The rest is in the file, or,
+for pages as served, in the log.
 """
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Event
 from time import time
 
 import msgspec
-import numpy as np
 
 from pocketrank.cloud.streams.event_log import EventLog, NewRecord, Offsets, Record, Topic
-from pocketrank.cloud.streams.feedback_log import LoggedEvent
-from pocketrank.cloud.streams.messages import Sample, ServedPage
-from pocketrank.cloud.streams.sqlite_file import OpenedFile
+from pocketrank.cloud.streams.join_state import (
+    HAS_NEXT,
+    Durations,
+    JoinConfig,
+    JoinCounts,
+    JoinState,
+    joined_labels,
+    labels_of,
+)
+from pocketrank.cloud.streams.messages import Sample
 from pocketrank.device.codec import from_msgpack, to_msgpack
-from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, ContractError, Ended
+from pocketrank.device.contract import MismatchError
 
-__all__ = ["CONSUMER", "HAS_NEXT", "Join", "JoinConfig", "JoinCounts", "joined_labels", "labels_of"]
+__all__ = [
+    "CONSUMER",
+    "HAS_NEXT",
+    "Durations",
+    "Join",
+    "JoinConfig",
+    "JoinCounts",
+    "JoinStateError",
+    "joined_labels",
+    "labels_of",
+]
 
 CONSUMER = "join"
 """Name under which the join's places are committed."""
-HAS_NEXT = "has_next"
-_ACTIONS = ("click", "like", "follow", "comment", "share", "profile_enter", "dislike")
-_LEFT = (Ended.EXIT, Ended.BACKGROUND)
-_EXPIRE_ROWS = 500
-
-_logger = logging.getLogger(__name__)
-
-Durations = Callable[[int], int | None]
-"""Duration of an item in milliseconds; None or 0 where it is not known."""
+_TOPICS: tuple[Topic, ...] = ("pages", "feedback")
+_FORMAT = 1
 
 
-@dataclass(frozen=True)
-class JoinConfig:
-    """Waiting times and sizes."""
-
-    has_next: bool = True
-    """Whether samples have the label `has_next`. A run without this task needs no corrections for it."""
-    session_ms: int = 30 * 60_000
-    """Time without a further event after which a session is over."""
-    wait_ms: int = 10 * 60_000
-    """How long an event waits for its page."""
-    late_ms: int = 25 * 3_600_000
-    """How long a page waits for events."""
-    records: int = 1000
-    """Records of a topic that are read at a time."""
-    pages_in_memory: int = 20_000
-    """Pages that are kept in memory, some 4 KB each. The others are read from the log again when an event of theirs comes."""
-
-
-@dataclass
-class JoinCounts:
-    """What a process has joined so far."""
-
-    pages: int = 0
-    events: int = 0
-    samples: int = 0
-    corrections: int = 0
-    unchanged: int = 0
-    """Events that told nothing new, such as duplicates."""
-    late: int = 0
-    """Events that came more than `JoinConfig.wait_ms` after their page was served."""
-    without_page: int = 0
-    """Events of no page, or of none that is known."""
-    other_item: int = 0
-    """Events of an item that their page does not have."""
-    unreadable: int = 0
-    forgotten: int = 0
-    lag_s: float = 0.0
-    """Time from when the last event was appended until its sample was."""
-
-
-class _Watched(msgspec.Struct, array_like=True):
-    """What is known of one candidate's consumption."""
-
-    watch_ms: int
-    actions: list[str]
-    event_ms: int
-    position: int
-    revision: int = -1
-    """Of the last sample that was sent; -1 = none."""
-    labels: dict[str, bool] = {}
-    """Of the last sample that was sent."""
-    has_next: bool | None = None
-
-
-class _Page(msgspec.Struct, array_like=True):
-    """What is kept of a page."""
-
-    partition: int
-    offset: int
-    user_id: int
-    session_id: str
-    served_ms: int
-    watched: dict[int, _Watched] = {}
-    """By item."""
-
-
-@dataclass
-class _Step:
-    """What changes in one step."""
-
-    now_ms: int
-    pages: dict[str, _Page] = field(default_factory=dict)
-    due: dict[tuple[str, int], None] = field(default_factory=dict)
-    """Candidates of which a sample may be due, in the order of their events."""
+class JoinStateError(MismatchError):
+    """The file of the join's state cannot be opened, is of another format, or another process has it open."""
 
 
 class Join:
     """The join over the topics of `log`, with its state in the file at `path`. Call it from one thread.
 
-    Raises `EventLogError`, and sqlite3.Error or OSError when the state cannot be opened.
+    After an error the next step begins where the last one that was whole ended.
+
+    Raises `EventLogError`, `JoinStateError`.
     """
 
-    def __init__(self, log: EventLog, path: Path, durations: Durations, config: JoinConfig | None = None) -> None:
-        self._log, self._durations, self._config = log, durations, config or JoinConfig()
-        self.counts = JoinCounts()
-        self._served: OrderedDict[str, ServedPage] = OrderedDict()
-        OpenedFile(path)
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")  # nothing is lost with a process; with the power what the log lost, too
-        self._db.execute("PRAGMA secure_delete = ON")
-        self._db.executescript(_TABLES)
-        self._offsets: dict[Topic, Offsets] = {"pages": {}, "feedback": {}}
-        self._batch, self._now_ms = 0, 0
-        self._recover()
+    def __init__(
+        self,
+        log: EventLog,
+        path: Path,
+        durations: Durations,
+        config: JoinConfig | None = None,
+        *,
+        records: int = 1000,
+        idle_ms: int | None = 2000,
+    ) -> None:
+        """`records` of a topic are read at a time. Without `idle_ms`, time stands still when no record comes."""
+        self._log, self._records, self._idle_ms = log, records, idle_ms
+        self._ahead: dict[Topic, list[Record]] = {topic: [] for topic in _TOPICS}
+        """Records that were read, and whose turn has not come."""
+        self._ahead_offsets: dict[Topic, dict[int, int]] = {}
+        try:
+            self._state = JoinState(config or JoinConfig(), durations, self._page_at, path)
+            self._db = self._state.db
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._begin()
+            self._db.executescript(_TABLES)
+            self._recover()
+            self._whole = True
+            """Whether the state in memory is that of the file, and the log has its samples."""
+        except (sqlite3.Error, OSError) as error:
+            raise JoinStateError(str(path), "the state of a join that no other process has open", str(error)) from error
+
+    @property
+    def counts(self) -> JoinCounts:
+        """What this process has joined so far."""
+        return self._state.counts
 
     def _recover(self) -> None:
         """Go on where the state is, and commit to the log what the process of before could not."""
-        row = self._db.execute("SELECT value FROM step").fetchone()
-        if row is None:
-            return
-        last = msgspec.msgpack.decode(row[0], type=_Committed)
-        self._offsets = {"pages": last.pages, "feedback": last.feedback}
-        self._batch, self._now_ms = last.batch, last.now_ms
         committed = self._log.committed(CONSUMER)
-        if any(dict(committed.get(topic, {})) != dict(places) for topic, places in self._offsets.items()):
-            self._log.commit(CONSUMER, self._offsets, "samples", [NewRecord(*record) for record in last.samples])
+        delivered = dict(committed.get("samples", {})).get(0, 0)
+        row = self._db.execute("SELECT value FROM step").fetchone()
+        last = _Step() if row is None else msgspec.msgpack.decode(row[0], type=_Step)
+        if last.format != _FORMAT or last.batch not in (delivered, delivered + 1):
+            self._rebuild(committed, delivered)
+            return
+        self._batch, self._offsets, self._rebuilt = last.batch, dict(last.offsets), last.rebuilt
+        self._state.now_ms = last.now_ms
+        if last.batch > delivered:
+            self._deliver([NewRecord(*record) for record in last.samples])
+
+    def _rebuild(self, committed: Mapping[Topic, Offsets], delivered: int) -> None:
+        """Begin with an empty state, which knows which samples are in the log."""
+        self._begin()
+        for table in ("step", "sent", "user", "page"):
+            self._db.execute(f"DELETE FROM {table}")
+        places: Offsets = {}
+        while (part := self._log.read("samples", places)).records:
+            sent = [from_msgpack(record.value, Sample) for record in part.records if record.value]
+            rows = [(sample.page_id, sample.item_id, sample.revision) for sample in sent]
+            self._db.executemany("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", rows)
+            places = part.offsets
+        self._batch, self._offsets = delivered, {}
+        self._rebuilt = {topic: dict(committed.get(topic, {})) for topic in _TOPICS}
+        self._keep([])
+        self._db.execute("COMMIT")
 
     def run(self, stop: Event) -> None:
         """Join what comes until `stop` is set."""
         while not stop.is_set():
             if not self.step():
-                stop.wait(0.02)
+                stop.wait(0.01)
 
     def step(self) -> int:
-        """Join the next part of both topics; return the number of records. Raises `EventLogError`."""
-        count = self._config.records
-        pages = self._log.read("pages", self._offsets["pages"], count)
-        feedback = self._log.read("feedback", self._offsets["feedback"], count)
-        newest = max((record.appended_ms for part in (pages, feedback) for record in part.records), default=0)
-        step = _Step(max(self._now_ms, newest))
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for record in pages.records:
-                self._page(step, record)
-            for record in feedback.records:
-                self._event(step, record)
-            self._expire(step)
-            samples = self._samples(step)
-            offsets: dict[Topic, Offsets] = {"pages": pages.offsets, "feedback": feedback.offsets}
-            read = len(pages.records) + len(feedback.records)
-            if read or samples:
-                self._write(step, samples, offsets)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        if read or samples:
-            self._log.commit(CONSUMER, offsets, "samples", samples)
-            self._offsets, self._now_ms = offsets, step.now_ms
-            if feedback.records:
-                self.counts.lag_s = max(0.0, time() - feedback.records[0].appended_ms / 1000)
+        """Join the next part of both topics; return the number of records. Raises `EventLogError`, sqlite3.Error."""
+        if not self._whole:
+            self._state.reload()
+            self._ahead = {topic: [] for topic in _TOPICS}
+            self._recover()
+        self._whole = False
+        read = self._step()
+        self._whole = True
         return read
 
-    def _page(self, step: _Step, record: Record) -> None:
-        if not record.value:
-            self._forget(step, record.key)
-            return
-        try:
-            served = from_msgpack(record.value, ServedPage)
-        except ContractError as error:
-            self._skip("pages", record, error)
-            return
-        self.counts.pages += 1
-        kept = _Page(record.partition, record.offset, served.inputs.user_id, served.session_id, record.appended_ms)
-        step.pages[served.page_id] = kept
-        self._remember(served)
-        waiting = self._db.execute("DELETE FROM waiting WHERE page_id = ? RETURNING place, value", (served.page_id,)).fetchall()
-        for _, value in sorted(waiting):
-            self._apply(step, served.page_id, kept, from_msgpack(value, LoggedEvent))
-
-    def _event(self, step: _Step, record: Record) -> None:
-        if not record.value:
-            self._forget(step, record.key)
-            return
-        try:
-            event = from_msgpack(record.value, LoggedEvent)
-        except ContractError as error:
-            self._skip("feedback", record, error)
-            return
-        self.counts.events += 1
-        if event.page_id is None:
-            self.counts.without_page += 1
-            return
-        page = self._kept(step, event.page_id)
-        if page is None:
-            row = event.page_id, record.offset, event.user_id, record.appended_ms, record.value
-            self._db.execute("INSERT OR IGNORE INTO waiting VALUES (?, ?, ?, ?, ?)", row)
-        elif page.user_id != event.user_id:
-            self.counts.other_item += 1
+    def _step(self) -> int:
+        taken, offsets = self._read()
+        state = self._state
+        if taken:
+            state.load(max(record.appended_ms for _, record in taken))
+            for topic, record in taken:
+                (state.page if topic == "pages" else state.event)(record)
         else:
-            self.counts.late += record.appended_ms - page.served_ms > self._config.wait_ms
-            self._apply(step, event.page_id, page, event)
+            idle_ms = round(time() * 1000) - self._idle_ms if self._idle_ms is not None else 0
+            if offsets == self._offsets and state.next_due_ms() > idle_ms:
+                return 0
+            state.advance(idle_ms)
+        self._offsets, self._batch = offsets, self._batch + 1
+        self._begin()
+        samples = self._unsent(state.take())
+        records = [
+            NewRecord(s.inputs.user_id, to_msgpack(msgspec.structs.replace(s, batch=self._batch, of=len(samples))))
+            for s in samples
+        ]
+        state.write()
+        self._keep(records)
+        self._db.execute("COMMIT")
+        self._deliver(records)
+        if taken:
+            state.counts.lag_s = max(0.0, time() - taken[0][1].appended_ms / 1000)
+        return len(taken)
 
-    def _apply(self, step: _Step, page_id: str, page: _Page, event: LoggedEvent) -> None:
-        """Take an event into account that is of this page."""
-        served = self._page_as_served(page_id, page)
-        if served is None:
-            self.counts.without_page += 1
-            return
-        if page.user_id != event.user_id or event.item_id not in _items(served):
-            self.counts.other_item += 1
-            return
-        actions = [name for name in _ACTIONS if getattr(event, name)] + list(event.actions or ())
-        watched, event_ms = page.watched.get(event.item_id), event.impression_ms + event.correction_ms
-        if watched is None:
-            watched = page.watched[event.item_id] = _Watched(event.watch_ms, sorted(set(actions)), event_ms, event.position)
-        else:
-            before = watched.watch_ms, watched.actions
-            watched.watch_ms, watched.actions = max(before[0], event.watch_ms), sorted({*before[1], *actions})
-            if before == (watched.watch_ms, watched.actions):
-                self.counts.unchanged += 1
-        step.due[page_id, event.item_id] = None
-        if self._config.has_next:
-            self._session(step, page_id, page, event, watched)
+    def _read(self) -> tuple[list[tuple[Topic, Record]], dict[Topic, dict[int, int]]]:
+        """Return the records that are next, each with its topic, and the places after them."""
+        bounded = [topic for topic in _TOPICS if self._ahead.get(topic)]
+        offsets = {topic: dict(self._offsets.get(topic, {})) for topic in _TOPICS}
+        for topic in reversed(_TOPICS):  # the pages of all events that are there were appended before them
+            if topic not in bounded:
+                part = self._log.read(topic, offsets[topic], self._records)
+                self._ahead[topic], self._ahead_offsets[topic] = list(part.records), dict(part.offsets)
+                if len(part.records) >= self._records:
+                    bounded.append(topic)
+        taken = list(_in_order(self._ahead, bounded))
+        for topic in _TOPICS:
+            mine = {id(record): record for one, record in taken if one == topic}
+            left = [record for record in self._ahead[topic] if id(record) not in mine]
+            if left:
+                offsets[topic].update({record.partition: record.offset + 1 for record in mine.values()})
+            else:
+                offsets[topic] = self._ahead_offsets[topic]
+            self._ahead[topic] = left
+        return taken, offsets
 
-    def _session(self, step: _Step, page_id: str, page: _Page, event: LoggedEvent, watched: _Watched) -> None:
-        """Find out of which impressions of the session it is known by now whether another one followed."""
-        key = event.user_id, event.session_id
-        last = self._db.execute("SELECT position, page_id, item_id FROM session WHERE user_id = ? AND id = ?", key).fetchone()
-        here = event.position, page_id, event.item_id
-        if last is not None and tuple(last) != here:
-            if event.position <= last[0]:
-                if event.position < last[0]:
-                    watched.has_next = True
-                self._db.execute(_SEEN, (step.now_ms, *key))
-                return
-            self._know_next(step, last[1], last[2], True)
-        if event.ended in _LEFT and watched.has_next is None:
-            watched.has_next = False
-        self._db.execute("INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, NULL)", (*key, *here, step.now_ms))
+    def _unsent(self, samples: list[Sample]) -> list[Sample]:
+        """Return the samples that the log does not have from before the state was lost."""
+        if not self._rebuilt:
+            return samples
+        sent = "SELECT 1 FROM sent WHERE page_id = ? AND item_id = ? AND revision = ?"
+        samples = [s for s in samples if not self._db.execute(sent, (s.page_id, s.item_id, s.revision)).fetchone()]
+        self._rebuilt = {
+            topic: places
+            for topic, places in self._rebuilt.items()
+            if any(self._offsets.get(topic, {}).get(part, 0) < place for part, place in places.items())
+        }
+        if not self._rebuilt:
+            self._db.execute("DELETE FROM sent")
+        return samples
 
-    def _know_next(self, step: _Step, page_id: str, item_id: int, has_next: bool) -> None:
-        page = self._kept(step, page_id)
-        if page is not None and (watched := page.watched.get(item_id)) is not None and watched.has_next is not True:
-            watched.has_next = has_next
-            step.due[page_id, item_id] = None
-
-    def _expire(self, step: _Step) -> None:
-        """End sessions, and drop pages and events that have waited for long enough."""
-        config, now = self._config, step.now_ms
-        query = (
-            "SELECT user_id, id, page_id, item_id FROM session WHERE seen_ms < ? AND over_ms IS NULL "
-            "ORDER BY seen_ms, user_id, id LIMIT ?"
-        )
-        for user, session, page_id, item_id in self._db.execute(query, (now - config.session_ms, _EXPIRE_ROWS)).fetchall():
-            page = self._kept(step, page_id)
-            watched = None if page is None else page.watched.get(item_id)
-            if watched is not None and watched.has_next is None:
-                self._know_next(step, page_id, item_id, False)
-            self._db.execute("UPDATE session SET over_ms = ? WHERE user_id = ? AND id = ?", (now, user, session))
-        limits = now - config.wait_ms, _EXPIRE_ROWS
-        dropped = self._db.execute(
-            "DELETE FROM waiting WHERE rowid IN (SELECT rowid FROM waiting WHERE added_ms < ? LIMIT ?)", limits
-        ).rowcount
-        self.counts.without_page += dropped
-        limits = now - config.late_ms, _EXPIRE_ROWS
-        self._db.execute("DELETE FROM page WHERE id IN (SELECT id FROM page WHERE served_ms < ? LIMIT ?)", limits)
-        over = "SELECT user_id, id FROM session WHERE over_ms < ? LIMIT ?"
-        self._db.executemany("DELETE FROM session WHERE user_id = ? AND id = ?", self._db.execute(over, limits).fetchall())
-
-    def _samples(self, step: _Step) -> list[NewRecord]:
-        """Return the samples that are due."""
-        found = list[Sample]()
-        for page_id, item_id in step.due:
-            page = self._kept(step, page_id)
-            if page is None:
-                continue
-            watched, served = page.watched[item_id], self._page_as_served(page_id, page)
-            if served is None:
-                continue
-            labels = labels_of(watched.watch_ms, watched.actions, self._durations(item_id))
-            if watched.has_next is not None:
-                labels[HAS_NEXT] = watched.has_next
-            if labels == watched.labels and watched.revision >= 0:
-                continue
-            found.append(_sample(served, item_id, watched, labels))
-            watched.revision, watched.labels = watched.revision + 1, labels
-            self.counts.samples += 1
-            self.counts.corrections += watched.revision > 0
-        batch = self._batch + 1
-        of = len(found)
-        return [NewRecord(s.inputs.user_id, to_msgpack(msgspec.structs.replace(s, batch=batch, of=of))) for s in found]
-
-    def _write(self, step: _Step, samples: Sequence[NewRecord], offsets: dict[Topic, Offsets]) -> None:
-        self._batch += bool(samples)
-        rows = [(page_id, page.user_id, page.served_ms, msgspec.msgpack.encode(page)) for page_id, page in step.pages.items()]
-        self._db.executemany("INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?)", rows)
-        last = _Committed(
+    def _keep(self, samples: Sequence[NewRecord]) -> None:
+        step = _Step(
+            format=_FORMAT,
             batch=self._batch,
-            now_ms=step.now_ms,
-            pages=dict(offsets["pages"]),
-            feedback=dict(offsets["feedback"]),
+            now_ms=self._state.now_ms,
+            offsets=self._offsets,
+            rebuilt=self._rebuilt,
             samples=[(record.key, record.value) for record in samples],
         )
-        self._db.execute("INSERT OR REPLACE INTO step VALUES (0, ?)", (msgspec.msgpack.encode(last),))
+        self._db.execute("INSERT OR REPLACE INTO step VALUES (0, ?)", (msgspec.msgpack.encode(step),))
 
-    def _kept(self, step: _Step, page_id: str) -> _Page | None:
-        """Return what is kept of a page, to be changed in this step."""
-        page = step.pages.get(page_id)
-        if page is None:
-            row = self._db.execute("SELECT value FROM page WHERE id = ?", (page_id,)).fetchone()
-            if row is None:
-                return None
-            page = step.pages[page_id] = msgspec.msgpack.decode(row[0], type=_Page)
-        return page
+    def _deliver(self, samples: Sequence[NewRecord]) -> None:
+        places: dict[Topic, Offsets] = {**self._offsets, "samples": {0: self._batch}}
+        self._log.commit(CONSUMER, places, "samples", samples)
 
-    def _page_as_served(self, page_id: str, page: _Page) -> ServedPage | None:
-        """Return a page from memory or from the log; None where that does not have it any more."""
-        served = self._served.get(page_id)
-        if served is None:
-            part = self._log.read("pages", {page.partition: page.offset}, 1)
-            served = from_msgpack(part.records[0].value, ServedPage) if part.records and part.records[0].value else None
-            if served is None or served.page_id != page_id:
-                return None
-            self._remember(served)
-        self._served.move_to_end(page_id)
-        return served
+    def _page_at(self, partition: int, offset: int) -> bytes | None:
+        after = {**self._log.ends("pages"), partition: offset}  # nothing of the other partitions
+        found = self._log.read("pages", after, 1).records
+        return found[0].value if found and (found[0].partition, found[0].offset) == (partition, offset) else None
 
-    def _remember(self, served: ServedPage) -> None:
-        self._served[served.page_id] = served
-        if len(self._served) > self._config.pages_in_memory:
-            self._served.popitem(last=False)
-
-    def _forget(self, step: _Step, user_id: int) -> None:
-        self.counts.forgotten += 1
-        gone = [page_id for page_id, page in step.pages.items() if page.user_id == user_id]
-        gone += [row[0] for row in self._db.execute("DELETE FROM page WHERE user_id = ? RETURNING id", (user_id,)).fetchall()]
-        for page_id in gone:
-            step.pages.pop(page_id, None)
-            self._served.pop(page_id, None)
-        step.due = {(page_id, item): None for page_id, item in step.due if page_id not in gone}
-        for table in ("waiting", "session"):
-            self._db.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
-
-    def _skip(self, topic: str, record: Record, error: ContractError) -> None:
-        self.counts.unreadable += 1
-        _logger.error("record %d of the topic %s is skipped: %s", record.offset, topic, error)
+    def _begin(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
 
     def close(self) -> None:
         """Close the state."""
-        self._db.close()
+        self._state.close()
 
 
-class _Committed(msgspec.Struct, frozen=True, kw_only=True):
-    """The last step, as the state has it."""
+class _Step(msgspec.Struct, frozen=True, kw_only=True):
+    """The last step, as the file has it."""
 
-    batch: int
-    now_ms: int
-    pages: dict[int, int]
-    feedback: dict[int, int]
-    samples: list[tuple[int, bytes]]
+    format: int = _FORMAT
+    batch: int = 0
+    now_ms: int = 0
+    offsets: dict[Topic, dict[int, int]] = {}
+    rebuilt: dict[Topic, dict[int, int]] = {}
+    """Where samples up to here may be in the log already; empty where none are."""
+    samples: list[tuple[int, bytes]] = []
 
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS page (id TEXT PRIMARY KEY, user_id INTEGER, served_ms INTEGER, value BLOB) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS page_user ON page (user_id);
-CREATE INDEX IF NOT EXISTS page_served ON page (served_ms);
-CREATE TABLE IF NOT EXISTS waiting (page_id TEXT, place INTEGER, user_id INTEGER, added_ms INTEGER, value BLOB,
-    PRIMARY KEY (page_id, place));
-CREATE INDEX IF NOT EXISTS waiting_user ON waiting (user_id);
-CREATE INDEX IF NOT EXISTS waiting_added ON waiting (added_ms);
-CREATE TABLE IF NOT EXISTS session (user_id INTEGER, id TEXT, position INTEGER, page_id TEXT, item_id INTEGER,
-    seen_ms INTEGER, over_ms INTEGER, PRIMARY KEY (user_id, id)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS session_seen ON session (seen_ms);
 CREATE TABLE IF NOT EXISTS step (only INTEGER PRIMARY KEY, value BLOB);
+CREATE TABLE IF NOT EXISTS sent (page_id TEXT, item_id INTEGER, revision INTEGER, PRIMARY KEY (page_id, item_id, revision))
+    WITHOUT ROWID;
 """
-_SEEN = "UPDATE session SET seen_ms = ?, over_ms = NULL WHERE user_id = ? AND id = ?"
 
 
-def joined_labels() -> tuple[str, ...]:
-    """Return the labels that samples have, beside the app's own actions."""
-    return (*labels_of(0, (), None), HAS_NEXT)
-
-
-def labels_of(watch_ms: int, actions: Iterable[str], duration_ms: int | None) -> dict[str, bool]:
-    """Return the labels of one consumption but `has_next`, which the sessions tell."""
-    done, duration = set(actions), duration_ms or np.inf
-    labels = {
-        "effective_view": watch_ms >= min(duration, EFFECTIVE_VIEW_MS),
-        "long_view": watch_ms >= min(duration, LONG_VIEW_MS),
-    }
-    labels |= {name: name in done for name in _ACTIONS}
-    return labels | dict.fromkeys(sorted(done - labels.keys()), True)
-
-
-def _items(served: ServedPage) -> set[int]:
-    return set(np.frombuffer(served.item_id, "<i8").tolist())
-
-
-def _sample(served: ServedPage, item_id: int, watched: _Watched, labels: dict[str, bool]) -> Sample:
-    place = np.frombuffer(served.item_id, "<i8").tolist().index(item_id)
-    n = len(served.item_id) // 8
-    return Sample(
-        batch=0,
-        of=0,
-        page_id=served.page_id,
-        item_id=item_id,
-        place=place,
-        event_ms=watched.event_ms,
-        revision=watched.revision + 1,
-        labels=labels,
-        before=watched.labels,
-        watch_ms=watched.watch_ms,
-        run=served.run,
-        sequence=served.sequence,
-        experiment=served.experiment,
-        inputs=served.inputs,
-        pxtr=_row(served.pxtr, place, n),
-        statistics=_row(served.statistics, place, n),
-    )
-
-
-def _row(values: bytes, place: int, rows: int) -> bytes:
-    width = len(values) // rows
-    return values[place * width : (place + 1) * width]
+def _in_order(ahead: Mapping[Topic, Sequence[Record]], bounded: Sequence[Topic]) -> Iterator[tuple[Topic, Record]]:
+    """Yield the records in the order in which they were appended, pages before feedback, up to where one of the `bounded`
+    topics may have more that belong in between."""
+    keyed, last = list[tuple[tuple[int, int, int], Topic, Record]](), list[tuple[int, int]]()
+    for at, topic in enumerate(_TOPICS):
+        newest: dict[int, int] = {}
+        for i, record in enumerate(ahead[topic]):  # a clock that was set back does not change the order of a partition
+            ms = newest[record.partition] = max(record.appended_ms, newest.get(record.partition, 0))
+            keyed.append(((ms, at, i), topic, record))
+        if topic in bounded:
+            last.append((min(newest.values()), at))
+    keyed.sort(key=lambda one: one[0])
+    for key, topic, record in keyed:
+        if last and key[:2] > min(last):
+            return
+        yield topic, record
