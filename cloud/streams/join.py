@@ -124,7 +124,7 @@ class Join:
             self._state = JoinState(config or JoinConfig(), durations, self._page_at, path)
             self._db = self._state.db
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._begin()
+            self._db.execute("BEGIN IMMEDIATE")  # nobody else may have it from here on
             self._db.executescript(_TABLES)
             self._recover()
             self._whole = True
@@ -146,14 +146,15 @@ class Join:
         if last.format != _FORMAT or last.batch not in (delivered, delivered + 1):
             self._rebuild(committed, delivered)
             return
-        self._batch, self._offsets, self._rebuilt = last.batch, dict(last.offsets), last.rebuilt
+        self._batch, self._rebuilt = last.batch, last.rebuilt
+        self._offsets = {topic: dict(last.offsets.get(topic, {})) for topic in _TOPICS}
         self._state.now_ms = last.now_ms
         if last.batch > delivered:
             self._deliver([NewRecord(*record) for record in last.samples])
 
     def _rebuild(self, committed: Mapping[Topic, Offsets], delivered: int) -> None:
         """Begin with an empty state, which knows which samples are in the log."""
-        self._begin()
+        self._db.execute("BEGIN IMMEDIATE")
         for table in ("step", "sent", "user", "page"):
             self._db.execute(f"DELETE FROM {table}")
         places: Offsets = {}
@@ -162,7 +163,7 @@ class Join:
             rows = [(sample.page_id, sample.item_id, sample.revision) for sample in sent]
             self._db.executemany("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", rows)
             places = part.offsets
-        self._batch, self._offsets = delivered, {}
+        self._batch, self._offsets = delivered, {topic: {} for topic in _TOPICS}
         self._rebuilt = {topic: dict(committed.get(topic, {})) for topic in _TOPICS}
         self._keep([])
         self._db.execute("COMMIT")
@@ -187,22 +188,20 @@ class Join:
     def _step(self) -> int:
         taken, offsets = self._read()
         state = self._state
+        idle_ms = round(time() * 1000) - self._idle_ms if self._idle_ms is not None else 0
+        if not taken and offsets == self._offsets and state.next_due_ms() > idle_ms:
+            return 0
+        self._db.execute("BEGIN IMMEDIATE")
         if taken:
             state.load(max(record.appended_ms for _, record in taken))
             for topic, record in taken:
                 (state.page if topic == "pages" else state.event)(record)
         else:
-            idle_ms = round(time() * 1000) - self._idle_ms if self._idle_ms is not None else 0
-            if offsets == self._offsets and state.next_due_ms() > idle_ms:
-                return 0
             state.advance(idle_ms)
         self._offsets, self._batch = offsets, self._batch + 1
-        self._begin()
         samples = self._unsent(state.take())
-        records = [
-            NewRecord(s.inputs.user_id, to_msgpack(msgspec.structs.replace(s, batch=self._batch, of=len(samples))))
-            for s in samples
-        ]
+        numbers = {"batch": self._batch, "of": len(samples)}
+        records = [NewRecord(one.inputs.user_id, to_msgpack(msgspec.structs.replace(one, **numbers))) for one in samples]
         state.write()
         self._keep(records)
         self._db.execute("COMMIT")
@@ -266,9 +265,6 @@ class Join:
         after = {**self._log.ends("pages"), partition: offset}  # nothing of the other partitions
         found = self._log.read("pages", after, 1).records
         return found[0].value if found and (found[0].partition, found[0].offset) == (partition, offset) else None
-
-    def _begin(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
 
     def close(self) -> None:
         """Close the state."""

@@ -47,6 +47,8 @@ ACTION_LABELS = tuple(name for name in LABELS if name in FeedbackEvent.__struct_
 """Labels that a device reports as such."""
 _LEFT = (Ended.EXIT, Ended.BACKGROUND)
 _EXPIRE_ROWS = 1000
+_BUSY_S = 0.5
+"""How long another process may still have the file, in seconds."""
 _SEEN_MAX = 64
 """Ids of events that are remembered of one impression."""
 _NEVER = np.iinfo(np.int64).max
@@ -65,7 +67,8 @@ Value = TypeVar("Value")
 class JoinConfig:
     """Waiting times, labels and sizes.
 
-    Raises `MismatchError` unless 0 < `wait_ms` < `session_ms` < `late_ms`, and for `wait_for_next` with `negatives` or without `has_next`.
+    Raises `MismatchError` unless 0 < `wait_ms` < `session_ms` < `late_ms`, and for `wait_for_next` with `negatives` or without
+    `has_next`.
     """
 
     has_next: bool = True
@@ -241,7 +244,7 @@ class JoinState:
         self._out: list[Sample] = []
         if path is not None:
             OpenedFile(path)
-        self.db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+        self.db = sqlite3.connect(path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
             self.db.execute(f"PRAGMA {pragma}")
         self.db.executescript(_TABLES)
