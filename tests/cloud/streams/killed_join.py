@@ -1,6 +1,7 @@
 """Joins whose processes are killed: `python -m tests.cloud.streams.killed_join FOLDER KILLS SEED`.
 
-Prints how many of them had joined something, and how many records were left for the last one, which is not killed.
+Goes on until so many of them had joined something. Prints their number, and how many records were left for the last one, which
+is not killed.
 """
 
 import sys
@@ -17,7 +18,7 @@ from pocketrank.cloud.streams.sqlite_events import SqliteEventLog, SqliteEventsC
 
 CONFIG = JoinConfig(actions=("buy",), negatives=0.5, in_memory=5, pages_bytes=2000)
 EVENTS = SqliteEventsConfig(busy_s=0.1)
-RECORDS = 3
+RECORDS = 1
 
 
 @contextmanager
@@ -55,11 +56,13 @@ def _batches(folder: Path) -> int:
 if __name__ == "__main__":
     folder, kills, rng = Path(sys.argv[1]), int(sys.argv[2]), Random(int(sys.argv[3]))
     joined, process = 0, get_context("fork")
-    for _ in range(kills):
+    for _ in range(10 * kills):
+        if joined == kills:
+            break
         before = _batches(folder)
         child = process.Process(target=join_all, args=(folder,))
         child.start()
-        child.join(rng.uniform(0.005, 0.05))
+        child.join(rng.uniform(0.004, 0.016))
         child.kill()
         child.join()
         joined += _batches(folder) > before

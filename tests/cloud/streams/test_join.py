@@ -20,19 +20,23 @@ from pocketrank.cloud.streams.sqlite_events import SqliteEventLog
 from pocketrank.device.codec import from_msgpack, to_msgpack
 from pocketrank.device.contract import FeedbackEvent
 from tests.cloud.events import event
+from tests.cloud.serving.running import until
 from tests.cloud.streams.batch_join import last_revisions, random_records, served
 from tests.cloud.streams.killed_join import duration, join_all, opened_join, opened_log
 
 
-def write_records(folder: Path, users: int = 30) -> None:
+def write_records(folder: Path, users: int = 60) -> None:
     """Write the records of random sessions to a log; those of a time together."""
     records = random_records(Random(7), users=users)
-    with closing(SqliteFeedbackLog(folder / "feedback.db")) as feedback:
-        with closing(SqliteEventLog(folder / "events.db", feedback)) as log:
-            for start in range(0, len(records), 25):
-                part = records[start : start + 25]
-                log.append("pages", [NewRecord(record.key, record.value) for topic, record in part if topic == "pages"])
-                feedback.append([from_msgpack(record.value, LoggedEvent) for topic, record in part if topic == "feedback"])
+    with closing(SqliteFeedbackLog(folder / "feedback.db")) as feedback, closing(event_log(folder, feedback)) as log:
+        for start in range(0, len(records), 25):
+            part = records[start : start + 25]
+            log.append("pages", [NewRecord(record.key, record.value) for topic, record in part if topic == "pages"])
+            feedback.append([from_msgpack(record.value, LoggedEvent) for topic, record in part if topic == "feedback"])
+
+
+def event_log(folder: Path, feedback: SqliteFeedbackLog) -> SqliteEventLog:
+    return SqliteEventLog(folder / "events.db", feedback)
 
 
 def samples_of(log: EventLog) -> list[Sample]:
@@ -59,9 +63,9 @@ def test_killed_joins_send_what_one_sends_that_is_not_killed(folder: Path, tmp_p
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
     records = join_all(whole)
-    command = [sys.executable, "-m", "tests.cloud.streams.killed_join", str(folder), "30", "1"]
+    command = [sys.executable, "-m", "tests.cloud.streams.killed_join", str(folder), "25", "1"]
     joined, left = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    assert joined >= 20
+    assert joined == 25
     assert 0 < left < records
     with opened_log(whole) as log, opened_log(folder) as killed:
         expected, got = samples_of(log), samples_of(killed)
@@ -119,7 +123,7 @@ class Small:
 
     def __init__(self, folder: Path) -> None:
         self.feedback = SqliteFeedbackLog(folder / "feedback.db")
-        self.log = SqliteEventLog(folder / "events.db", self.feedback)
+        self.log = event_log(folder, self.feedback)
         self.log.append("pages", [NewRecord(1, to_msgpack(served("p", 1, "s", [5, 6, 7], 0)))])
 
     def add(self, *events: FeedbackEvent) -> None:
@@ -144,13 +148,12 @@ def test_a_sample_is_in_the_log_after_the_step_that_read_its_event(tmp_path: Pat
 
 
 def test_time_goes_on_when_no_record_comes(tmp_path: Path) -> None:
-    config = JoinConfig(wait_ms=1, session_ms=2)
+    config = JoinConfig(wait_ms=80, session_ms=100)
     with closing(Small(tmp_path)) as small:
         small.add(event(item_id=6, page_id="p"))
         with closing(Join(small.log, tmp_path / "join.db", duration, config, idle_ms=0)) as join:
             assert join.step() == 2
-            while join.counts.samples < 2:  # the session is over 2 ms after the event
-                assert join.step() == 0
+            until(lambda: join.step() == 0 and join.counts.samples == 2, "the end of the session")
         assert [sample.labels.get("has_next") for sample in samples_of(small.log)] == [None, False]
 
 
