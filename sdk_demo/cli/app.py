@@ -20,6 +20,7 @@ from pocketrank.sdk_demo.cli.forget import forget
 from pocketrank.sdk_demo.cli.inspect import inspect
 from pocketrank.sdk_demo.cli.keygen import keygen
 from pocketrank.sdk_demo.cli.learn import learn
+from pocketrank.sdk_demo.cli.log import log
 from pocketrank.sdk_demo.cli.release import release
 from pocketrank.sdk_demo.cli.runs import runs
 from pocketrank.sdk_demo.cli.serve import serve
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "serve": serve,
     "learn": learn,
     "forget": forget,
+    "log": log,
     "upload": upload,
     "rollback": rollback,
     "workflow": workflow,

@@ -18,6 +18,7 @@ _BY_COMMAND = {
     "serve": "serve",
     "learn": "cloud",
     "forget": "serve",
+    "log": "serve",
     "upload": "serve",
     "rollback": "serve",
     "workflow": "workflow",
