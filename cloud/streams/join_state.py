@@ -20,7 +20,6 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from pocketrank.cloud.data.schema import LABELS
 from pocketrank.cloud.streams.event_log import Record
 from pocketrank.cloud.streams.feedback_log import LoggedEvent
 from pocketrank.cloud.streams.messages import Sample, ServedPage
@@ -43,7 +42,7 @@ __all__ = [
 
 HAS_NEXT = "has_next"
 
-ACTION_LABELS = tuple(name for name in LABELS if name in FeedbackEvent.__struct_fields__)
+ACTION_LABELS = ("click", "like", "follow", "comment", "share", "profile_enter", "dislike")
 """Labels that a device reports as such."""
 _LEFT = (Ended.EXIT, Ended.BACKGROUND)
 _EXPIRE_ROWS = 1000

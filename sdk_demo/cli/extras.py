@@ -18,7 +18,7 @@ _BY_COMMAND = {
     "serve": "serve",
     "learn": "cloud",
     "forget": "serve",
-    "log": "serve",
+    "log": "cloud",
     "upload": "serve",
     "rollback": "serve",
     "workflow": "workflow",

@@ -50,7 +50,7 @@ def export(
 
     Writes the log and, with --json, the report.
     """
-    from contextlib import closing
+    from contextlib import ExitStack, closing
     from dataclasses import asdict
 
     from pocketrank.cloud.data.export_log import export_log
@@ -58,7 +58,7 @@ def export(
     from pocketrank.cloud.published.id_texts import PublishedIds
     from pocketrank.cloud.published.published import Published
     from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
-    from pocketrank.cloud.streams.sqlite_events import SqliteEventLog
+    from pocketrank.cloud.streams.sqlite_events import SqliteEventLog, SqliteEventsConfig
     from pocketrank.cloud.training.run import Run
     from pocketrank.sdk_demo.cli.output import JsonTarget, print_line
     from pocketrank.sdk_demo.cli.stages import stages
@@ -71,19 +71,23 @@ def export(
     if not path.is_file():
         raise OptionError("--feedback-db", "the file of a feedback log", str(path))
     feedback = SqliteFeedbackLog(path, SqliteLogConfig(keep_days=None))
-    with closing(feedback), closing(SqliteEventLog(feedback.events or path, feedback)) as events:
-        with closing(OwnIds(ids, feedback.ids)) as own, stages(target.console) as report:
-            written, counts = export_log(
-                events,
-                published,
-                record,
-                out,
-                name=out.name,
-                ids=ids,
-                grown=own.grown(),
-                weights=opened.record.spec.task_weights,
-                report=lambda share: report("export", share),
-            )
+    keep_all = SqliteEventsConfig(retention={})
+    with ExitStack() as stack:
+        stack.enter_context(closing(feedback))
+        events = stack.enter_context(closing(SqliteEventLog(feedback.events or path, feedback, keep_all)))
+        own = stack.enter_context(closing(OwnIds(ids, feedback.ids)))
+        report = stack.enter_context(stages(target.console))
+        written, counts = export_log(
+            events,
+            published,
+            record,
+            out,
+            name=out.name,
+            ids=ids,
+            grown=own.grown(),
+            weights=opened.record.spec.task_weights,
+            report=lambda share: report("export", share),
+        )
     target.write({"log": out, "digest": written.digest(), "items": len(written.items)} | asdict(counts))
     print_line(target.console, f"{counts.impressions} impressions of {counts.pages} pages written to {out}")
     if counts.unknown_items:

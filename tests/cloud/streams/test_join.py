@@ -84,7 +84,7 @@ def test_how_records_are_read_changes_no_sample(folder: Path, tmp_path: Path) ->
 def test_a_join_whose_state_is_lost_sends_nothing_twice(folder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
-    join_all(whole)
+    join_all(whole, records=40)
     with opened_log(folder) as log:
         with closing(opened_join(folder, log, records=20)) as join:
             for _ in range(9):
@@ -92,7 +92,7 @@ def test_a_join_whose_state_is_lost_sends_nothing_twice(folder: Path, tmp_path: 
         sent = len(samples_of(log))
         for path in folder.glob("join.db*"):
             path.unlink()
-        join_all(folder)
+        join_all(folder, records=40)
         with opened_log(whole) as other:
             assert without_batch(samples_of(log)) == without_batch(samples_of(other))
             assert 0 < sent < len(samples_of(log))
@@ -101,8 +101,8 @@ def test_a_join_whose_state_is_lost_sends_nothing_twice(folder: Path, tmp_path: 
 def test_samples_that_the_log_did_not_take_are_committed_later(folder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
-    join_all(whole)
-    with opened_log(folder) as log, closing(opened_join(folder, log)) as join:
+    join_all(whole, records=40)
+    with opened_log(folder) as log, closing(opened_join(folder, log, records=40)) as join:
         for turn in range(12):
             if turn % 3:
                 join.step()

@@ -81,7 +81,7 @@ class Joining:
 
 
 @given(st.integers(0, 2**32), st.sampled_from(CONFIGS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_last_revisions_are_those_of_the_batch_join(seed: int, config: JoinConfig) -> None:
     rng = Random(seed)
     records, sent = random_records(rng), 0

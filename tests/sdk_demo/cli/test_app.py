@@ -24,6 +24,7 @@ COMMANDS = (
     "serve",
     "learn",
     "forget",
+    "log",
     "upload",
     "rollback",
     "workflow",
