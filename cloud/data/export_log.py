@@ -355,9 +355,8 @@ def _table(
     rows = [row for row, place in zip(rows, places.tolist(), strict=True) if place >= 0]
     duration = catalogue.duration_ms[places[places >= 0]].astype(np.float64)
     duration[duration <= 0] = np.inf
-    user, item, ms, watch, position, follows, session, page, scene, candidates, pxtr, body, *flags = (
-        zip(*rows, strict=True) if rows else ((),) * (12 + len(ACTION_LABELS) + len(own))
-    )
+    by_column: list[Any] = list(zip(*rows, strict=True)) or [()] * (12 + len(ACTION_LABELS) + len(own))
+    user, item, ms, watch, position, follows, session, page, scene, candidates, pxtr, body, *flags = by_column
     scores, paged = np.full((len(rows), len(record.tasks)), np.nan, np.float32), np.zeros(len(rows), bool)
     for i, (one, found, values) in enumerate(zip(item, candidates, pxtr, strict=True)):
         at = np.flatnonzero(np.frombuffer(found, "<i8") == one) if found else ()

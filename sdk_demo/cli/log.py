@@ -9,7 +9,7 @@ import typer
 
 from pocketrank.sdk_demo.cli.errors import OptionError
 
-__all__ = ["log"]
+__all__ = ["export", "log"]
 
 log = typer.Typer(name="log", no_args_is_help=True, rich_markup_mode=None)
 """The commands on the topics of a server."""
