@@ -160,8 +160,11 @@ class Join:
         places: Offsets = {}
         while (part := self._log.read("samples", places)).records:
             sent = [from_msgpack(record.value, Sample) for record in part.records if record.value]
-            rows = [(sample.page_id, sample.item_id, sample.revision) for sample in sent]
-            self._db.executemany("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", rows)
+            rows = [
+                (one.inputs.user_id, one.page_id, one.item_id, one.revision, msgspec.msgpack.encode((one.labels, one.watch_ms)))
+                for one in sent
+            ]
+            self._db.executemany("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?, ?)", rows)
             places = part.offsets
         self._batch, self._offsets = delivered, {topic: {} for topic in _TOPICS}
         self._rebuilt = {topic: dict(committed.get(topic, {})) for topic in _TOPICS}
@@ -235,14 +238,25 @@ class Join:
         """Return the samples that the log does not have from before the state was lost."""
         if not self._rebuilt:
             return samples
-        sent = "SELECT 1 FROM sent WHERE page_id = ? AND item_id = ? AND revision = ?"
-        samples = [s for s in samples if not self._db.execute(sent, (s.page_id, s.item_id, s.revision)).fetchone()]
+        sent = "SELECT revision FROM sent WHERE user_id = ? AND page_id = ? AND item_id = ?"
+
+        def is_sent(one: Sample) -> bool:
+            row = self._db.execute(sent, (one.inputs.user_id, one.page_id, one.item_id)).fetchone()
+            return row is not None and one.revision <= row[0]
+
+        samples = [one for one in samples if not is_sent(one)]
         self._rebuilt = {
             topic: places
             for topic, places in self._rebuilt.items()
             if any(self._offsets.get(topic, {}).get(part, 0) < place for part, place in places.items())
         }
         if not self._rebuilt:
+            for user, page_id, item, revision, value in self._db.execute(
+                "SELECT * FROM sent ORDER BY user_id, page_id, item_id"
+            ):
+                labels, watch_ms = msgspec.msgpack.decode(value, type=tuple[dict[str, bool], int])
+                self._state.was_sent(user, page_id, item, revision, labels, watch_ms)
+            samples += self._state.take()
             self._db.execute("DELETE FROM sent")
         return samples
 
@@ -285,8 +299,8 @@ class _Step(msgspec.Struct, frozen=True, kw_only=True):
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS step (only INTEGER PRIMARY KEY, value BLOB);
-CREATE TABLE IF NOT EXISTS sent (page_id TEXT, item_id INTEGER, revision INTEGER, PRIMARY KEY (page_id, item_id, revision))
-    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sent (user_id INTEGER, page_id TEXT, item_id INTEGER, revision INTEGER, value BLOB,
+    PRIMARY KEY (user_id, page_id, item_id)) WITHOUT ROWID;
 """
 
 

@@ -304,6 +304,18 @@ class JoinState:
                 self.counts.without_page += 1
         self._schedule(record.key, user)
 
+    def was_sent(self, user_id: int, page_id: str, item_id: int, revision: int, labels: dict[str, bool], watch_ms: int) -> None:
+        """Take notice of the last revision that was sent of a candidate by a join whose state was lost."""
+        key = user_id, page_id
+        page = self._page(key)
+        shown = None if page is None else page.shown.get(item_id)
+        if page is None or shown is None or shown.revision > revision:
+            return
+        shown.revision, shown.labels, shown.sent_watch_ms = revision, labels, watch_ms
+        self._pages.dirty[key] = None
+        if (served := self._as_served(key, page)) is not None:
+            self._settle(served, item_id, shown)
+
     def load(self, until_ms: int) -> None:
         """Make ready the timers that end up to `until_ms`."""
         if until_ms > self._loaded_ms:

@@ -98,6 +98,22 @@ def test_a_join_whose_state_is_lost_sends_nothing_twice(folder: Path, tmp_path: 
             assert 0 < sent < len(samples_of(log))
 
 
+def test_a_join_whose_state_is_lost_corrects_what_was_sent_and_is_other_now(tmp_path: Path) -> None:
+    with closing(Small(tmp_path)) as small:
+        small.add(event(item_id=6, page_id="p", watch_ms=5000), event(item_id=7, page_id="p", position=1))
+        with closing(Join(small.log, tmp_path / "join.db", lambda item: None)) as join:
+            join.step()
+        for path in tmp_path.glob("join.db*"):
+            path.unlink()
+        with closing(Join(small.log, tmp_path / "join.db", lambda item: 5000)) as join:
+            join.step()
+        samples = samples_of(small.log)
+        *before, last = samples
+        assert not any(one.labels["effective_view"] for one in before)
+        assert (last.item_id, last.labels["effective_view"]) == (6, True)
+        assert len(last_revisions(samples)) == 2
+
+
 def test_samples_that_the_log_did_not_take_are_committed_later(folder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
