@@ -359,7 +359,7 @@ def _table(
     user, item, ms, watch, position, follows, session, page, scene, candidates, pxtr, body, *flags = by_column
     scores, paged = np.full((len(rows), len(record.tasks)), np.nan, np.float32), np.zeros(len(rows), bool)
     for i, (one, found, values) in enumerate(zip(item, candidates, pxtr, strict=True)):
-        at = np.flatnonzero(np.frombuffer(found, "<i8") == one) if found else ()
+        at = np.flatnonzero(np.frombuffer(found or b"", "<i8") == one)
         if len(at):
             paged[i] = True
             if len(values) == len(found) // 2 * len(record.tasks):
