@@ -19,8 +19,9 @@ __all__ = ["LearningReport"]
 
 _LINE_S = 10.0
 _COUNTERS = (
-    "join_pages", "join_events", "join_samples", "join_corrections", "join_unchanged", "join_late", "join_without_page",
-    "join_other_item", "join_unreadable", "join_forgotten", "train_samples", "train_steps", "train_skipped",
+    "join_pages", "join_events", "join_samples", "join_corrections", "join_negatives", "join_duplicates", "join_late",
+    "join_no_page", "join_without_page", "join_other_item", "join_lost_pages", "join_expired", "join_unreadable",
+    "join_forgotten", "train_samples", "train_steps", "train_skipped",
     "train_unreadable", "train_increments", "train_snapshots", "train_rows", "train_rollbacks", "discarded_gradients",
 )  # fmt: skip
 
