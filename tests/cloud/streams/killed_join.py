@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
@@ -34,12 +35,14 @@ def duration(item_id: int) -> int | None:
     return 10_000 if item_id % 3 else None
 
 
-def join_all(folder: Path, *, records: int = RECORDS) -> int:
-    """Join what is in the log; return the number of records."""
+def join_all(folder: Path, *, records: int = RECORDS, begun: Connection | None = None) -> int:
+    """Join what is in the log; return the number of records. `begun` is told of the first step."""
     total = 0
     with opened_log(folder) as log, closing(opened_join(folder, log, records=records)) as join:
         while read := join.step():
             total += read
+            if begun is not None and total == read:
+                begun.send(read)
     return total
 
 
@@ -60,9 +63,12 @@ if __name__ == "__main__":
         if joined == kills:
             break
         before = _batches(folder)
-        child = process.Process(target=join_all, args=(folder,))
+        told, begun = process.Pipe(duplex=False)
+        child = process.Process(target=join_all, args=(folder,), kwargs={"begun": begun})
         child.start()
-        child.join(rng.uniform(0.004, 0.016))
+        if rng.random() < 0.8:  # else it may be killed before its first step
+            told.poll(10)
+        child.join(rng.uniform(0.0, 0.006))
         child.kill()
         child.join()
         joined += _batches(folder) > before
