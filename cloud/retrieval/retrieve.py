@@ -113,10 +113,13 @@ def merged(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the first `wanted` distinct positions of all arrays in `found`, in their order, and of which of the `channels` of
     the arrays each is."""
-    channel = np.repeat(np.array(channels, np.uint8), [len(positions) for positions in found])
-    item = np.concatenate(found) if found else np.zeros(0, np.int64)
-    if sum(len(positions) > 0 for positions in found) > 1:
-        _, first = np.unique(item, return_index=True)
-        first = np.sort(first)[:wanted]
-        return item[first], channel[first]
-    return item[:wanted], channel[:wanted]
+    some = [(positions, channel) for positions, channel in zip(found, channels, strict=True) if len(positions)]
+    if len(some) <= 1:
+        item = some[0][0][:wanted] if some else np.zeros(0, np.int64)
+        return item, np.full(len(item), some[0][1] if some else 0, np.uint8)
+    item = np.concatenate([positions for positions, _ in some])
+    _, first = np.unique(item, return_index=True)
+    first.sort()
+    first = first[:wanted]
+    starts = np.cumsum([len(positions) for positions, _ in some])
+    return item[first], np.array([channel for _, channel in some], np.uint8)[starts.searchsorted(first, "right")]

@@ -93,6 +93,13 @@ class EventLog(ABC):
     def append(self, topic: Topic, records: Sequence[NewRecord]) -> None:
         """Append records, all or none; they are durable when this returns. Raises `EventLogWriteError`."""
 
+    def append_at_once(self, topic: Topic, records: Sequence[NewRecord]) -> bool:
+        """Append as `append` does if that takes microseconds; return whether it did. By default it never does.
+
+        Raises `EventLogWriteError`.
+        """
+        return False
+
     @abstractmethod
     def read(self, topic: Topic, after: Offsets, count: int = 1000, wait_s: float = 0.0) -> TopicPart:
         """Return up to `count` records after a place; without any, wait up to `wait_s` seconds for the first.

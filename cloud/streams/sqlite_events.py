@@ -40,6 +40,8 @@ _TABLES: tuple[Topic, ...] = tuple(topic for topic in TOPICS if topic != "feedba
 _OF_USERS: tuple[Topic, ...] = ("pages", "users", "samples")
 _POLL_S = 0.005
 _EXPIRE_ROWS = 500
+_CHECKPOINT_S = 0.5
+_PAUSE_S = 0.1
 _DAY_MS = 86_400_000
 
 
@@ -87,7 +89,7 @@ class SqliteEventLog(EventLog):
             db = self._connect()
             try:
                 retry_busy(db, lambda: self._prepare(db), self._config.busy_s, self._config.retry_s)
-                reader = self._connect()
+                reader, self._keeper = self._connect(), self._connect()
                 self._file.opened()
             except BaseException:
                 db.close()
@@ -98,8 +100,8 @@ class SqliteEventLog(EventLog):
         db.execute("PRAGMA busy_timeout = 0")  # from here on `retry_busy` waits
         self._db: sqlite3.Connection | None = db
         self._reader: sqlite3.Connection | None = reader
-        self._expiring = Thread(target=self._expire_regularly, name="pocketrank-events", daemon=True)
-        self._expiring.start()
+        self._keeping = Thread(target=self._keep, name="pocketrank-events", daemon=True)
+        self._keeping.start()
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=self._config.busy_s, isolation_level=None, check_same_thread=False)
@@ -113,6 +115,7 @@ class SqliteEventLog(EventLog):
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if self._config.full_sync else 'NORMAL'}")
         db.execute("PRAGMA secure_delete = ON")  # deleted records are overwritten
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # it syncs the disk, for which no append should wait
         db.execute("BEGIN IMMEDIATE")
         for topic in _TABLES:
             db.execute(
@@ -134,6 +137,28 @@ class SqliteEventLog(EventLog):
         with self._writing() as db:
             self._insert(db, topic, records)
         self._appended.set()
+
+    def append_at_once(self, topic: Topic, records: Sequence[NewRecord]) -> bool:
+        """Append unless somebody else is writing, or the disk must be waited for. Raises `EventLogWriteError`."""
+        if self._config.full_sync or not self._write_lock.acquire(blocking=False):
+            return False
+        try:
+            if (db := self._db) is None:
+                raise EventLogWriteError(str(self._path), "an open log", "a closed one")
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if is_busy(error):
+                    return False
+                raise
+            with self._transaction(db):
+                self._insert(db, topic, records)
+        except sqlite3.Error as error:
+            raise self._write_error(error) from error
+        finally:
+            self._write_lock.release()
+        self._appended.set()
+        return True
 
     def _insert(self, db: sqlite3.Connection, topic: Topic, records: Sequence[NewRecord]) -> None:
         if topic == "feedback":
@@ -255,13 +280,17 @@ class SqliteEventLog(EventLog):
         until = first + min(excess, _EXPIRE_ROWS)
         return int(db.execute(f"DELETE FROM {topic} WHERE place < ?", (until,)).rowcount)
 
-    def _expire_regularly(self) -> None:
-        pause_s = self._config.expire_every_s
-        while not self._closed.wait(pause_s):
-            deleted = 0
-            with suppress(EventLogWriteError):  # the checks of readiness say why
-                deleted = self.expire()
-            pause_s = 0.1 if deleted >= _EXPIRE_ROWS else self._config.expire_every_s
+    def _keep(self) -> None:
+        """Merge the write-ahead file, and delete what is old, now and then."""
+        expire_at = monotonic() + self._config.expire_every_s
+        while not self._closed.wait(_CHECKPOINT_S):
+            with suppress(sqlite3.Error):  # somebody else does it, or the disk is full, which the checks of readiness say
+                self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            if monotonic() >= expire_at:
+                with suppress(EventLogWriteError):
+                    while self.expire() >= _EXPIRE_ROWS and not self._closed.wait(_PAUSE_S):
+                        pass
+                expire_at = monotonic() + self._config.expire_every_s
 
     def check(self) -> None:
         """Raise `EventLogError` where an append or a read would fail."""
@@ -276,16 +305,26 @@ class SqliteEventLog(EventLog):
                 raise EventLogWriteError(str(self._path), "an open log", "a closed one")
             try:
                 retry_busy(db, lambda: db.execute("BEGIN IMMEDIATE"), self._config.busy_s, self._config.retry_s)
-                if missing := self._file.missing():
-                    raise EventLogWriteError(str(self._path), "the log that was opened, with its -wal and -shm", missing)
-                yield db
-                db.execute("COMMIT")
+                with self._transaction(db):
+                    yield db
             except sqlite3.Error as error:
-                expected = f"a turn to write within {self._config.busy_s:g} s" if is_busy(error) else "room for records"
-                raise EventLogWriteError(str(self._path), expected, str(error)) from error
-            finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+                raise self._write_error(error) from error
+
+    @contextmanager
+    def _transaction(self, db: sqlite3.Connection) -> Iterator[None]:
+        """A transaction that has begun, to be committed at the end of the block and undone after an error."""
+        try:
+            if missing := self._file.missing():
+                raise EventLogWriteError(str(self._path), "the log that was opened, with its -wal and -shm", missing)
+            yield
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+    def _write_error(self, error: sqlite3.Error) -> EventLogWriteError:
+        expected = f"a turn to write within {self._config.busy_s:g} s" if is_busy(error) else "room for records"
+        return EventLogWriteError(str(self._path), expected, str(error))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -301,9 +340,9 @@ class SqliteEventLog(EventLog):
         """Close the log."""
         self._closed.set()
         self._appended.set()
-        self._expiring.join()
+        self._keeping.join()
         with self._write_lock, self._read_lock:
-            for db in (self._reader, self._db):
+            for db in (self._keeper, self._reader, self._db):
                 if db is not None:
                     db.close()
             self._reader = self._db = None

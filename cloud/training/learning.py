@@ -17,7 +17,7 @@ import torch
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.published import Published, PublishedRecord, published_digest
 from pocketrank.cloud.streams.event_log import EventLog, EventLogError, Offsets
-from pocketrank.cloud.streams.join import Join, JoinConfig
+from pocketrank.cloud.streams.join import HAS_NEXT, Join, JoinConfig
 from pocketrank.cloud.streams.messages import ItemChange
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
 from pocketrank.cloud.streams.sqlite_events import SqliteEventLog, SqliteEventsConfig
@@ -27,7 +27,7 @@ from pocketrank.cloud.training.run import Run
 from pocketrank.device.codec import from_msgpack
 from pocketrank.device.contract import ContractError
 
-__all__ = ["LearningConfig", "Part", "Progress", "learn"]
+__all__ = ["Durations", "LearningConfig", "Part", "Progress", "learn"]
 
 Part = Literal["join", "train"]
 _PAUSE_S = 0.02
@@ -150,7 +150,7 @@ def _opened(
         durations = Durations(published, record, log)
         join = learner = None
         if "join" in parts:
-            of_run = replace(config.join, has_next="has_next" in record.tasks)
+            of_run = replace(config.join, has_next=HAS_NEXT in record.tasks, actions=record.actions)
             join = stack.enter_context(closing(Join(log, Path(f"{feedback.events}-join"), durations, of_run)))
         if "train" in parts:
             state = Path(f"{feedback.events}-learned-{published_digest(run.published)[:8]}")

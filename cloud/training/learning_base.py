@@ -35,7 +35,7 @@ from pocketrank.cloud.training.errors import RunError
 from pocketrank.cloud.training.item_encoder import export_item_encoder
 from pocketrank.cloud.training.weights import load_weights
 
-__all__ = ["LearningBase", "open_base", "save_base"]
+__all__ = ["BaseRecord", "LearningBase", "open_base", "save_base"]
 
 _FOLDER = "learning"
 _GROUPS = ("item", "author", "category")

@@ -47,6 +47,10 @@ class GroupQueue(Generic[T, R]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._thread.submit(int).result()  # a thread that is started when memory is short may never begin, and is waited for
 
+    def __len__(self) -> int:
+        """Return the size of what waits or is being written."""
+        return self._size
+
     async def __call__(self, one: T) -> R:
         """Return or raise what the write results in for `one`. Raises `BusyError`."""
         size = self._size_of(one)

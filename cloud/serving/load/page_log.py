@@ -38,6 +38,8 @@ class PageLog:
     async def __call__(self, page: ServedPage) -> bool:
         """Return whether the page is in the log."""
         try:
+            if not len(self._queue) and self._log.append_at_once("pages", [_record(page)]):
+                return True  # the way to a thread and back would take several times as long
             await self._queue(page)
         except (BusyError, EventLogError) as error:
             if monotonic() - self._said_at > _SAID_EVERY_S:
@@ -47,9 +49,13 @@ class PageLog:
         return True
 
     def _write(self, pages: Sequence[ServedPage]) -> list[Exception | None]:
-        self._log.append("pages", [NewRecord(page.inputs.user_id, to_msgpack(page)) for page in pages])
+        self._log.append("pages", [_record(page) for page in pages])
         return [None] * len(pages)
 
     def close(self) -> None:
         """Wait until everything is written. It must not be called again."""
         self._queue.close()
+
+
+def _record(page: ServedPage) -> NewRecord:
+    return NewRecord(page.inputs.user_id, to_msgpack(page))
