@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketrank.cloud.data.category_columns import shared_sizes
 from pocketrank.cloud.published.graphs import open_session
 from pocketrank.cloud.published.published import Published, PublishedError, PublishedRecord
 from pocketrank.cloud.streams.messages import ItemChange
@@ -56,6 +57,10 @@ class ItemEncoder:
             raise PublishedError(f"Expected an encoder of items, got inputs {sorted(self._inputs)} - at {folder / _GRAPH}")
         self._block = len(record.tasks) + 1
         names = record.category_names
+        sizes = dict(zip(names, shared_sizes(names, codes), strict=True))
+        of_author, of_category = sizes.pop("author"), sizes.pop("category")
+        self._sizes = [np.array(size, np.int64) for size in (of_author, of_category, list(sizes.values()))]
+        """Numbers of codes of authors, of categories and of each further column of categories."""
         # An item of the same author, or category, has the statistics of that.
         self._of_author = _first_of(codes[:, names.index("author")])
         self._of_category = _first_of(codes[:, names.index("category")])
@@ -99,11 +104,15 @@ class ItemEncoder:
 
     def __call__(self, items: NewItems) -> dict[str, NDArray[Any]]:
         """Return the rows of items by the names of `Published`: `item_row`, `item_identity` and `item_vector`."""
+        author, category, categories = (
+            np.where((codes >= 0) & (codes < size), codes, 0)  # one that the run does not know is unknown
+            for codes, size in zip((items.author, items.category, items.categories), self._sizes, strict=True)
+        )
         inputs = {
-            "author": items.author,
-            "category": items.category,
+            "author": author,
+            "category": category,
             "content": items.content,
-            "categories": items.categories,
+            "categories": categories,
             "floats": items.floats,
             "statistics": self.statistics_of(items),
         }

@@ -62,7 +62,7 @@ class Guard:
     config: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        self._usual: NDArray[np.float64] | None = None
+        self._usual = np.full((2, len(self.tasks)), np.nan)
         """[2, K] ratio and relative loss, NaN where nothing was judged yet."""
         self._windows = self._bad = 0
         self._clear()
@@ -70,6 +70,17 @@ class Guard:
     def _clear(self) -> None:
         self._sums = np.zeros((5, len(self.tasks)))
         self._samples = self._skewed = self._compared = 0
+
+    def pack(self) -> bytes:
+        """Return all that the guard knows."""
+        numbers = [self._samples, self._skewed, self._compared, self._windows, self._bad]
+        return np.concatenate([self._sums.ravel(), self._usual.ravel(), numbers]).tobytes()
+
+    def unpack(self, data: bytes) -> None:
+        """Go on with what `pack` returned. Raises `ValueError` for that of another number of tasks."""
+        values = np.frombuffer(data)
+        self._sums, self._usual = np.split(values[:-5].reshape(7, len(self.tasks)).copy(), [5])
+        self._samples, self._skewed, self._compared, self._windows, self._bad = (int(value) for value in values[-5:])
 
     def add(
         self,
@@ -107,7 +118,7 @@ class Guard:
             ratio = np.where(enough, predicted / positive, np.nan)
             relative = np.where(enough, loss / known / own, np.nan)
         now = np.stack([ratio, relative])
-        usual = now if self._usual is None else np.where(np.isnan(self._usual), now, self._usual)
+        usual = np.where(np.isnan(self._usual), now, self._usual)
         with np.errstate(invalid="ignore"):
             to_usual = now / usual
             bad = (to_usual[0] < c.ratio[0]) | (to_usual[0] > c.ratio[1]) | (to_usual[1] > c.loss)

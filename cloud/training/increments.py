@@ -12,8 +12,8 @@ however often a trainer was killed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from pocketrank.cloud.streams.messages import ItemChange, Sample, ServedInputs
 from pocketrank.cloud.training.learning_base import LearningBase
 from pocketrank.cloud.training.row_table import RowConfig, RowTable
 
-__all__ = ["IncrementConfig", "IncrementTraining", "LearnedState", "StepResult"]
+__all__ = ["IncrementConfig", "IncrementTraining", "StepResult"]
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -79,6 +79,10 @@ class IncrementTraining:
             IdLookup(np.asarray(base.published.user_id)),
         )
         self._user_row = np.asarray(base.published.user_row)
+        features = record.features.config
+        cells = len(features.sequences) * max((one.length for one in features.sequences), default=0)
+        self._widths = base.published.history_feedback.shape[2], cells, len(features.names)
+        """Of the feedback on an event, of all sequences, and of the statistics of the moment."""
         self._encoder = ItemEncoder(base.folder, base.published, record)
         self._new: dict[int, tuple[Float, Float, tuple[int, int]]] = {}
         """Of items that the run does not have: identity, statistics, and codes of author and category."""
@@ -86,7 +90,7 @@ class IncrementTraining:
         codes = np.asarray(base.published.item_category)
         self._author, self._category = codes[:, names.index("author")], codes[:, names.index("category")]
         self._counts: list[dict[int, NDArray[np.float64]]] = [{}, {}, {}]
-        """What was counted since the training, by item id, author and category."""
+        """What was counted since the training, by id of an item that has a row, by author and by category."""
         k = len(self.tasks)
         shown, taken = base.counts[0][:, :k].sum(0), base.counts[0][:, k:-1].sum(0)
         self._mean = (taken + 1) / (shown + 10)
@@ -140,8 +144,22 @@ class IncrementTraining:
 
     # Learning.
 
+    def fits(self, sample: Sample) -> bool:
+        """Return whether the inputs of a sample have the sizes of this run's. Pages of other runs may have others."""
+        inputs, (feedback, cells, statistics) = sample.inputs, self._widths
+        events = len(inputs.history_item) // 8
+        return (
+            len(inputs.history_item) == 8 * events
+            and len(inputs.history_feedback) == 4 * events * feedback
+            and len(inputs.sequence_item) == 8 * cells
+            and len(inputs.sequence_mask) == 4 * cells
+            and len(sample.statistics) == 4 * statistics
+            and len(sample.pxtr) in (0, 4 * len(self.tasks))
+            and 0 <= inputs.hour < 24
+        )
+
     def step(self, samples: Sequence[Sample], *, learn: bool = True) -> StepResult:
-        """Predict a batch and `learn` it. All samples have `pxtr` of all tasks."""
+        """Predict a batch and `learn` it. All samples fit, and have `pxtr` of all tasks."""
         pages: dict[str, list[int]] = {}
         for i, sample in enumerate(samples):
             pages.setdefault(sample.page_id, []).append(i)
@@ -261,7 +279,7 @@ class IncrementTraining:
         for row, sample, place in zip(values, samples, at, strict=True):
             self.counted[sample.item_id] = None
             for group, key in enumerate(self._keys(sample.item_id, place)):
-                if key or group == 0:
+                if key and (group or key in self.items):
                     counts = self._counts[group]
                     counts[key] = counts[key] + row if key in counts else row.copy()
                     self.unsaved_counts[group, key] = None
@@ -272,12 +290,7 @@ class IncrementTraining:
         """Return the items whose published rows changed since the last call, and those of which nothing is known any more."""
         ids, gone = self.items.taken()
         counted, self.counted = self.counted, {}
-        changed = dict.fromkeys([*ids, *counted, *(id for id in gone if id in self._counts[0])])
-        return list(changed), [id for id in gone if id not in changed]
-
-    def all_items(self) -> list[int]:
-        """Return the items whose rows are not those of the run."""
-        return list(dict.fromkeys([*self.items.ids(), *self._counts[0]]))
+        return list(dict.fromkeys([*ids, *(id for id in counted if id in self.items)])), gone
 
     def item_rows(self, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return the published rows of items by the names of `Published`."""
@@ -291,36 +304,25 @@ class IncrementTraining:
         """Return the published rows of users by the names of `Published`."""
         return {"user_row": self._user_row[self._user_at(ids)] + self.users.of(ids)}
 
-    def counts(self, group: int, key: int) -> bytes:
-        """Return what was counted of a key, packed."""
-        return self._counts[group][key].tobytes()
+    def all_items(self) -> list[int]:
+        """Return the items whose rows are not those of the run."""
+        return self.items.ids()
 
-    def set_counts(self, group: int, key: int, data: bytes) -> None:
+    def expire(self, now_ms: int) -> None:
+        """Give up rows that were not used for long enough, and what was counted of such items."""
+        for id in self.items.expire(now_ms):
+            if self._counts[0].pop(id, None) is not None:
+                self.unsaved_counts[0, id] = None
+        self.users.expire(now_ms)
+
+    def counts(self, group: int, key: int) -> bytes | None:
+        """Return what was counted of a key, packed; None without any."""
+        counts = self._counts[group].get(key)
+        return None if counts is None else counts.tobytes()
+
+    def set_counts(self, group: int, key: int, data: bytes | None) -> None:
         """Put counts in place that were packed."""
-        self._counts[group][key] = np.frombuffer(data).copy()
-
-    def copy(self) -> LearnedState:
-        """Return all that was learned, as it is now."""
-        return LearnedState(self.items.copy(), self.users.copy(), [dict(counts) for counts in self._counts])
-
-    def restore(self, state: LearnedState) -> None:
-        """Go back to what `copy` returned."""
-        self.items.restore(state.items)
-        self.users.restore(state.users)
-        changed = [(g, key) for g in range(3) for key in {*self._counts[g], *state.counts[g]}]
-        for group, key in changed:
-            before, now = state.counts[group].get(key), self._counts[group].get(key)
-            if before is None or now is None or not np.array_equal(before, now):
-                self._counts[group][key] = np.zeros(2 * len(self.tasks) + 1) if before is None else before
-                self.unsaved_counts[group, key] = None
-                if group == 0:
-                    self.counted[key] = None
-
-
-@dataclass(frozen=True)
-class LearnedState:
-    """All that was learned, at one moment."""
-
-    items: Mapping[int, bytes] = field(repr=False)
-    users: Mapping[int, bytes] = field(repr=False)
-    counts: list[dict[int, NDArray[np.float64]]] = field(repr=False)
+        if data is None:
+            self._counts[group].pop(key, None)
+        else:
+            self._counts[group][key] = np.frombuffer(data).copy()

@@ -6,14 +6,16 @@ it as the next to be published; then it is committed to the event log under its 
 two publishes the same increment again, and none is left out.
 
 While the guard finds that windows are bad, nothing is learned: the rows go back to what they were in a window that was good,
-those that this changes are published, and samples are only predicted until a window is good again.
+those that this changes are published, and samples are only predicted until a window is good again. What the rows were is in the
+file too, and the sums of the guard are: a process that is killed learns, and goes back, as one that is not.
+
+New items count for samples that were appended later than they were. So it does not matter when a process read of them.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +33,9 @@ from pocketrank.cloud.streams.parameters import sealed
 from pocketrank.cloud.streams.sqlite_file import OpenedFile
 from pocketrank.cloud.training.errors import RunError
 from pocketrank.cloud.training.guard import Guard, GuardConfig, Verdict
-from pocketrank.cloud.training.increments import IncrementConfig, IncrementTraining, LearnedState
+from pocketrank.cloud.training.increments import IncrementConfig, IncrementTraining
 from pocketrank.cloud.training.learning_base import LearningBase
+from pocketrank.cloud.training.row_table import RowTable
 from pocketrank.device.codec import from_msgpack
 from pocketrank.device.contract import ContractError
 
@@ -42,7 +45,6 @@ CONSUMER = "publisher"
 """Name under which the number of the last increment is committed, in place of an offset of `parameters`."""
 _SNAPSHOT = "parameters"
 """Name under which the place is committed from which a server reads `parameters`."""
-_KINDS = ("items", "users")
 _EXPIRE_EVERY_MS = 600_000
 
 _logger = logging.getLogger(__name__)
@@ -57,8 +59,8 @@ class LearnerConfig:
     samples: int = 5000
     """Samples that are read at a time."""
     good_every: int = 10_000
-    """Samples between two states that are kept to go back to. It goes back to the last but one: what was wrong may have begun
-    before a window showed it."""
+    """Samples between two states to go back to. It goes back to the last but one: what was wrong may have begun before a window
+    showed it."""
     publish_s: float = 1.0
     """Shortest time between two increments."""
     snapshot_s: float = 3600.0
@@ -97,13 +99,20 @@ class _Meta(msgspec.Struct, kw_only=True):
 
     run: str
     samples: dict[int, int] = {}
-    items: dict[int, int] = {}
+    appended_ms: int = 0
+    """When the last of these was appended to the log."""
     sequence: int = 0
     """Of the last increment that was taken."""
     pending: bytes = b""
     """That increment, as a record."""
     event_ms: int = 0
     expired_ms: int = 0
+    guard: bytes = b""
+    is_paused: bool = False
+    period: int = 0
+    """Number of the time between two states to go back to."""
+    learned: int = 0
+    """Samples of the period."""
 
 
 class Learner:
@@ -118,7 +127,6 @@ class Learner:
         self.training = IncrementTraining(base, self._config.increments)
         self.counts = LearnerCounts()
         self._guard = Guard(base.record.tasks, self._config.guard)
-        self._good_at = 0
         self._run = published_digest(base.folder)
         self._until_ms = int(np.asarray(base.published.history_until_ms).max(initial=0))
         """End of the data of the run. Samples of before it were learned then."""
@@ -128,9 +136,13 @@ class Learner:
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA secure_delete = ON")
         self._db.executescript(_TABLES)
+        self._items: Offsets = {}
+        self._puts: list[tuple[int, ItemChange]] = []
+        """Changes of items that were appended no earlier than the samples so far, and when."""
+        self._kept, self._kept_of = set[tuple[str, int]](), -1
+        """What of a period the file has as it was before."""
         self._meta = self._load(path)
-        self._good: deque[LearnedState] = deque([self.training.copy()], maxlen=2)
-        """What was learned at the end of good windows, the older one first."""
+        self.counts.is_paused = self._meta.is_paused
         self._published_at = self._snapshot_at = monotonic()
         if self._published() > self._meta.sequence:  # by a learner with another state, which servers follow
             self._meta.sequence, self._meta.pending = self._published(), b""
@@ -144,7 +156,10 @@ class Learner:
         meta = _Meta(run=self._run) if row is None else msgspec.msgpack.decode(row[0], type=_Meta)
         if meta.run != self._run:
             raise RunError(f"Expected what was learned on the run {self._run}, got that of {meta.run} - at {path}")
-        self._follow_items(meta, until=meta.items)
+        self._follow_items()
+        self._put_items(meta.appended_ms)
+        if meta.guard:
+            self._guard.unpack(meta.guard)
         tables = {"items": self.training.items, "users": self.training.users}
         for kind, table in tables.items():
             for id, data in self._db.execute("SELECT id, value FROM row WHERE kind = ? ORDER BY place", (kind,)):
@@ -184,25 +199,27 @@ class Learner:
                 batches.pop()  # it may go on: what is read at a time must not decide what is learned together
                 break
             count *= 2
-        items, offsets = self._follow_items(self._meta), dict(self._meta.samples)
+        self._follow_items()
+        offsets = dict(self._meta.samples)
         for batch in batches:
             for record, _ in batch:
                 offsets[record.partition] = record.offset + 1
-            self._learn(batch, offsets, items)
+            self._learn(batch, offsets)
         self.counts.lag_s = max(0.0, time() - batches[-1][-1][0].appended_ms / 1000)
         return sum(map(len, batches))
 
     def _batches(self, records: Sequence[Record]) -> list[list[tuple[Record, Sample | None]]]:
-        """Return the records by batch of the join, each with its sample; None says that the user of its key is forgotten."""
+        """Return the records by batch of the join, each with its sample; None where there is none, as of a forgotten user."""
         batches: list[list[tuple[Record, Sample | None]]] = []
         last = -1
         for record in records:
+            sample = None
             try:
-                sample = from_msgpack(record.value, Sample) if record.value else None
+                if record.value:
+                    sample = from_msgpack(record.value, Sample)
             except ContractError as error:
                 self.counts.unreadable += 1
                 _logger.error("record %d of the topic samples is skipped: %s", record.offset, error)
-                continue
             number = -1 if sample is None else sample.batch
             if number != last or not batches or sample is None:
                 batches.append([])
@@ -210,57 +227,67 @@ class Learner:
             batches[-1].append((record, sample))
         return batches
 
-    def _follow_items(self, meta: _Meta, until: Offsets | None = None) -> Offsets:
-        """Take notice of new items, up to a place; return it."""
-        places: Offsets = {} if until is not None else meta.items
-        while True:
-            part = self._log.read("items", places)
-            changes = []
+    def _follow_items(self) -> None:
+        """Read the topic `items` to its end: all that was appended before the samples at hand."""
+        while (part := self._log.read("items", self._items)).records:
+            self._items = part.offsets
             for record in part.records:
-                if until is not None and record.offset >= until.get(record.partition, 0):
-                    continue
                 try:
-                    changes.append(from_msgpack(record.value, ItemChange))
+                    self._puts.append((record.appended_ms, from_msgpack(record.value, ItemChange)))
                 except ContractError:
                     self.counts.unreadable += 1
-            self.training.put(changes)
-            if not part.records:
-                return places if until is None else until
-            places = part.offsets
 
-    def _learn(self, batch: Sequence[tuple[Record, Sample | None]], offsets: Offsets, items: Offsets) -> None:
+    def _put_items(self, before_ms: int) -> None:
+        """Take notice of items that were put before a time."""
+        if due := [change for appended_ms, change in self._puts if appended_ms < before_ms]:
+            self.training.put(due)
+            self._puts = [one for one in self._puts if one[0] >= before_ms]
+
+    def _learn(self, batch: Sequence[tuple[Record, Sample | None]], offsets: Offsets) -> None:
         width = 4 * len(self.training.tasks)
         samples = [sample for _, sample in batch if sample is not None]
-        usable = [one for one in samples if len(one.pxtr) == width and one.shown and one.event_ms > self._until_ms]
-        counts, verdict = self.counts, None
-        counts.skipped += len(samples) - (0 if counts.is_paused else len(usable))
+        fitting = [one for one in samples if self.training.fits(one)]
+        usable = [one for one in fitting if len(one.pxtr) == width and one.shown and one.event_ms > self._until_ms]
+        counts, meta, verdict = self.counts, self._meta, None
+        counts.unreadable += len(samples) - len(fitting)
+        counts.skipped += len(fitting) - (0 if meta.is_paused else len(usable))
+        meta.appended_ms = max(meta.appended_ms, *(record.appended_ms for record, _ in batch))
+        self._put_items(meta.appended_ms)
         if usable:
-            result = self.training.step(usable, learn=not counts.is_paused)
+            result = self.training.step(usable, learn=not meta.is_paused)
             counts.samples += len(usable)
             counts.steps += 1
-            self._meta.event_ms = max(self._meta.event_ms, *(one.event_ms for one in usable))
+            meta.learned += len(usable)
+            meta.event_ms = max(meta.event_ms, *(one.event_ms for one in usable))
             verdict = self._guard.add(result.probability, result.labels, result.served, result.comparable)
-        for record, sample in batch:
-            if sample is None:
-                self.training.users.drop(record.key)
-        if verdict is not None:
-            self._judge(verdict)
-        if self._meta.event_ms - self._meta.expired_ms > _EXPIRE_EVERY_MS:
-            self._meta.expired_ms = self._meta.event_ms
-            self.training.items.expire(self._meta.event_ms)
-            self.training.users.expire(self._meta.event_ms)
-        self._meta.samples, self._meta.items = dict(offsets), dict(items)
-        self._save()
+        forgotten = [record.key for record, _ in batch if not record.value]
+        for user in forgotten:
+            self.training.users.drop(user)
+        if meta.event_ms - meta.expired_ms > _EXPIRE_EVERY_MS:
+            meta.expired_ms = meta.event_ms
+            self.training.expire(meta.event_ms)
+        meta.samples = dict(offsets)
+        with _transaction(self._db):
+            self._save()
+            if forgotten:
+                self._db.executemany("DELETE FROM undo WHERE kind = 'users' AND id = ?", [(user,) for user in forgotten])
+                self._kept -= {("users", user) for user in forgotten}
+            if verdict is not None:
+                self._judge(verdict)
+            meta.guard = self._guard.pack()
+            self._save_meta()
+        counts.is_paused = meta.is_paused
 
     def _judge(self, verdict: Verdict) -> None:
-        was_paused, counts = self.counts.is_paused, self.counts
-        counts.verdict, counts.is_paused = verdict, bool(verdict.bad)
+        meta, counts = self._meta, self.counts
+        was_paused, meta.is_paused = meta.is_paused, bool(verdict.bad)
+        counts.verdict = verdict
         if not verdict.bad:
             if was_paused:
                 _logger.warning("the samples are good again: learning goes on")
-            if counts.samples - self._good_at >= self._config.good_every:
-                self._good_at = counts.samples
-                self._good.append(self.training.copy())
+            if meta.learned >= self._config.good_every:
+                meta.period, meta.learned = meta.period + 1, 0
+                self._db.execute("DELETE FROM undo WHERE period < ?", (meta.period - 1,))
         elif not was_paused:
             counts.rollbacks += 1
             _logger.error(
@@ -268,28 +295,47 @@ class Learner:
                 "nothing is learned until it is, and the rows go back",
                 ", ".join(verdict.bad), verdict.ratio, verdict.loss,
             )  # fmt: skip
-            self.training.restore(self._good[0])
-            self._good = deque([self._good[0]], maxlen=2)
+            self._undo()
         if verdict.skewed > self._config.guard.skewed_share:
             _logger.error("the inputs of %.0f %% of the samples are not those that were served", 100 * verdict.skewed)
 
-    def _save(self) -> None:
+    def _undo(self) -> None:
+        """Put everything back to what it was at the beginning of the last period but one that is kept."""
+        before: dict[str, dict[int, bytes | None]] = {}
+        for kind, id, value in self._db.execute("SELECT kind, id, value FROM undo ORDER BY period DESC, kind, id"):
+            before.setdefault(kind, {})[id] = value
         training = self.training
-        with _transaction(self._db):
-            for kind, table in (("items", training.items), ("users", training.users)):
-                for id in table.unsaved:
-                    data = table.pack(id)
-                    if data is None:
-                        self._db.execute("DELETE FROM row WHERE kind = ? AND id = ?", (kind, id))
-                    else:
-                        self._db.execute(_PUT, (kind, id, data))
-                self._db.executemany("INSERT OR IGNORE INTO dirty VALUES (?, ?)", [(kind, id) for id in table.changed])
-                table.unsaved = {}
-            for group, key in training.unsaved_counts:
-                self._db.execute(_PUT, (f"counts_{group}", key, training.counts(group, key)))
-            training.unsaved_counts = {}
-            self._db.executemany("INSERT OR IGNORE INTO dirty VALUES ('counted', ?)", [(id,) for id in training.counted])
-            self._save_meta()
+        training.items.restore(before.get("items", {}))
+        training.users.restore(before.get("users", {}))
+        for group in range(3):
+            for key, data in before.get(f"counts_{group}", {}).items():
+                training.set_counts(group, key, data)
+                training.unsaved_counts[group, key] = None
+                if group == 0:
+                    training.counted[key] = None
+        self._save()
+        self._db.execute("DELETE FROM undo")  # the next period begins
+        self._meta.period, self._meta.learned = self._meta.period + 1, 0
+
+    def _save(self) -> None:
+        """Write what changed, and keep what it was in the period before."""
+        training, db = self.training, self._db
+        rows = [(kind, id, table.pack(id)) for kind, table in self._tables() for id in table.unsaved]
+        rows += [(f"counts_{group}", key, training.counts(group, key)) for group, key in training.unsaved_counts]
+        if self._kept_of != self._meta.period:
+            self._kept, self._kept_of = set(), self._meta.period
+        new = {(kind, id) for kind, id, _ in rows} - self._kept
+        db.executemany(_KEEP, [(self._meta.period, kind, id, kind, id) for kind, id in sorted(new)])
+        self._kept |= new
+        db.executemany(_PUT, [row for row in rows if row[2] is not None])
+        if gone := [row[:2] for row in rows if row[2] is None]:
+            db.executemany("DELETE FROM row WHERE kind = ? AND id = ?", gone)
+        dirty = [(kind, id) for kind, table in self._tables() for id in table.changed]
+        db.executemany("INSERT OR IGNORE INTO dirty VALUES (?, ?)", dirty + [("counted", id) for id in training.counted])
+        training.items.unsaved, training.users.unsaved, training.unsaved_counts = {}, {}, {}
+
+    def _tables(self) -> tuple[tuple[str, RowTable], tuple[str, RowTable]]:
+        return ("items", self.training.items), ("users", self.training.users)
 
     def _save_meta(self) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (0, ?)", (msgspec.msgpack.encode(self._meta),))
@@ -308,6 +354,7 @@ class Learner:
 
     def publish(self) -> bool:
         """Publish an increment of the rows that changed; return whether there were any. Raises `EventLogError`."""
+        self._publish_pending()  # one that a failing log did not take must not be replaced
         training = self.training
         items, gone_items = training.changed_items()
         users, gone_users = training.users.taken()
@@ -392,9 +439,11 @@ class Learner:
 _TABLES = """
 CREATE TABLE IF NOT EXISTS row (place INTEGER PRIMARY KEY, kind TEXT, id INTEGER, value BLOB, UNIQUE (kind, id));
 CREATE TABLE IF NOT EXISTS dirty (kind TEXT, id INTEGER, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS undo (period INTEGER, kind TEXT, id INTEGER, value BLOB, PRIMARY KEY (period, kind, id));
 CREATE TABLE IF NOT EXISTS meta (only INTEGER PRIMARY KEY, value BLOB);
 """
 _PUT = "INSERT INTO row (kind, id, value) VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET value = excluded.value"
+_KEEP = "INSERT OR IGNORE INTO undo VALUES (?, ?, ?, (SELECT value FROM row WHERE kind = ? AND id = ?))"
 
 
 def _table(ids: Sequence[int], columns: dict[str, np.ndarray], removed: Sequence[int]) -> ParameterTable:

@@ -84,6 +84,7 @@ class RowTable:
         slots = np.full(len(times), -1, np.int64)
         for i, (id, count) in enumerate(times.items()):
             slot = self._slot.get(id)
+            self.unsaved[id] = None
             if slot is None:
                 seen = self._seen.get(id, 0) + count
                 if seen >= self.config.admit:
@@ -91,9 +92,10 @@ class RowTable:
                     slot = self._make(id)
                 else:
                     self._seen[id] = seen
-                    self.unsaved[id] = None
                     if len(self._seen) > _SEEN_MAX:
-                        del self._seen[next(iter(self._seen))]
+                        oldest = next(iter(self._seen))
+                        del self._seen[oldest]
+                        self.unsaved[oldest] = None
                     continue
             slots[i] = slot
             self._used_ms[slot] = max(now_ms, int(self._used_ms[slot]))
@@ -157,7 +159,8 @@ class RowTable:
 
     def drop(self, id: int) -> None:
         """Give up a row, if there is one."""
-        self._seen.pop(id, None)
+        if self._seen.pop(id, None) is not None:
+            self.unsaved[id] = None
         slot = self._slot.pop(id, None)
         if slot is not None:
             self.values[slot], self._state[slot], self._used_ms[slot] = 0, 0, 0
@@ -198,11 +201,13 @@ class RowTable:
         """Return all rows, packed."""
         return {id: data for id in self._slot if (data := self.pack(id)) is not None}
 
-    def restore(self, rows: Mapping[int, bytes]) -> None:
-        """Make the table what it was when `copy` returned `rows`; what that changes counts as changed."""
-        for id in [id for id in self._slot if id not in rows]:
-            self.drop(id)
+    def restore(self, rows: Mapping[int, bytes | None]) -> None:
+        """Put ids back to what `pack` returned; what that changes counts as changed."""
         for id, data in rows.items():
             if self.pack(id) != data:
-                self.unpack(id, data)
-                self.changed[id] = self.unsaved[id] = None
+                self.drop(id)
+                if data is not None:
+                    self.unpack(id, data)
+                    self.unsaved[id] = None
+                    if id in self._slot:
+                        self.changed[id] = None

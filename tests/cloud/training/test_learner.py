@@ -23,6 +23,7 @@ from pocketrank.cloud.training.learning_base import open_base
 from pocketrank.cloud.training.row_table import RowConfig
 from pocketrank.device.codec import to_msgpack
 from tests.cloud.training.learned_world import append, learner_of, published, samples
+from tests.shared import made_once
 
 FAST = LearnerConfig(IncrementConfig(RowConfig(learning_rate=2.0, clip=10.0), RowConfig(learning_rate=2.0, clip=10.0)))
 """A run with random weights hardly depends on its rows."""
@@ -30,7 +31,7 @@ FAST = LearnerConfig(IncrementConfig(RowConfig(learning_rate=2.0, clip=10.0), Ro
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published(tmp_path_factory.mktemp("run"))
+    return made_once(tmp_path_factory, "learned_world", lambda folder: str(published(folder)))[0] / "published"
 
 
 @pytest.fixture

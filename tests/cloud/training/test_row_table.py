@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pocketrank.cloud.training.row_table import RowConfig, RowTable
+from tests.cloud.training.row_sequences import check_sequence
 
 CONFIG = RowConfig(admit=1, clip=10.0, discard=1000.0)
 
@@ -101,15 +102,16 @@ def test_a_row_of_another_width_is_refused() -> None:
 
 def test_changes_since_the_last_call_rebuild_the_table() -> None:
     table, rng, plain = RowTable(2, RowConfig(admit=2, expire_ms=50)), np.random.default_rng(0), dict[int, bytes]()
-    copies = [table.copy()]
+    copies = [{id: table.pack(id) for id in range(40)}]
     for step in range(1500):
         kind = rng.integers(0, 20)
         if kind == 0:
             table.expire(step)
         elif kind == 1:
-            copies.append(table.copy())
+            copies.append({id: table.pack(id) for id in range(40)})
         elif kind == 2:
-            table.restore(copies[rng.integers(len(copies))])
+            table.restore(kept := copies[rng.integers(len(copies))])
+            assert {id: table.pack(id) for id in range(40)} == kept
         elif kind == 3:
             table.drop(int(rng.integers(0, 40)))
         else:
@@ -121,3 +123,8 @@ def test_changes_since_the_last_call_rebuild_the_table() -> None:
             for id in gone:
                 plain.pop(id, None)
             assert plain == {id: table.of([id]).tobytes() for id in table.ids()}
+
+
+def test_random_sequences_of_increments_equal_a_full_export() -> None:
+    rng = np.random.default_rng(0)
+    assert sum(check_sequence(rng) for _ in range(10_000)) > 10_000
