@@ -25,8 +25,6 @@ class CandidateSet:
     """[n] the fused score that they are sorted by; None before fusion"""
     statistics: NDArray[np.float32] | None = None
     """[n, S] features of the moment (`pocketrank.cloud.data.features`); None where there are none, or before ranking"""
-    channel: NDArray[np.uint8] | None = None
-    """[n] place in the pipeline file of the channel that found each; None where the stage that made the set does not say"""
     exploring: NDArray[np.bool_] | None = None
     """[n] whether each has its place by exploration; None where none has"""
 
@@ -40,7 +38,6 @@ class CandidateSet:
             None if self.pxtr is None else _at(self.pxtr, rows),
             None if self.score is None else _at(self.score, rows),
             None if self.statistics is None else _at(self.statistics, rows),
-            None if self.channel is None else _at(self.channel, rows),
             None if self.exploring is None else _at(self.exploring, rows),
         )
 

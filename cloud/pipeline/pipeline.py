@@ -118,11 +118,6 @@ class Pipeline:
         return candidates
 
     @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of the channels that candidates come from (`Stage.channels`)."""
-        return next((step.stage.channels for step in self._stages if step.stage.channels), ())
-
-    @property
     def hung_s(self) -> float:
         """Seconds since a user's own stage or channel was called that has not ended; 0 when there is none."""
         return max(step.hung_s for step in self._stages)

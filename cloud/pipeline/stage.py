@@ -107,6 +107,8 @@ class Query:
     """the last events, more of them, that features of the moment are made of; None where the run has no such features"""
     vector: NDArray[np.float32] | None = None
     """[D] the user's vector in the space of the served run's indexes; None when it is unavailable"""
+    found: list[tuple[str, NDArray[np.int64]]] = field(default_factory=list)
+    """names of the channels that were asked, and the positions that each returned"""
     moment: MomentInputs | None = None
     """features of the moment that the candidates were ranked with; None before, and where the run has none"""
     degraded: list[str] = field(default_factory=list)
@@ -141,9 +143,6 @@ class Stage(ABC):
     on_every_page: ClassVar[bool] = False
     """Whether the stage is a rule, which also holds for pages from the cache or of popular items. A rule must accept candidates
     whose `pxtr` is None or NaN."""
-
-    channels: tuple[str, ...] = ()
-    """Names of the channels whose places are in `CandidateSet.channel`; a stage that retrieves sets them."""
 
     def __init__(self, config: Any, resources: Resources) -> None:
         """`config` is an instance of `Config`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from pocketrank.cloud.pipeline.candidates import CandidateSet
@@ -34,4 +32,6 @@ class Fuse(Stage):
         if candidates.pxtr is None:
             raise ValueError("Expected ranked candidates, got a fuse stage before any rank stage")
         score = self._formula(candidates.pxtr)
-        return replace(candidates, score=score).take(np.argsort(-score, kind="stable"))
+        return CandidateSet(candidates.item, candidates.pxtr, score, candidates.statistics).take(
+            np.argsort(-score, kind="stable")
+        )

@@ -58,5 +58,4 @@ class Rank(Stage):
         took = (perf_counter() - started) / len(candidates)
         self.seconds_each += (took - self.seconds_each) * (_LATEST_WEIGHT if self.seconds_each else 1.0)
         query.moment = moment
-        statistics = None if moment is None else moment.statistics
-        return CandidateSet(candidates.item, pxtr, statistics=statistics, channel=candidates.channel)
+        return CandidateSet(candidates.item, pxtr, statistics=None if moment is None else moment.statistics)

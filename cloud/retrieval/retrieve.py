@@ -58,7 +58,7 @@ class Retrieve(Stage):
     def __init__(self, config: RetrieveConfig, resources: Resources) -> None:
         super().__init__(config, resources)
         self._channels: list[tuple[Channel, Watchdog[Channel] | None]] = []
-        self.channels = tuple(str(table["use"]) for table in config.channel)
+        self._names = [str(table["use"]) for table in config.channel]
         for i, table in enumerate(config.channel):
             make = partial(_CHANNELS.make, table, f"channel[{i}]", resources)
             channel = make()
@@ -74,16 +74,20 @@ class Retrieve(Stage):
             if cold and channel.config.quota_cold is not None:
                 quota = channel.config.quota_cold
             found.append(_find(channel, watchdog, query, min(quota, wanted)) if quota else np.zeros(0, np.int64))
-        of = list(range(len(found)))
-        item, finder = merged(found, wanted, of)
+        query.found = list(zip(self._names, found, strict=True))
+        item = merged(found, wanted)
         if len(item) < wanted:
-            for i, (one, watchdog) in enumerate(self._channels):
-                found.append(_find(one, watchdog, query, wanted))
-                of.append(i)
-                item, finder = merged(found, wanted, of)
-                if len(item) == wanted:
-                    break
-        return CandidateSet(item, channel=finder)
+            item = self._fill(query, item, wanted)
+        return CandidateSet(item)
+
+    def _fill(self, query: Query, item: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+        for name, (channel, watchdog) in zip(self._names, self._channels, strict=True):
+            more = _find(channel, watchdog, query, wanted)
+            query.found.append((name, more))
+            item = merged([item, more], wanted)
+            if len(item) == wanted:
+                break
+        return item
 
     @property
     def hung_s(self) -> float:
@@ -108,18 +112,11 @@ def _find(channel: Channel, watchdog: Watchdog[Channel] | None, query: Query, k:
         return np.zeros(0, np.int64)
 
 
-def merged(
-    found: Sequence[NDArray[np.int64]], wanted: int, channels: Sequence[int]
-) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the first `wanted` distinct positions of all arrays in `found`, in their order, and of which of the `channels` of
-    the arrays each is."""
-    some = [(positions, channel) for positions, channel in zip(found, channels, strict=True) if len(positions)]
-    if len(some) <= 1:
-        item = some[0][0][:wanted] if some else np.zeros(0, np.int64)
-        return item, np.full(len(item), some[0][1] if some else 0, np.uint8)
-    item = np.concatenate([positions for positions, _ in some])
+def merged(found: Sequence[NDArray[np.int64]], wanted: int) -> NDArray[np.int64]:
+    """Return the first `wanted` distinct positions of all arrays in `found`, in their order."""
+    found = [positions for positions in found if len(positions)]
+    if len(found) <= 1:
+        return found[0][:wanted] if found else np.zeros(0, np.int64)
+    item = np.concatenate(found)
     _, first = np.unique(item, return_index=True)
-    first.sort()
-    first = first[:wanted]
-    starts = np.cumsum([len(positions) for positions, _ in some])
-    return item[first], np.array([channel for _, channel in some], np.uint8)[starts.searchsorted(first, "right")]
+    return item[np.sort(first)][:wanted]

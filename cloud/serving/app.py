@@ -163,7 +163,7 @@ def create_app(
         if page_log is None:
             return made.page, None
         served, sequence = serves.run, 0 if topics is None else topics.live.sequence
-        kept = served_page(made, served.engine, run=served.name, sequence=sequence, served_ms=int(1e3 * time()))
+        kept = served_page(made, served.engine.catalogue, run=served.name, sequence=sequence, served_ms=int(1e3 * time()))
         return made.page, kept
 
     page_queue = PageQueue(make, limits.queue_ms / 1e3, price)
