@@ -52,7 +52,9 @@ def _serve_ours(run: Path, port: int) -> None:
     from pocketrank.cloud.serving.process.serve import serve
     from pocketrank.cloud.training.run import Run
 
-    serve(Run.open(run), None, port=port, feedback_db=run / f"feedback-{os.getpid()}.db", config=ServingConfig())
+    serve(
+        Run.open(run), None, port=port, feedback_db=run / f"feedback-{os.getpid()}.db", config=ServingConfig(keeps_pages=False)
+    )
 
 
 if __name__ == "__main__":

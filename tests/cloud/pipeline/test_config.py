@@ -70,7 +70,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     ("text", "where", "what"),
     [
         ("[[stage]]\ncandidates = 3", "$.stage[0].use", "Expected the name of a stage, got None"),
-        ("[[stage]]\nuse = 'retreive'", "$.stage[0].use", "Expected one of retrieve, rank, fuse, spread, explore or a dotted name"),
+        ("[[stage]]\nuse = 'retreive'", "$.stage[0].use", "Expected one of retrieve, rank, fuse, spread, explore or a dotted"),
         ("[[stage]]\nuse = 'no.such.Stage'", "$.stage[0].use", "No module named 'no'"),
         (
             "[[stage]]\nuse = 'json.JSONDecoder'",
