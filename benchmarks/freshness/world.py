@@ -10,14 +10,18 @@ from pocketrank.cloud.training.run import Run
 from pocketrank.cloud.training.train import WORLD_CONFIG, train
 from pocketrank.sdk_demo.world import World, WorldConfig
 
-__all__ = ["USERS", "small_run"]
+__all__ = ["USERS", "small_run", "world"]
 
 USERS = 150
 
 
-def small_run(out: Path, seed: int = 0) -> Run:
-    """Return a run of 600 items, trained in some 15 seconds."""
+def world() -> World:
+    """Return the world, whose logs are many times its run's."""
     config = WorldConfig.load()
     catalogue = replace(config.catalogue, items=600, authors=80)
-    config = replace(config, users=replace(config.users, count=USERS), catalogue=catalogue)
-    return train(World(config).simulate_log(seed=seed), out=out, seeds=1, config=WORLD_CONFIG)
+    return World(replace(config, users=replace(config.users, count=USERS), catalogue=catalogue))
+
+
+def small_run(out: Path, seed: int = 0) -> Run:
+    """Return a run of 600 items, trained in some 15 seconds."""
+    return train(world().simulate_log(seed=seed), out=out, seeds=1, config=WORLD_CONFIG)

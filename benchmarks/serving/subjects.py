@@ -47,7 +47,8 @@ def _main() -> None:
 
 
 def _serve_ours(run: Path, port: int) -> None:
-    """The product as `pocketrank serve` starts it, without a bundle to download. Its feedback log is beside the run."""
+    """The product as `pocketrank serve --no-pages` starts it, since no peer keeps pages, without a bundle. Its feedback log is
+    beside the run."""
     from pocketrank.cloud.serving.config import ServingConfig
     from pocketrank.cloud.serving.process.serve import serve
     from pocketrank.cloud.training.run import Run

@@ -141,6 +141,8 @@ def create_app(
     # Pages and feedback, each behind a queue of bounded length.
     price = ComputePrice(config.price)
     topics = None if events is None else LiveTopics(events, serves.run)
+    if topics is not None:
+        metrics.watch_live(lambda: topics.live)
     page_log = PageLog(events) if events is not None and config.keeps_pages else None
     snapshot = StateSnapshot(log.derived, config.snapshot) if log.derived else None
     intake = FeedbackIntake(log, serves.engine.states, snapshot=snapshot)

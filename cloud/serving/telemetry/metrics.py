@@ -29,11 +29,12 @@ from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter_ns
+from time import perf_counter_ns, time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from pocketrank.cloud.pages.live_run import LiveRun
 from pocketrank.cloud.pages.maker import PageObserver
 from pocketrank.cloud.pipeline.stage import Query
 from pocketrank.cloud.serving.telemetry.features import FeatureDrift
@@ -113,6 +114,13 @@ class ServingMetrics(PageObserver):
         serving = "Number of workers that serve the run now."
         self._runs = gauge("pocketrank_served_run", serving, ["run"], multiprocess_mode="livesum")
         self._switches = counter("pocketrank_run_switches", "Times that a worker went over to another run.")
+        number = "Number of the increment of the parameters in place; 0 are those of the run."
+        self._parameters = gauge("pocketrank_parameters", number, multiprocess_mode="livemin")
+        age = "Age in seconds of the newest event that the parameters in place have learned from."
+        self._parameters_age = gauge("pocketrank_parameters_age_seconds", age, multiprocess_mode="livemax")
+        changes = "Items and increments that a worker has applied, or refused, by kind."
+        self._changes = gauge("pocketrank_topic_changes", changes, ["kind"], multiprocess_mode="livemax")
+        self._live: Callable[[], LiveRun] | None = None
         self._run: str | None = None
         self._counts_unreadable: dict[str, Callable[[], int]] = {}
         self._accepted, self._duplicates = events.labels("accepted"), events.labels("duplicate")
@@ -164,6 +172,10 @@ class ServingMetrics(PageObserver):
         """Set the current compute price and the number of page requests that wait."""
         self._load = price, queue
 
+    def watch_live(self, live: Callable[[], LiveRun]) -> None:
+        """Report what `live()` has applied of items and parameters at each flush."""
+        self._live = live
+
     def watch_unreadable(self, source: str, count: Callable[[], int]) -> None:
         """Report `count()`, the number of lines or records of `source` that cannot be read, at each flush."""
         self._counts_unreadable[source] = count
@@ -194,6 +206,13 @@ class ServingMetrics(PageObserver):
         self._queue.set(queue)
         for source, unreadable in self._counts_unreadable.items():
             self._unreadable.labels(source).set(unreadable())
+        if self._live is not None:
+            live = self._live()
+            self._parameters.set(live.sequence)
+            if live.event_ms:
+                self._parameters_age.set(max(0.0, time() - live.event_ms / 1000))
+            for kind, count in live.counts.items():
+                self._changes.labels(kind).set(count)
         self.features.flush()
 
     def text(self) -> tuple[bytes, str]:

@@ -37,6 +37,9 @@ class Editor:
         assert answer.status == 200, answer.body
         return from_msgpack(answer.body, Page)
 
+    def metric(self, sample: str) -> float:
+        return self._server.metric(sample, {"Authorization": f"Bearer {self._tokens['admin']}"})
+
     def has(self, item: int) -> list[bool]:
         """Whether pages have an item, of several, since either process may make one."""
         return [item in from_block(self.page().candidates.item_id).tolist() for _ in range(8)]
@@ -115,3 +118,8 @@ def test_every_page_is_kept_as_it_was_served(editor: Editor) -> None:
     assert kept.pxtr == pxtr.tobytes(), "byte for byte"
     assert len(kept.channel) == len(pxtr)
     assert kept.channels == ("popular", "two_tower")
+
+
+def test_metrics_say_what_was_applied(editor: Editor) -> None:
+    assert editor.metric("pocketrank_parameters") == 0
+    assert editor.metric('pocketrank_topic_changes{kind="items_put"}') >= 1
