@@ -6,7 +6,7 @@ so that the scores differ from those of another unknown user only once the user'
 And an editor puts items, and asks for pages until one has the item. ::
 
     event_to_score_s.{p50,p99}      from the upload of an event until a page's scores show what was learned from it
-    event_to_history_s.{p50,p99}    until a page leaves the item out
+    event_to_history_s.{p50,p99}    until the scores of a page know the user's history
     item_to_page_s.{p50,p99}        from the PUT of an item until a page has it
     events_per_s.{sent,log,join,train}     what users sent; and what log, join and trainer do alone on what was collected, a CPU
                                     second of one core each
@@ -60,6 +60,8 @@ _PIPELINE = """
 size_max = 600
 [limits]
 page_ms = 10_000
+[filters]
+seen = false
 [[stage]]
 use = "retrieve"
 candidates = 300
@@ -161,8 +163,8 @@ def _probe(caller: Caller, seconds: float, pids: dict[str, int]) -> dict[str, An
 
 
 def _event_probe(caller: Caller, user: int) -> tuple[float, float]:
-    """Return the seconds until a page leaves out an item that `user`, whom nobody knows, has seen, and until the scores of the
-    user's pages are not those of the next user's any more."""
+    """Return the seconds until the scores of a page know what `user`, whom nobody knew, did in an experiment, and until those
+    outside of it are not those of the next user any more."""
     other, experiment = user + 1, f"probe-{user}"
     page = caller.page(user, 30, experiment=experiment, session_id=str(user))
     liked = Caller.items(page)[:3].tolist()
@@ -172,8 +174,9 @@ def _event_probe(caller: Caller, user: int) -> tuple[float, float]:
     )
     began = monotonic()
     caller.feedback(events)
-    while liked[0] in Caller.items(caller.page(user, 300, experiment=experiment)):
-        _unless_late(began, "an item that was seen is left out")
+    before = Caller.scores(page)
+    while all(np.array_equal(now, before[item]) for item, now in _scores_of(caller, user, experiment, liked).items()):
+        _unless_late(began, "a page knows what was done")
     to_history = monotonic() - began
     while True:
         first, mine, last = (Caller.scores(caller.page(one, 300)) for one in (other, user, other))
@@ -182,6 +185,11 @@ def _event_probe(caller: Caller, user: int) -> tuple[float, float]:
             return to_history, monotonic() - began
         _unless_late(began, "a page shows what was learned")
         sleep(0.02)
+
+
+def _scores_of(caller: Caller, user: int, experiment: str, items: Sequence[int]) -> dict[int, Any]:
+    scores = Caller.scores(caller.page(user, 300, experiment=experiment))
+    return {item: scores[item] for item in items if item in scores}
 
 
 def _item_probe(caller: Caller, item: int) -> float:

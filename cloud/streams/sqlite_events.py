@@ -41,6 +41,8 @@ _OF_USERS: tuple[Topic, ...] = ("pages", "users", "samples")
 _POLL_S = 0.005
 _EXPIRE_ROWS = 500
 _CHECKPOINT_S = 0.5
+_FRAMES_MAX = 4096
+"""Pages of 4 KB of the write-ahead file beyond which writers wait for milliseconds until it can begin anew."""
 _PAUSE_S = 0.1
 _DAY_MS = 86_400_000
 
@@ -285,7 +287,9 @@ class SqliteEventLog(EventLog):
         expire_at = monotonic() + self._config.expire_every_s
         while not self._closed.wait(_CHECKPOINT_S):
             with suppress(sqlite3.Error):  # somebody else does it, or the disk is full, which the checks of readiness say
-                self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                _, frames, _ = self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if frames > _FRAMES_MAX:  # while there are always writers, nobody begins the file anew by himself
+                    self._keeper.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             if monotonic() >= expire_at:
                 with suppress(EventLogWriteError):
                     while self.expire() >= _EXPIRE_ROWS and not self._closed.wait(_PAUSE_S):
