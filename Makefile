@@ -54,10 +54,15 @@ MLFLOW := $(VENV)/mlflow/.installed
 $(MLFLOW): $(STAMP)
 	@"$(PYTHON)" -m venv --clear "$(VENV)/mlflow" && "$(VENV)/mlflow/bin/python" -m pip install --quiet 'mlflow>=3' && touch "$@" || true
 
+# Kafka's broker, which needs Java. Without it the tests say what they skip.
+KAFKA := $(VENV)/kafka/.installed
+$(KAFKA): tests/kafka/pom.xml | $(STAMP)
+	@command -v mvn >/dev/null && mvn -q -f $< dependency:copy-dependencies -DoutputDirectory="$(abspath $(VENV))/kafka" && touch "$@" || true
+
 # One thread: several small models run side by side, and a fixed hash seed leaves no run to chance.
 test: export OMP_NUM_THREADS ?= 1
 test: export PYTHONHASHSEED := 0
-test: $(STAMP) $(MLFLOW) ## all tests
+test: $(STAMP) $(MLFLOW) $(KAFKA) ## all tests
 	"$(BIN)/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # The Kotlin compiler is 94 MB; without it, npm or Java the tests say what they skip.

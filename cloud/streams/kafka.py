@@ -1,19 +1,19 @@
 """Event log in a Kafka cluster: the backend for processes on several machines (extra `kafka`).
 
-A topic is `PREFIX.topic`. Records are appended in transactions and read with `read_committed`, by assigned partitions and never
-by the balancing of a consumer group. A key is in the partition that Kafka's own hash gives (`murmur2_random`, which Java clients
-use too), so partitions must not be added to a topic that has records.
+A topic is `PREFIX.topic`. Records are appended in transactions and read with `read_committed`, by assigned partitions and
+never by the balancing of a consumer group. A key is in the partition that Kafka's own hash gives (`murmur2_random`, which Java
+clients use too), so partitions must not be added to a topic that has records.
 
 Consumers' places are records of the compacted topic `PREFIX.places` in the transaction of what was made of the records: the
 places of a consumer group would expire after a week without a commit (`offsets.retention.minutes`).
 
-Single records cannot be deleted in Kafka. `forget` appends a record with an empty value, which says that the user of its key was
-forgotten; the topics `items` and `users` are compacted, so it replaces the user's earlier record there, and in `pages`,
-`feedback` and `samples` those remain until their retention ends. The cluster never keeps them longer than `KafkaConfig.days`,
-plus the time until it closes a file of the log (`segment.ms`, a quarter of the days).
+Single records cannot be deleted in Kafka. `forget` appends a record with an empty value, which says that the user of its key
+was forgotten. The topics `items` and `users` are compacted, so it replaces the user's earlier record in `users`; those in
+`pages`, `feedback` and `samples` remain until their retention ends, after `KafkaConfig.days` plus the time until the cluster
+closes a file of the log (`segment.ms`, a quarter of the days).
 
-A write that fails before its commit was sent has written nothing. Where no broker answers the commit, the cluster may still have
-made it: the error says so, and who must not write twice reads the places (`committed`) or the topic again.
+A write that fails before its commit was sent has written nothing. Where no broker answers the commit, the cluster may still
+have made it: the error says so, and a caller that must not write twice reads the places (`committed`) or the topic again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ _COMPACTED = ("items", "users", _PLACES)
 _OF_USERS: tuple[Topic, ...] = ("pages", "feedback", "users", "samples")
 _DAY_MS = 86_400_000
 _SLICE_S = 0.1
+_RETRY_S = 0.02
 _ABORT_S = 1.0
+_FETCH_WAIT_MS = 50  # longest wait of a fetch, and so for the news that a reader is at the end; the default is 500
+_ELECTING = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class KafkaEventLog(EventLog):
             if made and monotonic() > until:
                 raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
             if made:
-                self._closed.wait(_SLICE_S)
+                self._closed.wait(_RETRY_S)
                 continue
             new = [self._new_topic(name) for name in names if name not in counts]
             for future in self._admin.create_topics(new, request_timeout=self._config.timeout_s).values():
@@ -294,6 +297,7 @@ class KafkaEventLog(EventLog):
                         "enable.auto.offset.store": False,
                         "auto.offset.reset": "earliest",
                         "enable.partition.eof": True,
+                        "fetch.wait.max.ms": _FETCH_WAIT_MS,
                         "queued.max.messages.kbytes": 2 * self._config.record_bytes_max >> 10,
                     }
                 )
@@ -313,10 +317,17 @@ class KafkaEventLog(EventLog):
 
     def _ends(self, name: str) -> dict[int, int]:
         parts = {TopicPartition(self._topic(name), part): OffsetSpec.latest() for part in range(self._partitions[name])}
-        found = self._admin.list_offsets(
-            parts, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._config.timeout_s
-        )
-        return {part.partition: future.result().offset for part, future in found.items()}
+        until = monotonic() + self._config.timeout_s
+        while True:
+            found = self._admin.list_offsets(
+                parts, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=max(_SLICE_S, until - monotonic())
+            )
+            try:
+                return {part.partition: future.result().offset for part, future in found.items()}
+            except KafkaException as error:
+                if error.args[0].code() not in _ELECTING or monotonic() >= until:
+                    raise
+            self._closed.wait(_RETRY_S)
 
     def committed(self, consumer: str) -> Mapping[Topic, Offsets]:
         """Return the places that were last committed. Raises `EventLogOpenError`."""

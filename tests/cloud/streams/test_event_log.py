@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import get_args
 
 import pytest
@@ -56,56 +55,6 @@ def event(number: int, user: int = 1) -> FeedbackEvent:
 
 def test_every_topic_has_a_name() -> None:
     assert get_args(Topic) == TOPICS
-
-
-def test_records_are_read_in_their_order_and_once(log: SqliteEventLog) -> None:
-    for start in range(0, 30, 3):
-        log.append("pages", [record(number) for number in range(start, start + 3)])
-    assert values(log) == [f"value {number}".encode() for number in range(30)]
-    end = log.ends("pages")
-    assert not log.read("pages", end).records
-    log.append("pages", [record(30)])
-    part = log.read("pages", end)
-    assert [one.value for one in part.records] == [b"value 30"]
-    assert part.offsets == log.ends("pages")
-
-
-def test_topics_do_not_mix(log: SqliteEventLog) -> None:
-    log.append("pages", [record(1)])
-    log.append("samples", [record(2)])
-    assert (values(log, "pages"), values(log, "samples"), values(log, "items")) == ([b"value 1"], [b"value 2"], [])
-
-
-def test_a_place_is_kept_with_its_effect_or_neither_is(log: SqliteEventLog, path: Path) -> None:
-    log.commit("join", {"pages": {0: 5}, "feedback": {0: 2}}, "samples", [record(1)])
-    log.commit("join", {"pages": {0: 6}})
-    log.commit("other", {"pages": {0: 1}})
-    assert log.committed("join") == {"pages": {0: 6}, "feedback": {0: 2}}
-    assert log.committed("nobody") == {}
-    with pytest.raises(EventLogWriteError):
-        log.commit("join", {"pages": {0: 7}}, "samples", [record(2), NewRecord(1, None)])  # type: ignore[arg-type]
-    assert log.committed("join")["pages"] == {0: 6}
-    assert values(log, "samples") == [b"value 1"]
-
-
-def test_another_process_reads_what_was_written(log: SqliteEventLog, path: Path) -> None:
-    other = SqliteEventLog(path)
-    log.append("items", [record(1)])
-    assert values(other, "items") == [b"value 1"]
-    other.append("items", [record(2)])
-    assert values(log, "items") == [b"value 1", b"value 2"]
-    other.close()
-
-
-def test_a_reader_that_waits_gets_the_record_that_comes(log: SqliteEventLog, path: Path) -> None:
-    found = []
-    reader = Thread(target=lambda: found.append(log.read("pages", {}, wait_s=30).records))
-    reader.start()
-    other = SqliteEventLog(path)
-    other.append("pages", [record(1)])
-    reader.join(30)
-    other.close()
-    assert [one.value for one in found[0]] == [b"value 1"]
 
 
 def test_feedback_is_read_from_its_log_and_written_there(path: Path, tmp_path: Path) -> None:
