@@ -56,7 +56,8 @@ _COMPACTED = ("items", "users", _PLACES)
 _OF_USERS: tuple[Topic, ...] = ("pages", "feedback", "users", "samples")
 _DAY_MS = 86_400_000
 _SLICE_S = 0.1
-_RETRY_S = 0.02
+_RETRY_S = 0.005
+_SETTLE_S = 0.25
 _ABORT_S = 1.0
 _FETCH_WAIT_MS = 50  # longest wait of a fetch, and so for the news that a reader is at the end; the default is 500
 _ELECTING = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
@@ -105,6 +106,7 @@ class KafkaEventLog(EventLog):
         self._client: dict[str, str | int | float | bool] = {
             "bootstrap.servers": servers,
             "socket.timeout.ms": self._timeout_ms,
+            "reconnect.backoff.max.ms": 500,
             "log_level": 0,
             **self._config.options,
         }
@@ -315,13 +317,25 @@ class KafkaEventLog(EventLog):
         with self._opening():
             return {part: place for part, place in self._ends(topic).items() if place}
 
-    def _ends(self, name: str) -> dict[int, int]:
+    def _ends(self, name: str, settle_s: float = _SETTLE_S) -> dict[int, int]:
+        """By partition, the place after the last committed record, once the transactions that are open now have ended.
+
+        A commit is durable a moment before its records can be read. Waits `settle_s` seconds at most.
+        """
+        written = self._list_ends(name, IsolationLevel.READ_UNCOMMITTED)
+        until = monotonic() + settle_s
+        while True:
+            ends = self._list_ends(name, IsolationLevel.READ_COMMITTED)
+            if all(ends[part] >= end for part, end in written.items()) or monotonic() >= until or self._closed.is_set():
+                return ends
+            self._closed.wait(_RETRY_S)
+
+    def _list_ends(self, name: str, isolation: IsolationLevel) -> dict[int, int]:
         parts = {TopicPartition(self._topic(name), part): OffsetSpec.latest() for part in range(self._partitions[name])}
         until = monotonic() + self._config.timeout_s
         while True:
-            found = self._admin.list_offsets(
-                parts, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=max(_SLICE_S, until - monotonic())
-            )
+            wait_s = max(_SLICE_S, until - monotonic())
+            found = self._admin.list_offsets(parts, isolation_level=isolation, request_timeout=wait_s)
             try:
                 return {part.partition: future.result().offset for part, future in found.items()}
             except KafkaException as error:
@@ -330,9 +344,14 @@ class KafkaEventLog(EventLog):
             self._closed.wait(_RETRY_S)
 
     def committed(self, consumer: str) -> Mapping[Topic, Offsets]:
-        """Return the places that were last committed. Raises `EventLogOpenError`."""
+        """Return the places that were last committed, after all commits that returned before. Raises `EventLogOpenError`."""
         found: dict[Topic, dict[int, int]] = {}
         after: Offsets = {}
+        with self._opening():
+            written = self._list_ends(_PLACES, IsolationLevel.READ_UNCOMMITTED)
+            ends = self._ends(_PLACES, 2 * self._config.timeout_s)  # a writer that died is undone within the time
+            if any(ends[part] < end for part, end in written.items()):
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         while True:
             messages, after = self._read(_PLACES, after, 1000, 0.0)
             if not messages:

@@ -154,11 +154,10 @@ def test_a_broker_that_is_killed_has_lost_nothing_when_it_is_back(broker: KafkaS
     for number in range(20):
         log.commit("reader", {"pages": {0: number}}, "pages", [record(number)])
     broker.kill()
-    for fails, error in ((lambda: log.append("pages", [record(99)]), EventLogWriteError), (log.check, EventLogWriteError)):
-        started = monotonic()
-        with pytest.raises(error):
-            fails()
-        assert monotonic() - started < 5
+    started = monotonic()
+    with pytest.raises(EventLogWriteError):
+        log.append("pages", [record(99)])
+    assert monotonic() - started < 5
     with pytest.raises(EventLogOpenError):
         log.read("pages", {})
     log.close()
