@@ -38,6 +38,8 @@ class KafkaServer:
             "transaction.state.log.num.partitions": 1,
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 200,
             "auto.create.topics.enable": "false",
+            "broker.session.timeout.ms": 1000,  # a broker that was killed may register again after it
+            "broker.heartbeat.interval.ms": 200,
         }
         self._properties = folder / "server.properties"
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in options.items()))

@@ -209,7 +209,9 @@ class KafkaEventLog(EventLog):
                 producer.commit_transaction(max(_SLICE_S, until - monotonic()))
             except (KafkaException, BufferError, ValueError) as error:
                 self._drop_producer()
-                got = f"{_text(error)}{'; whether the cluster committed is not known' if sent else ''}"
+                cause = error.args[0] if error.args else error
+                is_open = sent and not (isinstance(cause, KafkaError) and cause.txn_requires_abort())
+                got = f"{_text(error)}{'; whether the cluster committed is not known' if is_open else ''}"
                 expected = f"a transaction within {self._config.timeout_s:g} s"
                 raise EventLogWriteError(self._name, expected, got) from error
 
@@ -331,7 +333,8 @@ class KafkaEventLog(EventLog):
             self._closed.wait(_RETRY_S)
 
     def _list_ends(self, name: str, isolation: IsolationLevel) -> dict[int, int]:
-        parts = {TopicPartition(self._topic(name), part): OffsetSpec.latest() for part in range(self._partitions[name])}
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        parts = {TopicPartition(self._topic(name), part): latest for part in range(self._partitions[name])}
         until = monotonic() + self._config.timeout_s
         while True:
             wait_s = max(_SLICE_S, until - monotonic())
