@@ -11,7 +11,6 @@ import pytest
 
 from pocketrank.cloud.streams.event_log import (
     TOPICS,
-    EventLog,
     EventLogOpenError,
     EventLogWriteError,
     NewRecord,
@@ -21,6 +20,7 @@ from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog
 from pocketrank.cloud.streams.sqlite_events import Retention, SqliteEventLog, SqliteEventsConfig
 from pocketrank.device.codec import from_msgpack
 from pocketrank.device.contract import FeedbackEvent
+from tests.cloud.streams.test_event_logs import record, values
 
 
 @pytest.fixture
@@ -33,18 +33,6 @@ def log(path: Path) -> Iterator[SqliteEventLog]:
     opened = SqliteEventLog(path)
     yield opened
     opened.close()
-
-
-def record(number: int, key: int = 1) -> NewRecord:
-    return NewRecord(key, f"value {number}".encode())
-
-
-def values(log: EventLog, topic: Topic = "pages") -> list[bytes]:
-    found, after = [], dict[int, int]()
-    while (part := log.read(topic, after, 7)).records:
-        found += [one.value for one in part.records]
-        after = dict(part.offsets)
-    return found
 
 
 def event(number: int, user: int = 1) -> FeedbackEvent:
@@ -88,7 +76,8 @@ def test_a_forgotten_user_is_nowhere_in_the_files(log: SqliteEventLog, path: Pat
 
 
 def test_what_is_old_goes_and_offsets_are_not_used_again(path: Path) -> None:
-    config = SqliteEventsConfig(retention={"pages": Retention(days=1e-9), "samples": Retention(bytes_max=100)})
+    # A record of this very millisecond is not older than 0 days.
+    config = SqliteEventsConfig(retention={"pages": Retention(days=-1.0), "samples": Retention(bytes_max=100)})
     log = SqliteEventLog(path, config=config)
     log.append("pages", [record(number) for number in range(20)])
     log.append("samples", [NewRecord(1, bytes(10)) for _ in range(40)])
