@@ -151,7 +151,7 @@ def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valk
         assert whole(OLD)
         assert readiness() == {
             "status": "ready",
-            "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "ok", "stages": "ok"},
+            "checks": {"feedback_log": "ok", "feedback_records": "ok", "event_log": "ok", "store": "ok", "stages": "ok"},
         }
         valkey.kill()
         for version in (SPLIT_VERSION, OLD):
@@ -163,7 +163,7 @@ def test_while_the_store_is_unavailable_pages_lack_vectors_and_nothing_else(valk
                 assert len(read_page(page).item_id) > 0
         assert readiness() == {
             "status": "degraded",
-            "checks": {"feedback_log": "ok", "feedback_records": "ok", "store": "failed", "stages": "ok"},
+            "checks": {"feedback_log": "ok", "feedback_records": "ok", "event_log": "ok", "store": "failed", "stages": "ok"},
         }
         assert server.metric('pocketrank_pages_without_vectors_total{reason="unavailable"}') == 4
         assert server.metric('pocketrank_degraded_total{reason="no_vectors"}') >= 2
