@@ -10,7 +10,8 @@ them, in batches of a few dozens. What a score may know is cut at the last multi
 `frozen` is the beginning of the test days, `event` the impression itself, or for parameters the batch. ::
 
     staleness.FEATURES.PARAMETERS.TASK.{auc, within_user}     within_user is the mean of GAUC and nDCG@5, both by user
-    kept.TASK.{auc, within_user}      of what event wins over frozen in both, the share that minute keeps
+    kept.TASK.{auc, within_user}      of what event wins over frozen in both, the share that minute keeps; null
+                                  where it wins nothing
     rows, learning_rate, statistics   test rows, and what was asked for
     published                         figures of others, with their source
 
@@ -52,6 +53,7 @@ __all__ = ["AGES", "main", "measure_staleness"]
 AGES = {"frozen": None, "day": 86_400_000, "hour": 3_600_000, "minute": 60_000, "event": 0}
 """Intervals in milliseconds, in the order of freshness."""
 _BATCH = 50
+_METRICS = "auc", "within_user"
 _TASKS = ("long_view", "like")
 _PUBLISHED = {
     "Monolith (arXiv 2209.07663): AUC by interval of synchronisation": {
@@ -125,17 +127,17 @@ def measure_staleness(
         update((number + 1) / len(AGES))
     both = {age: table[age][age] for age in AGES}
     kept = {
-        task: {
-            metric: (both["minute"][task][metric] - both["frozen"][task][metric])
-            / (both["event"][task][metric] - both["frozen"][task][metric])
-            for metric in ("auc", "within_user")
-        }
+        task: {metric: _kept(*(both[age][task][metric] for age in ("frozen", "minute", "event"))) for metric in _METRICS}
         for task in _tasks(base)
     }
     return {
         "data": log.name, "simulated": log.simulated, "test_from": test_from.isoformat(), "rows": len(chosen),
         "learning_rate": learning_rate, "statistics": statistics, "staleness": table, "kept": kept, "published": _PUBLISHED,
     }  # fmt: skip
+
+
+def _kept(frozen: float, minute: float, event: float) -> float | None:
+    return (minute - frozen) / (event - frozen) if event > frozen else None
 
 
 def _tasks(base: LearningBase) -> list[str]:

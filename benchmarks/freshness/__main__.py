@@ -20,6 +20,7 @@ And an editor puts items, and asks for pages until one has the item. ::
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -222,7 +223,7 @@ def _limits(folder: Path, run: Run) -> dict[str, float]:
         feedback = stack.enter_context(closing(SqliteFeedbackLog(run.folder / "feedback.db")))
         log = stack.enter_context(closing(SqliteEventLog(feedback.events, feedback)))
         other = stack.enter_context(closing(SqliteEventLog(folder / "other-events")))
-        copy = stack.enter_context(closing(_copied(folder / "copy-events", log, feedback)))
+        copy = stack.enter_context(closing(_unjoined(feedback, folder / "copy-events")))
         page = log.read("pages", {}, 1).records[0].value
         began = process_time()
         for number in range(_APPENDS):
@@ -241,13 +242,14 @@ def _limits(folder: Path, run: Run) -> dict[str, float]:
     return {"log": appended, "join": joined, "train": trained}
 
 
-def _copied(path: Path, log: SqliteEventLog, feedback: SqliteFeedbackLog) -> SqliteEventLog:
-    """Return a log with the same pages and feedback, of which nothing has been joined."""
-    copy, after = SqliteEventLog(path, feedback), dict[int, int]()
-    while (part := log.read("pages", after)).records:
-        copy.append("pages", [NewRecord(record.key, record.value) for record in part.records])
-        after = dict(part.offsets)
-    return copy
+def _unjoined(feedback: SqliteFeedbackLog, path: Path) -> SqliteEventLog:
+    """Return a log with the same records, appended at the same times, of which nothing has been joined."""
+    with closing(sqlite3.connect(feedback.events)) as source, closing(sqlite3.connect(path)) as copy:
+        source.backup(copy)
+        copy.execute("DELETE FROM consumer")
+        copy.execute("DELETE FROM samples")
+        copy.commit()
+    return SqliteEventLog(path, feedback)
 
 
 @contextmanager

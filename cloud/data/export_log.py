@@ -36,6 +36,7 @@ from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.published.published import Published, PublishedRecord
 from pocketrank.cloud.streams.event_log import EventLog, Offsets, Record, Topic
 from pocketrank.cloud.streams.feedback_log import LoggedEvent
+from pocketrank.cloud.streams.follower import Follower
 from pocketrank.cloud.streams.join_state import ACTION_LABELS, JoinConfig
 from pocketrank.cloud.streams.messages import ItemChange, ServedPage, UserChange
 from pocketrank.cloud.streams.sqlite_file import OpenedFile
@@ -96,6 +97,7 @@ def export_log(
             gathered.sort(session_ms)
             catalogue = _Catalogue(published, record, log)
             counts = gathered.counts
+            counts.unreadable += catalogue.unreadable
             with LogWriter(
                 out,
                 name=name,
@@ -268,13 +270,15 @@ class _Catalogue:
 
     def __init__(self, published: Published, record: PublishedRecord, log: EventLog) -> None:
         self._published, self._record = published, record
-        self.put = {one.item_id: one for one in _changes(log, "items", ItemChange) if not one.removed}
+        items, users = Follower(log, "items", ItemChange), Follower(log, "users", UserChange)
+        self.put = {one.item_id: one for _, one in items.new() if not one.removed}
         self.put_users: dict[int, UserChange] = {}
-        for change in _changes(log, "users", UserChange):
+        for _, change in users.new():
             if change.removed:
                 self.put_users.pop(change.user_id, None)
             else:
                 self.put_users[change.user_id] = change
+        self.unreadable = items.unreadable + users.unreadable
         known = np.asarray(published.item_id[1:])
         self.item_ids = np.union1d(known, np.array(list(self.put), np.int64))
         self._row = np.zeros(len(self.item_ids), np.int64)
@@ -334,15 +338,6 @@ class _Catalogue:
             pa.array(numbers, USERS.field("floats").type),
         ]
         return pa.table(columns, schema=USERS)
-
-
-def _changes(log: EventLog, topic: Topic, kind: type[Any]) -> Iterator[Any]:
-    places: Offsets = {}
-    while (part := log.read(topic, places, _READ)).records:
-        for record in part.records:
-            if record.value:
-                yield from_msgpack(record.value, kind)
-        places = part.offsets
 
 
 def _table(

@@ -3,7 +3,7 @@
 Work is divided: rows are computed in the thread that follows the topics, and put in place between two pages, where a page is
 made. So a page sees all rows of an increment or none, and waits for microseconds.
 
-A process begins with what the run published and reads the topics `items` and `users` from their beginning, and `parameters`
+A process begins with what the run published and reads the topic `items` from its beginning, and `parameters`
 from the last snapshot on. A later process has the same positions for items, because it reads the same records in their order.
 
 An increment that is missing, or that is not what was published, is not applied: the process goes back to the last snapshot and
@@ -158,9 +158,13 @@ class LiveRun:
         catalogue = self._engine.catalogue
         is_new = catalogue.positions(ids) == 0
         put = catalogue.put(ids, {name: rows for name, rows in values.items() if name not in _OF_RANKER})
-        for i in np.flatnonzero(is_new).tolist():  # known items keep theirs
-            encoded = self._encoded[ids[i]] = {name: values[name][i : i + 1].copy() for name in _OF_RANKER}
-            catalogue.set_rows(np.array([ids[i]]), encoded | self._waiting.pop(ids[i], {}))
+        new = np.flatnonzero(is_new)  # known items keep theirs
+        if len(new):
+            catalogue.set_rows(np.array(ids, np.int64)[new], {name: values[name][new] for name in _OF_RANKER})
+        for i in new.tolist():
+            self._encoded[ids[i]] = {name: values[name][i : i + 1].copy() for name in _OF_RANKER}
+            if (waiting := self._waiting.pop(ids[i], None)) is not None:
+                catalogue.set_rows(np.array([ids[i]]), waiting)
         return put
 
     def _follow_statistics(self) -> None:
@@ -259,8 +263,9 @@ class LiveRun:
         if kind == "items":
             for item in ids.tolist():
                 self._waiting.pop(item, None)
-                if (encoded := self._encoded.get(item)) is not None:
-                    catalogue.set_rows(np.array([item]), encoded)
+            if encoded := {item: self._encoded[item] for item in ids.tolist() if item in self._encoded}:
+                rows = {name: np.concatenate([of[name] for of in encoded.values()]) for name in _OF_RANKER}
+                catalogue.set_rows(np.array(list(encoded)), rows)
 
     def _keep_unknown(self, ids: Int, values: dict[str, NDArray[Any]]) -> None:
         unknown = np.flatnonzero(self._engine.catalogue.positions(ids.tolist()) == 0).tolist()

@@ -14,13 +14,11 @@ Errors::
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from time import monotonic, sleep
 from typing import cast
 
 import numpy as np
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 
 from pocketrank.cloud.published.id_texts import PublishedIds
 from pocketrank.cloud.streams.feedback_log import LogBusyError, LogOpenError, LogWriteError
+from pocketrank.cloud.streams.sqlite_file import OpenedFile, is_busy, overwrite_deleted, retry_busy
 from pocketrank.device.contract import code_choices
 
 __all__ = ["OwnIds"]
@@ -35,7 +34,6 @@ __all__ = ["OwnIds"]
 _BUSY_S = 5.0
 """Longest wait for the writers of other processes, in seconds."""
 _RETRY_S = 0.01
-_OWNER_ONLY = 0o600
 _FORMAT = 1
 _APPLICATION_ID = 0x706B6964  # "pkid", in the header of the file
 _TABLE = """CREATE TABLE id (kind TEXT NOT NULL, text TEXT NOT NULL, code INTEGER NOT NULL,
@@ -67,9 +65,7 @@ class OwnIds:
     def _open(self, path: Path | None) -> sqlite3.Connection:
         try:
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileExistsError):
-                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _OWNER_ONLY))
+                OpenedFile(path)  # for its owner alone
             db = self._connect(path)
             try:
                 _prepare(db, self._where)
@@ -153,8 +149,8 @@ class OwnIds:
         if self._writer is not None:
             with self._writing() as db:
                 db.execute(_DELETE, (kind, text))
-            with self._write_lock, suppress(sqlite3.Error):
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the write-ahead file may hold it, too
+            with self._write_lock:
+                overwrite_deleted(self._writer, _BUSY_S, _RETRY_S)
 
     def grown(self) -> list[tuple[str, str, int]]:
         """Return kind, text and code of all that the file holds. Raises `LogOpenError`."""
@@ -198,7 +194,7 @@ class OwnIds:
                 yield db
                 db.execute("COMMIT")
             except sqlite3.Error as error:
-                if _is_busy(error):
+                if is_busy(error):
                     raise LogBusyError(self._where, f"a turn to write within {_BUSY_S:g} s", str(error)) from error
                 raise LogWriteError(self._where, "room for new ids", str(error)) from error
             finally:
@@ -216,18 +212,14 @@ class OwnIds:
 
 def _prepare(db: sqlite3.Connection, where: str) -> None:
     """Make the table in an empty file. Raises `LogOpenError` for a file of another program or version, and sqlite3.Error."""
-    _check(db, where)  # before anything is changed in a file that is none of ours
+    db.execute("BEGIN")  # one consistent view: another process may be making the file
+    is_empty = _check(db, where)  # before anything is changed in a file that is none of ours
+    db.execute("COMMIT")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA secure_delete = ON")  # ids of forgotten users are overwritten
-    until = monotonic() + _BUSY_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            break
-        except sqlite3.OperationalError as error:  # SQLite itself does not wait to change the mode
-            if not _is_busy(error) or monotonic() >= until:
-                raise
-            sleep(_RETRY_S)
+    retry_busy(db, lambda: db.execute("PRAGMA journal_mode = WAL"), _BUSY_S, _RETRY_S)
+    if not is_empty:
+        return
     db.execute("BEGIN IMMEDIATE")
     try:
         if _check(db, where):
@@ -248,7 +240,3 @@ def _check(db: sqlite3.Connection, where: str) -> bool:
     if found != (_APPLICATION_ID, _FORMAT):
         raise LogOpenError(where, f"a file of ids of format {_FORMAT}", f"a database of kind {found[0]}, format {found[1]}")
     return False
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as LateError
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 
 from pocketrank.cloud.pages.live_run import LiveRun
 from pocketrank.cloud.published.published import published_digest
+from pocketrank.cloud.serving.in_loop import StoppedError, call_in_loop
 from pocketrank.cloud.serving.served_run import ServedRun
 from pocketrank.cloud.streams.event_log import EventLog, EventLogError, EventLogOpenError
 
@@ -18,7 +17,6 @@ __all__ = ["LiveTopics"]
 
 _PAUSE_S = 0.02
 """Pause between two looks at the topics."""
-_TICK_S = 0.1
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ class LiveTopics:
     """Follower of `log` for the run that is `served` first. Raises `EventLogOpenError`."""
 
     def __init__(self, log: EventLog, served: ServedRun) -> None:
-        self._log, self._closed, self._turn = log, Event(), Lock()
+        self._log, self._closed = log, Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.live = self.prepare(served)
         """What is applied to the run that is served now."""
@@ -68,7 +66,7 @@ class LiveTopics:
             try:
                 live.follow(lambda change, live=live: self._in_loop(live, change))  # type: ignore[misc]
                 self._failed = ""
-            except _SwitchedError:
+            except (_SwitchedError, StoppedError):
                 continue
             except Exception as error:
                 if str(error) != self._failed:  # the same reason is logged once, and not at each attempt
@@ -78,29 +76,14 @@ class LiveTopics:
     def _in_loop(self, live: LiveRun, change: Callable[[], None]) -> None:
         """Call `change` between two pages, unless another run is served by then."""
         assert self._loop is not None
-        done = Future[None]()
 
         def call() -> None:
-            if not done.set_running_or_notify_cancel():
-                return
-            try:
-                if live is not self.live:
-                    raise _SwitchedError
-                change()
-                done.set_result(None)
-            except Exception as error:
-                done.set_exception(error)
+            if live is not self.live:
+                raise _SwitchedError
+            change()
 
-        self._loop.call_soon_threadsafe(call)
-        while True:
-            try:
-                return done.result(_TICK_S)
-            except LateError:
-                if done.done():
-                    raise  # its own
-                if self._closed.is_set() and done.cancel():
-                    raise _SwitchedError from None
+        call_in_loop(self._loop, call, self._closed)
 
 
 class _SwitchedError(Exception):
-    """The change was for a run that is not served any more, or the server stops."""
+    """The change was for a run that is not served any more."""

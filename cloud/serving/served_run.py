@@ -17,8 +17,6 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as LateError
 from contextlib import ExitStack
 from functools import partial
 from threading import Event, Thread
@@ -28,6 +26,7 @@ from typing import TypeVar
 from pocketrank.cloud.pages.engine import PageEngine, fill_stores, open_engine
 from pocketrank.cloud.published.published import Published, PublishedError
 from pocketrank.cloud.serving.config import ServingConfig
+from pocketrank.cloud.serving.in_loop import StoppedError, call_in_loop
 from pocketrank.cloud.training.errors import RunError
 from pocketrank.cloud.training.registry import ActiveRun, RegistryError, RunRegistry
 from pocketrank.cloud.training.run import Run
@@ -40,7 +39,6 @@ _STOP_S = 5.0
 """Longest wait at a stop for a run that is just being opened."""
 _WRITER_WAIT_S = 3600.0
 """Longest wait for another process that puts the vectors of the next run in place."""
-_TICK_S = 0.1
 
 _logger = logging.getLogger(__name__)
 
@@ -242,23 +240,12 @@ class RunFollower:
     def _in_loop(self, served: ServedRun, switch: Callable[[], None]) -> None:
         """Serve another run, between two pages. Raises what `switch` does, and `RunRefusedError` when the server stops."""
         assert self._loop is not None
-        done = Future[None]()
 
         def call() -> None:
-            if done.set_running_or_notify_cancel():
-                try:
-                    switch()
-                    self._current.run = served
-                    done.set_result(None)
-                except Exception as error:
-                    done.set_exception(error)
+            switch()
+            self._current.run = served
 
-        self._loop.call_soon_threadsafe(call)
-        while True:
-            try:
-                return done.result(_TICK_S)
-            except LateError:
-                if done.done():
-                    raise  # its own
-                if self._closed.is_set() and done.cancel():
-                    raise RunRefusedError("Expected a server that goes on, got one that stops") from None
+        try:
+            call_in_loop(self._loop, call, self._closed)
+        except StoppedError:
+            raise RunRefusedError("Expected a server that goes on, got one that stops") from None

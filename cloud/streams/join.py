@@ -56,7 +56,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Event
 from time import time
 
 import msgspec
@@ -170,12 +169,6 @@ class Join:
         self._rebuilt = {topic: dict(committed.get(topic, {})) for topic in _TOPICS}
         self._keep([])
         self._db.execute("COMMIT")
-
-    def run(self, stop: Event) -> None:
-        """Join what comes until `stop` is set."""
-        while not stop.is_set():
-            if not self.step():
-                stop.wait(0.01)
 
     def step(self) -> int:
         """Join the next part of both topics; return the number of records. Raises `EventLogError`, sqlite3.Error."""

@@ -8,7 +8,6 @@ an SQLite database, in memory or in a file, with the most recently used part dec
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import numpy as np
 from pocketrank.cloud.streams.event_log import Record
 from pocketrank.cloud.streams.feedback_log import LoggedEvent
 from pocketrank.cloud.streams.messages import Sample, ServedPage
-from pocketrank.cloud.streams.sqlite_file import OpenedFile
+from pocketrank.cloud.streams.sqlite_file import open_state
 from pocketrank.device.codec import from_msgpack
 from pocketrank.device.contract import EFFECTIVE_VIEW_MS, LONG_VIEW_MS, ContractError, Ended, FeedbackEvent, MismatchError
 
@@ -232,7 +231,6 @@ class JoinState:
     def __init__(self, config: JoinConfig, durations: Durations, reader: PageReader, path: Path | None = None) -> None:
         self.config, self.counts, self.now_ms = config, JoinCounts(), 0
         self._durations, self._reader = durations, reader
-        self._share = int(config.negatives * (1 << 64))
         self._users: _Cache[int, _User] = _Cache()
         self._pages: _Cache[tuple[int, str], _Page] = _Cache()
         self._served: OrderedDict[tuple[int, str], _Served] = OrderedDict()
@@ -241,11 +239,7 @@ class JoinState:
         """Heap of the users whose timers end in this step, or were set in it, each with the time."""
         self._loaded_ms = -1
         self._out: list[Sample] = []
-        if path is not None:
-            OpenedFile(path)
-        self.db = sqlite3.connect(path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
-            self.db.execute(f"PRAGMA {pragma}")
+        self.db = open_state(path, _BUSY_S)
         self.db.executescript(_TABLES)
         self._open_pages: int = self.db.execute("SELECT count(*) FROM page").fetchone()[0]
 
@@ -273,7 +267,7 @@ class JoinState:
             self._remember(key, served, len(record.value))
             if user.waiting:
                 self._attach_waiting(user, key, page)
-            if self._share:
+            if self.config.negatives:
                 self._renew(session, key, page, served)
         self._schedule(record.key, user)
 
@@ -396,7 +390,7 @@ class JoinState:
             if shown.has_next is not True and key[1] not in session.pending:
                 session.pending.append(key[1])
         self._settle(served, event.item_id, shown)
-        if self._share and len(page.shown) >= self.config.exposures:
+        if self.config.negatives and len(page.shown) >= self.config.exposures:
             places = sorted(impression.place for impression in page.shown.values())
             self._sweep(key, page, places[-self.config.exposures])
 
@@ -480,7 +474,7 @@ class JoinState:
     # ---------------------------------------------------------------------------------------------- candidates not shown
 
     def _is_negative(self, page_id: str, item_id: int) -> bool:
-        return bool(self._share) and is_negative(page_id, item_id, self.config.negatives)
+        return self.config.negatives > 0 and is_negative(page_id, item_id, self.config.negatives)
 
     def _renew(self, session: _Session, key: tuple[int, str], page: _Page, served: ServedPage) -> None:
         """Let the newest page of a session end the others."""

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
 from confluent_kafka import (
@@ -185,8 +186,8 @@ class KafkaEventLog(EventLog):
         ]
         self._write([*made, *places])
 
-    def _write(self, rows: Sequence[tuple[str, bytes, bytes]]) -> None:
-        """Append to topics, all or nothing."""
+    def _write(self, rows: Sequence[tuple[str, bytes, Any]]) -> None:
+        """Append to topics, all or nothing. Raises `EventLogWriteError`, also for a value that is not of bytes."""
         for name, _, value in rows:
             if not isinstance(value, bytes):
                 raise EventLogWriteError(self._name, "a record of bytes", type(value).__name__)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from threading import Event, Lock, Thread
-from time import monotonic, sleep, time
+from time import monotonic, time
 from typing import Any
 
 from pocketrank.cloud.streams.feedback_log import (
@@ -40,7 +40,7 @@ from pocketrank.cloud.streams.feedback_log import (
     read_record,
     read_records,
 )
-from pocketrank.cloud.streams.sqlite_file import OpenedFile, code_of, is_busy, retry_busy
+from pocketrank.cloud.streams.sqlite_file import OpenedFile, code_of, is_busy, overwrite_deleted, retry_busy
 from pocketrank.cloud.streams.sqlite_format import ANYBODY, FORGOTTEN, FORMAT, is_fresh, pragma, prepare
 from pocketrank.device.codec import to_msgpack
 from pocketrank.device.contract import ContractError, FeedbackEvent
@@ -207,10 +207,8 @@ class SqliteFeedbackLog(FeedbackLog):
             count = db.execute("DELETE FROM event WHERE user_id = ?", (user_id,)).rowcount
             db.execute(f"{_INSERT} (?, '', ?, ?, ?)", (user_id, self._now_ms(), FORGOTTEN, ANYBODY))
             unassigned = db.execute("SELECT count(*) FROM event WHERE user_id IS NULL").fetchone()[0]
-        until = monotonic() + self._config.busy_s
-        with self._write_lock, suppress(sqlite3.Error):
-            while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] and monotonic() < until:
-                sleep(self._config.retry_s)
+        with self._write_lock:
+            overwrite_deleted(db, self._config.busy_s, self._config.retry_s)
         return Forgotten(count, unassigned)
 
     def expire(self) -> int:

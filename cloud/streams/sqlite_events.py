@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock, Thread
-from time import monotonic, sleep, time
+from time import monotonic, time
 
 from pocketrank.cloud.streams.event_log import (
     TOPICS,
@@ -29,7 +29,7 @@ from pocketrank.cloud.streams.event_log import (
     TopicPart,
 )
 from pocketrank.cloud.streams.feedback_log import FeedbackLog, FeedbackLogError
-from pocketrank.cloud.streams.sqlite_file import OpenedFile, is_busy, retry_busy
+from pocketrank.cloud.streams.sqlite_file import OpenedFile, is_busy, overwrite_deleted, retry_busy
 from pocketrank.device.codec import to_msgpack
 
 __all__ = ["Retention", "SqliteEventLog", "SqliteEventsConfig"]
@@ -109,15 +109,19 @@ class SqliteEventLog(EventLog):
         return sqlite3.connect(self._path, timeout=self._config.busy_s, isolation_level=None, check_same_thread=False)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN")  # one consistent view: another process may be making the log
         found = tuple(db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
         is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         if not (found == (_APPLICATION_ID, _FORMAT) or (found == (0, 0) and is_empty)):
             got = f"a database of kind {found[0]}, format {found[1]}"
             raise EventLogOpenError(str(self._path), f"an event log of format {_FORMAT}", got)
+        db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if self._config.full_sync else 'NORMAL'}")
         db.execute("PRAGMA secure_delete = ON")  # deleted records are overwritten
         db.execute("PRAGMA wal_autocheckpoint = 0")  # it syncs the disk, for which no append should wait
+        if not is_empty:
+            return  # others may write without a pause: an open that took a turn to write might wait for long
         db.execute("BEGIN IMMEDIATE")
         for topic in _TABLES:
             db.execute(
@@ -245,12 +249,9 @@ class SqliteEventLog(EventLog):
             for topic in _OF_USERS:
                 deleted += db.execute(f"DELETE FROM {topic} WHERE key = ?", (user_id,)).rowcount
                 self._insert(db, topic, [NewRecord(user_id, b"")])
-        until = monotonic() + self._config.busy_s
-        with self._write_lock, suppress(sqlite3.Error):
-            while self._db is not None and self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                if monotonic() > until:
-                    break
-                sleep(self._config.retry_s)
+        with self._write_lock:
+            if self._db is not None:
+                overwrite_deleted(self._db, self._config.busy_s, self._config.retry_s)
         self._appended.set()
         return deleted
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from time import monotonic, sleep, time_ns
 
-__all__ = ["OpenedFile", "code_of", "is_busy", "retry_busy"]
+__all__ = ["OpenedFile", "code_of", "is_busy", "open_state", "overwrite_deleted", "retry_busy"]
 
 _OWNER_ONLY = 0o600
 _FOLDER_TIME_NS = 100_000_000
@@ -79,6 +79,33 @@ def retry_busy(db: sqlite3.Connection, work: Callable[[], object], busy_s: float
                 raise
         # A random pause, so that two waiting processes do not always try at the same time.
         sleep(_random.uniform(0, 2 * retry_s))
+
+
+def overwrite_deleted(db: sqlite3.Connection, busy_s: float, retry_s: float) -> None:
+    """Empty the write-ahead file, which may hold what was deleted. A reader that is busy for longer than `busy_s` keeps it from
+    that until its next use."""
+    until = monotonic() + busy_s
+    with suppress(sqlite3.Error):
+        while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] and monotonic() < until:
+            sleep(retry_s)
+
+
+def open_state(path: Path | None, busy_s: float = 5.0) -> sqlite3.Connection:
+    """Open a file with what one process knows, made for its owner alone; without a `path` it is in memory.
+
+    Transactions outlive a killed process, deleted rows are overwritten, and another process has `busy_s` seconds to let go.
+    Raises sqlite3.Error, OSError.
+    """
+    if path is not None:
+        OpenedFile(path)
+    db = sqlite3.connect(path or ":memory:", timeout=busy_s, isolation_level=None, check_same_thread=False)
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+            db.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
 
 
 def code_of(error: BaseException) -> int:

@@ -304,10 +304,6 @@ class IncrementTraining:
         """Return the published rows of users by the names of `Published`."""
         return {"user_row": self._user_row[self._user_at(ids)] + self.users.of(ids)}
 
-    def all_items(self) -> list[int]:
-        """Return the items whose rows are not those of the run."""
-        return self.items.ids()
-
     def expire(self, now_ms: int) -> None:
         """Give up rows that were not used for long enough, and what was counted of such items."""
         for id in self.items.expire(now_ms):

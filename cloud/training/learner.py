@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from time import monotonic, time
 
 import msgspec
@@ -28,9 +27,10 @@ import numpy as np
 
 from pocketrank.cloud.published.published import published_digest
 from pocketrank.cloud.streams.event_log import EventLog, NewRecord, Offsets, Record
+from pocketrank.cloud.streams.follower import Follower
 from pocketrank.cloud.streams.messages import ItemChange, ParameterPart, ParameterTable, Sample
 from pocketrank.cloud.streams.parameters import sealed
-from pocketrank.cloud.streams.sqlite_file import OpenedFile
+from pocketrank.cloud.streams.sqlite_file import open_state
 from pocketrank.cloud.training.errors import RunError
 from pocketrank.cloud.training.guard import Guard, GuardConfig, Verdict
 from pocketrank.cloud.training.increments import IncrementConfig, IncrementTraining
@@ -130,13 +130,9 @@ class Learner:
         self._run = published_digest(base.folder)
         self._until_ms = int(np.asarray(base.published.history_until_ms).max(initial=0))
         """End of the data of the run. Samples of before it were learned then."""
-        OpenedFile(path)
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA secure_delete = ON")
+        self._db = open_state(path)
         self._db.executescript(_TABLES)
-        self._items: Offsets = {}
+        self._items = Follower(log, "items", ItemChange)
         self._puts: list[tuple[int, ItemChange]] = []
         """Changes of items that were appended no earlier than the samples so far, and when."""
         self._kept, self._kept_of = set[tuple[str, int]](), -1
@@ -174,14 +170,6 @@ class Learner:
             else:
                 tables[kind].changed[id] = None
         return meta
-
-    def run(self, stop: Event) -> None:
-        """Learn and publish until `stop` is set."""
-        while not stop.is_set():
-            read = self.step()
-            self.publish_if_due()
-            if not read:
-                stop.wait(0.02)
 
     # Learning.
 
@@ -229,13 +217,9 @@ class Learner:
 
     def _follow_items(self) -> None:
         """Read the topic `items` to its end: all that was appended before the samples at hand."""
-        while (part := self._log.read("items", self._items)).records:
-            self._items = part.offsets
-            for record in part.records:
-                try:
-                    self._puts.append((record.appended_ms, from_msgpack(record.value, ItemChange)))
-                except ContractError:
-                    self.counts.unreadable += 1
+        before = self._items.unreadable
+        self._puts += [(record.appended_ms, change) for record, change in self._items.new()]
+        self.counts.unreadable += self._items.unreadable - before
 
     def _put_items(self, before_ms: int) -> None:
         """Take notice of items that were put before a time."""
@@ -330,7 +314,7 @@ class Learner:
         db.executemany(_PUT, [row for row in rows if row[2] is not None])
         if gone := [row[:2] for row in rows if row[2] is None]:
             db.executemany("DELETE FROM row WHERE kind = ? AND id = ?", gone)
-        dirty = [(kind, id) for kind, table in self._tables() for id in table.changed]
+        dirty = [(kind, id) for kind, table in self._tables() for id in table.unsaved if id in table.changed]
         db.executemany("INSERT OR IGNORE INTO dirty VALUES (?, ?)", dirty + [("counted", id) for id in training.counted])
         training.items.unsaved, training.users.unsaved, training.unsaved_counts = {}, {}, {}
 
@@ -383,7 +367,7 @@ class Learner:
 
     def snapshot(self) -> None:
         """Publish all rows that are not those of the run, from which servers begin. Raises `EventLogError`."""
-        items, users, size = self.training.all_items(), self.training.users.ids(), self._config.part_rows
+        items, users, size = self.training.items.ids(), self.training.users.ids(), self._config.part_rows
         chunks: list[tuple[list[int], list[int]]] = [(items[i : i + size], []) for i in range(0, len(items), size)]
         chunks += [([], users[i : i + size]) for i in range(0, len(users), size)]
         chunks = chunks or [([], [])]

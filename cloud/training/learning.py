@@ -16,7 +16,8 @@ import torch
 
 from pocketrank.cloud.published.ids import IdLookup
 from pocketrank.cloud.published.published import Published, PublishedRecord, published_digest
-from pocketrank.cloud.streams.event_log import EventLog, EventLogError, Offsets
+from pocketrank.cloud.streams.event_log import EventLog, EventLogError
+from pocketrank.cloud.streams.follower import Follower
 from pocketrank.cloud.streams.join import HAS_NEXT, Join, JoinConfig
 from pocketrank.cloud.streams.messages import ItemChange
 from pocketrank.cloud.streams.sqlite import SqliteFeedbackLog, SqliteLogConfig
@@ -24,8 +25,6 @@ from pocketrank.cloud.streams.sqlite_events import SqliteEventLog, SqliteEventsC
 from pocketrank.cloud.training.learner import Learner, LearnerConfig
 from pocketrank.cloud.training.learning_base import open_base
 from pocketrank.cloud.training.run import Run
-from pocketrank.device.codec import from_msgpack
-from pocketrank.device.contract import ContractError
 
 __all__ = ["Durations", "LearningConfig", "Part", "Progress", "learn"]
 
@@ -54,22 +53,15 @@ class Durations:
     """Durations of the items of a published run, and of those that were put since."""
 
     def __init__(self, published: Published, record: PublishedRecord, log: EventLog) -> None:
-        self._at, self._log = IdLookup(np.asarray(published.item_id)), log
+        self._at, self._items = IdLookup(np.asarray(published.item_id)), Follower(log, "items", ItemChange)
         self._published = np.asarray(published.item_float)[:, record.float_names.index("duration_ms")]
         self._put: dict[int, int] = {}
-        self._offsets: Offsets = {}
 
     def follow(self) -> None:
         """Take notice of changes of items. Raises `EventLogError`."""
-        while (part := self._log.read("items", self._offsets)).records:
-            self._offsets = part.offsets
-            for record in part.records:
-                try:
-                    change = from_msgpack(record.value, ItemChange)
-                except ContractError:
-                    continue
-                if not change.removed:
-                    self._put[change.item_id] = change.duration_ms
+        for _, change in self._items.new():
+            if not change.removed:
+                self._put[change.item_id] = change.duration_ms
 
     def __call__(self, item_id: int) -> int | None:
         """Return the duration of an item in milliseconds; None where it is not known."""

@@ -137,10 +137,19 @@ class _Codes:
         return own
 
 
-def catalogue_routes(log: EventLog, codes: Callable[[], tuple[PageEngine, OwnIds, Path]], access: Access) -> APIRouter:
-    """Return the routes, which write to `log`. `codes` returns the engine that is served, the ids, and the published run."""
+def catalogue_routes(log: EventLog, served: Callable[[], tuple[PageEngine, OwnIds, Path]], access: Access) -> APIRouter:
+    """Return the routes, which write to `log`. `served` returns the engine that is served, the ids, and the published run."""
     router = APIRouter(dependencies=[access.requires("publish")])
     read = BodyReader(_BODY_BYTES_MAX, 10.0)
+    known: _Codes | None = None
+
+    def codes() -> _Codes:
+        nonlocal known
+        engine, ids, published = served()
+        found = known
+        if found is None or found.record is not engine.record:
+            found = known = _Codes(engine, ids, published)
+        return found
 
     def route(method: str, path: str, struct: type[msgspec.Struct], topic: Topic, what: str, describe: str) -> None:
         async def change(request: Request) -> Response:
@@ -171,11 +180,9 @@ def catalogue_routes(log: EventLog, codes: Callable[[], tuple[PageEngine, OwnIds
     return router
 
 
-def _change(
-    log: EventLog, topic: Topic, changes: Sequence[Any], served: Callable[[], tuple[PageEngine, OwnIds, Path]]
-) -> ChangeReceipt:
+def _change(log: EventLog, topic: Topic, changes: Sequence[Any], of_served: Callable[[], _Codes]) -> ChangeReceipt:
     """Write changes to a topic. Raises `WireError` (503) when nothing can be written."""
-    codes, records, refused = _Codes(*served()), list[NewRecord](), list[RefusedEvent]()
+    codes, records, refused = of_served(), list[NewRecord](), list[RefusedEvent]()
     now = int(1000 * time())
     for index, one in enumerate(changes):
         try:

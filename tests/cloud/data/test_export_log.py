@@ -118,6 +118,18 @@ def test_a_log_has_what_was_served_and_what_was_done(collected: Collected, tmp_p
     assert list(tmp_path.glob("log.*")) == []
 
 
+def test_what_is_no_message_is_counted_and_the_rest_exported(collected: Collected, tmp_path: Path) -> None:
+    item = ItemChange(item_id=NEW_ITEM, changed_ms=START_MS, duration_ms=900)
+    collected.log.append("items", [NewRecord(1000, b"no message"), NewRecord(NEW_ITEM, to_msgpack(item))])
+    collected.log.append("users", [NewRecord(1, b"\x80")])
+    collected.log.append("pages", [NewRecord(1, b"neither")])
+    collected.page("p", 1, [NEW_ITEM])
+    collected.feedback.append([collected.event("p", 1, NEW_ITEM, 0)])
+    log, counts = collected.export(tmp_path / "log")
+    assert (counts.unreadable, counts.impressions) == (3, 1)
+    assert NEW_ITEM in log.items.column("item_id").to_pylist()
+
+
 def test_a_log_without_impressions_is_refused_and_what_was_there_stays(collected: Collected, tmp_path: Path) -> None:
     collected.page("p", 1, [1000])
     collected.feedback.append([collected.event("p", 1, 1000, 0)])

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 
@@ -75,4 +74,6 @@ if __name__ == "__main__":  # learns until it is killed
     opened = SqliteEventLog(Path(sys.argv[2]))
     learner = learner_of(Path(sys.argv[1]), opened, Path(sys.argv[3]), publish_s=0.05, samples=100)
     print("begun", flush=True)
-    learner.run(Event())
+    while True:
+        learner.step()
+        learner.publish_if_due()

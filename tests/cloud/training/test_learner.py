@@ -135,7 +135,7 @@ def test_increments_have_numbers_without_gaps_and_the_rows_that_changed(
         ids, rows = np.frombuffer(part.items.ids, "<i8"), part.items.columns["item_row"]
         width = len(rows) // len(ids)
         last |= {item: rows[i * width : (i + 1) * width] for i, item in enumerate(ids.tolist())}
-    assert sorted(last) == sorted(learner.training.all_items())
+    assert sorted(last) == sorted(learner.training.items.ids())
     now = learner.training.item_rows(list(last))["item_row"]
     rows = np.stack([np.frombuffer(row, np.float16) for row in last.values()])
     assert np.allclose(rows, now, atol=2e-3), "up to what a product of matrices of another size rounds"

@@ -222,7 +222,7 @@ def test_nothing_is_kept_of_items_that_expired(base: Path) -> None:
     training.expire(sample.event_ms + CONFIG.increments.items.expire_ms + 1)
     assert training.counts(0, item) is None
     assert training.changed_items() == ([], [item])
-    assert training.all_items() == []
+    assert training.items.ids() == []
 
 
 def test_codes_that_the_run_does_not_know_are_unknown(base: Path) -> None:
